@@ -1,0 +1,239 @@
+//! Floor 6, assembly: the control API, HTTP/JSON over `trait Cluster`. A route says once what it needs, takes and
+//! gives; rights, audit, errors and the OpenAPI description follow from that.
+
+pub mod auth;
+mod openapi;
+mod routes;
+pub mod server;
+mod tokens;
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use axum::body::Body;
+use axum::extract::Request;
+use axum::response::Response;
+use futures_util::StreamExt;
+use serde::Serialize;
+use serde_json::Value;
+
+use self::auth::Peer;
+use crate::client::{Cluster, Stream1};
+use crate::model::right::{Principal, Role};
+use crate::model::{Error, Kind, Result};
+use crate::store::Store;
+
+/// Largest request body, in bytes.
+const MAX_BODY: usize = 16 << 20;
+
+/// What the API serves.
+pub struct Api {
+    /// The cluster.
+    pub cluster: Arc<dyn Cluster>,
+    /// Where tokens are kept.
+    pub store: Arc<dyn Store>,
+    /// Told of every change that was asked for.
+    pub audit: Arc<dyn Audit>,
+    /// Time and randomness.
+    pub clock: Arc<dyn crate::model::clock::Clock>,
+}
+
+/// The one hook for changes: who asked for what, and how it ended.
+pub trait Audit: Send + Sync {
+    /// Takes down one entry.
+    fn record(&self, principal: &Principal, action: &str, subject: &str, outcome: &Result<()>);
+}
+
+/// A request that has passed its checks.
+struct Call {
+    api: Arc<Api>,
+    principal: Principal,
+    path: std::collections::HashMap<String, String>,
+    query: std::collections::HashMap<String, String>,
+    body: Value,
+}
+
+impl Call {
+    fn name(&self) -> &str {
+        self.path.get("name").map_or("", String::as_str)
+    }
+}
+
+/// What a handler answers.
+enum Answer {
+    Json(Value),
+    Lines(Stream1<Value>),
+}
+
+fn json<T: Serialize>(value: &T) -> Result<Answer> {
+    serde_json::to_value(value)
+        .map(Answer::Json)
+        .map_err(|error| Error::internal("answer", "cannot be written").cause(error))
+}
+
+fn lines<T: Serialize + Send + 'static>(stream: Stream1<T>) -> Result<Answer> {
+    let values = stream.map(|item| {
+        item.and_then(|value| {
+            serde_json::to_value(&value).map_err(|error| Error::internal("answer", "cannot be written").cause(error))
+        })
+    });
+    Ok(Answer::Lines(Box::pin(values)))
+}
+
+type Handler = fn(Call) -> Pin<Box<dyn Future<Output = Result<Answer>> + Send>>;
+type Schema = fn(&mut schemars::SchemaGenerator) -> schemars::Schema;
+
+/// One route, described once.
+struct Route {
+    method: &'static str,
+    path: &'static str,
+    summary: &'static str,
+    need: Role,
+    /// A change: it is audited under this name.
+    change: Option<&'static str>,
+    /// Whose rights count: the name in the path, or the service in the body.
+    about: About,
+    query: &'static [(&'static str, &'static str)],
+    request: Option<Schema>,
+    response: Option<Schema>,
+    stream: bool,
+    handler: Handler,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum About {
+    Nothing,
+    Path,
+    BodyService,
+}
+
+/// The router with all routes.
+pub fn router(api: Arc<Api>) -> axum::Router {
+    let mut router = axum::Router::new();
+    for route in routes::all() {
+        let api = api.clone();
+        let method = axum::http::Method::from_bytes(route.method.as_bytes()).expect("routes name known methods");
+        let filter = axum::routing::MethodFilter::try_from(method).expect("routes name known methods");
+        let route = Arc::new(route);
+        let path = route.path;
+        let serve = move |params: axum::extract::RawPathParams, request: Request| {
+            let path = params.iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect();
+            dispatch(api.clone(), route.clone(), path, request)
+        };
+        router = router.route(path, axum::routing::on(filter, serve));
+    }
+    router
+        .fallback(|request: Request| async move {
+            let message = format!("there is no route {} {}", request.method(), request.uri().path());
+            failure(&Error::new(Kind::NotFound, "API", message).help("GET /v1/openapi.json describes all routes"))
+        })
+        .method_not_allowed_fallback(|request: Request| async move {
+            let message = format!("{} does not take {}", request.uri().path(), request.method());
+            let mut response =
+                failure(&Error::new(Kind::Invalid, "API", message).help("GET /v1/openapi.json describes all routes"));
+            *response.status_mut() = axum::http::StatusCode::METHOD_NOT_ALLOWED;
+            response
+        })
+}
+
+async fn dispatch(
+    api: Arc<Api>,
+    route: Arc<Route>,
+    path: std::collections::HashMap<String, String>,
+    request: Request,
+) -> Response {
+    match serve(api, &route, path, request).await {
+        Ok(Answer::Json(value)) => respond(200, Body::from(value.to_string()), "application/json"),
+        Ok(Answer::Lines(stream)) => {
+            let lines = stream.map(|item| {
+                let line = match item {
+                    Ok(value) => format!("{value}\n"),
+                    Err(error) => format!("{{\"error\":{}}}\n", serde_json::to_string(&error).unwrap_or_default()),
+                };
+                Ok::<_, std::convert::Infallible>(line)
+            });
+            respond(200, Body::from_stream(lines), "application/x-ndjson")
+        }
+        Err(error) => failure(&error),
+    }
+}
+
+async fn serve(
+    api: Arc<Api>,
+    route: &Route,
+    path: std::collections::HashMap<String, String>,
+    request: Request,
+) -> Result<Answer> {
+    check_version(&request)?;
+    let peer = request.extensions().get::<Peer>().cloned().unwrap_or(Peer::Unknown);
+    let principal = auth::principal(&peer, request.headers(), &*api.store)?;
+    let query = read_query(route, request.uri().query().unwrap_or_default())?;
+    let bytes = axum::body::to_bytes(request.into_body(), MAX_BODY).await.map_err(|error| {
+        Error::new(Kind::Exhausted, "request body", format!("is larger than {MAX_BODY} bytes, or broke off"))
+            .cause(error)
+    })?;
+    let body = match (route.request, bytes.is_empty()) {
+        (Some(_), true) => return Err(Error::invalid("request body", "is missing")),
+        (Some(_), false) => serde_json::from_slice(&bytes)
+            .map_err(|error| Error::invalid("request body", "is not JSON").cause(error))?,
+        (None, _) => Value::Null,
+    };
+    let about = match route.about {
+        About::Nothing => None,
+        About::Path => path.get("name").cloned(),
+        About::BodyService => body.pointer("/service/name").and_then(Value::as_str).map(str::to_owned),
+    };
+    let allowed = principal.require(route.need, about.as_deref());
+    let result = match allowed {
+        Ok(()) => (route.handler)(Call { api: api.clone(), principal: principal.clone(), path, query, body }).await,
+        Err(error) => Err(error),
+    };
+    if let Some(action) = route.change {
+        let outcome = result.as_ref().map(|_| ()).map_err(Clone::clone);
+        api.audit.record(&principal, action, about.as_deref().unwrap_or_default(), &outcome);
+    }
+    result
+}
+
+fn read_query(route: &Route, text: &str) -> Result<std::collections::HashMap<String, String>> {
+    let pairs: Vec<(String, String)> = axum::extract::Query::try_from_uri(
+        &format!("/?{text}").parse().map_err(|_| Error::invalid("query", "is not one"))?,
+    )
+    .map(|axum::extract::Query(pairs)| pairs)
+    .map_err(|error| Error::invalid("query", error.to_string()))?;
+    for (key, _) in &pairs {
+        if !route.query.iter().any(|(known, _)| known == key) {
+            let hint = crate::model::suggest::hint(key, route.query.iter().map(|(known, _)| *known));
+            return Err(Error::invalid("query", format!("unknown parameter \"{key:.60}\"{hint}")));
+        }
+    }
+    Ok(pairs.into_iter().collect())
+}
+
+// A client tells its version; one minor version apart is understood, more is not.
+fn check_version(request: &Request) -> Result<()> {
+    let Some(theirs) = request.headers().get("neap-version").and_then(|value| value.to_str().ok()) else {
+        return Ok(());
+    };
+    let ours = env!("CARGO_PKG_VERSION");
+    let parse = |text: &str| {
+        let mut parts = text.split('.');
+        Some((parts.next()?.parse::<u32>().ok()?, parts.next()?.parse::<u32>().ok()?))
+    };
+    match (parse(theirs), parse(ours)) {
+        (Some((a, b)), Some((c, d))) if a == c && b.abs_diff(d) <= 1 => Ok(()),
+        _ => Err(Error::new(Kind::Unsupported, "client", format!("is version {theirs:.40}, the daemon is {ours}"))
+            .help("use a neap at most one minor version apart")),
+    }
+}
+
+fn failure(error: &Error) -> Response {
+    respond(error.kind.status(), Body::from(serde_json::to_string(error).unwrap_or_default()), "application/json")
+}
+
+fn respond(status: u16, body: Body, content_type: &'static str) -> Response {
+    let mut response = Response::new(body);
+    *response.status_mut() = axum::http::StatusCode::from_u16(status).unwrap_or_default();
+    response.headers_mut().insert("content-type", axum::http::HeaderValue::from_static(content_type));
+    response
+}

@@ -1,0 +1,260 @@
+//! All routes, each described once.
+
+use futures_util::{StreamExt, future};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{About, Answer, Call, Handler, Route, Schema, json, lines, openapi, tokens};
+use crate::client::{Apply, Info, LogEntry, LogsAsk, ReleaseAction, ServiceStatus};
+use crate::model::event::Event;
+use crate::model::node::{Node, NodeUpdate};
+use crate::model::plan::Plan;
+use crate::model::right::{MadeToken, NewToken, Role, Token};
+use crate::model::service::Revision;
+use crate::model::{Error, Result, strict};
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct Scale {
+    /// How many replicas.
+    replicas: u32,
+}
+
+#[derive(Debug, Serialize, Deserialize, JsonSchema)]
+struct Act {
+    /// What to do.
+    action: ReleaseAction,
+}
+
+fn schema<T: JsonSchema>() -> Option<Schema> {
+    Some(|generator| generator.subschema_for::<T>())
+}
+
+// The parts of a route that most have in common.
+fn route(method: &'static str, path: &'static str, summary: &'static str, need: Role, handler: Handler) -> Route {
+    let about = if path.contains("{name}") && path.starts_with("/v1/services") { About::Path } else { About::Nothing };
+    Route {
+        method,
+        path,
+        summary,
+        need,
+        change: None,
+        about,
+        query: &[],
+        request: None,
+        response: None,
+        stream: false,
+        handler,
+    }
+}
+
+/// Every route of the API.
+pub fn all() -> Vec<Route> {
+    use Role::{Admin, Deployer, Viewer};
+    vec![
+        Route {
+            response: schema::<Info>(),
+            ..route("GET", "/v1/info", "Who answers", Viewer, |call| Box::pin(info(call)))
+        },
+        route("GET", "/v1/openapi.json", "This description", Viewer, |_| {
+            Box::pin(future::ready(Ok(Answer::Json(openapi::document()))))
+        }),
+        Route {
+            response: schema::<Vec<ServiceStatus>>(),
+            ..route("GET", "/v1/services", "All services that the caller may see", Viewer, |call| {
+                Box::pin(services(call))
+            })
+        },
+        Route {
+            response: schema::<ServiceStatus>(),
+            ..route("GET", "/v1/services/{name}", "One service", Viewer, |call| Box::pin(service(call)))
+        },
+        Route {
+            change: Some("service.remove"),
+            ..route("DELETE", "/v1/services/{name}", "Drains and removes a service", Deployer, |call| {
+                Box::pin(remove(call))
+            })
+        },
+        Route {
+            response: schema::<ServiceStatus>(),
+            stream: true,
+            ..route(
+                "GET",
+                "/v1/services/{name}/watch",
+                "One service now and after each change, a line each",
+                Viewer,
+                |call| Box::pin(watch(call)),
+            )
+        },
+        Route {
+            response: schema::<Vec<Revision>>(),
+            ..route("GET", "/v1/services/{name}/revisions", "A service's revisions, oldest first", Viewer, |call| {
+                Box::pin(revisions(call))
+            })
+        },
+        Route {
+            response: schema::<LogEntry>(),
+            stream: true,
+            query: &[
+                ("follow", "true: go on with new lines"),
+                ("since", "only lines from this moment on, in nanoseconds since 1970-01-01 UTC"),
+                ("tail", "only so many of the newest"),
+                ("slot", "only the task of this slot"),
+            ],
+            ..route("GET", "/v1/services/{name}/logs", "What a service's replicas wrote, a line each", Viewer, |call| {
+                Box::pin(logs(call))
+            })
+        },
+        Route {
+            change: Some("service.scale"),
+            request: schema::<Scale>(),
+            response: schema::<ServiceStatus>(),
+            ..route("POST", "/v1/services/{name}/scale", "Changes the number of replicas", Deployer, |call| {
+                Box::pin(scale(call))
+            })
+        },
+        Route {
+            change: Some("service.release"),
+            request: schema::<Act>(),
+            response: schema::<ServiceStatus>(),
+            ..route(
+                "POST",
+                "/v1/services/{name}/release",
+                "Pauses, resumes, promotes, aborts or rolls back a release",
+                Deployer,
+                |call| Box::pin(release(call)),
+            )
+        },
+        Route {
+            about: About::BodyService,
+            request: schema::<Apply>(),
+            response: schema::<Plan>(),
+            ..route("POST", "/v1/plan", "What applying a description would change", Viewer, |call| Box::pin(plan(call)))
+        },
+        Route {
+            change: Some("service.apply"),
+            about: About::BodyService,
+            request: schema::<Apply>(),
+            response: schema::<ServiceStatus>(),
+            ..route("POST", "/v1/apply", "Creates or updates a service, with its scripts", Deployer, |call| {
+                Box::pin(apply(call))
+            })
+        },
+        Route {
+            response: schema::<Vec<Node>>(),
+            ..route("GET", "/v1/nodes", "All nodes", Viewer, |call| Box::pin(nodes(call)))
+        },
+        Route {
+            change: Some("node.update"),
+            request: schema::<NodeUpdate>(),
+            response: schema::<Node>(),
+            ..route("PATCH", "/v1/nodes/{name}", "Changes a node's availability and labels", Admin, |call| {
+                Box::pin(update_node(call))
+            })
+        },
+        Route {
+            response: schema::<Event>(),
+            stream: true,
+            ..route("GET", "/v1/events", "What happens from now on, a line each", Viewer, |call| Box::pin(events(call)))
+        },
+        Route {
+            response: schema::<Vec<Token>>(),
+            ..route("GET", "/v1/tokens", "All tokens, without their secrets", Admin, |call| {
+                Box::pin(tokens::list(call))
+            })
+        },
+        Route {
+            change: Some("token.create"),
+            request: schema::<NewToken>(),
+            response: schema::<MadeToken>(),
+            ..route("POST", "/v1/tokens", "Makes a token; its secret is shown this once", Admin, |call| {
+                Box::pin(tokens::create(call))
+            })
+        },
+        Route {
+            change: Some("token.remove"),
+            ..route("DELETE", "/v1/tokens/{name}", "Removes a token", Admin, |call| Box::pin(tokens::remove(call)))
+        },
+    ]
+}
+
+async fn info(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.info().await?)
+}
+
+async fn services(call: Call) -> Result<Answer> {
+    let mut services = call.api.cluster.services().await?;
+    services.retain(|status| status.service.spec.name.as_str().starts_with(&call.principal.prefix));
+    json(&services)
+}
+
+async fn service(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.service(call.name()).await?)
+}
+
+async fn remove(call: Call) -> Result<Answer> {
+    call.api.cluster.remove(call.name()).await?;
+    Ok(Answer::Json(serde_json::Value::Null))
+}
+
+async fn watch(call: Call) -> Result<Answer> {
+    lines(call.api.cluster.watch(call.name()).await?)
+}
+
+async fn revisions(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.revisions(call.name()).await?)
+}
+
+async fn logs(call: Call) -> Result<Answer> {
+    let number = |key: &str| -> Result<Option<i64>> {
+        let Some(text) = call.query.get(key) else { return Ok(None) };
+        text.parse().map(Some).map_err(|_| Error::invalid("query", format!("{key}: {text:.40?} is not a number")))
+    };
+    let tail = number("tail")?
+        .map(|tail| usize::try_from(tail).map_err(|_| Error::invalid("query", "tail: is negative")))
+        .transpose()?;
+    let follow = match call.query.get("follow").map(String::as_str) {
+        None | Some("false") => false,
+        Some("true") => true,
+        Some(other) => return Err(Error::invalid("query", format!("follow: {other:.20?} is not true or false"))),
+    };
+    let ask = LogsAsk { since: number("since")?, tail, follow, slot: call.query.get("slot").cloned() };
+    lines(call.api.cluster.logs(call.name(), ask).await?)
+}
+
+async fn scale(call: Call) -> Result<Answer> {
+    let ask: Scale = strict::read("scale", &call.body)?;
+    json(&call.api.cluster.scale(call.name(), ask.replicas).await?)
+}
+
+async fn release(call: Call) -> Result<Answer> {
+    let ask: Act = strict::read("release", &call.body)?;
+    json(&call.api.cluster.release(call.name(), ask.action).await?)
+}
+
+async fn plan(call: Call) -> Result<Answer> {
+    let ask: Apply = strict::read("plan", &call.body)?;
+    json(&call.api.cluster.plan(ask).await?)
+}
+
+async fn apply(call: Call) -> Result<Answer> {
+    let ask: Apply = strict::read("apply", &call.body)?;
+    json(&call.api.cluster.apply(ask).await?)
+}
+
+async fn nodes(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.nodes().await?)
+}
+
+async fn update_node(call: Call) -> Result<Answer> {
+    let update: NodeUpdate = strict::read("node", &call.body)?;
+    json(&call.api.cluster.update_node(call.name(), update).await?)
+}
+
+async fn events(call: Call) -> Result<Answer> {
+    let prefix = call.principal.prefix.clone();
+    let events = call.api.cluster.events().await?;
+    let seen = move |event: &Event| {
+        prefix.is_empty() || event.service.as_ref().is_some_and(|name| name.as_str().starts_with(&prefix))
+    };
+    lines(Box::pin(events.filter(move |event| future::ready(event.as_ref().map_or(true, &seen)))))
+}

@@ -1,0 +1,102 @@
+//! Listens: a unix socket for this host, TCP with TLS for others.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::Semaphore;
+use tower::ServiceExt;
+
+use super::auth::Peer;
+use crate::model::{Error, Kind, Result};
+
+/// Most connections at once.
+const MAX_CONNECTIONS: usize = 4096;
+/// How long a client may take for its request's head, and for its TLS handshake.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Opens the control socket: mode 0660, group `neap` where there is one. Whoever may open it is as good as root.
+pub fn bind_unix(path: &Path) -> Result<UnixListener> {
+    let subject = format!("control socket {}", path.display());
+    let failed = |error: std::io::Error| Error::io(subject.clone(), "open it", &error);
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(failed)?;
+    }
+    if path.exists() {
+        // A socket that answers belongs to a living daemon.
+        if std::os::unix::net::UnixStream::connect(path).is_ok() {
+            return Err(Error::new(Kind::Conflict, subject, "is in use by another daemon")
+                .help("stop it, or give this one another socket (--socket)"));
+        }
+        std::fs::remove_file(path).map_err(failed)?;
+    }
+    let listener = UnixListener::bind(path).map_err(failed)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o660)).map_err(failed)?;
+    if let Ok(Some(group)) = nix::unistd::Group::from_name("neap") {
+        // Without the right to give it away it stays with the own group, which is as safe.
+        let _ = nix::unistd::chown(path, None, Some(group.gid));
+    }
+    Ok(listener)
+}
+
+/// Serves the control socket until the process ends.
+pub async fn serve_unix(listener: UnixListener, router: axum::Router) {
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok((stream, _)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let peer = stream.peer_cred().map_or(Peer::Unknown, |credentials| Peer::Unix(credentials.uid()));
+        let router = router.clone();
+        tokio::spawn(async move {
+            serve(stream, peer, router).await;
+            drop(slot);
+        });
+    }
+}
+
+/// Serves TCP with TLS until the process ends.
+pub async fn serve_tls(listener: TcpListener, tls: Arc<rustls::ServerConfig>, router: axum::Router) {
+    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    loop {
+        let Ok(slot) = slots.clone().acquire_owned().await else { return };
+        let Ok((stream, address)) = listener.accept().await else {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            continue;
+        };
+        let (acceptor, router) = (acceptor.clone(), router.clone());
+        tokio::spawn(async move {
+            if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
+                serve(stream, Peer::Tls(address.to_string()), router).await;
+            }
+            drop(slot);
+        });
+    }
+}
+
+async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, peer: Peer, router: axum::Router) {
+    let service = router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        request.extensions_mut().insert(peer.clone());
+        request
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+    // A client that breaks off is no event.
+    let _ = connection.await;
+}
+
+/// Listens on `address`.
+pub async fn bind_tcp(address: SocketAddr) -> Result<TcpListener> {
+    TcpListener::bind(address).await.map_err(|error| Error::io(format!("control API {address}"), "listen", &error))
+}

@@ -1,0 +1,160 @@
+//! Floor 7, roof: the command line, one file a subcommand group. It knows `trait Cluster` and nothing behind it.
+
+mod completion;
+mod context;
+mod demo;
+mod node;
+mod output;
+mod progress;
+mod run;
+mod service;
+mod service_spec;
+mod token;
+mod up;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::client::remote::RemoteCluster;
+use crate::daemon::config::{self, Config};
+use crate::model::{Error, Result};
+
+/// Neap: a scripting platform for container clusters. Scripts decide, Rust acts.
+#[derive(Parser)]
+#[command(
+    name = "neap",
+    version,
+    disable_help_subcommand = true,
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 script error, 4 not found, 5 conflict, 6 timeout, 7 no daemon, 8 not allowed."
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// Flags of every command.
+#[derive(clap::Args)]
+struct Global {
+    /// Daemon to talk to: unix:///path, tcp://host:port, or a context's name
+    #[arg(long, short = 'H', global = true, env = "NEAP_HOST", value_name = "HOST")]
+    host: Option<String>,
+    /// Configuration file
+    #[arg(long, global = true, env = "NEAP_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run the daemon
+    Up(Box<up::Args>),
+    /// Run a Lua script
+    Run(run::Args),
+    /// Manage services
+    #[command(subcommand)]
+    Service(service::Command),
+    /// Manage nodes
+    #[command(subcommand)]
+    Node(node::Command),
+    /// Manage named daemons elsewhere
+    #[command(subcommand)]
+    Context(context::Command),
+    /// Manage tokens for the control API over TCP
+    #[command(subcommand)]
+    Token(token::Command),
+    /// A small HTTP application for examples and tests
+    Demo(demo::Args),
+    /// Print a completion script for a shell
+    Completion(completion::Args),
+    /// Print the version, and the daemon's if one answers
+    Version(output::FormatArg),
+    /// Keeps one replica of the process engine (started by the daemon)
+    #[command(hide = true)]
+    Keeper { folder: PathBuf },
+    /// Forwards published ports (started by the daemon)
+    #[command(hide = true)]
+    Balancer {
+        folder: PathBuf,
+        #[arg(long)]
+        lifeline: bool,
+    },
+    /// Cleans up after a standalone run (started by it)
+    #[command(hide = true)]
+    Sweep { folder: PathBuf },
+}
+
+impl Global {
+    fn config_path(&self) -> PathBuf {
+        self.config.clone().unwrap_or_else(config::default_path)
+    }
+
+    fn load(&self) -> Result<Config> {
+        Config::load(&self.config_path())
+    }
+
+    fn cluster(&self) -> Result<RemoteCluster> {
+        Ok(RemoteCluster::new(self.load()?.endpoint(self.host.as_deref())?))
+    }
+}
+
+/// Runs the program.
+pub fn main() -> ExitCode {
+    // Keepers are many and small: they pass by everything that they do not need.
+    let mut words = std::env::args_os().skip(1);
+    if words.next().is_some_and(|word| word == "keeper")
+        && let Some(folder) = words.next()
+    {
+        return ExitCode::from(crate::engines::process::keeper::main(folder.as_ref()));
+    }
+    let cli = Cli::parse();
+    let result = dispatch(cli);
+    match result {
+        Ok(code) => code,
+        Err(error) => {
+            output::print_error(&error);
+            ExitCode::from(error.kind.exit_code())
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<ExitCode> {
+    let global = cli.global;
+    let done = |()| ExitCode::SUCCESS;
+    match cli.command {
+        Command::Keeper { folder } => Ok(ExitCode::from(crate::engines::process::keeper::main(&folder))),
+        Command::Balancer { folder, lifeline } => crate::network::balancer::main(&folder, lifeline)
+            .map_err(|error| Error::io("balancer", "run", &error))
+            .map(done),
+        Command::Sweep { folder } => {
+            crate::daemon::sweep(&folder);
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Completion(args) => {
+            completion::print(&args, &mut Cli::command());
+            Ok(ExitCode::SUCCESS)
+        }
+        Command::Up(args) => threaded(up::main(&args, global.load()?)).map(done),
+        Command::Run(args) => run::main(&args, &global).map(done),
+        Command::Demo(args) => single(demo::main(args)).map(ExitCode::from),
+        Command::Service(command) => single(service::main(command, &global.cluster()?)).map(done),
+        Command::Node(command) => single(node::main(command, &global.cluster()?)).map(done),
+        Command::Token(command) => single(token::main(command, &global.cluster()?)).map(done),
+        Command::Context(command) => context::main(command, &global.config_path()).map(done),
+        Command::Version(args) => single(output::version(&args, &global)).map(done),
+    }
+}
+
+fn single<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(|error| Error::io("runtime", "start it", &error))?.block_on(work)
+}
+
+fn threaded<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
+    // Two are enough for what is nearly all waiting; decisions and scripts have threads of their own.
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(16).enable_all().build();
+    runtime.map_err(|error| Error::io("runtime", "start it", &error))?.block_on(work)
+}

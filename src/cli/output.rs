@@ -1,0 +1,72 @@
+//! What every command prints: errors, formats, versions.
+
+use std::io::{IsTerminal, Write};
+
+use serde::Serialize;
+
+use super::Global;
+use crate::client::Cluster;
+use crate::client::remote::RemoteCluster;
+use crate::model::{Error, Result};
+
+/// How results are printed.
+#[derive(clap::Args, Clone)]
+pub struct FormatArg {
+    /// Output format
+    #[arg(long, value_enum, default_value_t = Format::Table)]
+    pub format: Format,
+}
+
+/// Output formats.
+#[derive(clap::ValueEnum, Clone, Copy, PartialEq, Eq)]
+pub enum Format {
+    /// For people.
+    Table,
+    /// For programs.
+    Json,
+}
+
+/// Prints a value as JSON, or the text for people.
+pub fn print<T: Serialize>(format: Format, value: &T, text: impl FnOnce() -> String) -> Result<()> {
+    let text = match format {
+        Format::Json => {
+            serde_json::to_string_pretty(value).map_err(|error| Error::internal("output", error.to_string()))?
+        }
+        Format::Table => text(),
+    };
+    line(&text)
+}
+
+/// Prints a line. A reader that has gone (`| head`) ends the program quietly.
+pub fn line(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(Error::io("standard output", "write to it", &error)),
+        Ok(()) => Ok(()),
+    }
+}
+
+/// Prints an error to standard error, coloured on a terminal.
+pub fn print_error(error: &Error) {
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let (red, plain) = if colour { ("\x1b[1;31m", "\x1b[0m") } else { ("", "") };
+    eprintln!("{red}error{plain}: {error}");
+}
+
+/// `neap version`.
+pub async fn version(args: &FormatArg, global: &Global) -> Result<()> {
+    let ours = env!("CARGO_PKG_VERSION");
+    let daemon = match global.load()?.endpoint(global.host.as_deref()) {
+        Ok(endpoint) => RemoteCluster::new(endpoint).info().await.ok(),
+        Err(_) => None,
+    };
+    let value = serde_json::json!({ "client": ours, "daemon": daemon });
+    print(args.format, &value, || match &daemon {
+        Some(info) => format!(
+            "neap {ours}\ndaemon {} (cluster {}, engine {}, pid {})",
+            info.version, info.cluster, info.engine, info.pid
+        ),
+        None => format!("neap {ours}\nno daemon answers"),
+    })
+}

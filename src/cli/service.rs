@@ -1,0 +1,350 @@
+//! `neap service`, with Docker's words.
+
+use std::io::IsTerminal;
+
+use clap::Subcommand;
+use futures_util::StreamExt;
+use serde_json::json;
+
+use super::output::{self, Format, FormatArg};
+use super::progress::Reporter;
+use super::service_spec::SpecArgs;
+use crate::client::remote::RemoteCluster;
+use crate::client::{Apply, Cluster, LogsAsk, Only, ReleaseAction, ServiceStatus, show, wait};
+use crate::model::clock::Timestamp;
+use crate::model::units::Duration;
+use crate::model::{Error, Result};
+
+/// Subcommands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Create a service: neap service create --name web --publish 8080 -- COMMAND
+    Create {
+        /// Its name
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        spec: Box<SpecArgs>,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// List services
+    #[command(visible_alias = "list")]
+    Ls {
+        #[command(flatten)]
+        format: FormatArg,
+        /// Names only
+        #[arg(long, short)]
+        quiet: bool,
+    },
+    /// List a service's tasks
+    Ps {
+        /// The service
+        service: String,
+        #[command(flatten)]
+        format: FormatArg,
+        /// Ended tasks as well
+        #[arg(long, short)]
+        all: bool,
+    },
+    /// Show a service whole, as JSON
+    Inspect {
+        /// The service
+        service: String,
+    },
+    /// Show what create or update would change, without doing it
+    Plan {
+        /// The service
+        #[arg(long)]
+        name: Option<String>,
+        #[command(flatten)]
+        spec: Box<SpecArgs>,
+        #[command(flatten)]
+        format: FormatArg,
+    },
+    /// Show what a service's replicas wrote
+    Logs {
+        /// The service, or one task: web.3
+        service: String,
+        /// Go on with new lines
+        #[arg(long, short)]
+        follow: bool,
+        /// Only lines since: 10m, or 2026-01-31T12:00:00Z
+        #[arg(long)]
+        since: Option<String>,
+        /// Only so many of the newest lines
+        #[arg(long, short = 'n')]
+        tail: Option<usize>,
+        /// Show each line's time
+        #[arg(long, short)]
+        timestamps: bool,
+        /// Lines as they are, without the task's name
+        #[arg(long)]
+        raw: bool,
+    },
+    /// Change the number of replicas: neap service scale web=5
+    Scale {
+        /// SERVICE=REPLICAS
+        #[arg(required = true)]
+        scales: Vec<String>,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Change a service
+    Update {
+        /// The service
+        service: String,
+        #[command(flatten)]
+        spec: Box<SpecArgs>,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Go back to the revision before
+    Rollback {
+        /// The service
+        service: String,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Look at and steer the release that is going on
+    #[command(subcommand)]
+    Rollout(Rollout),
+    /// Drain and remove services
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// The services
+        #[arg(required = true)]
+        services: Vec<String>,
+        /// Do not wait until they are gone
+        #[arg(long, short)]
+        detach: bool,
+    },
+    /// Wait until a service is as described
+    Wait {
+        /// The service
+        service: String,
+        /// How long
+        #[arg(long, default_value = "10m")]
+        timeout: Duration,
+    },
+}
+
+/// What can be done with a release.
+#[derive(Subcommand)]
+pub enum Rollout {
+    /// Show it
+    Status {
+        /// The service
+        service: String,
+        #[command(flatten)]
+        format: FormatArg,
+    },
+    /// Take no further step
+    Pause {
+        /// The service
+        service: String,
+    },
+    /// Go on
+    Resume {
+        /// The service
+        service: String,
+    },
+    /// Move the rest at once
+    Promote {
+        /// The service
+        service: String,
+    },
+    /// Stop half-way and stay so
+    Abort {
+        /// The service
+        service: String,
+    },
+}
+
+/// Whether and how long to wait.
+#[derive(clap::Args)]
+pub struct WaitArgs {
+    /// Return at once instead of waiting until the service is as described
+    #[arg(long, short)]
+    detach: bool,
+    /// How long to wait; what was begun goes on
+    #[arg(long, default_value = "10m")]
+    timeout: Duration,
+}
+
+/// Runs a subcommand.
+pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
+    match command {
+        Command::Create { name, spec, wait } => {
+            let service = spec.describe(name.as_deref(), None)?;
+            let status = cluster.apply(Apply { service, with: None, only: Only::Create }).await?;
+            finish(cluster, "create", status, &wait).await
+        }
+        Command::Update { service, spec, wait } => {
+            let old = cluster.service(&service).await?;
+            let base = serde_json::to_value(&old.service.spec)
+                .map_err(|error| Error::internal("update", error.to_string()))?;
+            let service = spec.describe(None, Some(base))?;
+            let status = cluster.apply(Apply { service, with: None, only: Only::Update }).await?;
+            finish(cluster, "update", status, &wait).await
+        }
+        Command::Plan { name, spec, format } => {
+            let base = match &name {
+                Some(name) => {
+                    cluster.service(name).await.ok().and_then(|old| serde_json::to_value(&old.service.spec).ok())
+                }
+                None => None,
+            };
+            let service = spec.describe(name.as_deref(), base)?;
+            let plan = cluster.plan(Apply { service, with: None, only: Only::Either }).await?;
+            output::print(format.format, &plan, || show::plan(&plan))
+        }
+        Command::Ls { format, quiet } => {
+            let services = cluster.services().await?;
+            if quiet {
+                return services.iter().try_for_each(|status| output::line(status.service.spec.name.as_str()));
+            }
+            output::print(format.format, &services, || show::services(&services))
+        }
+        Command::Ps { service, format, all } => {
+            let status = cluster.service(&service).await?;
+            output::print(format.format, &status.tasks, || show::tasks(&status.tasks, all, now()))
+        }
+        Command::Inspect { service } => {
+            let status = cluster.service(&service).await?;
+            let revisions = cluster.revisions(&service).await?;
+            output::print(Format::Json, &json!({ "status": status, "revisions": revisions }), String::new)
+        }
+        Command::Logs { service, follow, since, tail, timestamps, raw } => {
+            let (name, slot) = match service.split_once('.') {
+                Some((name, slot)) => (name.to_owned(), Some(slot.to_owned())),
+                None => (service, None),
+            };
+            let since = since.as_deref().map(read_since).transpose()?;
+            logs(cluster, &name, LogsAsk { since, tail, follow, slot }, timestamps, raw).await
+        }
+        Command::Scale { scales, wait } => {
+            let wrong = |text: &str| Error::invalid(format!("scale {text:.80?}"), "is not SERVICE=REPLICAS");
+            let mut parsed = Vec::new();
+            for text in &scales {
+                let (name, count) = text.split_once('=').ok_or_else(|| wrong(text))?;
+                parsed.push((name, count.parse::<u32>().map_err(|_| wrong(text))?));
+            }
+            for (name, count) in parsed {
+                let status = cluster.scale(name, count).await?;
+                finish(cluster, "scale", status, &wait).await?;
+            }
+            Ok(())
+        }
+        Command::Rollback { service, wait } => {
+            let status = cluster.release(&service, ReleaseAction::Rollback).await?;
+            let before = status.release.clone();
+            // Going back is what was asked for, so that it went back is no failure.
+            let going_back = before
+                .as_ref()
+                .is_some_and(|release| release.state == crate::model::release::ReleaseState::RollingBack);
+            match finish(cluster, "rollback", status, &wait).await {
+                Err(_) if going_back && cluster.service(&service).await?.settled => output::line(&service),
+                other => other,
+            }
+        }
+        Command::Rollout(rollout) => steer(cluster, rollout).await,
+        Command::Rm { services, detach } => {
+            for name in services {
+                let states = cluster.watch(&name).await?;
+                cluster.remove(&name).await?;
+                if !detach {
+                    states.for_each(|_| async {}).await;
+                }
+                output::line(&name)?;
+            }
+            Ok(())
+        }
+        Command::Wait { service, timeout } => {
+            let before = cluster.service(&service).await?.release;
+            let mut reporter = Reporter::default();
+            wait::settled(cluster, &service, before.as_ref(), timeout.std(), &mut |status| {
+                reporter.report("wait", status)
+            })
+            .await?;
+            output::line(&service)
+        }
+    }
+}
+
+async fn finish(cluster: &RemoteCluster, doing: &str, status: ServiceStatus, args: &WaitArgs) -> Result<()> {
+    let name = status.service.spec.name.to_string();
+    if !args.detach {
+        let mut reporter = Reporter::default();
+        let before = status.release.clone();
+        wait::settled(cluster, &name, before.as_ref(), args.timeout.std(), &mut |status| {
+            reporter.report(doing, status)
+        })
+        .await?;
+    }
+    output::line(&name)
+}
+
+async fn steer(cluster: &RemoteCluster, rollout: Rollout) -> Result<()> {
+    let (service, action) = match rollout {
+        Rollout::Status { service, format } => {
+            let release = cluster.service(&service).await?.release;
+            return output::print(format.format, &release, || {
+                release.as_ref().map_or_else(|| "there was no release yet".into(), show::release)
+            });
+        }
+        Rollout::Pause { service } => (service, ReleaseAction::Pause),
+        Rollout::Resume { service } => (service, ReleaseAction::Resume),
+        Rollout::Promote { service } => (service, ReleaseAction::Promote),
+        Rollout::Abort { service } => (service, ReleaseAction::Abort),
+    };
+    let status = cluster.release(&service, action).await?;
+    output::line(&status.release.as_ref().map(show::release).unwrap_or_default())
+}
+
+async fn logs(cluster: &RemoteCluster, name: &str, ask: LogsAsk, timestamps: bool, raw: bool) -> Result<()> {
+    let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let mut lines = cluster.logs(name, ask).await?;
+    while let Some(entry) = lines.next().await {
+        let entry = entry?;
+        let mut line = String::new();
+        if timestamps {
+            let at =
+                jiff::Timestamp::from_nanosecond(i128::from(entry.at)).map(|at| at.to_string()).unwrap_or_default();
+            line.push_str(&at);
+            line.push(' ');
+        }
+        if !raw {
+            // The slot chooses the colour, so a replica keeps its own over the whole output.
+            let shade =
+                31 + entry.task.bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte))) % 6;
+            if colour {
+                line.push_str(&format!("\x1b[{shade}m{}\x1b[0m | ", entry.task));
+            } else {
+                line.push_str(&format!("{} | ", entry.task));
+            }
+        }
+        line.push_str(&entry.text);
+        output::line(&line)?;
+    }
+    Ok(())
+}
+
+fn now() -> Timestamp {
+    Timestamp(u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default())
+}
+
+fn read_since(text: &str) -> Result<i64> {
+    let at = match text.parse::<Duration>() {
+        Ok(period) => jiff::Timestamp::now().as_nanosecond() - i128::from(period.millis()) * 1_000_000,
+        Err(_) => text
+            .parse::<jiff::Timestamp>()
+            .map_err(|error| {
+                Error::invalid(format!("--since {text:.60?}"), "is neither a duration nor a time")
+                    .cause(error)
+                    .help("write 10m or 2026-01-31T12:00:00Z")
+            })?
+            .as_nanosecond(),
+    };
+    Ok(i64::try_from(at).unwrap_or(i64::MAX))
+}

@@ -1,0 +1,343 @@
+//! The flags of `service create` and `service update`, under Docker's names, as a description.
+
+use serde_json::{Map, Value, json};
+
+use crate::model::{Error, Result};
+
+/// Flags that describe a service.
+#[derive(clap::Args, Default)]
+pub struct SpecArgs {
+    /// Number of replicas
+    #[arg(long)]
+    replicas: Option<u32>,
+    /// replicated or global
+    #[arg(long, value_parser = ["replicated", "global"])]
+    mode: Option<String>,
+    /// Publish a port: [NAME=][ADDRESS:]PUBLISHED[:TARGET]
+    #[arg(long, short = 'p', value_name = "PORT")]
+    publish: Vec<String>,
+    /// Set an environment variable
+    #[arg(long, short = 'e', visible_alias = "env-add", value_name = "KEY=VALUE")]
+    env: Vec<String>,
+    /// Remove an environment variable (update)
+    #[arg(long, value_name = "KEY")]
+    env_rm: Vec<String>,
+    /// Read environment variables from a file
+    #[arg(long, value_name = "FILE")]
+    env_file: Vec<std::path::PathBuf>,
+    /// Set a label
+    #[arg(long, short = 'l', visible_alias = "label-add", value_name = "KEY=VALUE")]
+    label: Vec<String>,
+    /// Working folder
+    #[arg(long, short = 'w', value_name = "FOLDER")]
+    workdir: Option<String>,
+    /// User to run as: USER[:GROUP]
+    #[arg(long, short = 'u')]
+    user: Option<String>,
+    /// Placement constraint, such as node.labels.disk==ssd
+    #[arg(long, visible_alias = "constraint-add")]
+    constraint: Vec<String>,
+    /// Most replicas on one node
+    #[arg(long)]
+    replicas_max_per_node: Option<u32>,
+    /// Most cpu, in cores
+    #[arg(long, value_name = "CORES")]
+    limit_cpu: Option<String>,
+    /// Most memory, such as 512M
+    #[arg(long, value_name = "SIZE")]
+    limit_memory: Option<String>,
+    /// Cpu that a node must have free, in cores
+    #[arg(long, value_name = "CORES")]
+    reserve_cpu: Option<String>,
+    /// Memory that a node must have free
+    #[arg(long, value_name = "SIZE")]
+    reserve_memory: Option<String>,
+    /// Placement policy, as NAME or NAME,option=value
+    #[arg(long)]
+    policy: Vec<String>,
+    /// Check by a registered script
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["health_cmd", "health_http", "health_tcp"])]
+    check: Option<String>,
+    /// Check by a command
+    #[arg(long, value_name = "COMMAND", conflicts_with_all = ["health_http", "health_tcp"])]
+    health_cmd: Option<String>,
+    /// Check by GET of this path
+    #[arg(long, value_name = "PATH", conflicts_with = "health_tcp")]
+    health_http: Option<String>,
+    /// Check by a connection to this named port
+    #[arg(long, value_name = "PORT NAME")]
+    health_tcp: Option<String>,
+    /// Time between checks
+    #[arg(long, value_name = "DURATION")]
+    health_interval: Option<String>,
+    /// Time that one check may take
+    #[arg(long, value_name = "DURATION")]
+    health_timeout: Option<String>,
+    /// Failures in a row that make unhealthy
+    #[arg(long, value_name = "N")]
+    health_retries: Option<u32>,
+    /// Time after the start in which failures do not count
+    #[arg(long, value_name = "DURATION")]
+    health_start_period: Option<String>,
+    /// What follows when unhealthy: restart, unroute, none
+    #[arg(long, value_parser = ["restart", "unroute", "none"])]
+    health_on_fail: Option<String>,
+    /// Rollout script, as NAME or NAME,option=value
+    #[arg(long)]
+    rollout: Option<String>,
+    /// Replicas replaced at once, or a part such as 25% (rollout rolling)
+    #[arg(long, value_name = "N")]
+    update_parallelism: Option<String>,
+    /// Time between batches (rollout rolling)
+    #[arg(long, value_name = "DURATION")]
+    update_delay: Option<String>,
+    /// Time a new replica has to be healthy (rollout rolling)
+    #[arg(long, value_name = "DURATION")]
+    update_monitor: Option<String>,
+    /// start-first or stop-first (rollout rolling)
+    #[arg(long, value_parser = ["start-first", "stop-first"])]
+    update_order: Option<String>,
+    /// What follows when a new replica fails (rollout rolling)
+    #[arg(long, value_parser = ["rollback", "pause", "continue"])]
+    update_failure_action: Option<String>,
+    /// Share of replicas that may fail (rollout rolling)
+    #[arg(long, value_name = "RATIO")]
+    update_max_failure_ratio: Option<f64>,
+    /// When an ended replica is started again
+    #[arg(long, value_parser = ["none", "on-failure", "any"])]
+    restart_condition: Option<String>,
+    /// Wait before the first restart; doubled for each further one
+    #[arg(long, value_name = "DURATION")]
+    restart_delay: Option<String>,
+    /// Most restarts in a row; 0 for no bound
+    #[arg(long, value_name = "N")]
+    restart_max_attempts: Option<u32>,
+    /// A replica that ran this long has recovered
+    #[arg(long, value_name = "DURATION")]
+    restart_window: Option<String>,
+    /// Signal that asks a replica to end
+    #[arg(long, value_name = "SIGNAL")]
+    stop_signal: Option<String>,
+    /// Time between that signal and the kill
+    #[arg(long, value_name = "DURATION")]
+    stop_grace_period: Option<String>,
+    /// Time that open connections have before the signal
+    #[arg(long, value_name = "DURATION")]
+    stop_drain: Option<String>,
+    /// Container image, for engines that run containers
+    #[arg(long)]
+    image: Option<String>,
+    /// Read the description from a file (.json, .yaml, .toml); flags come on top
+    #[arg(long, short = 'f', value_name = "FILE")]
+    file: Option<std::path::PathBuf>,
+    /// The command and its arguments, behind --
+    #[arg(last = true, value_name = "COMMAND")]
+    command: Vec<String>,
+}
+
+impl SpecArgs {
+    /// The description on top of `base` (what the service is now, or nothing).
+    pub fn describe(&self, name: Option<&str>, base: Option<Value>) -> Result<Value> {
+        let mut spec = match (base, &self.file) {
+            (Some(Value::Object(base)), _) => base,
+            (_, _) => Map::new(),
+        };
+        if let Some(path) = &self.file {
+            spec.extend(read_file(path)?);
+        }
+        if let Some(name) = name {
+            spec.insert("name".into(), json!(name));
+        }
+        let single = [
+            ("image", self.image.clone().map(Value::from)),
+            ("replicas", self.replicas.map(Value::from)),
+            ("mode", self.mode.clone().map(Value::from)),
+            ("workdir", self.workdir.clone().map(Value::from)),
+            ("user", self.user.clone().map(Value::from)),
+            ("max_replicas_per_node", self.replicas_max_per_node.map(Value::from)),
+        ];
+        for (key, value) in single {
+            set(&mut spec, key, value);
+        }
+        if !self.command.is_empty() {
+            spec.insert("command".into(), json!(self.command));
+        }
+        if !self.constraint.is_empty() {
+            spec.insert("constraints".into(), json!(self.constraint));
+        }
+        if !self.policy.is_empty() {
+            let uses: Result<Vec<Value>> = self.policy.iter().map(|text| read_use(text)).collect();
+            spec.insert("policy".into(), Value::Array(uses?));
+        }
+        self.maps(&mut spec)?;
+        self.tables(&mut spec)?;
+        Ok(Value::Object(spec))
+    }
+
+    fn maps(&self, spec: &mut Map<String, Value>) -> Result<()> {
+        let mut env = Vec::new();
+        for path in &self.env_file {
+            let text = std::fs::read_to_string(path)
+                .map_err(|error| Error::io(format!("--env-file {}", path.display()), "read it", &error))?;
+            env.extend(
+                text.lines()
+                    .map(str::trim)
+                    .filter(|line| !line.is_empty() && !line.starts_with('#'))
+                    .map(str::to_owned),
+            );
+        }
+        env.extend(self.env.iter().cloned());
+        for text in env {
+            // As with Docker, a bare name passes on the caller's variable.
+            let (key, value) = match text.split_once('=') {
+                Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
+                None => (text.clone(), std::env::var(&text).ok()),
+            };
+            set(table(spec, "env"), &key, value.map(Value::from));
+        }
+        for key in &self.env_rm {
+            table(spec, "env").remove(key);
+        }
+        for text in &self.label {
+            let (key, value) = text.split_once('=').unwrap_or((text, ""));
+            table(spec, "labels").insert(key.to_owned(), json!(value));
+        }
+        for text in &self.publish {
+            let (name, port) = match text.split_once('=') {
+                Some((name, port)) => (name.to_owned(), port),
+                None if self.publish.len() == 1 => ("http".to_owned(), text.as_str()),
+                None => (format!("p{}", text.split(['/', ':']).next_back().unwrap_or_default()), text.as_str()),
+            };
+            table(spec, "ports").insert(name, json!(port));
+        }
+        Ok(())
+    }
+
+    fn tables(&self, spec: &mut Map<String, Value>) -> Result<()> {
+        let text = |value: &Option<String>| value.clone().map(Value::from);
+        let groups = [
+            ("limits", vec![("cpu", text(&self.limit_cpu)), ("memory", text(&self.limit_memory))]),
+            ("reservations", vec![("cpu", text(&self.reserve_cpu)), ("memory", text(&self.reserve_memory))]),
+            (
+                "restart",
+                vec![
+                    ("condition", text(&self.restart_condition)),
+                    ("delay", text(&self.restart_delay)),
+                    ("max_attempts", self.restart_max_attempts.map(Value::from)),
+                    ("window", text(&self.restart_window)),
+                ],
+            ),
+            (
+                "stop",
+                vec![
+                    ("signal", text(&self.stop_signal)),
+                    ("grace", text(&self.stop_grace_period)),
+                    ("drain", text(&self.stop_drain)),
+                ],
+            ),
+        ];
+        for (group, fields) in groups {
+            for (key, value) in fields {
+                if value.is_some() {
+                    set(table(spec, group), key, value);
+                }
+            }
+        }
+        self.check(spec);
+        self.rollout(spec)
+    }
+
+    fn check(&self, spec: &mut Map<String, Value>) {
+        let kinds = [
+            ("script", self.check.clone().map(Value::from)),
+            ("exec", self.health_cmd.clone().map(|line| json!(["/bin/sh", "-c", line]))),
+            ("http", self.health_http.clone().map(Value::from)),
+            ("tcp", self.health_tcp.clone().map(Value::from)),
+        ];
+        if kinds.iter().any(|(_, value)| value.is_some()) {
+            // Another kind of check replaces the one before, its times stay.
+            for (kind, _) in &kinds {
+                table(spec, "check").remove(*kind);
+            }
+        }
+        let fields = [
+            ("every", self.health_interval.clone().map(Value::from)),
+            ("timeout", self.health_timeout.clone().map(Value::from)),
+            ("unhealthy", self.health_retries.map(Value::from)),
+            ("start_period", self.health_start_period.clone().map(Value::from)),
+            ("on_fail", self.health_on_fail.clone().map(Value::from)),
+        ];
+        for (key, value) in kinds.into_iter().chain(fields) {
+            if value.is_some() {
+                set(table(spec, "check"), key, value);
+            }
+        }
+    }
+
+    fn rollout(&self, spec: &mut Map<String, Value>) -> Result<()> {
+        if let Some(text) = &self.rollout {
+            spec.insert("rollout".into(), read_use(text)?);
+        }
+        let fields = [
+            ("batch", self.update_parallelism.clone().map(|text| text.parse::<u32>().map_or(json!(text), Value::from))),
+            ("delay", self.update_delay.clone().map(Value::from)),
+            ("min_healthy", self.update_monitor.clone().map(Value::from)),
+            ("order", self.update_order.clone().map(Value::from)),
+            ("on_failure", self.update_failure_action.clone().map(Value::from)),
+            ("max_failure_ratio", self.update_max_failure_ratio.map(Value::from)),
+        ];
+        for (key, value) in fields {
+            if value.is_some() {
+                if !spec.get("rollout").is_some_and(Value::is_object) {
+                    let name = spec.get("rollout").cloned().unwrap_or_else(|| json!("rolling"));
+                    spec.insert("rollout".into(), json!({ "use": name }));
+                }
+                set(table(spec, "rollout"), key, value);
+            }
+        }
+        Ok(())
+    }
+}
+
+fn set(spec: &mut Map<String, Value>, key: &str, value: Option<Value>) {
+    if let Some(value) = value {
+        spec.insert(key.to_owned(), value);
+    }
+}
+
+fn table<'a>(spec: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String, Value> {
+    let entry = spec.entry(key).or_insert_with(|| json!({}));
+    if !entry.is_object() {
+        *entry = json!({});
+    }
+    entry.as_object_mut().expect("was just made an object")
+}
+
+// `spread,over=labels.zone`.
+fn read_use(text: &str) -> Result<Value> {
+    let mut parts = text.split(',');
+    let mut map = Map::new();
+    map.insert("use".into(), json!(parts.next().unwrap_or_default()));
+    for part in parts {
+        let (key, value) =
+            part.split_once('=').ok_or_else(|| Error::invalid(format!("option {part:.60?}"), "is not key=value"))?;
+        let value = value.parse::<f64>().map_or_else(|_| json!(value), |number| json!(number));
+        map.insert(key.to_owned(), value);
+    }
+    Ok(Value::Object(map))
+}
+
+fn read_file(path: &std::path::Path) -> Result<Map<String, Value>> {
+    let subject = format!("file {}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|error| Error::io(subject.clone(), "read it", &error))?;
+    let wrong = |error: &dyn std::fmt::Display| Error::invalid(subject.clone(), "cannot be read").cause(error);
+    let value: Value = match path.extension().and_then(|extension| extension.to_str()) {
+        Some("yaml" | "yml") => serde_norway::from_str(&text).map_err(|error| wrong(&error))?,
+        Some("toml") => toml::from_str(&text).map_err(|error| wrong(&error))?,
+        _ => serde_json::from_str(&text).map_err(|error| wrong(&error))?,
+    };
+    match value {
+        Value::Object(map) => Ok(map),
+        _ => Err(Error::invalid(subject, "is not a table of fields")),
+    }
+}

@@ -1,0 +1,79 @@
+//! `neap up`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use crate::daemon::{self, Options, config};
+use crate::engines::process::ports::DEFAULT_RANGE;
+use crate::model::{Error, Result};
+
+/// Arguments.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Name of the cluster
+    #[arg(long, env = "NEAP_CLUSTER")]
+    cluster: Option<String>,
+    /// Data folder [default: /var/lib/neap for root, else ~/.local/share/neap]
+    #[arg(long, env = "NEAP_DATA", value_name = "FOLDER")]
+    data: Option<PathBuf>,
+    /// Control socket; whoever may open it is as good as root [default: /run/neap.sock for root]
+    #[arg(long, env = "NEAP_SOCKET", value_name = "FILE")]
+    socket: Option<PathBuf>,
+    /// Serve the control API with TLS on this address as well; callers need a token
+    #[arg(long, env = "NEAP_LISTEN", value_name = "ADDRESS:PORT")]
+    listen: Option<SocketAddr>,
+    /// Certificate chain for --listen, in PEM [default: one of its own]
+    #[arg(long, env = "NEAP_TLS_CERT", value_name = "FILE", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// Key of --tls-cert, in PEM
+    #[arg(long, env = "NEAP_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+    /// Ports handed out to replicas [default: 20000-29999]
+    #[arg(long, env = "NEAP_TASK_PORTS", value_name = "FIRST-LAST")]
+    task_ports: Option<String>,
+    /// What is logged: error, warn, info, debug, or filters such as neap=debug
+    #[arg(long, env = "NEAP_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+}
+
+/// Runs the daemon.
+pub async fn main(args: &Args, file: config::Config) -> Result<()> {
+    start_log(&args.log)?;
+    let tls = match (args.tls_cert.clone().or(file.tls_cert), args.tls_key.clone().or(file.tls_key)) {
+        (Some(certificate), Some(key)) => Some((certificate, key)),
+        (None, None) => None,
+        _ => return Err(Error::invalid("configuration", "tls_cert and tls_key go together")),
+    };
+    let ports = args.task_ports.clone().or(file.task_ports);
+    daemon::up(Options {
+        cluster: args.cluster.clone().or(file.cluster).unwrap_or_else(|| "default".into()),
+        data: args.data.clone().or(file.data).unwrap_or_else(config::default_data),
+        socket: args.socket.clone().or(file.socket).unwrap_or_else(config::default_socket),
+        listen: args.listen.or(file.listen),
+        tls,
+        task_ports: ports.as_deref().map(read_range).transpose()?.unwrap_or(DEFAULT_RANGE),
+    })
+    .await
+}
+
+fn read_range(text: &str) -> Result<std::ops::RangeInclusive<u16>> {
+    let wrong = || {
+        Error::invalid(format!("task ports {text:.40?}"), "are not a range of ports")
+            .help("write FIRST-LAST, such as 20000-29999")
+    };
+    let (first, last) = text.split_once('-').ok_or_else(wrong)?;
+    let (first, last): (u16, u16) =
+        (first.trim().parse().map_err(|_| wrong())?, last.trim().parse().map_err(|_| wrong())?);
+    if first == 0 || first > last { Err(wrong()) } else { Ok(first..=last) }
+}
+
+/// Begins logging to standard error.
+pub fn start_log(filter: &str) -> Result<()> {
+    use std::io::IsTerminal;
+    let filter = tracing_subscriber::EnvFilter::try_new(filter)
+        .map_err(|error| Error::invalid(format!("log filter {filter:.60?}"), "cannot be read").cause(error))?;
+    let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let _ =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).try_init();
+    Ok(())
+}

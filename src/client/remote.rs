@@ -1,0 +1,142 @@
+//! `trait Cluster` over the control API.
+
+use async_trait::async_trait;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+
+use super::wire::{Endpoint, Wire};
+use super::{Apply, Cluster, Info, LogEntry, LogsAsk, ReleaseAction, ServiceStatus, Stream1};
+use crate::model::Result;
+use crate::model::event::Event;
+use crate::model::node::{Node, NodeUpdate};
+use crate::model::plan::Plan;
+use crate::model::service::Revision;
+
+/// A cluster behind a daemon's control API.
+#[derive(Debug, Clone)]
+pub struct RemoteCluster {
+    wire: Wire,
+}
+
+impl RemoteCluster {
+    /// Behind `endpoint`; nothing is sent yet.
+    pub fn new(endpoint: Endpoint) -> Self {
+        RemoteCluster { wire: Wire::new(endpoint) }
+    }
+
+    /// Any route of the API, for what is not part of `trait Cluster`.
+    pub async fn call<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+    ) -> Result<T> {
+        self.wire.call(method, path, body).await
+    }
+
+    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+        self.wire.call("GET", path, None::<&()>).await
+    }
+
+    async fn stream<T: DeserializeOwned + Send + 'static>(&self, path: &str) -> Result<Stream1<T>> {
+        let lines = self.wire.lines("GET", path).await?;
+        let next = |mut lines: super::wire::Lines| async move {
+            match lines.next().await {
+                Ok(Some(value)) => Some((Ok(value), Some(lines))),
+                Ok(None) => None,
+                Err(error) => Some((Err(error), None)),
+            }
+        };
+        let stream = futures_util::stream::unfold(Some(lines), move |lines| async move {
+            match lines {
+                Some(lines) => next(lines).await,
+                None => None,
+            }
+        });
+        Ok(Box::pin(stream))
+    }
+}
+
+/// A path segment: whatever a user typed, it stays one segment.
+pub fn segment(text: &str) -> String {
+    text.bytes().fold(String::new(), |mut out, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            out.push(char::from(byte));
+        } else {
+            out.push_str(&format!("%{byte:02X}"));
+        }
+        out
+    })
+}
+
+#[async_trait]
+impl Cluster for RemoteCluster {
+    async fn info(&self) -> Result<Info> {
+        self.get("/v1/info").await
+    }
+
+    async fn services(&self) -> Result<Vec<ServiceStatus>> {
+        self.get("/v1/services").await
+    }
+
+    async fn service(&self, name: &str) -> Result<ServiceStatus> {
+        self.get(&format!("/v1/services/{}", segment(name))).await
+    }
+
+    async fn watch(&self, name: &str) -> Result<Stream1<ServiceStatus>> {
+        self.stream(&format!("/v1/services/{}/watch", segment(name))).await
+    }
+
+    async fn revisions(&self, name: &str) -> Result<Vec<Revision>> {
+        self.get(&format!("/v1/services/{}/revisions", segment(name))).await
+    }
+
+    async fn plan(&self, ask: Apply) -> Result<Plan> {
+        self.wire.call("POST", "/v1/plan", Some(&ask)).await
+    }
+
+    async fn apply(&self, ask: Apply) -> Result<ServiceStatus> {
+        self.wire.call("POST", "/v1/apply", Some(&ask)).await
+    }
+
+    async fn scale(&self, name: &str, replicas: u32) -> Result<ServiceStatus> {
+        self.wire
+            .call("POST", &format!("/v1/services/{}/scale", segment(name)), Some(&json!({ "replicas": replicas })))
+            .await
+    }
+
+    async fn release(&self, name: &str, action: ReleaseAction) -> Result<ServiceStatus> {
+        self.wire
+            .call("POST", &format!("/v1/services/{}/release", segment(name)), Some(&json!({ "action": action })))
+            .await
+    }
+
+    async fn remove(&self, name: &str) -> Result<()> {
+        self.wire.call("DELETE", &format!("/v1/services/{}", segment(name)), None::<&()>).await
+    }
+
+    async fn logs(&self, name: &str, ask: LogsAsk) -> Result<Stream1<LogEntry>> {
+        let mut query = format!("follow={}", ask.follow);
+        for (key, value) in
+            [("since", ask.since.map(|v| v.to_string())), ("tail", ask.tail.map(|v| v.to_string())), ("slot", ask.slot)]
+        {
+            if let Some(value) = value {
+                query.push_str(&format!("&{key}={}", segment(&value)));
+            }
+        }
+        self.stream(&format!("/v1/services/{}/logs?{query}", segment(name))).await
+    }
+
+    async fn nodes(&self) -> Result<Vec<Node>> {
+        self.get("/v1/nodes").await
+    }
+
+    async fn update_node(&self, id: &str, update: NodeUpdate) -> Result<Node> {
+        self.wire.call("PATCH", &format!("/v1/nodes/{}", segment(id)), Some(&update)).await
+    }
+
+    async fn events(&self) -> Result<Stream1<Event>> {
+        self.stream("/v1/events").await
+    }
+}

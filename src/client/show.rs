@@ -1,0 +1,211 @@
+//! Records as tables that people read: the same in the CLI and in scripts.
+
+use comfy_table::{ContentArrangement, Table, presets};
+
+use super::ServiceStatus;
+use crate::model::clock::Timestamp;
+use crate::model::node::Node;
+use crate::model::plan::Plan;
+use crate::model::port::PortSpec;
+use crate::model::release::Release;
+use crate::model::service::Mode;
+use crate::model::task::{Task, TaskState};
+use crate::model::units::Duration;
+
+fn table(head: &[&str]) -> Table {
+    let mut table = Table::new();
+    table
+        .load_style(presets::NOTHING)
+        .set_content_arrangement(ContentArrangement::Disabled)
+        .set_header(head.iter().copied());
+    table
+}
+
+// Columns stand two spaces apart, and nothing follows the last one.
+fn text(mut table: Table) -> String {
+    let count = table.column_count();
+    for index in 0..count {
+        if let Some(column) = table.column_mut(index) {
+            column.set_padding((0, if index + 1 == count { 0 } else { 2 }));
+        }
+    }
+    table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
+}
+
+/// `service ls`.
+pub fn services(services: &[ServiceStatus]) -> String {
+    let mut table = table(&["NAME", "MODE", "REPLICAS", "REVISION", "STATE", "PORTS"]);
+    for status in services {
+        let spec = &status.service.spec;
+        let ports: Vec<String> = spec.ports.iter().map(|(name, port)| self::port(name, port)).collect();
+        table.add_row([
+            spec.name.to_string(),
+            if spec.mode == Mode::Global { "global".into() } else { "replicated".into() },
+            format!("{}/{}", status.healthy, status.desired),
+            status.service.active.to_string(),
+            state(status),
+            ports.join(", "),
+        ]);
+    }
+    text(table)
+}
+
+fn port(name: &str, port: &PortSpec) -> String {
+    match (port.published, port.target) {
+        (Some(published), Some(target)) => format!("{name} {published}->{target}"),
+        (Some(published), None) => format!("{name} {published}"),
+        _ => name.to_owned(),
+    }
+}
+
+/// A service's state in a few words.
+pub fn state(status: &ServiceStatus) -> String {
+    if status.service.removing {
+        return "removing".into();
+    }
+    if let Some(failure) = status.port_failures.first() {
+        return failure.clone();
+    }
+    if let Some(release) = status.release.as_ref().filter(|release| !release.state.is_final()) {
+        return format!("release {} -> {}: {}", release.from, release.to, release.state.as_str());
+    }
+    if status.settled {
+        return match &status.release {
+            Some(release)
+                if release.state == crate::model::release::ReleaseState::RolledBack
+                    && release.back == status.service.active =>
+            {
+                format!("healthy, {} rolled back", release.to)
+            }
+            _ => "healthy".into(),
+        };
+    }
+    if status.tasks.iter().any(|task| !task.state.is_final() && task.is_crash_looping()) {
+        return "crash loop".into();
+    }
+    "converging".into()
+}
+
+/// `service ps`: `all` shows ended tasks as well.
+pub fn tasks(tasks: &[Task], all: bool, now: Timestamp) -> String {
+    let mut table = table(&["TASK", "REVISION", "NODE", "STATE", "HEALTH", "PID", "PORTS", "SINCE", "REASON"]);
+    let mut rows: Vec<&Task> = tasks.iter().filter(|task| all || !task.state.is_final()).collect();
+    rows.sort_by(|a, b| (&a.slot, &a.id).cmp(&(&b.slot, &b.id)));
+    for task in rows {
+        let since = task.finished_at.or(task.started_at).unwrap_or(task.created_at);
+        let ports: Vec<&str> = task.ports.values().map(String::as_str).collect();
+        let reason = task.reason.iter().chain(&task.warnings).cloned().collect::<Vec<_>>().join("; ");
+        table.add_row([
+            task.label(),
+            task.revision.to_string(),
+            task.node.clone().unwrap_or_else(|| "-".into()),
+            task_state(task, now),
+            task.health.as_str().to_owned(),
+            task.pid.filter(|_| !task.state.is_final()).map_or_else(|| "-".into(), |pid| pid.to_string()),
+            if ports.is_empty() { "-".into() } else { ports.join(", ") },
+            ago(now, since),
+            reason.lines().next().unwrap_or_default().to_owned(),
+        ]);
+    }
+    text(table)
+}
+
+fn task_state(task: &Task, now: Timestamp) -> String {
+    match (task.state, &task.stop, task.not_before) {
+        (TaskState::Pending, None, Some(at)) if at > now => {
+            let word = if task.is_crash_looping() { "crash loop" } else { "restarting" };
+            format!("{word}, again in {}", coarse(at.since(now)))
+        }
+        (TaskState::Running, Some(stop), _) => format!("draining ({})", stop.why.as_str()),
+        (state, ..) => state.as_str().to_owned(),
+    }
+}
+
+/// `3m ago`.
+fn ago(now: Timestamp, then: Timestamp) -> String {
+    format!("{} ago", coarse(now.since(then)))
+}
+
+// The largest unit only: a table is for looking, not for reckoning.
+fn coarse(period: Duration) -> String {
+    let millis = period.millis();
+    for (unit, size) in [("d", 86_400_000), ("h", 3_600_000), ("m", 60_000)] {
+        if millis >= size {
+            return format!("{}{unit}", millis / size);
+        }
+    }
+    format!("{}s", millis / 1000)
+}
+
+/// `node ls`.
+pub fn nodes(nodes: &[Node]) -> String {
+    let mut table = table(&["ID", "HOSTNAME", "ROLE", "AVAILABILITY", "STATE", "CPU", "MEMORY", "LABELS"]);
+    for node in nodes {
+        let labels: Vec<String> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        let state = match node.state {
+            crate::model::node::NodeState::Ready => "ready",
+            crate::model::node::NodeState::Down => "down",
+        };
+        table.add_row([
+            node.id.clone(),
+            node.hostname.clone(),
+            node.role.as_str().into(),
+            node.availability.as_str().into(),
+            state.into(),
+            node.cpu.to_string(),
+            node.memory.to_string(),
+            labels.join(","),
+        ]);
+    }
+    text(table)
+}
+
+/// A plan, as `plan` prints it.
+pub fn plan(plan: &Plan) -> String {
+    let name = plan.service.as_ref().map(ToString::to_string).unwrap_or_default();
+    if plan.empty {
+        return format!("service \"{name}\": nothing would change");
+    }
+    let mut lines = vec![format!("service \"{name}\":")];
+    lines.extend(plan.changes.iter().map(|change| format!("  ~ {change}")));
+    if !plan.steps.is_empty() {
+        let mut table = table(&["ACTION", "TASK", "NODE", "SCORE", "WHY"]);
+        for step in &plan.steps {
+            table.add_row([
+                step.action.as_str().to_owned(),
+                step.task.clone(),
+                step.node.clone().unwrap_or_else(|| "-".into()),
+                step.score.map_or_else(|| "-".into(), |score| format!("{:.3}", score + 0.0)),
+                step.reason.lines().next().unwrap_or_default().to_owned(),
+            ]);
+        }
+        lines.extend(text(table).lines().map(|line| format!("  {line}")));
+    }
+    lines.join("\n")
+}
+
+/// A release in a line.
+pub fn release(release: &Release) -> String {
+    let step = if release.step > 0 { format!(", step {}", release.step) } else { String::new() };
+    let why = release
+        .reason
+        .as_ref()
+        .map(|reason| format!(": {}", reason.lines().next().unwrap_or_default()))
+        .unwrap_or_default();
+    format!(
+        "release {} -> {} by \"{}\"{step}: {}{why}",
+        release.from,
+        release.to,
+        release.rollout.name,
+        release.state.as_str()
+    )
+}
+
+/// Any rows under a head.
+pub fn rows<const N: usize>(head: &[&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let mut table = table(head);
+    for row in rows {
+        table.add_row(row);
+    }
+    text(table)
+}

@@ -1,0 +1,115 @@
+//! Waits until a service is as described, or has failed to become so.
+
+use std::time::Duration;
+
+use futures_util::StreamExt;
+
+use super::{Cluster, ServiceStatus};
+use crate::model::release::{Release, ReleaseState};
+use crate::model::task::TaskState;
+use crate::model::{Error, Kind, Result};
+
+/// Told about each state on the way.
+pub type Progress<'a> = &'a mut (dyn FnMut(&ServiceStatus) + Send);
+
+/// Waits at most `timeout` for `name` to settle. A release that was over already when `before` was seen is not
+/// waited for and not reported. The wait bounds the watching: what was begun goes on.
+pub async fn settled(
+    cluster: &dyn Cluster,
+    name: &str,
+    before: Option<&Release>,
+    timeout: Duration,
+    progress: Progress<'_>,
+) -> Result<ServiceStatus> {
+    let subject = format!("service \"{name}\"");
+    let mut last: Option<ServiceStatus> = None;
+    let watch = async {
+        let mut states = cluster.watch(name).await?;
+        while let Some(status) = states.next().await {
+            let status = status?;
+            progress(&status);
+            if let Some(failure) = failure(&status, before) {
+                return Err(failure);
+            }
+            if status.settled {
+                return Ok(status);
+            }
+            last = Some(status);
+        }
+        Err(Error::new(Kind::NotFound, subject.clone(), "was removed while it was waited for"))
+    };
+    match tokio::time::timeout(timeout, watch).await {
+        Ok(result) => result,
+        Err(_) => {
+            let shown = crate::model::units::Duration::from(timeout);
+            let mut error = Error::new(Kind::Timeout, subject.clone(), format!("not settled within {shown}"))
+                .help(format!("it goes on by itself; look with: neap service ps {name}"));
+            if let Some(why) = last.as_ref().and_then(why_not) {
+                error = error.cause(why);
+            }
+            Err(error)
+        }
+    }
+}
+
+fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error> {
+    let name = &status.service.spec.name;
+    let subject = format!("service \"{name}\"");
+    let known =
+        |release: &Release| before.is_some_and(|old| old.state.is_final() && old.started_at == release.started_at);
+    if let Some(release) = status.release.as_ref().filter(|release| !known(release)) {
+        let why = release.reason.clone().unwrap_or_default();
+        let (revision, back) = (release.to, release.back);
+        match release.state {
+            // Said once all is quiet again, so that whoever waited finds the old revision alone.
+            ReleaseState::RolledBack if !status.settled => return None,
+            ReleaseState::RolledBack => {
+                return Some(
+                    Error::new(
+                        Kind::Failed,
+                        subject,
+                        format!("revision {revision} was rolled back to revision {back}"),
+                    )
+                    .cause(why),
+                );
+            }
+            ReleaseState::Failed => {
+                return Some(
+                    Error::new(Kind::Failed, subject, format!("the release of revision {revision} failed")).cause(why),
+                );
+            }
+            ReleaseState::Paused => {
+                return Some(
+                    Error::new(Kind::Failed, subject, format!("the release of revision {revision} is paused"))
+                        .cause(why)
+                        .help(format!(
+                            "go on with: neap service rollout resume {name}; go back with: neap service rollback {name}"
+                        )),
+                );
+            }
+            ReleaseState::Promoted => {}
+            // Its script judges its tasks.
+            _ => return None,
+        }
+    }
+    let looping =
+        status.tasks.iter().find(|task| !task.state.is_final() && task.is_crash_looping() && task.stop.is_none())?;
+    let why = looping.reason.clone().unwrap_or_default();
+    Some(
+        Error::new(
+            Kind::Failed,
+            subject,
+            format!("{} is in a crash loop ({} failures in a row)", looping.label(), looping.failures),
+        )
+        .cause(why)
+        .help(format!("look with: neap service logs {name}")),
+    )
+}
+
+fn why_not(status: &ServiceStatus) -> Option<String> {
+    let open = |state: TaskState| !state.is_final() && state != TaskState::Running;
+    let task = status.tasks.iter().find(|task| open(task.state) && task.reason.is_some()).or_else(|| {
+        status.tasks.iter().find(|task| task.state == TaskState::Running && !task.is_healthy() && task.reason.is_some())
+    })?;
+    Some(format!("{} is {}: {}", task.label(), task.state.as_str(), task.reason.as_deref().unwrap_or_default()))
+}

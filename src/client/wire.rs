@@ -1,0 +1,273 @@
+//! How a daemon is reached: a unix socket, or TCP with TLS and a token.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::model::id::sha256_hex;
+use crate::model::{Error, Kind, Result};
+
+/// Where a daemon listens, and how one proves who one is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Endpoint {
+    /// A unix socket; its file mode is the key.
+    Unix(PathBuf),
+    /// TCP with TLS.
+    Tls {
+        /// `host:port`.
+        address: String,
+        /// The token's secret.
+        token: String,
+        /// SHA-256 of the daemon's certificate: no other is accepted.
+        fingerprint: String,
+    },
+}
+
+/// The largest answer that is taken in whole, in bytes.
+const MAX_ANSWER: usize = 256 << 20;
+
+/// Sends requests, each over a connection of its own.
+#[derive(Debug, Clone)]
+pub struct Wire {
+    endpoint: Endpoint,
+}
+
+impl Wire {
+    /// To `endpoint`.
+    pub fn new(endpoint: Endpoint) -> Self {
+        Wire { endpoint }
+    }
+
+    fn subject(&self) -> String {
+        match &self.endpoint {
+            Endpoint::Unix(path) => format!("daemon at {}", path.display()),
+            Endpoint::Tls { address, .. } => format!("daemon at {address}"),
+        }
+    }
+
+    /// One request, its answer read whole.
+    pub async fn call<T: DeserializeOwned>(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<T> {
+        let mut answer = self.send(method, path, body).await?;
+        let mut bytes = Vec::new();
+        while let Some(chunk) = next_chunk(&mut answer).await.map_err(|error| self.broken(&error))? {
+            bytes.extend_from_slice(&chunk);
+            if bytes.len() > MAX_ANSWER {
+                return Err(Error::new(Kind::Exhausted, self.subject(), "answers with too much"));
+            }
+        }
+        self.decode(&bytes)
+    }
+
+    /// One request, whose answer comes in lines.
+    pub async fn lines(&self, method: &str, path: &str) -> Result<Lines> {
+        let body = self.send(method, path, None::<&()>).await?;
+        Ok(Lines { wire: self.clone(), body, buffer: Vec::new() })
+    }
+
+    fn decode<T: DeserializeOwned>(&self, bytes: &[u8]) -> Result<T> {
+        let bytes = if bytes.is_empty() { b"null" } else { bytes };
+        serde_json::from_slice(bytes).map_err(|error| {
+            Error::new(Kind::Unavailable, self.subject(), "answers in words of another version")
+                .cause(error)
+                .retry(false)
+        })
+    }
+
+    fn broken(&self, error: &dyn std::fmt::Display) -> Error {
+        Error::new(Kind::Unavailable, self.subject(), "the connection broke").cause(error)
+    }
+
+    async fn send(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<Incoming> {
+        let body = match body {
+            Some(body) => serde_json::to_vec(body)
+                .map_err(|error| Error::internal("request", "cannot be written").cause(error))?,
+            None => Vec::new(),
+        };
+        let mut request = hyper::Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "neap")
+            .header("content-type", "application/json")
+            .header("neap-version", env!("CARGO_PKG_VERSION"));
+        if let Endpoint::Tls { token, .. } = &self.endpoint {
+            request = request.header("authorization", format!("Bearer {token}"));
+        }
+        let request =
+            request.body(Full::new(Bytes::from(body))).map_err(|error| Error::invalid("request", error.to_string()))?;
+        let response = match &self.endpoint {
+            Endpoint::Unix(path) => {
+                let stream = tokio::net::UnixStream::connect(path).await.map_err(|error| self.unreachable(&error))?;
+                self.exchange(stream, request).await?
+            }
+            Endpoint::Tls { address, fingerprint, .. } => {
+                let connect = tokio::net::TcpStream::connect(address);
+                let stream = tokio::time::timeout(std::time::Duration::from_secs(10), connect)
+                    .await
+                    .map_err(|_| Error::new(Kind::Timeout, self.subject(), "no answer within 10s"))?
+                    .map_err(|error| self.unreachable(&error))?;
+                let host = address
+                    .rsplit_once(':')
+                    .map_or(address.as_str(), |(host, _)| host)
+                    .trim_matches(['[', ']'])
+                    .to_owned();
+                let name =
+                    ServerName::try_from(host).map_err(|error| Error::invalid(self.subject(), error.to_string()))?;
+                let connector = tokio_rustls::TlsConnector::from(Arc::new(pinned(fingerprint)));
+                let stream = connector.connect(name, stream).await.map_err(|error| {
+                    Error::new(Kind::Unauthenticated, self.subject(), "its certificate is not the one of this context")
+                        .cause(error)
+                })?;
+                self.exchange(stream, request).await?
+            }
+        };
+        if response.status().is_success() {
+            return Ok(response.into_body());
+        }
+        let status = response.status();
+        let bytes = response.into_body().collect().await.map_err(|error| self.broken(&error))?.to_bytes();
+        Err(serde_json::from_slice::<Error>(&bytes).unwrap_or_else(|_| {
+            Error::new(Kind::Unavailable, self.subject(), format!("answers {status}"))
+                .cause(String::from_utf8_lossy(&bytes).chars().take(200).collect::<String>())
+        }))
+    }
+
+    fn unreachable(&self, error: &std::io::Error) -> Error {
+        let error_kind = error.kind();
+        let subject = self.subject();
+        if error_kind == std::io::ErrorKind::PermissionDenied {
+            return Error::new(Kind::Forbidden, subject, "no right to open its socket")
+                .help("join the group neap, or run as root");
+        }
+        Error::new(Kind::Unavailable, subject, "cannot be reached")
+            .cause(error)
+            .help("start one with `neap up`, name another with --host, or run a script without one: `neap run --standalone FILE`")
+    }
+
+    async fn exchange<S>(&self, stream: S, request: hyper::Request<Full<Bytes>>) -> Result<hyper::Response<Incoming>>
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + Send + 'static,
+    {
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|error| self.broken(&error))?;
+        tokio::spawn(connection);
+        sender.send_request(request).await.map_err(|error| self.broken(&error))
+    }
+}
+
+async fn next_chunk(body: &mut Incoming) -> std::result::Result<Option<Bytes>, hyper::Error> {
+    while let Some(frame) = body.frame().await {
+        if let Ok(data) = frame?.into_data() {
+            return Ok(Some(data));
+        }
+    }
+    Ok(None)
+}
+
+/// An answer that comes line by line.
+pub struct Lines {
+    wire: Wire,
+    body: Incoming,
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    /// The next value; nothing at the end. A line `{"error": ...}` is the daemon's error half-way.
+    pub async fn next<T: DeserializeOwned>(&mut self) -> Result<Option<T>> {
+        loop {
+            if let Some(end) = self.buffer.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.buffer.drain(..=end).collect();
+                // Empty lines keep the connection alive.
+                if line.len() == 1 {
+                    continue;
+                }
+                if let Some(error) = line.strip_prefix(b"{\"error\":") {
+                    return Err(self.wire.decode::<Error>(error.strip_suffix(b"}\n").unwrap_or(error))?);
+                }
+                return self.wire.decode(&line).map(Some);
+            }
+            match next_chunk(&mut self.body).await {
+                Ok(Some(chunk)) => self.buffer.extend_from_slice(&chunk),
+                Ok(None) => return Ok(None),
+                Err(error) => return Err(self.wire.broken(&error)),
+            }
+        }
+    }
+}
+
+// The daemon's certificate is its own; what makes it the right one is its fingerprint, which came with the context.
+fn pinned(fingerprint: &str) -> rustls::ClientConfig {
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let verifier = Pinned { fingerprint: fingerprint.to_owned(), provider: provider.clone() };
+    rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring supports the default protocol versions")
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth()
+}
+
+#[derive(Debug)]
+struct Pinned {
+    fingerprint: String,
+    provider: Arc<rustls::crypto::CryptoProvider>,
+}
+
+impl rustls::client::danger::ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> std::result::Result<rustls::client::danger::ServerCertVerified, rustls::Error> {
+        if sha256_hex(certificate) == self.fingerprint {
+            return Ok(rustls::client::danger::ServerCertVerified::assertion());
+        }
+        Err(rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure))
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> std::result::Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &rustls::DigitallySignedStruct,
+    ) -> std::result::Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(
+            message,
+            certificate,
+            signature,
+            &self.provider.signature_verification_algorithms,
+        )
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

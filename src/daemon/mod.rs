@@ -1,0 +1,141 @@
+//! Floor 6, assembly: puts the parts together, as a daemon (`neap up`) or for one script (`neap run --standalone`).
+
+mod audit;
+pub mod config;
+mod standalone;
+mod tls;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+pub use standalone::{Standalone, sweep};
+
+use crate::api::{self, Api};
+use crate::client::Cluster;
+use crate::engines::process::{ProcessEngine, ProcessOptions};
+use crate::model::clock::{Clock, SystemClock};
+use crate::model::{Error, Kind, Result};
+use crate::network::balancer::client::BalancerOptions;
+use crate::runtime::{Parts, Runtime};
+use crate::script::host::ScriptHost;
+use crate::store::EmbeddedStore;
+
+/// Everything that `neap up` can be told.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The cluster's name.
+    pub cluster: String,
+    /// The data folder.
+    pub data: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// Where the control API listens with TLS, if anywhere.
+    pub listen: Option<SocketAddr>,
+    /// Certificate chain and key for it (PEM); one of its own where none are given.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// Ports for replicas.
+    pub task_ports: std::ops::RangeInclusive<u16>,
+}
+
+/// The lock on a data folder; the folder is free again when it is dropped, or the process dies.
+pub struct DataLock(#[allow(dead_code, reason = "held, never read")] std::fs::File);
+
+/// Takes a data folder for this process alone.
+pub fn lock_data(folder: &Path) -> Result<DataLock> {
+    use std::os::unix::fs::DirBuilderExt;
+    let subject = format!("data folder {}", folder.display());
+    let failed = |error: std::io::Error| {
+        let help = match error.kind() {
+            std::io::ErrorKind::PermissionDenied | std::io::ErrorKind::ReadOnlyFilesystem => {
+                "name a folder that this user may write to (--data)"
+            }
+            std::io::ErrorKind::StorageFull => "free space on its disk",
+            _ => "name another folder (--data)",
+        };
+        Error::io(subject.clone(), "use it", &error).help(help)
+    };
+    // Tasks' environments and the store may hold what is nobody else's business.
+    std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(folder.join("lock"))
+        .map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(DataLock(file)),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            Err(Error::new(Kind::Conflict, subject, "is in use by another daemon")
+                .help("stop it, or give this one another folder (--data)"))
+        }
+        Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// This program's own file, for keepers and balancer. A path that stays right when the file is replaced.
+pub fn program() -> PathBuf {
+    PathBuf::from("/proc/self/exe")
+}
+
+/// The parts of a runtime over the data folder `data`. `lifeline`: everything ends with this process.
+pub fn assemble(
+    cluster: &str,
+    data: &Path,
+    task_ports: std::ops::RangeInclusive<u16>,
+    lifeline: bool,
+) -> Result<Parts> {
+    let store = Arc::new(EmbeddedStore::open(&data.join("neap.redb"))?);
+    let engine = ProcessEngine::open(ProcessOptions {
+        folder: data.join("tasks"),
+        program: program(),
+        ports: task_ports,
+        lifeline,
+    })?;
+    Ok(Parts {
+        cluster: cluster.to_owned(),
+        store,
+        engine: Arc::new(engine),
+        host: Arc::new(ScriptHost::new()?),
+        clock: Arc::new(SystemClock::start()),
+        balancer: BalancerOptions { folder: data.to_owned(), program: program(), lifeline },
+    })
+}
+
+/// Runs the daemon until it is told to end (TERM or INT). Replicas and balancer stay.
+pub async fn up(options: Options) -> Result<()> {
+    let _lock = lock_data(&options.data)?;
+    // Bound before anything is taken over: a second daemon on the same socket stops here.
+    let socket = api::server::bind_unix(&options.socket)?;
+    let parts = assemble(&options.cluster, &options.data, options.task_ports.clone(), false)?;
+    let (store, clock): (_, Arc<dyn Clock>) = (parts.store.clone(), parts.clock.clone());
+    let runtime = Runtime::start(parts).await?;
+    let audit = Arc::new(audit::AuditFile::open(&options.data, clock.clone())?);
+    let router = api::router(Arc::new(Api { cluster: runtime.clone(), store, audit, clock }));
+    tokio::spawn(api::server::serve_unix(socket, router.clone()));
+    if let Some(address) = options.listen {
+        let (config, fingerprint) = tls::server_config(&options.data, options.tls.as_ref())?;
+        let listener = api::server::bind_tcp(address).await?;
+        tracing::info!(%address, fingerprint, "control API with TLS");
+        println!("control API: https://{address}, fingerprint {fingerprint}");
+        tokio::spawn(api::server::serve_tls(listener, config, router));
+    }
+    let info = runtime.info().await?;
+    println!(
+        "neap {} is up: cluster {}, engine {}, control socket {}",
+        info.version,
+        info.cluster,
+        info.engine,
+        options.socket.display()
+    );
+    let failed = |error: std::io::Error| Error::io("signals", "wait for them", &error);
+    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(failed)?;
+    let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).map_err(failed)?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    let _ = std::fs::remove_file(&options.socket);
+    println!("neap ends; replicas and published ports go on without it");
+    Ok(())
+}

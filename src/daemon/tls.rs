@@ -1,0 +1,55 @@
+//! The control API's certificate: the owner's, or one that the daemon makes for itself once and keeps.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+
+use crate::model::id::sha256_hex;
+use crate::model::{Error, Kind, Result};
+
+/// The TLS configuration and the certificate's fingerprint, which clients pin.
+pub fn server_config(data: &Path, given: Option<&(PathBuf, PathBuf)>) -> Result<(Arc<rustls::ServerConfig>, String)> {
+    let (certificate, key) = match given {
+        Some(paths) => paths.clone(),
+        None => own(data)?,
+    };
+    let wrong = |path: &Path, error: &dyn std::fmt::Display| {
+        Error::new(Kind::Invalid, path.display().to_string(), "cannot be read as PEM").cause(error)
+    };
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_file_iter(&certificate)
+        .and_then(Iterator::collect)
+        .map_err(|error| wrong(&certificate, &error))?;
+    let first =
+        chain.first().ok_or_else(|| Error::invalid(certificate.display().to_string(), "holds no certificate"))?;
+    let fingerprint = sha256_hex(first);
+    let private = PrivateKeyDer::from_pem_file(&key).map_err(|error| wrong(&key, &error))?;
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("ring supports the default protocol versions")
+        .with_no_client_auth()
+        .with_single_cert(chain, private)
+        .map_err(|error| {
+            Error::new(Kind::Invalid, certificate.display().to_string(), "does not go with its key").cause(error)
+        })?;
+    Ok((Arc::new(config), fingerprint))
+}
+
+fn own(data: &Path) -> Result<(PathBuf, PathBuf)> {
+    use std::os::unix::fs::OpenOptionsExt;
+    let (certificate, key) = (data.join("control.crt"), data.join("control.key"));
+    if certificate.exists() && key.exists() {
+        return Ok((certificate, key));
+    }
+    let made = rcgen::generate_simple_self_signed(vec!["neap".to_owned()])
+        .map_err(|error| Error::internal("control API", "cannot make a certificate").cause(error))?;
+    let failed =
+        |error: std::io::Error| Error::io(data.display().to_string(), "write the control API's certificate", &error);
+    let mut file =
+        std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&key).map_err(failed)?;
+    std::io::Write::write_all(&mut file, made.signing_key.serialize_pem().as_bytes()).map_err(failed)?;
+    std::fs::write(&certificate, made.cert.pem()).map_err(failed)?;
+    Ok((certificate, key))
+}

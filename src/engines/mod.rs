@@ -1,0 +1,142 @@
+//! Floor 2, world: whatever starts replicas. Only this room does; the runtime sees `trait Engine`.
+
+pub mod process;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::mpsc;
+
+use crate::model::clock::Timestamp;
+use crate::model::id::{Slot, TaskId};
+use crate::model::node::Node;
+use crate::model::service::ServiceSpec;
+use crate::model::task::Exit;
+use crate::model::units::Duration;
+use crate::model::{Result, name::Name};
+
+/// What an engine needs to know to start a task.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct StartRequest {
+    /// The task.
+    pub task: TaskId,
+    /// Its service.
+    pub service: Name,
+    /// Its place.
+    pub slot: Slot,
+    /// Its revision.
+    pub revision: u32,
+    /// The description of that revision.
+    pub spec: Arc<ServiceSpec>,
+}
+
+/// What an engine sees of a task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Observed {
+    /// The task.
+    pub task: TaskId,
+    /// How far it is.
+    pub state: ObservedState,
+    /// What could not be done as asked.
+    pub warnings: Vec<String>,
+}
+
+/// How far a task is, as its engine sees it.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ObservedState {
+    /// Known, not running yet.
+    Starting,
+    /// It runs.
+    Running {
+        /// Process id, where it has one on this host.
+        pid: Option<u32>,
+        /// `address:port` by port name.
+        ports: BTreeMap<String, String>,
+        /// Since when.
+        started_at: Timestamp,
+    },
+    /// It ended.
+    Ended {
+        /// How.
+        exit: Exit,
+        /// When.
+        finished_at: Timestamp,
+    },
+    /// It could not be started, and never ran.
+    Rejected {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// One line that a replica wrote.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct LogLine {
+    /// Nanoseconds since 1970-01-01 UTC.
+    pub at: i64,
+    /// The task.
+    pub task: TaskId,
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    /// The line, without its end.
+    pub text: String,
+}
+
+/// Which lines are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogQuery {
+    /// Only lines from this moment on (nanoseconds since 1970-01-01 UTC).
+    pub since: Option<i64>,
+    /// Only so many of the newest.
+    pub tail: Option<usize>,
+}
+
+/// What a command run beside a task answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExecResult {
+    /// Its exit code; 128 and the signal's number where a signal ended it.
+    pub code: i32,
+    /// The first 4 KiB of its output.
+    pub output: String,
+}
+
+/// Starts, stops and watches tasks on nodes.
+#[async_trait]
+pub trait Engine: Send + Sync {
+    /// Its name: `process`, `docker`, `swarm`, `sim`.
+    fn name(&self) -> &'static str;
+
+    /// The nodes it can reach.
+    async fn nodes(&self) -> Result<Vec<Node>>;
+
+    /// Starts a task. Asking twice for the same task starts it once; the outcome comes through `observe`.
+    async fn start(&self, request: StartRequest) -> Result<()>;
+
+    /// Tells a task to end: its stop signal, then after `grace` the kill. False: it was never started, so no end of
+    /// it will be observed.
+    async fn stop(&self, task: &TaskId, grace: Duration) -> Result<bool>;
+
+    /// Removes what is left of an ended task, its output included.
+    async fn remove(&self, task: &TaskId) -> Result<()>;
+
+    /// All tasks that it knows, running or ended.
+    async fn list(&self) -> Result<Vec<Observed>>;
+
+    /// Everything seen from now on. One receiver at a time; the newest call wins.
+    fn observe(&self) -> mpsc::UnboundedReceiver<Observed>;
+
+    /// What tasks wrote, oldest first, merged over the tasks by time.
+    async fn logs(&self, tasks: &[TaskId], query: LogQuery) -> Result<Vec<LogLine>>;
+
+    /// What the tasks wrote since `position`, which moves on; start with an empty one to get all.
+    async fn follow(&self, tasks: &[TaskId], position: &mut LogPosition) -> Result<Vec<LogLine>>;
+
+    /// Runs a command with a task's environment.
+    async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult>;
+}
+
+/// How far each task's output was read: file number and offset.
+#[derive(Debug, Clone, Default)]
+pub struct LogPosition(pub BTreeMap<TaskId, (u32, u64)>);

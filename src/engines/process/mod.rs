@@ -1,0 +1,455 @@
+//! The process engine: replicas are local processes, each under a keeper. The engine can be killed at any moment and
+//! finds everything again by the task folders and their locks.
+
+mod cgroup;
+mod exec;
+pub mod keeper;
+pub mod ports;
+mod spool;
+mod sys;
+mod taskdir;
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs::{File, OpenOptions};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use async_trait::async_trait;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
+use nix::sys::signal::Signal;
+use tokio::io::AsyncReadExt;
+use tokio::sync::mpsc;
+
+use self::ports::PortPool;
+use self::taskdir::{Record, TaskFile, records};
+use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, StartRequest};
+use crate::model::clock::Timestamp;
+use crate::model::id::TaskId;
+use crate::model::node::{Node, Role};
+use crate::model::service::StopPolicy;
+use crate::model::task::Exit;
+use crate::model::units::{Bytes, Cpu, Duration};
+use crate::model::{Error, Kind, Result, fault};
+
+/// How the engine is set up.
+#[derive(Debug, Clone)]
+pub struct ProcessOptions {
+    /// The folder of the task folders.
+    pub folder: PathBuf,
+    /// The program that serves as keeper: this binary.
+    pub program: PathBuf,
+    /// Ports handed out to replicas.
+    pub ports: std::ops::RangeInclusive<u16>,
+    /// Whether replicas end with this process.
+    pub lifeline: bool,
+}
+
+/// Runs tasks as processes of this host.
+pub struct ProcessEngine {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    options: ProcessOptions,
+    node: Node,
+    inherited: BTreeMap<String, String>,
+    ports: Mutex<PortPool>,
+    observer: Mutex<Option<mpsc::UnboundedSender<Observed>>>,
+    // Tasks whose keeper is being watched.
+    watched: Mutex<HashSet<TaskId>>,
+}
+
+fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // What these locks guard is whole between any two statements, so a panic elsewhere spoils nothing.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ProcessEngine {
+    /// Takes over the folder and everything that runs from it. Call inside a tokio runtime.
+    pub fn open(options: ProcessOptions) -> Result<Self> {
+        std::fs::create_dir_all(&options.folder)
+            .map_err(|error| Error::io(options.folder.display().to_string(), "make the task folder", &error))?;
+        let inherit = ["PATH", "HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "USER", "LOGNAME"];
+        let inherited = inherit.iter().filter_map(|key| Some(((*key).to_owned(), std::env::var(key).ok()?))).collect();
+        let shared = Arc::new(Shared {
+            ports: Mutex::new(PortPool::new(options.ports.clone())),
+            node: local_node(),
+            inherited,
+            observer: Mutex::new(None),
+            watched: Mutex::default(),
+            options,
+        });
+        for task in shared.task_ids()? {
+            let folder = shared.folder(&task);
+            if let Ok(file) = TaskFile::read(&folder) {
+                held(&shared.ports).take(file.ports.values().copied());
+            }
+            if lock_is_held(&folder) {
+                shared.watch_adopted(&task);
+            }
+        }
+        Ok(ProcessEngine { shared })
+    }
+}
+
+impl Shared {
+    fn folder(&self, task: &TaskId) -> PathBuf {
+        self.options.folder.join(&task.0)
+    }
+
+    fn task_ids(&self) -> Result<Vec<TaskId>> {
+        let unreadable = |error| Error::io(self.options.folder.display().to_string(), "list the task folders", &error);
+        let mut ids = Vec::new();
+        for entry in std::fs::read_dir(&self.options.folder).map_err(unreadable)? {
+            let name = entry.map_err(unreadable)?.file_name();
+            if let Some(name) = name.to_str() {
+                ids.push(TaskId(name.to_owned()));
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    // What folder and lock tell; None for a folder in which nothing was begun.
+    fn state(&self, task: &TaskId) -> Option<Observed> {
+        let folder = self.folder(task);
+        // The lock first: a keeper that ends in between has recorded its end before it let go.
+        let held = lock_is_held(&folder);
+        let mut warnings = Vec::new();
+        let mut state = None;
+        for record in records(&folder) {
+            state = Some(match record {
+                Record::Spawning { .. } => ObservedState::Starting,
+                Record::Started { pid, at, warnings: said, .. } => {
+                    warnings = said;
+                    let ports = TaskFile::read(&folder).map(|file| file.ports).unwrap_or_default();
+                    let ports = ports.into_iter().map(|(name, port)| (name, format!("127.0.0.1:{port}"))).collect();
+                    ObservedState::Running { pid: Some(pid), ports, started_at: Timestamp(at) }
+                }
+                Record::Ended { exit, at, out_of_memory } => {
+                    if out_of_memory {
+                        warnings.push("ended by the kernel for want of memory".into());
+                    }
+                    ObservedState::Ended { exit, finished_at: Timestamp(at) }
+                }
+                Record::Rejected { reason } => ObservedState::Rejected { reason },
+            });
+        }
+        let state = match (state, held) {
+            (None, false) => return None,
+            (None, true) => ObservedState::Starting,
+            (Some(ObservedState::Starting | ObservedState::Running { .. }), false) => {
+                self.end_orphans(&folder);
+                ObservedState::Ended { exit: Exit::Unknown, finished_at: modified(&folder) }
+            }
+            (Some(state), _) => state,
+        };
+        Some(Observed { task: task.clone(), state, warnings })
+    }
+
+    // A keeper that was killed takes its replica along (PDEATHSIG), but not what that one started. Those are still in
+    // its process group, and say so in their environment.
+    fn end_orphans(&self, folder: &Path) {
+        let Some(Record::Started { pid, .. }) =
+            records(folder).into_iter().find(|r| matches!(r, Record::Started { .. }))
+        else {
+            return;
+        };
+        let Some(id) = folder.file_name().and_then(|name| name.to_str()) else { return };
+        let marker = format!("NEAP_TASK_ID={id}");
+        let Ok(processes) = std::fs::read_dir("/proc") else { return };
+        for process in processes.flatten() {
+            let Some(other) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            let group = nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(other)));
+            if group.is_ok_and(|group| group.as_raw() == pid.cast_signed())
+                && std::fs::read(process.path().join("environ"))
+                    .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|entry| entry == marker.as_bytes()))
+            {
+                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(other), Signal::SIGKILL);
+            }
+        }
+    }
+
+    fn report(&self, task: &TaskId) {
+        if let Some(observed) = self.state(task) {
+            if matches!(observed.state, ObservedState::Ended { .. } | ObservedState::Rejected { .. }) {
+                self.release_ports(task);
+            }
+            if let Some(observer) = held(&self.observer).as_ref() {
+                let _ = observer.send(observed);
+            }
+        }
+    }
+
+    fn release_ports(&self, task: &TaskId) {
+        if let Ok(file) = TaskFile::read(&self.folder(task)) {
+            held(&self.ports).give_back(file.ports.values().copied());
+        }
+    }
+
+    // A keeper that this process did not start: its end is seen through a pidfd.
+    fn watch_adopted(self: &Arc<Self>, task: &TaskId) {
+        if !held(&self.watched).insert(task.clone()) {
+            return;
+        }
+        let shared = self.clone();
+        let task = task.clone();
+        tokio::spawn(async move {
+            let folder = shared.folder(&task);
+            // Between exec and its first record a keeper has no pid to be found by.
+            while lock_is_held(&folder) {
+                let pid = records(&folder).into_iter().find_map(|record| match record {
+                    Record::Spawning { keeper } => Some(keeper),
+                    _ => None,
+                });
+                let Some(pidfd) = pid.and_then(|pid| keeper_handle(&folder, pid)) else {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                    continue;
+                };
+                shared.report(&task);
+                sys::ended(pidfd).await;
+                break;
+            }
+            held(&shared.watched).remove(&task);
+            shared.report(&task);
+        });
+    }
+
+    fn spawn_keeper(self: &Arc<Self>, task: &TaskId, lock: File) -> std::io::Result<()> {
+        let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let mut command = tokio::process::Command::new(&self.options.program);
+        command
+            .arg("keeper")
+            .arg(self.folder(task))
+            .stdin(lock)
+            .stdout(OwnedFd::from(theirs))
+            .stderr(std::process::Stdio::null());
+        // Nothing of the daemon's environment is the replica's business; task.json holds all it needs.
+        command.env_clear();
+        if let Some(fault) = std::env::var_os("NEAP_FAULT") {
+            command.env("NEAP_FAULT", fault);
+        }
+        // The default would end it together with the daemon's process group on Ctrl-C.
+        command.process_group(0);
+        let mut child = command.spawn()?;
+        held(&self.watched).insert(task.clone());
+        let shared = self.clone();
+        let task = task.clone();
+        tokio::spawn(async move {
+            if let Ok(mut socket) = tokio::net::UnixStream::from_std(ours) {
+                // Each line is a hint that there is something new to read in the folder.
+                let mut buffer = [0; 64];
+                while socket.read(&mut buffer).await.is_ok_and(|length| length > 0) {
+                    shared.report(&task);
+                }
+            }
+            let _ = child.wait().await;
+            held(&shared.watched).remove(&task);
+            shared.report(&task);
+        });
+        Ok(())
+    }
+}
+
+fn modified(folder: &Path) -> Timestamp {
+    let time = std::fs::metadata(folder.join("state")).and_then(|meta| meta.modified()).ok();
+    let since = time.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
+    Timestamp(u64::try_from(since.as_millis()).unwrap_or_default())
+}
+
+fn open_lock(folder: &Path) -> std::io::Result<File> {
+    OpenOptions::new().create(true).truncate(false).write(true).read(true).open(folder.join("lock"))
+}
+
+// Locks of the open file description (fcntl(2), F_OFD_SETLK): they pass to a child with the descriptor, last until
+// its last copy is closed, and can be asked about without being taken.
+fn whole_file(kind: i32) -> libc::flock {
+    libc::flock {
+        l_type: kind as libc::c_short,
+        l_whence: libc::SEEK_SET as libc::c_short,
+        l_start: 0,
+        l_len: 0,
+        l_pid: 0,
+    }
+}
+
+fn try_lock(file: &File) -> std::io::Result<bool> {
+    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
+        Ok(_) => Ok(true),
+        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn lock_is_held(folder: &Path) -> bool {
+    let Ok(file) = OpenOptions::new().read(true).write(true).open(folder.join("lock")) else { return false };
+    let mut asked = whole_file(libc::F_WRLCK);
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut asked)).is_ok() && asked.l_type != libc::F_UNLCK as libc::c_short
+}
+
+// The process id was recorded by the holder of the lock; if the lock is still held once the handle is open, the
+// handle is the keeper's and not that of a later process with its id.
+fn keeper_handle(folder: &Path, pid: u32) -> Option<OwnedFd> {
+    let handle = sys::pidfd_open(pid).ok()?;
+    lock_is_held(folder).then_some(handle)
+}
+
+fn local_node() -> Node {
+    let hostname =
+        nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".into());
+    let mut node = Node::new(&hostname, &hostname);
+    node.role = Role::Manager;
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    node.cpu = Cpu(u32::try_from(cores).unwrap_or(1) * 1000);
+    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:")?.split_ascii_whitespace().next()?.parse::<u64>().ok());
+    node.memory = Bytes(total.unwrap_or_default() * 1024);
+    node
+}
+
+#[async_trait]
+impl Engine for ProcessEngine {
+    fn name(&self) -> &'static str {
+        "process"
+    }
+
+    async fn nodes(&self) -> Result<Vec<Node>> {
+        Ok(vec![self.shared.node.clone()])
+    }
+
+    async fn start(&self, request: StartRequest) -> Result<()> {
+        let shared = &self.shared;
+        let task = request.task.clone();
+        let subject = format!("task {}.{}", request.service, request.slot);
+        if request.spec.command.is_empty() {
+            return Err(Error::new(Kind::Unsupported, subject, "names an image, but the process engine runs commands")
+                .help("give the service a command"));
+        }
+        let failed = |error: std::io::Error| Error::io(subject.clone(), "start it", &error);
+        let folder = shared.folder(&task);
+        std::fs::create_dir_all(&folder).map_err(failed)?;
+        let lock = open_lock(&folder).map_err(failed)?;
+        if !try_lock(&lock).map_err(failed)? {
+            // A keeper has it already.
+            shared.watch_adopted(&task);
+            return Ok(());
+        }
+        if !records(&folder).is_empty() {
+            // It ran and ended.
+            drop(lock);
+            shared.report(&task);
+            return Ok(());
+        }
+        let ports =
+            held(&shared.ports).choose(request.spec.ports.keys()).map_err(|error| error.about(subject.clone()))?;
+        let file = TaskFile {
+            format: 1,
+            request,
+            ports,
+            inherited: shared.inherited.clone(),
+            lifeline: shared.options.lifeline,
+        };
+        file.write(&folder).map_err(failed)?;
+        fault::point("engine.before-keeper");
+        // The descriptor itself is passed on, so that the lock is held without a break from here to the keeper's end.
+        shared.spawn_keeper(&task, lock).map_err(failed)?;
+        fault::point("engine.after-keeper");
+        Ok(())
+    }
+
+    async fn stop(&self, task: &TaskId, grace: Duration) -> Result<bool> {
+        let folder = self.shared.folder(task);
+        let Ok(file) = TaskFile::read(&folder) else {
+            return Ok(false);
+        };
+        let stop = StopPolicy { grace, ..file.request.spec.stop.clone() };
+        let failed = |error: std::io::Error| Error::io(format!("task {task}"), "stop it", &error);
+        if stop != file.request.spec.stop {
+            let text = serde_json::to_vec(&stop).expect("a stop policy is plain data");
+            taskdir::write_whole(&folder.join("stop.json"), &text).map_err(failed)?;
+        }
+        let keeper = records(&folder).into_iter().find_map(|record| match record {
+            Record::Spawning { keeper } => Some(keeper),
+            _ => None,
+        });
+        match keeper.and_then(|pid| keeper_handle(&folder, pid)) {
+            Some(handle) => match sys::pidfd_signal(&handle, Signal::SIGTERM) {
+                // It ended a moment ago.
+                Err(error) if error.raw_os_error() != Some(Errno::ESRCH as i32) => Err(failed(error)),
+                _ => Ok(true),
+            },
+            None if lock_is_held(&folder) => {
+                Err(Error::new(Kind::Unavailable, format!("task {task}"), "is just being started").retry(true))
+            }
+            None => {
+                self.shared.report(task);
+                Ok(!records(&folder).is_empty())
+            }
+        }
+    }
+
+    async fn remove(&self, task: &TaskId) -> Result<()> {
+        let folder = self.shared.folder(task);
+        if lock_is_held(&folder) {
+            return Err(Error::new(Kind::Conflict, format!("task {task}"), "still runs"));
+        }
+        self.shared.release_ports(task);
+        match std::fs::remove_dir_all(&folder) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                Err(Error::io(format!("task {task}"), "remove its folder", &error))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    async fn list(&self) -> Result<Vec<Observed>> {
+        Ok(self.shared.task_ids()?.iter().filter_map(|task| self.shared.state(task)).collect())
+    }
+
+    fn observe(&self) -> mpsc::UnboundedReceiver<Observed> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        *held(&self.shared.observer) = Some(sender);
+        receiver
+    }
+
+    async fn logs(&self, tasks: &[TaskId], query: LogQuery) -> Result<Vec<LogLine>> {
+        let mut lines = self.follow(tasks, &mut LogPosition::default()).await?;
+        if let Some(since) = query.since {
+            lines.retain(|line| line.at >= since);
+        }
+        if let Some(tail) = query.tail {
+            lines.drain(..lines.len().saturating_sub(tail));
+        }
+        Ok(lines)
+    }
+
+    async fn follow(&self, tasks: &[TaskId], position: &mut LogPosition) -> Result<Vec<LogLine>> {
+        let mut lines = Vec::new();
+        for task in tasks {
+            let position = position.0.entry(task.clone()).or_default();
+            match spool::read(&self.shared.folder(task), task, position) {
+                Ok(new) => lines.extend(new),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => return Err(Error::io(format!("task {task}"), "read its output", &error)),
+            }
+        }
+        // Stable: lines of one task keep their order also within one moment.
+        lines.sort_by_key(|line| line.at);
+        Ok(lines)
+    }
+
+    async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {
+        exec::run(&self.shared.folder(task), command, timeout).await
+    }
+}
+
+/// Whether any task in `folder` still has its keeper.
+pub fn any_keeper(folder: &Path) -> bool {
+    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
+    entries.into_iter().any(|entry| lock_is_held(&entry.path()))
+}

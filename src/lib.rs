@@ -1,0 +1,15 @@
+//! Neap: a scripting platform for container clusters. ARCHITECTURE.md draws the house.
+#![warn(missing_docs)]
+
+pub mod api;
+pub mod cli;
+pub mod client;
+pub mod daemon;
+pub mod demo;
+pub mod engines;
+pub mod model;
+pub mod network;
+pub mod runtime;
+pub mod scheduler;
+pub mod script;
+pub mod store;

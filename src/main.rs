@@ -1,0 +1,5 @@
+//! The `neap` program.
+
+fn main() -> std::process::ExitCode {
+    neap::cli::main()
+}

@@ -1,0 +1,166 @@
+//! How a replica's health is judged: http, tcp, exec or a script, with thresholds.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::error::{Error, Result};
+use super::name::Name;
+use super::port::PortSpec;
+use super::units::Duration;
+
+/// A check: what is asked, how often, and what follows from the answers.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(remote = "Self", default, deny_unknown_fields)]
+pub struct CheckSpec {
+    /// GET this path; 200 to 399 passes.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub http: Option<String>,
+    /// Open a connection to this named port.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tcp: Option<String>,
+    /// Run this command beside the replica, with its environment; exit code 0 passes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub exec: Vec<String>,
+    /// Ask the registered check of this name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub script: Option<Name>,
+    /// The named port for http; the only or first one where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<String>,
+    /// Time from one run's start to the next one's (10s).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub every: Option<Duration>,
+    /// How long one run may take (5s).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// Passes in a row that make it healthy (1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub healthy: Option<u32>,
+    /// Failures in a row that make it unhealthy (3).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub unhealthy: Option<u32>,
+    /// Failures do not count for this long after the start, until the first pass (0s).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub start_period: Option<Duration>,
+    /// What follows when it is unhealthy (restart).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub on_fail: Option<OnFail>,
+}
+
+/// What follows when a replica is unhealthy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OnFail {
+    /// It is stopped and replaced.
+    #[default]
+    Restart,
+    /// It gets no traffic until it is healthy again.
+    Unroute,
+    /// It is only shown.
+    None,
+}
+
+/// A check's times and thresholds with every default filled in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckTiming {
+    /// From one run's start to the next one's.
+    pub every: Duration,
+    /// How long one run may take.
+    pub timeout: Duration,
+    /// Passes in a row that make healthy.
+    pub healthy: u32,
+    /// Failures in a row that make unhealthy.
+    pub unhealthy: u32,
+    /// While failures do not count.
+    pub start_period: Duration,
+    /// What follows.
+    pub on_fail: OnFail,
+}
+
+impl CheckSpec {
+    /// Times and thresholds; `registered` are those that a scripted check was registered with.
+    pub fn timing(&self, registered: Option<&CheckSpec>) -> CheckTiming {
+        let none = CheckSpec::default();
+        let other = registered.unwrap_or(&none);
+        CheckTiming {
+            every: self.every.or(other.every).unwrap_or(Duration::from_secs(10)).max(Duration::from_millis(10)),
+            timeout: self.timeout.or(other.timeout).unwrap_or(Duration::from_secs(5)).max(Duration::from_millis(1)),
+            healthy: self.healthy.or(other.healthy).unwrap_or(1).max(1),
+            unhealthy: self.unhealthy.or(other.unhealthy).unwrap_or(3).max(1),
+            start_period: self.start_period.or(other.start_period).unwrap_or_default(),
+            on_fail: self.on_fail.or(other.on_fail).unwrap_or_default(),
+        }
+    }
+
+    /// The name of the port that http or tcp asks: the one named, else `http`, else the first.
+    pub fn port_name<'a>(&'a self, ports: impl IntoIterator<Item = &'a String>) -> Option<&'a str> {
+        if let Some(named) = self.tcp.as_ref().or(self.port.as_ref()) {
+            return Some(named);
+        }
+        let names: Vec<&String> = ports.into_iter().collect();
+        names.iter().find(|name| **name == "http").or(names.first()).map(|name| name.as_str())
+    }
+
+    /// Exactly one thing is asked, and the port it is asked at exists.
+    pub fn validate(&self, ports: &BTreeMap<String, PortSpec>) -> Result<()> {
+        let asked = [self.http.is_some(), self.tcp.is_some(), !self.exec.is_empty(), self.script.is_some()];
+        if asked.iter().filter(|is| **is).count() != 1 {
+            return Err(Error::invalid("", "names not exactly one of http, tcp, exec and script"));
+        }
+        if self
+            .http
+            .as_ref()
+            .is_some_and(|path| !path.starts_with('/') || path.contains(|c: char| c.is_control() || c == ' '))
+        {
+            return Err(Error::invalid("", "http: is not a path such as \"/healthz\""));
+        }
+        if self.http.is_some() || self.tcp.is_some() {
+            let Some(name) = self.port_name(ports.keys()) else {
+                return Err(
+                    Error::invalid("", "asks a port, but the service has none").help("add ports = { http = 8080 }")
+                );
+            };
+            if !ports.contains_key(name) {
+                let hint = super::suggest::hint(name, ports.keys().map(String::as_str));
+                return Err(Error::invalid(
+                    "",
+                    format!("asks port \"{name:.60}\", which the service does not have{hint}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+// A check is a table, or the name of a registered one.
+impl<'de> Deserialize<'de> for CheckSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = CheckSpec;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+                f.write_str("a check's name, or a table such as { http = \"/healthz\" }")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<CheckSpec, E> {
+                Ok(CheckSpec { script: Some(text.parse().map_err(E::custom)?), ..CheckSpec::default() })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<CheckSpec, A::Error> {
+                // The derived reading of the table, under the type's own name because of `remote`.
+                CheckSpec::deserialize(de::value::MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl Serialize for CheckSpec {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        CheckSpec::serialize(self, serializer)
+    }
+}

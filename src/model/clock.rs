@@ -1,0 +1,121 @@
+//! Time and randomness, handed in through one trait so that tests and the simulation hold both.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::units::Duration;
+
+/// A moment in milliseconds since 1970-01-01 UTC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
+pub struct Timestamp(pub u64);
+
+impl Timestamp {
+    /// The moment `period` later.
+    #[must_use]
+    pub fn after(self, period: Duration) -> Self {
+        Timestamp(self.0.saturating_add(period.millis()))
+    }
+
+    /// How long ago `earlier` was; zero where it lies ahead.
+    pub fn since(self, earlier: Timestamp) -> Duration {
+        Duration::from_millis(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// Where time and randomness come from.
+pub trait Clock: Send + Sync {
+    /// The moment that decisions use: starts at the wall time and then runs evenly, so that a stepped clock
+    /// neither fires nor postpones a deadline while the daemon lives.
+    fn now(&self) -> Timestamp;
+    /// The wall clock, for what people read.
+    fn wall(&self) -> Timestamp;
+    /// 64 random bits.
+    fn random(&self) -> u64;
+}
+
+/// The machine's own clock and randomness.
+pub struct SystemClock {
+    base: Timestamp,
+    started: Instant,
+    seed: AtomicU64,
+}
+
+impl SystemClock {
+    /// Starts at the present wall time.
+    pub fn start() -> Self {
+        SystemClock { base: wall(), started: Instant::now(), seed: AtomicU64::new(entropy()) }
+    }
+}
+
+impl Clock for SystemClock {
+    fn now(&self) -> Timestamp {
+        self.base.after(self.started.elapsed().into())
+    }
+
+    fn wall(&self) -> Timestamp {
+        wall()
+    }
+
+    fn random(&self) -> u64 {
+        mix(self.seed.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed))
+    }
+}
+
+/// One step of SplitMix64 (Steele, Lea, Flood 2014): even bits from a counter, enough for ids and tie-breaks.
+pub fn mix(seed: u64) -> u64 {
+    let mut z = seed.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+fn wall() -> Timestamp {
+    let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX))
+}
+
+// The standard library's hasher keys are the one source of entropy that it hands out.
+fn entropy() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    let mut hasher = std::collections::hash_map::RandomState::new().build_hasher();
+    hasher.write_u64(wall().0);
+    hasher.write_u32(std::process::id());
+    hasher.finish()
+}
+
+/// A clock that stands still until told, with seeded randomness.
+#[derive(Debug)]
+pub struct ManualClock {
+    now: AtomicU64,
+    seed: AtomicU64,
+}
+
+impl ManualClock {
+    /// Stands at `now`; `seed` decides all randomness.
+    pub fn new(now: Timestamp, seed: u64) -> Self {
+        ManualClock { now: AtomicU64::new(now.0), seed: AtomicU64::new(seed) }
+    }
+
+    /// Moves on by `period`.
+    pub fn advance(&self, period: Duration) {
+        self.now.fetch_add(period.millis(), Ordering::SeqCst);
+    }
+}
+
+impl Clock for ManualClock {
+    fn now(&self) -> Timestamp {
+        Timestamp(self.now.load(Ordering::SeqCst))
+    }
+
+    fn wall(&self) -> Timestamp {
+        self.now()
+    }
+
+    fn random(&self) -> u64 {
+        mix(self.seed.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::SeqCst))
+    }
+}

@@ -1,0 +1,24 @@
+//! Floor 0, facts: units, names, ids, descriptions, records, events and errors. Data and its grammar; no I/O.
+
+pub mod bundle;
+pub mod check;
+pub mod clock;
+pub mod constraint;
+pub mod error;
+pub mod event;
+pub mod fault;
+pub mod id;
+pub mod name;
+pub mod node;
+pub mod plan;
+pub mod port;
+pub mod release;
+pub mod right;
+pub mod service;
+pub mod spellings;
+pub mod strict;
+pub mod suggest;
+pub mod task;
+pub mod units;
+
+pub use error::{Error, Kind, Result};

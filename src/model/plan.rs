@@ -1,0 +1,60 @@
+//! What would happen: the answer to `plan`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::name::Name;
+
+/// What applying a description would change, slot by slot, and why.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct Plan {
+    /// The service.
+    pub service: Option<Name>,
+    /// Whether nothing would change.
+    pub empty: bool,
+    /// The fields of the description that differ, as `field: old -> new`.
+    pub changes: Vec<String>,
+    /// What would be done.
+    pub steps: Vec<PlanStep>,
+}
+
+/// One thing that would be done.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct PlanStep {
+    /// What.
+    pub action: PlanAction,
+    /// The task, as users call it: `web.3`.
+    pub task: String,
+    /// The node, where one was found.
+    pub node: Option<String>,
+    /// The deciding policy's score of that node.
+    pub score: Option<f64>,
+    /// Why.
+    pub reason: String,
+}
+
+/// What would be done with a task.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum PlanAction {
+    /// A new task starts.
+    Create,
+    /// A task of another revision takes its place.
+    Replace,
+    /// It is drained and stopped.
+    Stop,
+    /// It finds no node.
+    Pending,
+}
+
+impl PlanAction {
+    /// As in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            PlanAction::Create => "create",
+            PlanAction::Replace => "replace",
+            PlanAction::Stop => "stop",
+            PlanAction::Pending => "pending",
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! Published ports in Docker's grammar.
+
+use std::fmt;
+use std::net::IpAddr;
+
+use schemars::JsonSchema;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::error::{Error, Result};
+
+/// Transport of a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Protocol {
+    /// TCP.
+    #[default]
+    Tcp,
+}
+
+/// How the balancer chooses among backends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Balance {
+    /// In turn, by weight.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest open connections for its weight.
+    LeastConnections,
+}
+
+/// A named port of a service: `"80:8080"`, `8080`, or a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(remote = "Self", default, deny_unknown_fields)]
+pub struct PortSpec {
+    /// The port that every host's balancer listens on; none for a port that is only found by name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub published: Option<u16>,
+    /// The port inside the container. The process engine chooses one itself and says it in `$PORT_<NAME>`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub target: Option<u16>,
+    /// The address to listen on; all interfaces where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Transport.
+    pub protocol: Protocol,
+    /// How the balancer chooses.
+    pub balance: Balance,
+}
+
+impl std::str::FromStr for PortSpec {
+    type Err = Error;
+
+    /// `PUBLISHED`, `PUBLISHED:TARGET` or `ADDRESS:PUBLISHED:TARGET`, each with `/tcp` behind it if wanted.
+    fn from_str(text: &str) -> Result<Self> {
+        let shown: String = text.chars().take(60).collect();
+        let wrong = |why: &str| {
+            Error::invalid(format!("port {shown:?}"), why).help("write \"8080\", \"80:8080\" or \"127.0.0.1:80:8080\"")
+        };
+        let (rest, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        match protocol {
+            "tcp" => {}
+            "udp" | "sctp" => return Err(wrong("only tcp is forwarded")),
+            _ => return Err(wrong("has an unknown protocol")),
+        }
+        let number = |text: &str| match text.parse::<u16>() {
+            Ok(0) | Err(_) => Err(wrong("is not a port between 1 and 65535")),
+            Ok(port) => Ok(port),
+        };
+        let mut spec = PortSpec::default();
+        let mut parts = rest.rsplitn(3, ':');
+        let last = parts.next().unwrap_or_default();
+        let Some(middle) = parts.next() else {
+            spec.published = Some(number(last)?);
+            return Ok(spec);
+        };
+        spec.target = Some(number(last)?);
+        spec.published = Some(number(middle)?);
+        if let Some(address) = parts.next() {
+            let bare = address.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(address);
+            spec.address = Some(bare.parse().map_err(|_| wrong("has an address that is none"))?);
+        }
+        Ok(spec)
+    }
+}
+
+impl<'de> Deserialize<'de> for PortSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = PortSpec;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a port such as \"80:8080\", or a table")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<PortSpec, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_u64<E: de::Error>(self, number: u64) -> Result<PortSpec, E> {
+                number.to_string().parse().map_err(E::custom)
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<PortSpec, E> {
+                number.to_string().parse().map_err(E::custom)
+            }
+
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<PortSpec, E> {
+                number.to_string().parse().map_err(E::custom)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<PortSpec, A::Error> {
+                // The derived reading of the table, under the type's own name because of `remote`.
+                let port = PortSpec::deserialize(de::value::MapAccessDeserializer::new(map))?;
+                if port.published == Some(0) || port.target == Some(0) {
+                    return Err(de::Error::custom("port 0 is none"));
+                }
+                Ok(port)
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl Serialize for PortSpec {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        PortSpec::serialize(self, serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(input: &str, expected: &str) {
+        let got = match input.parse::<PortSpec>() {
+            Ok(port) => format!("{:?} {:?} {:?}", port.address, port.published, port.target),
+            Err(error) => error.message,
+        };
+        assert_eq!(got, expected, "for {input:?}");
+    }
+
+    #[test]
+    fn grammar() {
+        check("8080", "None Some(8080) None");
+        check("80:8080", "None Some(80) Some(8080)");
+        check("80:8080/tcp", "None Some(80) Some(8080)");
+        check("127.0.0.1:80:8080", "Some(127.0.0.1) Some(80) Some(8080)");
+        check("[::1]:80:8080", "Some(::1) Some(80) Some(8080)");
+        check("80:8080/udp", "only tcp is forwarded");
+        check("0", "is not a port between 1 and 65535");
+        check("70000", "is not a port between 1 and 65535");
+        check("a:b:c", "is not a port between 1 and 65535");
+        check("a:1:2", "has an address that is none");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_port_or_an_error(text in "\\PC{0,40}") {
+            let _ = text.parse::<PortSpec>();
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! Who may do what: principal, role, name prefix. Each route says what it needs.
+
+use std::fmt;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Kind, Result};
+
+/// What a principal may do, each role including those before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// Sees.
+    Viewer,
+    /// Changes services.
+    Deployer,
+    /// Changes nodes, scripts and tokens as well.
+    Admin,
+}
+
+impl Role {
+    /// As in flags.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Role::Viewer => "viewer",
+            Role::Deployer => "deployer",
+            Role::Admin => "admin",
+        }
+    }
+}
+
+/// Whoever makes a call.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Principal {
+    /// A token's name, or `uid 1000` over the control socket.
+    pub name: String,
+    /// What they may do.
+    pub role: Role,
+    /// Only names that begin so; empty for all.
+    pub prefix: String,
+}
+
+impl fmt::Display for Principal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+impl Principal {
+    /// The control socket's peer: whoever may open it is as good as root.
+    pub fn local(uid: u32) -> Self {
+        Principal { name: format!("uid {uid}"), role: Role::Admin, prefix: String::new() }
+    }
+
+    /// An error unless `role` is held, and for `name` if one is concerned.
+    pub fn require(&self, role: Role, name: Option<&str>) -> Result<()> {
+        if self.role < role {
+            return Err(Error::new(
+                Kind::Forbidden,
+                format!("principal \"{}\"", self.name),
+                format!("lacks the role {}", role.as_str()),
+            )
+            .help(format!(
+                "use a token with the role {}; this one is {}",
+                role.as_str(),
+                self.role.as_str()
+            )));
+        }
+        if let Some(name) = name
+            && !name.starts_with(&self.prefix)
+        {
+            return Err(Error::new(
+                Kind::Forbidden,
+                format!("principal \"{}\"", self.name),
+                format!("may not touch \"{name:.70}\""),
+            )
+            .help(format!("its token is for names that begin with \"{}\"", self.prefix)));
+        }
+        // A role that reaches beyond names is no use to a principal that is confined to some.
+        if name.is_none() && role == Role::Admin && !self.prefix.is_empty() {
+            return Err(Error::new(
+                Kind::Forbidden,
+                format!("principal \"{}\"", self.name),
+                "is confined to a name prefix",
+            )
+            .help("use a token without a prefix"));
+        }
+        Ok(())
+    }
+}
+
+/// A token as it is stored: never the secret, only its hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Token {
+    /// Who it stands for.
+    pub principal: Principal,
+    /// SHA-256 of the secret.
+    pub hash: String,
+    /// When it was made.
+    pub created_at: super::clock::Timestamp,
+}
+
+/// What a new token is to allow.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct NewToken {
+    /// Its name, for lists and the audit.
+    pub name: super::name::Name,
+    /// What it allows.
+    pub role: Role,
+    /// Only names that begin so.
+    #[serde(default)]
+    pub prefix: String,
+}
+
+/// A new token: the only time its secret is seen.
+#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+pub struct MadeToken {
+    /// Who it stands for.
+    pub principal: Principal,
+    /// What the bearer sends.
+    pub secret: String,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_and_prefixes() {
+        let deployer = Principal { name: "ci".into(), role: Role::Deployer, prefix: "shop-".into() };
+        assert!(deployer.require(Role::Deployer, Some("shop-api")).is_ok());
+        assert!(deployer.require(Role::Viewer, None).is_ok());
+        assert_eq!(deployer.require(Role::Deployer, Some("bank")).unwrap_err().kind, Kind::Forbidden);
+        assert_eq!(deployer.require(Role::Admin, None).unwrap_err().kind, Kind::Forbidden);
+        let confined = Principal { name: "x".into(), role: Role::Admin, prefix: "shop-".into() };
+        assert_eq!(confined.require(Role::Admin, None).unwrap_err().kind, Kind::Forbidden);
+    }
+}

@@ -1,0 +1,110 @@
+//! The several ways in which a field of a description may be written.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::de::{self, MapAccess, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
+use serde_json::Value;
+
+use super::service::Use;
+
+const SIGNALS: [&str; 9] = ["TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL", "WINCH", "ABRT"];
+
+/// A signal's name, with or without `SIG`.
+pub fn signal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let name = text.strip_prefix("SIG").unwrap_or(&text);
+    if !SIGNALS.contains(&name) {
+        let hint = super::suggest::hint(name, SIGNALS);
+        return Err(de::Error::custom(format!("unknown signal \"{text:.20}\"{hint}")));
+    }
+    Ok(name.to_owned())
+}
+
+/// A policy's name, a table with `use`, or a list of them.
+pub fn uses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Use>, D::Error> {
+    struct OneOrMore;
+    impl<'de> Visitor<'de> for OneOrMore {
+        type Value = Vec<Use>;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("a policy's name, a table with \"use\", or a list of them")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<Use>, E> {
+            Ok(vec![Use::deserialize(de::IntoDeserializer::into_deserializer(text))?])
+        }
+
+        fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Vec<Use>, A::Error> {
+            Ok(vec![Use::deserialize(de::value::MapAccessDeserializer::new(map))?])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<Use>, A::Error> {
+            let mut uses = Vec::new();
+            while let Some(next) = list.next_element()? {
+                uses.push(next);
+            }
+            Ok(uses)
+        }
+    }
+    deserializer.deserialize_any(OneOrMore)
+}
+
+/// A list of words; a text is one shell command line, as in a Dockerfile's shell form.
+pub fn command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    struct Words;
+    impl<'de> Visitor<'de> for Words {
+        type Value = Vec<String>;
+
+        fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+            f.write_str("a list of words, such as { \"server\", \"--port\", \"80\" }")
+        }
+
+        fn visit_str<E: de::Error>(self, text: &str) -> Result<Vec<String>, E> {
+            Ok(vec!["/bin/sh".into(), "-c".into(), text.into()])
+        }
+
+        fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Vec<String>, A::Error> {
+            let mut words = Vec::new();
+            while let Some(Plain(word)) = list.next_element()? {
+                words.push(word);
+            }
+            Ok(words)
+        }
+
+        // Lua's empty table.
+        fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Vec<String>, A::Error> {
+            match map.next_key::<String>()? {
+                None => Ok(Vec::new()),
+                Some(_) => Err(de::Error::invalid_type(de::Unexpected::Map, &self)),
+            }
+        }
+    }
+    deserializer.deserialize_any(Words)
+}
+
+/// Variables by name; numbers and booleans are written out.
+pub fn environment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error> {
+    let map = BTreeMap::<String, Plain>::deserialize(deserializer)?;
+    Ok(map.into_iter().map(|(key, Plain(value))| (key, value)).collect())
+}
+
+// A text, or a number or boolean that is written as one: `PORT = 80`, `DEBUG = true`.
+struct Plain(String);
+
+impl<'de> Deserialize<'de> for Plain {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::String(text) => Ok(Plain(text)),
+            Value::Number(number) => match number.as_f64() {
+                Some(float) if float.fract() == 0.0 && float.abs() < 9e15 => Ok(Plain(format!("{float:.0}"))),
+                _ => Ok(Plain(number.to_string())),
+            },
+            Value::Bool(value) => Ok(Plain(value.to_string())),
+            Value::Null => Err(de::Error::custom("expected a text, got nothing")),
+            Value::Array(_) => Err(de::Error::custom("expected a text, got a list")),
+            Value::Object(_) => Err(de::Error::custom("expected a text, got a table")),
+        }
+    }
+}

@@ -1,0 +1,392 @@
+//! The balancer's loop: accepts, connects, moves bytes, obeys its control socket.
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use mio::net::{TcpListener, TcpStream, UnixListener};
+use mio::{Events, Interest, Poll, Token};
+
+use super::choose::Chooser;
+use super::control::{Control, take_over};
+use super::pair::{Outcome, Pair};
+use super::{Reply, Request, build, owner, socket_path};
+use crate::model::id::TaskId;
+use crate::network::table::{Listener, Status, Table};
+
+/// How long a backend has to accept a connection before another is tried.
+const CONNECT: Duration = Duration::from_secs(3);
+/// How often listeners that could not be opened, and an exhausted `accept`, are tried again.
+const RETRY: Duration = Duration::from_millis(500);
+const BUFFER: usize = 64 * 1024;
+
+// A token is an index with the kind of socket in its lowest bits.
+const CLIENT: usize = 0;
+const SERVER: usize = 1;
+const LISTENER: usize = 2;
+const CONTROL: usize = 3;
+const CONTROL_LISTENER: Token = Token(usize::MAX - 8);
+const LIFELINE: Token = Token(usize::MAX - 9);
+
+struct Open {
+    token: Token,
+    socket: TcpListener,
+    spec: Listener,
+    chooser: Chooser,
+    // accept() ran out of descriptors; no new event will come for what waits.
+    starved: bool,
+}
+
+struct Loop {
+    poll: Poll,
+    table: Table,
+    listeners: BTreeMap<String, Open>,
+    failed: BTreeMap<String, String>,
+    names: HashMap<Token, String>,
+    next: usize,
+    pairs: HashMap<usize, Pair>,
+    controls: HashMap<usize, Control>,
+    open: HashMap<TaskId, u32>,
+    busy: Vec<usize>,
+    accepted: u64,
+    refused: u64,
+    leaving: bool,
+    stopped: bool,
+    buffer: Vec<u8>,
+}
+
+/// Runs the balancer of `folder` until it is told to stop, or has handed over and served its last connection. With
+/// `lifeline`, also until standard input is closed.
+pub fn main(folder: &Path, lifeline: bool) -> io::Result<()> {
+    let _ = nix::unistd::setsid();
+    // Every connection takes two descriptors; the soft limit is for programs that use select.
+    if let Ok((_, hard)) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE) {
+        let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    let path = socket_path(folder);
+    let inherited = if path.exists() { take_over(&path).unwrap_or_default() } else { Vec::new() };
+    // The name is taken over whole: there is no moment without a socket behind it.
+    let temporary = folder.join(format!("balancer.{}", std::process::id()));
+    let _ = std::fs::remove_file(&temporary);
+    let mut control = UnixListener::bind(&temporary)?;
+    std::fs::set_permissions(&temporary, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    let poll = Poll::new()?;
+    poll.registry().register(&mut control, CONTROL_LISTENER, Interest::READABLE)?;
+    let stdin = std::io::stdin();
+    if lifeline {
+        poll.registry().register(&mut mio::unix::SourceFd(&stdin.as_raw_fd()), LIFELINE, Interest::READABLE)?;
+    }
+    let mut inner = Loop {
+        poll,
+        table: Table::default(),
+        listeners: BTreeMap::new(),
+        failed: BTreeMap::new(),
+        names: HashMap::new(),
+        next: 0,
+        pairs: HashMap::new(),
+        controls: HashMap::new(),
+        open: HashMap::new(),
+        busy: Vec::new(),
+        accepted: 0,
+        refused: 0,
+        leaving: false,
+        stopped: false,
+        buffer: vec![0; BUFFER],
+    };
+    for (name, socket) in inherited {
+        let socket = std::net::TcpListener::from(socket);
+        let port = socket.local_addr()?.port();
+        // Until the first table says who is behind it, connections wait in the kernel's queue.
+        let spec =
+            Listener { address: None, port, balance: crate::model::port::Balance::default(), backends: Vec::new() };
+        inner.add_listener(name, TcpListener::from_std(socket), spec)?;
+    }
+    std::fs::rename(&temporary, &path)?;
+    inner.run(&control)
+}
+
+impl Loop {
+    fn run(&mut self, control: &UnixListener) -> io::Result<()> {
+        let mut events = Events::with_capacity(1024);
+        let mut retry_at = Instant::now() + RETRY;
+        while !self.stopped && (!self.leaving || !self.pairs.is_empty()) {
+            let waiting = !self.failed.is_empty()
+                || self.listeners.values().any(|l| l.starved)
+                || self.pairs.values().any(|p| p.connecting.is_some());
+            let timeout = match (self.busy.is_empty(), waiting) {
+                (false, _) => Some(Duration::ZERO),
+                (true, true) => Some(retry_at.saturating_duration_since(Instant::now())),
+                (true, false) => None,
+            };
+            match self.poll.poll(&mut events, timeout) {
+                Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error),
+                _ => {}
+            }
+            for event in &events {
+                match event.token() {
+                    CONTROL_LISTENER => self.accept_controls(control),
+                    LIFELINE => self.stopped = true,
+                    token => self.event(token, event),
+                }
+            }
+            for index in std::mem::take(&mut self.busy) {
+                self.pump(index);
+            }
+            if waiting && Instant::now() >= retry_at {
+                retry_at = Instant::now() + RETRY;
+                self.retry();
+            }
+        }
+        Ok(())
+    }
+
+    fn event(&mut self, token: Token, event: &mio::event::Event) {
+        let index = token.0 >> 2;
+        match token.0 & 3 {
+            LISTENER => self.accept(token),
+            CONTROL => self.control(index, event.is_writable()),
+            side => {
+                let Some(pair) = self.pairs.get_mut(&index) else { return };
+                if side == SERVER && pair.connecting.is_some() {
+                    if event.is_error() || matches!(pair.server.take_error(), Ok(Some(_)) | Err(_)) {
+                        self.try_another(index);
+                        return;
+                    }
+                    if !event.is_writable() || pair.server.peer_addr().is_err() {
+                        return;
+                    }
+                    pair.connecting = None;
+                    // What the client sent meanwhile was announced before; it is read now.
+                    pair.mark_readable(false);
+                }
+                if event.is_readable() || event.is_read_closed() || event.is_error() {
+                    pair.mark_readable(side == SERVER);
+                }
+                self.pump(index);
+            }
+        }
+    }
+
+    fn pump(&mut self, index: usize) {
+        let Some(pair) = self.pairs.get_mut(&index) else { return };
+        match pair.pump(&mut self.buffer) {
+            Outcome::Open => {}
+            Outcome::Busy => self.busy.push(index),
+            Outcome::Done => self.close(index),
+        }
+    }
+
+    fn close(&mut self, index: usize) {
+        if let Some(pair) = self.pairs.remove(&index) {
+            self.count_down(&pair.task);
+        }
+    }
+
+    fn count_down(&mut self, task: &TaskId) {
+        if let Some(count) = self.open.get_mut(task) {
+            *count -= 1;
+            if *count == 0 {
+                self.open.remove(task);
+            }
+        }
+    }
+
+    fn accept(&mut self, token: Token) {
+        let Some(name) = self.names.get(&token).cloned() else { return };
+        loop {
+            let Some(listener) = self.listeners.get_mut(&name) else { return };
+            listener.starved = false;
+            // Taken over, and the table not known yet: the kernel's queue holds them.
+            if self.table.version == 0 {
+                listener.starved = true;
+                return;
+            }
+            match listener.socket.accept() {
+                Ok((client, _)) => {
+                    self.accepted += 1;
+                    let _ = client.set_nodelay(true);
+                    self.connect(&name, client, Vec::new());
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
+                Err(error) if matches!(error.kind(), io::ErrorKind::Interrupted | io::ErrorKind::ConnectionAborted) => {
+                }
+                Err(_) => {
+                    listener.starved = true;
+                    return;
+                }
+            }
+        }
+    }
+
+    // Pairs a client with a backend; without one its connection is closed, which counts as refused.
+    fn connect(&mut self, name: &str, mut client: TcpStream, mut tried: Vec<TaskId>) {
+        let index = self.next;
+        self.next += 1;
+        loop {
+            let Some(listener) = self.listeners.get_mut(name) else { return };
+            let spec = &listener.spec;
+            let Some(chosen) = listener.chooser.choose(spec.balance, &spec.backends, &tried, &self.open) else {
+                self.refused += 1;
+                return;
+            };
+            let backend = &spec.backends[chosen];
+            let task = backend.id.clone();
+            let server = backend.address.parse().map_err(io::Error::other).and_then(TcpStream::connect);
+            let Ok(mut server) = server else {
+                tried.push(task);
+                continue;
+            };
+            let _ = server.set_nodelay(true);
+            let both = Interest::READABLE | Interest::WRITABLE;
+            let registered = self
+                .poll
+                .registry()
+                .register(&mut client, Token(index << 2 | CLIENT), both)
+                .and_then(|()| self.poll.registry().register(&mut server, Token(index << 2 | SERVER), both));
+            if registered.is_err() {
+                self.refused += 1;
+                return;
+            }
+            *self.open.entry(task.clone()).or_default() += 1;
+            let pair = Pair::new(client, server, name.to_owned(), task, tried, Instant::now() + CONNECT);
+            self.pairs.insert(index, pair);
+            return;
+        }
+    }
+
+    // The backend did not take it. Nothing was read from the client yet, so another can serve it whole.
+    fn try_another(&mut self, index: usize) {
+        let Some(pair) = self.pairs.remove(&index) else { return };
+        self.count_down(&pair.task);
+        let name = pair.listener.clone();
+        let (mut client, tried) = pair.into_client();
+        if self.poll.registry().deregister(&mut client).is_ok() {
+            self.connect(&name, client, tried);
+        }
+    }
+
+    fn retry(&mut self) {
+        let now = Instant::now();
+        let late: Vec<usize> = self
+            .pairs
+            .iter()
+            .filter(|(_, pair)| pair.connecting.is_some_and(|at| at <= now))
+            .map(|(index, _)| *index)
+            .collect();
+        for index in late {
+            self.try_another(index);
+        }
+        let starved: Vec<Token> =
+            self.listeners.values().filter(|listener| listener.starved).map(|listener| listener.token).collect();
+        for token in starved {
+            self.accept(token);
+        }
+        if !self.failed.is_empty() {
+            let table = self.table.clone();
+            self.apply(table);
+        }
+    }
+
+    fn add_listener(&mut self, name: String, mut socket: TcpListener, spec: Listener) -> io::Result<()> {
+        let token = Token(self.next << 2 | LISTENER);
+        self.next += 1;
+        self.poll.registry().register(&mut socket, token, Interest::READABLE)?;
+        self.names.insert(token, name.clone());
+        self.listeners.insert(name, Open { token, socket, spec, chooser: Chooser::default(), starved: false });
+        Ok(())
+    }
+
+    fn apply(&mut self, table: Table) {
+        self.failed.clear();
+        let same = |open: &Open, wanted: &Listener| {
+            open.spec.port == wanted.port && (open.spec.address == wanted.address || open.spec.backends.is_empty())
+        };
+        let gone: Vec<String> = self
+            .listeners
+            .iter()
+            .filter(|(name, open)| table.listeners.get(*name).is_none_or(|wanted| !same(open, wanted)))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in gone {
+            if let Some(mut open) = self.listeners.remove(&name) {
+                let _ = self.poll.registry().deregister(&mut open.socket);
+                self.names.remove(&open.token);
+            }
+        }
+        for (name, wanted) in &table.listeners {
+            if let Some(open) = self.listeners.get_mut(name) {
+                open.chooser.retain(&wanted.backends);
+                open.spec = wanted.clone();
+                continue;
+            }
+            let added = owner::listen(wanted.address, wanted.port).and_then(|socket| {
+                self.add_listener(name.clone(), socket, wanted.clone()).map_err(|error| error.to_string())
+            });
+            if let Err(why) = added {
+                self.failed.insert(name.clone(), why);
+            }
+        }
+        self.table = table;
+        // Connections that waited for the first table, or came before their listener was registered.
+        let tokens: Vec<Token> = self.listeners.values().map(|listener| listener.token).collect();
+        for token in tokens {
+            self.accept(token);
+        }
+    }
+
+    fn accept_controls(&mut self, listener: &UnixListener) {
+        while let Ok((mut stream, _)) = listener.accept() {
+            let index = self.next;
+            self.next += 1;
+            let both = Interest::READABLE | Interest::WRITABLE;
+            if self.poll.registry().register(&mut stream, Token(index << 2 | CONTROL), both).is_ok() {
+                self.controls.insert(index, Control::new(stream));
+            }
+        }
+    }
+
+    fn control(&mut self, index: usize, writable: bool) {
+        let Some(mut control) = self.controls.remove(&index) else { return };
+        if writable && control.flush().is_err() {
+            return;
+        }
+        let Ok(requests) = control.read(&mut self.buffer) else { return };
+        for request in requests {
+            let handover = matches!(request, Request::Handover);
+            match request {
+                // A table that a slow path brings late must not undo a newer one.
+                Request::Table(table) if table.version >= self.table.version => self.apply(table),
+                Request::Stop => self.stopped = true,
+                _ => {}
+            }
+            let sockets = if handover { self.listeners.keys().cloned().collect() } else { Vec::new() };
+            if control.reply(&Reply { build: build(), status: self.status(), sockets }).is_err() {
+                return;
+            }
+            if handover {
+                let descriptors: Vec<_> = self.listeners.values().map(|open| open.socket.as_raw_fd()).collect();
+                if control.send_sockets(&descriptors).is_err() {
+                    return;
+                }
+                self.leaving = true;
+                for (_, mut open) in std::mem::take(&mut self.listeners) {
+                    let _ = self.poll.registry().deregister(&mut open.socket);
+                }
+            }
+        }
+        self.controls.insert(index, control);
+    }
+
+    fn status(&self) -> Status {
+        Status {
+            version: self.table.version,
+            pid: std::process::id(),
+            connections: self.open.iter().map(|(task, count)| (task.clone(), *count)).collect(),
+            failed: self.failed.clone(),
+            accepted: self.accepted,
+            refused: self.refused,
+        }
+    }
+}

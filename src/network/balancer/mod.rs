@@ -1,0 +1,60 @@
+//! The balancer: a process of its own (this binary, re-executed) that forwards TCP from published ports to healthy
+//! replicas. It keeps its last table when the daemon dies, and hands its sockets to its successor in an upgrade.
+//!
+//! One thread, one epoll loop, no runtime: what is read is written on at once from one shared buffer, and only what
+//! the other side does not take is kept.
+
+mod choose;
+pub mod client;
+mod control;
+mod event_loop;
+mod owner;
+mod pair;
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::table::{Status, Table};
+
+pub use event_loop::main;
+
+/// A line that the daemon sends to the balancer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Request {
+    /// Take over this table.
+    Table(Table),
+    /// Say how things are.
+    Status,
+    /// A successor asks for the listening sockets; they follow as descriptors.
+    Handover,
+    /// End, without waiting for open connections.
+    Stop,
+}
+
+/// The balancer's line in answer.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Reply {
+    /// Which build answers: another one is replaced.
+    pub build: String,
+    /// How things are.
+    pub status: Status,
+    /// With a handover: the listeners whose descriptors follow, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub sockets: Vec<String>,
+}
+
+/// The control socket in `folder`.
+pub fn socket_path(folder: &Path) -> PathBuf {
+    folder.join("balancer.sock")
+}
+
+/// Names this build: version, and the file that it was loaded from.
+pub fn build() -> String {
+    use std::os::unix::fs::MetadataExt;
+    let file = std::fs::metadata("/proc/self/exe")
+        .map(|meta| format!("{}:{}", meta.ino(), meta.mtime_nsec()))
+        .unwrap_or_default();
+    format!("{} {file}", env!("CARGO_PKG_VERSION"))
+}

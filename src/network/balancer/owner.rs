@@ -1,0 +1,57 @@
+//! Who holds a port: for the error that names them.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+
+use mio::net::TcpListener as MioListener;
+
+/// Opens a listening socket: on one address, or on all interfaces, IPv6 and IPv4 together.
+pub fn listen(address: Option<std::net::IpAddr>, port: u16) -> Result<MioListener, String> {
+    let first = match address {
+        Some(address) => SocketAddr::new(address, port),
+        None => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
+    };
+    let opened = TcpListener::bind(first).or_else(|error| match address {
+        // A host without IPv6.
+        None if error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32) => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
+        }
+        _ => Err(error),
+    });
+    let listener = opened.map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => match holder(port) {
+            Some(holder) => format!("port {port} is taken by {holder}"),
+            None => format!("port {port} is taken by another process"),
+        },
+        std::io::ErrorKind::PermissionDenied => {
+            format!("port {port}: no right to bind below 1024; run as root or give the capability CAP_NET_BIND_SERVICE")
+        }
+        _ => format!("port {port}: {error}"),
+    })?;
+    listener.set_nonblocking(true).map_err(|error| format!("port {port}: {error}"))?;
+    Ok(MioListener::from_std(listener))
+}
+
+// The process that listens on `port`, as `nginx (pid 812)`, where this process may see it.
+fn holder(port: u16) -> Option<String> {
+    let inode = ["/proc/net/tcp", "/proc/net/tcp6"].iter().find_map(|file| {
+        let text = std::fs::read_to_string(file).ok()?;
+        text.lines().skip(1).find_map(|line| {
+            let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+            let listens = fields.get(3) == Some(&"0A");
+            let number = fields.get(1)?.rsplit_once(':')?.1;
+            (listens && u16::from_str_radix(number, 16) == Ok(port))
+                .then(|| fields.get(9).map(|inode| (*inode).to_owned()))?
+        })
+    })?;
+    let wanted = format!("socket:[{inode}]");
+    for process in std::fs::read_dir("/proc").ok()?.flatten() {
+        let Some(pid) = process.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+        let Ok(files) = std::fs::read_dir(process.path().join("fd")) else { continue };
+        if files.flatten().any(|file| std::fs::read_link(file.path()).is_ok_and(|link| link.to_str() == Some(&wanted)))
+        {
+            let name = std::fs::read_to_string(process.path().join("comm")).unwrap_or_default();
+            return Some(format!("{} (pid {pid})", name.trim()));
+        }
+    }
+    None
+}

@@ -1,0 +1,173 @@
+//! Two sockets and what flows between them.
+
+use std::io::{self, Read, Write};
+use std::net::Shutdown;
+use std::time::Instant;
+
+use mio::net::TcpStream;
+
+use crate::model::id::TaskId;
+
+/// A client's connection and the backend's.
+pub struct Pair {
+    /// The client's side.
+    pub client: TcpStream,
+    /// The backend's side.
+    pub server: TcpStream,
+    /// Key of the listener it came through.
+    pub listener: String,
+    /// The backend.
+    pub task: TaskId,
+    /// Backends that refused it.
+    pub tried: Vec<TaskId>,
+    /// Until when the backend has to answer; none once it has.
+    pub connecting: Option<Instant>,
+    up: Flow,
+    down: Flow,
+}
+
+/// One direction.
+#[derive(Default)]
+struct Flow {
+    // What the other side has not taken yet; empty nearly always, so it costs nothing while idle.
+    kept: Vec<u8>,
+    sent: usize,
+    readable: bool,
+    ended: bool,
+    closed: bool,
+}
+
+/// What became of a pair.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// It waits for the sockets.
+    Open,
+    /// There may be more to read at once; others first.
+    Busy,
+    /// Both directions have ended, or one broke.
+    Done,
+}
+
+/// Reads in a row before others get their turn.
+const TURNS: usize = 8;
+
+impl Pair {
+    /// A new pair whose backend has yet to answer.
+    pub fn new(
+        client: TcpStream,
+        server: TcpStream,
+        listener: String,
+        task: TaskId,
+        tried: Vec<TaskId>,
+        until: Instant,
+    ) -> Self {
+        Pair {
+            client,
+            server,
+            listener,
+            task,
+            tried,
+            connecting: Some(until),
+            up: Flow::default(),
+            down: Flow::default(),
+        }
+    }
+
+    /// Notes that a side became readable.
+    pub fn mark_readable(&mut self, from_server: bool) {
+        if from_server { self.down.readable = true } else { self.up.readable = true }
+    }
+
+    /// Moves whatever can be moved.
+    pub fn pump(&mut self, buffer: &mut [u8]) -> Outcome {
+        if self.connecting.is_some() {
+            return Outcome::Open;
+        }
+        let up = self.up.pump(&mut self.client, &mut self.server, buffer);
+        let down = self.down.pump(&mut self.server, &mut self.client, buffer);
+        match (up, down) {
+            (Ok(_), Ok(_)) if self.up.closed && self.down.closed => Outcome::Done,
+            (Ok(false), Ok(false)) => Outcome::Open,
+            (Ok(_), Ok(_)) => Outcome::Busy,
+            _ => Outcome::Done,
+        }
+    }
+
+    /// Gives back the client's socket, to be paired with another backend. Only before anything was read from it.
+    pub fn into_client(self) -> (TcpStream, Vec<TaskId>) {
+        let mut tried = self.tried;
+        tried.push(self.task);
+        (self.client, tried)
+    }
+}
+
+impl Flow {
+    // Ok(true): stopped for fairness, not for want of data.
+    fn pump(&mut self, from: &mut TcpStream, to: &mut TcpStream, buffer: &mut [u8]) -> io::Result<bool> {
+        if !self.kept.is_empty() {
+            match write_some(to, &self.kept[self.sent..])? {
+                written if self.sent + written == self.kept.len() => {
+                    self.kept = Vec::new();
+                    self.sent = 0;
+                }
+                written => {
+                    self.sent += written;
+                    return Ok(false);
+                }
+            }
+        }
+        for _ in 0..TURNS {
+            if self.ended {
+                break;
+            }
+            if !self.readable {
+                return Ok(false);
+            }
+            let length = match from.read(buffer) {
+                Ok(length) => length,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    self.readable = false;
+                    return Ok(false);
+                }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error),
+            };
+            if length == 0 {
+                self.ended = true;
+                break;
+            }
+            // A short read has emptied the socket; the next data, or its end, is a new event (epoll(7)).
+            if length < buffer.len() {
+                self.readable = false;
+            }
+            let written = write_some(to, &buffer[..length])?;
+            if written < length {
+                self.kept.extend_from_slice(&buffer[written..length]);
+                return Ok(false);
+            }
+        }
+        if self.ended {
+            if !self.closed {
+                self.closed = true;
+                // The other side may have gone already.
+                let _ = to.shutdown(Shutdown::Write);
+            }
+            return Ok(false);
+        }
+        Ok(self.readable)
+    }
+}
+
+fn write_some(to: &mut TcpStream, bytes: &[u8]) -> io::Result<usize> {
+    let mut written = 0;
+    while written < bytes.len() {
+        match to.write(&bytes[written..]) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(length) => written += length,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(written)
+}

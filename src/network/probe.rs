@@ -1,0 +1,62 @@
+//! Asks a replica whether it answers: a connection, or a GET.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::Bytes;
+use hyper_util::rt::TokioIo;
+
+/// Opens a connection and closes it.
+pub async fn tcp(address: &str, timeout: Duration) -> Result<(), String> {
+    match tokio::time::timeout(timeout, tokio::net::TcpStream::connect(address)).await {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(format!("tcp {address}: {error}")),
+        Err(_) => Err(format!("tcp {address}: no answer within {}", shown(timeout))),
+    }
+}
+
+/// GETs `path`; a status from 200 to 399 passes.
+pub async fn http(address: &str, path: &str, timeout: Duration) -> Result<(), String> {
+    let ask = async {
+        let stream = tokio::net::TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        let (mut sender, connection) =
+            hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+        let connection = tokio::spawn(connection);
+        let request = hyper::Request::get(path)
+            .header("host", address)
+            .header("user-agent", concat!("neap/", env!("CARGO_PKG_VERSION"), " check"))
+            .header("connection", "close")
+            .body(Empty::<Bytes>::new())
+            .map_err(|error| error.to_string())?;
+        let response = sender.send_request(request).await.map_err(|error| error.to_string())?;
+        let status = response.status();
+        let mut body = response.into_body();
+        let mut said = Vec::new();
+        // Enough to see why; the rest is not read.
+        while said.len() < 200
+            && let Some(Ok(frame)) = body.frame().await
+        {
+            if let Some(data) = frame.data_ref() {
+                said.extend_from_slice(data);
+            }
+        }
+        connection.abort();
+        if (200..400).contains(&status.as_u16()) {
+            return Ok(());
+        }
+        let said = String::from_utf8_lossy(&said[..said.len().min(200)]).trim().to_owned();
+        Err(if said.is_empty() {
+            format!("status {}", status.as_u16())
+        } else {
+            format!("status {}: {said}", status.as_u16())
+        })
+    };
+    match tokio::time::timeout(timeout, ask).await {
+        Ok(result) => result.map_err(|why: String| format!("GET {path}: {why}")),
+        Err(_) => Err(format!("GET {path}: no answer within {}", shown(timeout))),
+    }
+}
+
+fn shown(timeout: Duration) -> crate::model::units::Duration {
+    timeout.into()
+}

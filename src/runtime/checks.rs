@@ -1,0 +1,125 @@
+//! Runs the checks of running tasks, each on a small task of its own, and reports changes of health.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+
+use super::{Message, Parts};
+use crate::model::bundle::HostedKind;
+use crate::model::check::{CheckSpec, OnFail};
+use crate::model::id::TaskId;
+use crate::model::task::{Health, Task, TaskState};
+use crate::network::probe;
+use crate::scheduler::health::HealthCounter;
+use crate::scheduler::world::World;
+
+/// A starting task is asked this soon, then at growing distances up to the check's own.
+const FIRST: Duration = Duration::from_millis(50);
+
+/// Follows the world for as long as it is published.
+pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages: mpsc::UnboundedSender<Message>) {
+    tokio::spawn(async move {
+        let mut runners: HashMap<TaskId, JoinHandle<()>> = HashMap::new();
+        loop {
+            let world = seen.borrow_and_update().clone();
+            let runs = |task: &Task| task.state == TaskState::Running && task.stop.is_none();
+            runners.retain(|id, runner| {
+                let keep = world.tasks.get(id).is_some_and(|task| runs(task));
+                if !keep {
+                    runner.abort();
+                }
+                keep
+            });
+            for task in world.tasks.values().filter(|task| runs(task)) {
+                if runners.contains_key(&task.id) {
+                    continue;
+                }
+                let Some(revision) = world.revision(&task.service, task.revision) else { continue };
+                let Some(check) = revision.spec.check.clone() else { continue };
+                let bundle = world.services.get(&task.service).and_then(|service| service.bundle.clone());
+                let runner =
+                    Runner { parts: parts.clone(), messages: messages.clone(), task: Task::clone(task), check, bundle };
+                runners.insert(task.id.clone(), tokio::spawn(runner.run()));
+            }
+            if seen.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+struct Runner {
+    parts: Arc<Parts>,
+    messages: mpsc::UnboundedSender<Message>,
+    task: Task,
+    check: CheckSpec,
+    bundle: Option<String>,
+}
+
+impl Runner {
+    async fn run(self) {
+        let timing = self.check.timing(None);
+        let started = self.task.started_at.unwrap_or(self.task.created_at);
+        let mut counter = HealthCounter::new(self.task.health, started);
+        let mut starting = self.task.health != Health::Healthy;
+        let every = timing.every.std();
+        let mut quick = FIRST.min(every);
+        // Only failures a whole interval apart count: the quick looks at the start are there to see the first pass
+        // early, not to use up the patience.
+        let mut counted = tokio::time::Instant::now();
+        loop {
+            let begun = tokio::time::Instant::now();
+            let result = self.ask(timing.timeout.std()).await;
+            let counts = result.is_ok() || begun.duration_since(counted) >= every || !starting;
+            if counts {
+                counted = begun;
+                let passed = result.is_ok();
+                if let Some(health) = counter.count(&timing, self.parts.clock.now(), passed) {
+                    starting = false;
+                    let restart = timing.on_fail == OnFail::Restart;
+                    let message = Message::Health { task: self.task.id.clone(), health, reason: result.err(), restart };
+                    if self.messages.send(message).is_err() {
+                        return;
+                    }
+                }
+            }
+            let wait = if starting { quick } else { every };
+            quick = (quick * 2).min(every);
+            tokio::time::sleep_until(begun + wait).await;
+        }
+    }
+
+    async fn ask(&self, timeout: Duration) -> Result<(), String> {
+        let check = &self.check;
+        if check.http.is_some() || check.tcp.is_some() {
+            let name = check.port_name(self.task.ports.keys()).unwrap_or_default();
+            let address = self.task.ports.get(name).ok_or_else(|| format!("the task has no port \"{name}\""))?;
+            return match &check.http {
+                Some(path) => probe::http(address, path, timeout).await,
+                None => probe::tcp(address, timeout).await,
+            };
+        }
+        if !check.exec.is_empty() {
+            let result = self
+                .parts
+                .engine
+                .exec(&self.task.id, &check.exec, timeout.into())
+                .await
+                .map_err(|error| error.to_string())?;
+            let said = result.output.trim().lines().next().unwrap_or_default().to_owned();
+            return if result.code == 0 { Ok(()) } else { Err(format!("exit code {}: {said}", result.code)) };
+        }
+        let Some(name) = &check.script else { return Ok(()) };
+        let own = self.parts.host.registered(self.bundle.as_deref()).map_err(|error| error.to_string())?;
+        let (bundle, _) =
+            self.parts.host.find(&own, HostedKind::Check, name.as_str()).map_err(|error| error.to_string())?;
+        match self.parts.host.run_check(&bundle, name.as_str(), self.task.clone(), timeout).await {
+            Ok((true, _)) => Ok(()),
+            Ok((false, said)) => Err(if said.is_empty() { format!("check \"{name}\" failed") } else { said }),
+            Err(error) => Err(error.to_string()),
+        }
+    }
+}

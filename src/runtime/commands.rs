@@ -1,0 +1,398 @@
+//! What people ask for, as changes of the world: apply, scale, release, remove.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::persist::bundle_key;
+use crate::client::{Apply, Only, ReleaseAction};
+use crate::model::bundle::HostedKind;
+use crate::model::check::CheckSpec;
+use crate::model::event::What;
+use crate::model::id::ServiceId;
+use crate::model::release::{Order, Release, ReleaseState};
+use crate::model::service::{MAX_REPLICAS, Revision, Service, ServiceSpec};
+use crate::model::units::Duration;
+use crate::model::{Error, Kind, Result};
+use crate::scheduler::world::{Change, Draft, World};
+use crate::script::host::{Inspected, ScriptHost, check_options};
+use crate::script::hosted::Facts;
+use crate::store::{Write, encode};
+
+/// A description that was read, with its scripts found and checked. Made outside the conductor, since loading scripts
+/// takes time.
+pub struct Prepared {
+    spec: ServiceSpec,
+    only: Only,
+    bundle: Option<(String, Vec<u8>)>,
+    rollout: Facts,
+}
+
+impl Prepared {
+    /// The description, with all that was filled in.
+    pub fn spec(&self) -> &ServiceSpec {
+        &self.spec
+    }
+}
+
+/// Reads and checks an apply against the world as it is.
+pub fn prepare(world: &World, host: &ScriptHost, ask: Apply) -> Result<Prepared> {
+    let name = ask.service.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+    let old = world.services.get(name.as_str());
+    let mut value = ask.service;
+    if ask.only == Only::Update {
+        let old = old.ok_or_else(|| missing(world, &name))?;
+        value = merged(&old.spec, &value)?;
+    }
+    let mut spec = ServiceSpec::read(&value)?;
+    let mut bundle = None;
+    let own: Arc<Inspected> = match ask.with {
+        Some(with) => {
+            with.validate()?;
+            let record = encode(&with);
+            if record.len() > crate::store::MAX_VALUE {
+                return Err(Error::new(
+                    Kind::Exhausted,
+                    spec.subject(),
+                    format!("its scripts take {} bytes together", record.len()),
+                )
+                .help(format!("at most {} bytes of scripts go with one service", crate::store::MAX_VALUE)));
+            }
+            let hash = host.add(with);
+            bundle = Some((hash.clone(), record));
+            host.registered(Some(&hash))?
+        }
+        None => host.registered(old.and_then(|old| old.bundle.as_deref()))?,
+    };
+    let about = |error: Error| Error { subject: format!("{}: {}", spec.subject(), error.subject), ..error };
+    for policy in &spec.policy {
+        let (_, facts) = host.find(&own, HostedKind::Policy, policy.name.as_str()).map_err(about)?;
+        check_options(HostedKind::Policy, policy, &facts).map_err(about)?;
+    }
+    let (_, rollout) = host.find(&own, HostedKind::Rollout, spec.rollout.name.as_str()).map_err(about)?;
+    check_options(HostedKind::Rollout, &spec.rollout, &rollout).map_err(about)?;
+    let registered = match spec.check.as_ref().and_then(|check| check.script.as_ref()) {
+        Some(script) => Some(host.find(&own, HostedKind::Check, script.as_str()).map_err(about)?.1.check),
+        None => None,
+    };
+    if let (Some(check), Some(registered)) = (&mut spec.check, registered) {
+        fill_in(check, &registered);
+    }
+    Ok(Prepared { spec, only: ask.only, bundle, rollout })
+}
+
+// A scripted check's own times are part of the revision that uses it.
+fn fill_in(check: &mut CheckSpec, registered: &CheckSpec) {
+    check.every = check.every.or(registered.every);
+    check.timeout = check.timeout.or(registered.timeout);
+    check.healthy = check.healthy.or(registered.healthy);
+    check.unhealthy = check.unhealthy.or(registered.unhealthy);
+    check.start_period = check.start_period.or(registered.start_period);
+    check.on_fail = check.on_fail.or(registered.on_fail);
+}
+
+fn merged(old: &ServiceSpec, changes: &Value) -> Result<Value> {
+    let mut value = serde_json::to_value(old).map_err(|error| Error::internal(old.subject(), error.to_string()))?;
+    match (value.as_object_mut(), changes) {
+        (Some(all), Value::Object(changes)) => {
+            for (key, change) in changes {
+                all.insert(key.clone(), change.clone());
+            }
+            Ok(value)
+        }
+        _ => Err(Error::invalid(old.subject(), "a change is a table of fields")),
+    }
+}
+
+/// The error for a service that is not there.
+pub fn missing(world: &World, name: &str) -> Error {
+    let hint = crate::model::suggest::nearest(name, world.services.keys().map(crate::model::name::Name::as_str));
+    let error = Error::not_found(format!("service \"{name:.70}\""));
+    match hint {
+        Some(near) => error.help(format!("did you mean \"{near}\"?")),
+        None => error.help("`neap service ls` lists them"),
+    }
+}
+
+/// Creates or updates a service.
+pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, prepared: Prepared) -> Result<()> {
+    let Prepared { spec, only, bundle, rollout } = prepared;
+    let old = draft.world.services.get(&spec.name).cloned();
+    if let Some(old) = &old {
+        if old.removing {
+            return Err(Error::new(Kind::Conflict, spec.subject(), "is just being removed")
+                .help("wait until it is gone")
+                .retry(true));
+        }
+        if only == Only::Create {
+            return Err(Error::new(Kind::Conflict, spec.subject(), "exists already")
+                .help(format!("change it with: neap service update {}", spec.name)));
+        }
+    }
+    refuse_taken_ports(&draft.world, &spec)?;
+    if let Some((hash, record)) = &bundle {
+        writes.push(Write::put(bundle_key(hash), record.clone()));
+    }
+    let bundle = bundle.map(|(hash, _)| hash);
+    match old {
+        None => create(draft, spec, bundle),
+        Some(old) => update(draft, &old, spec, bundle, &rollout),
+    }
+    Ok(())
+}
+
+fn refuse_taken_ports(world: &World, spec: &ServiceSpec) -> Result<()> {
+    for (name, port) in &spec.ports {
+        let Some(published) = port.published else { continue };
+        for other in world.services.values().filter(|other| other.spec.name != spec.name) {
+            let taken = other.spec.ports.iter().find(|(_, theirs)| {
+                let same_address = theirs.address.is_none() || port.address.is_none() || theirs.address == port.address;
+                theirs.published == Some(published) && same_address
+            });
+            if let Some((theirs, _)) = taken {
+                let message = format!(
+                    "ports.{name}: {published} is published by service \"{}\" (port \"{theirs}\")",
+                    other.spec.name
+                );
+                return Err(Error::new(Kind::Conflict, spec.subject(), message)
+                    .help("publish another port, or remove that service first"));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn revision(draft: &Draft, spec: &ServiceSpec, number: u32) -> Change {
+    Change::Revision(Arc::new(Revision {
+        service: spec.name.clone(),
+        number,
+        hash: spec.template_hash(),
+        spec: spec.clone(),
+        created_at: draft.clock.wall(),
+    }))
+}
+
+fn create(draft: &mut Draft, spec: ServiceSpec, bundle: Option<String>) {
+    let now = draft.clock.wall();
+    let name = spec.name.clone();
+    draft.change(revision(draft, &spec, 1));
+    let service = Service {
+        id: ServiceId::new(draft.clock),
+        spec,
+        revision: 1,
+        active: 1,
+        stable: None,
+        bundle,
+        removing: false,
+        created_at: now,
+        updated_at: now,
+    };
+    draft.change(Change::Service(Arc::new(service)));
+    draft.note(What::ServiceCreated, &name, name.to_string(), "revision 1");
+}
+
+fn update(draft: &mut Draft, old: &Service, spec: ServiceSpec, bundle: Option<String>, rollout: &Facts) {
+    let name = spec.name.clone();
+    let mut service = old.clone();
+    service.bundle = bundle.or(service.bundle);
+    // What the slots are on their way to, or run.
+    let target = draft.world.open_release(&name).map_or(old.active, |release| match release.state {
+        ReleaseState::RollingBack => release.back,
+        _ => release.to,
+    });
+    let same = draft.world.revision(&name, target).is_some_and(|revision| revision.hash == spec.template_hash());
+    let changed = service.spec != spec || service.bundle != old.bundle;
+    service.spec = spec;
+    if !same {
+        service.revision += 1;
+        draft.change(revision(draft, &service.spec, service.revision));
+        let to = service.revision;
+        begin_release(draft, &service, to, rollout);
+    }
+    if changed || !same {
+        service.updated_at = draft.clock.wall();
+        let what = if same {
+            "description changed, no task replaced".to_owned()
+        } else {
+            format!("revision {}", service.revision)
+        };
+        draft.note(What::ServiceUpdated, &name, name.to_string(), what);
+        draft.change(Change::Service(Arc::new(service)));
+    }
+}
+
+fn begin_release(draft: &mut Draft, service: &Service, to: u32, rollout: &Facts) {
+    let name = &service.spec.name;
+    let now = draft.clock.now();
+    // A release that is overtaken leaves its slots where they are until their turn comes.
+    let mut base = BTreeMap::new();
+    if let Some(open) = draft
+        .world
+        .releases
+        .get(name)
+        .filter(|release| !release.state.is_final() || release.state == ReleaseState::Failed)
+    {
+        let slots: BTreeSet<_> = open.moved.iter().chain(open.base.keys()).cloned().collect();
+        base = slots.into_iter().map(|slot| (slot.clone(), open.revision_of(&slot))).collect();
+    }
+    let asked = service
+        .spec
+        .rollout
+        .options
+        .get("deadline")
+        .and_then(Value::as_str)
+        .and_then(|text| text.parse::<Duration>().ok());
+    let release = Release {
+        service: name.clone(),
+        from: service.active,
+        to,
+        back: service.stable.unwrap_or(service.active),
+        rollout: service.spec.rollout.clone(),
+        bundle: service.bundle.clone(),
+        state: ReleaseState::Running,
+        step: 0,
+        intent: None,
+        intent_at: None,
+        moved: BTreeSet::new(),
+        base,
+        failed: BTreeMap::new(),
+        order: Order::StartFirst,
+        weight: None,
+        reason: None,
+        started_at: now,
+        deadline_at: asked.or(rollout.deadline).map(|period| now.after(period)),
+        finished_at: None,
+    };
+    draft.note(
+        What::ReleaseStarted,
+        name,
+        name.to_string(),
+        format!("revision {} -> {to} by rollout \"{}\"", release.from, release.rollout.name),
+    );
+    draft.change(Change::Release(Arc::new(release)));
+}
+
+fn present(draft: &Draft, name: &str) -> Result<Arc<Service>> {
+    draft.world.services.get(name).cloned().ok_or_else(|| missing(&draft.world, name))
+}
+
+/// Changes the number of replicas.
+pub fn scale(draft: &mut Draft, name: &str, replicas: u32) -> Result<()> {
+    let old = present(draft, name)?;
+    if old.removing {
+        return Err(Error::new(Kind::Conflict, old.spec.subject(), "is just being removed"));
+    }
+    if old.spec.mode == crate::model::service::Mode::Global {
+        return Err(Error::invalid(old.spec.subject(), "is global: it has one replica on each suitable node")
+            .help("a replicated service can be scaled"));
+    }
+    if replicas > MAX_REPLICAS {
+        return Err(Error::invalid(old.spec.subject(), format!("replicas: {replicas} is more than {MAX_REPLICAS}")));
+    }
+    if old.spec.replicas == replicas {
+        return Ok(());
+    }
+    let mut service = Service::clone(&old);
+    draft.note(
+        What::ServiceUpdated,
+        &service.spec.name,
+        name.to_owned(),
+        format!("replicas {} -> {replicas}", service.spec.replicas),
+    );
+    service.spec.replicas = replicas;
+    service.updated_at = draft.clock.wall();
+    draft.change(Change::Service(Arc::new(service)));
+    Ok(())
+}
+
+/// Removes a service.
+pub fn remove(draft: &mut Draft, name: &str) -> Result<()> {
+    let mut service = Service::clone(&*present(draft, name)?);
+    if !service.removing {
+        service.removing = true;
+        draft.change(Change::Service(Arc::new(service)));
+    }
+    Ok(())
+}
+
+/// A person's word on a release.
+pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: ReleaseAction) -> Result<()> {
+    let service = present(draft, name)?;
+    let open = draft.world.open_release(&service.spec.name).cloned();
+    let Some(open) = open else {
+        if action == ReleaseAction::Rollback {
+            return roll_back_finished(draft, host, &service);
+        }
+        return Err(Error::new(Kind::Conflict, service.spec.subject(), "has no release going on"));
+    };
+    let mut release = Release::clone(&open);
+    let wrong =
+        || Error::new(Kind::Conflict, service.spec.subject(), format!("its release is {}", open.state.as_str()));
+    let label = name.to_owned();
+    match action {
+        ReleaseAction::Pause if release.state == ReleaseState::Running => {
+            release.state = ReleaseState::Paused;
+            release.reason = Some("paused by hand".into());
+            draft.note(What::ReleasePaused, &release.service, label, "by hand");
+        }
+        ReleaseAction::Resume if release.state == ReleaseState::Paused => {
+            release.state = ReleaseState::Running;
+            release.reason = None;
+            // A new try: what failed before has been seen.
+            release.failed.clear();
+            release.intent = None;
+            release.started_at = draft.clock.now().max(release.started_at);
+            draft.note(What::ReleaseResumed, &release.service, label, "by hand");
+        }
+        ReleaseAction::Promote if matches!(release.state, ReleaseState::Running | ReleaseState::Paused) => {
+            release.state = ReleaseState::Promoting;
+            release.intent = None;
+            release.weight = None;
+            release.failed.clear();
+            draft.note(What::ReleaseStep, &release.service, label, "promoted by hand");
+        }
+        ReleaseAction::Abort if release.state != ReleaseState::RollingBack => {
+            release.state = ReleaseState::Failed;
+            release.intent = None;
+            release.weight = None;
+            release.reason = Some("aborted by hand".into());
+            release.finished_at = Some(draft.clock.now());
+            draft.note(What::ReleaseFailed, &release.service, label, "aborted by hand");
+        }
+        ReleaseAction::Rollback if release.state != ReleaseState::RollingBack => {
+            release.state = ReleaseState::RollingBack;
+            release.intent = None;
+            release.weight = None;
+            release.reason = Some("rolled back by hand".into());
+            draft.note(What::ReleaseRollback, &release.service, label, "by hand");
+        }
+        _ => return Err(wrong()),
+    }
+    draft.change(Change::Release(Arc::new(release)));
+    Ok(())
+}
+
+// After the release is over: back to the revision before, by the service's own rollout.
+fn roll_back_finished(draft: &mut Draft, host: &ScriptHost, service: &Service) -> Result<()> {
+    let name = &service.spec.name;
+    let nowhere = || Error::new(Kind::Conflict, service.spec.subject(), "has no earlier revision to go back to");
+    let last = draft.world.releases.get(name).cloned();
+    let to = match &last {
+        Some(release) if release.state == ReleaseState::Promoted && release.to == service.active => release.from,
+        Some(release) if release.state == ReleaseState::Failed => release.back,
+        _ => service.active.checked_sub(1).filter(|number| *number > 0).ok_or_else(nowhere)?,
+    };
+    let revision = draft.world.revision(name, to).cloned().ok_or_else(nowhere)?;
+    let own = host.registered(service.bundle.as_deref())?;
+    let (_, facts) = host.find(&own, HostedKind::Rollout, service.spec.rollout.name.as_str())?;
+    let mut service = service.clone();
+    let (replicas, rollout) = (service.spec.replicas, service.spec.rollout.clone());
+    service.spec = revision.spec.clone();
+    service.spec.replicas = replicas;
+    service.spec.rollout = rollout;
+    service.updated_at = draft.clock.wall();
+    begin_release(draft, &service, to, &facts);
+    draft.change(Change::Service(Arc::new(service)));
+    Ok(())
+}

@@ -1,0 +1,280 @@
+//! The conductor: one thread that owns the world.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use super::{Message, Parts, persist};
+use crate::model::clock::Timestamp;
+use crate::model::event::Event;
+use crate::model::name::Name;
+use crate::model::task::{Task, TaskState};
+use crate::model::{Error, Result, fault};
+use crate::scheduler::observe;
+use crate::scheduler::reconcile::reconcile;
+use crate::scheduler::world::{Change, Draft, Note, World};
+use crate::script::host::Scripts;
+
+/// Most messages that share a commit.
+const GROUP: usize = 256;
+/// Most passes in a row before other messages get their turn.
+const PASSES: usize = 16;
+
+struct Conductor {
+    parts: Arc<Parts>,
+    world: World,
+    publish: watch::Sender<Arc<World>>,
+    events: broadcast::Sender<Event>,
+    sequence: u64,
+    dirty: BTreeSet<Name>,
+    wakes: BTreeMap<Name, Timestamp>,
+    // Messages whose changes could not be committed; tried again.
+    retry_at: Option<Timestamp>,
+    unwritten: Vec<Message>,
+}
+
+/// Starts the thread. It ends when every sender of `inbox` is gone.
+pub fn spawn(
+    parts: Arc<Parts>,
+    world: World,
+    inbox: mpsc::UnboundedReceiver<Message>,
+    publish: watch::Sender<Arc<World>>,
+    events: broadcast::Sender<Event>,
+) -> Result<()> {
+    let handle = tokio::runtime::Handle::current();
+    let dirty = world.services.keys().cloned().collect();
+    let conductor = Conductor {
+        parts,
+        world,
+        publish,
+        events,
+        sequence: 0,
+        dirty,
+        wakes: BTreeMap::new(),
+        retry_at: None,
+        unwritten: Vec::new(),
+    };
+    let run = move || conductor.run(&handle, inbox);
+    std::thread::Builder::new()
+        .name("conductor".into())
+        .spawn(run)
+        .map(drop)
+        .map_err(|error| Error::io("conductor", "start its thread", &error))
+}
+
+impl Conductor {
+    fn run(mut self, handle: &tokio::runtime::Handle, mut inbox: mpsc::UnboundedReceiver<Message>) {
+        loop {
+            let now = self.parts.clock.now();
+            let due: Vec<Name> =
+                self.wakes.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
+            for name in due {
+                self.wakes.remove(&name);
+                self.dirty.insert(name);
+            }
+            let mut messages = Vec::new();
+            if self.retry_at.is_some_and(|at| at <= now) {
+                self.retry_at = None;
+                messages.append(&mut self.unwritten);
+            }
+            if messages.is_empty() && (self.dirty.is_empty() || self.retry_at.is_some()) {
+                let next = self.wakes.values().copied().chain(self.retry_at).min();
+                let wait = next.map(|at| Duration::from_millis(at.since(now).millis() + 1));
+                match handle.block_on(receive(&mut inbox, wait)) {
+                    Received::Message(message) => messages.push(message),
+                    Received::Nothing => {}
+                    Received::End => return,
+                }
+            }
+            while messages.len() < GROUP
+                && let Ok(message) = inbox.try_recv()
+            {
+                messages.push(message);
+            }
+            self.turn(handle, messages);
+        }
+    }
+
+    // Takes in messages, decides, commits, publishes.
+    fn turn(&mut self, handle: &tokio::runtime::Handle, messages: Vec<Message>) {
+        let parts = self.parts.clone();
+        let mut draft = Draft::new(&self.world, &*parts.clock);
+        let mut writes = Vec::new();
+        let mut replies = Vec::new();
+        let mut repeatable = Vec::new();
+        for message in messages {
+            self.take_in(message, &mut draft, &mut writes, &mut replies, &mut repeatable);
+        }
+        for change in &draft.decision.changes {
+            self.dirty.extend(change.service(&self.world));
+        }
+        let mut scope = std::mem::take(&mut self.dirty);
+        let everything = scope.clone();
+        for _ in 0..PASSES {
+            if scope.is_empty() {
+                break;
+            }
+            scope = self.pass(&mut draft, &scope);
+        }
+        self.dirty = scope;
+        let decision = draft.decision;
+        self.wakes.extend(decision.wakes);
+        let world = draft.world;
+        writes.extend(persist::writes(&self.world, &decision.changes));
+        if !writes.is_empty() {
+            fault::point("conductor.before-commit");
+            if let Err(error) = handle.block_on(self.parts.store.commit(writes)) {
+                // Nothing happened. What can come again is kept; who asked is told.
+                tracing::error!(%error, "a decision could not be written down; it is made again");
+                for (reply, _) in replies {
+                    let _ = reply.send(Err(error.clone()));
+                }
+                self.unwritten = repeatable;
+                self.dirty.extend(everything);
+                self.retry_at = Some(self.parts.clock.now().after(crate::model::units::Duration::from_millis(500)));
+                return;
+            }
+            fault::point("conductor.after-commit");
+        }
+        let changed = !decision.changes.is_empty() || self.world.nodes != world.nodes;
+        self.forget_bundles(&world, &decision.changes);
+        self.world = world;
+        if changed {
+            self.publish.send_replace(Arc::new(self.world.clone()));
+        }
+        for note in decision.notes {
+            self.tell(note);
+        }
+        for (reply, result) in replies {
+            let _ = reply.send(result);
+        }
+    }
+
+    fn take_in(
+        &self,
+        message: Message,
+        draft: &mut Draft,
+        writes: &mut Vec<crate::store::Write>,
+        replies: &mut Vec<(oneshot::Sender<Result<()>>, Result<()>)>,
+        repeatable: &mut Vec<Message>,
+    ) {
+        match message {
+            Message::Observed(observed) => {
+                observe::observe(draft, &observed);
+                repeatable.push(Message::Observed(observed));
+            }
+            Message::Told(task, will_end) => {
+                if let Some(old) = draft.world.tasks.get(&task).cloned()
+                    && !old.state.is_final()
+                {
+                    if will_end {
+                        let mut told = Task::clone(&old);
+                        told.state = TaskState::Stopping;
+                        draft.change(Change::Task(Arc::new(told)));
+                    } else {
+                        observe::never_started(draft, &old);
+                    }
+                }
+                repeatable.push(Message::Told(task, will_end));
+            }
+            Message::Health { task, health, reason, restart } => {
+                if let Some(old) = draft.world.tasks.get(&task).cloned() {
+                    observe::health(draft, &old, health, reason.clone(), restart);
+                }
+                repeatable.push(Message::Health { task, health, reason, restart });
+            }
+            Message::Rejected(task, reason) => {
+                let state = crate::engines::ObservedState::Rejected { reason: reason.clone() };
+                observe::observe(draft, &crate::engines::Observed { task: task.clone(), state, warnings: Vec::new() });
+                repeatable.push(Message::Rejected(task, reason));
+            }
+            Message::Nodes(nodes) => {
+                draft.world.nodes = nodes.iter().map(|node| (node.id.clone(), Arc::new(node.clone()))).collect();
+                // What a node offers concerns every service; the marker is cleared by the pass.
+                for service in draft.world.services.values().cloned().collect::<Vec<_>>() {
+                    draft.wake(&service.spec.name, draft.clock.now());
+                }
+                repeatable.push(Message::Nodes(nodes));
+            }
+            Message::Note(note) => draft.decision.notes.push(note),
+            Message::Command(command, reply) => {
+                let (world, changes, notes) =
+                    (draft.world.clone(), draft.decision.changes.len(), draft.decision.notes.len());
+                let written = writes.len();
+                let result = command(draft, writes);
+                if result.is_err() {
+                    // A refused wish leaves no trace.
+                    draft.world = world;
+                    draft.decision.changes.truncate(changes);
+                    draft.decision.notes.truncate(notes);
+                    writes.truncate(written);
+                }
+                replies.push((reply, result));
+            }
+        }
+    }
+
+    // One pass of the scheduler on the draft; returns the services that changed by it.
+    fn pass(&self, draft: &mut Draft, scope: &BTreeSet<Name>) -> BTreeSet<Name> {
+        let bundles: BTreeMap<String, Option<String>> =
+            draft.world.services.iter().map(|(name, service)| (name.to_string(), service.bundle.clone())).collect();
+        let find = |name: &str| bundles.get(name).cloned().flatten();
+        let mut policies = Scripts::new(&self.parts.host, &find);
+        let mut rollouts = Scripts::new(&self.parts.host, &find);
+        let decision = reconcile(&draft.world, &*self.parts.clock, &mut policies, &mut rollouts, scope);
+        let mut changed = BTreeSet::new();
+        for change in decision.changes {
+            changed.extend(change.service(&draft.world));
+            draft.change(change);
+        }
+        draft.decision.notes.extend(decision.notes);
+        for (name, at) in decision.wakes {
+            draft.wake(&name, at);
+        }
+        changed
+    }
+
+    // The host's memory of scripts follows the services that use them.
+    fn forget_bundles(&self, world: &World, changes: &[Change]) {
+        if changes
+            .iter()
+            .any(|change| matches!(change, Change::RemoveService(_) | Change::Service(_) | Change::Release(_)))
+        {
+            let needed = |hash: &str| {
+                world.services.values().any(|service| service.bundle.as_deref() == Some(hash))
+                    || world
+                        .releases
+                        .values()
+                        .any(|release| !release.state.is_final() && release.bundle.as_deref() == Some(hash))
+            };
+            self.parts.host.retain(&needed);
+        }
+    }
+
+    fn tell(&mut self, note: Note) {
+        self.sequence += 1;
+        let Note { what, service, subject, message } = note;
+        tracing::info!(event = what.as_str(), subject, message);
+        let event = Event { sequence: self.sequence, at: self.parts.clock.wall(), what, service, subject, message };
+        let _ = self.events.send(event);
+    }
+}
+
+enum Received {
+    Message(Message),
+    Nothing,
+    End,
+}
+
+async fn receive(inbox: &mut mpsc::UnboundedReceiver<Message>, wait: Option<Duration>) -> Received {
+    let received = match wait {
+        Some(wait) => match tokio::time::timeout(wait, inbox.recv()).await {
+            Ok(received) => received,
+            Err(_) => return Received::Nothing,
+        },
+        None => inbox.recv().await,
+    };
+    received.map_or(Received::End, Received::Message)
+}

@@ -1,0 +1,140 @@
+//! Floor 5, runtime: holds the world, writes decisions down and carries them out. Implements `trait Cluster` in
+//! process.
+//!
+//! One thread, the conductor, owns the world. All that happens comes to it as messages: what an engine saw, what a
+//! check found, what somebody asks. It decides (scheduler), commits (store), and publishes the new world. Whoever has
+//! effects to make (starter, traffic, checks) follows what is published, so nothing is done that is not written down.
+
+mod checks;
+mod commands;
+mod conductor;
+mod local;
+mod persist;
+mod starter;
+mod status;
+mod traffic;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::sync::{broadcast, mpsc, oneshot, watch};
+
+use crate::engines::{Engine, Observed};
+use crate::model::Result;
+use crate::model::clock::Clock;
+use crate::model::event::Event;
+use crate::model::id::TaskId;
+use crate::model::node::Node;
+use crate::model::task::Health;
+use crate::network::balancer::client::BalancerOptions;
+use crate::scheduler::world::{Draft, World};
+use crate::script::host::ScriptHost;
+use crate::store::{Store, Write};
+
+/// What a runtime is made of.
+pub struct Parts {
+    /// The cluster's name.
+    pub cluster: String,
+    /// Where desired state lives.
+    pub store: Arc<dyn Store>,
+    /// What starts replicas.
+    pub engine: Arc<dyn Engine>,
+    /// What runs hosted scripts.
+    pub host: Arc<ScriptHost>,
+    /// Time and randomness.
+    pub clock: Arc<dyn Clock>,
+    /// How the balancer is started.
+    pub balancer: BalancerOptions,
+}
+
+/// A message to the conductor.
+enum Message {
+    Observed(Observed),
+    /// The engine was told to stop it; true: its end will be observed.
+    Told(TaskId, bool),
+    Health {
+        task: TaskId,
+        health: Health,
+        reason: Option<String>,
+        restart: bool,
+    },
+    /// A task that could not be started at all.
+    Rejected(TaskId, String),
+    Nodes(Vec<Node>),
+    Note(crate::scheduler::world::Note),
+    Command(Command, oneshot::Sender<Result<()>>),
+}
+
+/// Somebody's wish: changes the draft, and may write further records in the same commit.
+type Command = Box<dyn FnOnce(&mut Draft, &mut Vec<Write>) -> Result<()> + Send>;
+
+/// A running runtime; dropping it ends the conductor, not the replicas.
+pub struct Runtime {
+    parts: Arc<Parts>,
+    messages: mpsc::UnboundedSender<Message>,
+    world: watch::Receiver<Arc<World>>,
+    events: broadcast::Sender<Event>,
+    port_failures: watch::Receiver<BTreeMap<String, String>>,
+    traffic: mpsc::UnboundedSender<traffic::Request>,
+}
+
+impl Runtime {
+    /// Loads the world, takes over what runs, and begins. Call inside a tokio runtime.
+    pub async fn start(parts: Parts) -> Result<Arc<Self>> {
+        let parts = Arc::new(parts);
+        let mut world = persist::load(&*parts.store, &parts.host)?;
+        let settings = persist::node_settings(&*parts.store)?;
+        for node in parts.engine.nodes().await? {
+            let node = persist::with_settings(node, &settings);
+            world.nodes.insert(node.id.clone(), Arc::new(node));
+        }
+        let (messages, inbox) = mpsc::unbounded_channel();
+        let (publish, seen) = watch::channel(Arc::new(world.clone()));
+        let (events, _) = broadcast::channel(4096);
+        let (failures, port_failures) = watch::channel(BTreeMap::new());
+        // Seen before the list is taken, so that nothing falls between the two.
+        let mut observations = parts.engine.observe();
+        let known = parts.engine.list().await?;
+        starter::clear_unknown(&parts.engine, &world, &known).await;
+        for observed in known {
+            let _ = messages.send(Message::Observed(observed));
+        }
+        conductor::spawn(parts.clone(), world, inbox, publish, events.clone())?;
+        let forward = messages.clone();
+        tokio::spawn(async move {
+            while let Some(observed) = observations.recv().await {
+                if forward.send(Message::Observed(observed)).is_err() {
+                    return;
+                }
+            }
+        });
+        starter::spawn(parts.clone(), seen.clone(), messages.clone());
+        checks::spawn(parts.clone(), seen.clone(), messages.clone());
+        let traffic = traffic::spawn(parts.clone(), seen.clone(), messages.clone(), failures);
+        Ok(Arc::new(Runtime { parts, messages, world: seen, events, port_failures, traffic }))
+    }
+
+    /// The world as last published.
+    fn world(&self) -> Arc<World> {
+        self.world.borrow().clone()
+    }
+
+    // Carries a command to the conductor and waits until it is durable.
+    async fn command(
+        &self,
+        command: impl FnOnce(&mut Draft, &mut Vec<Write>) -> Result<()> + Send + 'static,
+    ) -> Result<()> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || crate::model::Error::new(crate::model::Kind::Unavailable, "daemon", "is stopping");
+        self.messages.send(Message::Command(Box::new(command), reply)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    /// Ends the balancer, for a runtime that leaves nothing behind.
+    pub async fn stop_balancer(&self) {
+        let (done, answer) = oneshot::channel();
+        if self.traffic.send(traffic::Request::StopBalancer(done)).is_ok() {
+            let _ = answer.await;
+        }
+    }
+}

@@ -1,0 +1,94 @@
+//! The world in the store: one record a thing, keys that sort as they are listed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use crate::model::Result;
+use crate::model::bundle::Bundle;
+use crate::model::name::Name;
+use crate::model::node::{Node, NodeSettings};
+use crate::model::release::Release;
+use crate::model::service::{Revision, Service};
+use crate::model::task::Task;
+use crate::scheduler::world::{Change, World};
+use crate::script::host::ScriptHost;
+use crate::store::{Store, Write, decode, encode};
+
+fn revision_key(service: &Name, number: u32) -> String {
+    format!("revision/{service}/{number:010}")
+}
+
+/// The key of a bundle.
+pub fn bundle_key(hash: &str) -> String {
+    format!("bundle/{hash}")
+}
+
+/// The key of a node's settings.
+pub fn node_key(id: &str) -> String {
+    format!("node/{id}")
+}
+
+/// Reads everything; a record that cannot be read is an error, since acting on half a world does harm.
+pub fn load(store: &dyn Store, host: &ScriptHost) -> Result<World> {
+    let mut world = World::default();
+    for entry in store.list("service/")? {
+        world.apply(&Change::Service(Arc::new(decode::<Service>(&entry.key, &entry.value)?)));
+    }
+    for entry in store.list("revision/")? {
+        world.apply(&Change::Revision(Arc::new(decode::<Revision>(&entry.key, &entry.value)?)));
+    }
+    for entry in store.list("release/")? {
+        world.apply(&Change::Release(Arc::new(decode::<Release>(&entry.key, &entry.value)?)));
+    }
+    for entry in store.list("task/")? {
+        world.apply(&Change::Task(Arc::new(decode::<Task>(&entry.key, &entry.value)?)));
+    }
+    for entry in store.list("bundle/")? {
+        host.add(decode::<Bundle>(&entry.key, &entry.value)?);
+    }
+    Ok(world)
+}
+
+/// All nodes' settings, by id.
+pub fn node_settings(store: &dyn Store) -> Result<BTreeMap<String, NodeSettings>> {
+    let entries = store.list("node/")?;
+    entries.iter().map(|entry| Ok((entry.key["node/".len()..].to_owned(), decode(&entry.key, &entry.value)?))).collect()
+}
+
+/// A node as its engine and its owner describe it.
+pub fn with_settings(mut node: Node, settings: &BTreeMap<String, NodeSettings>) -> Node {
+    if let Some(settings) = settings.get(&node.id) {
+        node.availability = settings.availability;
+        node.labels.extend(settings.labels.clone());
+    }
+    node
+}
+
+/// The writes that make `changes` durable; `before` is the world without them.
+pub fn writes(before: &World, changes: &[Change]) -> Vec<Write> {
+    // A record changed several times in one decision is written once, as it is in the end.
+    let mut last: BTreeMap<String, Option<Vec<u8>>> = BTreeMap::new();
+    for change in changes {
+        match change {
+            Change::Task(task) => last.insert(format!("task/{}", task.id), Some(encode(&**task))),
+            Change::RemoveTask(id) => last.insert(format!("task/{id}"), None),
+            Change::Service(service) => last.insert(format!("service/{}", service.spec.name), Some(encode(&**service))),
+            Change::Revision(revision) => {
+                last.insert(revision_key(&revision.service, revision.number), Some(encode(&**revision)))
+            }
+            Change::RemoveRevision(name, number) => last.insert(revision_key(name, *number), None),
+            Change::Release(release) => last.insert(format!("release/{}", release.service), Some(encode(&**release))),
+            Change::RemoveService(name) => {
+                for task in before.tasks_of(name) {
+                    last.insert(format!("task/{}", task.id), None);
+                }
+                for (_, number) in before.revisions.keys().filter(|(service, _)| service == name) {
+                    last.insert(revision_key(name, *number), None);
+                }
+                last.insert(format!("release/{name}"), None);
+                last.insert(format!("service/{name}"), None)
+            }
+        };
+    }
+    last.into_iter().map(|(key, value)| Write { key, expect: crate::store::Expect::Any, value }).collect()
+}

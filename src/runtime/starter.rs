@@ -1,0 +1,79 @@
+//! Starts what was assigned and removes what is forgotten.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc, watch};
+
+use super::{Message, Parts};
+use crate::engines::{Engine, Observed, ObservedState, StartRequest};
+use crate::model::fault;
+use crate::model::id::TaskId;
+use crate::model::task::TaskState;
+use crate::scheduler::world::World;
+
+/// Most tasks that are being started at once.
+const STARTS: usize = 32;
+
+/// Follows the world for as long as it is published.
+pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages: mpsc::UnboundedSender<Message>) {
+    tokio::spawn(async move {
+        let slots = Arc::new(Semaphore::new(STARTS));
+        let mut asked: BTreeSet<TaskId> = BTreeSet::new();
+        let mut known: BTreeSet<TaskId> = BTreeSet::new();
+        loop {
+            let world = seen.borrow_and_update().clone();
+            for task in world.tasks.values().filter(|task| task.state == TaskState::Assigned && task.stop.is_none()) {
+                let Some(revision) = world.revision(&task.service, task.revision) else { continue };
+                if !asked.insert(task.id.clone()) {
+                    continue;
+                }
+                let request = StartRequest {
+                    task: task.id.clone(),
+                    service: task.service.clone(),
+                    slot: task.slot.clone(),
+                    revision: task.revision,
+                    spec: Arc::new(revision.spec.clone()),
+                };
+                let (parts, messages, slots) = (parts.clone(), messages.clone(), slots.clone());
+                tokio::spawn(async move {
+                    let _slot = slots.acquire().await;
+                    fault::point("runtime.before-start");
+                    let id = request.task.clone();
+                    if let Err(error) = parts.engine.start(request).await {
+                        let _ = messages.send(Message::Rejected(id, error.to_string()));
+                    }
+                    fault::point("runtime.after-start");
+                });
+            }
+            let present: BTreeSet<TaskId> = world.tasks.keys().cloned().collect();
+            for id in known.difference(&present) {
+                asked.remove(id);
+                if let Err(error) = parts.engine.remove(id).await {
+                    tracing::warn!(%error, "what is left of a task could not be removed");
+                }
+            }
+            known = present;
+            if seen.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+}
+
+/// At the start: what the engine knows and the world does not. A commit that never happened, or a task that was
+/// forgotten while its folder stood.
+pub async fn clear_unknown(engine: &Arc<dyn Engine>, world: &World, known: &[Observed]) {
+    for observed in known.iter().filter(|observed| !world.tasks.contains_key(&observed.task)) {
+        let running = matches!(observed.state, ObservedState::Starting | ObservedState::Running { .. });
+        let result = if running {
+            tracing::warn!(task = %observed.task, "runs, but nobody asked for it; it is stopped");
+            engine.stop(&observed.task, crate::model::units::Duration::from_secs(10)).await.map(drop)
+        } else {
+            engine.remove(&observed.task).await
+        };
+        if let Err(error) = result {
+            tracing::warn!(%error, "an unknown task could not be cleared away");
+        }
+    }
+}

@@ -1,0 +1,184 @@
+//! Keeps the balancer's table as the world says, and stops tasks only when nobody is sent to them any more: withdraw,
+//! confirm, drain, stop.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::{Message, Parts};
+use crate::model::clock::Timestamp;
+use crate::model::event::What;
+use crate::model::fault;
+use crate::model::id::TaskId;
+use crate::model::task::{Task, TaskState};
+use crate::network::balancer::client::BalancerClient;
+use crate::network::table::{Status, Table};
+use crate::scheduler::routing;
+use crate::scheduler::world::{Note, World};
+
+/// How often a drain is looked at.
+const DRAIN: Duration = Duration::from_millis(50);
+/// How often a balancer that failed, or could not open a port, is asked again.
+const RETRY: Duration = Duration::from_millis(500);
+/// How often a balancer is looked at that gives no cause.
+const WATCH: Duration = Duration::from_secs(5);
+
+/// What others ask of it.
+pub enum Request {
+    /// End the balancer.
+    StopBalancer(oneshot::Sender<()>),
+}
+
+struct Traffic {
+    parts: Arc<Parts>,
+    messages: mpsc::UnboundedSender<Message>,
+    failures: watch::Sender<BTreeMap<String, String>>,
+    balancer: BalancerClient,
+    table: Table,
+    pushed: bool,
+    status: Status,
+    told: BTreeSet<TaskId>,
+}
+
+/// Follows the world for as long as it is published.
+pub fn spawn(
+    parts: Arc<Parts>,
+    mut seen: watch::Receiver<Arc<World>>,
+    messages: mpsc::UnboundedSender<Message>,
+    failures: watch::Sender<BTreeMap<String, String>>,
+) -> mpsc::UnboundedSender<Request> {
+    let (sender, mut requests) = mpsc::unbounded_channel();
+    let balancer = BalancerClient::new(parts.balancer.clone());
+    let mut traffic = Traffic {
+        messages,
+        failures,
+        balancer,
+        // Versions go on where an earlier daemon's stopped: the balancer does not go back.
+        table: Table { version: parts.clock.wall().0, listeners: BTreeMap::new() },
+        pushed: false,
+        status: Status::default(),
+        told: BTreeSet::new(),
+        parts,
+    };
+    tokio::spawn(async move {
+        loop {
+            let world = seen.borrow_and_update().clone();
+            let wait = traffic.turn(&world).await;
+            tokio::select! {
+                changed = seen.changed() => if changed.is_err() { return },
+                request = requests.recv() => match request {
+                    Some(Request::StopBalancer(done)) => {
+                        if let Err(error) = traffic.balancer.stop().await {
+                            tracing::warn!(%error, "the balancer could not be stopped");
+                        }
+                        let _ = done.send(());
+                        return;
+                    }
+                    None => return,
+                },
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+    });
+    sender
+}
+
+impl Traffic {
+    // Does what can be done now; returns when to look again.
+    async fn turn(&mut self, world: &World) -> Duration {
+        let wanted = routing::table(world);
+        let stopping: Vec<Arc<Task>> = world
+            .tasks
+            .values()
+            .filter(|task| task.stop.is_some() && !task.state.is_final() && task.state < TaskState::Stopping)
+            .cloned()
+            .collect();
+        self.told.retain(|id| world.tasks.get(id).is_some_and(|task| !task.state.is_final()));
+        // A host without published ports needs no balancer.
+        if wanted.listeners.is_empty() && self.table.listeners.is_empty() && !self.pushed {
+            self.stop_all(&stopping, world).await;
+            return WATCH;
+        }
+        if wanted.listeners != self.table.listeners || !self.pushed {
+            self.table = Table { version: self.table.version + 1, ..wanted };
+            fault::point("traffic.before-push");
+            match self.balancer.push(&self.table).await {
+                Ok(status) => self.note_status(status),
+                Err(error) => {
+                    self.pushed = false;
+                    tracing::warn!(%error, "the balancer did not take the table; it is sent again");
+                    return RETRY;
+                }
+            }
+            fault::point("traffic.after-push");
+            self.pushed = true;
+        } else {
+            match self.balancer.status().await {
+                // A balancer that was started anew has no table.
+                Ok(status) if status.version != self.table.version => {
+                    self.pushed = false;
+                    return Duration::ZERO;
+                }
+                Ok(status) => self.note_status(status),
+                Err(_) => {
+                    self.pushed = false;
+                    return Duration::ZERO;
+                }
+            }
+        }
+        if self.stop_all(&stopping, world).await {
+            return DRAIN;
+        }
+        if self.status.failed.is_empty() { WATCH } else { RETRY }
+    }
+
+    // Tells those whose connections are over, or whose time is; true while some still drain.
+    async fn stop_all(&mut self, stopping: &[Arc<Task>], world: &World) -> bool {
+        let now = self.parts.clock.now();
+        let mut draining = false;
+        for task in stopping {
+            if self.told.contains(&task.id) {
+                continue;
+            }
+            let revision = world.revision(&task.service, task.revision);
+            let policy = revision.map(|revision| revision.spec.stop.clone()).unwrap_or_default();
+            let until = task.stop.as_ref().map_or(Timestamp(0), |stop| stop.at).after(policy.drain);
+            let open = self.status.connections.get(&task.id).copied().unwrap_or_default();
+            if open > 0 && now < until {
+                draining = true;
+                continue;
+            }
+            fault::point("runtime.before-stop");
+            let (engine, messages, id, grace) =
+                (self.parts.engine.clone(), self.messages.clone(), task.id.clone(), policy.grace);
+            match engine.stop(&id, grace).await {
+                Ok(will_end) => {
+                    self.told.insert(id.clone());
+                    fault::point("runtime.after-stop");
+                    let _ = messages.send(Message::Told(id, will_end));
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "a task could not be stopped yet");
+                    draining = true;
+                }
+            }
+        }
+        draining
+    }
+
+    fn note_status(&mut self, status: Status) {
+        for (listener, why) in &status.failed {
+            if self.status.failed.get(listener) != Some(why) {
+                let service = listener.split_once('/').and_then(|(name, _)| name.parse().ok());
+                let note = Note { what: What::PortFailed, service, subject: listener.clone(), message: why.clone() };
+                let _ = self.messages.send(Message::Note(note));
+            }
+        }
+        if *self.failures.borrow() != status.failed {
+            self.failures.send_replace(status.failed.clone());
+        }
+        self.status = status;
+    }
+}

@@ -1,0 +1,121 @@
+//! What an engine saw of a task, turned into a change of its record.
+
+use std::sync::Arc;
+
+use super::world::{Change, Draft};
+use crate::engines::{Observed, ObservedState};
+use crate::model::clock::Timestamp;
+use crate::model::event::What;
+use crate::model::task::{Exit, Health, StopReason, Task, TaskState};
+
+/// Takes in one observation. States only move forward: an old or doubled one changes nothing.
+pub fn observe(draft: &mut Draft, observed: &Observed) {
+    let Some(old) = draft.world.tasks.get(&observed.task).cloned() else { return };
+    if old.state.is_final() {
+        return;
+    }
+    let mut task = Task::clone(&old);
+    for warning in &observed.warnings {
+        if !task.warnings.contains(warning) {
+            task.warnings.push(warning.clone());
+        }
+    }
+    let now = draft.clock.now();
+    match &observed.state {
+        ObservedState::Starting => {
+            if task.state < TaskState::Starting {
+                task.state = TaskState::Starting;
+            }
+        }
+        ObservedState::Running { pid, ports, started_at } => running(draft, &mut task, *pid, ports, *started_at),
+        ObservedState::Ended { exit, finished_at } => ended(draft, &mut task, *exit, *finished_at),
+        ObservedState::Rejected { reason } => {
+            task.state = TaskState::Rejected;
+            task.reason = Some(reason.clone());
+            task.finished_at = Some(now);
+            draft.note(What::TaskFailed, &task.service, task.label(), reason.clone());
+        }
+    }
+    if task != *old {
+        draft.change(Change::Task(Arc::new(task)));
+    }
+}
+
+fn running(
+    draft: &mut Draft,
+    task: &mut Task,
+    pid: Option<u32>,
+    ports: &std::collections::BTreeMap<String, String>,
+    started_at: Timestamp,
+) {
+    if task.state >= TaskState::Running {
+        return;
+    }
+    task.state = TaskState::Running;
+    task.pid = pid;
+    task.ports.clone_from(ports);
+    task.started_at = Some(started_at);
+    task.reason = None;
+    let checked =
+        draft.world.revision(&task.service, task.revision).is_some_and(|revision| revision.spec.check.is_some());
+    if checked {
+        task.health = Health::Starting;
+    } else {
+        task.healthy_at = Some(started_at);
+    }
+    let on = task.node.as_deref().unwrap_or_default();
+    draft.note(What::TaskRunning, &task.service, task.label(), format!("runs on {on}"));
+}
+
+fn ended(draft: &mut Draft, task: &mut Task, exit: Exit, finished_at: Timestamp) {
+    task.exit = Some(exit);
+    task.finished_at = Some(finished_at);
+    task.healthy_at = None;
+    let told = task.stop.as_ref().map(|stop| stop.why);
+    task.state = match (told, exit) {
+        (Some(StopReason::Unhealthy), _) => TaskState::Failed,
+        (Some(_), _) => TaskState::Shutdown,
+        (None, Exit::Code(0)) => TaskState::Complete,
+        (None, Exit::Unknown) => TaskState::Lost,
+        (None, _) => TaskState::Failed,
+    };
+    if told.is_none() {
+        task.reason = Some(exit.to_string());
+    }
+    let failed = matches!(task.state, TaskState::Failed | TaskState::Lost);
+    let what = if failed { What::TaskFailed } else { What::TaskEnded };
+    let why =
+        if told == Some(StopReason::Unhealthy) { task.reason.clone().unwrap_or_default() } else { exit.to_string() };
+    draft.note(what, &task.service, task.label(), why);
+}
+
+/// A task that was told to end and had never been started.
+pub fn never_started(draft: &mut Draft, old: &Task) {
+    let mut task = old.clone();
+    task.state = TaskState::Shutdown;
+    task.finished_at = Some(draft.clock.now());
+    draft.change(Change::Task(Arc::new(task)));
+}
+
+/// A task's health changed; `reason` is what its check said.
+pub fn health(draft: &mut Draft, old: &Task, health: Health, reason: Option<String>, restart: bool) {
+    if old.state != TaskState::Running || old.health == health {
+        return;
+    }
+    let mut task = old.clone();
+    task.health = health;
+    task.reason = reason.clone().filter(|_| health != Health::Healthy);
+    let label = task.label();
+    if health == Health::Healthy {
+        task.healthy_at = Some(draft.clock.now());
+        draft.note(What::TaskHealthy, &task.service, label, "passes its check");
+    } else {
+        task.healthy_at = None;
+        draft.note(What::TaskUnhealthy, &task.service, label, reason.unwrap_or_default());
+    }
+    let task = Arc::new(task);
+    draft.change(Change::Task(task.clone()));
+    if health == Health::Unhealthy && restart {
+        draft.stop(&task, StopReason::Unhealthy);
+    }
+}

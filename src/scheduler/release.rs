@@ -1,0 +1,384 @@
+//! Carries a release on: asks its script for the next step, writes the answer down as an intent, and sees when the
+//! intent is done. The intent is in the same change set as everything that follows from it, so it is durable before
+//! any effect.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use super::slots::{self, InSlot};
+use super::world::{Change, Draft};
+use crate::model::Result;
+use crate::model::event::What;
+use crate::model::id::Slot;
+use crate::model::release::{
+    Answer, Batch, BatchAnswer, Intent, Order, Release, ReleaseState, ReleaseView, ShiftAnswer,
+};
+use crate::model::service::Service;
+use crate::model::task::{Health, Task, TaskState};
+use crate::model::units::Duration;
+
+/// Most steps of one release: a script that never ends it is stopped.
+const MAX_STEPS: u32 = 10_000;
+
+/// Rollout scripts.
+pub trait Rollouts {
+    /// The next step of a release.
+    fn step(&mut self, release: &Release, view: &ReleaseView) -> Result<Answer>;
+}
+
+/// Carries the open release of a service on as far as it goes now.
+pub fn advance(draft: &mut Draft, service: &Arc<Service>, rollouts: &mut dyn Rollouts) {
+    let name = &service.spec.name;
+    if service.removing {
+        return;
+    }
+    // An intent may be done the moment it is written (a batch of what runs already), so several steps may follow; the
+    // bound keeps one service from holding up the others.
+    for _ in 0..8 {
+        let Some(open) = draft.world.open_release(name).cloned() else { return };
+        let mut release = Release::clone(&open);
+        match release.state {
+            ReleaseState::Running => running(draft, service, &mut release, rollouts),
+            ReleaseState::Promoting => promoting(draft, service, &mut release),
+            ReleaseState::RollingBack => rolling_back(draft, service, &mut release),
+            _ => {}
+        }
+        if release == *open {
+            return;
+        }
+        draft.change(Change::Release(Arc::new(release)));
+    }
+    draft.wake(name, draft.clock.now());
+}
+
+fn running(draft: &mut Draft, service: &Service, release: &mut Release, rollouts: &mut dyn Rollouts) {
+    let now = draft.clock.now();
+    if let Some(intent) = release.intent.clone() {
+        if !finished(draft, service, release, &intent) {
+            overdue(draft, release);
+            return;
+        }
+        release.intent = None;
+    }
+    if let Some(at) = release.deadline_at
+        && now >= at
+    {
+        overdue(draft, release);
+        return;
+    }
+    if release.step >= MAX_STEPS {
+        roll_back(draft, release, format!("no end after {MAX_STEPS} steps"));
+        return;
+    }
+    let view = view(draft, service, release);
+    match rollouts.step(release, &view) {
+        Ok(answer) => {
+            release.step += 1;
+            begin(draft, service, release, answer, view.failure);
+        }
+        Err(error) => {
+            release.state = ReleaseState::Paused;
+            release.reason = Some(error.to_string());
+            draft.note(What::ReleasePaused, &release.service, release.service.to_string(), error.to_string());
+        }
+    }
+}
+
+fn overdue(draft: &mut Draft, release: &mut Release) {
+    let Some(at) = release.deadline_at else { return };
+    if draft.clock.now() < at {
+        draft.wake(&release.service, at);
+        return;
+    }
+    let after = at.since(release.started_at);
+    roll_back(draft, release, format!("not through within {after}"));
+}
+
+fn roll_back(draft: &mut Draft, release: &mut Release, reason: String) {
+    draft.note(What::ReleaseRollback, &release.service, release.service.to_string(), reason.clone());
+    release.state = ReleaseState::RollingBack;
+    release.intent = None;
+    release.weight = None;
+    release.reason = Some(reason);
+}
+
+// Writes down what the script asked for.
+fn begin(draft: &mut Draft, service: &Service, release: &mut Release, answer: Answer, failure: Option<String>) {
+    let now = draft.clock.now();
+    let because = |reason: String| match &failure {
+        Some(failure) if !reason.contains(failure.as_str()) => format!("{reason}: {failure}"),
+        _ => reason,
+    };
+    let intent = match answer {
+        Answer::Batch(batch) => Intent::Batch(choose_batch(draft, service, release, &batch)),
+        Answer::Shift(shift) => choose_shift(draft, service, release, &shift),
+        Answer::Wait(hold) => Intent::Wait { hold },
+        Answer::Pause(reason) => Intent::Pause { reason: because(reason) },
+        Answer::Promote(()) => Intent::Promote,
+        Answer::Rollback(reason) => Intent::Rollback { reason: because(reason) },
+        Answer::Fail(reason) => Intent::Fail { reason: because(reason) },
+    };
+    draft.note(
+        What::ReleaseStep,
+        &release.service,
+        release.service.to_string(),
+        format!("step {}: {}", release.step, describe(&intent)),
+    );
+    match &intent {
+        Intent::Batch(batch) | Intent::Shift { batch, .. } => {
+            release.order = batch.order;
+            release.moved.extend(batch.slots.iter().cloned());
+            if let Intent::Shift { weight, .. } = &intent {
+                release.weight = Some(*weight);
+            }
+        }
+        Intent::Wait { .. } => {}
+        Intent::Pause { reason } => {
+            release.state = ReleaseState::Paused;
+            release.reason = Some(reason.clone());
+            draft.note(What::ReleasePaused, &release.service, release.service.to_string(), reason.clone());
+        }
+        Intent::Promote => {
+            release.state = ReleaseState::Promoting;
+            release.weight = None;
+            release.moved = slots::desired(&draft.world, service);
+        }
+        Intent::Rollback { reason } => roll_back(draft, release, reason.clone()),
+        Intent::Fail { reason } => {
+            release.state = ReleaseState::Failed;
+            release.reason = Some(reason.clone());
+            release.finished_at = Some(now);
+            draft.note(What::ReleaseFailed, &release.service, release.service.to_string(), reason.clone());
+        }
+    }
+    if release.state == ReleaseState::Running {
+        release.intent = Some(intent);
+        release.intent_at = Some(now);
+    }
+}
+
+fn describe(intent: &Intent) -> String {
+    let slots = |batch: &Batch| {
+        let names: Vec<String> = batch.slots.iter().take(12).map(ToString::to_string).collect();
+        let more = batch.slots.len().saturating_sub(names.len());
+        format!("replace {}{}", names.join(", "), if more > 0 { format!(" and {more} more") } else { String::new() })
+    };
+    match intent {
+        Intent::Batch(batch) => slots(batch),
+        Intent::Shift { batch, weight, hold } => format!("{}, {weight}% of connections, hold {hold}", slots(batch)),
+        Intent::Wait { hold } => format!("wait {hold}"),
+        Intent::Pause { reason } => format!("pause: {reason}"),
+        Intent::Promote => "promote".into(),
+        Intent::Rollback { reason } => format!("roll back: {reason}"),
+        Intent::Fail { reason } => format!("fail: {reason}"),
+    }
+}
+
+fn left(draft: &Draft, service: &Service, release: &Release) -> Vec<Slot> {
+    slots::desired(&draft.world, service).into_iter().filter(|slot| !release.moved.contains(slot)).collect()
+}
+
+fn choose_batch(draft: &Draft, service: &Service, release: &Release, answer: &BatchAnswer) -> Batch {
+    let total = u32::try_from(slots::desired(&draft.world, service).len()).unwrap_or(u32::MAX);
+    let mut slots = left(draft, service, release);
+    slots.truncate(answer.tasks.of(total) as usize);
+    Batch { slots, order: answer.order, min_healthy: answer.min_healthy, deadline: answer.deadline }
+}
+
+fn choose_shift(draft: &Draft, service: &Service, release: &Release, answer: &ShiftAnswer) -> Intent {
+    let desired = slots::desired(&draft.world, service);
+    let total = u32::try_from(desired.len()).unwrap_or(u32::MAX);
+    let mut slots = left(draft, service, release);
+    let moved = desired.iter().filter(|slot| release.moved.contains(*slot)).count();
+    slots.truncate((answer.tasks.of(total) as usize).saturating_sub(moved));
+    let batch = Batch { slots, order: Order::StartFirst, min_healthy: answer.min_healthy, deadline: answer.deadline };
+    Intent::Shift { batch, weight: answer.weight.min(100), hold: answer.hold }
+}
+
+// Whether an intent is done. Failures of its tasks are written into the release.
+fn finished(draft: &mut Draft, service: &Service, release: &mut Release, intent: &Intent) -> bool {
+    let begun = release.intent_at.unwrap_or(release.started_at);
+    match intent {
+        Intent::Batch(batch) => batch_done(draft, service, release, batch),
+        Intent::Shift { batch, hold, .. } => {
+            // The hold begins when the tasks are ready; a failure ends it at once, for the script to judge.
+            if !batch_done(draft, service, release, batch) {
+                return false;
+            }
+            let failed = judge_moved(draft, service, release);
+            failed || held(draft, service, ready_at(draft, service, release).unwrap_or(begun), *hold)
+        }
+        Intent::Wait { hold } => judge_moved(draft, service, release) || held(draft, service, begun, *hold),
+        _ => true,
+    }
+}
+
+fn held(draft: &mut Draft, service: &Service, since: crate::model::clock::Timestamp, hold: Duration) -> bool {
+    let until = since.after(hold);
+    let over = draft.clock.now() >= until;
+    if !over {
+        draft.wake(&service.spec.name, until);
+    }
+    over
+}
+
+fn ready_at(draft: &Draft, service: &Service, release: &Release) -> Option<crate::model::clock::Timestamp> {
+    let slots = slots::by_slot(&draft.world, service);
+    let healthy =
+        release.moved.iter().filter_map(|slot| slots.get(slot)?.good(&draft.world, service, release.to)?.healthy_at);
+    healthy.max().max(release.intent_at)
+}
+
+// Looks at all that was moved so far: during a hold, a task that fails after it was healthy counts as well.
+fn judge_moved(draft: &Draft, service: &Service, release: &mut Release) -> bool {
+    let slots = slots::by_slot(&draft.world, service);
+    let before = release.failed.len();
+    for slot in release.moved.clone() {
+        if let Some(reason) = slots.get(&slot).and_then(|tasks| failure(tasks, release)) {
+            release.failed.entry(slot).or_insert(reason);
+        }
+    }
+    release.failed.len() > before
+}
+
+fn batch_done(draft: &mut Draft, service: &Service, release: &mut Release, batch: &Batch) -> bool {
+    let now = draft.clock.now();
+    let until = release.intent_at.unwrap_or(release.started_at).after(batch.deadline);
+    let slots = slots::by_slot(&draft.world, service);
+    let desired = slots::desired(&draft.world, service);
+    let empty = InSlot::default();
+    let mut done = true;
+    for slot in &batch.slots {
+        // A slot that was scaled away in the meantime has nothing left to prove.
+        if release.failed.contains_key(slot) || !desired.contains(slot) {
+            continue;
+        }
+        let tasks = slots.get(slot).unwrap_or(&empty);
+        if let Some(reason) = failure(tasks, release) {
+            release.failed.insert(slot.clone(), reason);
+            continue;
+        }
+        let good = tasks.good(&draft.world, service, release.to);
+        if let Some(since) = good.filter(|task| task.is_healthy()).and_then(|task| task.healthy_at) {
+            let proven = since.after(batch.min_healthy);
+            if now >= proven {
+                continue;
+            }
+            draft.wake(&release.service, proven);
+        } else if now >= until {
+            let why = good.and_then(|task| task.reason.clone()).map(|reason| format!(": {reason}")).unwrap_or_default();
+            release.failed.insert(
+                slot.clone(),
+                format!("{}.{slot} was not healthy within {}{why}", release.service, batch.deadline),
+            );
+            continue;
+        } else {
+            draft.wake(&release.service, until);
+        }
+        done = false;
+    }
+    done
+}
+
+// How a task of the new revision failed in this slot since the release began.
+fn failure(tasks: &InSlot, release: &Release) -> Option<String> {
+    let failed = |task: &&Arc<Task>| {
+        task.revision == release.to
+            && task.created_at >= release.started_at
+            && (matches!(task.state, TaskState::Failed | TaskState::Rejected | TaskState::Lost | TaskState::Complete)
+                || task.health == Health::Unhealthy)
+    };
+    let task = tasks.ended.iter().chain(&tasks.stopping).chain(&tasks.wanted).find(failed)?;
+    Some(format!("{}: {}", task.label(), task.reason.as_deref().unwrap_or(task.state.as_str())))
+}
+
+fn view(draft: &Draft, service: &Service, release: &Release) -> ReleaseView {
+    let slots = slots::by_slot(&draft.world, service);
+    let desired = slots::desired(&draft.world, service);
+    let moved: BTreeSet<&Slot> = desired.iter().filter(|slot| release.moved.contains(*slot)).collect();
+    let healthy = moved
+        .iter()
+        .filter(|slot| {
+            slots
+                .get(**slot)
+                .and_then(|tasks| tasks.good(&draft.world, service, release.to))
+                .is_some_and(|task| task.is_healthy())
+        })
+        .count();
+    let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
+    ReleaseView {
+        service: release.service.clone(),
+        step: release.step + 1,
+        from: release.from,
+        to: release.to,
+        replicas: count(desired.len()),
+        moved: count(moved.len()),
+        remaining: count(desired.len() - moved.len()),
+        healthy: count(healthy),
+        failed_tasks: count(release.failed.len()),
+        failure: release.failed.values().next().cloned(),
+        elapsed: draft.clock.now().since(release.started_at).seconds(),
+        overdue: release.deadline_at.is_some_and(|at| draft.clock.now() >= at),
+        options: release.rollout.options.clone(),
+    }
+}
+
+fn promoting(draft: &mut Draft, service: &Service, release: &mut Release) {
+    release.moved = slots::desired(&draft.world, service);
+    if judge_moved(draft, service, release) {
+        let why = release.failed.values().next().cloned().unwrap_or_default();
+        roll_back(draft, release, format!("a new task failed while the last ones moved: {why}"));
+        return;
+    }
+    if !all_healthy(draft, service, release, release.to) {
+        overdue(draft, release);
+        return;
+    }
+    release.state = ReleaseState::Promoted;
+    release.finished_at = Some(draft.clock.now());
+    draft.note(
+        What::ReleasePromoted,
+        &release.service,
+        release.service.to_string(),
+        format!("revision {} serves", release.to),
+    );
+    let mut service = service.clone();
+    service.active = release.to;
+    service.stable = Some(release.to);
+    draft.change(Change::Service(Arc::new(service)));
+}
+
+fn rolling_back(draft: &mut Draft, service: &Service, release: &mut Release) {
+    if !all_healthy(draft, service, release, release.back) {
+        return;
+    }
+    release.state = ReleaseState::RolledBack;
+    release.finished_at = Some(draft.clock.now());
+    draft.note(
+        What::ReleaseRolledBack,
+        &release.service,
+        release.service.to_string(),
+        format!("revision {} serves again", release.back),
+    );
+    let mut service = service.clone();
+    service.active = release.back;
+    if let Some(revision) = draft.world.revision(&release.service, release.back) {
+        // What is made of the tasks goes back; how many there are does not.
+        let mut spec = revision.spec.clone();
+        spec.replicas = service.spec.replicas;
+        service.spec = spec;
+    }
+    service.updated_at = draft.clock.wall();
+    draft.change(Change::Service(Arc::new(service)));
+}
+
+fn all_healthy(draft: &Draft, service: &Service, release: &Release, revision: u32) -> bool {
+    let slots = slots::by_slot(&draft.world, service);
+    slots::desired(&draft.world, service).iter().all(|slot| {
+        debug_assert_eq!(release.revision_of(slot), revision, "every slot is on its way to the same revision here");
+        slots
+            .get(slot)
+            .and_then(|tasks| tasks.good(&draft.world, service, revision))
+            .is_some_and(|task| task.is_healthy())
+    })
+}

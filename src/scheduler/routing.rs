@@ -1,0 +1,64 @@
+//! Who gets traffic: the balancer's table, made from the world.
+
+use std::collections::BTreeMap;
+
+use super::world::World;
+use crate::model::check::OnFail;
+use crate::model::task::{Health, Task, TaskState};
+use crate::network::table::{Backend, Listener, Table};
+
+/// The table for the world as it is. `told` are tasks that the engine was told to stop: their connections are not ours
+/// to count any more.
+pub fn table(world: &World) -> Table {
+    let mut listeners = BTreeMap::new();
+    for (name, service) in &world.services {
+        for (port_name, port) in &service.spec.ports {
+            let Some(published) = port.published else { continue };
+            let backends = backends(world, name, port_name);
+            let key = format!("{name}/{port_name}");
+            listeners.insert(key, Listener { address: port.address, port: published, balance: port.balance, backends });
+        }
+    }
+    Table { version: 0, listeners }
+}
+
+fn backends(world: &World, service: &crate::model::name::Name, port: &str) -> Vec<Backend> {
+    let routed: Vec<_> = world
+        .tasks_of(service)
+        .filter(|task| task.ports.contains_key(port) && task.state == TaskState::Running)
+        .collect();
+    let release = world.open_release(service);
+    let shares = release.and_then(|release| release.weight.map(|weight| (release.to, weight)));
+    let takes = |task: &Task| task.stop.is_none() && serves(world, task);
+    let count = |of: &dyn Fn(u32) -> bool| routed.iter().filter(|task| takes(task) && of(task.revision)).count().max(1);
+    routed
+        .iter()
+        .filter(|task| takes(task) || task.stop.is_some())
+        .map(|task| {
+            let weight = match shares {
+                _ if !takes(task) => 0,
+                None => 100,
+                Some((to, weight)) if task.revision == to => share(weight, count(&|revision| revision == to)),
+                Some((to, weight)) => share(100_u32.saturating_sub(weight), count(&|revision| revision != to)),
+            };
+            Backend { id: task.id.clone(), address: task.ports[port].clone(), weight }
+        })
+        .collect()
+}
+
+// A revision's percent, divided among its tasks, in hundredths of a percent so that small shares survive.
+fn share(percent: u32, tasks: usize) -> u32 {
+    percent * 100 / u32::try_from(tasks).unwrap_or(u32::MAX)
+}
+
+fn serves(world: &World, task: &Task) -> bool {
+    match task.health {
+        Health::None | Health::Healthy => true,
+        Health::Starting => false,
+        Health::Unhealthy => {
+            let revision = world.revision(&task.service, task.revision);
+            let on_fail = revision.and_then(|revision| Some(revision.spec.check.as_ref()?.timing(None).on_fail));
+            on_fail == Some(OnFail::None)
+        }
+    }
+}

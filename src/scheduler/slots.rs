@@ -1,0 +1,91 @@
+//! Which slots a service is to fill, and what is in each.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use super::place::{NodeView, refusal};
+use super::world::World;
+use crate::model::id::Slot;
+use crate::model::service::{Mode, Service};
+use crate::model::task::{Task, TaskState};
+
+/// The slots that a service is to fill now.
+pub fn desired(world: &World, service: &Service) -> BTreeSet<Slot> {
+    if service.removing {
+        return BTreeSet::new();
+    }
+    match service.spec.mode {
+        Mode::Replicated => (1..=service.spec.replicas).map(Slot::Replica).collect(),
+        Mode::Global => world
+            .nodes
+            .values()
+            .filter(|node| suits(world, service, &node.id))
+            .map(|node| Slot::Node(node.id.clone()))
+            .collect(),
+    }
+}
+
+/// Whether a task of the service may stay on the node: it takes work or at least keeps it, and the constraints hold.
+pub fn suits(world: &World, service: &Service, node: &str) -> bool {
+    let Some(node) = world.nodes.get(node) else { return false };
+    let view = NodeView { node: node.clone(), tasks: BTreeMap::new(), free_cpu: node.cpu, free_memory: node.memory };
+    // Only what is lasting counts here: what is reserved on the node was reserved for this very task.
+    match refusal(&view, &service.spec) {
+        None => true,
+        Some(reason) => reason == "paused" || reason.starts_with("insufficient") || reason.starts_with("max "),
+    }
+}
+
+/// What is in one slot.
+#[derive(Debug, Default)]
+pub struct InSlot {
+    /// Meant to run.
+    pub wanted: Vec<Arc<Task>>,
+    /// Told to end, and not ended yet.
+    pub stopping: Vec<Arc<Task>>,
+    /// Ended, oldest first.
+    pub ended: Vec<Arc<Task>>,
+}
+
+/// A service's tasks by slot.
+pub fn by_slot(world: &World, service: &Service) -> BTreeMap<Slot, InSlot> {
+    let mut slots: BTreeMap<Slot, InSlot> = BTreeMap::new();
+    for task in world.tasks_of(&service.spec.name) {
+        let slot = slots.entry(task.slot.clone()).or_default();
+        if task.state.is_final() {
+            slot.ended.push(task.clone());
+        } else if task.stop.is_some() {
+            slot.stopping.push(task.clone());
+        } else {
+            slot.wanted.push(task.clone());
+        }
+    }
+    slots
+}
+
+impl InSlot {
+    /// The best wanted task of `revision` that may stay where it is: healthy before running before the rest, then the
+    /// oldest.
+    pub fn good(&self, world: &World, service: &Service, revision: u32) -> Option<&Arc<Task>> {
+        let fits = |task: &&Arc<Task>| {
+            task.revision == revision
+                && task.service_id == service.id
+                && task.node.as_deref().is_none_or(|node| suits(world, service, node))
+        };
+        let rank = |task: &Arc<Task>| (!task.is_healthy(), task.state != TaskState::Running, task.id.clone());
+        self.wanted.iter().filter(fits).min_by_key(|task| rank(task))
+    }
+}
+
+/// Whether every slot runs its revision, healthy, and nothing else is left running.
+pub fn settled(world: &World, service: &Service) -> bool {
+    let slots = by_slot(world, service);
+    let wanted = desired(world, service);
+    let filled = wanted.iter().all(|slot| {
+        let revision = world.revision_for(service, slot);
+        slots.get(slot).and_then(|tasks| tasks.good(world, service, revision)).is_some_and(|task| task.is_healthy())
+    });
+    filled
+        && slots.values().all(|slot| slot.stopping.is_empty() && slot.wanted.len() <= 1)
+        && slots.iter().all(|(slot, tasks)| tasks.wanted.is_empty() || wanted.contains(slot))
+}

@@ -1,0 +1,205 @@
+//! All that decisions are made from, in memory, and the changes that decisions are made of.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use crate::model::clock::{Clock, Timestamp};
+use crate::model::event::What;
+use crate::model::id::{NodeId, Slot, TaskId};
+use crate::model::name::Name;
+use crate::model::node::Node;
+use crate::model::release::Release;
+use crate::model::service::{Revision, Service};
+use crate::model::task::{Stop, StopReason, Task, TaskState};
+
+/// Nodes, services, revisions, releases, tasks. Cloning copies pointers only.
+#[derive(Debug, Clone, Default)]
+pub struct World {
+    /// Nodes by id.
+    pub nodes: BTreeMap<NodeId, Arc<Node>>,
+    /// Services by name.
+    pub services: BTreeMap<Name, Arc<Service>>,
+    /// Revisions by service and number.
+    pub revisions: BTreeMap<(Name, u32), Arc<Revision>>,
+    /// The latest release of a service.
+    pub releases: BTreeMap<Name, Arc<Release>>,
+    /// Tasks by id, ended ones included as long as they are kept.
+    pub tasks: BTreeMap<TaskId, Arc<Task>>,
+    /// The same tasks by service.
+    by_service: BTreeMap<Name, BTreeSet<TaskId>>,
+}
+
+/// One change of the world.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Change {
+    /// A new or changed task.
+    Task(Arc<Task>),
+    /// A task's record goes.
+    RemoveTask(TaskId),
+    /// A new or changed service.
+    Service(Arc<Service>),
+    /// A service and its revisions and release go.
+    RemoveService(Name),
+    /// A new revision.
+    Revision(Arc<Revision>),
+    /// A revision that nothing needs any more goes.
+    RemoveRevision(Name, u32),
+    /// A new or changed release.
+    Release(Arc<Release>),
+}
+
+impl Change {
+    /// The service that it concerns; `world` is the one before the change.
+    pub fn service(&self, world: &World) -> Option<Name> {
+        match self {
+            Change::Task(task) => Some(task.service.clone()),
+            Change::RemoveTask(id) => world.tasks.get(id).map(|task| task.service.clone()),
+            Change::Service(service) => Some(service.spec.name.clone()),
+            Change::Revision(revision) => Some(revision.service.clone()),
+            Change::Release(release) => Some(release.service.clone()),
+            Change::RemoveService(name) | Change::RemoveRevision(name, _) => Some(name.clone()),
+        }
+    }
+}
+
+impl World {
+    /// Makes one change.
+    pub fn apply(&mut self, change: &Change) {
+        match change {
+            Change::Task(task) => {
+                self.by_service.entry(task.service.clone()).or_default().insert(task.id.clone());
+                self.tasks.insert(task.id.clone(), task.clone());
+            }
+            Change::RemoveTask(id) => {
+                if let Some(task) = self.tasks.remove(id)
+                    && let Some(ids) = self.by_service.get_mut(&task.service)
+                {
+                    ids.remove(id);
+                }
+            }
+            Change::Service(service) => {
+                self.services.insert(service.spec.name.clone(), service.clone());
+            }
+            Change::RemoveService(name) => {
+                self.services.remove(name);
+                self.releases.remove(name);
+                self.revisions.retain(|(service, _), _| service != name);
+                for id in self.by_service.remove(name).unwrap_or_default() {
+                    self.tasks.remove(&id);
+                }
+            }
+            Change::Revision(revision) => {
+                self.revisions.insert((revision.service.clone(), revision.number), revision.clone());
+            }
+            Change::RemoveRevision(name, number) => {
+                self.revisions.remove(&(name.clone(), *number));
+            }
+            Change::Release(release) => {
+                self.releases.insert(release.service.clone(), release.clone());
+            }
+        }
+    }
+
+    /// The tasks of a service, oldest first.
+    pub fn tasks_of<'a>(&'a self, name: &'a Name) -> impl Iterator<Item = &'a Arc<Task>> {
+        self.by_service.get(name).into_iter().flatten().filter_map(|id| self.tasks.get(id))
+    }
+
+    /// A service's revision by number.
+    pub fn revision(&self, name: &Name, number: u32) -> Option<&Arc<Revision>> {
+        self.revisions.get(&(name.clone(), number))
+    }
+
+    /// The release of a service that is still going on.
+    pub fn open_release(&self, name: &Name) -> Option<&Arc<Release>> {
+        self.releases.get(name).filter(|release| !release.state.is_final())
+    }
+
+    /// The revision that a slot is to run now.
+    pub fn revision_for(&self, service: &Service, slot: &Slot) -> u32 {
+        match self.releases.get(&service.spec.name) {
+            // A finished release has moved `active`, a failed one still says which slot is where.
+            Some(release)
+                if !matches!(
+                    release.state,
+                    crate::model::release::ReleaseState::Promoted | crate::model::release::ReleaseState::RolledBack
+                ) =>
+            {
+                release.revision_of(slot)
+            }
+            _ => service.active,
+        }
+    }
+}
+
+/// What was decided: changes that belong together, what to tell about them, and when to look again.
+#[derive(Debug, Default)]
+pub struct Decision {
+    /// To be written down together, then made.
+    pub changes: Vec<Change>,
+    /// What to tell.
+    pub notes: Vec<Note>,
+    /// Look at these services again no later than then, even if nothing happens.
+    pub wakes: BTreeMap<Name, Timestamp>,
+}
+
+/// Something worth an event.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Note {
+    /// What.
+    pub what: What,
+    /// The service.
+    pub service: Option<Name>,
+    /// Whom it concerns.
+    pub subject: String,
+    /// In words.
+    pub message: String,
+}
+
+/// The world while a decision is being made: each change is seen by what is decided after it.
+pub struct Draft<'a> {
+    /// The world with all changes so far.
+    pub world: World,
+    /// What was decided so far.
+    pub decision: Decision,
+    /// Time and randomness.
+    pub clock: &'a dyn Clock,
+}
+
+impl<'a> Draft<'a> {
+    /// Begins with `world` as it is.
+    pub fn new(world: &World, clock: &'a dyn Clock) -> Self {
+        Draft { world: world.clone(), decision: Decision::default(), clock }
+    }
+
+    /// Makes a change.
+    pub fn change(&mut self, change: Change) {
+        self.world.apply(&change);
+        self.decision.changes.push(change);
+    }
+
+    /// Tells something.
+    pub fn note(&mut self, what: What, service: &Name, subject: String, message: impl Into<String>) {
+        self.decision.notes.push(Note { what, service: Some(service.clone()), subject, message: message.into() });
+    }
+
+    /// Looks at `service` again no later than `at`.
+    pub fn wake(&mut self, service: &Name, at: Timestamp) {
+        self.decision.wakes.entry(service.clone()).and_modify(|earlier| *earlier = at.min(*earlier)).or_insert(at);
+    }
+
+    /// Tells a task to end. One that has not been started ends at once.
+    pub fn stop(&mut self, task: &Task, why: StopReason) {
+        let mut task = task.clone();
+        if task.stop.is_some() || task.state.is_final() {
+            return;
+        }
+        task.stop = Some(Stop { why, at: self.clock.now() });
+        if task.state == TaskState::Pending {
+            task.state = TaskState::Shutdown;
+            task.finished_at = Some(self.clock.now());
+        }
+        self.note(What::TaskStopping, &task.service, task.label(), why.as_str());
+        self.change(Change::Task(Arc::new(task)));
+    }
+}

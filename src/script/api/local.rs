@@ -1,0 +1,264 @@
+//! `fs`, `env`, `sh`, `args`: the user's own machine, for scripts that run in the user's process.
+
+use std::path::{Path, PathBuf};
+
+use mlua::{Lua, LuaString, Table, Value};
+use serde::Deserialize;
+
+use crate::model::units::Duration;
+use crate::model::{Error, Kind, suggest};
+use crate::script::value::{from_json, raise, to_json};
+
+/// Sets the four namespaces. Relative paths are relative to `folder`, where the user is.
+pub fn install(lua: &Lua, folder: &Path, args: &[String]) -> mlua::Result<()> {
+    files(lua, folder)?;
+    environment(lua)?;
+    shell(lua, folder)?;
+    arguments(lua, args)
+}
+
+fn files(lua: &Lua, folder: &Path) -> mlua::Result<()> {
+    let fs = lua.create_table()?;
+    let base = folder.to_owned();
+    let at = move |path: &str| base.join(path);
+    let failed = |path: &Path, doing: &str, error: &std::io::Error| {
+        raise(Error::io(format!("file {}", path.display()), doing, error))
+    };
+    let resolve = at.clone();
+    fs.set(
+        "read",
+        lua.create_function(move |lua, path: String| {
+            let path = resolve(&path);
+            let bytes = std::fs::read(&path).map_err(|error| failed(&path, "read it", &error))?;
+            lua.create_string(bytes)
+        })?,
+    )?;
+    let resolve = at.clone();
+    fs.set(
+        "write",
+        lua.create_function(move |_, (path, text): (String, LuaString)| {
+            let path = resolve(&path);
+            std::fs::write(&path, text.as_bytes()).map_err(|error| failed(&path, "write it", &error))
+        })?,
+    )?;
+    let resolve = at.clone();
+    fs.set("exists", lua.create_function(move |_, path: String| Ok(resolve(&path).exists()))?)?;
+    let resolve = at.clone();
+    fs.set(
+        "list",
+        lua.create_function(move |_, path: Option<String>| {
+            let path: PathBuf = resolve(path.as_deref().unwrap_or("."));
+            let entries = std::fs::read_dir(&path).map_err(|error| failed(&path, "list it", &error))?;
+            let mut names: Vec<String> =
+                entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+            names.sort();
+            Ok(names)
+        })?,
+    )?;
+    let resolve = at.clone();
+    fs.set(
+        "mkdir",
+        lua.create_function(move |_, path: String| {
+            let path = resolve(&path);
+            std::fs::create_dir_all(&path).map_err(|error| failed(&path, "make it", &error))
+        })?,
+    )?;
+    fs.set(
+        "remove",
+        lua.create_function(move |_, path: String| {
+            let path = at(&path);
+            std::fs::remove_file(&path).map_err(|error| failed(&path, "remove it", &error))
+        })?,
+    )?;
+    fs.set_readonly(true);
+    lua.globals().set("fs", fs)
+}
+
+fn environment(lua: &Lua) -> mlua::Result<()> {
+    let env = lua.create_table()?;
+    // One value out: the variable, else the default.
+    let get = lua.create_function(|lua, (name, default): (String, Value)| match std::env::var_os(&name) {
+        Some(value) => Ok(Value::String(lua.create_string(std::os::unix::ffi::OsStrExt::as_bytes(value.as_os_str()))?)),
+        None => Ok(default),
+    })?;
+    env.set("get", get)?;
+    env.set(
+        "require",
+        lua.create_function(|_, name: String| {
+            std::env::var(&name)
+                .map_err(|_| raise(Error::new(Kind::Script, format!("environment variable {name}"), "is not set")))
+        })?,
+    )?;
+    env.set_readonly(true);
+    lua.globals().set("env", env)
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct ShellOptions {
+    cwd: Option<String>,
+    env: std::collections::BTreeMap<String, String>,
+    stdin: Option<String>,
+    timeout: Option<Duration>,
+    check: Option<bool>,
+}
+
+// `sh("make image")` runs a shell line, `sh({ "git", "log" })` a command; both wait, and fail on a bad exit code.
+fn shell(lua: &Lua, folder: &Path) -> mlua::Result<()> {
+    let folder = folder.to_owned();
+    let run = lua.create_async_function(move |lua, (command, options): (Value, Option<Table>)| {
+        let folder = folder.clone();
+        async move {
+            let options: ShellOptions = match options {
+                Some(table) => {
+                    crate::model::strict::read("sh", &to_json(&Value::Table(table)).map_err(raise)?).map_err(raise)?
+                }
+                None => ShellOptions::default(),
+            };
+            let words: Vec<String> = match &command {
+                Value::String(line) => vec!["/bin/sh".into(), "-c".into(), line.to_str()?.to_owned()],
+                Value::Table(list) => list.sequence_values::<String>().collect::<mlua::Result<_>>()?,
+                _ => Vec::new(),
+            };
+            let Some((program, args)) = words.split_first() else {
+                return Err(raise(Error::new(Kind::Script, "sh", "expected a shell line or a list of words")));
+            };
+            let subject = format!(
+                "command {:?}",
+                words.last().filter(|_| matches!(command, Value::String(_))).unwrap_or(program)
+            );
+            let mut process = tokio::process::Command::new(program);
+            process.args(args).envs(&options.env).kill_on_drop(true);
+            process.current_dir(options.cwd.map_or(folder.clone(), |cwd| folder.join(cwd)));
+            let stdin =
+                if options.stdin.is_some() { std::process::Stdio::piped() } else { std::process::Stdio::null() };
+            process.stdin(stdin).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+            let failed = |error: std::io::Error| raise(Error::io(subject.clone(), "run it", &error));
+            let mut child = process.spawn().map_err(failed)?;
+            let input = child.stdin.take();
+            let feed = async move {
+                if let (Some(mut pipe), Some(text)) = (input, options.stdin) {
+                    // A command that does not read its input to the end is no failure.
+                    let _ = tokio::io::AsyncWriteExt::write_all(&mut pipe, text.as_bytes()).await;
+                }
+            };
+            let timeout = options.timeout.unwrap_or(Duration::from_secs(600));
+            let both = async { tokio::join!(child.wait_with_output(), feed).0 };
+            let output = tokio::time::timeout(timeout.std(), both)
+                .await
+                .map_err(|_| raise(Error::new(Kind::Timeout, subject.clone(), format!("no end within {timeout}"))))?
+                .map_err(failed)?;
+            let code = output.status.code().unwrap_or_else(|| {
+                128 + std::os::unix::process::ExitStatusExt::signal(&output.status).unwrap_or_default()
+            });
+            if code != 0 && options.check != Some(false) {
+                let errors = String::from_utf8_lossy(&output.stderr);
+                let last: Vec<&str> = errors.trim_end().lines().rev().take(5).collect();
+                let shown = last.into_iter().rev().collect::<Vec<_>>().join("\n");
+                return Err(raise(
+                    Error::new(Kind::Failed, subject, format!("exit code {code}"))
+                        .cause(shown)
+                        .help("pass { check = false } to look at the code yourself"),
+                ));
+            }
+            let result = lua.create_table()?;
+            result.set("code", code)?;
+            result.set("stdout", lua.create_string(&output.stdout)?)?;
+            result.set("stderr", lua.create_string(&output.stderr)?)?;
+            Ok(result)
+        }
+    })?;
+    lua.globals().set("sh", run)
+}
+
+// `args[1]`, and `args.parse { tag = { required = true }, replicas = { default = 3 } }` for `--tag x --replicas=5`.
+fn arguments(lua: &Lua, given: &[String]) -> mlua::Result<()> {
+    let args = lua.create_sequence_from(given.iter().map(String::as_str))?;
+    let given = given.to_vec();
+    args.set(
+        "parse",
+        lua.create_function(move |lua, known: Table| {
+            let known = match to_json(&Value::Table(known)).map_err(raise)? {
+                serde_json::Value::Object(known) => known,
+                _ => return Err(raise(Error::new(Kind::Script, "args.parse", "expected a table of flags by name"))),
+            };
+            let parsed = parse(&given, &known).map_err(raise)?;
+            from_json(lua, &serde_json::Value::Object(parsed))
+        })?,
+    )?;
+    lua.globals().set("args", args)
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Flag {
+    required: bool,
+    default: Option<serde_json::Value>,
+    help: Option<String>,
+}
+
+fn parse(
+    given: &[String],
+    known: &serde_json::Map<String, serde_json::Value>,
+) -> Result<serde_json::Map<String, serde_json::Value>, Error> {
+    let usage = |message: String| {
+        let flags: Vec<String> = known
+            .iter()
+            .map(|(name, flag)| match flag.get("help").and_then(serde_json::Value::as_str) {
+                Some(help) => format!("--{} ({help})", name.replace('_', "-")),
+                None => format!("--{}", name.replace('_', "-")),
+            })
+            .collect();
+        Error::invalid("arguments", message).help(format!("flags: {}", flags.join(", ")))
+    };
+    let mut parsed = serde_json::Map::new();
+    let mut rest = Vec::new();
+    let mut words = given.iter();
+    while let Some(word) = words.next() {
+        let Some(flag) = word.strip_prefix("--") else {
+            rest.push(serde_json::Value::from(word.as_str()));
+            continue;
+        };
+        let (name, inline) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value.to_owned())));
+        let key = name.replace('-', "_");
+        let Some(spec) = known.get(&key) else {
+            return Err(usage(format!(
+                "unknown flag --{name:.60}{}",
+                suggest::hint(&key, known.keys().map(String::as_str))
+            )));
+        };
+        let boolean = spec.get("default").is_some_and(serde_json::Value::is_boolean);
+        let value = match (inline, boolean) {
+            (Some(value), _) => value,
+            (None, true) => "true".to_owned(),
+            (None, false) => words.next().cloned().ok_or_else(|| usage(format!("--{name} has no value")))?,
+        };
+        let value = match spec.get("default") {
+            Some(serde_json::Value::Number(_)) => serde_json::Value::from(
+                value.parse::<f64>().map_err(|_| usage(format!("--{name}: {value:?} is not a number")))?,
+            ),
+            Some(serde_json::Value::Bool(_)) => serde_json::Value::from(
+                value.parse::<bool>().map_err(|_| usage(format!("--{name}: {value:?} is not true or false")))?,
+            ),
+            _ => serde_json::Value::from(value),
+        };
+        parsed.insert(key, value);
+    }
+    for (name, flag) in known {
+        let flag: Flag = crate::model::strict::read(&format!("args.parse: {name}"), flag)?;
+        let _ = flag.help;
+        if !parsed.contains_key(name) {
+            match flag.default {
+                Some(default) => {
+                    parsed.insert(name.clone(), default);
+                }
+                None if flag.required => return Err(usage(format!("--{} is missing", name.replace('_', "-")))),
+                None => {}
+            }
+        }
+    }
+    if !rest.is_empty() {
+        parsed.insert("rest".into(), serde_json::Value::Array(rest));
+    }
+    Ok(parsed)
+}

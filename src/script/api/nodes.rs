@@ -1,0 +1,78 @@
+//! `nodes`: the cluster's nodes.
+
+use std::sync::Arc;
+
+use mlua::{Lua, Table, Value};
+
+use crate::client::Cluster;
+use crate::model::node::{Node, NodeUpdate};
+use crate::model::{Error, strict};
+use crate::script::value::{from_record, raise, to_json};
+
+const FIELDS: [&str; 13] = [
+    "id",
+    "hostname",
+    "role",
+    "availability",
+    "state",
+    "address",
+    "os",
+    "arch",
+    "cpu",
+    "memory",
+    "labels",
+    "engine_labels",
+    "update",
+];
+
+/// Sets `nodes`.
+pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
+    let nodes = lua.create_table()?;
+    let shared = cluster.clone();
+    nodes.set(
+        "list",
+        lua.create_async_function(move |lua, ()| {
+            let cluster = shared.clone();
+            async move {
+                let all = cluster.nodes().await.map_err(raise)?;
+                all.iter().map(|node| node_table(&lua, &cluster, node)).collect::<mlua::Result<Vec<_>>>()
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    nodes.set(
+        "get",
+        lua.create_async_function(move |lua, name: String| {
+            let cluster = shared.clone();
+            async move {
+                let all = cluster.nodes().await.map_err(raise)?;
+                let found = all.iter().find(|node| node.id == name || node.hostname == name);
+                let found = found.ok_or_else(|| raise(Error::not_found(format!("node \"{name:.70}\""))))?;
+                node_table(&lua, &cluster, found)
+            }
+        })?,
+    )?;
+    nodes.set_readonly(true);
+    lua.globals().set("nodes", nodes)
+}
+
+fn node_table(lua: &Lua, cluster: &Arc<dyn Cluster>, node: &Node) -> mlua::Result<Table> {
+    let Value::Table(table) = from_record(lua, node)? else {
+        return Err(mlua::Error::runtime("a node is a table"));
+    };
+    // Amounts as numbers, as policies see them.
+    table.raw_set("memory", node.memory.0 as f64)?;
+    let (cluster, id) = (cluster.clone(), node.id.clone());
+    let update = lua.create_async_function(move |lua, (_, changes): (Value, Table)| {
+        let (cluster, id) = (cluster.clone(), id.clone());
+        async move {
+            let changes = to_json(&Value::Table(changes)).map_err(raise)?;
+            let update: NodeUpdate = strict::read(&format!("node \"{id}\""), &changes).map_err(raise)?;
+            let node = cluster.update_node(&id, update).await.map_err(raise)?;
+            node_table(&lua, &cluster, &node)
+        }
+    })?;
+    table.raw_set("update", update)?;
+    crate::script::value::strict(lua, "node", &table, &FIELDS)?;
+    Ok(table)
+}

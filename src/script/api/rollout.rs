@@ -1,0 +1,84 @@
+//! `rollout`: what `step` sees, and the intents that it may answer with.
+
+use mlua::{Lua, MultiValue, Table, Value};
+
+use crate::model::release::{Answer, ReleaseView};
+use crate::model::{Error, Kind, Result, strict};
+use crate::script::hosted::Hosted;
+use crate::script::value::{from_record, raise, to_json};
+
+const FIELDS: [&str; 13] = [
+    "service",
+    "step",
+    "from",
+    "to",
+    "replicas",
+    "moved",
+    "remaining",
+    "healthy",
+    "failed_tasks",
+    "failure",
+    "elapsed",
+    "overdue",
+    "options",
+];
+const INTENTS: [&str; 7] = ["batch", "shift", "wait", "pause", "promote", "rollback", "fail"];
+
+/// Asks a rollout for its next step.
+pub fn step(hosted: &Hosted, name: &str, view: &ReleaseView) -> Result<Answer> {
+    let subject = format!("rollout \"{name}\"");
+    let entry = hosted.entries.get(name);
+    let entry = entry.ok_or_else(|| Error::new(Kind::Script, subject.clone(), "is not registered any more"))?;
+    let call = format!("step(release of \"{}\", step {})", view.service, view.step);
+    let explain = |error: mlua::Error| hosted.explain(&subject, &error, &call);
+    let release = release_table(&hosted.lua, view).map_err(explain)?;
+    let answer: Value = entry.functions["step"].call(release).map_err(explain)?;
+    let wrong = |what: &str| {
+        Error::new(Kind::Script, subject.clone(), format!("returned {what}, not an intent\n   = in {call}"))
+            .help(format!("return one of release:{}", INTENTS.join("(), release:") + "()"))
+    };
+    let Value::Table(table) = &answer else {
+        return Err(wrong(if answer.is_nil() { "nothing" } else { answer.type_name() }));
+    };
+    if !table.raw_get::<bool>("__intent").unwrap_or(false) {
+        return Err(wrong("a table"));
+    }
+    let kind: String = table.raw_get("kind").map_err(explain)?;
+    let given = to_json(&table.raw_get::<Value>("given").map_err(explain)?)?;
+    let given =
+        if given.is_null() && matches!(kind.as_str(), "batch" | "shift") { serde_json::json!({}) } else { given };
+    let answer = serde_json::json!({ kind.as_str(): given });
+    strict::read(&format!("{subject}: release:{kind}"), &answer).map_err(|mut error: Error| {
+        error.kind = Kind::Script;
+        error.message.push_str(&format!("\n   = in {call}"));
+        error
+    })
+}
+
+fn release_table(lua: &Lua, view: &ReleaseView) -> mlua::Result<Table> {
+    let Value::Table(table) = from_record(lua, view)? else {
+        return Err(mlua::Error::runtime("a release is a table"));
+    };
+    for kind in INTENTS {
+        table.raw_set(
+            kind,
+            lua.create_function(move |lua, (this, given): (Value, MultiValue)| {
+                if !this.is_table() {
+                    return Err(raise(Error::new(
+                        Kind::Script,
+                        format!("release.{kind}"),
+                        format!("is called with a colon: release:{kind}(...)"),
+                    )));
+                }
+                let intent = lua.create_table()?;
+                intent.raw_set("__intent", true)?;
+                intent.raw_set("kind", kind)?;
+                intent.raw_set("given", given.front().cloned().unwrap_or(Value::Nil))?;
+                Ok(intent)
+            })?,
+        )?;
+    }
+    let known: Vec<&str> = FIELDS.iter().chain(&INTENTS).copied().collect();
+    crate::script::value::strict(lua, "release", &table, &known)?;
+    Ok(table)
+}

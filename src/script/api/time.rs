@@ -1,0 +1,60 @@
+//! `time`: moments as seconds since 1970-01-01 UTC, durations as seconds.
+
+use mlua::{Lua, Value};
+
+use crate::model::units::Duration;
+use crate::model::{Error, Kind};
+use crate::script::value::raise;
+
+/// Sets `time`. Without `clock` only what computes: a decision does not depend on when it is made.
+pub fn install(lua: &Lua, clock: bool) -> mlua::Result<()> {
+    let time = lua.create_table()?;
+    time.set("seconds", lua.create_function(|_, text: Value| Ok(duration(&text)?.seconds()))?)?;
+    time.set(
+        "format",
+        lua.create_function(|_, seconds: f64| {
+            let moment =
+                jiff::Timestamp::from_nanosecond((seconds * 1e9) as i128).map_err(|error| failed("format", &error))?;
+            Ok(moment.to_string())
+        })?,
+    )?;
+    time.set(
+        "parse",
+        lua.create_function(|_, text: String| {
+            let moment: jiff::Timestamp = text.parse().map_err(|error: jiff::Error| failed("parse", &error))?;
+            Ok(moment.as_nanosecond() as f64 / 1e9)
+        })?,
+    )?;
+    if clock {
+        time.set("now", lua.create_function(|_, ()| Ok(jiff::Timestamp::now().as_nanosecond() as f64 / 1e9))?)?;
+        time.set(
+            "sleep",
+            lua.create_async_function(|_, period: Value| async move {
+                tokio::time::sleep(duration(&period)?.std()).await;
+                Ok(())
+            })?,
+        )?;
+    }
+    time.set_readonly(true);
+    lua.globals().set("time", time)
+}
+
+fn failed(function: &str, error: &dyn std::fmt::Display) -> mlua::Error {
+    raise(Error::new(Kind::Script, format!("time.{function}"), error.to_string()))
+}
+
+/// `"30s"`, or a number of seconds.
+pub fn duration(value: &Value) -> mlua::Result<Duration> {
+    match value {
+        Value::String(text) => text.to_str()?.parse().map_err(raise),
+        Value::Integer(seconds) if *seconds >= 0 => Ok(Duration::from_secs(*seconds as u64)),
+        Value::Number(seconds) if *seconds >= 0.0 && *seconds < 3e9 => {
+            Ok(Duration::from_millis((*seconds * 1000.0) as u64))
+        }
+        other => Err(raise(Error::new(
+            Kind::Script,
+            "duration",
+            format!("expected a text such as \"30s\" or a number of seconds, got a {}", other.type_name()),
+        ))),
+    }
+}

@@ -1,0 +1,15 @@
+//! Floor 4, Lua: the only room that knows it. Hosted scripts run on threads of their own (`host`), a user's script in
+//! the user's process (`run`); both in a sandboxed VM (`vm`).
+
+pub mod api;
+pub mod budget;
+mod failure;
+pub mod files;
+pub mod host;
+pub mod hosted;
+pub mod report;
+pub mod require;
+pub mod run;
+pub mod stdlib;
+pub mod value;
+pub mod vm;

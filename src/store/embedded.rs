@@ -1,0 +1,313 @@
+//! The embedded store: one redb file, one writer thread that gathers waiting commits into one transaction and one
+//! fsync. Readers see the last finished transaction and wait for nobody.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::mpsc;
+
+use async_trait::async_trait;
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use tokio::sync::{broadcast, oneshot};
+
+use super::{Change, Entry, Expect, FORMAT, MAX_KEY, MAX_VALUE, Store, Write};
+use crate::model::{Error, Kind, Result, fault};
+
+const DATA: TableDefinition<&str, &[u8]> = TableDefinition::new("data");
+const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
+/// Most commits that share a transaction.
+const GROUP: usize = 256;
+
+struct Request {
+    writes: Vec<Write>,
+    reply: oneshot::Sender<Result<u64>>,
+}
+
+/// The redb file in a data folder.
+pub struct EmbeddedStore {
+    database: Arc<Database>,
+    requests: Option<mpsc::Sender<Request>>,
+    changes: broadcast::Sender<Change>,
+    writer: Option<std::thread::JoinHandle<()>>,
+}
+
+impl EmbeddedStore {
+    /// Opens or creates `path`. A file that is no store, is damaged, or has a newer format is an error, and is left
+    /// as it is.
+    pub fn open(path: &Path) -> Result<Self> {
+        let database = open_database(path)?;
+        let version = prepare(&database).map_err(|error| damaged(path, &error))?;
+        if let Some(format) = version.newer_format {
+            return Err(Error::new(
+                Kind::Corrupt,
+                subject(path),
+                format!("has format {format}; this neap knows up to {FORMAT}"),
+            )
+            .help("run the newer neap that wrote it"));
+        }
+        let database = Arc::new(database);
+        let (requests, inbox) = mpsc::channel();
+        let (changes, _) = broadcast::channel(4096);
+        let writer = Writer {
+            database: database.clone(),
+            changes: changes.clone(),
+            version: version.last,
+            path: path.to_owned(),
+        };
+        let writer = std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || writer.run(&inbox))
+            .map_err(|error| Error::io(subject(path), "start the writer thread", &error))?;
+        Ok(EmbeddedStore { database, requests: Some(requests), changes, writer: Some(writer) })
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        self.requests = None;
+        if let Some(writer) = self.writer.take() {
+            let _ = writer.join();
+        }
+    }
+}
+
+fn subject(path: &Path) -> String {
+    format!("store {}", path.display())
+}
+
+fn damaged(path: &Path, error: &dyn std::fmt::Display) -> Error {
+    Error::new(Kind::Corrupt, subject(path), "cannot be read")
+        .cause(error)
+        .help("restore the data folder from a backup, or start with an empty one (--data)")
+}
+
+fn failed(error: impl std::fmt::Display) -> Error {
+    Error::new(Kind::Unavailable, "store", "cannot read or write").cause(error)
+}
+
+fn open_database(path: &Path) -> Result<Database> {
+    // redb asserts on some damage; a panic at the door is the same as an error.
+    let opened = std::panic::catch_unwind(|| {
+        let mut builder = Database::builder();
+        builder.set_cache_size(4 << 20);
+        builder.create(path)
+    });
+    match opened {
+        Ok(Ok(database)) => Ok(database),
+        Ok(Err(redb::DatabaseError::DatabaseAlreadyOpen)) => {
+            Err(Error::new(Kind::Conflict, subject(path), "is in use by another daemon")
+                .help("stop it, or give this one another folder (--data)"))
+        }
+        Ok(Err(redb::DatabaseError::Storage(redb::StorageError::Io(error))))
+            if !matches!(error.kind(), std::io::ErrorKind::InvalidData | std::io::ErrorKind::UnexpectedEof) =>
+        {
+            Err(Error::io(subject(path), "open it", &error))
+        }
+        Ok(Err(error)) => Err(damaged(path, &error)),
+        Err(_) => Err(damaged(path, &"its structure is broken")),
+    }
+}
+
+struct Prepared {
+    last: u64,
+    newer_format: Option<u64>,
+}
+
+fn prepare(database: &Database) -> Result<Prepared, redb::Error> {
+    {
+        let read = database.begin_read()?;
+        if let Ok(meta) = read.open_table(META) {
+            let format = meta.get("format")?.map_or(0, |value| value.value());
+            if format > u64::from(FORMAT) {
+                return Ok(Prepared { last: 0, newer_format: Some(format) });
+            }
+            if format > 0 {
+                return Ok(Prepared {
+                    last: meta.get("version")?.map_or(0, |value| value.value()),
+                    newer_format: None,
+                });
+            }
+        }
+    }
+    let write = database.begin_write()?;
+    {
+        write.open_table(DATA)?;
+        write.open_table(META)?.insert("format", u64::from(FORMAT))?;
+    }
+    write.commit()?;
+    Ok(Prepared { last: 0, newer_format: None })
+}
+
+#[async_trait]
+impl Store for EmbeddedStore {
+    fn get(&self, key: &str) -> Result<Option<Entry>> {
+        let table = self.database.begin_read().map_err(failed)?.open_table(DATA).map_err(failed)?;
+        let found = table.get(key).map_err(failed)?;
+        found.map(|value| split(key, value.value())).transpose()
+    }
+
+    fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
+        let table = self.database.begin_read().map_err(failed)?.open_table(DATA).map_err(failed)?;
+        let mut entries = Vec::new();
+        for item in table.range(prefix..).map_err(failed)? {
+            let (key, value) = item.map_err(failed)?;
+            if !key.value().starts_with(prefix) {
+                break;
+            }
+            entries.push(split(key.value(), value.value())?);
+        }
+        Ok(entries)
+    }
+
+    async fn commit(&self, writes: Vec<Write>) -> Result<u64> {
+        for write in &writes {
+            if write.key.is_empty() || write.key.len() > MAX_KEY {
+                return Err(Error::invalid(
+                    format!("key {:.80?}", write.key),
+                    format!("is not 1 to {MAX_KEY} bytes long"),
+                ));
+            }
+            if let Some(size) = write.value.as_ref().map(Vec::len).filter(|size| *size > MAX_VALUE) {
+                return Err(Error::new(
+                    Kind::Exhausted,
+                    format!("key {:?}", write.key),
+                    format!("a value of {size} bytes is larger than {MAX_VALUE}"),
+                ));
+            }
+        }
+        let (reply, answer) = oneshot::channel();
+        let gone = || Error::new(Kind::Unavailable, "store", "is closed");
+        self.requests.as_ref().ok_or_else(gone)?.send(Request { writes, reply }).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+
+    fn watch(&self) -> broadcast::Receiver<Change> {
+        self.changes.subscribe()
+    }
+}
+
+// A value is stored behind the number of the commit that wrote it.
+fn split(key: &str, stored: &[u8]) -> Result<Entry> {
+    let Some((version, value)) = stored.split_first_chunk::<8>() else {
+        return Err(Error::new(Kind::Corrupt, format!("record \"{key}\""), "is damaged: too short"));
+    };
+    Ok(Entry { key: key.to_owned(), version: u64::from_le_bytes(*version), value: value.to_vec() })
+}
+
+struct Writer {
+    database: Arc<Database>,
+    changes: broadcast::Sender<Change>,
+    version: u64,
+    path: PathBuf,
+}
+
+impl Writer {
+    fn run(mut self, inbox: &mpsc::Receiver<Request>) {
+        while let Ok(first) = inbox.recv() {
+            let mut group = vec![first];
+            while group.len() < GROUP
+                && let Ok(next) = inbox.try_recv()
+            {
+                group.push(next);
+            }
+            self.write(group);
+        }
+    }
+
+    // Each request of a group stands for itself: one that conflicts is left out, the others go in.
+    fn write(&mut self, group: Vec<Request>) {
+        let mut replies = Vec::with_capacity(group.len());
+        let before = self.version;
+        fault::point("store.before-commit");
+        let result = self.transaction(group, &mut replies);
+        fault::point("store.after-commit");
+        match result {
+            Ok(changes) => {
+                for change in changes {
+                    let _ = self.changes.send(change);
+                }
+                for (reply, result) in replies {
+                    let _ = reply.send(result);
+                }
+            }
+            Err(error) => {
+                self.version = before;
+                let full = matches!(&error, redb::Error::Io(io) if io.kind() == std::io::ErrorKind::StorageFull);
+                let mut failure = Error::new(
+                    if full { Kind::Exhausted } else { Kind::Unavailable },
+                    subject(&self.path),
+                    "cannot be written",
+                )
+                .cause(&error);
+                if full {
+                    failure = failure
+                        .help("free space on the data folder's disk; nothing that was acknowledged is lost")
+                        .retry(true);
+                }
+                for (reply, _) in replies {
+                    let _ = reply.send(Err(failure.clone()));
+                }
+            }
+        }
+    }
+
+    fn transaction(
+        &mut self,
+        group: Vec<Request>,
+        replies: &mut Vec<(oneshot::Sender<Result<u64>>, Result<u64>)>,
+    ) -> Result<Vec<Change>, redb::Error> {
+        let mut requests = Vec::with_capacity(group.len());
+        for request in group {
+            replies.push((request.reply, Ok(0)));
+            requests.push(request.writes);
+        }
+        let mut changes = Vec::new();
+        let mut transaction = self.database.begin_write()?;
+        transaction.set_durability(Durability::Immediate)?;
+        {
+            let mut data = transaction.open_table(DATA)?;
+            let mut meta = transaction.open_table(META)?;
+            for (writes, (_, outcome)) in requests.into_iter().zip(replies.iter_mut()) {
+                *outcome = conflict(&data, &writes)?;
+                if outcome.is_err() {
+                    continue;
+                }
+                self.version += 1;
+                *outcome = Ok(self.version);
+                for Write { key, value, .. } in writes {
+                    let removed = value.is_none();
+                    match value {
+                        Some(value) => {
+                            let stored = [&self.version.to_le_bytes()[..], &value].concat();
+                            data.insert(key.as_str(), stored.as_slice())?;
+                        }
+                        None => {
+                            data.remove(key.as_str())?;
+                        }
+                    }
+                    changes.push(Change { key, version: self.version, removed });
+                }
+            }
+            meta.insert("version", self.version)?;
+        }
+        transaction.commit()?;
+        Ok(changes)
+    }
+}
+
+fn conflict(data: &redb::Table<&str, &[u8]>, writes: &[Write]) -> Result<Result<u64>, redb::Error> {
+    for write in writes {
+        let version = match data.get(write.key.as_str())? {
+            Some(stored) => stored.value().first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes)),
+            None => None,
+        };
+        let why = match (write.expect, version) {
+            (Expect::Any, _) | (Expect::Absent, None) => continue,
+            (Expect::Version(expected), Some(version)) if expected == version => continue,
+            (Expect::Absent, Some(_)) => "exists already",
+            (Expect::Version(_), None) => "is gone",
+            (Expect::Version(_), Some(_)) => "was changed by somebody else",
+        };
+        return Ok(Err(Error::new(Kind::Conflict, format!("record \"{}\"", write.key), why).retry(true)));
+    }
+    Ok(Ok(0))
+}

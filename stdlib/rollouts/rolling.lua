@@ -1,0 +1,27 @@
+-- Replaces tasks batch by batch; each batch has to be healthy before the next begins.
+-- rollout = "rolling"  or
+-- rollout = { use = "rolling", batch = "25%", order = "stop-first", min_healthy = "5s", batch_deadline = "5m",
+--             delay = "10s", on_failure = "rollback" | "pause" | "continue", max_failure_ratio = 0.1, deadline = "1h" }
+
+local failure = require "@neap/lib/failure"
+
+rollout "rolling" {
+  deadline = "1h",
+  options = {
+    "batch", "order", "min_healthy", "batch_deadline", "delay", "on_failure", "max_failure_ratio", "deadline",
+  },
+  step = function(release)
+    local options = release.options
+    local verdict = failure.judge(release, options)
+    if verdict then return verdict end
+    if release.remaining == 0 then return release:promote() end
+    -- Odd steps replace, even steps wait, if a delay is asked for.
+    if options.delay and release.moved > 0 and release.step % 2 == 0 then return release:wait(options.delay) end
+    return release:batch {
+      tasks = options.batch or 1,
+      order = options.order or "start-first",
+      min_healthy = options.min_healthy or "0s",
+      deadline = options.batch_deadline or "5m",
+    }
+  end,
+}

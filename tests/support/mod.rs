@@ -1,0 +1,212 @@
+//! What the tests of the real binary share: a daemon in a folder of its own, a client, waiting with a deadline.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::net::{Ipv4Addr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// The program under test.
+pub const NEAP: &str = env!("CARGO_BIN_EXE_neap");
+
+/// A port that was free a moment ago, below the kernel's ephemeral ones and apart from those of other test processes.
+pub fn free_port() -> u16 {
+    use std::sync::atomic::{AtomicU16, Ordering};
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    for _ in 0..2000 {
+        let offset =
+            (std::process::id() as u16).wrapping_mul(61).wrapping_add(NEXT.fetch_add(1, Ordering::SeqCst)) % 9000;
+        let port = 10_000 + offset;
+        if TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).is_ok() {
+            return port;
+        }
+    }
+    panic!("no free port");
+}
+
+/// Waits until `condition` gives a value; panics with `what` after `seconds`.
+pub fn eventually<T>(what: &str, seconds: u64, mut condition: impl FnMut() -> Option<T>) -> T {
+    let until = Instant::now() + Duration::from_secs(seconds);
+    loop {
+        if let Some(value) = condition() {
+            return value;
+        }
+        assert!(Instant::now() < until, "not within {seconds}s: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// A daemon with a data folder of its own. Dropping it ends daemon, replicas and balancer.
+pub struct Daemon {
+    pub folder: tempfile::TempDir,
+    pub child: Option<Child>,
+    pub program: PathBuf,
+    pub env: Vec<(String, String)>,
+    pub flags: Vec<String>,
+}
+
+impl Daemon {
+    /// Starts one and waits until it answers.
+    pub fn start() -> Self {
+        let mut daemon = Self::new();
+        daemon.up();
+        daemon
+    }
+
+    /// One that is not started yet.
+    pub fn new() -> Self {
+        let folder = tempfile::Builder::new().prefix("neap-test-").tempdir().unwrap();
+        Daemon { folder, child: None, program: NEAP.into(), env: Vec::new(), flags: Vec::new() }
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    pub fn socket(&self) -> PathBuf {
+        self.folder.path().join("neap.sock")
+    }
+
+    /// Starts the process without waiting.
+    pub fn spawn(&mut self) {
+        let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log")).unwrap();
+        let mut command = Command::new(&self.program);
+        command.arg("up").arg("--data").arg(self.data()).arg("--socket").arg(self.socket()).args(&self.flags);
+        command.envs(self.env.iter().cloned()).env("NEAP_CONFIG", self.folder.path().join("config.toml"));
+        command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    /// Starts it and waits until it answers.
+    pub fn up(&mut self) {
+        self.spawn();
+        eventually("the daemon answers", 30, || {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                panic!("the daemon ended with {status}:\n{}", self.log());
+            }
+            self.neap(&["version"])
+                .stdout
+                .windows(6)
+                .any(|part| part == b"daemon")
+                .then_some(())
+                .filter(|()| self.answers())
+        });
+    }
+
+    fn answers(&self) -> bool {
+        self.neap(&["service", "ls"]).status.success()
+    }
+
+    /// kill -9.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    /// TERM, and waits for its end.
+    pub fn stop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            signal(child.id(), "TERM");
+            let _ = child.wait();
+        }
+    }
+
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
+    }
+
+    /// Runs the CLI against this daemon.
+    pub fn neap(&self, args: &[&str]) -> Output {
+        Command::new(NEAP)
+            .args(args)
+            .env("NEAP_HOST", format!("unix://{}", self.socket().display()))
+            .env("NEAP_CONFIG", self.folder.path().join("config.toml"))
+            .output()
+            .unwrap()
+    }
+
+    /// The same; panics unless it succeeds.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.neap(args);
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "neap {args:?}: {out}{err}\n{}", self.log());
+        out.into_owned()
+    }
+
+    /// The same; panics unless it fails; gives the exit code and the error.
+    pub fn fails(&self, args: &[&str]) -> (i32, String) {
+        let output = self.neap(args);
+        assert!(!output.status.success(), "neap {args:?} should fail: {}", String::from_utf8_lossy(&output.stdout));
+        (output.status.code().unwrap(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.ok(args)).unwrap()
+    }
+
+    /// A service's tasks that have not ended.
+    pub fn live_tasks(&self, service: &str) -> Vec<serde_json::Value> {
+        let tasks = self.json(&["service", "ps", service, "--format", "json"]);
+        let ended = ["complete", "shutdown", "failed", "rejected", "lost"];
+        tasks
+            .as_array()
+            .unwrap()
+            .iter()
+            .filter(|task| !ended.contains(&task["state"].as_str().unwrap()))
+            .cloned()
+            .collect()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("--- daemon's log ---\n{}", self.log());
+        }
+        self.kill();
+        end_everything(&self.data());
+    }
+}
+
+/// Sends a signal to a process by id.
+pub fn signal(pid: u32, name: &str) {
+    let _ = Command::new("kill").arg(format!("-{name}")).arg(pid.to_string()).status();
+}
+
+/// Ends keepers, their replicas and the balancer of a data folder: every process that names it on its command line.
+pub fn end_everything(data: &Path) {
+    let wanted = data.to_string_lossy().into_owned();
+    for (pid, line) in processes() {
+        if line.contains(&wanted) && pid != std::process::id() {
+            signal(pid, "KILL");
+        }
+    }
+}
+
+/// All processes with their command lines.
+pub fn processes() -> Vec<(u32, String)> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc").unwrap().flatten() {
+        if let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse().ok())
+            && let Ok(line) = std::fs::read(entry.path().join("cmdline"))
+        {
+            found.push((pid, String::from_utf8_lossy(&line).replace('\0', " ")));
+        }
+    }
+    found
+}
+
+/// One HTTP request over a connection of its own: status and body.
+pub fn get(port: u16, path: &str) -> std::io::Result<(u16, String)> {
+    use std::io::{Read, Write};
+    let mut stream = std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(10)))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    let status = answer.split(' ').nth(1).and_then(|code| code.parse().ok());
+    let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
+    status.map(|status| (status, body)).ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
+}
