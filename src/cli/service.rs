@@ -79,8 +79,10 @@ pub enum Command {
         #[arg(long, short)]
         timestamps: bool,
         /// Lines as they are, without the task's name
-        #[arg(long)]
+        #[arg(long, conflicts_with = "format")]
         raw: bool,
+        #[command(flatten)]
+        format: FormatArg,
     },
     /// Change the number of replicas: neap service scale web=5
     Scale {
@@ -215,13 +217,14 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let revisions = cluster.revisions(&service).await?;
             output::print(Format::Json, &json!({ "status": status, "revisions": revisions }), String::new)
         }
-        Command::Logs { service, follow, since, tail, timestamps, raw } => {
+        Command::Logs { service, follow, since, tail, timestamps, raw, format } => {
             let (name, slot) = match service.split_once('.') {
                 Some((name, slot)) => (name.to_owned(), Some(slot.to_owned())),
                 None => (service, None),
             };
             let since = since.as_deref().map(read_since).transpose()?;
-            logs(cluster, &name, LogsAsk { since, tail, follow, slot }, timestamps, raw).await
+            let shape = LineShape { json: format.format == Format::Json, timestamps, raw };
+            logs(cluster, &name, LogsAsk { since, tail, follow, slot }, &shape).await
         }
         Command::Scale { scales, wait } => {
             let wrong = |text: &str| Error::invalid(format!("scale {text:.80?}"), "is not SERVICE=REPLICAS");
@@ -302,19 +305,32 @@ async fn steer(cluster: &RemoteCluster, rollout: Rollout) -> Result<()> {
     output::line(&status.release.as_ref().map(show::release).unwrap_or_default())
 }
 
-async fn logs(cluster: &RemoteCluster, name: &str, ask: LogsAsk, timestamps: bool, raw: bool) -> Result<()> {
+/// How a line of output is printed.
+struct LineShape {
+    json: bool,
+    timestamps: bool,
+    raw: bool,
+}
+
+async fn logs(cluster: &RemoteCluster, name: &str, ask: LogsAsk, shape: &LineShape) -> Result<()> {
     let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none();
     let mut lines = cluster.logs(name, ask).await?;
     while let Some(entry) = lines.next().await {
         let entry = entry?;
+        if shape.json {
+            output::line(
+                &serde_json::to_string(&entry).map_err(|error| Error::internal("output", error.to_string()))?,
+            )?;
+            continue;
+        }
         let mut line = String::new();
-        if timestamps {
+        if shape.timestamps {
             let at =
                 jiff::Timestamp::from_nanosecond(i128::from(entry.at)).map(|at| at.to_string()).unwrap_or_default();
             line.push_str(&at);
             line.push(' ');
         }
-        if !raw {
+        if !shape.raw {
             // The slot chooses the colour, so a replica keeps its own over the whole output.
             let shade =
                 31 + entry.task.bytes().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(byte))) % 6;

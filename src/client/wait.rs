@@ -9,6 +9,9 @@ use crate::model::release::{Release, ReleaseState};
 use crate::model::task::TaskState;
 use crate::model::{Error, Kind, Result};
 
+/// How long a service without a check has to stay up before it counts as settled: what ends at once should show.
+const STABLE: Duration = Duration::from_secs(1);
+
 /// Told about each state on the way.
 pub type Progress<'a> = &'a mut (dyn FnMut(&ServiceStatus) + Send);
 
@@ -25,15 +28,25 @@ pub async fn settled(
     let mut last: Option<ServiceStatus> = None;
     let watch = async {
         let mut states = cluster.watch(name).await?;
-        while let Some(status) = states.next().await {
-            let status = status?;
+        // When a settled service without a check has proven itself.
+        let mut proven = None;
+        loop {
+            let next = match (proven, &last) {
+                (Some(at), Some(settled)) => match tokio::time::timeout_at(at, states.next()).await {
+                    Ok(next) => next,
+                    Err(_) => return Ok(settled.clone()),
+                },
+                _ => states.next().await,
+            };
+            let Some(status) = next.transpose()? else { break };
             progress(&status);
             if let Some(failure) = failure(&status, before) {
                 return Err(failure);
             }
-            if status.settled {
+            if status.settled && status.service.spec.check.is_some() {
                 return Ok(status);
             }
+            proven = status.settled.then(|| proven.unwrap_or_else(|| tokio::time::Instant::now() + STABLE));
             last = Some(status);
         }
         Err(Error::new(Kind::NotFound, subject.clone(), "was removed while it was waited for"))

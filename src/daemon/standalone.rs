@@ -32,6 +32,7 @@ impl Standalone {
         let lock = lock_data(&folder)?;
         let failed = |error: std::io::Error| Error::io("sweeper", "start it", &error);
         let mut command = std::process::Command::new(program());
+        std::os::unix::process::CommandExt::arg0(&mut command, "neap");
         command.arg("sweep").arg(&folder).env_clear().stdin(std::process::Stdio::piped());
         command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::null());
         // Ctrl-C is for the script; the sweeper cleans up after it.
@@ -89,6 +90,8 @@ fn temporary_folder() -> Result<PathBuf> {
 /// Waits until standard input is closed, then until keepers and balancer have ended, and removes `folder`.
 pub fn sweep(folder: &Path) {
     let _ = nix::unistd::setsid();
+    // Shown by ps; the program itself is run through /proc/self/exe.
+    let _ = nix::sys::prctl::set_name(c"neap-sweep");
     let _ = std::io::copy(&mut std::io::stdin(), &mut std::io::sink());
     let until = Instant::now() + END;
     // A keeper holds its task's lock until the replica has ended.

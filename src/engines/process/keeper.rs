@@ -138,6 +138,8 @@ impl Keeper {
     fn start(folder: &Path) -> Result<Self, String> {
         // A session of its own: a terminal's Ctrl-C and the daemon's end do not reach it.
         let _ = nix::unistd::setsid();
+        // Shown by ps; the program itself is run through /proc/self/exe.
+        let _ = nix::sys::prctl::set_name(c"neap-keeper");
         // Descendants that leave the replica's group come to us instead of to init, and end with it.
         nix::sys::prctl::set_child_subreaper(true).map_err(|error| format!("cannot adopt descendants: {error}"))?;
         let task = TaskFile::read(folder).map_err(|error| error.to_string())?;

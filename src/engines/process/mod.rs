@@ -222,6 +222,7 @@ impl Shared {
         ours.set_nonblocking(true)?;
         let mut command = tokio::process::Command::new(&self.options.program);
         command
+            .arg0("neap")
             .arg("keeper")
             .arg(self.folder(task))
             .stdin(lock)

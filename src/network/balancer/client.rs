@@ -118,6 +118,7 @@ impl BalancerClient {
         std::fs::create_dir_all(&self.options.folder).map_err(failed)?;
         fault::point("balancer.before-start");
         let mut command = std::process::Command::new(&self.options.program);
+        std::os::unix::process::CommandExt::arg0(&mut command, "neap");
         command.arg("balancer").arg(&self.options.folder);
         if self.options.lifeline {
             command.arg("--lifeline").stdin(std::process::Stdio::piped());

@@ -61,6 +61,8 @@ struct Loop {
 /// `lifeline`, also until standard input is closed.
 pub fn main(folder: &Path, lifeline: bool) -> io::Result<()> {
     let _ = nix::unistd::setsid();
+    // Shown by ps; the program itself is run through /proc/self/exe.
+    let _ = nix::sys::prctl::set_name(c"neap-balancer");
     // Every connection takes two descriptors; the soft limit is for programs that use select.
     if let Ok((_, hard)) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE) {
         let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard);
@@ -159,10 +161,10 @@ impl Loop {
                     }
                     pair.connecting = None;
                     // What the client sent meanwhile was announced before; it is read now.
-                    pair.mark_readable(false);
+                    pair.mark_readable(false, false);
                 }
                 if event.is_readable() || event.is_read_closed() || event.is_error() {
-                    pair.mark_readable(side == SERVER);
+                    pair.mark_readable(side == SERVER, event.is_read_closed() || event.is_error());
                 }
                 self.pump(index);
             }

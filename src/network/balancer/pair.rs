@@ -33,6 +33,8 @@ struct Flow {
     kept: Vec<u8>,
     sent: usize,
     readable: bool,
+    // The other end has sent its last: what was announced ends with an end, which is no event of its own.
+    last: bool,
     ended: bool,
     closed: bool,
 }
@@ -74,8 +76,10 @@ impl Pair {
     }
 
     /// Notes that a side became readable.
-    pub fn mark_readable(&mut self, from_server: bool) {
-        if from_server { self.down.readable = true } else { self.up.readable = true }
+    pub fn mark_readable(&mut self, from_server: bool, last: bool) {
+        let flow = if from_server { &mut self.down } else { &mut self.up };
+        flow.readable = true;
+        flow.last |= last;
     }
 
     /// Moves whatever can be moved.
@@ -136,8 +140,9 @@ impl Flow {
                 self.ended = true;
                 break;
             }
-            // A short read has emptied the socket; the next data, or its end, is a new event (epoll(7)).
-            if length < buffer.len() {
+            // A short read has emptied the socket; the next data, or an end that was not announced with this data, is
+            // a new event (epoll(7)).
+            if length < buffer.len() && !self.last {
                 self.readable = false;
             }
             let written = write_some(to, &buffer[..length])?;
