@@ -185,6 +185,11 @@ pub fn end_everything(data: &Path) {
     }
 }
 
+/// Whether a process has ended; one that only waits to be reaped has.
+pub fn is_dead(pid: u64) -> bool {
+    std::fs::read(format!("/proc/{pid}/cmdline")).map_or(true, |line| line.is_empty())
+}
+
 /// All processes with their command lines.
 pub fn processes() -> Vec<(u32, String)> {
     let mut found = Vec::new();
