@@ -64,12 +64,43 @@ pub fn lock_data(folder: &Path) -> Result<DataLock> {
         .open(folder.join("lock"))
         .map_err(failed)?;
     match file.try_lock() {
-        Ok(()) => Ok(DataLock(file)),
+        Ok(()) => {
+            check_format(folder)?;
+            Ok(DataLock(file))
+        }
         Err(std::fs::TryLockError::WouldBlock) => {
             Err(Error::new(Kind::Conflict, subject, "is in use by another daemon")
                 .help("stop it, or give this one another folder (--data)"))
         }
         Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
+    }
+}
+
+/// The layout of a data folder that this build makes, and the newest it knows.
+const FOLDER_FORMAT: u32 = 1;
+
+// The number stands in a file of its own and is read before anything else is opened: opening a database, even only to
+// look, writes to it.
+fn check_format(folder: &Path) -> Result<()> {
+    let path = folder.join("format");
+    let subject = format!("data folder {}", folder.display());
+    let text = match std::fs::read_to_string(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+            return std::fs::write(&path, format!("{FOLDER_FORMAT}\n"))
+                .map_err(|error| Error::io(subject, "write to it", &error));
+        }
+        other => other.map_err(|error| Error::io(subject.clone(), "read its format", &error))?,
+    };
+    match text.trim().parse::<u32>() {
+        Ok(format) if format <= FOLDER_FORMAT => Ok(()),
+        Ok(format) => Err(Error::new(
+            Kind::Corrupt,
+            subject,
+            format!("has format {format}; this neap knows up to {FOLDER_FORMAT}"),
+        )
+        .help("run the newer neap that wrote it")),
+        Err(_) => Err(Error::new(Kind::Corrupt, subject, "has a damaged format file")
+            .help("restore the data folder from a backup")),
     }
 }
 

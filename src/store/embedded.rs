@@ -2,8 +2,7 @@
 //! fsync. Readers see the last finished transaction and wait for nobody.
 
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::mpsc;
+use std::sync::{Arc, PoisonError, RwLock, mpsc};
 
 use async_trait::async_trait;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
@@ -22,9 +21,13 @@ struct Request {
     reply: oneshot::Sender<Result<u64>>,
 }
 
+// redb refuses everything after a failed write (a full disk) until it is opened anew, so the writer can take it out
+// and put another in.
+type Slot = Arc<RwLock<Option<Database>>>;
+
 /// The redb file in a data folder.
 pub struct EmbeddedStore {
-    database: Arc<Database>,
+    database: Slot,
     requests: Option<mpsc::Sender<Request>>,
     changes: broadcast::Sender<Change>,
     writer: Option<std::thread::JoinHandle<()>>,
@@ -44,7 +47,7 @@ impl EmbeddedStore {
             )
             .help("run the newer neap that wrote it"));
         }
-        let database = Arc::new(database);
+        let database: Slot = Arc::new(RwLock::new(Some(database)));
         let (requests, inbox) = mpsc::channel();
         let (changes, _) = broadcast::channel(4096);
         let writer = Writer {
@@ -58,6 +61,14 @@ impl EmbeddedStore {
             .spawn(move || writer.run(&inbox))
             .map_err(|error| Error::io(subject(path), "start the writer thread", &error))?;
         Ok(EmbeddedStore { database, requests: Some(requests), changes, writer: Some(writer) })
+    }
+}
+
+impl EmbeddedStore {
+    fn read(&self) -> Result<redb::ReadOnlyTable<&'static str, &'static [u8]>> {
+        let slot = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let database = slot.as_ref().ok_or_else(|| failed("it is being opened again after a failed write"))?;
+        database.begin_read().map_err(failed)?.open_table(DATA).map_err(failed)
     }
 }
 
@@ -140,13 +151,13 @@ fn prepare(database: &Database) -> Result<Prepared, redb::Error> {
 #[async_trait]
 impl Store for EmbeddedStore {
     fn get(&self, key: &str) -> Result<Option<Entry>> {
-        let table = self.database.begin_read().map_err(failed)?.open_table(DATA).map_err(failed)?;
+        let table = self.read()?;
         let found = table.get(key).map_err(failed)?;
         found.map(|value| split(key, value.value())).transpose()
     }
 
     fn list(&self, prefix: &str) -> Result<Vec<Entry>> {
-        let table = self.database.begin_read().map_err(failed)?.open_table(DATA).map_err(failed)?;
+        let table = self.read()?;
         let mut entries = Vec::new();
         for item in table.range(prefix..).map_err(failed)? {
             let (key, value) = item.map_err(failed)?;
@@ -194,7 +205,7 @@ fn split(key: &str, stored: &[u8]) -> Result<Entry> {
 }
 
 struct Writer {
-    database: Arc<Database>,
+    database: Slot,
     changes: broadcast::Sender<Change>,
     version: u64,
     path: PathBuf,
@@ -210,6 +221,16 @@ impl Writer {
                 group.push(next);
             }
             self.write(group);
+        }
+    }
+
+    // After a failed write. Until it succeeds, commits fail and try it again.
+    fn reopen(&self) {
+        let mut slot = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        *slot = None;
+        match open_database(&self.path) {
+            Ok(database) => *slot = Some(database),
+            Err(error) => tracing::error!(%error, "the store cannot be opened again"),
         }
     }
 
@@ -231,6 +252,7 @@ impl Writer {
             }
             Err(error) => {
                 self.version = before;
+                self.reopen();
                 let full = matches!(&error, redb::Error::Io(io) if io.kind() == std::io::ErrorKind::StorageFull);
                 let mut failure = Error::new(
                     if full { Kind::Exhausted } else { Kind::Unavailable },
@@ -261,8 +283,17 @@ impl Writer {
             requests.push(request.writes);
         }
         let mut changes = Vec::new();
-        let mut transaction = self.database.begin_write()?;
+        if self.database.read().unwrap_or_else(PoisonError::into_inner).is_none() {
+            self.reopen();
+        }
+        let slot = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let Some(database) = slot.as_ref() else {
+            return Err(redb::Error::Io(std::io::Error::other("the file cannot be opened again")));
+        };
+        let mut transaction = database.begin_write()?;
         transaction.set_durability(Durability::Immediate)?;
+        // In two phases: a reopened file then shows the last commit or an error, never silently the one before.
+        transaction.set_two_phase_commit(true);
         {
             let mut data = transaction.open_table(DATA)?;
             let mut meta = transaction.open_table(META)?;

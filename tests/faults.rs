@@ -1,0 +1,367 @@
+//! What goes wrong around a daemon: folders, ports, disks, clocks, formats, crowds. Each a clear error that costs
+//! nothing else.
+
+use std::path::Path;
+use std::process::Command;
+
+#[path = "support/mod.rs"]
+mod support;
+
+use support::{Daemon, NEAP, eventually, free_port};
+
+/// Starts `neap up` that is expected to fail; gives its error.
+fn refused(daemon: &Daemon, extra: &[&str]) -> String {
+    let output = Command::new("timeout")
+        .args(["10", NEAP, "up", "--data"])
+        .arg(daemon.data())
+        .arg("--socket")
+        .arg(daemon.folder.path().join("other.sock"))
+        .args(extra)
+        .env("NEAP_CONFIG", "/dev/null")
+        .output()
+        .unwrap();
+    assert!(!output.status.success());
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+fn contents(folder: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let mut all: Vec<_> = std::fs::read_dir(folder)
+        .unwrap()
+        .flatten()
+        .filter(|entry| entry.path().is_file())
+        .map(|entry| (entry.path(), std::fs::read(entry.path()).unwrap()))
+        .collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn two_daemons_on_one_folder() {
+    let daemon = Daemon::start();
+    let error = refused(&daemon, &[]);
+    assert!(error.contains("is in use by another daemon") && error.contains("--data"), "{error}");
+    assert!(daemon.neap(&["service", "ls"]).status.success(), "the first one goes on");
+}
+
+#[test]
+fn a_damaged_or_newer_store_is_refused_and_left_alone() {
+    let mut daemon = Daemon::start();
+    daemon.ok(&["service", "create", "--detach", "--name", "keep", "--replicas", "0", "--", "/bin/true"]);
+    daemon.stop();
+    let store = daemon.data().join("neap.redb");
+    let good = std::fs::read(&store).unwrap();
+
+    // Not a store at all, a torn one, and one with a record that was changed behind our back.
+    let position = good.windows(11).position(|part| part == b"\"replicas\":").unwrap();
+    let mut flipped = good.clone();
+    for (index, byte) in
+        good.windows(11).enumerate().filter(|(_, part)| *part == b"\"replicas\":").map(|(index, _)| (index, b'8'))
+    {
+        flipped[index + 11] = byte;
+    }
+    assert_ne!(flipped[position + 11], good[position + 11]);
+    for (what, bytes) in
+        [("text", b"this is no store".to_vec()), ("torn", good[..good.len() / 2].to_vec()), ("flipped", flipped)]
+    {
+        std::fs::write(&store, &bytes).unwrap();
+        let before = contents(&daemon.data());
+        let error = refused(&daemon, &[]);
+        assert!(error.contains("cannot be read") || error.contains("is damaged"), "{what}: {error}");
+        assert!(error.contains("backup"), "{what}: {error}");
+        if what != "torn" {
+            assert_eq!(contents(&daemon.data()), before, "{what}: nothing is touched");
+        }
+    }
+
+    // A folder of the next format.
+    std::fs::write(&store, &good).unwrap();
+    std::fs::write(daemon.data().join("format"), "2\n").unwrap();
+    let before = contents(&daemon.data());
+    let error = refused(&daemon, &[]);
+    assert!(error.contains("has format 2; this neap knows up to 1"), "{error}");
+    assert_eq!(contents(&daemon.data()), before);
+
+    std::fs::write(daemon.data().join("format"), "1\n").unwrap();
+    daemon.up();
+    assert!(daemon.ok(&["service", "ls"]).contains("keep"));
+}
+
+#[test]
+fn a_folder_that_cannot_be_written() {
+    let daemon = Daemon::new();
+    std::fs::create_dir_all(daemon.data()).unwrap();
+    if nix::unistd::geteuid().is_root() {
+        // Root writes everywhere but on a read-only mount, in a mount namespace of its own.
+        let script = format!(
+            "mount -t tmpfs -o ro tmpfs {0} && exec {NEAP} up --data {0} --socket {0}.sock",
+            daemon.data().display()
+        );
+        let output = Command::new("unshare")
+            .args(["--mount", "/bin/sh", "-c", &script])
+            .env("NEAP_CONFIG", "/dev/null")
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(
+            !output.status.success() && error.contains("Read-only file system") && error.contains("--data"),
+            "{error}"
+        );
+    } else {
+        std::fs::set_permissions(daemon.data(), std::os::unix::fs::PermissionsExt::from_mode(0o500)).unwrap();
+        let error = refused(&daemon, &[]);
+        assert!(error.contains("Permission denied") && error.contains("--data"), "{error}");
+    }
+}
+
+#[test]
+fn a_full_disk_refuses_changes_and_loses_nothing() {
+    if !nix::unistd::geteuid().is_root() {
+        assert!(std::env::var_os("CI").is_none(), "CI runs as root");
+        println!("skipped: only root can mount a small disk");
+        return;
+    }
+    let mut daemon = Daemon::new();
+    std::fs::create_dir_all(daemon.data()).unwrap();
+    let wrapper = daemon.folder.path().join("small-disk");
+    let script = format!(
+        "#!/bin/sh\nexec unshare --mount /bin/sh -c 'mount -t tmpfs -o size=12m tmpfs {} && exec {NEAP} \"$@\"' neap \"$@\"\n",
+        daemon.data().display()
+    );
+    std::fs::write(&wrapper, script).unwrap();
+    std::fs::set_permissions(&wrapper, std::os::unix::fs::PermissionsExt::from_mode(0o755)).unwrap();
+    daemon.program = wrapper;
+    daemon.up();
+    let port = free_port();
+    daemon.ok(&[
+        "service",
+        "create",
+        "--name",
+        "web",
+        "--publish",
+        &port.to_string(),
+        "--health-http",
+        "/healthz",
+        "--",
+        NEAP,
+        "demo",
+        "--log-every",
+        "5ms",
+    ]);
+    // The daemon's own view of its folder.
+    let pid = daemon.child.as_ref().unwrap().id();
+    let inside = std::path::PathBuf::from(format!("/proc/{pid}/root{}", daemon.data().display()));
+    let filler = inside.join("filler");
+    let mut file = std::fs::File::create(&filler).unwrap();
+    let block = vec![0_u8; 64 * 1024];
+    while std::io::Write::write_all(&mut file, &block).is_ok() {}
+    let error = eventually("changes are refused", 20, || {
+        let output = daemon.neap(&[
+            "service",
+            "create",
+            "--detach",
+            "--name",
+            "more",
+            "--replicas",
+            "0",
+            "--label",
+            &format!("x={}", "y".repeat(1000)),
+            "--",
+            "/bin/true",
+        ]);
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        if output.status.success() {
+            daemon.ok(&["service", "rm", "more", "--detach"]);
+        }
+        (!output.status.success()).then_some(error)
+    });
+    assert!(error.contains("No space left on device") && error.contains("free space"), "{error}");
+    assert_eq!(support::get(port, "/").unwrap().0, 200, "what runs goes on");
+    assert!(daemon.ok(&["service", "ls"]).contains("web"));
+    drop(file);
+    std::fs::remove_file(&filler).unwrap();
+    eventually("changes are taken again", 20, || {
+        daemon.neap(&["service", "scale", "web=2"]).status.success().then_some(())
+    });
+    assert_eq!(daemon.live_tasks("web").len(), 2);
+}
+
+#[test]
+fn a_taken_port_stops_that_port_only_and_names_its_owner() {
+    let daemon = Daemon::start();
+    let taken = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let other = free_port();
+    let (code, error) = daemon.fails(&[
+        "service",
+        "create",
+        "--name",
+        "web",
+        "--publish",
+        &format!("a={port}"),
+        "--publish",
+        &format!("b={other}"),
+        "--health-http",
+        "/healthz",
+        "--timeout",
+        "2s",
+        "--",
+        NEAP,
+        "demo",
+    ]);
+    assert_eq!(code, 6, "{error}");
+    let listed = daemon.ok(&["service", "ls"]);
+    assert!(
+        listed.contains(&format!("port {port} is taken by"))
+            && listed.contains(&format!("(pid {})", std::process::id())),
+        "{listed}"
+    );
+    // `demo` listens on $PORT, which is the first port's; the other has nobody behind it, but is open.
+    assert!(std::net::TcpStream::connect(("127.0.0.1", other)).is_ok());
+    drop(taken);
+    eventually("the port is opened once it is free", 10, || {
+        support::get(port, "/").ok().filter(|(status, _)| *status == 200)
+    });
+    // Two services cannot publish one port.
+    let (code, error) =
+        daemon.fails(&["service", "create", "--name", "second", "--publish", &port.to_string(), "--", NEAP, "demo"]);
+    assert_eq!(code, 5);
+    assert!(error.contains(&format!("{port} is published by service \"web\"")), "{error}");
+}
+
+#[test]
+fn a_stepped_clock_neither_fires_nor_postpones() {
+    let library =
+        ["/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1"]
+            .into_iter()
+            .find(|path| Path::new(path).exists());
+    let Some(library) = library else {
+        assert!(std::env::var_os("CI").is_none(), "libfaketime is missing");
+        println!("skipped: libfaketime is not installed");
+        return;
+    };
+    let mut daemon = Daemon::new();
+    let clock = daemon.folder.path().join("clock");
+    std::fs::write(&clock, "+0\n").unwrap();
+    for (key, value) in [
+        ("LD_PRELOAD", library),
+        ("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap()),
+        ("FAKETIME_NO_CACHE", "1"),
+        ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
+    ] {
+        daemon.env.push((key.into(), value.into()));
+    }
+    daemon.up();
+    let create = [
+        "service",
+        "create",
+        "--name",
+        "web",
+        "--health-http",
+        "/healthz",
+        "--health-interval",
+        "100ms",
+        "--update-monitor",
+        "3s",
+    ];
+    let port = free_port().to_string();
+    daemon.ok(&[&create[..], &["--publish", &port, "--", NEAP, "demo"]].concat());
+    for step in ["+3600\n", "-3600\n"] {
+        daemon.ok(&["service", "update", "web", "--detach", "--env-add", &format!("STEP={}", step.trim())]);
+        eventually("the new task is healthy", 10, || {
+            daemon.live_tasks("web").iter().any(|task| task["health"] == "healthy").then_some(())
+        });
+        let begun = std::time::Instant::now();
+        std::fs::write(&clock, step).unwrap();
+        daemon.ok(&["service", "wait", "web", "--timeout", "15s"]);
+        let took = begun.elapsed();
+        assert!(took.as_secs_f64() > 1.5 && took.as_secs() < 12, "step {step}: min_healthy of 3s took {took:?}");
+    }
+    // A crash's back-off ends in its own time as well.
+    daemon.fails(&[
+        "service",
+        "create",
+        "--name",
+        "crash",
+        "--restart-delay",
+        "200ms",
+        "--timeout",
+        "20s",
+        "--",
+        "/bin/false",
+    ]);
+}
+
+#[test]
+fn a_thousand_services() {
+    use neap::client::{Apply, Cluster, Only, remote::RemoteCluster, wire::Endpoint};
+    let daemon = Daemon::start();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let cluster = RemoteCluster::new(Endpoint::Unix(daemon.socket()));
+    runtime.block_on(async {
+        for number in 0..1000 {
+            let service = serde_json::json!({ "name": format!("s{number}"), "command": ["/bin/sleep", "1000"], "stop": { "signal": "KILL" } });
+            cluster.apply(Apply { service, with: None, only: Only::Create }).await.unwrap();
+        }
+    });
+    eventually("all run", 120, || {
+        let services = runtime.block_on(cluster.services()).unwrap();
+        (services.len() == 1000 && services.iter().all(|status| status.settled)).then_some(())
+    });
+    runtime.block_on(async {
+        for number in 0..1000 {
+            cluster.remove(&format!("s{number}")).await.unwrap();
+        }
+    });
+    eventually("all are gone", 120, || runtime.block_on(cluster.services()).unwrap().is_empty().then_some(()));
+}
+
+#[test]
+fn names_and_numbers_without_measure() {
+    let daemon = Daemon::start();
+    let long = "x".repeat(1000);
+    let (code, error) = daemon.fails(&["service", "create", "--name", &long, "--", "/bin/true"]);
+    assert_eq!(code, 2);
+    assert!(error.contains("is 1000 characters long, more than 63") && error.len() < 600, "{error}");
+    for args in [
+        &["service", "ps", &long][..],
+        &["service", "rm", &long],
+        &["service", "logs", "../../etc/passwd"],
+        &["service", "inspect", "a b\nc"],
+        &["node", "update", &long, "--label-add", "a=b"],
+    ] {
+        let (code, error) = daemon.fails(args);
+        assert!(code == 4 && error.len() < 600, "{error}");
+    }
+    for (args, word) in [
+        (&["--replicas", "100001"][..], "more than 100000"),
+        (&["--limit-memory", "lots"], "limits.memory"),
+        (&["--limit-cpu=-1"], "limits.cpu"),
+        (&["--health-http", "healthz", "--publish", "1"], "is not a path"),
+        (&["--publish", "99999"], "is not a port"),
+        (&["--publish", "80:80/udp"], "only tcp"),
+        (&["--constraint", "node.rle == x"], "did you mean \"node.role\""),
+        (&["--stop-signal", "SIGFOO"], "unknown signal"),
+        (&["--rollout", "rolling,bach=3"], "did you mean \"batch\""),
+        (&["--restart-delay", "5"], "has no unit"),
+        (&["--env", "=x"], "is not a variable's name"),
+    ] {
+        let (code, error) =
+            daemon.fails(&[&["service", "create", "--name", "bad"], args, &["--", "/bin/true"]].concat());
+        assert_eq!(code, 2, "{error}");
+        assert!(error.contains(word), "{args:?}: {error}");
+    }
+    assert_eq!(daemon.json(&["service", "ls", "--format", "json"]), serde_json::json!([]), "nothing came of any of it");
+}
+
+#[test]
+fn no_daemon_says_both_ways_out() {
+    let output = Command::new(NEAP)
+        .args(["service", "ls"])
+        .env("NEAP_HOST", "unix:///no/such/socket")
+        .env("NEAP_CONFIG", "/dev/null")
+        .output()
+        .unwrap();
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(7));
+    assert!(error.contains("neap up") && error.contains("--standalone"), "{error}");
+}
