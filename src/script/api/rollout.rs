@@ -63,7 +63,10 @@ fn release_table(lua: &Lua, view: &ReleaseView) -> mlua::Result<Table> {
         table.raw_set(
             kind,
             lua.create_function(move |lua, (this, given): (Value, MultiValue)| {
-                if !this.is_table() {
+                let is_release = this
+                    .as_table()
+                    .is_some_and(|table| table.raw_get::<Option<u32>>("replicas").is_ok_and(|n| n.is_some()));
+                if !is_release {
                     return Err(raise(Error::new(
                         Kind::Script,
                         format!("release.{kind}"),
