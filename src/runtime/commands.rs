@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::persist::bundle_key;
 use crate::client::{Apply, Only, ReleaseAction};
-use crate::model::bundle::HostedKind;
+use crate::model::bundle::{Bundle, HostedKind};
 use crate::model::check::CheckSpec;
 use crate::model::event::What;
 use crate::model::id::ServiceId;
@@ -25,7 +25,7 @@ use crate::store::{Write, encode};
 pub struct Prepared {
     spec: ServiceSpec,
     only: Only,
-    bundle: Option<(String, Vec<u8>)>,
+    bundle: Option<Bundle>,
     rollout: Facts,
 }
 
@@ -59,8 +59,8 @@ pub fn prepare(world: &World, host: &ScriptHost, ask: Apply) -> Result<Prepared>
                 )
                 .help(format!("at most {} bytes of scripts go with one service", crate::store::MAX_VALUE)));
             }
-            let hash = host.add(with);
-            bundle = Some((hash.clone(), record));
+            let hash = host.add(with.clone());
+            bundle = Some(with);
             host.registered(Some(&hash))?
         }
         None => host.registered(old.and_then(|old| old.bundle.as_deref()))?,
@@ -116,7 +116,7 @@ pub fn missing(world: &World, name: &str) -> Error {
 }
 
 /// Creates or updates a service.
-pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, prepared: Prepared) -> Result<()> {
+pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prepared: Prepared) -> Result<()> {
     let Prepared { spec, only, bundle, rollout } = prepared;
     let old = draft.world.services.get(&spec.name).cloned();
     if let Some(old) = &old {
@@ -131,10 +131,13 @@ pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, prepared: Prepared) -> 
         }
     }
     refuse_taken_ports(&draft.world, &spec)?;
-    if let Some((hash, record)) = &bundle {
-        writes.push(Write::put(bundle_key(hash), record.clone()));
-    }
-    let bundle = bundle.map(|(hash, _)| hash);
+    let bundle = bundle.map(|bundle| {
+        let record = encode(&bundle);
+        // Made known again: between the preparation and now nothing used it, so it may have been forgotten.
+        let hash = host.add(bundle);
+        writes.push(Write::put(bundle_key(&hash), record));
+        hash
+    });
     match old {
         None => create(draft, spec, bundle),
         Some(old) => update(draft, &old, spec, bundle, &rollout),

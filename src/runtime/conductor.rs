@@ -242,14 +242,7 @@ impl Conductor {
             .iter()
             .any(|change| matches!(change, Change::RemoveService(_) | Change::Service(_) | Change::Release(_)))
         {
-            let needed = |hash: &str| {
-                world.services.values().any(|service| service.bundle.as_deref() == Some(hash))
-                    || world
-                        .releases
-                        .values()
-                        .any(|release| !release.state.is_final() && release.bundle.as_deref() == Some(hash))
-            };
-            self.parts.host.retain(&needed);
+            self.parts.host.retain(&|hash| world.uses_bundle(hash));
         }
     }
 

@@ -139,7 +139,8 @@ impl Cluster for Runtime {
     async fn apply(&self, ask: Apply) -> Result<ServiceStatus> {
         let prepared = self.prepare(ask).await?;
         let name = prepared.spec().name.to_string();
-        self.command(move |draft, writes| commands::apply(draft, writes, prepared)).await?;
+        let host = self.parts.host.clone();
+        self.command(move |draft, writes| commands::apply(draft, writes, &host, prepared)).await?;
         self.status(&name)
     }
 

@@ -83,6 +83,7 @@ impl Runtime {
     pub async fn start(parts: Parts) -> Result<Arc<Self>> {
         let parts = Arc::new(parts);
         let mut world = persist::load(&*parts.store, &parts.host)?;
+        persist::clear_bundles(&*parts.store, &world).await?;
         let settings = persist::node_settings(&*parts.store)?;
         for node in parts.engine.nodes().await? {
             let node = persist::with_settings(node, &settings);

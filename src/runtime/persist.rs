@@ -49,6 +49,17 @@ pub fn load(store: &dyn Store, host: &ScriptHost) -> Result<World> {
     Ok(world)
 }
 
+/// Removes the bundles that nothing in `world` uses; those of an apply that was refused half-way, or outlived.
+pub async fn clear_bundles(store: &dyn Store, world: &World) -> Result<()> {
+    let unused: Vec<Write> = store
+        .list("bundle/")?
+        .into_iter()
+        .filter(|entry| !world.uses_bundle(&entry.key["bundle/".len()..]))
+        .map(|entry| Write::remove(entry.key))
+        .collect();
+    if unused.is_empty() { Ok(()) } else { store.commit(unused).await.map(drop) }
+}
+
 /// All nodes' settings, by id.
 pub fn node_settings(store: &dyn Store) -> Result<BTreeMap<String, NodeSettings>> {
     let entries = store.list("node/")?;

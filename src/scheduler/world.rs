@@ -105,6 +105,13 @@ impl World {
         self.by_service.get(name).into_iter().flatten().filter_map(|id| self.tasks.get(id))
     }
 
+    /// Whether a service or an open release runs by the scripts of this hash.
+    pub fn uses_bundle(&self, hash: &str) -> bool {
+        let is = |bundle: &Option<String>| bundle.as_deref() == Some(hash);
+        self.services.values().any(|service| is(&service.bundle))
+            || self.releases.values().any(|release| !release.state.is_final() && is(&release.bundle))
+    }
+
     /// A service's revision by number.
     pub fn revision(&self, name: &Name, number: u32) -> Option<&Arc<Revision>> {
         self.revisions.get(&(name.clone(), number))
