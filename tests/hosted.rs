@@ -247,7 +247,7 @@ fn step(source: &str, name: &str, view: &ReleaseView) -> Result<Answer, Error> {
     let hash = host.add(bundle(&[("mine.lua", source)]));
     let release: Release = serde_json::from_value(serde_json::json!({
         "service": "web", "from": 1, "to": 2, "back": 1, "rollout": { "use": name }, "bundle": hash, "state": "running", "step": 0,
-        "moved": [], "order": "start-first", "started_at": 0,
+        "moved": [], "order": "start-first", "started_at": 0, "judged_from": 0,
     }))
     .unwrap();
     let find = |_: &str| None;

@@ -157,6 +157,15 @@ impl Error {
     }
 }
 
+/// A text of any length as one that fits a record and a screen: at most 4,000 characters.
+pub fn shorten(text: &str) -> String {
+    const MOST: usize = 4000;
+    match text.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if !self.subject.is_empty() {

@@ -57,6 +57,11 @@ pub struct Release {
     pub reason: Option<String>,
     /// When it began.
     pub started_at: Timestamp,
+    /// Failures of tasks made before do not count: a person has seen them and said go on.
+    pub judged_from: Timestamp,
+    /// Since when it is paused; that time is added to the deadline.
+    #[serde(default)]
+    pub paused_at: Option<Timestamp>,
     /// When it has to be through.
     #[serde(default)]
     pub deadline_at: Option<Timestamp>,

@@ -433,6 +433,9 @@ pub struct Revision {
     pub hash: String,
     /// The whole description.
     pub spec: ServiceSpec,
+    /// The scripts that its tasks are checked by, by hash.
+    #[serde(default)]
+    pub bundle: Option<String>,
     /// When it was made.
     pub created_at: Timestamp,
 }

@@ -39,9 +39,13 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                 }
                 let Some(revision) = world.revision(&task.service, task.revision) else { continue };
                 let Some(check) = revision.spec.check.clone() else { continue };
-                let bundle = world.services.get(&task.service).and_then(|service| service.bundle.clone());
-                let runner =
-                    Runner { parts: parts.clone(), messages: messages.clone(), task: Task::clone(task), check, bundle };
+                let runner = Runner {
+                    parts: parts.clone(),
+                    messages: messages.clone(),
+                    task: Task::clone(task),
+                    check,
+                    seen: seen.clone(),
+                };
                 runners.insert(task.id.clone(), tokio::spawn(runner.run()));
             }
             if seen.changed().await.is_err() {
@@ -56,7 +60,21 @@ struct Runner {
     messages: mpsc::UnboundedSender<Message>,
     task: Task,
     check: CheckSpec,
-    bundle: Option<String>,
+    seen: watch::Receiver<Arc<World>>,
+}
+
+/// Why a run did not pass.
+enum Miss {
+    /// The replica failed it.
+    Failed(String),
+    /// It could not be asked: no word on the replica.
+    Unasked(String),
+}
+
+impl From<String> for Miss {
+    fn from(why: String) -> Self {
+        Miss::Failed(why)
+    }
 }
 
 impl Runner {
@@ -72,7 +90,15 @@ impl Runner {
         let mut counted = tokio::time::Instant::now();
         loop {
             let begun = tokio::time::Instant::now();
-            let result = self.ask(timing.timeout.std()).await;
+            let result = match self.ask(timing.timeout.std()).await {
+                Ok(()) => Ok(()),
+                Err(Miss::Failed(why)) => Err(why),
+                Err(Miss::Unasked(why)) => {
+                    tracing::warn!(task = self.task.label(), why, "a check could not be asked");
+                    tokio::time::sleep_until(begun + every).await;
+                    continue;
+                }
+            };
             let counts = result.is_ok() || begun.duration_since(counted) >= every || !starting;
             if counts {
                 counted = begun;
@@ -92,34 +118,34 @@ impl Runner {
         }
     }
 
-    async fn ask(&self, timeout: Duration) -> Result<(), String> {
+    async fn ask(&self, timeout: Duration) -> Result<(), Miss> {
         let check = &self.check;
         if check.http.is_some() || check.tcp.is_some() {
             let name = check.port_name(self.task.ports.keys()).unwrap_or_default();
             let address = self.task.ports.get(name).ok_or_else(|| format!("the task has no port \"{name}\""))?;
-            return match &check.http {
-                Some(path) => probe::http(address, path, timeout).await,
-                None => probe::tcp(address, timeout).await,
-            };
+            match &check.http {
+                Some(path) => probe::http(address, path, timeout).await?,
+                None => probe::tcp(address, timeout).await?,
+            }
+            return Ok(());
         }
         if !check.exec.is_empty() {
-            let result = self
-                .parts
-                .engine
-                .exec(&self.task.id, &check.exec, timeout.into())
-                .await
-                .map_err(|error| error.to_string())?;
+            let result = self.parts.engine.exec(&self.task.id, &check.exec, timeout.into()).await;
+            let result = result.map_err(|error| error.to_string())?;
             let said = result.output.trim().lines().next().unwrap_or_default().to_owned();
-            return if result.code == 0 { Ok(()) } else { Err(format!("exit code {}: {said}", result.code)) };
+            return if result.code == 0 { Ok(()) } else { Err(format!("exit code {}: {said}", result.code).into()) };
         }
         let Some(name) = &check.script else { return Ok(()) };
-        let own = self.parts.host.registered(self.bundle.as_deref()).map_err(|error| error.to_string())?;
-        let (bundle, _) =
-            self.parts.host.find(&own, HostedKind::Check, name.as_str()).map_err(|error| error.to_string())?;
-        match self.parts.host.run_check(&bundle, name.as_str(), self.task.clone(), timeout).await {
+        // As the task's revision says now: its scripts may have been edited since the task began.
+        let bundle = self.seen.borrow().revision(&self.task.service, self.task.revision).and_then(|r| r.bundle.clone());
+        let host = &self.parts.host;
+        let unasked = |error: crate::model::Error| Miss::Unasked(error.to_string());
+        let own = host.registered(bundle.as_deref()).map_err(unasked)?;
+        let (bundle, _) = host.find(&own, HostedKind::Check, name.as_str()).map_err(unasked)?;
+        match host.run_check(&bundle, name.as_str(), self.task.clone(), timeout).await {
             Ok((true, _)) => Ok(()),
-            Ok((false, said)) => Err(if said.is_empty() { format!("check \"{name}\" failed") } else { said }),
-            Err(error) => Err(error.to_string()),
+            Ok((false, said)) => Err(if said.is_empty() { format!("check \"{name}\" failed") } else { said }.into()),
+            Err(error) => Err(error.to_string().into()),
         }
     }
 }

@@ -5,17 +5,19 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::persist::bundle_key;
+use super::persist::{bundle_key, node_key};
 use crate::client::{Apply, Only, ReleaseAction};
 use crate::model::bundle::{Bundle, HostedKind};
 use crate::model::check::CheckSpec;
 use crate::model::event::What;
 use crate::model::id::ServiceId;
+use crate::model::node::{Node, NodeSettings, NodeUpdate};
 use crate::model::release::{Order, Release, ReleaseState};
 use crate::model::service::{MAX_REPLICAS, Revision, Service, ServiceSpec};
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
-use crate::scheduler::world::{Change, Draft, World};
+use crate::scheduler::release::roll_back;
+use crate::scheduler::world::{Change, Draft, Note, World};
 use crate::script::host::{Inspected, ScriptHost, check_options};
 use crate::script::hosted::Facts;
 use crate::store::{Write, encode};
@@ -166,12 +168,13 @@ fn refuse_taken_ports(world: &World, spec: &ServiceSpec) -> Result<()> {
     Ok(())
 }
 
-fn revision(draft: &Draft, spec: &ServiceSpec, number: u32) -> Change {
+fn revision(draft: &Draft, spec: &ServiceSpec, bundle: Option<&String>, number: u32) -> Change {
     Change::Revision(Arc::new(Revision {
         service: spec.name.clone(),
         number,
         hash: spec.template_hash(),
         spec: spec.clone(),
+        bundle: bundle.cloned(),
         created_at: draft.clock.wall(),
     }))
 }
@@ -179,7 +182,7 @@ fn revision(draft: &Draft, spec: &ServiceSpec, number: u32) -> Change {
 fn create(draft: &mut Draft, spec: ServiceSpec, bundle: Option<String>) {
     let now = draft.clock.wall();
     let name = spec.name.clone();
-    draft.change(revision(draft, &spec, 1));
+    draft.change(revision(draft, &spec, bundle.as_ref(), 1));
     let service = Service {
         id: ServiceId::new(draft.clock),
         spec,
@@ -207,9 +210,26 @@ fn update(draft: &mut Draft, old: &Service, spec: ServiceSpec, bundle: Option<St
     let same = draft.world.revision(&name, target).is_some_and(|revision| revision.hash == spec.template_hash());
     let changed = service.spec != spec || service.bundle != old.bundle;
     service.spec = spec;
+    // Edited scripts without any other change: what runs is judged by them from now on.
+    if same
+        && service.bundle != old.bundle
+        && let Some(current) = draft.world.revision(&name, target)
+    {
+        let mut current = Revision::clone(current);
+        current.bundle.clone_from(&service.bundle);
+        draft.change(Change::Revision(Arc::new(current)));
+    }
+    // After a release that stopped half-way, asking for what runs elsewhere brings every slot there.
+    let half_way = draft.world.releases.get(&name).is_some_and(|release| {
+        release.state == ReleaseState::Failed
+            && release.moved.iter().chain(release.base.keys()).any(|slot| release.revision_of(slot) != target)
+    });
+    if same && half_way {
+        begin_release(draft, &service, target, rollout);
+    }
     if !same {
         service.revision += 1;
-        draft.change(revision(draft, &service.spec, service.revision));
+        draft.change(revision(draft, &service.spec, service.bundle.as_ref(), service.revision));
         let to = service.revision;
         begin_release(draft, &service, to, rollout);
     }
@@ -230,12 +250,14 @@ fn begin_release(draft: &mut Draft, service: &Service, to: u32, rollout: &Facts)
     let now = draft.clock.now();
     // A release that is overtaken leaves its slots where they are until their turn comes.
     let mut base = BTreeMap::new();
+    let mut order = Order::StartFirst;
     if let Some(open) = draft
         .world
         .releases
         .get(name)
         .filter(|release| !release.state.is_final() || release.state == ReleaseState::Failed)
     {
+        order = open.order;
         let slots: BTreeSet<_> = open.moved.iter().chain(open.base.keys()).cloned().collect();
         base = slots.into_iter().map(|slot| (slot.clone(), open.revision_of(&slot))).collect();
     }
@@ -260,10 +282,12 @@ fn begin_release(draft: &mut Draft, service: &Service, to: u32, rollout: &Facts)
         moved: BTreeSet::new(),
         base,
         failed: BTreeMap::new(),
-        order: Order::StartFirst,
+        order,
         weight: None,
         reason: None,
         started_at: now,
+        judged_from: now,
+        paused_at: None,
         deadline_at: asked.or(rollout.deadline).map(|period| now.after(period)),
         finished_at: None,
     };
@@ -319,6 +343,32 @@ pub fn remove(draft: &mut Draft, name: &str) -> Result<()> {
     Ok(())
 }
 
+/// The error for a node that is not there.
+pub fn missing_node(id: &str) -> Error {
+    Error::not_found(format!("node \"{id:.70}\"")).help("`neap node ls` lists them")
+}
+
+/// Changes a node's availability and labels.
+pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update: NodeUpdate) -> Result<()> {
+    let found = draft.world.nodes.values().find(|node| node.id == id || node.hostname == id);
+    let mut node = Node::clone(found.ok_or_else(|| missing_node(id))?);
+    node.availability = update.availability.unwrap_or(node.availability);
+    node.labels.extend(update.label_add);
+    for key in &update.label_rm {
+        node.labels.remove(key);
+    }
+    let settings = NodeSettings { availability: node.availability, labels: node.labels.clone() };
+    writes.push(Write::put(node_key(&node.id), encode(&settings)));
+    let message = format!("availability {}, {} labels", settings.availability.as_str(), settings.labels.len());
+    draft.decision.notes.push(Note { what: What::NodeUpdated, service: None, subject: node.hostname.clone(), message });
+    draft.world.nodes.insert(node.id.clone(), Arc::new(node));
+    // What a node offers concerns every service.
+    for name in draft.world.services.keys().cloned().collect::<Vec<_>>() {
+        draft.wake(&name, draft.clock.now());
+    }
+    Ok(())
+}
+
 /// A person's word on a release.
 pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: ReleaseAction) -> Result<()> {
     let service = present(draft, name)?;
@@ -336,26 +386,24 @@ pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: Release
     match action {
         ReleaseAction::Pause if release.state == ReleaseState::Running => {
             release.state = ReleaseState::Paused;
+            release.paused_at = Some(draft.clock.now());
             release.reason = Some("paused by hand".into());
             draft.note(What::ReleasePaused, &release.service, label, "by hand");
         }
         ReleaseAction::Resume if release.state == ReleaseState::Paused => {
             release.state = ReleaseState::Running;
             release.reason = None;
-            // A new try: what failed before has been seen.
-            release.failed.clear();
-            release.intent = None;
-            release.started_at = draft.clock.now().max(release.started_at);
+            try_again(draft, &mut release);
             draft.note(What::ReleaseResumed, &release.service, label, "by hand");
         }
         ReleaseAction::Promote if matches!(release.state, ReleaseState::Running | ReleaseState::Paused) => {
             release.state = ReleaseState::Promoting;
             release.intent = None;
             release.weight = None;
-            release.failed.clear();
+            try_again(draft, &mut release);
             draft.note(What::ReleaseStep, &release.service, label, "promoted by hand");
         }
-        ReleaseAction::Abort if release.state != ReleaseState::RollingBack => {
+        ReleaseAction::Abort => {
             release.state = ReleaseState::Failed;
             release.intent = None;
             release.weight = None;
@@ -364,16 +412,23 @@ pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: Release
             draft.note(What::ReleaseFailed, &release.service, label, "aborted by hand");
         }
         ReleaseAction::Rollback if release.state != ReleaseState::RollingBack => {
-            release.state = ReleaseState::RollingBack;
-            release.intent = None;
-            release.weight = None;
-            release.reason = Some("rolled back by hand".into());
-            draft.note(What::ReleaseRollback, &release.service, label, "by hand");
+            roll_back(draft, &mut release, "rolled back by hand".into());
         }
         _ => return Err(wrong()),
     }
     draft.change(Change::Release(Arc::new(release)));
     Ok(())
+}
+
+// What failed before has been seen, and the time of the pause does not count.
+fn try_again(draft: &Draft, release: &mut Release) {
+    let now = draft.clock.now();
+    release.failed.clear();
+    release.judged_from = now;
+    if let Some(paused_at) = release.paused_at.take() {
+        release.deadline_at = release.deadline_at.map(|at| at.after(now.since(paused_at)));
+    }
+    release.intent_at = release.intent_at.map(|_| now);
 }
 
 // After the release is over: back to the revision before, by the service's own rollout.
@@ -392,6 +447,7 @@ fn roll_back_finished(draft: &mut Draft, host: &ScriptHost, service: &Service) -
     let mut service = service.clone();
     let (replicas, rollout) = (service.spec.replicas, service.spec.rollout.clone());
     service.spec = revision.spec.clone();
+    service.bundle.clone_from(&revision.bundle);
     service.spec.replicas = replicas;
     service.spec.rollout = rollout;
     service.updated_at = draft.clock.wall();

@@ -77,9 +77,7 @@ impl Conductor {
             let mut messages = Vec::new();
             if self.retry_at.is_some_and(|at| at <= now) {
                 self.retry_at = None;
-                messages.append(&mut self.unwritten);
-            }
-            if messages.is_empty() && (self.dirty.is_empty() || self.retry_at.is_some()) {
+            } else if self.dirty.is_empty() || self.retry_at.is_some() {
                 let next = self.wakes.values().copied().chain(self.retry_at).min();
                 let wait = next.map(|at| Duration::from_millis(at.since(now).millis() + 1));
                 match handle.block_on(receive(&mut inbox, wait)) {
@@ -93,7 +91,10 @@ impl Conductor {
             {
                 messages.push(message);
             }
-            self.turn(handle, messages);
+            // What could not be written down comes first, so that nothing is overtaken by what followed it.
+            let mut all = std::mem::take(&mut self.unwritten);
+            all.append(&mut messages);
+            self.turn(handle, all);
         }
     }
 
@@ -190,14 +191,6 @@ impl Conductor {
                 observe::observe(draft, &crate::engines::Observed { task: task.clone(), state, warnings: Vec::new() });
                 repeatable.push(Message::Rejected(task, reason));
             }
-            Message::Nodes(nodes) => {
-                draft.world.nodes = nodes.iter().map(|node| (node.id.clone(), Arc::new(node.clone()))).collect();
-                // What a node offers concerns every service; the marker is cleared by the pass.
-                for service in draft.world.services.values().cloned().collect::<Vec<_>>() {
-                    draft.wake(&service.spec.name, draft.clock.now());
-                }
-                repeatable.push(Message::Nodes(nodes));
-            }
             Message::Note(note) => draft.decision.notes.push(note),
             Message::Command(command, reply) => {
                 let (world, changes, notes) =
@@ -238,10 +231,12 @@ impl Conductor {
 
     // The host's memory of scripts follows the services that use them.
     fn forget_bundles(&self, world: &World, changes: &[Change]) {
-        if changes
-            .iter()
-            .any(|change| matches!(change, Change::RemoveService(_) | Change::Service(_) | Change::Release(_)))
-        {
+        if changes.iter().any(|change| {
+            matches!(
+                change,
+                Change::RemoveService(_) | Change::RemoveRevision(..) | Change::Service(_) | Change::Release(_)
+            )
+        }) {
             self.parts.host.retain(&|hash| world.uses_bundle(hash));
         }
     }

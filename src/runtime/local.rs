@@ -7,20 +7,19 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::{broadcast, mpsc};
 
-use super::{Message, Runtime, commands, persist, status};
+use super::{Runtime, commands, status};
 use crate::client::{Apply, Cluster, Info, LogEntry, LogsAsk, ReleaseAction, ServiceStatus, Stream1};
 use crate::engines::{LogLine, LogPosition, LogQuery};
-use crate::model::event::{Event, What};
+use crate::model::event::Event;
 use crate::model::id::{ServiceId, TaskId};
 use crate::model::name::check_loose;
-use crate::model::node::{Node, NodeSettings, NodeUpdate};
+use crate::model::node::{Node, NodeUpdate};
 use crate::model::plan::Plan;
 use crate::model::service::{Revision, Service};
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::plan;
-use crate::scheduler::world::{Note, World};
+use crate::scheduler::world::World;
 use crate::script::host::Scripts;
-use crate::store::{Write, encode};
 
 /// How often followed output is looked at.
 const FOLLOW: Duration = Duration::from_millis(100);
@@ -178,53 +177,18 @@ impl Cluster for Runtime {
     }
 
     async fn update_node(&self, id: &str, update: NodeUpdate) -> Result<Node> {
-        let world = self.world();
-        let node = world.nodes.values().find(|node| node.id == id || node.hostname == id);
-        let node =
-            node.ok_or_else(|| Error::not_found(format!("node \"{id:.70}\"")).help("`neap node ls` lists them"))?;
         for (key, value) in &update.label_add {
             check_loose("label", key)?;
             if value.len() > 1024 {
-                return Err(Error::invalid(
-                    node.subject(),
-                    format!("label_add.{key}: a value of {} bytes is longer than 1024", value.len()),
-                ));
+                let why = format!("label_add.{key}: a value of {} bytes is longer than 1024", value.len());
+                return Err(Error::invalid(format!("node \"{id:.70}\""), why));
             }
         }
-        let mut settings = NodeSettings { availability: node.availability, labels: node.labels.clone() };
-        settings.availability = update.availability.unwrap_or(settings.availability);
-        settings.labels.extend(update.label_add);
-        for key in &update.label_rm {
-            settings.labels.remove(key);
-        }
-        let key = persist::node_key(&node.id);
-        let changed = Note {
-            what: What::NodeUpdated,
-            service: None,
-            subject: node.hostname.clone(),
-            message: format!("availability {}, {} labels", settings.availability.as_str(), settings.labels.len()),
-        };
-        let mut nodes: Vec<Node> = world.nodes.values().map(|node| Node::clone(node)).collect();
-        let mut result = None;
-        for other in nodes.iter_mut().filter(|other| other.id == node.id) {
-            other.availability = settings.availability;
-            other.labels.clone_from(&settings.labels);
-            result = Some(other.clone());
-        }
-        let record = encode(&settings);
-        self.command(move |_, writes| {
-            writes.push(Write::put(key, record));
-            Ok(())
-        })
-        .await?;
-        let _ = self.messages.send(Message::Note(changed));
-        let _ = self.messages.send(Message::Nodes(nodes));
-        // Answered once the world knows, so that whoever asked sees its own change.
-        let wanted = result.ok_or_else(|| Error::not_found(node.subject()))?;
-        let mut seen = self.world.clone();
-        let known = seen.wait_for(|world| world.nodes.get(&wanted.id).is_some_and(|node| **node == wanted));
-        let _ = tokio::time::timeout(Duration::from_secs(5), known).await;
-        Ok(wanted)
+        let wanted = id.to_owned();
+        self.command(move |draft, writes| commands::update_node(draft, writes, &wanted, update)).await?;
+        let world = self.world();
+        let node = world.nodes.values().find(|node| node.id == id || node.hostname == id);
+        node.map(|node| Node::clone(node)).ok_or_else(|| commands::missing_node(id))
     }
 
     async fn events(&self) -> Result<Stream1<Event>> {

@@ -19,13 +19,12 @@ use std::sync::Arc;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
-use crate::engines::{Engine, Observed};
+use crate::engines::{Engine, Observed, ObservedState};
 use crate::model::Result;
 use crate::model::clock::Clock;
 use crate::model::event::Event;
 use crate::model::id::TaskId;
-use crate::model::node::Node;
-use crate::model::task::Health;
+use crate::model::task::{Exit, Health, TaskState};
 use crate::network::balancer::client::BalancerOptions;
 use crate::scheduler::world::{Draft, World};
 use crate::script::host::ScriptHost;
@@ -60,7 +59,6 @@ enum Message {
     },
     /// A task that could not be started at all.
     Rejected(TaskId, String),
-    Nodes(Vec<Node>),
     Note(crate::scheduler::world::Note),
     Command(Command, oneshot::Sender<Result<()>>),
 }
@@ -97,6 +95,15 @@ impl Runtime {
         let mut observations = parts.engine.observe();
         let known = parts.engine.list().await?;
         starter::clear_unknown(&parts.engine, &world, &known).await;
+        // What should run and is not known any more (after a power cut, say) has ended, nobody knows how.
+        let seen_ids: std::collections::BTreeSet<&TaskId> = known.iter().map(|observed| &observed.task).collect();
+        for task in world.tasks.values().filter(|task| task.state > TaskState::Assigned && !task.state.is_final()) {
+            if !seen_ids.contains(&task.id) {
+                let state = ObservedState::Ended { exit: Exit::Unknown, finished_at: parts.clock.now() };
+                let _ =
+                    messages.send(Message::Observed(Observed { task: task.id.clone(), state, warnings: Vec::new() }));
+            }
+        }
         for observed in known {
             let _ = messages.send(Message::Observed(observed));
         }

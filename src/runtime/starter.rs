@@ -35,9 +35,13 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     revision: task.revision,
                     spec: Arc::new(revision.spec.clone()),
                 };
-                let (parts, messages, slots) = (parts.clone(), messages.clone(), slots.clone());
+                let (parts, messages, slots, now) = (parts.clone(), messages.clone(), slots.clone(), seen.clone());
                 tokio::spawn(async move {
                     let _slot = slots.acquire().await;
+                    // It may have been told to end while it waited for its turn.
+                    if !now.borrow().tasks.get(&request.task).is_some_and(|task| task.wanted()) {
+                        return;
+                    }
                     fault::point("runtime.before-start");
                     let id = request.task.clone();
                     if let Err(error) = parts.engine.start(request).await {

@@ -14,6 +14,7 @@ use crate::model::fault;
 use crate::model::id::TaskId;
 use crate::model::task::{Task, TaskState};
 use crate::network::balancer::client::BalancerClient;
+use crate::network::balancer::socket_path;
 use crate::network::table::{Status, Table};
 use crate::scheduler::routing;
 use crate::scheduler::world::{Note, World};
@@ -38,6 +39,7 @@ struct Traffic {
     balancer: BalancerClient,
     table: Table,
     pushed: bool,
+    looked: bool,
     status: Status,
     told: BTreeSet<TaskId>,
 }
@@ -58,6 +60,7 @@ pub fn spawn(
         // Versions go on where an earlier daemon's stopped: the balancer does not go back.
         table: Table { version: parts.clock.wall().0, listeners: BTreeMap::new() },
         pushed: false,
+        looked: false,
         status: Status::default(),
         told: BTreeSet::new(),
         parts,
@@ -78,6 +81,7 @@ pub fn spawn(
                     }
                     None => return,
                 },
+                () = traffic.balancer.gone() => {}
                 () = tokio::time::sleep(wait) => {}
             }
         }
@@ -97,18 +101,29 @@ impl Traffic {
             .collect();
         self.told.retain(|id| world.tasks.get(id).is_some_and(|task| !task.state.is_final()));
         // A host without published ports needs no balancer.
-        if wanted.listeners.is_empty() && self.table.listeners.is_empty() && !self.pushed {
-            self.stop_all(&stopping, world).await;
+        // One that runs has the table of a daemon before this one.
+        let left_over = !self.looked && socket_path(&self.parts.balancer.folder).exists();
+        self.looked = true;
+        if wanted.listeners.is_empty() && self.table.listeners.is_empty() && !self.pushed && !left_over {
+            self.stop_all(&stopping, world, true).await;
             return WATCH;
         }
         if wanted.listeners != self.table.listeners || !self.pushed {
             self.table = Table { version: self.table.version + 1, ..wanted };
             fault::point("traffic.before-push");
             match self.balancer.push(&self.table).await {
+                // Only the version sent is a confirmation. A balancer that knows a later one (the clock went back between
+                // two daemons) is overtaken.
+                Ok(status) if status.version != self.table.version => {
+                    self.table.version = self.table.version.max(status.version);
+                    self.pushed = false;
+                    return Duration::ZERO;
+                }
                 Ok(status) => self.note_status(status),
                 Err(error) => {
                     self.pushed = false;
                     tracing::warn!(%error, "the balancer did not take the table; it is sent again");
+                    self.stop_all(&stopping, world, false).await;
                     return RETRY;
                 }
             }
@@ -128,14 +143,15 @@ impl Traffic {
                 }
             }
         }
-        if self.stop_all(&stopping, world).await {
+        if self.stop_all(&stopping, world, true).await {
             return DRAIN;
         }
         if self.status.failed.is_empty() { WATCH } else { RETRY }
     }
 
     // Tells those whose connections are over, or whose time is; true while some still drain.
-    async fn stop_all(&mut self, stopping: &[Arc<Task>], world: &World) -> bool {
+    // Without the balancer's word only those are told that it never sent anybody to, or whose drain is over anyway.
+    async fn stop_all(&mut self, stopping: &[Arc<Task>], world: &World, confirmed: bool) -> bool {
         let now = self.parts.clock.now();
         let mut draining = false;
         for task in stopping {
@@ -146,7 +162,9 @@ impl Traffic {
             let policy = revision.map(|revision| revision.spec.stop.clone()).unwrap_or_default();
             let until = task.stop.as_ref().map_or(Timestamp(0), |stop| stop.at).after(policy.drain);
             let open = self.status.connections.get(&task.id).copied().unwrap_or_default();
-            if open > 0 && now < until {
+            let published =
+                revision.is_some_and(|revision| revision.spec.ports.values().any(|port| port.published.is_some()));
+            if (open > 0 || (!confirmed && published)) && now < until {
                 draining = true;
                 continue;
             }

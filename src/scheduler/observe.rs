@@ -54,6 +54,7 @@ fn running(
     task.state = TaskState::Running;
     task.pid = pid;
     task.ports.clone_from(ports);
+    let started_at = within(started_at, task.created_at, draft.clock.now());
     task.started_at = Some(started_at);
     task.reason = None;
     let checked =
@@ -69,7 +70,7 @@ fn running(
 
 fn ended(draft: &mut Draft, task: &mut Task, exit: Exit, finished_at: Timestamp) {
     task.exit = Some(exit);
-    task.finished_at = Some(finished_at);
+    task.finished_at = Some(within(finished_at, task.started_at.unwrap_or(task.created_at), draft.clock.now()));
     task.healthy_at = None;
     let told = task.stop.as_ref().map(|stop| stop.why);
     task.state = match (told, exit) {
@@ -89,6 +90,11 @@ fn ended(draft: &mut Draft, task: &mut Task, exit: Exit, finished_at: Timestamp)
     draft.note(what, &task.service, task.label(), why);
 }
 
+// An engine's times are the wall clock's; where that was stepped they are brought back between what is known.
+fn within(at: Timestamp, first: Timestamp, last: Timestamp) -> Timestamp {
+    at.clamp(first.min(last), last)
+}
+
 /// A task that was told to end and had never been started.
 pub fn never_started(draft: &mut Draft, old: &Task) {
     let mut task = old.clone();
@@ -104,7 +110,7 @@ pub fn health(draft: &mut Draft, old: &Task, health: Health, reason: Option<Stri
     }
     let mut task = old.clone();
     task.health = health;
-    task.reason = reason.clone().filter(|_| health != Health::Healthy);
+    task.reason = reason.as_deref().map(crate::model::error::shorten).filter(|_| health != Health::Healthy);
     let label = task.label();
     if health == Health::Healthy {
         task.healthy_at = Some(draft.clock.now());

@@ -35,7 +35,10 @@ pub fn plan(world: &World, old: Option<&Service>, service: &Service, policies: &
     for slot in &desired {
         let tasks = present.get(slot);
         let keeps = tasks.and_then(|tasks| {
-            tasks.wanted.iter().find(|task| task.node.as_deref().is_none_or(|node| slots::suits(world, service, node)))
+            tasks
+                .wanted
+                .iter()
+                .find(|task| task.node.as_deref().is_none_or(|node| slots::suits(world, &service.spec, node)))
         });
         let (action, reason) = match (keeps, replaced) {
             (Some(_), false) => continue,

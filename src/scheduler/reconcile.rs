@@ -13,7 +13,7 @@ use crate::model::clock::Clock;
 use crate::model::event::What;
 use crate::model::id::{Slot, TaskId};
 use crate::model::name::Name;
-use crate::model::release::Order;
+use crate::model::release::{Order, ReleaseState};
 use crate::model::service::{OnPolicyError, Service};
 use crate::model::task::{Health, StopReason, Task, TaskState};
 use crate::model::units::Duration;
@@ -60,11 +60,17 @@ fn fill(draft: &mut Draft, service: &Arc<Service>) {
         }
     }
     let open = draft.world.open_release(&service.spec.name).cloned();
+    // A release that stopped half-way still says how its slots change.
+    let latest = draft
+        .world
+        .releases
+        .get(&service.spec.name)
+        .filter(|release| !matches!(release.state, ReleaseState::Promoted | ReleaseState::RolledBack));
+    let order = latest.map_or(Order::StartFirst, |release| release.order);
     let mut healthy = 0;
     for slot in &desired {
         let tasks = present.remove(slot).unwrap_or_default();
         let revision = draft.world.revision_for(service, slot);
-        let order = open.as_ref().map_or(Order::StartFirst, |release| release.order);
         healthy += u32::from(fill_slot(draft, service, slot, &tasks, revision, order));
     }
     let all = healthy as usize == desired.len() && !service.removing;
@@ -76,10 +82,7 @@ fn fill(draft: &mut Draft, service: &Arc<Service>) {
 }
 
 fn failed_half_way(world: &World, service: &Service) -> bool {
-    world
-        .releases
-        .get(&service.spec.name)
-        .is_some_and(|release| release.state == crate::model::release::ReleaseState::Failed)
+    world.releases.get(&service.spec.name).is_some_and(|release| release.state == ReleaseState::Failed)
 }
 
 // Whether the slot runs its revision and is healthy.
@@ -128,7 +131,7 @@ fn fill_slot(
 }
 
 fn create(draft: &mut Draft, service: &Arc<Service>, slot: &Slot, tasks: &InSlot, revision: u32) {
-    let last = tasks.ended.iter().rev().find(|task| task.revision == revision && task.service_id == service.id);
+    let last = tasks.last(service, revision);
     let Again::At(not_before, failures) = again(&service.spec.restart, last.map(AsRef::as_ref)) else { return };
     let now = draft.clock.now();
     let not_before = not_before.filter(|at| *at > now);
@@ -217,13 +220,21 @@ fn assign(draft: &mut Draft, policies: &mut dyn Policies, scope: &BTreeSet<Name>
         let Some(service) = draft.world.services.get(&task.service).cloned() else { continue };
         let Some(revision) = draft.world.revision(&task.service, task.revision).cloned() else { continue };
         // Placement follows the latest description, resources those of the task's own revision.
-        let mut spec = service.spec.clone();
+        let mut spec = slots::placement(&draft.world, &service, task.revision).clone();
         spec.reservations = revision.spec.reservations;
         let name = task.service.to_string();
         if loaded.as_ref().is_none_or(|(other, _)| *other != name) {
             loaded = Some((name.clone(), load(&service, policies)));
         }
         let views = views.get_or_insert_with(|| node_views(&draft.world));
+        // The task whose place it takes is no neighbour to be counted.
+        let replaced: Vec<String> = draft
+            .world
+            .tasks_of(&task.service)
+            .filter(|other| other.slot == task.slot && other.id != task.id && other.wanted())
+            .filter_map(|other| other.node.clone())
+            .collect();
+        count_neighbours(views, &task.service, &replaced, |count| count.saturating_sub(1));
         let Some((_, policy)) = &mut loaded else { continue };
         let mut result = match policy {
             Ok(policy) => place(views, &spec, &task.slot, task.revision, policy),
@@ -237,6 +248,7 @@ fn assign(draft: &mut Draft, policies: &mut dyn Policies, scope: &BTreeSet<Name>
             draft.note(What::ScriptFailed, &task.service, task.label(), format!("{error}; the built-in spread serves"));
             result = place(views, &spec, &task.slot, task.revision, &mut [("spread".to_owned(), spread)]);
         }
+        count_neighbours(views, &task.service, &replaced, |count| count + 1);
         let mut placed = Task::clone(&task);
         match result {
             Ok(placement) => {
@@ -247,6 +259,11 @@ fn assign(draft: &mut Draft, policies: &mut dyn Policies, scope: &BTreeSet<Name>
                 placed.node = Some(placement.node);
             }
             Err(error) => {
+                // A script that failed for one task is not asked about the service's others in this pass: each try may
+                // take its whole budget.
+                if error.kind == crate::model::Kind::Script {
+                    loaded = Some((name.clone(), Err(error.clone())));
+                }
                 draft.wake(&task.service, now.after(RETRY));
                 let reason =
                     if error.kind == crate::model::Kind::Exhausted { error.message.clone() } else { error.to_string() };
@@ -260,6 +277,15 @@ fn assign(draft: &mut Draft, policies: &mut dyn Policies, scope: &BTreeSet<Name>
         }
         if placed != *task {
             draft.change(Change::Task(Arc::new(placed)));
+        }
+    }
+}
+
+fn count_neighbours(views: &mut [NodeView], service: &Name, nodes: &[String], change: impl Fn(u32) -> u32) {
+    for node in nodes {
+        if let Some(view) = views.iter_mut().find(|view| view.node.id == *node) {
+            let count = view.tasks.entry(service.clone()).or_default();
+            *count = change(*count);
         }
     }
 }

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use super::slots::{self, InSlot};
 use super::world::{Change, Draft};
 use crate::model::Result;
+use crate::model::error::shorten;
 use crate::model::event::What;
 use crate::model::id::Slot;
 use crate::model::release::{
@@ -35,6 +36,8 @@ pub fn advance(draft: &mut Draft, service: &Arc<Service>, rollouts: &mut dyn Rol
     // An intent may be done the moment it is written (a batch of what runs already), so several steps may follow; the
     // bound keeps one service from holding up the others.
     for _ in 0..8 {
+        // A step may have changed the service itself.
+        let Some(service) = &draft.world.services.get(name).cloned() else { return };
         let Some(open) = draft.world.open_release(name).cloned() else { return };
         let mut release = Release::clone(&open);
         match release.state {
@@ -78,6 +81,7 @@ fn running(draft: &mut Draft, service: &Service, release: &mut Release, rollouts
         }
         Err(error) => {
             release.state = ReleaseState::Paused;
+            release.paused_at = Some(draft.clock.now());
             release.reason = Some(error.to_string());
             draft.note(What::ReleasePaused, &release.service, release.service.to_string(), error.to_string());
         }
@@ -94,7 +98,10 @@ fn overdue(draft: &mut Draft, release: &mut Release) {
     roll_back(draft, release, format!("not through within {after}"));
 }
 
-fn roll_back(draft: &mut Draft, release: &mut Release, reason: String) {
+/// Sends a release back, and puts the description back with it, so that the old tasks are judged by their own.
+pub fn roll_back(draft: &mut Draft, release: &mut Release, reason: String) {
+    let reason = shorten(&reason);
+    restore(draft, release);
     draft.note(What::ReleaseRollback, &release.service, release.service.to_string(), reason.clone());
     release.state = ReleaseState::RollingBack;
     release.intent = None;
@@ -106,8 +113,8 @@ fn roll_back(draft: &mut Draft, release: &mut Release, reason: String) {
 fn begin(draft: &mut Draft, service: &Service, release: &mut Release, answer: Answer, failure: Option<String>) {
     let now = draft.clock.now();
     let because = |reason: String| match &failure {
-        Some(failure) if !reason.contains(failure.as_str()) => format!("{reason}: {failure}"),
-        _ => reason,
+        Some(failure) if !reason.contains(failure.as_str()) => shorten(&format!("{reason}: {failure}")),
+        _ => shorten(&reason),
     };
     let intent = match answer {
         Answer::Batch(batch) => Intent::Batch(choose_batch(draft, service, release, &batch)),
@@ -135,6 +142,7 @@ fn begin(draft: &mut Draft, service: &Service, release: &mut Release, answer: An
         Intent::Wait { .. } => {}
         Intent::Pause { reason } => {
             release.state = ReleaseState::Paused;
+            release.paused_at = Some(now);
             release.reason = Some(reason.clone());
             draft.note(What::ReleasePaused, &release.service, release.service.to_string(), reason.clone());
         }
@@ -205,8 +213,10 @@ fn finished(draft: &mut Draft, service: &Service, release: &mut Release, intent:
             if !batch_done(draft, service, release, batch) {
                 return false;
             }
-            let failed = judge_moved(draft, service, release);
-            failed || held(draft, service, ready_at(draft, service, release).unwrap_or(begun), *hold)
+            let failed = batch.slots.iter().any(|slot| release.failed.contains_key(slot));
+            failed
+                || judge_moved(draft, service, release)
+                || held(draft, service, ready_at(draft, service, release).unwrap_or(begun), *hold)
         }
         Intent::Wait { hold } => judge_moved(draft, service, release) || held(draft, service, begun, *hold),
         _ => true,
@@ -284,7 +294,7 @@ fn batch_done(draft: &mut Draft, service: &Service, release: &mut Release, batch
 fn failure(tasks: &InSlot, release: &Release) -> Option<String> {
     let failed = |task: &&Arc<Task>| {
         task.revision == release.to
-            && task.created_at >= release.started_at
+            && task.created_at >= release.judged_from
             && (matches!(task.state, TaskState::Failed | TaskState::Rejected | TaskState::Lost | TaskState::Complete)
                 || task.health == Health::Unhealthy)
     };
@@ -362,13 +372,19 @@ fn rolling_back(draft: &mut Draft, service: &Service, release: &mut Release) {
     );
     let mut service = service.clone();
     service.active = release.back;
-    if let Some(revision) = draft.world.revision(&release.service, release.back) {
-        // What is made of the tasks goes back; how many there are does not.
-        let mut spec = revision.spec.clone();
-        spec.replicas = service.spec.replicas;
-        service.spec = spec;
-    }
     service.updated_at = draft.clock.wall();
+    draft.change(Change::Service(Arc::new(service)));
+}
+
+// What is made of the tasks goes back; how many there are does not.
+fn restore(draft: &mut Draft, release: &Release) {
+    let Some(service) = draft.world.services.get(&release.service).cloned() else { return };
+    let Some(revision) = draft.world.revision(&release.service, release.back).cloned() else { return };
+    let mut service = Service::clone(&service);
+    let replicas = service.spec.replicas;
+    service.spec = revision.spec.clone();
+    service.spec.replicas = replicas;
+    service.bundle.clone_from(&revision.bundle);
     draft.change(Change::Service(Arc::new(service)));
 }
 
@@ -376,9 +392,8 @@ fn all_healthy(draft: &Draft, service: &Service, release: &Release, revision: u3
     let slots = slots::by_slot(&draft.world, service);
     slots::desired(&draft.world, service).iter().all(|slot| {
         debug_assert_eq!(release.revision_of(slot), revision, "every slot is on its way to the same revision here");
-        slots
-            .get(slot)
-            .and_then(|tasks| tasks.good(&draft.world, service, revision))
-            .is_some_and(|task| task.is_healthy())
+        let tasks = slots.get(slot);
+        let good = tasks.and_then(|tasks| tasks.good(&draft.world, service, revision));
+        good.is_some_and(|task| task.is_healthy()) || tasks.is_some_and(|tasks| tasks.is_over(service, revision))
     })
 }

@@ -30,7 +30,10 @@ fn backends(world: &World, service: &crate::model::name::Name, port: &str) -> Ve
     let release = world.open_release(service);
     let shares = release.and_then(|release| release.weight.map(|weight| (release.to, weight)));
     let takes = |task: &Task| task.stop.is_none() && serves(world, task);
-    let count = |of: &dyn Fn(u32) -> bool| routed.iter().filter(|task| takes(task) && of(task.revision)).count().max(1);
+    let count = |of: &dyn Fn(u32) -> bool| routed.iter().filter(|task| takes(task) && of(task.revision)).count();
+    // A share for nobody would be connections refused: until both sides serve, all who serve share alike.
+    let shares =
+        shares.filter(|(to, _)| count(&|revision| revision == *to) > 0 && count(&|revision| revision != *to) > 0);
     routed
         .iter()
         .filter(|task| takes(task) || task.stop.is_some())

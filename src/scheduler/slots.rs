@@ -3,10 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use super::backoff::{Again, again};
 use super::place::{NodeView, refusal};
 use super::world::World;
 use crate::model::id::Slot;
-use crate::model::service::{Mode, Service};
+use crate::model::service::{Mode, Service, ServiceSpec};
 use crate::model::task::{Task, TaskState};
 
 /// The slots that a service is to fill now.
@@ -19,18 +20,29 @@ pub fn desired(world: &World, service: &Service) -> BTreeSet<Slot> {
         Mode::Global => world
             .nodes
             .values()
-            .filter(|node| suits(world, service, &node.id))
+            .filter(|node| suits(world, &service.spec, &node.id))
             .map(|node| Slot::Node(node.id.clone()))
             .collect(),
     }
 }
 
-/// Whether a task of the service may stay on the node: it takes work or at least keeps it, and the constraints hold.
-pub fn suits(world: &World, service: &Service, node: &str) -> bool {
+/// The description by which a task of `revision` is placed: while a release goes on, each revision's own; else the
+/// latest one, so that a change of constraints alone takes effect in place.
+pub fn placement<'a>(world: &'a World, service: &'a Service, revision: u32) -> &'a ServiceSpec {
+    match world.open_release(&service.spec.name) {
+        Some(release) if release.to != revision => {
+            world.revision(&service.spec.name, revision).map_or(&service.spec, |revision| &revision.spec)
+        }
+        _ => &service.spec,
+    }
+}
+
+/// Whether a task placed by `spec` may stay on the node: it takes work or at least keeps it, and the constraints hold.
+pub fn suits(world: &World, spec: &ServiceSpec, node: &str) -> bool {
     let Some(node) = world.nodes.get(node) else { return false };
     let view = NodeView { node: node.clone(), tasks: BTreeMap::new(), free_cpu: node.cpu, free_memory: node.memory };
     // Only what is lasting counts here: what is reserved on the node was reserved for this very task.
-    match refusal(&view, &service.spec) {
+    match refusal(&view, spec) {
         None => true,
         Some(reason) => reason == "paused" || reason.starts_with("insufficient") || reason.starts_with("max "),
     }
@@ -64,13 +76,25 @@ pub fn by_slot(world: &World, service: &Service) -> BTreeMap<Slot, InSlot> {
 }
 
 impl InSlot {
+    /// Whether its last task of `revision` ended and the restart policy wants no other.
+    pub fn is_over(&self, service: &Service, revision: u32) -> bool {
+        self.wanted.is_empty()
+            && again(&service.spec.restart, self.last(service, revision).map(AsRef::as_ref)) == Again::Never
+    }
+
+    /// The newest ended task of `revision`.
+    pub fn last(&self, service: &Service, revision: u32) -> Option<&Arc<Task>> {
+        self.ended.iter().rev().find(|task| task.revision == revision && task.service_id == service.id)
+    }
+
     /// The best wanted task of `revision` that may stay where it is: healthy before running before the rest, then the
     /// oldest.
     pub fn good(&self, world: &World, service: &Service, revision: u32) -> Option<&Arc<Task>> {
+        let spec = placement(world, service, revision);
         let fits = |task: &&Arc<Task>| {
             task.revision == revision
                 && task.service_id == service.id
-                && task.node.as_deref().is_none_or(|node| suits(world, service, node))
+                && task.node.as_deref().is_none_or(|node| suits(world, spec, node))
         };
         let rank = |task: &Arc<Task>| (!task.is_healthy(), task.state != TaskState::Running, task.id.clone());
         self.wanted.iter().filter(fits).min_by_key(|task| rank(task))

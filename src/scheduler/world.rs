@@ -109,6 +109,7 @@ impl World {
     pub fn uses_bundle(&self, hash: &str) -> bool {
         let is = |bundle: &Option<String>| bundle.as_deref() == Some(hash);
         self.services.values().any(|service| is(&service.bundle))
+            || self.revisions.values().any(|revision| is(&revision.bundle))
             || self.releases.values().any(|release| !release.state.is_final() && is(&release.bundle))
     }
 

@@ -18,7 +18,7 @@ pub struct Place {
 /// `score(node "eu-1", task "web.3")`.
 pub fn explain(subject: &str, error: &LuaError, source: &dyn Fn(&str) -> Option<String>, call: Option<&str>) -> Error {
     let (kind, message, place, help) = take_apart(error);
-    let mut text = message;
+    let mut text = crate::model::error::shorten(&message);
     if let Some(place) = &place {
         text.push_str(&format!("\n  --> {}:{}", place.file, place.line));
         let line = source(&place.file)

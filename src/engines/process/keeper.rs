@@ -4,7 +4,6 @@
 //! Its lock file (open as standard input) is locked from before its own start until its end, so whoever finds the
 //! lock free knows that neither keeper nor replica is left. Standard output is a socket to the daemon.
 
-use std::fs::OpenOptions;
 use std::io::{Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
@@ -20,7 +19,7 @@ use nix::unistd::Pid;
 use super::cgroup::Cgroup;
 use super::spool::{MAX_LINE, Spool};
 use super::sys;
-use super::taskdir::{Record, TaskFile};
+use super::taskdir::{Record, TaskFile, append};
 use crate::model::fault;
 use crate::model::task::Exit;
 
@@ -42,15 +41,9 @@ fn tell(line: &str) {
     let _ = std::io::stdout().flush();
 }
 
+// Once the replica runs there is nobody to tell: what cannot be recorded is shown as lost.
 fn record(folder: &Path, record: &Record) {
-    let line = record.to_line();
-    let written = OpenOptions::new().create(true).append(true).open(folder.join("state")).and_then(|mut file| {
-        file.write_all(line.as_bytes())?;
-        file.sync_data()
-    });
-    if let Err(error) = written {
-        eprintln!("neap keeper: cannot record {line:?}: {error}");
-    }
+    let _ = append(folder, record);
 }
 
 /// Bound on the reads after the replica's end: 16 buffers each, far more than a pipe holds.
@@ -154,7 +147,9 @@ impl Keeper {
             .map_err(|error| format!("cannot write output: {error}"))?;
         let (cgroup, warnings) = Cgroup::create(&task.request.task.0, &task.request.spec.limits);
         fault::point("keeper.before-spawn");
-        record(folder, &Record::Spawning { keeper: std::process::id() });
+        // Without this record nothing is started: it is what a replica is stopped by, and never started twice.
+        append(folder, &Record::Spawning { keeper: std::process::id() })
+            .map_err(|error| format!("its start cannot be recorded: {error}"))?;
         let spawned = spawn(&task, &cgroup);
         let mut child = spawned.inspect_err(|_| cgroup.remove())?;
         fault::point("keeper.after-spawn");

@@ -172,6 +172,36 @@ impl Shared {
         }
     }
 
+    // A start may still be on its way; it finds this record and does nothing.
+    fn forbid_start(&self, folder: &Path) -> Result<()> {
+        let failed = |error: std::io::Error| Error::io(folder.display().to_string(), "write to it", &error);
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        let lock = open_lock(folder).map_err(failed)?;
+        if !try_lock(&lock).map_err(failed)? {
+            return Err(
+                Error::new(Kind::Unavailable, folder.display().to_string(), "is just being started").retry(true)
+            );
+        }
+        if records(folder).is_empty() {
+            taskdir::append(folder, &Record::Rejected { reason: "told to end before it was started".into() })
+                .map_err(failed)?;
+        }
+        Ok(())
+    }
+
+    // A keeper that ended without a word never started anything.
+    fn report_end(&self, task: &TaskId) {
+        if records(&self.folder(task)).is_empty() {
+            self.release_ports(task);
+            let reason = "its keeper ended before it could start the replica".to_owned();
+            if let Some(observer) = held(&self.observer).as_ref() {
+                let state = ObservedState::Rejected { reason };
+                let _ = observer.send(Observed { task: task.clone(), state, warnings: Vec::new() });
+            }
+        }
+        self.report(task);
+    }
+
     fn report(&self, task: &TaskId) {
         if let Some(observed) = self.state(task) {
             if matches!(observed.state, ObservedState::Ended { .. } | ObservedState::Rejected { .. }) {
@@ -213,7 +243,7 @@ impl Shared {
                 break;
             }
             held(&shared.watched).remove(&task);
-            shared.report(&task);
+            shared.report_end(&task);
         });
     }
 
@@ -249,7 +279,7 @@ impl Shared {
             }
             let _ = child.wait().await;
             held(&shared.watched).remove(&task);
-            shared.report(&task);
+            shared.report_end(&task);
         });
         Ok(())
     }
@@ -366,7 +396,7 @@ impl Engine for ProcessEngine {
     async fn stop(&self, task: &TaskId, grace: Duration) -> Result<bool> {
         let folder = self.shared.folder(task);
         let Ok(file) = TaskFile::read(&folder) else {
-            return Ok(false);
+            return self.shared.forbid_start(&folder).map(|()| false);
         };
         let stop = StopPolicy { grace, ..file.request.spec.stop.clone() };
         let failed = |error: std::io::Error| Error::io(format!("task {task}"), "stop it", &error);

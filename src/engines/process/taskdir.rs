@@ -121,6 +121,18 @@ impl Record {
     }
 }
 
+/// Adds a record, durably and whole: after a failed write there is nothing of it.
+pub fn append(folder: &Path, record: &Record) -> std::io::Result<()> {
+    use std::io::Write;
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(folder.join("state"))?;
+    let before = file.metadata()?.len();
+    let written = file.write_all(record.to_line().as_bytes()).and_then(|()| file.sync_data());
+    if written.is_err() {
+        let _ = file.set_len(before);
+    }
+    written
+}
+
 /// All records of a folder. A torn last line was never acknowledged and is passed over.
 pub fn records(folder: &Path) -> Vec<Record> {
     let text = std::fs::read_to_string(folder.join("state")).unwrap_or_default();

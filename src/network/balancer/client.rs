@@ -53,6 +53,18 @@ impl BalancerClient {
         self.ask(&Request::Status).await
     }
 
+    /// Returns when the balancer's connection ends; never while there is none.
+    pub async fn gone(&mut self) {
+        match &mut self.current {
+            Some(connection) => {
+                // It only speaks when asked, so whatever comes now is its end.
+                let _ = connection.stream.fill_buf().await;
+                self.current = None;
+            }
+            None => std::future::pending().await,
+        }
+    }
+
     /// Ends the balancer.
     pub async fn stop(&mut self) -> Result<()> {
         if let Ok(mut connection) = Connection::open(&self.options.folder).await {

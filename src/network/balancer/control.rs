@@ -73,10 +73,16 @@ impl Control {
 
     /// Sends descriptors, one a message.
     pub fn send_sockets(&mut self, sockets: &[RawFd]) -> io::Result<()> {
+        use nix::fcntl::{FcntlArg, OFlag, fcntl};
+        // The successor reads as fast as we write, and there may be more of them than the socket's buffer takes.
+        fcntl(&self.stream, FcntlArg::F_SETFL(OFlag::empty()))?;
+        let patience = nix::sys::time::TimeVal::new(2, 0);
+        nix::sys::socket::setsockopt(&self.stream, nix::sys::socket::sockopt::SendTimeout, &patience)?;
         for socket in sockets {
             let message = [ControlMessage::ScmRights(std::slice::from_ref(socket))];
             sendmsg::<()>(self.stream.as_raw_fd(), &[IoSlice::new(b"s")], &message, MsgFlags::empty(), None)?;
         }
+        fcntl(&self.stream, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
         Ok(())
     }
 }
@@ -85,6 +91,8 @@ impl Control {
 /// their end and goes.
 pub fn take_over(path: &Path) -> io::Result<Vec<(String, OwnedFd)>> {
     let mut stream = std::os::unix::net::UnixStream::connect(path)?;
+    stream.set_read_timeout(Some(std::time::Duration::from_secs(3)))?;
+    stream.set_write_timeout(Some(std::time::Duration::from_secs(3)))?;
     let mut line = serde_json::to_vec(&Request::Handover).map_err(io::Error::other)?;
     line.push(b'\n');
     stream.write_all(&line)?;

@@ -1,6 +1,6 @@
 //! The balancer's loop: accepts, connects, moves bytes, obeys its control socket.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -49,6 +49,8 @@ struct Loop {
     pairs: HashMap<usize, Pair>,
     controls: HashMap<usize, Control>,
     open: HashMap<TaskId, u32>,
+    // Pairs whose backend has yet to answer, and until when; in the order of that moment, since all wait alike.
+    connecting: VecDeque<(Instant, usize)>,
     busy: Vec<usize>,
     accepted: u64,
     refused: u64,
@@ -90,6 +92,7 @@ pub fn main(folder: &Path, lifeline: bool) -> io::Result<()> {
         pairs: HashMap::new(),
         controls: HashMap::new(),
         open: HashMap::new(),
+        connecting: VecDeque::new(),
         busy: Vec::new(),
         accepted: 0,
         refused: 0,
@@ -115,8 +118,8 @@ impl Loop {
         let mut retry_at = Instant::now() + RETRY;
         while !self.stopped && (!self.leaving || !self.pairs.is_empty()) {
             let waiting = !self.failed.is_empty()
-                || self.listeners.values().any(|l| l.starved)
-                || self.pairs.values().any(|p| p.connecting.is_some());
+                || !self.connecting.is_empty()
+                || self.listeners.values().any(|listener| listener.starved);
             let timeout = match (self.busy.is_empty(), waiting) {
                 (false, _) => Some(Duration::ZERO),
                 (true, true) => Some(retry_at.saturating_duration_since(Instant::now())),
@@ -208,7 +211,7 @@ impl Loop {
             match listener.socket.accept() {
                 Ok((client, _)) => {
                     self.accepted += 1;
-                    let _ = client.set_nodelay(true);
+                    prepare(&client);
                     self.connect(&name, client, Vec::new());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
@@ -240,7 +243,7 @@ impl Loop {
                 tried.push(task);
                 continue;
             };
-            let _ = server.set_nodelay(true);
+            prepare(&server);
             let both = Interest::READABLE | Interest::WRITABLE;
             let registered = self
                 .poll
@@ -252,7 +255,9 @@ impl Loop {
                 return;
             }
             *self.open.entry(task.clone()).or_default() += 1;
-            let pair = Pair::new(client, server, name.to_owned(), task, tried, Instant::now() + CONNECT);
+            let until = Instant::now() + CONNECT;
+            self.connecting.push_back((until, index));
+            let pair = Pair::new(client, server, name.to_owned(), task, tried, until);
             self.pairs.insert(index, pair);
             return;
         }
@@ -271,14 +276,15 @@ impl Loop {
 
     fn retry(&mut self) {
         let now = Instant::now();
-        let late: Vec<usize> = self
-            .pairs
-            .iter()
-            .filter(|(_, pair)| pair.connecting.is_some_and(|at| at <= now))
-            .map(|(index, _)| *index)
-            .collect();
-        for index in late {
-            self.try_another(index);
+        while let Some((until, index)) = self.connecting.front().copied() {
+            let open = self.pairs.get(&index).is_some_and(|pair| pair.connecting.is_some());
+            if open && until > now {
+                break;
+            }
+            self.connecting.pop_front();
+            if open {
+                self.try_another(index);
+            }
         }
         let starved: Vec<Token> =
             self.listeners.values().filter(|listener| listener.starved).map(|listener| listener.token).collect();
@@ -302,8 +308,12 @@ impl Loop {
 
     fn apply(&mut self, table: Table) {
         self.failed.clear();
+        // As the socket says: a table that was inherited does not.
         let same = |open: &Open, wanted: &Listener| {
-            open.spec.port == wanted.port && (open.spec.address == wanted.address || open.spec.backends.is_empty())
+            open.socket.local_addr().is_ok_and(|local| {
+                let address = wanted.address.map_or(local.ip().is_unspecified(), |address| address == local.ip());
+                address && local.port() == wanted.port
+            })
         };
         let gone: Vec<String> = self
             .listeners
@@ -359,7 +369,7 @@ impl Loop {
             let handover = matches!(request, Request::Handover);
             match request {
                 // A table that a slow path brings late must not undo a newer one.
-                Request::Table(table) if table.version >= self.table.version => self.apply(table),
+                Request::Table(table) if table.version >= self.table.version && !self.leaving => self.apply(table),
                 Request::Stop => self.stopped = true,
                 _ => {}
             }
@@ -373,6 +383,7 @@ impl Loop {
                     return;
                 }
                 self.leaving = true;
+                self.failed.clear();
                 for (_, mut open) in std::mem::take(&mut self.listeners) {
                     let _ = self.poll.registry().deregister(&mut open.socket);
                 }
@@ -391,4 +402,15 @@ impl Loop {
             refused: self.refused,
         }
     }
+}
+
+// Small packets at once; and a peer that went without a word is noticed after two minutes, so that it neither keeps
+// its descriptors nor holds up a drain for ever.
+fn prepare(stream: &TcpStream) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    let _ = stream.set_nodelay(true);
+    let _ = setsockopt(stream, sockopt::KeepAlive, &true);
+    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &60);
+    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &15);
+    let _ = setsockopt(stream, sockopt::TcpKeepCount, &4);
 }

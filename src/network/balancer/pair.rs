@@ -87,13 +87,17 @@ impl Pair {
         if self.connecting.is_some() {
             return Outcome::Open;
         }
-        let up = self.up.pump(&mut self.client, &mut self.server, buffer);
-        let down = self.down.pump(&mut self.server, &mut self.client, buffer);
-        match (up, down) {
-            (Ok(_), Ok(_)) if self.up.closed && self.down.closed => Outcome::Done,
-            (Ok(false), Ok(false)) => Outcome::Open,
-            (Ok(_), Ok(_)) => Outcome::Busy,
-            _ => Outcome::Done,
+        let up = self.up.pump(&mut self.client, &mut self.server, buffer).unwrap_or_else(|_| {
+            // The backend takes no more, or the client is gone. What the backend has answered already still goes out.
+            self.up = Flow { ended: true, closed: true, ..Flow::default() };
+            let _ = self.server.shutdown(Shutdown::Write);
+            false
+        });
+        match self.down.pump(&mut self.server, &mut self.client, buffer) {
+            Err(_) => Outcome::Done,
+            Ok(_) if self.up.closed && self.down.closed => Outcome::Done,
+            Ok(down) if up || down => Outcome::Busy,
+            Ok(_) => Outcome::Open,
         }
     }
 
