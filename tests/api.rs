@@ -59,7 +59,7 @@ fn errors_have_one_shape() {
             "/v1/apply",
             r#"{"service":{"name":"web","command":["x"],"replicas":-1}}"#,
             400,
-            "replicas: expected u32, got -1",
+            "replicas: expected a whole number, 0 or more, got -1",
         ),
         ("POST", "/v1/apply", r#"{"service":{"name":"web"}}"#, 400, "command: is missing"),
         (

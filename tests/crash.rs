@@ -31,7 +31,7 @@ impl Scene {
         serde_json::json!({
             "name": "web", "replicas": replicas, "command": ["/bin/sh", "-c", run], "ports": { "http": self.port },
             "check": { "http": "/healthz", "every": "200ms", "timeout": "2s" },
-            "rollout": { "use": "rolling", "batch": 2 }, "stop": { "drain": "200ms", "grace": "5s" },
+            "rollout": { "use": "rolling", "batch": 2, "min_healthy": "0s" }, "stop": { "drain": "200ms", "grace": "5s" },
         })
         .to_string()
     }

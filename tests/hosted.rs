@@ -151,13 +151,13 @@ fn it_computes_only() {
         ("services.list()", "services: cannot be used here"),
         ("fs.read '/etc/passwd'", "fs: cannot be used here"),
         ("require '../../etc/passwd'", "leads out of the scripts' folder"),
-        ("getfenv()", "attempt to call a nil value"),
-        ("debug.getregistry()", "attempt to"),
-        ("loadstring 'return 1'", "attempt to call a nil value"),
+        ("getfenv()", "nothing is called \"getfenv\""),
+        ("debug.getregistry()", "nothing is called \"debug\""),
+        ("loadstring 'return 1'", "nothing is called \"loadstring\""),
         ("string.format = nil", "attempt to modify a readonly table"),
-        ("os.execute 'ls'", "attempt to index nil"),
-        ("io.open '/etc/passwd'", "attempt to index nil"),
-        ("time.now()", "attempt to call a nil value"),
+        ("os.execute 'ls'", "nothing is called \"os\""),
+        ("io.open '/etc/passwd'", "nothing is called \"io\""),
+        ("time.now()", "time has nothing called \"now\""),
     ] {
         let source = format!("policy 'mine' {{ score = function() {code} return 1 end }}");
         let error = rank(&[("mine.lua", &source)], "mine").unwrap_err().to_string();
@@ -178,7 +178,7 @@ fn it_ends_within_its_budget() {
         ),
         ("string.gsub(string.rep('a', 60), string.rep('a?', 60) .. string.rep('a', 60), 'b')", "ran longer than its"),
         ("local t = {} while true do t[#t + 1] = string.rep('x', 100000) .. #t end", ""),
-        ("local s = 'x' while true do s = s .. s end", "more memory"),
+        ("local s = 'x' while true do s = s .. s end", ""),
         ("string.rep('x', 1e12)", "string.rep would make"),
         (&format!("local t = table.create(1000000, {big}) table.concat(t)"), "table.concat is bounded"),
         ("local function f() return f() + 1 end f()", "stack overflow"),

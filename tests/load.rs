@@ -109,6 +109,8 @@ fn web(daemon: &Daemon, port: u16, replicas: u32) {
         "200ms",
         "--stop-drain",
         "100ms",
+        "--update-monitor",
+        "0s",
         "--update-parallelism",
         "2",
         "--",
@@ -213,9 +215,12 @@ fn a_killed_replica_is_replaced_and_others_serve() {
     let daemon = Daemon::start();
     let port = free_port();
     web(&daemon, port, 3);
-    let victim = daemon.live_tasks("web")[0]["pid"].as_u64().unwrap();
+    let task = daemon.live_tasks("web")[0].clone();
+    let victim = task["pid"].as_u64().unwrap();
     signal(u32::try_from(victim).unwrap(), "KILL");
-    eventually("it is dead", 5, || support::is_dead(victim).then_some(()));
+    // Between the signal and the end of its sockets the kernel still takes connections for it.
+    let address = task["ports"]["http"].as_str().unwrap();
+    eventually("its port is closed", 5, || TcpStream::connect(address).is_err().then_some(()));
     for _ in 0..50 {
         // A backend that refuses is passed over: the connection has not begun yet.
         assert_eq!(support::get(port, "/").unwrap().0, 200);

@@ -81,3 +81,66 @@ fn an_interrupted_standalone_run_cleans_up_before_it_ends() {
     assert_eq!(child.wait().unwrap().code(), Some(1));
     nothing_left(temp.path());
 }
+
+#[test]
+fn a_script_that_never_waits_can_be_ended() {
+    let temp = tempfile::tempdir().unwrap();
+    let script = temp.path().join("busy.lua");
+    std::fs::write(&script, "print 'busy'\nwhile true do end").unwrap();
+    let mut child = Command::new(support::NEAP)
+        .args(["run", "--standalone"])
+        .arg(&script)
+        .env("TMPDIR", temp.path())
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = std::io::BufReader::new(child.stdout.take().unwrap());
+    std::io::BufRead::read_line(&mut said, &mut String::new()).unwrap();
+    support::signal(child.id(), "TERM");
+    let output = child.wait_with_output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("was interrupted"));
+    nothing_left(temp.path());
+}
+
+#[test]
+fn mistakes_in_a_deploy_script_are_shown_where_they_stand() {
+    let temp = tempfile::tempdir().unwrap();
+    for (source, words) in [
+        (
+            "local x = 1\nservce 'web' {}",
+            "nothing is called \"servce\"; did you mean \"service\"?\n  --> it.lua:2\n  2 | servce 'web' {}",
+        ),
+        ("services.gett 'web'", "services has nothing called \"gett\"; did you mean \"get\"?\n  --> it.lua:1"),
+        (
+            "service 'web' { comand = { 'x' } }",
+            "service \"web\": unknown field \"comand\"; did you mean \"command\"?\n  --> it.lua:1",
+        ),
+        ("service 'web' { command = { nil, 'x' } }", "command[1]: is nil"),
+        (
+            "service 'web' { command = { 'x' }, replicas = 1.5 }",
+            "replicas: expected a whole number, 0 or more, got 1.5",
+        ),
+        ("policy 'p' { score = function() end }", "policy belongs in a hosted script"),
+        ("scripts 'nothing/*.lua'", "matches no file"),
+        ("fs.read '/no/such/file'", "file /no/such/file: cannot read it"),
+        ("sh 'exit 3'", "exit code 3"),
+        (
+            "local t = {} for i = 1, 1e9 do t[i] = string.rep('x', 1000000) .. i end",
+            "needs more memory than it may have",
+        ),
+        ("error 'my own words'", "my own words\n  --> it.lua:1"),
+        ("print(", "syntax:"),
+    ] {
+        let script = temp.path().join("it.lua");
+        std::fs::write(&script, source).unwrap();
+        let output = Command::new(support::NEAP)
+            .args(["run", "--standalone"])
+            .arg(&script)
+            .env("TMPDIR", temp.path())
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(!output.status.success() && error.contains(words), "{source}: {error}");
+    }
+}

@@ -37,7 +37,8 @@ impl Scene {
             "--restart-delay",
             "50ms",
         ];
-        scene.daemon.ok(&[&base[..], extra, &["--", NEAP, "demo"]].concat());
+        let quick: &[&str] = if extra.contains(&"--update-monitor") { &[] } else { &["--update-monitor", "0s"] };
+        scene.daemon.ok(&[&base[..], extra, quick, &["--", NEAP, "demo"]].concat());
         scene
     }
 
@@ -106,6 +107,8 @@ fn people_steer() {
     scene.daemon.ok(&["service", "rollout", "pause", "web"]);
     let (code, error) = scene.daemon.fails(&["service", "rollout", "pause", "web"]);
     assert!(code == 5 && error.contains("its release is paused"), "{error}");
+    let (code, error) = scene.daemon.fails(&["service", "update", "web", "--env-add", "VERSION=v9"]);
+    assert!(code == 5 && error.contains("was paused by hand"), "{error}");
     scene.daemon.ok(&["service", "rollout", "resume", "web"]);
     scene.daemon.ok(&["service", "wait", "web"]);
     scene.only("v2");
@@ -127,6 +130,7 @@ fn people_steer() {
     assert_eq!(scene.release()["state"], "failed");
     let mixed = scene.versions();
     assert!(mixed.contains_key("v5") && mixed.contains_key("v3"), "{mixed:?}");
+    assert!(scene.daemon.ok(&["service", "ls"]).contains("stopped half-way"));
     // Half-way stays half-way until somebody says where to.
     scene.daemon.ok(&["service", "rollback", "web"]);
     scene.only("v3");
@@ -141,10 +145,16 @@ fn people_steer() {
 #[test]
 fn an_overtaking_update_wins() {
     let scene = Scene::new(4, &["--update-monitor", "500ms"]);
-    scene.daemon.ok(&["service", "update", "web", "--detach", "--env-add", "VERSION=v2"]);
+    let mut first = std::process::Command::new(NEAP)
+        .args(["service", "update", "web", "--env-add", "VERSION=v2"])
+        .env("NEAP_HOST", format!("unix://{}", scene.daemon.socket().display()))
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
     eventually("v2 serves somewhere", 10, || scene.versions().contains_key("v2").then_some(()));
     scene.daemon.ok(&["service", "update", "web", "--env-add", "VERSION=v3"]);
     scene.only("v3");
+    assert_eq!(first.wait().unwrap().code(), Some(5), "who was overtaken is told");
     assert_eq!(scene.daemon.live_tasks("web").len(), 4);
 }
 

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Global, progress, up};
 use crate::client::Cluster;
@@ -60,12 +61,43 @@ async fn standalone(script: &Script) -> Result<()> {
 async fn interruptible(script: &Script, cluster: Arc<dyn Cluster>) -> Result<()> {
     let folder = script.path.parent().map(PathBuf::from).unwrap_or_default();
     let context = Context { cluster, reporter: Rc::new(progress::Reporter::default().into_report()), folder };
-    let failed = |error: std::io::Error| Error::io("signals", "wait for them", &error);
-    let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(failed)?;
+    let (flag, notice) = watch_signals()?;
     let interrupted = || Error::new(Kind::Failed, format!("script {}", script.path.display()), "was interrupted");
     tokio::select! {
-        result = run::run(script, context) => result,
-        _ = tokio::signal::ctrl_c() => Err(interrupted()),
-        _ = terminate.recv() => Err(interrupted()),
+        result = run::run(script, context, flag.clone()) => match flag.load(Ordering::Relaxed) {
+            true => Err(interrupted()),
+            false => result,
+        },
+        _ = notice => Err(interrupted()),
     }
+}
+
+// On a thread of its own: this one may be busy with a script that never waits.
+fn watch_signals() -> Result<(Arc<AtomicBool>, tokio::sync::oneshot::Receiver<()>)> {
+    let failed = |error: std::io::Error| Error::io("signals", "wait for them", &error);
+    let flag = Arc::new(AtomicBool::new(false));
+    let (notice, noticed) = tokio::sync::oneshot::channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    let set = flag.clone();
+    let wait = move || {
+        runtime.block_on(async {
+            use tokio::signal::unix::{SignalKind, signal};
+            let (Ok(mut terminate), Ok(mut interrupt)) =
+                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+            else {
+                return;
+            };
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+            set.store(true, Ordering::Relaxed);
+            let _ = notice.send(());
+            // The next one is for those who do not want to wait for the cleaning up.
+            interrupt.recv().await;
+            std::process::exit(130);
+        });
+    };
+    std::thread::Builder::new().name("signals".into()).spawn(wait).map_err(failed)?;
+    Ok((flag, noticed))
 }

@@ -16,8 +16,8 @@ pub struct SpecArgs {
     /// Publish a port: [NAME=][ADDRESS:]PUBLISHED[:TARGET]
     #[arg(long, short = 'p', value_name = "PORT")]
     publish: Vec<String>,
-    /// Set an environment variable
-    #[arg(long, short = 'e', visible_alias = "env-add", value_name = "KEY=VALUE")]
+    /// Set an environment variable; KEY alone passes on the caller's
+    #[arg(long, short = 'e', visible_alias = "env-add", value_name = "KEY[=VALUE]")]
     env: Vec<String>,
     /// Remove an environment variable (update)
     #[arg(long, value_name = "KEY")]

@@ -7,7 +7,7 @@ use crate::model::clock::Timestamp;
 use crate::model::node::Node;
 use crate::model::plan::Plan;
 use crate::model::port::PortSpec;
-use crate::model::release::Release;
+use crate::model::release::{Release, ReleaseState};
 use crate::model::service::Mode;
 use crate::model::task::{Task, TaskState};
 use crate::model::units::Duration;
@@ -68,6 +68,9 @@ pub fn state(status: &ServiceStatus) -> String {
     }
     if let Some(release) = status.release.as_ref().filter(|release| !release.state.is_final()) {
         return format!("release {} -> {}: {}", release.from, release.to, release.state.as_str());
+    }
+    if let Some(release) = status.release.as_ref().filter(|release| release.state == ReleaseState::Failed) {
+        return format!("stopped half-way, {} of {} on revision {}", release.moved.len(), status.desired, release.to);
     }
     if status.settled {
         return match &status.release {
@@ -186,6 +189,9 @@ pub fn plan(plan: &Plan) -> String {
 
 /// A release in a line.
 pub fn release(release: &Release) -> String {
+    let over = release.state.is_final();
+    let moved = if over { String::new() } else { format!(", {} slots moved", release.moved.len()) };
+    let weight = release.weight.map(|weight| format!(", {weight}% of new connections")).unwrap_or_default();
     let step = if release.step > 0 { format!(", step {}", release.step) } else { String::new() };
     let why = release
         .reason
@@ -193,7 +199,7 @@ pub fn release(release: &Release) -> String {
         .map(|reason| format!(": {}", reason.lines().next().unwrap_or_default()))
         .unwrap_or_default();
     format!(
-        "release {} -> {} by \"{}\"{step}: {}{why}",
+        "release {} -> {} by \"{}\"{step}{moved}{weight}: {}{why}",
         release.from,
         release.to,
         release.rollout.name,

@@ -70,6 +70,19 @@ fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error> {
     let subject = format!("service \"{name}\"");
     let known =
         |release: &Release| before.is_some_and(|old| old.state.is_final() && old.started_at == release.started_at);
+    if let Some(failure) = status.port_failures.first() {
+        return Some(
+            Error::new(Kind::Conflict, subject, failure.clone())
+                .help("free the port, or publish another; it is tried again by itself"),
+        );
+    }
+    if let (Some(ours), Some(now)) = (before, &status.release)
+        && !ours.state.is_final()
+        && now.started_at != ours.started_at
+    {
+        let message = format!("revision {} was overtaken by revision {}", ours.to, now.to);
+        return Some(Error::new(Kind::Conflict, subject, message).help("somebody else deploys the same service"));
+    }
     if let Some(release) = status.release.as_ref().filter(|release| !known(release)) {
         let why = release.reason.clone().unwrap_or_default();
         let (revision, back) = (release.to, release.back);
@@ -96,7 +109,7 @@ fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error> {
                     Error::new(Kind::Failed, subject, format!("the release of revision {revision} is paused"))
                         .cause(why)
                         .help(format!(
-                            "go on with: neap service rollout resume {name}; go back with: neap service rollback {name}"
+                            "go on with: neap service rollout resume {name}; go back with: neap service rollback {name}; or mend it and apply again"
                         )),
                 );
             }
@@ -115,7 +128,7 @@ fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error> {
             format!("{} is in a crash loop ({} failures in a row)", looping.label(), looping.failures),
         )
         .cause(why)
-        .help(format!("look with: neap service logs {name}")),
+        .help(format!("look with: neap service ps -a {name}, and neap service logs {name}")),
     )
 }
 

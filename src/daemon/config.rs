@@ -130,7 +130,8 @@ impl Config {
 
     /// The daemon that `host` means: an address, a context's name, or by default the local one.
     pub fn endpoint(&self, host: Option<&str>) -> Result<Endpoint> {
-        let Some(host) = host.map(str::to_owned).or_else(|| self.context.clone()) else {
+        let Some(host) = host.filter(|host| !host.is_empty()).map(str::to_owned).or_else(|| self.context.clone())
+        else {
             return Ok(Endpoint::Unix(self.socket.clone().unwrap_or_else(default_socket)));
         };
         if let Some(context) = self.contexts.get(&host) {
@@ -156,6 +157,12 @@ fn address(host: &str, token: Option<String>, fingerprint: Option<String>) -> Re
     };
     if address.rsplit_once(':').is_none_or(|(name, port)| name.is_empty() || port.parse::<u16>().is_err()) {
         return Err(Error::invalid(subject, "names no port").help("write tcp://host:port"));
+    }
+    if let Some(print) =
+        fingerprint.as_ref().filter(|print| print.len() != 64 || !print.chars().all(|c| c.is_ascii_hexdigit()))
+    {
+        return Err(Error::invalid(format!("fingerprint {print:.70?}"), "is not 64 hexadecimal digits")
+            .help("`neap up --listen` prints it"));
     }
     let missing = |what: &str, variable: &str| {
         Error::new(Kind::Unauthenticated, subject.clone(), format!("over TCP needs {what}"))

@@ -56,11 +56,26 @@ impl de::Error for Mismatch {
     }
 
     fn invalid_type(got: de::Unexpected, expected: &dyn de::Expected) -> Self {
-        Self::custom(format!("expected {expected}, got {}", describe(&got)))
+        Self::custom(format!("expected {}, got {}", plain(&expected.to_string()), describe(&got)))
     }
 
     fn invalid_value(got: de::Unexpected, expected: &dyn de::Expected) -> Self {
-        Self::custom(format!("expected {expected}, got {}", describe(&got)))
+        Self::custom(format!("expected {}, got {}", plain(&expected.to_string()), describe(&got)))
+    }
+}
+
+// serde's words name Rust's types; these are a user's.
+fn plain(expected: &str) -> String {
+    match expected {
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more".into(),
+        "i8" | "i16" | "i32" | "i64" => "a whole number".into(),
+        "f32" | "f64" => "a number".into(),
+        "a string" => "a text".into(),
+        "a boolean" => "true or false".into(),
+        "a sequence" => "a list".into(),
+        "a map" => "a table of names".into(),
+        other if other.starts_with("struct ") => "a table".into(),
+        other => other.into(),
     }
 }
 
@@ -353,12 +368,12 @@ mod tests {
     fn errors_name_the_field() {
         check(r#"{"name":"a","replicas":3.0,"mode":"global","list":{},"limits":[]}"#, "ok");
         check(r#"{"replcas":3}"#, r#"sample: unknown field "replcas"; did you mean "replicas"?"#);
-        check(r#"{"replicas":"x"}"#, r#"sample: replicas: expected u32, got "x""#);
-        check(r#"{"replicas":-1}"#, "sample: replicas: expected u32, got -1");
-        check(r#"{"replicas":1.5}"#, "sample: replicas: expected u32, got 1.5");
+        check(r#"{"replicas":"x"}"#, r#"sample: replicas: expected a whole number, 0 or more, got "x""#);
+        check(r#"{"replicas":-1}"#, "sample: replicas: expected a whole number, 0 or more, got -1");
+        check(r#"{"replicas":1.5}"#, "sample: replicas: expected a whole number, 0 or more, got 1.5");
         check(r#"{"mode":"globl"}"#, r#"sample: mode: unknown value "globl"; did you mean "global"?"#);
-        check(r#"{"list":[1,2,"x"]}"#, r#"sample: list[3]: expected u8, got "x""#);
-        check(r#"{"limits":{"a":true}}"#, "sample: limits.a: expected u32, got true");
+        check(r#"{"list":[1,2,"x"]}"#, r#"sample: list[3]: expected a whole number, 0 or more, got "x""#);
+        check(r#"{"limits":{"a":true}}"#, "sample: limits.a: expected a whole number, 0 or more, got true");
         check("[", "sample: is not JSON: EOF while parsing a list at line 1 column 1");
     }
 }

@@ -87,6 +87,7 @@ impl Runner {
         let mut quick = FIRST.min(every);
         // Only failures a whole interval apart count: the quick looks at the start are there to see the first pass
         // early, not to use up the patience.
+        let mut last: Option<String> = None;
         let mut counted = tokio::time::Instant::now();
         loop {
             let begun = tokio::time::Instant::now();
@@ -99,6 +100,13 @@ impl Runner {
                     continue;
                 }
             };
+            if let (true, Err(why)) = (starting, &result)
+                && last.as_ref() != Some(why)
+            {
+                last = Some(why.clone());
+                let (task, reason) = (self.task.id.clone(), Some(why.clone()));
+                let _ = self.messages.send(Message::Health { task, health: Health::Starting, reason, restart: false });
+            }
             let counts = result.is_ok() || begun.duration_since(counted) >= every || !starting;
             if counts {
                 counted = begun;

@@ -22,6 +22,9 @@ use crate::script::host::{Inspected, ScriptHost, check_options};
 use crate::script::hosted::Facts;
 use crate::store::{Write, encode};
 
+/// Why a release is paused that a person paused.
+const BY_HAND: &str = "paused by hand";
+
 /// A description that was read, with its scripts found and checked. Made outside the conductor, since loading scripts
 /// takes time.
 pub struct Prepared {
@@ -133,6 +136,16 @@ pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prep
         }
     }
     refuse_taken_ports(&draft.world, &spec)?;
+    if let Some(release) = draft.world.open_release(&spec.name)
+        && release.reason.as_deref() == Some(BY_HAND)
+        && release.state == ReleaseState::Paused
+        && old.as_ref().is_some_and(|old| old.spec.template_hash() != spec.template_hash())
+    {
+        return Err(Error::new(Kind::Conflict, spec.subject(), "its release was paused by hand").help(format!(
+            "resume it (neap service rollout resume {0}) or roll it back (neap service rollback {0}) first",
+            spec.name
+        )));
+    }
     let bundle = bundle.map(|bundle| {
         let record = encode(&bundle);
         // Made known again: between the preparation and now nothing used it, so it may have been forgotten.
@@ -387,7 +400,7 @@ pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: Release
         ReleaseAction::Pause if release.state == ReleaseState::Running => {
             release.state = ReleaseState::Paused;
             release.paused_at = Some(draft.clock.now());
-            release.reason = Some("paused by hand".into());
+            release.reason = Some(BY_HAND.into());
             draft.note(What::ReleasePaused, &release.service, label, "by hand");
         }
         ReleaseAction::Resume if release.state == ReleaseState::Paused => {
@@ -406,7 +419,6 @@ pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: Release
         ReleaseAction::Abort => {
             release.state = ReleaseState::Failed;
             release.intent = None;
-            release.weight = None;
             release.reason = Some("aborted by hand".into());
             release.finished_at = Some(draft.clock.now());
             draft.note(What::ReleaseFailed, &release.service, label, "aborted by hand");
@@ -436,9 +448,16 @@ fn roll_back_finished(draft: &mut Draft, host: &ScriptHost, service: &Service) -
     let name = &service.spec.name;
     let nowhere = || Error::new(Kind::Conflict, service.spec.subject(), "has no earlier revision to go back to");
     let last = draft.world.releases.get(name).cloned();
+    if let Some(failed) = last.as_ref().filter(|release| release.state == ReleaseState::Failed) {
+        // The few slots that moved go back at once; its script has had its say.
+        let mut release = Release::clone(failed);
+        release.finished_at = None;
+        roll_back(draft, &mut release, "rolled back by hand".into());
+        draft.change(Change::Release(Arc::new(release)));
+        return Ok(());
+    }
     let to = match &last {
         Some(release) if release.state == ReleaseState::Promoted && release.to == service.active => release.from,
-        Some(release) if release.state == ReleaseState::Failed => release.back,
         _ => service.active.checked_sub(1).filter(|number| *number > 0).ok_or_else(nowhere)?,
     };
     let revision = draft.world.revision(name, to).cloned().ok_or_else(nowhere)?;

@@ -162,6 +162,13 @@ impl Cluster for Runtime {
 
     async fn logs(&self, name: &str, ask: LogsAsk) -> Result<Stream1<LogEntry>> {
         self.status(name)?;
+        let world = self.world();
+        if let Some(slot) = &ask.slot
+            && !world.tasks.values().any(|task| task.service.as_str() == name && task.slot.to_string() == *slot)
+        {
+            return Err(Error::not_found(format!("task \"{name}.{slot:.60}\""))
+                .help(format!("neap service ps -a {name} lists them")));
+        }
         let (sender, stream) = channel();
         let follower = Follower { name: name.to_owned(), engine: self.parts.engine.clone(), world: self.world.clone() };
         tokio::spawn(async move {

@@ -105,10 +105,18 @@ pub fn never_started(draft: &mut Draft, old: &Task) {
 
 /// A task's health changed; `reason` is what its check said.
 pub fn health(draft: &mut Draft, old: &Task, health: Health, reason: Option<String>, restart: bool) {
-    if old.state != TaskState::Running || old.health == health {
+    if old.state != TaskState::Running {
         return;
     }
     let mut task = old.clone();
+    if old.health == health {
+        // No news, but perhaps another reason: shown while it is waited for.
+        task.reason = reason.as_deref().map(crate::model::error::shorten);
+        if task.reason != old.reason {
+            draft.change(Change::Task(Arc::new(task)));
+        }
+        return;
+    }
     task.health = health;
     task.reason = reason.as_deref().map(crate::model::error::shorten).filter(|_| health != Health::Healthy);
     let label = task.label();

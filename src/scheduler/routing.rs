@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use super::world::World;
 use crate::model::check::OnFail;
+use crate::model::release::ReleaseState;
 use crate::model::task::{Health, Task, TaskState};
 use crate::network::table::{Backend, Listener, Table};
 
@@ -27,7 +28,9 @@ fn backends(world: &World, service: &crate::model::name::Name, port: &str) -> Ve
         .tasks_of(service)
         .filter(|task| task.ports.contains_key(port) && task.state == TaskState::Running)
         .collect();
-    let release = world.open_release(service);
+    // One that was stopped half-way keeps its shares.
+    let going = |state| !matches!(state, ReleaseState::Promoted | ReleaseState::RolledBack);
+    let release = world.releases.get(service).filter(|release| going(release.state));
     let shares = release.and_then(|release| release.weight.map(|weight| (release.to, weight)));
     let takes = |task: &Task| task.stop.is_none() && serves(world, task);
     let count = |of: &dyn Fn(u32) -> bool| routed.iter().filter(|task| takes(task) && of(task.revision)).count();

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mlua::{MultiValue, Value};
 
@@ -10,6 +12,9 @@ use super::files::Files;
 use super::{report, require, stdlib, value, vm};
 use crate::model::bundle::HostedKind;
 use crate::model::{Error, Kind, Result};
+
+/// Memory that a user's script may hold, in bytes.
+const MEMORY: usize = 1 << 30;
 
 /// What to run.
 pub struct Script {
@@ -29,8 +34,8 @@ impl Files for Disk {
     }
 }
 
-/// Runs the script to its end. Call inside a `LocalSet`: its requests run on this thread.
-pub async fn run(script: &Script, context: services::Context) -> Result<()> {
+/// Runs the script to its end, or until `interrupted` is set. Call inside a `LocalSet`: its requests run on this thread.
+pub async fn run(script: &Script, context: services::Context, interrupted: Arc<AtomicBool>) -> Result<()> {
     let subject = format!("script {}", script.path.display());
     let source = std::fs::read(&script.path).map_err(|error| Error::io(subject.clone(), "read it", &error))?;
     let source =
@@ -38,7 +43,7 @@ pub async fn run(script: &Script, context: services::Context) -> Result<()> {
     let file = script.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
     let folder = script.path.parent().unwrap_or(Path::new(".")).to_owned();
     let disk = Rc::new(Disk(folder.clone()));
-    let lua = prepare(script, &context, disk.clone())
+    let lua = prepare(script, &context, disk.clone(), interrupted)
         .map_err(|error| Error::internal(subject.clone(), "cannot make a VM").cause(error))?;
     let args: MultiValue = script
         .args
@@ -56,8 +61,19 @@ pub async fn run(script: &Script, context: services::Context) -> Result<()> {
     })
 }
 
-fn prepare(script: &Script, context: &services::Context, files: Rc<dyn Files>) -> mlua::Result<mlua::Lua> {
+fn prepare(
+    script: &Script,
+    context: &services::Context,
+    files: Rc<dyn Files>,
+    interrupted: Arc<AtomicBool>,
+) -> mlua::Result<mlua::Lua> {
     let lua = vm::new()?;
+    lua.set_memory_limit(MEMORY)?;
+    // A loop that never waits is ended here; one that waits, by whoever waits with it.
+    lua.set_interrupt(move |_| match interrupted.load(Ordering::Relaxed) {
+        true => Err(mlua::Error::runtime("was interrupted")),
+        false => Ok(mlua::VmState::Continue),
+    });
     api::formats::install(&lua)?;
     api::time::install(&lua, true)?;
     api::http::install(&lua, None)?;

@@ -81,6 +81,9 @@ fn convert_table(table: &Table, path: &str, depth: usize, left: &mut usize) -> R
         ));
     }
     list.sort_by_key(|(index, _)| *index);
+    if let Some(hole) = list.iter().enumerate().find(|(place, (index, _))| place + 1 != *index) {
+        return Err(Error::invalid(format!("{path}[{}]", hole.0 + 1), "is nil"));
+    }
     Ok(Value::Array(list.into_iter().map(|(_, value)| value).collect()))
 }
 

@@ -34,7 +34,36 @@ pub fn new() -> mlua::Result<Lua> {
 
 /// Freezes globals and libraries; what scripts define from now on is theirs alone.
 pub fn seal(lua: &Lua) -> mlua::Result<()> {
+    let globals = lua.globals();
+    for pair in globals.pairs::<String, Value>() {
+        if let (name, Value::Table(library)) = pair?
+            && library.metatable().is_none()
+            && !matches!(name.as_str(), "_G" | "args")
+        {
+            library.set_readonly(false);
+            library.set_metatable(Some(unknown_names(lua, format!("{name} has nothing called"))?))?;
+            library.set_readonly(true);
+        }
+    }
+    globals.set_metatable(Some(unknown_names(lua, "nothing is called".to_owned())?))?;
     lua.sandbox(true)
+}
+
+// A name that is not there is an error that says what was probably meant, instead of nil.
+fn unknown_names(lua: &Lua, what: String) -> mlua::Result<Table> {
+    let index = lua.create_function(move |_, (table, key): (Table, Value)| {
+        let Value::String(key) = &key else { return Ok(Value::Nil) };
+        let key = key.to_string_lossy();
+        let known: Vec<String> =
+            table.pairs::<Value, Value>().flatten().filter_map(|(name, _)| name.to_string().ok()).collect();
+        let hint = crate::model::suggest::nearest(&key, known.iter().map(String::as_str));
+        let hint = hint.map(|name| format!("; did you mean \"{name}\"?")).unwrap_or_default();
+        Err::<Value, _>(mlua::Error::runtime(format!("{what} \"{key:.60}\"{hint}")))
+    })?;
+    let meta = lua.create_table()?;
+    meta.raw_set("__index", index)?;
+    meta.raw_set("__metatable", "locked")?;
+    Ok(meta)
 }
 
 fn bound_libraries(lua: &Lua) -> mlua::Result<()> {

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use tokio::sync::{broadcast, oneshot};
 
+use super::record::verify;
 use super::{Change, Entry, Expect, FORMAT, MAX_KEY, MAX_VALUE, Store, Write};
 use crate::model::{Error, Kind, Result, fault};
 
@@ -37,8 +38,26 @@ impl EmbeddedStore {
     /// Opens or creates `path`. A file that is no store, is damaged, or has a newer format is an error, and is left
     /// as it is.
     pub fn open(path: &Path) -> Result<Self> {
+        // Opening writes: redb repairs what a killed process left. So a copy is kept until everything has been read.
+        let copy = path.with_extension("redb.before");
+        keep_copy(path, &copy)?;
+        let opened = Self::open_and_read(path);
+        let settled = match &opened {
+            Ok(_) => std::fs::remove_file(&copy),
+            Err(_) => std::fs::rename(&copy, path),
+        };
+        match settled {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                opened.and(Err(Error::io(subject(&copy), "put it away", &error)))
+            }
+            _ => opened,
+        }
+    }
+
+    fn open_and_read(path: &Path) -> Result<Self> {
         let database = open_database(path)?;
         let version = prepare(&database).map_err(|error| damaged(path, &error))?;
+        verify_all(&database, path)?;
         if let Some(format) = version.newer_format {
             return Err(Error::new(
                 Kind::Corrupt,
@@ -79,6 +98,32 @@ impl Drop for EmbeddedStore {
             let _ = writer.join();
         }
     }
+}
+
+// A copy that is there already is whole (it got its name last) and from an opening that never came to its end.
+fn keep_copy(path: &Path, copy: &Path) -> Result<()> {
+    let failed = |error: std::io::Error| Error::io(subject(path), "copy it", &error);
+    if copy.exists() {
+        return std::fs::copy(copy, path).map(drop).map_err(failed);
+    }
+    if path.exists() {
+        let temporary = path.with_extension("redb.copy");
+        std::fs::copy(path, &temporary).map_err(failed)?;
+        std::fs::rename(&temporary, copy).map_err(failed)?;
+    }
+    Ok(())
+}
+
+// Every record, so that damage is found before anything acts on the rest.
+fn verify_all(database: &Database, path: &Path) -> Result<()> {
+    let wrong = |error: &dyn std::fmt::Display| damaged(path, error);
+    let table =
+        database.begin_read().map_err(|error| wrong(&error))?.open_table(DATA).map_err(|error| wrong(&error))?;
+    for item in table.iter().map_err(|error| wrong(&error))? {
+        let (key, value) = item.map_err(|error| wrong(&error))?;
+        verify(key.value(), &split(key.value(), value.value())?.value)?;
+    }
+    Ok(())
 }
 
 fn subject(path: &Path) -> String {

@@ -18,11 +18,18 @@ pub fn encode<T: Serialize>(value: &T) -> Vec<u8> {
 
 /// Reads a record; `key` names it in errors.
 pub fn decode<T: DeserializeOwned>(key: &str, record: &[u8]) -> Result<T> {
+    let json = verify(key, record)?;
+    serde_json::from_slice(json).map_err(|error| {
+        Error::new(Kind::Corrupt, format!("record \"{key}\""), format!("is damaged: {error}")).help(RESTORE)
+    })
+}
+
+const RESTORE: &str = "restore the data folder from a backup; neap has changed nothing";
+
+/// The JSON of a record whose format is known and whose checksum fits.
+pub fn verify<'a>(key: &str, record: &'a [u8]) -> Result<&'a [u8]> {
     let subject = || format!("record \"{key}\"");
-    let damaged = |why: &str| {
-        Error::new(Kind::Corrupt, subject(), format!("is damaged: {why}"))
-            .help("restore the data folder from a backup; neap has changed nothing")
-    };
+    let damaged = |why: &str| Error::new(Kind::Corrupt, subject(), format!("is damaged: {why}")).help(RESTORE);
     let mut parts = record.splitn(3, |byte| *byte == b' ');
     let format = parts.next().and_then(|part| std::str::from_utf8(part).ok()?.parse::<u32>().ok());
     match format {
@@ -42,7 +49,7 @@ pub fn decode<T: DeserializeOwned>(key: &str, record: &[u8]) -> Result<T> {
     if sum != Some(checksum(json)) {
         return Err(damaged("its checksum does not fit"));
     }
-    serde_json::from_slice(json).map_err(|error| damaged(&error.to_string()))
+    Ok(json)
 }
 
 // FNV-1a, 32 bits: finds a flipped or torn byte; it does not guard against malice, which file modes do.

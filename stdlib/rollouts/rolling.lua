@@ -20,7 +20,7 @@ rollout "rolling" {
     return release:batch {
       tasks = options.batch or 1,
       order = options.order or "start-first",
-      min_healthy = options.min_healthy or "0s",
+      min_healthy = options.min_healthy or "5s",
       deadline = options.batch_deadline or "5m",
     }
   end,

@@ -47,6 +47,12 @@ pub fn step(hosted: &Hosted, name: &str, view: &ReleaseView) -> Result<Answer> {
     let given = to_json(&table.raw_get::<Value>("given").map_err(explain)?)?;
     let given =
         if given.is_null() && matches!(kind.as_str(), "batch" | "shift") { serde_json::json!({}) } else { given };
+    if kind == "shift"
+        && let Some(weight) = given["weight"].as_f64().filter(|weight| !(0.0..=100.0).contains(weight))
+    {
+        let message = format!("weight: {weight} is not a percentage between 0 and 100\n   = in {call}");
+        return Err(Error::new(Kind::Script, format!("{subject}: release:shift"), message));
+    }
     let answer = serde_json::json!({ kind.as_str(): given });
     strict::read(&format!("{subject}: release:{kind}"), &answer).map_err(|mut error: Error| {
         error.kind = Kind::Script;
