@@ -231,3 +231,48 @@ fn killed_at_random_moments() {
     scene.apply(&format!("v{version}"), replicas);
     scene.check_end(&format!("v{version}"), replicas as usize);
 }
+
+#[test]
+fn keepers_killed_at_every_point_of_their_own() {
+    for (point, state) in [
+        ("keeper.before-spawn", "rejected"),
+        ("keeper.after-spawn", "lost"),
+        // After the replica's end, before it is written down: what it was is not known any more.
+        ("keeper.after-exit", "lost"),
+        ("keeper.after-record", "failed"),
+    ] {
+        let mut daemon = Daemon::new();
+        daemon.env.push(("NEAP_FAULT".into(), point.into()));
+        daemon.up();
+        let script = format!("echo begun; sleep 0.2; exit 3; # {point}");
+        daemon.ok(&[
+            "service",
+            "create",
+            "--detach",
+            "--name",
+            "once",
+            "--restart-condition",
+            "none",
+            "--",
+            "/bin/sh",
+            "-c",
+            &script,
+        ]);
+        let task = eventually("its end is seen", 20, || {
+            let tasks = daemon.json(&["service", "ps", "once", "--format", "json"]);
+            let task = tasks[0].clone();
+            task["finished_at"].is_u64().then_some(task)
+        });
+        assert_eq!(task["state"], state, "{point}: {task}");
+        // Nothing of it is left running, and with sound keepers the service comes up.
+        eventually("no replica without a keeper", 10, || {
+            let left = support::processes().into_iter().any(|(_, line)| line.contains(&format!("# {point}")));
+            (!left).then_some(())
+        });
+        daemon.kill();
+        daemon.env.clear();
+        daemon.up();
+        daemon.ok(&["service", "update", "once", "--update-monitor", "0s", "--", "/bin/sleep", "1000"]);
+        assert_eq!(daemon.live_tasks("once").len(), 1);
+    }
+}

@@ -190,7 +190,14 @@ pub fn plan(plan: &Plan) -> String {
 /// A release in a line.
 pub fn release(release: &Release) -> String {
     let over = release.state.is_final();
-    let moved = if over { String::new() } else { format!(", {} slots moved", release.moved.len()) };
+    let moved = if over {
+        String::new()
+    } else {
+        match release.moved.len() {
+            1 => ", 1 slot moved".into(),
+            many => format!(", {many} slots moved"),
+        }
+    };
     let weight = release.weight.map(|weight| format!(", {weight}% of new connections")).unwrap_or_default();
     let step = if release.step > 0 { format!(", step {}", release.step) } else { String::new() };
     let why = release

@@ -127,8 +127,16 @@ pub trait Engine: Send + Sync {
     /// Everything seen from now on. One receiver at a time; the newest call wins.
     fn observe(&self) -> mpsc::UnboundedReceiver<Observed>;
 
-    /// What tasks wrote, oldest first, merged over the tasks by time.
-    async fn logs(&self, tasks: &[TaskId], query: LogQuery) -> Result<Vec<LogLine>>;
+    /// Where each task's output ends now.
+    async fn log_end(&self, tasks: &[TaskId]) -> Result<LogPosition>;
+
+    /// What tasks wrote, in portions, oldest first, merged over the tasks by time; up to `until` if given.
+    async fn logs(
+        &self,
+        tasks: &[TaskId],
+        query: LogQuery,
+        until: Option<LogPosition>,
+    ) -> Result<mpsc::Receiver<Result<Vec<LogLine>>>>;
 
     /// What the tasks wrote since `position`, which moves on; start with an empty one to get all.
     async fn follow(&self, tasks: &[TaskId], position: &mut LogPosition) -> Result<Vec<LogLine>>;

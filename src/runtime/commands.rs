@@ -66,7 +66,14 @@ pub fn prepare(world: &World, host: &ScriptHost, ask: Apply) -> Result<Prepared>
             }
             let hash = host.add(with.clone());
             bundle = Some(with);
-            host.registered(Some(&hash))?
+            let own = host.registered(Some(&hash))?;
+            let again = own.registrations.iter().find(|((kind, name), _)| host.in_library(*kind, name));
+            if let Some(((kind, name), (first, _))) = again {
+                let message = format!("is the library's; {}:{} registers it again", first.file, first.line);
+                let subject = format!("{} \"{name}\"", kind.as_str());
+                return Err(Error::new(Kind::Conflict, subject, message).help("choose another name"));
+            }
+            own
         }
         None => host.registered(old.and_then(|old| old.bundle.as_deref()))?,
     };

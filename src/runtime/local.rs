@@ -9,7 +9,7 @@ use tokio::sync::{broadcast, mpsc};
 
 use super::{Runtime, commands, status};
 use crate::client::{Apply, Cluster, Info, LogEntry, LogsAsk, ReleaseAction, ServiceStatus, Stream1};
-use crate::engines::{LogLine, LogPosition, LogQuery};
+use crate::engines::{LogLine, LogQuery};
 use crate::model::event::Event;
 use crate::model::id::{ServiceId, TaskId};
 use crate::model::name::check_loose;
@@ -236,19 +236,16 @@ impl Follower {
     async fn run(mut self, ask: &LogsAsk, sender: &mpsc::Sender<Result<LogEntry>>) -> Result<()> {
         let mut labels = self.tasks(ask);
         let ids: Vec<TaskId> = labels.keys().cloned().collect();
-        let mut position = LogPosition::default();
-        let first = if ask.follow {
-            // From one reading, so that no line falls between the past and what follows.
-            let mut lines = self.engine.follow(&ids, &mut position).await?;
-            lines.retain(|line| ask.since.is_none_or(|since| line.at >= since));
-            if let Some(tail) = ask.tail {
-                lines.drain(..lines.len().saturating_sub(tail));
+        // The past goes up to where the following begins, so that no line falls between the two.
+        let mut position = self.engine.log_end(&ids).await?;
+        let query = LogQuery { since: ask.since, tail: ask.tail };
+        let mut past = self.engine.logs(&ids, query, Some(position.clone())).await?;
+        while let Some(lines) = past.recv().await {
+            if !send(lines?, &labels, sender).await {
+                return Ok(());
             }
-            lines
-        } else {
-            self.engine.logs(&ids, LogQuery { since: ask.since, tail: ask.tail }).await?
-        };
-        if !send(first, &labels, sender).await || !ask.follow {
+        }
+        if !ask.follow {
             return Ok(());
         }
         loop {
@@ -260,7 +257,11 @@ impl Follower {
                 return Ok(());
             }
             let gone = !self.world.borrow_and_update().services.contains_key(self.name.as_str());
-            labels.extend(self.tasks(ask));
+            // What has left the world has nothing more to say.
+            if !gone {
+                labels = self.tasks(ask);
+                position.0.retain(|task, _| labels.contains_key(task));
+            }
             let ids: Vec<TaskId> = labels.keys().cloned().collect();
             let lines = self.engine.follow(&ids, &mut position).await?;
             if !send(lines, &labels, sender).await || gone {

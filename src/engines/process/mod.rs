@@ -4,24 +4,27 @@
 mod cgroup;
 mod exec;
 pub mod keeper;
+mod lock;
+mod logs;
 pub mod ports;
 mod spool;
 mod sys;
 mod taskdir;
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
 use tokio::sync::mpsc;
 
+pub use self::lock::any_keeper;
+use self::lock::{keeper_handle, lock_is_held, open_lock, try_lock};
 use self::ports::PortPool;
 use self::taskdir::{Record, TaskFile, records};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, StartRequest};
@@ -45,6 +48,9 @@ pub struct ProcessOptions {
     /// Whether replicas end with this process.
     pub lifeline: bool,
 }
+
+/// Most lines of one task that one look at followed output takes; the rest comes with the next look.
+const FOLLOWED: usize = 10_000;
 
 /// Runs tasks as processes of this host.
 pub struct ProcessEngine {
@@ -97,6 +103,10 @@ impl ProcessEngine {
 impl Shared {
     fn folder(&self, task: &TaskId) -> PathBuf {
         self.options.folder.join(&task.0)
+    }
+
+    fn folders(&self, tasks: &[TaskId]) -> Vec<(TaskId, PathBuf)> {
+        tasks.iter().map(|task| (task.clone(), self.folder(task))).collect()
     }
 
     fn task_ids(&self) -> Result<Vec<TaskId>> {
@@ -291,43 +301,6 @@ fn modified(folder: &Path) -> Timestamp {
     Timestamp(u64::try_from(since.as_millis()).unwrap_or_default())
 }
 
-fn open_lock(folder: &Path) -> std::io::Result<File> {
-    OpenOptions::new().create(true).truncate(false).write(true).read(true).open(folder.join("lock"))
-}
-
-// Locks of the open file description (fcntl(2), F_OFD_SETLK): they pass to a child with the descriptor, last until
-// its last copy is closed, and can be asked about without being taken.
-fn whole_file(kind: i32) -> libc::flock {
-    libc::flock {
-        l_type: kind as libc::c_short,
-        l_whence: libc::SEEK_SET as libc::c_short,
-        l_start: 0,
-        l_len: 0,
-        l_pid: 0,
-    }
-}
-
-fn try_lock(file: &File) -> std::io::Result<bool> {
-    match fcntl(file, FcntlArg::F_OFD_SETLK(&whole_file(libc::F_WRLCK))) {
-        Ok(_) => Ok(true),
-        Err(Errno::EAGAIN | Errno::EACCES) => Ok(false),
-        Err(error) => Err(error.into()),
-    }
-}
-
-fn lock_is_held(folder: &Path) -> bool {
-    let Ok(file) = OpenOptions::new().read(true).write(true).open(folder.join("lock")) else { return false };
-    let mut asked = whole_file(libc::F_WRLCK);
-    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut asked)).is_ok() && asked.l_type != libc::F_UNLCK as libc::c_short
-}
-
-// The process id was recorded by the holder of the lock; if the lock is still held once the handle is open, the
-// handle is the keeper's and not that of a later process with its id.
-fn keeper_handle(folder: &Path, pid: u32) -> Option<OwnedFd> {
-    let handle = sys::pidfd_open(pid).ok()?;
-    lock_is_held(folder).then_some(handle)
-}
-
 fn local_node() -> Node {
     let hostname =
         nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".into());
@@ -448,26 +421,41 @@ impl Engine for ProcessEngine {
         receiver
     }
 
-    async fn logs(&self, tasks: &[TaskId], query: LogQuery) -> Result<Vec<LogLine>> {
-        let mut lines = self.follow(tasks, &mut LogPosition::default()).await?;
-        if let Some(since) = query.since {
-            lines.retain(|line| line.at >= since);
-        }
-        if let Some(tail) = query.tail {
-            lines.drain(..lines.len().saturating_sub(tail));
-        }
-        Ok(lines)
+    async fn log_end(&self, tasks: &[TaskId]) -> Result<LogPosition> {
+        Ok(logs::ends(&self.shared.folders(tasks)))
+    }
+
+    async fn logs(
+        &self,
+        tasks: &[TaskId],
+        query: LogQuery,
+        until: Option<LogPosition>,
+    ) -> Result<mpsc::Receiver<Result<Vec<LogLine>>>> {
+        let (sender, receiver) = mpsc::channel(4);
+        let folders = self.shared.folders(tasks);
+        // Files are read where waiting for the disk, or for a slow reader, holds up nobody else.
+        tokio::task::spawn_blocking(move || {
+            let mut sink = |lines| sender.blocking_send(Ok(lines)).is_ok();
+            if let Err(error) = logs::merge(&folders, &query, until.as_ref(), &mut sink) {
+                let _ = sender.blocking_send(Err(Error::io("output", "read it", &error)));
+            }
+        });
+        Ok(receiver)
     }
 
     async fn follow(&self, tasks: &[TaskId], position: &mut LogPosition) -> Result<Vec<LogLine>> {
         let mut lines = Vec::new();
-        for task in tasks {
-            let position = position.0.entry(task.clone()).or_default();
-            match spool::read(&self.shared.folder(task), task, position) {
-                Ok(new) => lines.extend(new),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-                Err(error) => return Err(Error::io(format!("task {task}"), "read its output", &error)),
+        for (task, folder) in self.shared.folders(tasks) {
+            let place = position.0.entry(task.clone()).or_default();
+            let mut reader = logs::Reader::new(task.clone(), folder, *place, None);
+            let failed = |error: std::io::Error| Error::io(format!("task {task}"), "read its output", &error);
+            for _ in 0..FOLLOWED {
+                match reader.next_line().map_err(failed)? {
+                    Some(line) => lines.push(line),
+                    None => break,
+                }
             }
+            *place = reader.place();
         }
         // Stable: lines of one task keep their order also within one moment.
         lines.sort_by_key(|line| line.at);
@@ -477,10 +465,4 @@ impl Engine for ProcessEngine {
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {
         exec::run(&self.shared.folder(task), command, timeout).await
     }
-}
-
-/// Whether any task in `folder` still has its keeper.
-pub fn any_keeper(folder: &Path) -> bool {
-    let entries = std::fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.into_iter().any(|entry| lock_is_held(&entry.path()))
 }

@@ -2,7 +2,7 @@
 //! `TIME STREAM F|P TEXT`, where P marks a piece of a line that goes on.
 
 use std::fs::{File, OpenOptions};
-use std::io::{self, BufRead, BufReader, Seek, SeekFrom, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::engines::LogLine;
@@ -12,7 +12,8 @@ use crate::model::service::LogPolicy;
 /// Longest piece of a line; a longer line is cut into several.
 pub const MAX_LINE: usize = 16 * 1024;
 
-fn path(folder: &Path, number: u32) -> PathBuf {
+/// The file of that number in `folder`.
+pub fn path(folder: &Path, number: u32) -> PathBuf {
     folder.join(format!("output.{number:06}"))
 }
 
@@ -112,51 +113,8 @@ fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o640).open(path)
 }
 
-/// Lines of `task` in `folder` from `position` (file number, offset) on; the position moves to their end. Pieces of a
-/// long line are joined. A line whose end is not written yet is left for the next call.
-pub fn read(folder: &Path, task: &TaskId, position: &mut (u32, u64)) -> io::Result<Vec<LogLine>> {
-    let mut lines = Vec::new();
-    let mut part = String::new();
-    for number in numbers(folder)? {
-        if number < position.0 {
-            continue;
-        }
-        if number > position.0 {
-            *position = (number, 0);
-        }
-        let mut file = match File::open(path(folder, number)) {
-            // Rotated away between listing and opening.
-            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-            other => other?,
-        };
-        file.seek(SeekFrom::Start(position.1))?;
-        let mut reader = BufReader::new(file);
-        let mut raw = Vec::new();
-        loop {
-            raw.clear();
-            let length = reader.read_until(b'\n', &mut raw)?;
-            if length == 0 || raw.last() != Some(&b'\n') {
-                break;
-            }
-            position.1 += length as u64;
-            raw.pop();
-            if let Some((line, whole)) = parse(&raw, task) {
-                part.push_str(&line.text);
-                if whole {
-                    lines.push(LogLine { text: std::mem::take(&mut part), ..line });
-                }
-            }
-        }
-    }
-    if !part.is_empty()
-        && let Some(last) = lines.last().cloned()
-    {
-        lines.push(LogLine { text: part, ..last });
-    }
-    Ok(lines)
-}
-
-fn parse(raw: &[u8], task: &TaskId) -> Option<(LogLine, bool)> {
+/// One line of a file, and whether it is whole.
+pub fn parse(raw: &[u8], task: &TaskId) -> Option<(LogLine, bool)> {
     let text = String::from_utf8_lossy(raw);
     let mut fields = text.splitn(4, ' ');
     let at: jiff::Timestamp = fields.next()?.parse().ok()?;
@@ -169,6 +127,7 @@ fn parse(raw: &[u8], task: &TaskId) -> Option<(LogLine, bool)> {
 
 #[cfg(test)]
 mod tests {
+    use super::super::logs::Reader;
     use super::*;
     use crate::model::units::Bytes;
 
@@ -178,7 +137,7 @@ mod tests {
         let task = TaskId("t".into());
         let policy = LogPolicy { max_size: Bytes(4096), max_files: 3 };
         let mut spool = Spool::open(folder.path(), policy).unwrap();
-        let mut position = (0, 0);
+        let mut reader = Reader::new(task, folder.path().to_owned(), (0, 0), None);
         let mut seen = 0;
         for number in 0..400 {
             spool.line(
@@ -188,7 +147,7 @@ mod tests {
                 true,
             );
             spool.flush("2026-01-02T03:04:05Z");
-            for line in read(folder.path(), &task, &mut position).unwrap() {
+            while let Some(line) = reader.next_line().unwrap() {
                 assert!(line.text.starts_with(&format!("line {seen} ")), "{}", line.text);
                 seen += 1;
             }
@@ -200,11 +159,14 @@ mod tests {
     #[test]
     fn joins_pieces_and_leaves_torn_lines() {
         let folder = tempfile::tempdir().unwrap();
-        let text =
-            "2026-01-02T03:04:05Z stdout P ab\n2026-01-02T03:04:05Z stdout F cd\n2026-01-02T03:04:05Z stdout F to";
-        std::fs::write(folder.path().join("output.000001"), text).unwrap();
-        let mut position = (0, 0);
-        let lines = read(folder.path(), &TaskId("t".into()), &mut position).unwrap();
-        assert_eq!(lines.iter().map(|line| line.text.as_str()).collect::<Vec<_>>(), ["abcd"]);
+        let file = folder.path().join("output.000001");
+        let at = "2026-01-02T03:04:05Z stdout";
+        let text = format!("{at} P ab\n{at} F cd\n{at} P long\n{at} F to");
+        std::fs::write(&file, &text).unwrap();
+        let mut reader = Reader::new(TaskId("t".into()), folder.path().to_owned(), (0, 0), None);
+        assert_eq!(reader.next_line().unwrap().unwrap().text, "abcd");
+        assert_eq!(reader.next_line().unwrap(), None, "a line whose end is not there yet is left");
+        std::fs::write(&file, format!("{text}rn\n")).unwrap();
+        assert_eq!(reader.next_line().unwrap().unwrap().text, "longtorn");
     }
 }
