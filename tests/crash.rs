@@ -121,6 +121,26 @@ impl Scene {
         self.check_output(&tasks);
     }
 
+    /// Removes the service: nothing of it may stay, no process and no folder.
+    fn clear(&mut self) {
+        let until = Instant::now() + Duration::from_secs(60);
+        loop {
+            self.revive();
+            let output = self.daemon.neap(&["service", "rm", "web"]);
+            let error = String::from_utf8_lossy(&output.stderr).into_owned();
+            if output.status.success() || error.contains("not found") {
+                break;
+            }
+            assert!(Instant::now() < until, "{error}");
+        }
+        let tasks = self.daemon.data().join("tasks");
+        eventually("its folders are gone", 20, || {
+            self.revive();
+            (std::fs::read_dir(&tasks).unwrap().count() == 0).then_some(())
+        });
+        assert_eq!(self.daemon.json(&["service", "ls", "--format", "json"]), serde_json::json!([]));
+    }
+
     // Every line that a living replica wrote is there, once and in order.
     fn check_output(&self, tasks: &[serde_json::Value]) {
         let text = self.daemon.ok(&["service", "logs", "web", "--format", "json"]);
@@ -149,9 +169,10 @@ fn story(scene: &mut Scene) {
     scene.settle();
     scene.insist(&["service", "scale", "web=2", "--detach"]);
     scene.check_end("v2", 2);
+    scene.clear();
 }
 
-const POINTS: [&str; 14] = [
+const POINTS: [&str; 16] = [
     "store.before-commit",
     "store.after-commit",
     "conductor.before-commit",
@@ -164,6 +185,8 @@ const POINTS: [&str; 14] = [
     "traffic.after-push",
     "runtime.before-stop",
     "runtime.after-stop",
+    "runtime.before-remove",
+    "runtime.after-remove",
     "balancer.before-start",
     "balancer.after-start",
 ];

@@ -14,7 +14,7 @@ fn blocks(path: &str) -> Vec<String> {
 #[test]
 fn examples_are_right() {
     let mut seen = 0;
-    for path in ["README.md", "docs/reference/scripts.md"] {
+    for path in ["README.md", "docs/reference/scripts.md", "docs/guide/first-service.md"] {
         for block in blocks(path) {
             seen += 1;
             let bundle = Bundle {

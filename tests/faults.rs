@@ -363,3 +363,62 @@ fn no_daemon_says_both_ways_out() {
     assert_eq!(output.status.code(), Some(7));
     assert!(error.contains("neap up") && error.contains("--standalone"), "{error}");
 }
+
+#[test]
+fn whatever_is_typed_is_answered() {
+    use proptest::prelude::*;
+    let daemon = Daemon::start();
+    let flags = proptest::sample::select(vec![
+        "replicas",
+        "mode",
+        "publish",
+        "env",
+        "label",
+        "workdir",
+        "user",
+        "constraint",
+        "replicas-max-per-node",
+        "limit-cpu",
+        "limit-memory",
+        "reserve-cpu",
+        "reserve-memory",
+        "policy",
+        "health-cmd",
+        "health-http",
+        "health-interval",
+        "health-retries",
+        "rollout",
+        "update-parallelism",
+        "update-max-failure-ratio",
+        "restart-delay",
+        "restart-max-attempts",
+        "stop-signal",
+        "stop-drain",
+        "image",
+        "file",
+        "env-file",
+        "with",
+        "nothing",
+    ]);
+    let value =
+        prop_oneof!["\\PC{0,20}", "-?[0-9]{1,22}", "[0-9]{1,3}(s|m|%|MiB|:80|/udp)?", "[a-z]{1,5}[=,:][a-z0-9]{0,5}"];
+    let config = ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() };
+    let mut runner = proptest::test_runner::TestRunner::new(config);
+    runner
+        .run(&proptest::collection::vec((flags, value), 1..3), |typed| {
+            let typed: Vec<String> =
+                typed.into_iter().map(|(flag, value)| format!("--{flag}={}", value.replace('\0', ""))).collect();
+            let mut args = vec!["service", "plan", "--name", "typed"];
+            args.extend(typed.iter().map(String::as_str));
+            args.extend(["--", "/bin/true"]);
+            let output = daemon.neap(&args);
+            let error = String::from_utf8_lossy(&output.stderr).into_owned();
+            prop_assert!(!error.contains("panicked"), "{args:?}: {error}");
+            let code = output.status.code();
+            prop_assert!(matches!(code, Some(0 | 2 | 3 | 4 | 5)), "{args:?}: {code:?} {error}");
+            prop_assert!(code == Some(0) || error.starts_with("error: ") && error.len() > 12, "{args:?}: {error}");
+            Ok(())
+        })
+        .unwrap();
+    assert_eq!(daemon.json(&["service", "ls", "--format", "json"]), serde_json::json!([]));
+}

@@ -223,6 +223,25 @@ fn scripts_brought_along_decide() {
     });
     assert!(child.wait().unwrap().success());
     scene.only("v2");
+    // The CLI brings scripts along as well; a name of the library's cannot be taken.
+    let bring = |file: &str| {
+        std::process::Command::new(NEAP)
+            .args(["service", "update", "web", "--with", file, "--policy", "first"])
+            .current_dir(folder.join("rules"))
+            .env("NEAP_HOST", format!("unix://{}", scene.daemon.socket().display()))
+            .output()
+            .unwrap()
+    };
+    write("rules/first.lua", "policy 'first' { score = function() return 1 end }");
+    write("rules/taken.lua", "policy 'spread' { score = function() return 1 end }");
+    let output = bring("*.lua");
+    let error = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(
+        output.status.code() == Some(5) && error.contains("policy \"spread\": is the library's; taken.lua:1"),
+        "{error}"
+    );
+    std::fs::remove_file(folder.join("rules/taken.lua")).unwrap();
+    assert!(bring("*.lua").status.success());
     // A check that is not registered any more, a policy that is not there: said before anything is done.
     let (code, error) = scene.daemon.fails(&["service", "update", "web", "--policy", "nowhere"]);
     assert!(code == 4 && error.contains("policy \"nowhere\": is not registered"), "{error}");

@@ -179,7 +179,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     match command {
         Command::Create { name, spec, wait } => {
             let service = spec.describe(name.as_deref(), None)?;
-            let status = cluster.apply(Apply { service, with: None, only: Only::Create }).await?;
+            let status = cluster.apply(Apply { service, with: spec.scripts()?, only: Only::Create }).await?;
             finish(cluster, "create", status, &wait).await
         }
         Command::Update { service, spec, wait } => {
@@ -187,7 +187,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let base = serde_json::to_value(&old.service.spec)
                 .map_err(|error| Error::internal("update", error.to_string()))?;
             let service = spec.describe(None, Some(base))?;
-            let status = cluster.apply(Apply { service, with: None, only: Only::Update }).await?;
+            let status = cluster.apply(Apply { service, with: spec.scripts()?, only: Only::Update }).await?;
             finish(cluster, "update", status, &wait).await
         }
         Command::Plan { name, spec, format } => {
@@ -198,7 +198,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                 None => None,
             };
             let service = spec.describe(name.as_deref(), base)?;
-            let plan = cluster.plan(Apply { service, with: None, only: Only::Either }).await?;
+            let plan = cluster.plan(Apply { service, with: spec.scripts()?, only: Only::Either }).await?;
             output::print(format.format, &plan, || show::plan(&plan))
         }
         Command::Ls { format, quiet } => {

@@ -2,7 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
+use crate::model::bundle::Bundle;
 use crate::model::{Error, Result};
+use crate::script::bring::bring;
 
 /// Flags that describe a service.
 #[derive(clap::Args, Default)]
@@ -127,6 +129,9 @@ pub struct SpecArgs {
     /// Container image, for engines that run containers
     #[arg(long)]
     image: Option<String>,
+    /// Bring hosted scripts along: a pattern below this folder, such as 'policies/*.lua'
+    #[arg(long, value_name = "PATTERN")]
+    with: Vec<String>,
     /// Read the description from a file (.json, .yaml, .toml); flags come on top
     #[arg(long, short = 'f', value_name = "FILE")]
     file: Option<std::path::PathBuf>,
@@ -172,6 +177,15 @@ impl SpecArgs {
         self.maps(&mut spec)?;
         self.tables(&mut spec)?;
         Ok(Value::Object(spec))
+    }
+
+    /// The scripts that are brought along, if any.
+    pub fn scripts(&self) -> Result<Option<Bundle>> {
+        if self.with.is_empty() {
+            return Ok(None);
+        }
+        let here = std::env::current_dir().map_err(|error| Error::io("working folder", "find it", &error))?;
+        bring(&here, &self.with).map(Some)
     }
 
     fn maps(&self, spec: &mut Map<String, Value>) -> Result<()> {

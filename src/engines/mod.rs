@@ -2,7 +2,7 @@
 
 pub mod process;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -120,6 +120,9 @@ pub trait Engine: Send + Sync {
 
     /// Removes what is left of an ended task, its output included.
     async fn remove(&self, task: &TaskId) -> Result<()>;
+
+    /// Removes what is left of every ended or never begun task that is not in `keep`.
+    async fn prune(&self, keep: &BTreeSet<TaskId>) -> Result<()>;
 
     /// All tasks that it knows, running or ended.
     async fn list(&self) -> Result<Vec<Observed>>;

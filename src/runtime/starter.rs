@@ -53,9 +53,11 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
             let present: BTreeSet<TaskId> = world.tasks.keys().cloned().collect();
             for id in known.difference(&present) {
                 asked.remove(id);
+                fault::point("runtime.before-remove");
                 if let Err(error) = parts.engine.remove(id).await {
                     tracing::warn!(%error, "what is left of a task could not be removed");
                 }
+                fault::point("runtime.after-remove");
             }
             known = present;
             if seen.changed().await.is_err() {
@@ -69,15 +71,14 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
 /// forgotten while its folder stood.
 pub async fn clear_unknown(engine: &Arc<dyn Engine>, world: &World, known: &[Observed]) {
     for observed in known.iter().filter(|observed| !world.tasks.contains_key(&observed.task)) {
-        let running = matches!(observed.state, ObservedState::Starting | ObservedState::Running { .. });
-        let result = if running {
+        if matches!(observed.state, ObservedState::Starting | ObservedState::Running { .. }) {
             tracing::warn!(task = %observed.task, "runs, but nobody asked for it; it is stopped");
-            engine.stop(&observed.task, crate::model::units::Duration::from_secs(10)).await.map(drop)
-        } else {
-            engine.remove(&observed.task).await
-        };
-        if let Err(error) = result {
-            tracing::warn!(%error, "an unknown task could not be cleared away");
+            if let Err(error) = engine.stop(&observed.task, crate::model::units::Duration::from_secs(10)).await {
+                tracing::warn!(%error, "an unknown task could not be stopped");
+            }
         }
+    }
+    if let Err(error) = engine.prune(&world.tasks.keys().cloned().collect()).await {
+        tracing::warn!(%error, "what is left of forgotten tasks could not be cleared away");
     }
 }

@@ -30,11 +30,14 @@ impl Budget {
     pub fn attach(lua: &Lua) -> Self {
         let budget = Budget::default();
         let seen = budget.clone();
-        lua.set_interrupt(move |_| match seen.until.get() {
+        lua.set_interrupt(move |lua| match seen.until.get() {
             Some(until) if Instant::now() >= until => {
                 seen.exceeded.set(true);
                 let limit = seen.limit.get().as_millis();
-                Err(mlua::Error::runtime(format!("ran longer than its {limit} ms")))
+                // The line that runs right now: seldom the culprit alone, but always inside of it.
+                let (file, line) = super::api::position(lua);
+                let place = if file.is_empty() { String::new() } else { format!("{file}:{line}: ") };
+                Err(mlua::Error::runtime(format!("{place}ran longer than its {limit} ms")))
             }
             _ => Ok(VmState::Continue),
         });

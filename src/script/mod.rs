@@ -2,6 +2,7 @@
 //! the user's process (`run`); both in a sandboxed VM (`vm`).
 
 pub mod api;
+pub mod bring;
 pub mod budget;
 mod failure;
 pub mod files;

@@ -11,7 +11,7 @@ mod spool;
 mod sys;
 mod taskdir;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
@@ -409,6 +409,15 @@ impl Engine for ProcessEngine {
             }
             _ => Ok(()),
         }
+    }
+
+    async fn prune(&self, keep: &BTreeSet<TaskId>) -> Result<()> {
+        for task in self.shared.task_ids()?.iter().filter(|task| !keep.contains(*task)) {
+            if !lock_is_held(&self.shared.folder(task)) {
+                self.remove(task).await?;
+            }
+        }
+        Ok(())
     }
 
     async fn list(&self) -> Result<Vec<Observed>> {

@@ -23,7 +23,11 @@ pub async fn run(hosted: &Hosted, name: &str, task: &Task) -> Result<(bool, Stri
         Value::Boolean(passed) => Ok((passed, said(&answer.1).map_err(explain)?.chars().take(500).collect())),
         other => {
             let shown = if other.is_nil() { "nothing".to_owned() } else { format!("a {}", other.type_name()) };
-            Err(Error::new(Kind::Script, subject, format!("returned {shown}, not true or false\n   = in {call}")))
+            Err(Error::new(
+                Kind::Script,
+                subject,
+                format!("returned {shown}, not true or false\n  --> {}:{}\n   = in {call}", entry.file, entry.line),
+            ))
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::model::name::Name;
 use crate::model::service::Use;
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::place::{Ask, NodeView, Verdict};
-use crate::script::hosted::Hosted;
+use crate::script::hosted::{Entry, Hosted};
 use crate::script::value::{from_json, raise, strict, to_json};
 
 const NODE: [&str; 14] = [
@@ -58,7 +58,7 @@ pub fn rank(hosted: &Hosted, wanted: &Use, ask: &Ask) -> Result<Vec<Verdict>> {
                     verdicts.push(Verdict::Refused(reason.chars().take(200).collect()));
                     continue;
                 }
-                other => return Err(wrong(&subject, &call, "true or false", &other)),
+                other => return Err(wrong(&subject, entry, &call, "true or false", &other)),
             }
         }
         let score = match entry.functions.get("score") {
@@ -69,7 +69,7 @@ pub fn rank(hosted: &Hosted, wanted: &Use, ask: &Ask) -> Result<Vec<Verdict>> {
                     score.call((&node, &task, &view)).map_err(|error| hosted.explain(&subject, &error, &call))?;
                 match value.as_f64().or_else(|| value.as_i64().map(|number| number as f64)) {
                     Some(number) if !number.is_nan() => number,
-                    _ => return Err(wrong(&subject, &call, "a number", &value)),
+                    _ => return Err(wrong(&subject, entry, &call, "a number", &value)),
                 }
             }
         };
@@ -78,13 +78,17 @@ pub fn rank(hosted: &Hosted, wanted: &Use, ask: &Ask) -> Result<Vec<Verdict>> {
     Ok(verdicts)
 }
 
-fn wrong(subject: &str, call: &str, expected: &str, got: &Value) -> Error {
+fn wrong(subject: &str, entry: &Entry, call: &str, expected: &str, got: &Value) -> Error {
     let shown = match got {
         Value::Nil => "nothing".to_owned(),
         Value::Number(number) if number.is_nan() => "nan".to_owned(),
         other => format!("a {}", other.type_name()),
     };
-    Error::new(Kind::Script, subject, format!("returned {shown}, not {expected}\n   = in {call}"))
+    Error::new(
+        Kind::Script,
+        subject,
+        format!("returned {shown}, not {expected}\n  --> {}:{}\n   = in {call}", entry.file, entry.line),
+    )
 }
 
 fn node_table(lua: &Lua, view: &NodeView) -> mlua::Result<Table> {

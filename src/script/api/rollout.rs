@@ -31,10 +31,11 @@ pub fn step(hosted: &Hosted, name: &str, view: &ReleaseView) -> Result<Answer> {
     let entry = entry.ok_or_else(|| Error::new(Kind::Script, subject.clone(), "is not registered any more"))?;
     let call = format!("step(release of \"{}\", step {})", view.service, view.step);
     let explain = |error: mlua::Error| hosted.explain(&subject, &error, &call);
+    let place = format!("  --> {}:{}", entry.file, entry.line);
     let release = release_table(&hosted.lua, view).map_err(explain)?;
     let answer: Value = entry.functions["step"].call(release).map_err(explain)?;
     let wrong = |what: &str| {
-        Error::new(Kind::Script, subject.clone(), format!("returned {what}, not an intent\n   = in {call}"))
+        Error::new(Kind::Script, subject.clone(), format!("returned {what}, not an intent\n{place}\n   = in {call}"))
             .help(format!("return one of release:{}", INTENTS.join("(), release:") + "()"))
     };
     let Value::Table(table) = &answer else {
@@ -50,13 +51,13 @@ pub fn step(hosted: &Hosted, name: &str, view: &ReleaseView) -> Result<Answer> {
     if kind == "shift"
         && let Some(weight) = given["weight"].as_f64().filter(|weight| !(0.0..=100.0).contains(weight))
     {
-        let message = format!("weight: {weight} is not a percentage between 0 and 100\n   = in {call}");
+        let message = format!("weight: {weight} is not a percentage between 0 and 100\n{place}\n   = in {call}");
         return Err(Error::new(Kind::Script, format!("{subject}: release:shift"), message));
     }
     let answer = serde_json::json!({ kind.as_str(): given });
     strict::read(&format!("{subject}: release:{kind}"), &answer).map_err(|mut error: Error| {
         error.kind = Kind::Script;
-        error.message.push_str(&format!("\n   = in {call}"));
+        error.message.push_str(&format!("\n{place}\n   = in {call}"));
         error
     })
 }

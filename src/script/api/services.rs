@@ -16,8 +16,7 @@ use crate::model::plan::Plan;
 use crate::model::service::ServiceSpec;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
-use crate::script::files::Folder;
-use crate::script::host;
+use crate::script::bring::bring;
 use crate::script::value::{from_record, raise, to_json};
 
 /// How a script in the user's process shows that it waits.
@@ -83,7 +82,7 @@ pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
 
     let shared = context.clone();
     let scripts =
-        lua.create_function(move |_, pattern: String| bring(&shared, &pattern).map(Brought).map_err(raise))?;
+        lua.create_function(move |_, pattern: String| bring(&shared.folder, &[pattern]).map(Brought).map_err(raise))?;
     lua.globals().set("scripts", scripts)
 }
 
@@ -91,37 +90,6 @@ pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
 struct Brought(Bundle);
 
 impl UserData for Brought {}
-
-fn bring(context: &Context, pattern: &str) -> crate::model::Result<Bundle> {
-    let subject = format!("scripts {pattern:.80?}");
-    if pattern.starts_with('/') || pattern.split('/').any(|part| part == "..") {
-        return Err(Error::new(Kind::Script, subject, "is not a pattern below the script's own folder"));
-    }
-    let full = context.folder.join(pattern);
-    let invalid = |error: &dyn std::fmt::Display| Error::new(Kind::Script, subject.clone(), error.to_string());
-    let paths = glob::glob(&full.to_string_lossy()).map_err(|error| invalid(&error))?;
-    let mut entries = Vec::new();
-    for path in paths {
-        let path = path.map_err(|error| invalid(&error))?;
-        if let Ok(inner) = path.strip_prefix(&context.folder) {
-            entries.push(inner.to_string_lossy().into_owned());
-        }
-    }
-    entries.sort();
-    if entries.is_empty() {
-        return Err(Error::new(Kind::NotFound, subject, format!("matches no file in {}", context.folder.display())));
-    }
-    let folder = Rc::new(Folder::new(context.folder.clone()));
-    let inspected = host::inspect_files(folder.clone(), &entries, "", "")?;
-    if inspected.registrations.is_empty() {
-        return Err(Error::new(Kind::Script, subject, "registers nothing")
-            .help("a hosted script says policy, check or rollout \"name\" { ... }"));
-    }
-    // What was read is what is needed: the entries, and what they require.
-    let bundle = Bundle { entries, files: folder.taken() };
-    bundle.validate()?;
-    Ok(bundle)
-}
 
 struct Description {
     context: Context,
