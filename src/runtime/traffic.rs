@@ -101,8 +101,9 @@ impl Traffic {
             .collect();
         self.told.retain(|id| world.tasks.get(id).is_some_and(|task| !task.state.is_final()));
         // A host without published ports needs no balancer.
-        // One that runs has the table of a daemon before this one.
-        let left_over = !self.looked && socket_path(&self.parts.balancer.folder).exists();
+        // One that runs has the table of a daemon before this one; a socket without one behind it is from before a reboot.
+        let left_over =
+            !self.looked && std::os::unix::net::UnixStream::connect(socket_path(&self.parts.balancer.folder)).is_ok();
         self.looked = true;
         if wanted.listeners.is_empty() && self.table.listeners.is_empty() && !self.pushed && !left_over {
             self.stop_all(&stopping, world, true).await;

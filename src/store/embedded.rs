@@ -108,8 +108,15 @@ fn keep_copy(path: &Path, copy: &Path) -> Result<()> {
     }
     if path.exists() {
         let temporary = path.with_extension("redb.copy");
-        std::fs::copy(path, &temporary).map_err(failed)?;
-        std::fs::rename(&temporary, copy).map_err(failed)?;
+        match std::fs::copy(path, &temporary) {
+            Ok(_) => std::fs::rename(&temporary, copy).map_err(failed)?,
+            // A full disk must not keep a daemon from coming back; only the way back out of a repair is missing then.
+            Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
+                tracing::warn!("no room to keep a copy of the store while it is opened");
+                let _ = std::fs::remove_file(&temporary);
+            }
+            Err(error) => return Err(failed(error)),
+        }
     }
     Ok(())
 }
