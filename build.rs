@@ -1,32 +1,39 @@
-//! Embeds `stdlib/` whole: every file that is there, so that no list has to be kept by hand.
+//! Embeds `stdlib/` and the types of the Lua API whole: every file that is there, so that no list has to be kept by hand.
 
 use std::fmt::Write;
 use std::path::Path;
 
 fn main() {
-    println!("cargo:rerun-if-changed=stdlib");
+    embed("stdlib", ".lua", "stdlib.rs");
+    embed("src/script/api", ".d.luau", "types.rs");
+}
+
+fn embed(folder: &str, suffix: &str, to: &str) {
+    println!("cargo:rerun-if-changed={folder}");
     let root = std::env::var("CARGO_MANIFEST_DIR").expect("cargo sets it");
     let mut files = Vec::new();
-    collect(&Path::new(&root).join("stdlib"), "", &mut files);
+    collect(&Path::new(&root).join(folder), "", suffix, &mut files);
     files.sort();
     let mut source = String::from("pub(super) const FILES: &[(&str, &str)] = &[\n");
-    for (name, path) in files {
-        writeln!(source, "    ({name:?}, include_str!({path:?})),").expect("writing to a string");
+    for name in files {
+        // Found when it is compiled, so that a copy of the folder builds from itself.
+        let path = format!("/{folder}/{name}");
+        writeln!(source, "    ({name:?}, include_str!(concat!(env!(\"CARGO_MANIFEST_DIR\"), {path:?}))),")
+            .expect("writing to a string");
     }
     source.push_str("];\n");
-    let out = Path::new(&std::env::var("OUT_DIR").expect("cargo sets it")).join("stdlib.rs");
+    let out = Path::new(&std::env::var("OUT_DIR").expect("cargo sets it")).join(to);
     std::fs::write(out, source).expect("the output folder is writable");
 }
 
-fn collect(folder: &Path, prefix: &str, files: &mut Vec<(String, String)>) {
-    for entry in std::fs::read_dir(folder).expect("stdlib is there") {
-        let entry = entry.expect("stdlib is readable");
+fn collect(folder: &Path, prefix: &str, suffix: &str, files: &mut Vec<String>) {
+    for entry in std::fs::read_dir(folder).expect("the folder is there") {
+        let entry = entry.expect("the folder is readable");
         let name = format!("{prefix}{}", entry.file_name().to_string_lossy());
-        let path = entry.path();
-        if path.is_dir() {
-            collect(&path, &format!("{name}/"), files);
-        } else if name.ends_with(".lua") {
-            files.push((name, path.to_string_lossy().into_owned()));
+        if entry.path().is_dir() {
+            collect(&entry.path(), &format!("{name}/"), suffix, files);
+        } else if name.ends_with(suffix) {
+            files.push(name);
         }
     }
 }

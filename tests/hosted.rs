@@ -1,15 +1,15 @@
 //! Hosted scripts: what they may, what they see, and what their author reads when they fail.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use neap::model::bundle::{Bundle, HostedKind};
 use neap::model::node::Node;
 use neap::model::release::{Answer, Release, ReleaseView};
-use neap::model::service::ServiceSpec;
+use neap::model::service::{OnPolicyError, Resources, ServiceSpec};
 use neap::model::units::Bytes;
-use neap::model::{Error, id::Slot};
-use neap::scheduler::place::{Ask, NodeView, Policies, Verdict};
+use neap::model::{Error, Kind, id::Slot};
+use neap::scheduler::board::Board;
+use neap::scheduler::place::{Ask, Filter, Placer, SlotAsk};
 use neap::scheduler::release::Rollouts;
 use neap::script::host::{ScriptHost, Scripts};
 
@@ -26,31 +26,62 @@ fn spec(policy: &str) -> ServiceSpec {
         .unwrap()
 }
 
-/// Three nodes: a and b in zone 1, c in zone 2; a runs two tasks of `web`.
-fn ask() -> Ask {
-    let mut nodes = Vec::new();
+/// Three nodes: a and b in zone 1, c in zone 2; a runs two tasks of `web`, c one.
+fn board() -> Board {
+    let mut board = Board::default();
     for (id, zone, tasks) in [("a", "1", 2), ("b", "1", 0), ("c", "2", 1)] {
         let mut node = Node::new(id, id);
         node.labels.insert("zone".into(), zone.into());
         node.memory = Bytes(1 << 30);
-        let tasks = BTreeMap::from([("web".parse().unwrap(), tasks)]);
-        nodes.push(NodeView { free_cpu: node.cpu, free_memory: node.memory, node: Arc::new(node), tasks });
+        board.set_nodes([Arc::new(node)]);
+        for _ in 0..tasks {
+            board.alter(id, &"web".parse().unwrap(), true, &Resources::default(), 1);
+        }
     }
-    Ask {
-        service: "web".parse().unwrap(),
-        slot: Slot::Replica(3),
-        revision: 1,
-        labels: BTreeMap::new(),
-        nodes,
-        candidates: vec![0, 1, 2],
-    }
+    board
 }
 
+#[derive(Debug, PartialEq)]
+enum Verdict {
+    Score(f64),
+    Refused(String),
+}
+
+/// What the policy says of each node.
 fn rank(files: &[(&str, &str)], policy: &str) -> Result<Vec<Verdict>, Error> {
     let host = Arc::new(ScriptHost::new().unwrap());
     let hash = host.add(bundle(files));
-    let find = |_: &str| Some(hash.clone());
-    Scripts::new(&host, &find).find(&spec(policy), 0)?.rank(&ask())
+    ["a", "b", "c"].into_iter().map(|node| one(&host, &hash, policy, node)).collect()
+}
+
+// What it says of one: asked by leaving it as the only candidate.
+fn one(host: &Arc<ScriptHost>, hash: &str, policy: &str, node: &str) -> Result<Verdict, Error> {
+    let mut spec = spec(policy);
+    spec.constraints = vec![format!("node.id=={node}").parse().unwrap()];
+    let ask = Ask {
+        service: "web".parse().unwrap(),
+        revision: 1,
+        labels: Arc::default(),
+        filter: Filter::of(&spec),
+        policies: spec.policy.clone(),
+        bundle: Some(hash.to_owned()),
+        on_error: OnPolicyError::Pending,
+        on: Vec::new(),
+        slots: vec![SlotAsk { slot: Slot::Replica(3), replaces: Vec::new() }],
+    };
+    let mut answer = None;
+    Scripts::new(host).place(&board(), vec![ask], &mut |_, answers| answer = answers.into_iter().next());
+    match answer.unwrap().place {
+        Ok(placement) => {
+            assert_eq!(&*placement.node, node);
+            Ok(Verdict::Score(placement.score))
+        }
+        Err(error) if error.kind == Kind::Exhausted => {
+            let reason = error.message.split(&format!("policy \"{policy}\": ")).nth(1).unwrap();
+            Ok(Verdict::Refused(reason.trim_end_matches(" on 1 node)").to_owned()))
+        }
+        Err(error) => Err(error),
+    }
 }
 
 /// The verdicts as text, or the error as its author reads it.
@@ -169,7 +200,7 @@ fn it_computes_only() {
 fn it_ends_within_its_budget() {
     let big = "string.rep('x', 1000)";
     for (code, what) in [
-        ("while true do end", "ran longer than its 50 ms\n  --> mine.lua:1"),
+        ("while true do end", "ran longer than its 50ms of computing\n  --> mine.lua:1"),
         ("while true do pcall(function() while true do end end) end", "ran longer than its"),
         ("table.sort({3,2,1}, function() while true do end end)", "ran longer than its"),
         (
@@ -200,12 +231,8 @@ fn after_a_runaway_call_the_next_one_works() {
     let source =
         "local calls = 0\npolicy 'mine' { score = function(n) if n.id == 'b' then while true do end end return 1 end }";
     let hash = host.add(bundle(&[("mine.lua", source)]));
-    let find = |_: &str| Some(hash.clone());
-    let mut policy = Scripts::new(&host, &find).find(&spec("mine"), 0).unwrap();
-    assert!(policy.rank(&ask()).is_err());
-    let mut only_a = ask();
-    only_a.candidates = vec![0];
-    assert_eq!(policy.rank(&only_a).unwrap(), [Verdict::Score(1.0)]);
+    assert_eq!(one(&host, &hash, "mine", "b").unwrap_err().kind, Kind::Script);
+    assert_eq!(one(&host, &hash, "mine", "a").unwrap(), Verdict::Score(1.0));
 }
 
 #[test]
@@ -250,8 +277,7 @@ fn step(source: &str, name: &str, view: &ReleaseView) -> Result<Answer, Error> {
         "moved": [], "order": "start-first", "started_at": 0, "judged_from": 0,
     }))
     .unwrap();
-    let find = |_: &str| None;
-    Scripts::new(&host, &find).step(&release, view)
+    Scripts::new(&host).step(&release, view)
 }
 
 #[test]

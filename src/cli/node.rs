@@ -79,6 +79,6 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
 
 async fn find(cluster: &RemoteCluster, name: &str) -> Result<Node> {
     let nodes = cluster.nodes().await?;
-    let found = nodes.into_iter().find(|node| node.id == name || node.hostname == name);
+    let found = nodes.into_iter().find(|node| *node.id == *name || node.hostname == name);
     found.ok_or_else(|| Error::not_found(format!("node \"{name:.70}\"")).help("`neap node ls` lists them"))
 }

@@ -101,7 +101,7 @@ pub fn tasks(tasks: &[Task], all: bool, now: Timestamp) -> String {
         table.add_row([
             task.label(),
             task.revision.to_string(),
-            task.node.clone().unwrap_or_else(|| "-".into()),
+            task.node.as_deref().unwrap_or("-").to_owned(),
             task_state(task, now),
             task.health.as_str().to_owned(),
             task.pid.filter(|_| !task.state.is_final()).map_or_else(|| "-".into(), |pid| pid.to_string()),
@@ -150,7 +150,7 @@ pub fn nodes(nodes: &[Node]) -> String {
             crate::model::node::NodeState::Down => "down",
         };
         table.add_row([
-            node.id.clone(),
+            node.id.to_string(),
             node.hostname.clone(),
             node.role.as_str().into(),
             node.availability.as_str().into(),

@@ -5,8 +5,10 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::clock::Timestamp;
 use super::error::{Error, Result};
 use super::id::sha256_hex;
+use super::name::Name;
 
 /// Most files of a bundle, and most bytes of one.
 pub const MAX_FILES: usize = 500;
@@ -54,7 +56,7 @@ impl Bundle {
     }
 }
 
-/// What a hosted script may register in this build.
+/// What a hosted script may register.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum HostedKind {
@@ -64,11 +66,16 @@ pub enum HostedKind {
     Check,
     /// How a revision comes in.
     Rollout,
+    /// What is done at certain times.
+    Cron,
+    /// What follows from an event.
+    On,
 }
 
 impl HostedKind {
     /// All of them.
-    pub const ALL: [HostedKind; 3] = [HostedKind::Policy, HostedKind::Check, HostedKind::Rollout];
+    pub const ALL: [HostedKind; 5] =
+        [HostedKind::Policy, HostedKind::Check, HostedKind::Rollout, HostedKind::Cron, HostedKind::On];
 
     /// As scripts write it.
     pub fn as_str(self) -> &'static str {
@@ -76,7 +83,15 @@ impl HostedKind {
             HostedKind::Policy => "policy",
             HostedKind::Check => "check",
             HostedKind::Rollout => "rollout",
+            HostedKind::Cron => "cron",
+            HostedKind::On => "on",
         }
+    }
+
+    /// Whether a registration acts by itself, instead of being named by a service: its name is then unique in the
+    /// cluster, whoever owns it.
+    pub fn acts(self) -> bool {
+        matches!(self, HostedKind::Cron | HostedKind::On)
     }
 }
 
@@ -93,4 +108,48 @@ pub struct Registration {
     pub file: String,
     /// The line.
     pub line: u32,
+}
+
+/// Most versions of a set that are kept.
+pub const VERSIONS: usize = 10;
+
+/// Hosted scripts under one owner: pushed under a name, or a watched folder. Replaced whole or not at all.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct ScriptSet {
+    /// The owner.
+    pub name: Name,
+    /// Where it comes from.
+    pub source: Source,
+    /// The version that serves, by hash.
+    pub active: String,
+    /// The last versions, oldest first, the active one among them.
+    pub versions: Vec<Version>,
+}
+
+/// Where a set comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Source {
+    /// Somebody pushed it.
+    Push,
+    /// The daemon's scripts folder.
+    Folder,
+}
+
+/// One version of a set.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Version {
+    /// The bundle.
+    pub hash: String,
+    /// When it came.
+    pub at: Timestamp,
+    /// Who brought it.
+    pub by: String,
+}
+
+impl ScriptSet {
+    /// Whether one of its versions is this bundle.
+    pub fn holds(&self, hash: &str) -> bool {
+        self.versions.iter().any(|version| version.hash == hash)
+    }
 }

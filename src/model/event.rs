@@ -4,6 +4,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::clock::Timestamp;
+use super::error::{Error, Result};
+use super::id::TaskId;
 use super::name::Name;
 
 /// Something that happened, in the order in which it did.
@@ -22,25 +24,81 @@ pub struct Event {
     pub subject: String,
     /// In words.
     pub message: String,
+    /// The task, where one is concerned.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub task: Option<AboutTask>,
 }
 
+/// The task that an event concerns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AboutTask {
+    /// `web.3`.
+    pub task: String,
+    /// Its id.
+    pub task_id: TaskId,
+    /// Its place.
+    pub slot: String,
+    /// Its revision.
+    pub revision: u32,
+    /// Its node, once it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Why it is as it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// Fields of every event.
+const COMMON: [&str; 6] = ["sequence", "at", "what", "service", "subject", "message"];
+/// Fields of every event, and those of events about a task.
+const TASK: [&str; 12] = [
+    "sequence", "at", "what", "service", "subject", "message", "task", "task_id", "slot", "revision", "node", "reason",
+];
+
 macro_rules! events {
-    ($($(#[$doc:meta])* $name:ident = $text:literal,)*) => {
+    ($($(#[doc = $doc:literal])* $name:ident = $text:literal,)*) => {
         /// The kinds of events.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
         pub enum What {
-            $($(#[$doc])* #[serde(rename = $text)] $name,)*
+            $($(#[doc = $doc])* #[serde(rename = $text)] $name,)*
         }
 
         impl What {
+            /// All of them.
+            pub const ALL: &'static [What] = &[$(What::$name,)*];
+
             /// As in scripts and streams.
             pub fn as_str(self) -> &'static str {
                 match self {
                     $(What::$name => $text,)*
                 }
             }
+
+            /// What it means.
+            pub fn meaning(self) -> &'static str {
+                match self {
+                    $(What::$name => concat!($($doc),*).trim_ascii(),)*
+                }
+            }
         }
     };
+}
+
+impl What {
+    /// The event of this name.
+    pub fn parse(text: &str) -> Result<What> {
+        What::ALL.iter().copied().find(|what| what.as_str() == text).ok_or_else(|| {
+            let known = What::ALL.iter().map(|what| what.as_str());
+            let hint = super::suggest::nearest(text, known).map(|name| format!("; did you mean \"{name}\"?"));
+            Error::invalid(format!("event \"{text:.60}\""), format!("is not known{}", hint.unwrap_or_default()))
+                .help("`neap events --list` lists them")
+        })
+    }
+
+    /// The fields that such an event has.
+    pub fn fields(self) -> &'static [&'static str] {
+        if self.as_str().starts_with("task.") || self == What::ScriptFailed { &TASK } else { &COMMON }
+    }
 }
 
 events! {
@@ -88,4 +146,14 @@ events! {
     PortFailed = "port.failed",
     /// A script failed.
     ScriptFailed = "script.failed",
+    /// Hosted scripts were replaced by others.
+    ScriptsReloaded = "scripts.reloaded",
+    /// Hosted scripts could not be loaded; those before them go on.
+    ScriptsRefused = "scripts.refused",
+    /// A cron script begins.
+    CronStarted = "cron.started",
+    /// A run of a cron script ended well.
+    CronFinished = "cron.finished",
+    /// A run of a cron script failed, took too long, or was left out.
+    CronFailed = "cron.failed",
 }

@@ -1,36 +1,82 @@
 //! Identities: ULIDs for services and tasks, slots that stay, revisions by number and hash.
 
 use std::fmt;
+use std::str::FromStr;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::clock::Clock;
+use super::error::{Error, Result};
 
 macro_rules! ulid_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*
-        #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
-        #[serde(transparent)]
-        pub struct $name(pub String);
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        #[serde(try_from = "String", into = "String")]
+        pub struct $name(u128);
 
         impl $name {
             /// A new one: the clock's wall time and its randomness.
             pub fn new(clock: &dyn Clock) -> Self {
                 let random = u128::from(clock.random()) << 64 | u128::from(clock.random());
-                $name(ulid::Ulid::from_parts(clock.wall().0, random).to_string().to_lowercase())
+                $name(ulid::Ulid::from_parts(clock.wall().0, random).0)
             }
 
-            /// The last eight characters, random, for names that people read.
-            pub fn short(&self) -> &str {
-                self.0.get(self.0.len().saturating_sub(8)..).unwrap_or(&self.0)
+            /// The one of this number, for tests and simulations.
+            pub fn numbered(number: u128) -> Self {
+                $name(number)
             }
         }
 
+        // Lower case: ids are part of names that may not hold capitals.
         impl fmt::Display for $name {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str(&self.0)
+                let mut buffer = [0; ulid::ULID_LEN];
+                let text = ulid::Ulid(self.0).array_to_str(&mut buffer);
+                text.make_ascii_lowercase();
+                f.pad(text)
+            }
+        }
+
+        impl fmt::Debug for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                fmt::Display::fmt(self, f)
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = Error;
+
+            fn from_str(text: &str) -> Result<Self> {
+                let read = ulid::Ulid::from_string(text);
+                read.map(|id| $name(id.0)).map_err(|_| Error::invalid(format!("id {text:.40?}"), "is not a ULID"))
+            }
+        }
+
+        impl TryFrom<String> for $name {
+            type Error = Error;
+
+            fn try_from(text: String) -> Result<Self> {
+                text.parse()
+            }
+        }
+
+        impl From<$name> for String {
+            fn from(id: $name) -> String {
+                id.to_string()
+            }
+        }
+
+        impl JsonSchema for $name {
+            fn schema_name() -> std::borrow::Cow<'static, str> {
+                stringify!($name).into()
+            }
+
+            fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+                schemars::json_schema!({ "type": "string", "description": "A ULID in lower case." })
             }
         }
     };
@@ -46,7 +92,7 @@ ulid_id!(
 );
 
 /// A node's identity: in the process engine the host's name, in a Swarm the node's id.
-pub type NodeId = String;
+pub type NodeId = Arc<str>;
 
 /// The place that a task fills. It stays when the task is replaced.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
@@ -88,7 +134,8 @@ mod tests {
         clock.advance(super::super::units::Duration::from_millis(1));
         let second = TaskId::new(&clock);
         assert!(first < second);
-        assert_eq!(first.0.len(), 26);
+        assert_eq!(first.to_string().len(), 26);
+        assert_eq!(first.to_string().parse::<TaskId>().unwrap(), first);
         assert_eq!(first, TaskId::new(&ManualClock::new(Timestamp(1_700_000_000_000), 7)));
     }
 }

@@ -4,6 +4,7 @@ pub mod bundle;
 pub mod check;
 pub mod clock;
 pub mod constraint;
+pub mod cron;
 pub mod error;
 pub mod event;
 pub mod fault;

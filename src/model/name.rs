@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,12 +13,17 @@ use super::error::{Error, Result};
 /// last (RFC 1123, section 2.1: what a DNS label may hold).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(try_from = "String", into = "String")]
-pub struct Name(String);
+pub struct Name(Arc<str>);
 
 impl Name {
     /// The name as text.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// Whether both are the same text in the same place: no for equal names from different places.
+    pub fn same(&self, other: &Name) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 
@@ -42,7 +48,7 @@ impl FromStr for Name {
         if text.starts_with('-') || text.ends_with('-') {
             return Err(wrong("begins or ends with \"-\"".into()));
         }
-        Ok(Name(text.to_owned()))
+        Ok(Name(text.into()))
     }
 }
 
@@ -56,7 +62,7 @@ impl TryFrom<String> for Name {
 
 impl From<Name> for String {
     fn from(name: Name) -> String {
-        name.0
+        name.0.to_string()
     }
 }
 

@@ -45,7 +45,7 @@ impl Node {
     /// A ready worker without anything else, for tests and as a base.
     pub fn new(id: &str, hostname: &str) -> Self {
         Node {
-            id: id.to_owned(),
+            id: id.into(),
             hostname: hostname.to_owned(),
             role: Role::Worker,
             availability: Availability::Active,

@@ -46,7 +46,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     check,
                     seen: seen.clone(),
                 };
-                runners.insert(task.id.clone(), tokio::spawn(runner.run()));
+                runners.insert(task.id, tokio::spawn(runner.run()));
             }
             if seen.changed().await.is_err() {
                 return;
@@ -104,7 +104,7 @@ impl Runner {
                 && last.as_ref() != Some(why)
             {
                 last = Some(why.clone());
-                let (task, reason) = (self.task.id.clone(), Some(why.clone()));
+                let (task, reason) = (self.task.id, Some(why.clone()));
                 let _ = self.messages.send(Message::Health { task, health: Health::Starting, reason, restart: false });
             }
             let counts = result.is_ok() || begun.duration_since(counted) >= every || !starting;
@@ -114,7 +114,7 @@ impl Runner {
                 if let Some(health) = counter.count(&timing, self.parts.clock.now(), passed) {
                     starting = false;
                     let restart = timing.on_fail == OnFail::Restart;
-                    let message = Message::Health { task: self.task.id.clone(), health, reason: result.err(), restart };
+                    let message = Message::Health { task: self.task.id, health, reason: result.err(), restart };
                     if self.messages.send(message).is_err() {
                         return;
                     }

@@ -19,7 +19,7 @@ use crate::model::{Error, Kind, Result};
 use crate::scheduler::release::roll_back;
 use crate::scheduler::world::{Change, Draft, Note, World};
 use crate::script::host::{Inspected, ScriptHost, check_options};
-use crate::script::hosted::Facts;
+use crate::script::registration::Facts;
 use crate::store::{Write, encode};
 
 /// Why a release is paused that a person paused.
@@ -215,7 +215,7 @@ fn create(draft: &mut Draft, spec: ServiceSpec, bundle: Option<String>) {
         updated_at: now,
     };
     draft.change(Change::Service(Arc::new(service)));
-    draft.note(What::ServiceCreated, &name, name.to_string(), "revision 1");
+    draft.note(What::ServiceCreated, &name, "revision 1");
 }
 
 fn update(draft: &mut Draft, old: &Service, spec: ServiceSpec, bundle: Option<String>, rollout: &Facts) {
@@ -260,7 +260,7 @@ fn update(draft: &mut Draft, old: &Service, spec: ServiceSpec, bundle: Option<St
         } else {
             format!("revision {}", service.revision)
         };
-        draft.note(What::ServiceUpdated, &name, name.to_string(), what);
+        draft.note(What::ServiceUpdated, &name, what);
         draft.change(Change::Service(Arc::new(service)));
     }
 }
@@ -314,7 +314,6 @@ fn begin_release(draft: &mut Draft, service: &Service, to: u32, rollout: &Facts)
     draft.note(
         What::ReleaseStarted,
         name,
-        name.to_string(),
         format!("revision {} -> {to} by rollout \"{}\"", release.from, release.rollout.name),
     );
     draft.change(Change::Release(Arc::new(release)));
@@ -341,12 +340,7 @@ pub fn scale(draft: &mut Draft, name: &str, replicas: u32) -> Result<()> {
         return Ok(());
     }
     let mut service = Service::clone(&old);
-    draft.note(
-        What::ServiceUpdated,
-        &service.spec.name,
-        name.to_owned(),
-        format!("replicas {} -> {replicas}", service.spec.replicas),
-    );
+    draft.note(What::ServiceUpdated, &service.spec.name, format!("replicas {} -> {replicas}", service.spec.replicas));
     service.spec.replicas = replicas;
     service.updated_at = draft.clock.wall();
     draft.change(Change::Service(Arc::new(service)));
@@ -370,7 +364,7 @@ pub fn missing_node(id: &str) -> Error {
 
 /// Changes a node's availability and labels.
 pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update: NodeUpdate) -> Result<()> {
-    let found = draft.world.nodes.values().find(|node| node.id == id || node.hostname == id);
+    let found = draft.world.nodes.values().find(|node| *node.id == *id || node.hostname == id);
     let mut node = Node::clone(found.ok_or_else(|| missing_node(id))?);
     node.availability = update.availability.unwrap_or(node.availability);
     node.labels.extend(update.label_add);
@@ -380,8 +374,14 @@ pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update:
     let settings = NodeSettings { availability: node.availability, labels: node.labels.clone() };
     writes.push(Write::put(node_key(&node.id), encode(&settings)));
     let message = format!("availability {}, {} labels", settings.availability.as_str(), settings.labels.len());
-    draft.decision.notes.push(Note { what: What::NodeUpdated, service: None, subject: node.hostname.clone(), message });
-    draft.world.nodes.insert(node.id.clone(), Arc::new(node));
+    draft.decision.notes.push(Note {
+        what: What::NodeUpdated,
+        service: None,
+        task: None,
+        subject: node.hostname.clone(),
+        message,
+    });
+    draft.world.set_nodes([Arc::new(node)]);
     // What a node offers concerns every service.
     for name in draft.world.services.keys().cloned().collect::<Vec<_>>() {
         draft.wake(&name, draft.clock.now());
@@ -402,33 +402,32 @@ pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: Release
     let mut release = Release::clone(&open);
     let wrong =
         || Error::new(Kind::Conflict, service.spec.subject(), format!("its release is {}", open.state.as_str()));
-    let label = name.to_owned();
     match action {
         ReleaseAction::Pause if release.state == ReleaseState::Running => {
             release.state = ReleaseState::Paused;
             release.paused_at = Some(draft.clock.now());
             release.reason = Some(BY_HAND.into());
-            draft.note(What::ReleasePaused, &release.service, label, "by hand");
+            draft.note(What::ReleasePaused, &release.service, "by hand");
         }
         ReleaseAction::Resume if release.state == ReleaseState::Paused => {
             release.state = ReleaseState::Running;
             release.reason = None;
             try_again(draft, &mut release);
-            draft.note(What::ReleaseResumed, &release.service, label, "by hand");
+            draft.note(What::ReleaseResumed, &release.service, "by hand");
         }
         ReleaseAction::Promote if matches!(release.state, ReleaseState::Running | ReleaseState::Paused) => {
             release.state = ReleaseState::Promoting;
             release.intent = None;
             release.weight = None;
             try_again(draft, &mut release);
-            draft.note(What::ReleaseStep, &release.service, label, "promoted by hand");
+            draft.note(What::ReleaseStep, &release.service, "promoted by hand");
         }
         ReleaseAction::Abort => {
             release.state = ReleaseState::Failed;
             release.intent = None;
             release.reason = Some("aborted by hand".into());
             release.finished_at = Some(draft.clock.now());
-            draft.note(What::ReleaseFailed, &release.service, label, "aborted by hand");
+            draft.note(What::ReleaseFailed, &release.service, "aborted by hand");
         }
         ReleaseAction::Rollback if release.state != ReleaseState::RollingBack => {
             roll_back(draft, &mut release, "rolled back by hand".into());

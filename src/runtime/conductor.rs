@@ -8,7 +8,7 @@ use tokio::sync::{broadcast, mpsc, oneshot, watch};
 
 use super::{Message, Parts, persist};
 use crate::model::clock::Timestamp;
-use crate::model::event::Event;
+use crate::model::event::{AboutTask, Event, What};
 use crate::model::name::Name;
 use crate::model::task::{Task, TaskState};
 use crate::model::{Error, Result, fault};
@@ -139,7 +139,7 @@ impl Conductor {
             }
             fault::point("conductor.after-commit");
         }
-        let changed = !decision.changes.is_empty() || self.world.nodes != world.nodes;
+        let changed = !decision.changes.is_empty() || self.world.board().nodes_stamp() != world.board().nodes_stamp();
         self.forget_bundles(&world, &decision.changes);
         self.world = world;
         if changed {
@@ -188,7 +188,7 @@ impl Conductor {
             }
             Message::Rejected(task, reason) => {
                 let state = crate::engines::ObservedState::Rejected { reason: reason.clone() };
-                observe::observe(draft, &crate::engines::Observed { task: task.clone(), state, warnings: Vec::new() });
+                observe::observe(draft, &crate::engines::Observed { task, state, warnings: Vec::new() });
                 repeatable.push(Message::Rejected(task, reason));
             }
             Message::Note(note) => draft.decision.notes.push(note),
@@ -211,12 +211,8 @@ impl Conductor {
 
     // One pass of the scheduler on the draft; returns the services that changed by it.
     fn pass(&self, draft: &mut Draft, scope: &BTreeSet<Name>) -> BTreeSet<Name> {
-        let bundles: BTreeMap<String, Option<String>> =
-            draft.world.services.iter().map(|(name, service)| (name.to_string(), service.bundle.clone())).collect();
-        let find = |name: &str| bundles.get(name).cloned().flatten();
-        let mut policies = Scripts::new(&self.parts.host, &find);
-        let mut rollouts = Scripts::new(&self.parts.host, &find);
-        let decision = reconcile(&draft.world, &*self.parts.clock, &mut policies, &mut rollouts, scope);
+        let (mut places, mut rollouts) = (Scripts::new(&self.parts.host), Scripts::new(&self.parts.host));
+        let decision = reconcile(&draft.world, &*self.parts.clock, &mut places, &mut rollouts, scope);
         let mut changed = BTreeSet::new();
         for change in decision.changes {
             changed.extend(change.service(&draft.world));
@@ -243,9 +239,31 @@ impl Conductor {
 
     fn tell(&mut self, note: Note) {
         self.sequence += 1;
-        let Note { what, service, subject, message } = note;
+        let Note { what, service, task, mut subject, mut message } = note;
+        let about = task.as_ref().map(|task| AboutTask {
+            task: task.label(),
+            task_id: task.id,
+            slot: task.slot.to_string(),
+            revision: task.revision,
+            node: task.node.as_deref().map(str::to_owned),
+            reason: task.reason.clone(),
+        });
+        if let Some(about) = &about {
+            subject.clone_from(&about.task);
+        }
+        if what == What::TaskAssigned {
+            message = format!("on {}", task.as_ref().and_then(|task| task.node.as_deref()).unwrap_or_default());
+        }
         tracing::info!(event = what.as_str(), subject, message);
-        let event = Event { sequence: self.sequence, at: self.parts.clock.wall(), what, service, subject, message };
+        let event = Event {
+            sequence: self.sequence,
+            at: self.parts.clock.wall(),
+            what,
+            service,
+            subject,
+            message,
+            task: about,
+        };
         let _ = self.events.send(event);
     }
 }

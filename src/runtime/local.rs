@@ -98,11 +98,7 @@ impl Cluster for Runtime {
         let status = self.status(name)?;
         let name = &status.service.spec.name;
         let world = self.world();
-        Ok(world
-            .revisions
-            .range((name.clone(), 0)..=(name.clone(), u32::MAX))
-            .map(|(_, revision)| (**revision).clone())
-            .collect())
+        Ok(world.revisions_of(name).map(|revision| Revision::clone(revision)).collect())
     }
 
     async fn plan(&self, ask: Apply) -> Result<Plan> {
@@ -127,10 +123,8 @@ impl Cluster for Runtime {
                 |old| Service::clone(old),
             );
             service.spec = spec;
-            let bundle = bundle.or(service.bundle.clone());
-            let find = |_: &str| bundle.clone();
-            let mut policies = Scripts::new(&parts.host, &find);
-            Ok(plan::plan(&world, old.map(AsRef::as_ref), &service, &mut policies))
+            service.bundle = bundle.or(service.bundle);
+            Ok(plan::plan(&world, old.map(AsRef::as_ref), &service, &mut Scripts::new(&parts.host)))
         };
         tokio::task::spawn_blocking(plan).await.map_err(|error| Error::internal("plan", "broke").cause(error))?
     }
@@ -194,7 +188,7 @@ impl Cluster for Runtime {
         let wanted = id.to_owned();
         self.command(move |draft, writes| commands::update_node(draft, writes, &wanted, update)).await?;
         let world = self.world();
-        let node = world.nodes.values().find(|node| node.id == id || node.hostname == id);
+        let node = world.nodes.values().find(|node| *node.id == *id || node.hostname == id);
         node.map(|node| Node::clone(node)).ok_or_else(|| commands::missing_node(id))
     }
 
@@ -274,7 +268,7 @@ impl Follower {
         let world = self.world.borrow();
         let Ok(name) = self.name.parse() else { return BTreeMap::new() };
         let wanted = |slot: &crate::model::id::Slot| ask.slot.as_ref().is_none_or(|wanted| *wanted == slot.to_string());
-        world.tasks_of(&name).filter(|task| wanted(&task.slot)).map(|task| (task.id.clone(), task.label())).collect()
+        world.tasks_of(&name).filter(|task| wanted(&task.slot)).map(|task| (task.id, task.label())).collect()
     }
 }
 
@@ -282,7 +276,7 @@ async fn send(lines: Vec<LogLine>, labels: &BTreeMap<TaskId, String>, sender: &m
     for line in lines {
         let LogLine { at, task, stream, text } = line;
         let label = labels.get(&task).cloned().unwrap_or_default();
-        if sender.send(Ok(LogEntry { at, task: label, id: task.0, stream, text })).await.is_err() {
+        if sender.send(Ok(LogEntry { at, task: label, id: task.to_string(), stream, text })).await.is_err() {
             return false;
         }
     }

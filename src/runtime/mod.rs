@@ -83,10 +83,9 @@ impl Runtime {
         let mut world = persist::load(&*parts.store, &parts.host)?;
         persist::clear_bundles(&*parts.store, &world).await?;
         let settings = persist::node_settings(&*parts.store)?;
-        for node in parts.engine.nodes().await? {
-            let node = persist::with_settings(node, &settings);
-            world.nodes.insert(node.id.clone(), Arc::new(node));
-        }
+        let nodes = parts.engine.nodes().await?.into_iter();
+        let with_settings: Vec<_> = nodes.map(|node| Arc::new(persist::with_settings(node, &settings))).collect();
+        world.set_nodes(with_settings);
         let (messages, inbox) = mpsc::unbounded_channel();
         let (publish, seen) = watch::channel(Arc::new(world.clone()));
         let (events, _) = broadcast::channel(4096);
@@ -100,8 +99,7 @@ impl Runtime {
         for task in world.tasks.values().filter(|task| task.state > TaskState::Assigned && !task.state.is_final()) {
             if !seen_ids.contains(&task.id) {
                 let state = ObservedState::Ended { exit: Exit::Unknown, finished_at: parts.clock.now() };
-                let _ =
-                    messages.send(Message::Observed(Observed { task: task.id.clone(), state, warnings: Vec::new() }));
+                let _ = messages.send(Message::Observed(Observed { task: task.id, state, warnings: Vec::new() }));
             }
         }
         for observed in known {

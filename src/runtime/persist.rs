@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::model::Result;
-use crate::model::bundle::Bundle;
+use crate::model::bundle::{Bundle, ScriptSet};
 use crate::model::name::Name;
 use crate::model::node::{Node, NodeSettings};
 use crate::model::release::Release;
@@ -43,6 +43,9 @@ pub fn load(store: &dyn Store, host: &ScriptHost) -> Result<World> {
     for entry in store.list("task/")? {
         world.apply(&Change::Task(Arc::new(decode::<Task>(&entry.key, &entry.value)?)));
     }
+    for entry in store.list("script/")? {
+        world.apply(&Change::Scripts(Arc::new(decode::<ScriptSet>(&entry.key, &entry.value)?)));
+    }
     for entry in store.list("bundle/")? {
         host.add(decode::<Bundle>(&entry.key, &entry.value)?);
     }
@@ -68,7 +71,7 @@ pub fn node_settings(store: &dyn Store) -> Result<BTreeMap<String, NodeSettings>
 
 /// A node as its engine and its owner describe it.
 pub fn with_settings(mut node: Node, settings: &BTreeMap<String, NodeSettings>) -> Node {
-    if let Some(settings) = settings.get(&node.id) {
+    if let Some(settings) = settings.get(&*node.id) {
         node.availability = settings.availability;
         node.labels.extend(settings.labels.clone());
     }
@@ -87,6 +90,8 @@ pub fn writes(before: &World, changes: &[Change]) -> Vec<Write> {
             Change::Revision(revision) => {
                 last.insert(revision_key(&revision.service, revision.number), Some(encode(&**revision)))
             }
+            Change::Scripts(set) => last.insert(format!("script/{}", set.name), Some(encode(&**set))),
+            Change::RemoveScripts(name) => last.insert(format!("script/{name}"), None),
             Change::RemoveRevision(name, number) => last.insert(revision_key(name, *number), None),
             Change::Release(release) => last.insert(format!("release/{}", release.service), Some(encode(&**release))),
             Change::RemoveService(name) => {

@@ -25,11 +25,11 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
             let world = seen.borrow_and_update().clone();
             for task in world.tasks.values().filter(|task| task.state == TaskState::Assigned && task.stop.is_none()) {
                 let Some(revision) = world.revision(&task.service, task.revision) else { continue };
-                if !asked.insert(task.id.clone()) {
+                if !asked.insert(task.id) {
                     continue;
                 }
                 let request = StartRequest {
-                    task: task.id.clone(),
+                    task: task.id,
                     service: task.service.clone(),
                     slot: task.slot.clone(),
                     revision: task.revision,
@@ -43,7 +43,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                         return;
                     }
                     fault::point("runtime.before-start");
-                    let id = request.task.clone();
+                    let id = request.task;
                     if let Err(error) = parts.engine.start(request).await {
                         let _ = messages.send(Message::Rejected(id, error.to_string()));
                     }

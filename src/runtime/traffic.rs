@@ -171,10 +171,10 @@ impl Traffic {
             }
             fault::point("runtime.before-stop");
             let (engine, messages, id, grace) =
-                (self.parts.engine.clone(), self.messages.clone(), task.id.clone(), policy.grace);
+                (self.parts.engine.clone(), self.messages.clone(), task.id, policy.grace);
             match engine.stop(&id, grace).await {
                 Ok(will_end) => {
-                    self.told.insert(id.clone());
+                    self.told.insert(id);
                     fault::point("runtime.after-stop");
                     let _ = messages.send(Message::Told(id, will_end));
                 }
@@ -191,7 +191,13 @@ impl Traffic {
         for (listener, why) in &status.failed {
             if self.status.failed.get(listener) != Some(why) {
                 let service = listener.split_once('/').and_then(|(name, _)| name.parse().ok());
-                let note = Note { what: What::PortFailed, service, subject: listener.clone(), message: why.clone() };
+                let note = Note {
+                    what: What::PortFailed,
+                    service,
+                    task: None,
+                    subject: listener.clone(),
+                    message: why.clone(),
+                };
                 let _ = self.messages.send(Message::Note(note));
             }
         }

@@ -21,35 +21,40 @@ pub fn observe(draft: &mut Draft, observed: &Observed) {
         }
     }
     let now = draft.clock.now();
-    match &observed.state {
+    let note = match &observed.state {
         ObservedState::Starting => {
             if task.state < TaskState::Starting {
                 task.state = TaskState::Starting;
             }
+            None
         }
         ObservedState::Running { pid, ports, started_at } => running(draft, &mut task, *pid, ports, *started_at),
-        ObservedState::Ended { exit, finished_at } => ended(draft, &mut task, *exit, *finished_at),
+        ObservedState::Ended { exit, finished_at } => Some(ended(draft, &mut task, *exit, *finished_at)),
         ObservedState::Rejected { reason } => {
             task.state = TaskState::Rejected;
             task.reason = Some(reason.clone());
             task.finished_at = Some(now);
-            draft.note(What::TaskFailed, &task.service, task.label(), reason.clone());
+            Some((What::TaskFailed, reason.clone()))
         }
-    }
+    };
     if task != *old {
-        draft.change(Change::Task(Arc::new(task)));
+        let task = Arc::new(task);
+        if let Some((what, message)) = note {
+            draft.note_task(what, &task, message);
+        }
+        draft.change(Change::Task(task));
     }
 }
 
 fn running(
-    draft: &mut Draft,
+    draft: &Draft,
     task: &mut Task,
     pid: Option<u32>,
     ports: &std::collections::BTreeMap<String, String>,
     started_at: Timestamp,
-) {
+) -> Option<(What, String)> {
     if task.state >= TaskState::Running {
-        return;
+        return None;
     }
     task.state = TaskState::Running;
     task.pid = pid;
@@ -65,10 +70,10 @@ fn running(
         task.healthy_at = Some(started_at);
     }
     let on = task.node.as_deref().unwrap_or_default();
-    draft.note(What::TaskRunning, &task.service, task.label(), format!("runs on {on}"));
+    Some((What::TaskRunning, format!("runs on {on}")))
 }
 
-fn ended(draft: &mut Draft, task: &mut Task, exit: Exit, finished_at: Timestamp) {
+fn ended(draft: &Draft, task: &mut Task, exit: Exit, finished_at: Timestamp) -> (What, String) {
     task.exit = Some(exit);
     task.finished_at = Some(within(finished_at, task.started_at.unwrap_or(task.created_at), draft.clock.now()));
     task.healthy_at = None;
@@ -87,7 +92,7 @@ fn ended(draft: &mut Draft, task: &mut Task, exit: Exit, finished_at: Timestamp)
     let what = if failed { What::TaskFailed } else { What::TaskEnded };
     let why =
         if told == Some(StopReason::Unhealthy) { task.reason.clone().unwrap_or_default() } else { exit.to_string() };
-    draft.note(what, &task.service, task.label(), why);
+    (what, why)
 }
 
 // An engine's times are the wall clock's; where that was stepped they are brought back between what is known.
@@ -119,15 +124,12 @@ pub fn health(draft: &mut Draft, old: &Task, health: Health, reason: Option<Stri
     }
     task.health = health;
     task.reason = reason.as_deref().map(crate::model::error::shorten).filter(|_| health != Health::Healthy);
-    let label = task.label();
-    if health == Health::Healthy {
-        task.healthy_at = Some(draft.clock.now());
-        draft.note(What::TaskHealthy, &task.service, label, "passes its check");
-    } else {
-        task.healthy_at = None;
-        draft.note(What::TaskUnhealthy, &task.service, label, reason.unwrap_or_default());
-    }
+    task.healthy_at = (health == Health::Healthy).then(|| draft.clock.now());
     let task = Arc::new(task);
+    match health {
+        Health::Healthy => draft.note_task(What::TaskHealthy, &task, "passes its check"),
+        _ => draft.note_task(What::TaskUnhealthy, &task, reason.unwrap_or_default()),
+    }
     draft.change(Change::Task(task.clone()));
     if health == Health::Unhealthy && restart {
         draft.stop(&task, StopReason::Unhealthy);

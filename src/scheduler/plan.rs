@@ -1,37 +1,24 @@
 //! What applying a description would change: the same decisions on a copy of the world, nothing written.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::place::{Policies, node_views, place};
+use super::place::{Ask, Filter, Placer, SlotAsk};
 use super::slots;
 use super::world::World;
-use crate::model::id::Slot;
+use crate::model::id::{NodeId, Slot};
 use crate::model::plan::{Plan, PlanAction, PlanStep};
 use crate::model::service::{Service, ServiceSpec};
 
 /// Compares `service` (as it would be after the change) with what runs in `world`.
-pub fn plan(world: &World, old: Option<&Service>, service: &Service, policies: &mut dyn Policies) -> Plan {
+pub fn plan(world: &World, old: Option<&Service>, service: &Service, placer: &mut dyn Placer) -> Plan {
     let changes = old.map_or_else(Vec::new, |old| differences(&old.spec, &service.spec));
     let replaced = old.is_some_and(|old| old.spec.template_hash() != service.spec.template_hash());
     let present = slots::by_slot(world, service);
     let desired = slots::desired(world, service);
-    let mut views = node_views(world);
-    let loaded: Result<Vec<_>, _> = service
-        .spec
-        .policy
-        .iter()
-        .enumerate()
-        .map(|(index, policy)| {
-            Ok::<_, crate::model::Error>((policy.name.to_string(), policies.find(&service.spec, index)?))
-        })
-        .collect();
-    let (mut loaded, failure) = match loaded {
-        Ok(loaded) => (loaded, None),
-        Err(error) => (Vec::new(), Some(error.to_string())),
-    };
-    let mut steps = Vec::new();
+    let mut wanted: Vec<(Slot, PlanAction, String)> = Vec::new();
     for slot in &desired {
         let tasks = present.get(slot);
         let keeps = tasks.and_then(|tasks| {
@@ -50,21 +37,39 @@ pub fn plan(world: &World, old: Option<&Service>, service: &Service, policies: &
             }
             (None, _) => (PlanAction::Create, "missing".to_owned()),
         };
-        let found = match &failure {
-            Some(error) => Err(error.clone()),
-            None => place(&mut views, &service.spec, slot, service.revision, &mut loaded).map_err(|error| {
-                if error.kind == crate::model::Kind::Exhausted { error.message } else { error.to_string() }
-            }),
-        };
-        steps.push(step(service, slot, action, found, reason));
+        wanted.push((slot.clone(), action, reason));
     }
+    let replaces = |slot: &Slot| -> Vec<NodeId> {
+        let tasks = present.get(slot);
+        tasks.iter().flat_map(|tasks| &tasks.wanted).filter_map(|task| task.node.clone()).collect()
+    };
+    let ask = Ask {
+        service: service.spec.name.clone(),
+        revision: service.revision,
+        labels: Arc::new(service.spec.labels.clone()),
+        filter: Filter::of(&service.spec),
+        policies: service.spec.policy.clone(),
+        bundle: service.bundle.clone(),
+        on_error: service.spec.on_policy_error,
+        on: world.tasks_of(&service.spec.name).filter_map(|task| task.node.clone()).collect(),
+        slots: wanted.iter().map(|(slot, ..)| SlotAsk { slot: slot.clone(), replaces: replaces(slot) }).collect(),
+    };
+    let mut steps = Vec::new();
+    placer.place(world.board(), vec![ask], &mut |_, answers| {
+        for ((slot, action, reason), answer) in wanted.iter().zip(answers) {
+            let found = answer.place.map_err(|error| {
+                if error.kind == crate::model::Kind::Exhausted { error.message } else { error.to_string() }
+            });
+            steps.push(step(service, slot, *action, found, reason.clone()));
+        }
+    });
     for (slot, tasks) in &present {
         for task in tasks.wanted.iter().filter(|_| !desired.contains(slot)) {
             let reason = if service.removing { "service removed" } else { "scaled down" };
             steps.push(PlanStep {
                 action: PlanAction::Stop,
                 task: task.label(),
-                node: task.node.clone(),
+                node: task.node.as_deref().map(str::to_owned),
                 score: None,
                 reason: reason.into(),
             });
@@ -87,7 +92,9 @@ fn step(
 ) -> PlanStep {
     let task = format!("{}.{slot}", service.spec.name);
     match found {
-        Ok(placement) => PlanStep { action, task, node: Some(placement.node), score: Some(placement.score), reason },
+        Ok(placement) => {
+            PlanStep { action, task, node: Some(placement.node.to_string()), score: Some(placement.score), reason }
+        }
         Err(why) => PlanStep { action: PlanAction::Pending, task, node: None, score: None, reason: why },
     }
 }

@@ -1,20 +1,19 @@
 //! Desired against actual: one pass over all services. Run twice on the same world it changes nothing the second time.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::backoff::{Again, again};
-use super::place::{NodeView, Policies, Policy, node_views, place};
+use super::place::{Answer, Ask, Filter, Placer, SlotAsk};
 use super::release::{self, Rollouts};
 use super::slots::{self, InSlot};
 use super::world::{Change, Decision, Draft, World};
-use crate::model::Result;
 use crate::model::clock::Clock;
 use crate::model::event::What;
-use crate::model::id::{Slot, TaskId};
+use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::name::Name;
 use crate::model::release::{Order, ReleaseState};
-use crate::model::service::{OnPolicyError, Service};
+use crate::model::service::Service;
 use crate::model::task::{Health, StopReason, Task, TaskState};
 use crate::model::units::Duration;
 
@@ -29,7 +28,7 @@ const RETRY: Duration = Duration::from_secs(5);
 pub fn reconcile(
     world: &World,
     clock: &dyn Clock,
-    policies: &mut dyn Policies,
+    placer: &mut dyn Placer,
     rollouts: &mut dyn Rollouts,
     scope: &BTreeSet<Name>,
 ) -> Decision {
@@ -42,7 +41,7 @@ pub fn reconcile(
         fill(&mut draft, &service);
         tidy(&mut draft, &service);
     }
-    assign(&mut draft, policies, scope);
+    assign(&mut draft, placer, scope);
     draft.decision
 }
 
@@ -135,10 +134,10 @@ fn create(draft: &mut Draft, service: &Arc<Service>, slot: &Slot, tasks: &InSlot
     let Again::At(not_before, failures) = again(&service.spec.restart, last.map(AsRef::as_ref)) else { return };
     let now = draft.clock.now();
     let not_before = not_before.filter(|at| *at > now);
-    let task = Task {
+    let task = Arc::new(Task {
         id: TaskId::new(draft.clock),
         service: service.spec.name.clone(),
-        service_id: service.id.clone(),
+        service_id: service.id,
         slot: slot.clone(),
         revision,
         node: None,
@@ -156,9 +155,9 @@ fn create(draft: &mut Draft, service: &Arc<Service>, slot: &Slot, tasks: &InSlot
         started_at: None,
         healthy_at: None,
         finished_at: None,
-    };
-    draft.note(What::TaskPending, &task.service, task.label(), task.reason.clone().unwrap_or_default());
-    draft.change(Change::Task(Arc::new(task)));
+    });
+    draft.note_task(What::TaskPending, &task, task.reason.clone().unwrap_or_default());
+    draft.change(Change::Task(task));
 }
 
 // Forgets what is long over; a removed service goes when its last task has ended.
@@ -167,7 +166,7 @@ fn tidy(draft: &mut Draft, service: &Arc<Service>) {
     let slots = slots::by_slot(&draft.world, service);
     if service.removing {
         if slots.values().all(|slot| slot.wanted.is_empty() && slot.stopping.is_empty()) {
-            draft.note(What::ServiceRemoved, name, name.to_string(), "its last task has ended");
+            draft.note(What::ServiceRemoved, name, "its last task has ended");
             draft.change(Change::RemoveService(name.clone()));
         }
         return;
@@ -175,7 +174,7 @@ fn tidy(draft: &mut Draft, service: &Arc<Service>) {
     for slot in slots.values() {
         let surplus = slot.ended.len().saturating_sub(HISTORY);
         for task in &slot.ended[..surplus] {
-            draft.change(Change::RemoveTask(task.id.clone()));
+            draft.change(Change::RemoveTask(task.id));
         }
     }
     let used: BTreeSet<u32> =
@@ -198,99 +197,107 @@ fn tidy(draft: &mut Draft, service: &Arc<Service>) {
     }
 }
 
-/// Policies with their names, for errors.
-type Named = Vec<(String, Box<dyn Policy>)>;
-
-// Gives pending tasks their nodes, service by service, so that a policy sees the tasks placed before.
-fn assign(draft: &mut Draft, policies: &mut dyn Policies, scope: &BTreeSet<Name>) {
-    let now = draft.clock.now();
-    let waits = |task: &&Arc<Task>| task.state == TaskState::Pending && task.stop.is_none();
-    let pending: Vec<Arc<Task>> =
-        scope.iter().flat_map(|name| draft.world.tasks_of(name).filter(waits)).cloned().collect();
-    if pending.is_empty() {
+/// Gives pending tasks their nodes, service by service, so that a policy sees the tasks placed before.
+pub fn assign(draft: &mut Draft, placer: &mut dyn Placer, scope: &BTreeSet<Name>) {
+    let mut asks = Vec::new();
+    let mut waiting: Vec<Vec<Arc<Task>>> = Vec::new();
+    for name in scope {
+        let Some(service) = draft.world.services.get(name).cloned() else { continue };
+        let (due, on) = due(draft, name);
+        for (revision, tasks) in due {
+            if let Some(ask) = ask(&draft.world, &service, revision, &tasks, &on) {
+                asks.push(ask);
+                waiting.push(tasks);
+            }
+        }
+    }
+    if asks.is_empty() {
         return;
     }
-    let mut views: Option<Vec<NodeView>> = None;
-    let mut loaded: Option<(String, Result<Named>)> = None;
-    for task in pending {
-        if let Some(at) = task.not_before.filter(|at| *at > now) {
-            draft.wake(&task.service, at);
+    let board = draft.world.board().clone();
+    placer.place(&board, asks, &mut |number, answers| {
+        for (task, answer) in waiting[number].iter().zip(answers) {
+            settle(draft, task, answer);
+        }
+    });
+}
+
+/// Nodes that have tasks of a service, by slot.
+type Seated = BTreeMap<Slot, Vec<NodeId>>;
+
+// A service's pending tasks whose time has come, by revision, and where its others are.
+fn due(draft: &mut Draft, name: &Name) -> (BTreeMap<u32, Vec<Arc<Task>>>, Seated) {
+    let now = draft.clock.now();
+    let mut due: BTreeMap<u32, Vec<Arc<Task>>> = BTreeMap::new();
+    let mut seated = Seated::new();
+    let mut later = None;
+    for task in draft.world.tasks_of(name).filter(|task| task.wanted()) {
+        if let Some(node) = &task.node {
+            seated.entry(task.slot.clone()).or_default().push(node.clone());
+        }
+        if task.state != TaskState::Pending {
             continue;
         }
-        let Some(service) = draft.world.services.get(&task.service).cloned() else { continue };
-        let Some(revision) = draft.world.revision(&task.service, task.revision).cloned() else { continue };
-        // Placement follows the latest description, resources those of the task's own revision.
-        let mut spec = slots::placement(&draft.world, &service, task.revision).clone();
-        spec.reservations = revision.spec.reservations;
-        let name = task.service.to_string();
-        if loaded.as_ref().is_none_or(|(other, _)| *other != name) {
-            loaded = Some((name.clone(), load(&service, policies)));
-        }
-        let views = views.get_or_insert_with(|| node_views(&draft.world));
-        // The task whose place it takes is no neighbour to be counted.
-        let replaced: Vec<String> = draft
-            .world
-            .tasks_of(&task.service)
-            .filter(|other| other.slot == task.slot && other.id != task.id && other.wanted())
-            .filter_map(|other| other.node.clone())
-            .collect();
-        count_neighbours(views, &task.service, &replaced, |count| count.saturating_sub(1));
-        let Some((_, policy)) = &mut loaded else { continue };
-        let mut result = match policy {
-            Ok(policy) => place(views, &spec, &task.slot, task.revision, policy),
-            Err(error) => Err(error.clone()),
-        };
-        if let Err(error) = &result
-            && error.kind == crate::model::Kind::Script
-            && service.spec.on_policy_error == OnPolicyError::Spread
-            && let Ok(spread) = policies.spread()
-        {
-            draft.note(What::ScriptFailed, &task.service, task.label(), format!("{error}; the built-in spread serves"));
-            result = place(views, &spec, &task.slot, task.revision, &mut [("spread".to_owned(), spread)]);
-        }
-        count_neighbours(views, &task.service, &replaced, |count| count + 1);
-        let mut placed = Task::clone(&task);
-        match result {
-            Ok(placement) => {
-                placed.state = TaskState::Assigned;
-                placed.not_before = None;
-                placed.reason = None;
-                draft.note(What::TaskAssigned, &task.service, task.label(), format!("on {}", placement.node));
-                placed.node = Some(placement.node);
-            }
-            Err(error) => {
-                // A script that failed for one task is not asked about the service's others in this pass: each try may
-                // take its whole budget.
-                if error.kind == crate::model::Kind::Script {
-                    loaded = Some((name.clone(), Err(error.clone())));
-                }
-                draft.wake(&task.service, now.after(RETRY));
-                let reason =
-                    if error.kind == crate::model::Kind::Exhausted { error.message.clone() } else { error.to_string() };
-                if task.reason.as_ref() != Some(&reason) {
-                    let what =
-                        if error.kind == crate::model::Kind::Script { What::ScriptFailed } else { What::TaskPending };
-                    draft.note(what, &task.service, task.label(), reason.clone());
-                }
-                placed.reason = Some(reason);
-            }
-        }
-        if placed != *task {
-            draft.change(Change::Task(Arc::new(placed)));
+        match task.not_before.filter(|at| *at > now) {
+            Some(at) => later = Some(later.map_or(at, |other| at.min(other))),
+            None => due.entry(task.revision).or_default().push(task.clone()),
         }
     }
+    if let Some(at) = later {
+        draft.wake(name, at);
+    }
+    (due, seated)
 }
 
-fn count_neighbours(views: &mut [NodeView], service: &Name, nodes: &[String], change: impl Fn(u32) -> u32) {
-    for node in nodes {
-        if let Some(view) = views.iter_mut().find(|view| view.node.id == *node) {
-            let count = view.tasks.entry(service.clone()).or_default();
-            *count = change(*count);
+fn ask(world: &World, service: &Service, revision: u32, tasks: &[Arc<Task>], seated: &Seated) -> Option<Ask> {
+    let name = &service.spec.name;
+    // Placement follows the latest description, resources those of the task's own revision.
+    let spec = slots::placement(world, service, revision);
+    let mut filter = Filter::of(spec);
+    filter.reservations = world.revision(name, revision)?.spec.reservations;
+    // The task whose place it takes is no neighbour to be counted.
+    let slots = tasks
+        .iter()
+        .map(|task| SlotAsk { slot: task.slot.clone(), replaces: seated.get(&task.slot).cloned().unwrap_or_default() });
+    Some(Ask {
+        service: name.clone(),
+        revision,
+        labels: Arc::new(spec.labels.clone()),
+        filter,
+        policies: service.spec.policy.clone(),
+        bundle: service.bundle.clone(),
+        on_error: service.spec.on_policy_error,
+        on: seated.values().flatten().cloned().collect(),
+        slots: slots.collect(),
+    })
+}
+
+fn settle(draft: &mut Draft, task: &Arc<Task>, answer: Answer) {
+    if let Some(note) = answer.note {
+        draft.note_task(What::ScriptFailed, task, note);
+    }
+    let mut placed = Task::clone(task);
+    match answer.place {
+        Ok(placement) => {
+            placed.state = TaskState::Assigned;
+            placed.not_before = None;
+            placed.reason = None;
+            placed.node = Some(placement.node);
+            let placed = Arc::new(placed);
+            draft.note_task(What::TaskAssigned, &placed, String::new());
+            draft.change(Change::Task(placed));
+        }
+        Err(error) => {
+            draft.wake(&task.service, draft.clock.now().after(RETRY));
+            let script = error.kind == crate::model::Kind::Script;
+            let reason =
+                if error.kind == crate::model::Kind::Exhausted { error.message.clone() } else { error.to_string() };
+            if task.reason.as_ref() != Some(&reason) {
+                placed.reason = Some(reason.clone());
+                let placed = Arc::new(placed);
+                draft.note_task(if script { What::ScriptFailed } else { What::TaskPending }, &placed, reason);
+                draft.change(Change::Task(placed));
+            }
         }
     }
-}
-
-fn load(service: &Service, policies: &mut dyn Policies) -> Result<Named> {
-    let names = service.spec.policy.iter().enumerate();
-    names.map(|(index, policy)| Ok((policy.name.to_string(), policies.find(&service.spec, index)?))).collect()
 }

@@ -83,7 +83,7 @@ fn running(draft: &mut Draft, service: &Service, release: &mut Release, rollouts
             release.state = ReleaseState::Paused;
             release.paused_at = Some(draft.clock.now());
             release.reason = Some(error.to_string());
-            draft.note(What::ReleasePaused, &release.service, release.service.to_string(), error.to_string());
+            draft.note(What::ReleasePaused, &release.service, error.to_string());
         }
     }
 }
@@ -102,7 +102,7 @@ fn overdue(draft: &mut Draft, release: &mut Release) {
 pub fn roll_back(draft: &mut Draft, release: &mut Release, reason: String) {
     let reason = shorten(&reason);
     restore(draft, release);
-    draft.note(What::ReleaseRollback, &release.service, release.service.to_string(), reason.clone());
+    draft.note(What::ReleaseRollback, &release.service, reason.clone());
     release.state = ReleaseState::RollingBack;
     release.intent = None;
     release.weight = None;
@@ -125,12 +125,7 @@ fn begin(draft: &mut Draft, service: &Service, release: &mut Release, answer: An
         Answer::Rollback(reason) => Intent::Rollback { reason: because(reason) },
         Answer::Fail(reason) => Intent::Fail { reason: because(reason) },
     };
-    draft.note(
-        What::ReleaseStep,
-        &release.service,
-        release.service.to_string(),
-        format!("step {}: {}", release.step, describe(&intent)),
-    );
+    draft.note(What::ReleaseStep, &release.service, format!("step {}: {}", release.step, describe(&intent)));
     match &intent {
         Intent::Batch(batch) | Intent::Shift { batch, .. } => {
             release.order = batch.order;
@@ -144,7 +139,7 @@ fn begin(draft: &mut Draft, service: &Service, release: &mut Release, answer: An
             release.state = ReleaseState::Paused;
             release.paused_at = Some(now);
             release.reason = Some(reason.clone());
-            draft.note(What::ReleasePaused, &release.service, release.service.to_string(), reason.clone());
+            draft.note(What::ReleasePaused, &release.service, reason.clone());
         }
         Intent::Promote => {
             release.state = ReleaseState::Promoting;
@@ -156,7 +151,7 @@ fn begin(draft: &mut Draft, service: &Service, release: &mut Release, answer: An
             release.state = ReleaseState::Failed;
             release.reason = Some(reason.clone());
             release.finished_at = Some(now);
-            draft.note(What::ReleaseFailed, &release.service, release.service.to_string(), reason.clone());
+            draft.note(What::ReleaseFailed, &release.service, reason.clone());
         }
     }
     if release.state == ReleaseState::Running {
@@ -346,12 +341,7 @@ fn promoting(draft: &mut Draft, service: &Service, release: &mut Release) {
     }
     release.state = ReleaseState::Promoted;
     release.finished_at = Some(draft.clock.now());
-    draft.note(
-        What::ReleasePromoted,
-        &release.service,
-        release.service.to_string(),
-        format!("revision {} serves", release.to),
-    );
+    draft.note(What::ReleasePromoted, &release.service, format!("revision {} serves", release.to));
     let mut service = service.clone();
     service.active = release.to;
     service.stable = Some(release.to);
@@ -364,12 +354,7 @@ fn rolling_back(draft: &mut Draft, service: &Service, release: &mut Release) {
     }
     release.state = ReleaseState::RolledBack;
     release.finished_at = Some(draft.clock.now());
-    draft.note(
-        What::ReleaseRolledBack,
-        &release.service,
-        release.service.to_string(),
-        format!("revision {} serves again", release.back),
-    );
+    draft.note(What::ReleaseRolledBack, &release.service, format!("revision {} serves again", release.back));
     let mut service = service.clone();
     service.active = release.back;
     service.updated_at = draft.clock.wall();

@@ -47,7 +47,7 @@ fn backends(world: &World, service: &crate::model::name::Name, port: &str) -> Ve
                 Some((to, weight)) if task.revision == to => share(weight, count(&|revision| revision == to)),
                 Some((to, weight)) => share(100_u32.saturating_sub(weight), count(&|revision| revision != to)),
             };
-            Backend { id: task.id.clone(), address: task.ports[port].clone(), weight }
+            Backend { id: task.id, address: task.ports[port].clone(), weight }
         })
         .collect()
 }

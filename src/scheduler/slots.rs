@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::backoff::{Again, again};
-use super::place::{NodeView, refusal};
+use super::place::Filter;
 use super::world::World;
 use crate::model::id::Slot;
 use crate::model::service::{Mode, Service, ServiceSpec};
@@ -39,13 +39,7 @@ pub fn placement<'a>(world: &'a World, service: &'a Service, revision: u32) -> &
 
 /// Whether a task placed by `spec` may stay on the node: it takes work or at least keeps it, and the constraints hold.
 pub fn suits(world: &World, spec: &ServiceSpec, node: &str) -> bool {
-    let Some(node) = world.nodes.get(node) else { return false };
-    let view = NodeView { node: node.clone(), tasks: BTreeMap::new(), free_cpu: node.cpu, free_memory: node.memory };
-    // Only what is lasting counts here: what is reserved on the node was reserved for this very task.
-    match refusal(&view, spec) {
-        None => true,
-        Some(reason) => reason == "paused" || reason.starts_with("insufficient") || reason.starts_with("max "),
-    }
+    world.nodes.get(node).is_some_and(|node| Filter::of(spec).suits(node))
 }
 
 /// What is in one slot.
@@ -96,7 +90,7 @@ impl InSlot {
                 && task.service_id == service.id
                 && task.node.as_deref().is_none_or(|node| suits(world, spec, node))
         };
-        let rank = |task: &Arc<Task>| (!task.is_healthy(), task.state != TaskState::Running, task.id.clone());
+        let rank = |task: &Arc<Task>| (!task.is_healthy(), task.state != TaskState::Running, task.id);
         self.wanted.iter().filter(fits).min_by_key(|task| rank(task))
     }
 }

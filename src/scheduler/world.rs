@@ -1,32 +1,42 @@
 //! All that decisions are made from, in memory, and the changes that decisions are made of.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use imbl::{OrdMap, OrdSet};
+
+use super::board::Board;
+use crate::model::bundle::ScriptSet;
 use crate::model::clock::{Clock, Timestamp};
 use crate::model::event::What;
 use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::name::Name;
 use crate::model::node::Node;
 use crate::model::release::Release;
-use crate::model::service::{Revision, Service};
+use crate::model::service::{Resources, Revision, Service};
 use crate::model::task::{Stop, StopReason, Task, TaskState};
 
-/// Nodes, services, revisions, releases, tasks. Cloning copies pointers only.
+/// Nodes, services, revisions, releases, tasks. Cloning copies pointers only, however much there is.
 #[derive(Debug, Clone, Default)]
 pub struct World {
     /// Nodes by id.
-    pub nodes: BTreeMap<NodeId, Arc<Node>>,
+    pub nodes: OrdMap<NodeId, Arc<Node>>,
     /// Services by name.
-    pub services: BTreeMap<Name, Arc<Service>>,
+    pub services: OrdMap<Name, Arc<Service>>,
     /// Revisions by service and number.
-    pub revisions: BTreeMap<(Name, u32), Arc<Revision>>,
+    pub revisions: OrdMap<(Name, u32), Arc<Revision>>,
     /// The latest release of a service.
-    pub releases: BTreeMap<Name, Arc<Release>>,
+    pub releases: OrdMap<Name, Arc<Release>>,
     /// Tasks by id, ended ones included as long as they are kept.
-    pub tasks: BTreeMap<TaskId, Arc<Task>>,
+    pub tasks: OrdMap<TaskId, Arc<Task>>,
     /// The same tasks by service.
-    by_service: BTreeMap<Name, BTreeSet<TaskId>>,
+    by_service: OrdMap<Name, OrdSet<TaskId>>,
+    /// Hosted scripts by owner.
+    pub scripts: OrdMap<Name, Arc<ScriptSet>>,
+    /// What is on each node.
+    board: Board,
+    // Reservations of the revision looked at last: tasks change in runs.
+    looked_up: Option<(Name, u32, Resources)>,
 }
 
 /// One change of the world.
@@ -46,6 +56,10 @@ pub enum Change {
     RemoveRevision(Name, u32),
     /// A new or changed release.
     Release(Arc<Release>),
+    /// New or replaced hosted scripts.
+    Scripts(Arc<ScriptSet>),
+    /// Hosted scripts go.
+    RemoveScripts(Name),
 }
 
 impl Change {
@@ -58,6 +72,7 @@ impl Change {
             Change::Revision(revision) => Some(revision.service.clone()),
             Change::Release(release) => Some(release.service.clone()),
             Change::RemoveService(name) | Change::RemoveRevision(name, _) => Some(name.clone()),
+            Change::Scripts(_) | Change::RemoveScripts(_) => None,
         }
     }
 }
@@ -66,38 +81,99 @@ impl World {
     /// Makes one change.
     pub fn apply(&mut self, change: &Change) {
         match change {
-            Change::Task(task) => {
-                self.by_service.entry(task.service.clone()).or_default().insert(task.id.clone());
-                self.tasks.insert(task.id.clone(), task.clone());
-            }
+            Change::Task(task) => self.set_task(task),
             Change::RemoveTask(id) => {
-                if let Some(task) = self.tasks.remove(id)
-                    && let Some(ids) = self.by_service.get_mut(&task.service)
-                {
-                    ids.remove(id);
+                if let Some(task) = self.tasks.remove(id) {
+                    self.seat(&task, -1);
+                    if let Some(ids) = self.by_service.get_mut(&task.service) {
+                        ids.remove(id);
+                    }
                 }
             }
             Change::Service(service) => {
                 self.services.insert(service.spec.name.clone(), service.clone());
             }
             Change::RemoveService(name) => {
+                for id in self.by_service.remove(name).unwrap_or_default() {
+                    if let Some(task) = self.tasks.remove(&id) {
+                        self.seat(&task, -1);
+                    }
+                }
                 self.services.remove(name);
                 self.releases.remove(name);
-                self.revisions.retain(|(service, _), _| service != name);
-                for id in self.by_service.remove(name).unwrap_or_default() {
-                    self.tasks.remove(&id);
+                let numbers: Vec<u32> = self.revisions_of(name).map(|revision| revision.number).collect();
+                for number in numbers {
+                    self.revisions.remove(&(name.clone(), number));
                 }
+                self.looked_up = None;
             }
             Change::Revision(revision) => {
                 self.revisions.insert((revision.service.clone(), revision.number), revision.clone());
+                self.looked_up = None;
             }
             Change::RemoveRevision(name, number) => {
                 self.revisions.remove(&(name.clone(), *number));
+                self.looked_up = None;
             }
             Change::Release(release) => {
                 self.releases.insert(release.service.clone(), release.clone());
             }
+            Change::Scripts(set) => {
+                self.scripts.insert(set.name.clone(), set.clone());
+            }
+            Change::RemoveScripts(name) => {
+                self.scripts.remove(name);
+            }
         }
+    }
+
+    fn set_task(&mut self, task: &Arc<Task>) {
+        match self.tasks.insert(task.id, task.clone()) {
+            Some(old) => self.seat(&old, -1),
+            None => {
+                self.by_service.entry(task.service.clone()).or_default().insert(task.id);
+            }
+        }
+        self.seat(task, 1);
+    }
+
+    // What a task means for the node that it is on.
+    fn seat(&mut self, task: &Task, sign: i64) {
+        let Some(node) = &task.node else { return };
+        if task.state.is_final() {
+            return;
+        }
+        let known = self
+            .looked_up
+            .as_ref()
+            .is_some_and(|(name, number, _)| *number == task.revision && name.same(&task.service));
+        if !known {
+            let revision = self.revisions.get(&(task.service.clone(), task.revision));
+            let reservations = revision.map(|revision| revision.spec.reservations).unwrap_or_default();
+            self.looked_up = Some((task.service.clone(), task.revision, reservations));
+        }
+        let Some((name, _, reservations)) = &self.looked_up else { return };
+        // What is on its way out still holds its resources, but no longer counts as a neighbour.
+        self.board.alter(node, name, task.stop.is_none(), reservations, sign);
+    }
+
+    /// New or changed nodes.
+    pub fn set_nodes(&mut self, nodes: impl IntoIterator<Item = Arc<Node>>) {
+        let nodes: Vec<Arc<Node>> = nodes.into_iter().collect();
+        self.board.set_nodes(nodes.iter().cloned());
+        for node in nodes {
+            self.nodes.insert(node.id.clone(), node);
+        }
+    }
+
+    /// What is on each node.
+    pub fn board(&self) -> &Board {
+        &self.board
+    }
+
+    /// A service's revisions, oldest first.
+    pub fn revisions_of(&self, name: &Name) -> impl Iterator<Item = &Arc<Revision>> {
+        self.revisions.range((name.clone(), 0)..=(name.clone(), u32::MAX)).map(|(_, revision)| revision)
     }
 
     /// The tasks of a service, oldest first.
@@ -105,10 +181,11 @@ impl World {
         self.by_service.get(name).into_iter().flatten().filter_map(|id| self.tasks.get(id))
     }
 
-    /// Whether a service or an open release runs by the scripts of this hash.
+    /// Whether a set, a service or an open release runs by the scripts of this hash, or could go back to them.
     pub fn uses_bundle(&self, hash: &str) -> bool {
         let is = |bundle: &Option<String>| bundle.as_deref() == Some(hash);
-        self.services.values().any(|service| is(&service.bundle))
+        self.scripts.values().any(|set| set.holds(hash))
+            || self.services.values().any(|service| is(&service.bundle))
             || self.revisions.values().any(|revision| is(&revision.bundle))
             || self.releases.values().any(|release| !release.state.is_final() && is(&release.bundle))
     }
@@ -158,7 +235,9 @@ pub struct Note {
     pub what: What,
     /// The service.
     pub service: Option<Name>,
-    /// Whom it concerns.
+    /// The task, as it is from then on.
+    pub task: Option<Arc<Task>>,
+    /// Whom it concerns, where it is no task.
     pub subject: String,
     /// In words.
     pub message: String,
@@ -186,9 +265,16 @@ impl<'a> Draft<'a> {
         self.decision.changes.push(change);
     }
 
-    /// Tells something.
-    pub fn note(&mut self, what: What, service: &Name, subject: String, message: impl Into<String>) {
-        self.decision.notes.push(Note { what, service: Some(service.clone()), subject, message: message.into() });
+    /// Tells something about a service.
+    pub fn note(&mut self, what: What, service: &Name, message: impl Into<String>) {
+        let (subject, message) = (service.to_string(), message.into());
+        self.decision.notes.push(Note { what, service: Some(service.clone()), task: None, subject, message });
+    }
+
+    /// Tells something about a task.
+    pub fn note_task(&mut self, what: What, task: &Arc<Task>, message: impl Into<String>) {
+        let (service, task) = (Some(task.service.clone()), Some(task.clone()));
+        self.decision.notes.push(Note { what, service, task, subject: String::new(), message: message.into() });
     }
 
     /// Looks at `service` again no later than `at`.
@@ -207,7 +293,8 @@ impl<'a> Draft<'a> {
             task.state = TaskState::Shutdown;
             task.finished_at = Some(self.clock.now());
         }
-        self.note(What::TaskStopping, &task.service, task.label(), why.as_str());
-        self.change(Change::Task(Arc::new(task)));
+        let task = Arc::new(task);
+        self.note_task(What::TaskStopping, &task, why.as_str());
+        self.change(Change::Task(task));
     }
 }

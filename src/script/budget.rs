@@ -5,55 +5,132 @@ use std::cell::Cell;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use mlua::{Lua, VmState};
 
-/// Computing time of one call into a policy, a check or a rollout.
+/// Computing time of one call into a policy, a check, a rollout or a filter.
 pub const CALL: Duration = Duration::from_millis(50);
+/// Computing time of one run of an event's handler.
+pub const HANDLER: Duration = Duration::from_secs(1);
+/// Computing time of one run of a cron script.
+pub const CRON: Duration = Duration::from_secs(10);
 /// Computing time of loading one bundle.
 pub const LOAD: Duration = Duration::from_secs(1);
 /// Memory that a hosted VM may hold beyond what it holds once loaded, in bytes.
 pub const GROWTH: usize = 64 << 20;
+/// Interrupts (calls, returns, rounds of a loop) before a call's time is taken.
+const FREE: u8 = 16;
+/// How long one run computes before others on its thread get their turn.
+const SLICE: Duration = Duration::from_millis(5);
 
 /// Shared by a VM's interrupt and whoever calls into it.
-#[derive(Debug, Clone, Default)]
+#[derive(Clone)]
 pub struct Budget {
-    until: Rc<Cell<Option<Instant>>>,
-    limit: Rc<Cell<Duration>>,
-    exceeded: Rc<Cell<bool>>,
+    inner: Rc<Inner>,
+}
+
+struct Inner {
+    // Interrupts of a new call that pass before the clock is read: most calls are over by then.
+    fresh: Cell<u8>,
+    until: Cell<Option<Instant>>,
+    left: Cell<Duration>,
+    limit: Cell<Duration>,
+    // Where a long run steps aside for others; never for a call that is waited for on the spot.
+    slice: Cell<Option<Instant>>,
+    yields: Cell<bool>,
+    exceeded: Cell<bool>,
+    beat: Beat,
+}
+
+/// Counts the beginnings and ends of computing: odd while Lua runs. Whoever watches a thread sees by it whether it is
+/// stuck.
+#[derive(Clone, Default)]
+pub struct Beat {
+    count: Arc<AtomicU64>,
+    stir: Option<Arc<dyn Fn() + Send + Sync>>,
+}
+
+impl Beat {
+    /// A new count; `stir` is called before a run that nobody waits for on the spot.
+    pub fn new(stir: impl Fn() + Send + Sync + 'static) -> Self {
+        Beat { count: Arc::default(), stir: Some(Arc::new(stir)) }
+    }
+
+    /// The count.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    fn step(&self) {
+        self.count.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl Budget {
     /// Makes `lua` stop by itself when the time is used up. pcall does not save it: the interrupt comes again.
-    pub fn attach(lua: &Lua) -> Self {
-        let budget = Budget::default();
-        let seen = budget.clone();
-        lua.set_interrupt(move |lua| match seen.until.get() {
-            Some(until) if Instant::now() >= until => {
+    pub fn attach(lua: &Lua, beat: Beat) -> Self {
+        let inner = Rc::new(Inner {
+            fresh: Cell::new(0),
+            until: Cell::new(None),
+            left: Cell::new(Duration::ZERO),
+            limit: Cell::new(Duration::ZERO),
+            slice: Cell::new(None),
+            yields: Cell::new(false),
+            exceeded: Cell::new(false),
+            beat,
+        });
+        let seen = inner.clone();
+        lua.set_interrupt(move |lua| {
+            let fresh = seen.fresh.get();
+            if fresh > 0 {
+                seen.fresh.set(fresh - 1);
+                if fresh > 1 {
+                    return Ok(VmState::Continue);
+                }
+                let now = Instant::now();
+                seen.until.set(Some(now + seen.left.get()));
+                seen.slice.set(seen.yields.get().then(|| now + SLICE));
+                return Ok(VmState::Continue);
+            }
+            let Some(until) = seen.until.get() else { return Ok(VmState::Continue) };
+            let now = Instant::now();
+            if now >= until {
                 seen.exceeded.set(true);
-                let limit = seen.limit.get().as_millis();
+                let limit = crate::model::units::Duration::from(seen.limit.get());
                 // The line that runs right now: seldom the culprit alone, but always inside of it.
                 let (file, line) = super::api::position(lua);
                 let place = if file.is_empty() { String::new() } else { format!("{file}:{line}: ") };
-                Err(mlua::Error::runtime(format!("{place}ran longer than its {limit} ms")))
+                return Err(mlua::Error::runtime(format!("{place}ran longer than its {limit} of computing")));
             }
-            _ => Ok(VmState::Continue),
+            // Not asked again before the next turn begins: some code cannot step aside.
+            if seen.slice.get().is_some_and(|slice| now >= slice) {
+                seen.slice.set(None);
+                return Ok(VmState::Yield);
+            }
+            Ok(VmState::Continue)
         });
-        budget
+        Budget { inner }
     }
 
-    /// Whether a call ever used up its time: such a VM is dropped, since it may be in any state.
+    /// Whether a call ever used up its time or its memory: such a VM is dropped, since it may be in any state.
     pub fn was_exceeded(&self) -> bool {
-        self.exceeded.get()
+        self.inner.exceeded.get()
+    }
+
+    /// Its memory was used up.
+    pub fn exceeded(&self) {
+        self.inner.exceeded.set(true);
     }
 
     /// Runs `call` within `limit`.
     pub fn run<T>(&self, limit: Duration, call: impl FnOnce() -> T) -> T {
-        self.begin(limit);
+        self.begin(limit, limit, false);
         let result = call();
-        self.until.set(None);
+        self.end();
         result
     }
 
@@ -62,9 +139,24 @@ impl Budget {
         Spending { budget: self.clone(), left: limit, limit, future: Box::pin(future) }
     }
 
-    fn begin(&self, left: Duration) {
-        self.limit.set(left);
-        self.until.set(Some(Instant::now() + left));
+    fn begin(&self, left: Duration, limit: Duration, yields: bool) {
+        let inner = &self.inner;
+        inner.fresh.set(FREE);
+        inner.left.set(left);
+        inner.limit.set(limit);
+        inner.yields.set(yields);
+        inner.beat.step();
+        if let (true, Some(stir)) = (yields, &inner.beat.stir) {
+            stir();
+        }
+    }
+
+    fn end(&self) {
+        let inner = &self.inner;
+        inner.fresh.set(0);
+        inner.until.set(None);
+        inner.slice.set(None);
+        inner.beat.step();
     }
 }
 
@@ -82,10 +174,9 @@ impl<F: Future> Future for Spending<F> {
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
         let begun = Instant::now();
-        this.budget.begin(this.left);
-        this.budget.limit.set(this.limit);
+        this.budget.begin(this.left, this.limit, true);
         let result = this.future.as_mut().poll(context);
-        this.budget.until.set(None);
+        this.budget.end();
         this.left = this.left.saturating_sub(begun.elapsed());
         result
     }

@@ -1,40 +1,40 @@
-//! The host of hosted scripts: one thread a kind, each with its own small runtime and a mailbox. Nobody else touches a
-//! VM, and no API thread ever runs one.
+//! The host of hosted scripts: one thread a kind, each with its own small runtime and a queue. Nobody else touches a VM,
+//! and no API thread ever runs one.
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::oneshot;
 
-use super::api::{check, policy, rollout};
+use super::api::{HostEnv, check, rollout};
+use super::budget::{self, Beat};
+use super::epoch::{Epoch, Found};
 use super::files::Files;
-use super::hosted::{Facts, Hosted};
-use super::{budget, stdlib};
-use crate::model::bundle::{Bundle, HostedKind, Registration};
+use super::hosted::Hosted;
+use super::lane::{Culprit, Lane, Ticket, Watchdog};
+use super::registration::Facts;
+use super::stdlib;
+use super::vms::{Calls, Library, Vms};
+use crate::client::Cluster;
+use crate::model::bundle::{Bundle, HostedKind, Registration, ScriptSet};
 use crate::model::release::{Answer, Release, ReleaseView};
-use crate::model::service::{ServiceSpec, Use};
+use crate::model::service::Use;
 use crate::model::task::Task;
 use crate::model::{Error, Kind, Result};
-use crate::scheduler::place::{Ask, Policies, Policy, Verdict};
 use crate::scheduler::release::Rollouts;
-
-/// How long the host waits for a script thread before it is given up: far more than a call's budget, so it means a
-/// C call that could not be interrupted.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Most VMs that one thread keeps.
-const MAX_VMS: usize = 64;
-
-type Job = Box<dyn FnOnce(&Rc<Vms>) + Send>;
 
 /// Hosts bundles and calls what they registered.
 pub struct ScriptHost {
-    threads: Mutex<HashMap<HostedKind, mpsc::UnboundedSender<Job>>>,
-    bundles: Arc<RwLock<HashMap<String, Arc<Bundle>>>>,
+    lanes: Mutex<HashMap<HostedKind, Lane>>,
+    library: Library,
+    env: HostEnv,
+    watchdog: Watchdog,
     // What each registers, found once: a bundle never changes.
     inspected: RwLock<HashMap<String, Arc<Inspected>>>,
-    library: Arc<Inspected>,
+    epoch: RwLock<Arc<Epoch>>,
+    stdlib: Arc<Inspected>,
 }
 
 /// What a bundle registers.
@@ -47,97 +47,183 @@ pub struct Inspected {
 impl ScriptHost {
     /// A host that knows the library.
     pub fn new() -> Result<Self> {
-        let library = Arc::new(inspect(stdlib::bundle(), stdlib::OWNER)?);
-        let bundles = HashMap::from([(stdlib::OWNER.to_owned(), stdlib::bundle())]);
+        let library = Library::default();
+        write(&library.bundles).insert(stdlib::OWNER.to_owned(), stdlib::bundle());
+        let quarantine = library.clone();
+        let watchdog = Watchdog::start(longest, move |kind, culprit| put_away(&quarantine, kind, culprit))?;
         Ok(ScriptHost {
-            threads: Mutex::default(),
-            bundles: Arc::new(RwLock::new(bundles)),
-            inspected: RwLock::default(),
+            lanes: Mutex::default(),
             library,
+            env: HostEnv::default(),
+            watchdog,
+            inspected: RwLock::default(),
+            epoch: RwLock::default(),
+            stdlib: Arc::new(inspect(stdlib::bundle(), stdlib::OWNER)?),
         })
+    }
+
+    /// What cron scripts and handlers act on. Once.
+    pub fn connect(&self, cluster: &Arc<dyn Cluster>) {
+        let _ = self.env.cluster.set(Arc::downgrade(cluster));
     }
 
     /// Makes a bundle known. Bundles are content-addressed, so a known one is never changed.
     pub fn add(&self, bundle: Bundle) -> String {
         let hash = bundle.hash();
-        self.bundles
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .entry(hash.clone())
-            .or_insert_with(|| Arc::new(bundle));
+        write(&self.library.bundles).entry(hash.clone()).or_insert_with(|| Arc::new(bundle));
         hash
     }
 
-    /// Forgets bundles that nothing needs any more.
+    /// A known bundle.
+    pub fn bundle(&self, hash: &str) -> Option<Arc<Bundle>> {
+        read(&self.library.bundles).get(hash).cloned()
+    }
+
+    /// Forgets bundles that nothing needs any more, and what was counted of them.
     pub fn retain(&self, needed: &dyn Fn(&str) -> bool) {
-        self.bundles
-            .write()
-            .unwrap_or_else(PoisonError::into_inner)
-            .retain(|hash, _| hash == stdlib::OWNER || needed(hash));
-        self.inspected.write().unwrap_or_else(PoisonError::into_inner).retain(|hash, _| needed(hash));
+        let keep = |hash: &str| hash == stdlib::OWNER || needed(hash);
+        write(&self.library.bundles).retain(|hash, _| keep(hash));
+        write(&self.inspected).retain(|hash, _| needed(hash));
+        write(&self.library.quarantine).retain(|(_, hash, _), _| keep(hash));
+        write(&self.library.calls).retain(|(_, hash, _), _| keep(hash));
     }
 
     /// What a known bundle registers; an unknown one registers nothing.
     pub fn registered(&self, hash: Option<&str>) -> Result<Arc<Inspected>> {
         let Some(hash) = hash else { return Ok(Arc::default()) };
-        if let Some(known) = self.inspected.read().unwrap_or_else(PoisonError::into_inner).get(hash) {
+        if let Some(known) = read(&self.inspected).get(hash) {
             return Ok(known.clone());
         }
-        let bundle = self.bundles.read().unwrap_or_else(PoisonError::into_inner).get(hash).cloned();
-        let Some(bundle) = bundle else { return Ok(Arc::default()) };
+        let Some(bundle) = self.bundle(hash) else { return Ok(Arc::default()) };
         let inspected = Arc::new(inspect(bundle, hash)?);
-        self.inspected.write().unwrap_or_else(PoisonError::into_inner).insert(hash.to_owned(), inspected.clone());
+        write(&self.inspected).insert(hash.to_owned(), inspected.clone());
         Ok(inspected)
     }
 
-    /// Finds a registration: in the service's own bundle, else in the library. The bundle's hash and its facts.
+    /// The sets that serve from now on, and the bundles of services; all at once.
+    pub fn install<'a>(
+        &self,
+        sets: impl Iterator<Item = &'a Arc<ScriptSet>>,
+        services: impl Iterator<Item = (&'a str, &'a str)>,
+    ) -> Result<()> {
+        let number = self.epoch().number + 1;
+        let epoch = Epoch::of(number, sets, services, &|hash| self.registered(Some(hash)))?;
+        *write(&self.epoch) = Arc::new(epoch);
+        Ok(())
+    }
+
+    /// All that serves the whole cluster now.
+    pub fn epoch(&self) -> Arc<Epoch> {
+        read(&self.epoch).clone()
+    }
+
+    /// What the library registers.
+    pub fn stdlib(&self) -> &Inspected {
+        &self.stdlib
+    }
+
+    /// Finds a registration: in the service's own bundle, else in the sets, else in the library.
     pub fn find(&self, own: &Inspected, kind: HostedKind, name: &str) -> Result<(String, Facts)> {
         let key = (kind, name.to_owned());
-        if let Some((registration, facts)) =
-            own.registrations.get(&key).or_else(|| self.library.registrations.get(&key))
-        {
+        if let Some((registration, facts)) = own.registrations.get(&key) {
+            return Ok((registration.bundle.clone(), facts.clone()));
+        }
+        let epoch = self.epoch();
+        if let Some(Found { registration, facts, .. }) = epoch.registrations.get(&key) {
+            return Ok((registration.bundle.clone(), facts.clone()));
+        }
+        if let Some((registration, facts)) = self.stdlib.registrations.get(&key) {
             return Ok((registration.bundle.clone(), facts.clone()));
         }
         let known: Vec<&str> = own
             .registrations
             .keys()
-            .chain(self.library.registrations.keys())
+            .chain(epoch.registrations.keys())
+            .chain(self.stdlib.registrations.keys())
             .filter(|(other, _)| *other == kind)
             .map(|(_, name)| name.as_str())
             .collect();
         let word = kind.as_str();
         let hint = crate::model::suggest::hint(name, known.iter().copied());
-        Err(Error::new(Kind::NotFound, format!("{word} \"{name:.63}\""), format!("is not registered{hint}"))
-            .help(format!("bring it along: apply {{ with = scripts \"*.lua\" }} with a file that says {word} \"{name:.63}\" {{ ... }}")))
+        Err(Error::new(Kind::NotFound, format!("{word} \"{name:.63}\""), format!("is not registered{hint}")).help(
+            format!(
+                "push a file that says {word} \"{name:.63}\" {{ ... }}: neap script push NAME FILE; or bring it along: apply {{ with = scripts \"*.lua\" }}"
+            ),
+        ))
     }
 
     /// Whether the library registers it.
     pub fn in_library(&self, kind: HostedKind, name: &str) -> bool {
-        self.library.registrations.contains_key(&(kind, name.to_owned()))
+        self.stdlib.registrations.contains_key(&(kind, name.to_owned()))
+    }
+
+    /// What was called how often.
+    pub fn calls(&self) -> Vec<((HostedKind, String, String), Arc<Calls>)> {
+        let calls = read(&self.library.calls);
+        let mut all: Vec<_> = calls.iter().map(|(key, calls)| (key.clone(), calls.clone())).collect();
+        all.sort_by(|a, b| a.0.cmp(&b.0));
+        all
+    }
+
+    /// Why a registration is not called any more, if so.
+    pub fn quarantined(&self, kind: HostedKind, bundle: &str, name: &str) -> Option<Error> {
+        self.library.admit(kind, bundle, name).err()
     }
 
     /// Runs a registered check once. `timeout` bounds its waiting; its computing has the call's budget.
     pub async fn run_check(&self, bundle: &str, name: &str, task: Task, timeout: Duration) -> Result<(bool, String)> {
+        let late = move || Ok((false, format!("no answer within {}", crate::model::units::Duration::from(timeout))));
+        let named = name.to_owned();
+        let call = move |hosted: Rc<Hosted>| async move {
+            let call = hosted.budget.spend(budget::CALL, check::run(&hosted, &named, &task));
+            tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| late())
+        };
+        self.spawn(HostedKind::Check, bundle, name, call).await
+    }
+
+    /// Runs a call that waits now and then, among others on the kind's thread.
+    pub async fn spawn<T, F>(
+        &self,
+        kind: HostedKind,
+        bundle: &str,
+        name: &str,
+        call: impl FnOnce(Rc<Hosted>) -> F + Send + 'static,
+    ) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + 'static,
+    {
+        self.library.admit(kind, bundle, name)?;
+        let lane = self.lane(kind)?;
+        let ticket = Ticket::new(&lane);
+        let (stamp, calls) = (ticket.stamp(), self.library.calls(kind, bundle, name));
         let (bundle, name) = (bundle.to_owned(), name.to_owned());
-        let (reply, answer) = oneshot::channel();
-        self.send(HostedKind::Check, move |vms: &Rc<Vms>| {
+        let (reply, mut answer) = oneshot::channel();
+        lane.send(Box::new(move |vms: &Rc<Vms>| {
+            stamp();
             let vms = vms.clone();
             tokio::task::spawn_local(async move {
-                let result = match vms.get(&bundle, HostedKind::Check) {
+                let begun = Instant::now();
+                let result = match vms.get(&bundle) {
                     Ok(hosted) => {
-                        let call = hosted.budget.spend(budget::CALL, check::run(&hosted, &name, &task));
-                        let result = tokio::time::timeout(timeout, call).await;
+                        let call = super::vms::Busy::new(&vms.lane, &bundle, &name, call(hosted.clone()));
+                        let result = call.await;
+                        calls.add(1, begun.elapsed(), hosted.lua.used_memory(), result.as_ref().err());
                         vms.after(&bundle, &hosted);
-                        result.unwrap_or_else(|_| {
-                            Ok((false, format!("no answer within {}", crate::model::units::Duration::from(timeout))))
-                        })
+                        result
                     }
                     Err(error) => Err(error),
                 };
                 let _ = reply.send(result);
             });
-        })?;
-        answer.await.map_err(|_| lost("check"))?
+        }));
+        let mut changes = lane.changes();
+        loop {
+            tokio::select! {
+                answer = &mut answer => return answer.unwrap_or_else(|_| Err(ticket.lost())),
+                changed = changes.changed() => if ticket.is_lost() || changed.is_err() { return Err(ticket.lost()) },
+            }
+        }
     }
 
     // Runs a call on the kind's thread and waits for it.
@@ -145,105 +231,94 @@ impl ScriptHost {
         &self,
         kind: HostedKind,
         bundle: &str,
+        name: &str,
         call: impl FnOnce(&Hosted) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let bundle = bundle.to_owned();
+        self.library.admit(kind, bundle, name)?;
+        let calls = self.library.calls(kind, bundle, name);
+        let (bundle, name) = (bundle.to_owned(), name.to_owned());
+        self.on_thread(kind, move |vms| {
+            let begun = Instant::now();
+            let hosted = vms.get(&bundle)?;
+            vms.lane.busy_with(&bundle, &name);
+            let result = hosted.budget.run(budget::CALL, || call(&hosted));
+            calls.add(1, begun.elapsed(), hosted.lua.used_memory(), result.as_ref().err());
+            vms.after(&bundle, &hosted);
+            result
+        })?
+    }
+
+    /// Does something on the kind's thread and waits for it.
+    pub(super) fn on_thread<T: Send + 'static>(
+        &self,
+        kind: HostedKind,
+        job: impl FnOnce(&Rc<Vms>) -> T + Send + 'static,
+    ) -> Result<T> {
+        let lane = self.lane(kind)?;
+        let ticket = Ticket::new(&lane);
+        let stamp = ticket.stamp();
         let (reply, answer) = std::sync::mpsc::sync_channel(1);
-        self.send(kind, move |vms: &Rc<Vms>| {
-            let result = vms.get(&bundle, kind).and_then(|hosted| {
-                let result = hosted.budget.run(budget::CALL, || call(&hosted));
-                vms.after(&bundle, &hosted);
-                result
-            });
-            let _ = reply.send(result);
-        })?;
-        match answer.recv_timeout(PATIENCE) {
-            Ok(result) => result,
-            Err(_) => {
-                // The thread is left to itself; whoever asks next gets a fresh one.
-                self.threads.lock().unwrap_or_else(PoisonError::into_inner).remove(&kind);
-                Err(lost(kind.as_str()))
+        lane.send(Box::new(move |vms: &Rc<Vms>| {
+            stamp();
+            let _ = reply.send(job(vms));
+        }));
+        loop {
+            match answer.recv_timeout(Duration::from_millis(50)) {
+                Ok(result) => return Ok(result),
+                Err(std::sync::mpsc::RecvTimeoutError::Timeout) if !ticket.is_lost() => {}
+                Err(_) => return Err(ticket.lost()),
             }
         }
     }
 
-    fn send(&self, kind: HostedKind, job: impl FnOnce(&Rc<Vms>) + Send + 'static) -> Result<()> {
-        let mut threads = self.threads.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut job: Job = Box::new(job);
-        if let Some(mailbox) = threads.get(&kind) {
-            match mailbox.send(job) {
-                Ok(()) => return Ok(()),
-                Err(mpsc::error::SendError(back)) => job = back,
-            }
+    pub(super) fn library(&self) -> &Library {
+        &self.library
+    }
+
+    pub(super) fn lane(&self, kind: HostedKind) -> Result<Lane> {
+        let mut lanes = self.lanes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(lane) = lanes.get(&kind) {
+            return Ok(lane.clone());
         }
-        let mailbox = start_thread(kind, self.bundles.clone())?;
-        let _ = mailbox.send(job);
-        threads.insert(kind, mailbox);
-        Ok(())
+        let (library, env) = (self.library.clone(), self.env.clone());
+        let make = Arc::new(move |lane: &Lane| Vms::new(lane.clone(), library.clone(), env.clone()));
+        let lane = Lane::start(kind, make, self.watchdog.clone())?;
+        lanes.insert(kind, lane.clone());
+        Ok(lane)
     }
 }
 
-fn lost(word: &str) -> Error {
-    Error::new(
+fn read<T>(lock: &RwLock<T>) -> std::sync::RwLockReadGuard<'_, T> {
+    lock.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
+    lock.write().unwrap_or_else(PoisonError::into_inner)
+}
+
+// The longest stretch of computing that a kind's thread may have: of a call, or of loading.
+fn longest(kind: HostedKind) -> Duration {
+    match kind {
+        HostedKind::Policy | HostedKind::Check | HostedKind::Rollout | HostedKind::On => budget::LOAD,
+        HostedKind::Cron => budget::LOAD.max(Duration::from_secs(2)),
+    }
+}
+
+fn put_away(library: &Library, kind: HostedKind, culprit: Option<Culprit>) {
+    let Some((bundle, name)) = culprit else { return };
+    let subject = format!("{} \"{name}\"", kind.as_str());
+    let error = Error::new(
         Kind::Script,
-        format!("{word} thread"),
-        "did not come back within 5s; it was given up and a fresh one started",
+        subject,
+        "is under quarantine: it held its thread in a call that cannot be interrupted",
     )
-    .retry(true)
+    .help("mend it and push it again; a restart of the daemon lets it try again as well");
+    tracing::error!(kind = kind.as_str(), name, bundle, "a script held its thread and is not called any more");
+    library.calls(kind, &bundle, &name).add(1, Duration::ZERO, 0, Some(&error));
+    write(&library.quarantine).insert((kind, bundle, name), error);
 }
 
-fn start_thread(
-    kind: HostedKind,
-    bundles: Arc<RwLock<HashMap<String, Arc<Bundle>>>>,
-) -> Result<mpsc::UnboundedSender<Job>> {
-    let (mailbox, mut inbox) = mpsc::unbounded_channel::<Job>();
-    let failed = |error: std::io::Error| Error::io(format!("{} thread", kind.as_str()), "start it", &error);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
-    let run = move || {
-        let vms = Rc::new(Vms { bundles, loaded: std::cell::RefCell::default() });
-        let local = tokio::task::LocalSet::new();
-        local.block_on(&runtime, async move {
-            while let Some(job) = inbox.recv().await {
-                job(&vms);
-            }
-        });
-    };
-    std::thread::Builder::new().name(format!("script-{}", kind.as_str())).spawn(run).map_err(failed)?;
-    Ok(mailbox)
-}
-
-/// The VMs of one thread, by bundle.
-struct Vms {
-    bundles: Arc<RwLock<HashMap<String, Arc<Bundle>>>>,
-    loaded: std::cell::RefCell<HashMap<String, Rc<Hosted>>>,
-}
-
-impl Vms {
-    fn get(&self, hash: &str, kind: HostedKind) -> Result<Rc<Hosted>> {
-        if let Some(hosted) = self.loaded.borrow().get(hash) {
-            return Ok(hosted.clone());
-        }
-        let bundle = self.bundles.read().unwrap_or_else(PoisonError::into_inner).get(hash).cloned();
-        let bundle =
-            bundle.ok_or_else(|| Error::new(Kind::Script, format!("scripts {hash}"), "are not installed any more"))?;
-        let hosted = Rc::new(Hosted::load(&bundle, kind, hash == stdlib::OWNER)?);
-        let mut loaded = self.loaded.borrow_mut();
-        if loaded.len() >= MAX_VMS {
-            loaded.clear();
-        }
-        loaded.insert(hash.to_owned(), hosted.clone());
-        Ok(hosted)
-    }
-
-    // A VM that was interrupted may still own half-done work, so it is dropped, never used again.
-    fn after(&self, hash: &str, hosted: &Rc<Hosted>) {
-        if hosted.budget.was_exceeded() {
-            self.loaded.borrow_mut().remove(hash);
-        }
-    }
-}
-
-/// Loads a bundle in throw-away VMs, for each kind once, and tells what it registers.
+/// Loads a bundle in a throw-away VM and tells what it registers.
 pub fn inspect(bundle: Arc<Bundle>, hash: &str) -> Result<Inspected> {
     let library = hash == stdlib::OWNER;
     let prefix = if library { "@neap/" } else { "" };
@@ -253,13 +328,11 @@ pub fn inspect(bundle: Arc<Bundle>, hash: &str) -> Result<Inspected> {
 
 /// The same for files from anywhere.
 pub fn inspect_files(files: Rc<dyn Files>, entries: &[String], hash: &str, prefix: &str) -> Result<Inspected> {
+    let hosted = Hosted::load_from(files, entries, None, prefix, Beat::default(), &HostEnv::default())?;
     let mut inspected = Inspected::default();
-    for kind in HostedKind::ALL {
-        let hosted = Hosted::load_from(files.clone(), entries, kind, prefix)?;
-        for registration in hosted.registrations(kind, hash) {
-            let facts = hosted.entries[&registration.name].facts.clone();
-            inspected.registrations.insert((kind, registration.name.clone()), (registration, facts));
-        }
+    for (registration, facts) in hosted.registrations(hash) {
+        let key = (registration.kind, registration.name.clone());
+        inspected.registrations.insert(key, (registration, facts.clone()));
     }
     Ok(inspected)
 }
@@ -277,63 +350,25 @@ pub fn check_options(kind: HostedKind, wanted: &Use, facts: &Facts) -> Result<()
     }
 }
 
-/// The host as the scheduler sees it: policies and rollouts of one decision pass.
+/// The host as the scheduler sees it: who places, and who says how a release goes on.
 pub struct Scripts<'a> {
     /// The host.
     pub host: &'a Arc<ScriptHost>,
-    /// The bundle of each service, by name.
-    pub bundles: &'a dyn Fn(&str) -> Option<String>,
 }
 
 impl<'a> Scripts<'a> {
     /// For one pass.
-    pub fn new(host: &'a Arc<ScriptHost>, bundles: &'a dyn Fn(&str) -> Option<String>) -> Self {
-        Scripts { host, bundles }
-    }
-
-    fn locate(&self, bundle: Option<String>, kind: HostedKind, name: &str) -> Result<(String, Facts)> {
-        if self.host.in_library(kind, name) {
-            return self.host.find(&Inspected::default(), kind, name);
-        }
-        self.host.find(&*self.host.registered(bundle.as_deref())?, kind, name)
-    }
-}
-
-struct ScriptPolicy {
-    host: Arc<ScriptHost>,
-    bundle: String,
-    wanted: Use,
-}
-
-impl Policy for ScriptPolicy {
-    fn rank(&mut self, ask: &Ask) -> Result<Vec<Verdict>> {
-        let (wanted, ask) = (self.wanted.clone(), ask.clone());
-        self.host.call(HostedKind::Policy, &self.bundle, move |hosted| policy::rank(hosted, &wanted, &ask))
-    }
-}
-
-impl Policies for Scripts<'_> {
-    fn find(&mut self, spec: &ServiceSpec, index: usize) -> Result<Box<dyn Policy>> {
-        let wanted = spec.policy[index].clone();
-        let bundle = (self.bundles)(spec.name.as_str());
-        let (bundle, _) = self.locate(bundle, HostedKind::Policy, wanted.name.as_str())?;
-        Ok(Box::new(ScriptPolicy { host: self.host.clone(), bundle, wanted }))
-    }
-
-    fn spread(&mut self) -> Result<Box<dyn Policy>> {
-        Ok(Box::new(ScriptPolicy {
-            host: self.host.clone(),
-            bundle: stdlib::OWNER.to_owned(),
-            wanted: Use::plain("spread"),
-        }))
+    pub fn new(host: &'a Arc<ScriptHost>) -> Self {
+        Scripts { host }
     }
 }
 
 impl Rollouts for Scripts<'_> {
     fn step(&mut self, release: &Release, view: &ReleaseView) -> Result<Answer> {
         let name = release.rollout.name.to_string();
-        let (bundle, _) = self.locate(release.bundle.clone(), HostedKind::Rollout, &name)?;
-        let view = view.clone();
-        self.host.call(HostedKind::Rollout, &bundle, move |hosted| rollout::step(hosted, &name, &view))
+        let own = self.host.registered(release.bundle.as_deref())?;
+        let (bundle, _) = self.host.find(&own, HostedKind::Rollout, &name)?;
+        let (view, named) = (view.clone(), name.clone());
+        self.host.call(HostedKind::Rollout, &bundle, &name, move |hosted| rollout::step(hosted, &named, &view))
     }
 }

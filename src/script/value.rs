@@ -42,8 +42,16 @@ fn convert(value: &LuaValue, path: &str, depth: usize, left: &mut usize) -> Resu
     }
 }
 
+/// The field of a metatable that gives all that a table stands for, where it does not hold it itself.
+pub const UNFOLD: &str = "__unfold";
+
 fn convert_table(table: &Table, path: &str, depth: usize, left: &mut usize) -> Result<Value> {
     let broken = |error: mlua::Error| Error::invalid(path.to_owned(), error.to_string());
+    let unfold = table.metatable().and_then(|meta| meta.raw_get::<Option<mlua::Function>>(UNFOLD).ok().flatten());
+    let table = match unfold {
+        Some(unfold) => &unfold.call::<Table>(()).map_err(broken)?,
+        None => table,
+    };
     let length = table.raw_len();
     let mut list = Vec::new();
     let mut map = Map::new();

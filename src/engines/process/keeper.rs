@@ -145,7 +145,7 @@ impl Keeper {
             .map_err(|error| error.to_string())?;
         let spool = Spool::open(folder, task.request.spec.log.clone())
             .map_err(|error| format!("cannot write output: {error}"))?;
-        let (cgroup, warnings) = Cgroup::create(&task.request.task.0, &task.request.spec.limits);
+        let (cgroup, warnings) = Cgroup::create(&task.request.task.to_string(), &task.request.spec.limits);
         fault::point("keeper.before-spawn");
         // Without this record nothing is started: it is what a replica is stopped by, and never started twice.
         append(folder, &Record::Spawning { keeper: std::process::id() })

@@ -102,7 +102,7 @@ pub fn ends(tasks: &[(TaskId, PathBuf)]) -> LogPosition {
         let last = numbers(folder).ok().and_then(|numbers| numbers.last().copied()).unwrap_or_default();
         (last, whole_length(&spool::path(folder, last)).unwrap_or_default())
     };
-    LogPosition(tasks.iter().map(|(task, folder)| (task.clone(), end(folder))).collect())
+    LogPosition(tasks.iter().map(|(task, folder)| (*task, end(folder))).collect())
 }
 
 fn whole_length(path: &std::path::Path) -> io::Result<u64> {
@@ -127,7 +127,7 @@ pub fn merge(
     for (task, folder) in tasks {
         let start = query.tail.map_or(Ok((0, 0)), |tail| tail_start(folder, tail))?;
         let until = until.map(|until| until.0.get(task).copied().unwrap_or_default());
-        readers.push(Reader::new(task.clone(), folder.clone(), start, until));
+        readers.push(Reader::new(*task, folder.clone(), start, until));
     }
     // The earliest line first; of equals, the one of the earlier task.
     let mut heap = BinaryHeap::new();

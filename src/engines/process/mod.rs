@@ -102,11 +102,11 @@ impl ProcessEngine {
 
 impl Shared {
     fn folder(&self, task: &TaskId) -> PathBuf {
-        self.options.folder.join(&task.0)
+        self.options.folder.join(task.to_string())
     }
 
     fn folders(&self, tasks: &[TaskId]) -> Vec<(TaskId, PathBuf)> {
-        tasks.iter().map(|task| (task.clone(), self.folder(task))).collect()
+        tasks.iter().map(|task| (*task, self.folder(task))).collect()
     }
 
     fn task_ids(&self) -> Result<Vec<TaskId>> {
@@ -114,8 +114,9 @@ impl Shared {
         let mut ids = Vec::new();
         for entry in std::fs::read_dir(&self.options.folder).map_err(unreadable)? {
             let name = entry.map_err(unreadable)?.file_name();
-            if let Some(name) = name.to_str() {
-                ids.push(TaskId(name.to_owned()));
+            // A folder by another name is nobody's task.
+            if let Some(id) = name.to_str().and_then(|name| name.parse().ok()) {
+                ids.push(id);
             }
         }
         ids.sort();
@@ -156,7 +157,7 @@ impl Shared {
             }
             (Some(state), _) => state,
         };
-        Some(Observed { task: task.clone(), state, warnings })
+        Some(Observed { task: *task, state, warnings })
     }
 
     // A keeper that was killed takes its replica along (PDEATHSIG), but not what that one started. Those are still in
@@ -206,7 +207,7 @@ impl Shared {
             let reason = "its keeper ended before it could start the replica".to_owned();
             if let Some(observer) = held(&self.observer).as_ref() {
                 let state = ObservedState::Rejected { reason };
-                let _ = observer.send(Observed { task: task.clone(), state, warnings: Vec::new() });
+                let _ = observer.send(Observed { task: *task, state, warnings: Vec::new() });
             }
         }
         self.report(task);
@@ -231,11 +232,11 @@ impl Shared {
 
     // A keeper that this process did not start: its end is seen through a pidfd.
     fn watch_adopted(self: &Arc<Self>, task: &TaskId) {
-        if !held(&self.watched).insert(task.clone()) {
+        if !held(&self.watched).insert(*task) {
             return;
         }
         let shared = self.clone();
-        let task = task.clone();
+        let task = *task;
         tokio::spawn(async move {
             let folder = shared.folder(&task);
             // Between exec and its first record a keeper has no pid to be found by.
@@ -276,9 +277,9 @@ impl Shared {
         // The default would end it together with the daemon's process group on Ctrl-C.
         command.process_group(0);
         let mut child = command.spawn()?;
-        held(&self.watched).insert(task.clone());
+        held(&self.watched).insert(*task);
         let shared = self.clone();
-        let task = task.clone();
+        let task = *task;
         tokio::spawn(async move {
             if let Ok(mut socket) = tokio::net::UnixStream::from_std(ours) {
                 // Each line is a hint that there is something new to read in the folder.
@@ -328,7 +329,7 @@ impl Engine for ProcessEngine {
 
     async fn start(&self, request: StartRequest) -> Result<()> {
         let shared = &self.shared;
-        let task = request.task.clone();
+        let task = request.task;
         let subject = format!("task {}.{}", request.service, request.slot);
         if request.spec.command.is_empty() {
             return Err(Error::new(Kind::Unsupported, subject, "names an image, but the process engine runs commands")
@@ -455,8 +456,8 @@ impl Engine for ProcessEngine {
     async fn follow(&self, tasks: &[TaskId], position: &mut LogPosition) -> Result<Vec<LogLine>> {
         let mut lines = Vec::new();
         for (task, folder) in self.shared.folders(tasks) {
-            let place = position.0.entry(task.clone()).or_default();
-            let mut reader = logs::Reader::new(task.clone(), folder, *place, None);
+            let place = position.0.entry(task).or_default();
+            let mut reader = logs::Reader::new(task, folder, *place, None);
             let failed = |error: std::io::Error| Error::io(format!("task {task}"), "read its output", &error);
             for _ in 0..FOLLOWED {
                 match reader.next_line().map_err(failed)? {

@@ -122,7 +122,7 @@ pub fn parse(raw: &[u8], task: &TaskId) -> Option<(LogLine, bool)> {
     let whole = fields.next()? == "F";
     let text = fields.next()?.to_owned();
     let at = i64::try_from(at.as_nanosecond()).ok()?;
-    Some((LogLine { at, task: task.clone(), stream, text }, whole))
+    Some((LogLine { at, task: *task, stream, text }, whole))
 }
 
 #[cfg(test)]
@@ -134,7 +134,7 @@ mod tests {
     #[test]
     fn rotates_and_reads_on() {
         let folder = tempfile::tempdir().unwrap();
-        let task = TaskId("t".into());
+        let task = TaskId::numbered(7);
         let policy = LogPolicy { max_size: Bytes(4096), max_files: 3 };
         let mut spool = Spool::open(folder.path(), policy).unwrap();
         let mut reader = Reader::new(task, folder.path().to_owned(), (0, 0), None);
@@ -163,7 +163,7 @@ mod tests {
         let at = "2026-01-02T03:04:05Z stdout";
         let text = format!("{at} P ab\n{at} F cd\n{at} P long\n{at} F to");
         std::fs::write(&file, &text).unwrap();
-        let mut reader = Reader::new(TaskId("t".into()), folder.path().to_owned(), (0, 0), None);
+        let mut reader = Reader::new(TaskId::numbered(7), folder.path().to_owned(), (0, 0), None);
         assert_eq!(reader.next_line().unwrap().unwrap().text, "abcd");
         assert_eq!(reader.next_line().unwrap(), None, "a line whose end is not there yet is left");
         std::fs::write(&file, format!("{text}rn\n")).unwrap();

@@ -33,7 +33,7 @@ impl Chooser {
                 let total: i64 = backends.iter().filter(takes).map(|backend| i64::from(backend.weight)).sum();
                 let mut best: Option<(usize, i64)> = None;
                 for (index, backend) in backends.iter().enumerate().filter(|(_, backend)| takes(backend)) {
-                    let current = self.current.entry(backend.id.clone()).or_default();
+                    let current = self.current.entry(backend.id).or_default();
                     *current += i64::from(backend.weight);
                     if best.is_none_or(|(_, richest)| *current > richest) {
                         best = Some((index, *current));
@@ -68,7 +68,7 @@ mod tests {
         weights
             .iter()
             .enumerate()
-            .map(|(n, weight)| Backend { id: TaskId(n.to_string()), address: String::new(), weight: *weight })
+            .map(|(n, weight)| Backend { id: TaskId::numbered(n as u128), address: String::new(), weight: *weight })
             .collect()
     }
 
@@ -86,11 +86,11 @@ mod tests {
     #[test]
     fn fewest_connections_and_not_tried() {
         let backends = backends(&[100, 100, 100]);
-        let open = HashMap::from([(TaskId("0".into()), 3), (TaskId("1".into()), 1), (TaskId("2".into()), 2)]);
+        let open = HashMap::from([(TaskId::numbered(0), 3), (TaskId::numbered(1), 1), (TaskId::numbered(2), 2)]);
         let mut chooser = Chooser::default();
         assert_eq!(chooser.choose(Balance::LeastConnections, &backends, &[], &open), Some(1));
-        assert_eq!(chooser.choose(Balance::LeastConnections, &backends, &[TaskId("1".into())], &open), Some(2));
-        let all: Vec<TaskId> = backends.iter().map(|backend| backend.id.clone()).collect();
+        assert_eq!(chooser.choose(Balance::LeastConnections, &backends, &[TaskId::numbered(1)], &open), Some(2));
+        let all: Vec<TaskId> = backends.iter().map(|backend| backend.id).collect();
         assert_eq!(chooser.choose(Balance::RoundRobin, &backends, &all, &open), None);
     }
 }

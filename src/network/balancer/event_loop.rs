@@ -237,7 +237,7 @@ impl Loop {
                 return;
             };
             let backend = &spec.backends[chosen];
-            let task = backend.id.clone();
+            let task = backend.id;
             let server = backend.address.parse().map_err(io::Error::other).and_then(TcpStream::connect);
             let Ok(mut server) = server else {
                 tried.push(task);
@@ -254,7 +254,7 @@ impl Loop {
                 self.refused += 1;
                 return;
             }
-            *self.open.entry(task.clone()).or_default() += 1;
+            *self.open.entry(task).or_default() += 1;
             let until = Instant::now() + CONNECT;
             self.connecting.push_back((until, index));
             let pair = Pair::new(client, server, name.to_owned(), task, tried, until);
@@ -396,7 +396,7 @@ impl Loop {
         Status {
             version: self.table.version,
             pid: std::process::id(),
-            connections: self.open.iter().map(|(task, count)| (task.clone(), *count)).collect(),
+            connections: self.open.iter().map(|(task, count)| (*task, *count)).collect(),
             failed: self.failed.clone(),
             accepted: self.accepted,
             refused: self.refused,

@@ -2,9 +2,10 @@
 
 use mlua::{Lua, Table, Value};
 
+use crate::model::bundle::HostedKind;
 use crate::model::task::Task;
 use crate::model::{Error, Kind, Result};
-use crate::script::hosted::Hosted;
+use crate::script::hosted::{Hosted, type_of};
 use crate::script::value::{raise, strict};
 
 const FIELDS: [&str; 9] = ["id", "name", "service", "slot", "revision", "node", "ports", "pid", "address"];
@@ -12,8 +13,7 @@ const FIELDS: [&str; 9] = ["id", "name", "service", "slot", "revision", "node", 
 /// Runs a check once: whether it passed, and what it said.
 pub async fn run(hosted: &Hosted, name: &str, task: &Task) -> Result<(bool, String)> {
     let subject = format!("check \"{name}\"");
-    let entry = hosted.entries.get(name);
-    let entry = entry.ok_or_else(|| Error::new(Kind::Script, subject.clone(), "is not registered any more"))?;
+    let entry = hosted.entry(HostedKind::Check, name)?;
     let call = format!("run(task \"{}\")", task.label());
     let explain = |error: mlua::Error| hosted.explain(&subject, &error, &call);
     let table = task_table(&hosted.lua, task).map_err(explain)?;
@@ -22,7 +22,7 @@ pub async fn run(hosted: &Hosted, name: &str, task: &Task) -> Result<(bool, Stri
     match answer.0 {
         Value::Boolean(passed) => Ok((passed, said(&answer.1).map_err(explain)?.chars().take(500).collect())),
         other => {
-            let shown = if other.is_nil() { "nothing".to_owned() } else { format!("a {}", other.type_name()) };
+            let shown = type_of(&other);
             Err(Error::new(
                 Kind::Script,
                 subject,
@@ -34,7 +34,7 @@ pub async fn run(hosted: &Hosted, name: &str, task: &Task) -> Result<(bool, Stri
 
 fn task_table(lua: &Lua, task: &Task) -> mlua::Result<Table> {
     let table = lua.create_table_with_capacity(0, FIELDS.len())?;
-    table.raw_set("id", task.id.0.as_str())?;
+    table.raw_set("id", task.id.to_string())?;
     table.raw_set("name", task.label())?;
     table.raw_set("service", task.service.as_str())?;
     table.raw_set("slot", task.slot.to_string())?;

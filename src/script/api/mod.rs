@@ -1,6 +1,7 @@
 //! What scripts can call: one file a namespace. Which kind sees which is said here and nowhere else.
 
 pub mod check;
+pub mod cluster;
 pub mod formats;
 pub mod http;
 pub mod load;
@@ -13,12 +14,22 @@ pub mod time;
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use mlua::{Lua, MultiValue, Value};
 
+use super::sink::Sink;
 use super::value::raise;
+use crate::client::Cluster;
 use crate::model::bundle::HostedKind;
 use crate::model::{Error, Kind};
+
+/// What hosted scripts reach besides themselves.
+#[derive(Clone, Default)]
+pub struct HostEnv {
+    /// The cluster, once there is one; the host must not keep it alive.
+    pub cluster: Arc<OnceLock<Weak<dyn Cluster>>>,
+}
 
 /// Whether a hosted file is being loaded, or what it registered is being called.
 #[derive(Debug, Clone, Default)]
@@ -38,24 +49,69 @@ impl Phase {
                 .help("call it inside the registered function"),
         ))
     }
+
+    /// An error once loading is done: a handler registers nothing.
+    pub fn require_loading(&self, word: &str) -> mlua::Result<()> {
+        if !self.running.get() {
+            return Ok(());
+        }
+        Err(raise(
+            Error::new(Kind::Script, word, "cannot be registered from inside a registered function")
+                .help("register it at the top level of the file"),
+        ))
+    }
 }
 
-/// Gives a hosted VM of `kind` its namespaces.
-pub fn install_hosted(lua: &Lua, kind: HostedKind, phase: &Phase) -> mlua::Result<()> {
-    install_print(lua, "script")?;
+/// Gives a hosted VM of `kind` its namespaces; without a kind, those that any kind may name at the top level.
+pub fn install_hosted(
+    lua: &Lua,
+    kind: Option<HostedKind>,
+    phase: &Phase,
+    sink: &Sink,
+    env: &HostEnv,
+) -> mlua::Result<()> {
+    install_print(lua, sink)?;
     formats::install(lua)?;
-    match kind {
-        HostedKind::Policy | HostedKind::Rollout => {
-            time::install(lua, false)?;
-            absent(lua, "http", &format!("a {} computes only", kind.as_str()))?;
+    let computes = matches!(kind, Some(HostedKind::Policy | HostedKind::Rollout));
+    time::install(lua, !computes)?;
+    if computes {
+        let word = kind.map_or("", HostedKind::as_str);
+        absent(lua, "http", &format!("a {word} computes only"))?;
+        deterministic(lua)?;
+    } else {
+        http::install(lua, Some(phase.clone()))?;
+    }
+    match (kind, env.cluster.get().and_then(Weak::upgrade)) {
+        (Some(HostedKind::Cron | HostedKind::On), Some(cluster)) => cluster::install(lua, &cluster, phase)?,
+        (None | Some(HostedKind::Cron | HostedKind::On), _) => {
+            for name in cluster::NAMES {
+                absent(lua, name, "call it inside the registered function")?;
+            }
         }
-        HostedKind::Check => {
-            time::install(lua, true)?;
-            http::install(lua, Some(phase.clone()))?;
+        (Some(kind), _) => {
+            for name in cluster::NAMES {
+                absent(lua, name, &format!("it works in cron and on, not in a {}", kind.as_str()))?;
+            }
         }
     }
-    for name in ["service", "services", "nodes", "scripts", "fs", "env", "sh", "args"] {
-        absent(lua, name, &format!("it works in `neap run`, not in a hosted {}", kind.as_str()))?;
+    for name in ["scripts", "fs", "env", "sh", "args"] {
+        absent(lua, name, "it works in `neap run`, not in hosted scripts")?;
+    }
+    if kind == Some(HostedKind::Policy) {
+        policy::install(lua)?;
+    }
+    Ok(())
+}
+
+// The same inputs give the same decision: no randomness.
+fn deterministic(lua: &Lua) -> mlua::Result<()> {
+    let math: mlua::Table = lua.globals().get("math")?;
+    for name in ["random", "randomseed"] {
+        let refuse = lua.create_function(move |_, _: MultiValue| {
+            let message = "cannot be used here: a decision depends on its inputs alone";
+            Err::<(), _>(raise(Error::new(Kind::Script, format!("math.{name}"), message)))
+        })?;
+        math.set(name, refuse)?;
     }
     Ok(())
 }
@@ -75,14 +131,21 @@ fn absent(lua: &Lua, name: &'static str, why: &str) -> mlua::Result<()> {
     lua.globals().set(name, table)
 }
 
-/// `print` and `warn` to the script's log.
-fn install_print(lua: &Lua, target: &'static str) -> mlua::Result<()> {
-    let print = lua.create_function(move |_, values: MultiValue| {
-        tracing::info!(target: "script", "{}: {}", target, join(&values)?);
+// `print` and `warn` to the daemon's log, and to what is kept of a run.
+fn install_print(lua: &Lua, sink: &Sink) -> mlua::Result<()> {
+    let shown = |values: &MultiValue| Ok::<_, mlua::Error>(crate::model::error::shorten(&join(values)?));
+    let to = sink.clone();
+    let print = lua.create_function(move |lua, values: MultiValue| {
+        let line = shown(&values)?;
+        tracing::info!(target: "script", from = position(lua).0, "{line}");
+        to.line(&line);
         Ok(())
     })?;
-    let warn = lua.create_function(move |_, values: MultiValue| {
-        tracing::warn!(target: "script", "{}: {}", target, join(&values)?);
+    let to = sink.clone();
+    let warn = lua.create_function(move |lua, values: MultiValue| {
+        let line = shown(&values)?;
+        tracing::warn!(target: "script", from = position(lua).0, "{line}");
+        to.line(&format!("warning: {line}"));
         Ok(())
     })?;
     lua.globals().set("print", print)?;

@@ -46,7 +46,7 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
             let cluster = shared.clone();
             async move {
                 let all = cluster.nodes().await.map_err(raise)?;
-                let found = all.iter().find(|node| node.id == name || node.hostname == name);
+                let found = all.iter().find(|node| *node.id == *name || node.hostname == name);
                 let found = found.ok_or_else(|| raise(Error::not_found(format!("node \"{name:.70}\""))))?;
                 node_table(&lua, &cluster, found)
             }

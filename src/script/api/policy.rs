@@ -1,16 +1,20 @@
-//! `policy`: what `filter` and `score` see. Nodes and tasks are plain, read-only tables; `view` counts.
+//! `policy`: what `filter` and `score` see. What they read is noted, since verdicts are kept by it: tables hold what is
+//! known to be read, and whatever else is asked for ends the call, which is then made again with that as well.
 
+use std::cell::RefCell;
 use std::rc::Rc;
 
-use mlua::{Lua, Table, UserData, UserDataMethods, Value};
+use mlua::{Lua, Table, Value as LuaValue};
 use serde::Deserialize;
 
+use crate::model::bundle::HostedKind;
 use crate::model::name::Name;
 use crate::model::service::Use;
-use crate::model::{Error, Kind, Result};
-use crate::scheduler::place::{Ask, NodeView, Verdict};
-use crate::script::hosted::{Entry, Hosted};
-use crate::script::value::{from_json, raise, strict, to_json};
+use crate::model::{Error, Kind, Result, suggest};
+use crate::scheduler::reads::{CountOf, Judge, NodeField, Read, Scope, Sight, TaskField, Value, Verdict, Whose};
+use crate::script::budget;
+use crate::script::hosted::{Entry, Hosted, type_of};
+use crate::script::value::{from_json, raise, to_json};
 
 const NODE: [&str; 14] = [
     "id",
@@ -30,113 +34,424 @@ const NODE: [&str; 14] = [
 ];
 const TASK: [&str; 6] = ["name", "service", "slot", "revision", "labels", "options"];
 
-/// Asks one policy about all candidates.
-pub fn rank(hosted: &Hosted, wanted: &Use, ask: &Ask) -> Result<Vec<Verdict>> {
-    let subject = format!("policy \"{}\"", wanted.name);
-    let entry = hosted.entries.get(wanted.name.as_str());
-    let entry = entry.ok_or_else(|| Error::new(Kind::Script, subject.clone(), "is not registered any more"))?;
-    let lua = &hosted.lua;
-    let label = format!("{}.{}", ask.service, ask.slot);
-    let outer = |error: mlua::Error| hosted.explain(&subject, &error, &format!("task \"{label}\""));
-    let task = task_table(lua, wanted, ask).map_err(outer)?;
-    let shared = Rc::new(ask.clone());
-    let view = lua.create_userdata(View { ask: shared.clone(), node: 0 }).map_err(outer)?;
-    let mut verdicts = Vec::with_capacity(ask.candidates.len());
-    for index in &ask.candidates {
-        let node = node_table(lua, &ask.nodes[*index]).map_err(outer)?;
-        view.borrow_mut::<View>().map_err(outer)?.node = *index;
-        let name = &ask.nodes[*index].node.hostname;
-        if let Some(filter) = entry.functions.get("filter") {
-            let call = format!("filter(node \"{name}\", task \"{label}\")");
-            let explain = |error: mlua::Error| hosted.explain(&subject, &error, &call);
-            let (passes, reason): (Value, Value) = filter.call((&node, &task, &view)).map_err(explain)?;
+// What looks at a table's contents directly would see only what is known to be read so far; these unfold it first.
+const RAW: &str = r#"
+local facades = setmetatable({}, { __mode = "k" })
+local raw_next, raw_pairs, raw_get, raw_len, raw_clone, raw_foreach =
+  next, pairs, rawget, rawlen, table.clone, table.foreach
+local function whole(t) local unfold = facades[t] return unfold and unfold() or t end
+local function shown(t) return type(t) == "table" and whole(t) or t end
+next = function(t, ...) return raw_next(shown(t), ...) end
+pairs = function(t, ...) return raw_pairs(shown(t), ...) end
+rawget = function(t, k) if type(t) == "table" and facades[t] then return t[k] end return raw_get(t, k) end
+rawlen = function(t) return raw_len(shown(t)) end
+table.clone = function(t) return raw_clone(shown(t)) end
+table.foreach = function(t, f) return raw_foreach(shown(t), f) end
+return function(facade, unfold) facades[facade] = unfold end
+"#;
+
+// A count that is known is a look-up; every other one, and every mistake, is Rust's.
+const COUNT: &str = r#"
+local values, own, ask = ...
+return function(_, given)
+  local service, same, node
+  if given ~= nil then
+    if type(given) ~= "table" then return ask(given) end
+    for key, value in given do
+      if key == "service" then service = value
+      elseif key == "same" then same = value
+      elseif key == "node" then node = value
+      else return ask(given) end
+    end
+  end
+  if service == nil then service = 0 end
+  local scope = node or same or false
+  local of_own, of_named = own[service], values[service]
+  local found = of_own and of_own[scope]
+  if found == nil then found = of_named and of_named[scope] end
+  if found ~= nil then return found end
+  return ask(given)
+end
+"#;
+
+/// Where facades are made known to the functions that look into tables.
+const FACADES: &str = "neap.facades";
+
+/// Prepares a VM for policies. Before it is sealed.
+pub fn install(lua: &Lua) -> mlua::Result<()> {
+    let register: mlua::Function = lua.load(RAW).set_name("=neap").call(())?;
+    lua.set_named_registry_value(FACADES, register)
+}
+
+/// A registered policy with the options of its use.
+pub struct LuaJudge {
+    hosted: Rc<Hosted>,
+    name: String,
+    filter: Option<mlua::Function>,
+    score: Option<mlua::Function>,
+    noted: Rc<RefCell<Noted>>,
+    // Where the value of each noted read goes, and what went there last.
+    places: Vec<(Table, LuaValue, Option<Value>)>,
+    node: Facade,
+    labels: Facade,
+    engine_labels: Facade,
+    task: Facade,
+    task_labels: Facade,
+    counts: Table,
+    // The counts of the task's own service, under its name; the name changes, what is counted does not.
+    own: Table,
+    own_counts: Table,
+    view: Table,
+    reads: Vec<Read>,
+}
+
+#[derive(Default)]
+struct Noted {
+    reads: Vec<Read>,
+    // Something was asked for that is not noted yet.
+    missing: bool,
+    // The service of the task in sight.
+    service: Option<Name>,
+}
+
+// A read-only table in front, what is known behind it.
+struct Facade {
+    front: Table,
+    known: Table,
+}
+
+impl LuaJudge {
+    /// For the policy that `wanted` names.
+    pub fn new(hosted: Rc<Hosted>, wanted: &Use) -> Result<Self> {
+        let name = wanted.name.to_string();
+        let broken =
+            |error: mlua::Error| Error::internal(format!("policy \"{name}\""), "cannot be prepared").cause(error);
+        let entry = hosted.entry(HostedKind::Policy, &name)?;
+        Self::prepare(&hosted, entry, wanted).map_err(broken)
+    }
+
+    fn prepare(hosted: &Rc<Hosted>, entry: &Entry, wanted: &Use) -> mlua::Result<Self> {
+        let lua = &hosted.lua;
+        let noted = Rc::new(RefCell::new(Noted::default()));
+        let labels = facade(lua, &noted, Of::Labels)?;
+        let engine_labels = facade(lua, &noted, Of::EngineLabels)?;
+        let task_labels = facade(lua, &noted, Of::TaskLabels)?;
+        let node = facade(lua, &noted, Of::Node)?;
+        node.known.raw_set("labels", &labels.front)?;
+        node.known.raw_set("engine_labels", &engine_labels.front)?;
+        let task = facade(lua, &noted, Of::Task)?;
+        task.known.raw_set("labels", &task_labels.front)?;
+        let options = from_json(lua, &serde_json::Value::Object(wanted.options.clone()))?;
+        freeze(&options);
+        task.known.raw_set("options", options)?;
+        let counts = lua.create_table()?;
+        let (own, own_counts) = (lua.create_table()?, lua.create_table()?);
+        let shared = noted.clone();
+        let ask = lua.create_function(move |_, given: LuaValue| {
+            let mut noted = shared.borrow_mut();
+            let read = count_of(&given, &noted).map_err(raise)?;
+            noted.miss(read)
+        })?;
+        let count: mlua::Function = lua.load(COUNT).set_name("=neap").call((&counts, &own, ask))?;
+        let view = lua.create_table()?;
+        view.raw_set("count", count)?;
+        crate::script::value::strict(lua, "view", &view, &["count"])?;
+        Ok(LuaJudge {
+            hosted: hosted.clone(),
+            name: wanted.name.to_string(),
+            filter: entry.functions.get("filter").cloned(),
+            score: entry.functions.get("score").cloned(),
+            noted,
+            places: Vec::new(),
+            node,
+            labels,
+            engine_labels,
+            task,
+            task_labels,
+            counts,
+            own,
+            own_counts,
+            view,
+            reads: Vec::new(),
+        })
+    }
+
+    // Shows what is in sight to the script; only what has changed since the last call.
+    fn show(&mut self, sight: &dyn Sight) -> mlua::Result<()> {
+        let service = &sight.task().service;
+        let mut noted = self.noted.borrow_mut();
+        if noted.service.as_ref().is_none_or(|last| !last.same(service)) {
+            self.own.clear()?;
+            self.own.raw_set(service.as_str(), &self.own_counts)?;
+            noted.service = Some(service.clone());
+        }
+        drop(noted);
+        for (read, (table, key, last)) in self.reads.iter().zip(&mut self.places) {
+            let value = sight.read(read);
+            if last.as_ref() == Some(&value) {
+                continue;
+            }
+            match &value {
+                Value::Nil => table.raw_set(&*key, LuaValue::Nil)?,
+                Value::Number(number) => table.raw_set(&*key, *number)?,
+                Value::Text(text) => table.raw_set(&*key, &**text)?,
+                Value::Map(map) => {
+                    let lua = &self.hosted.lua;
+                    let whole = lua.create_table_from(map.iter().map(|(key, value)| (key.as_str(), value.as_str())))?;
+                    table.raw_set(&*key, whole)?;
+                }
+            }
+            *last = Some(value);
+        }
+        Ok(())
+    }
+
+    // Where the value of a read goes.
+    fn place(&self, read: &Read) -> mlua::Result<(Table, LuaValue)> {
+        let lua = &self.hosted.lua;
+        let text = |text: &str| lua.create_string(text).map(LuaValue::String);
+        // Whole tables stand beside the values under a key that no script can name.
+        let whole = || LuaValue::Boolean(true);
+        Ok(match read {
+            Read::Node(NodeField::Label(key)) => (self.labels.known.clone(), text(key)?),
+            Read::Node(NodeField::EngineLabel(key)) => (self.engine_labels.known.clone(), text(key)?),
+            Read::Task(TaskField::Label(key)) => (self.task_labels.known.clone(), text(key)?),
+            Read::Node(NodeField::Labels) => (self.labels.known.clone(), whole()),
+            Read::Node(NodeField::EngineLabels) => (self.engine_labels.known.clone(), whole()),
+            Read::Task(TaskField::Labels) => (self.task_labels.known.clone(), whole()),
+            Read::Node(field) => (self.node.known.clone(), text(node_name(field))?),
+            Read::Task(field) => (self.task.known.clone(), text(task_name(field))?),
+            Read::Count(CountOf { of, scope }) => {
+                let table = match of {
+                    Whose::Own => self.own_counts.clone(),
+                    Whose::Named(name) => self.counts_under(text(name.as_str())?)?,
+                    Whose::All => self.counts_under(LuaValue::Integer(0))?,
+                };
+                let key = match scope {
+                    Scope::Node => LuaValue::Boolean(true),
+                    Scope::All => LuaValue::Boolean(false),
+                    Scope::Same(field) => text(&path_of(field))?,
+                };
+                (table, key)
+            }
+        })
+    }
+
+    fn counts_under(&self, key: LuaValue) -> mlua::Result<Table> {
+        if let Some(table) = self.counts.raw_get::<Option<Table>>(&key)? {
+            return Ok(table);
+        }
+        let table = self.hosted.lua.create_table()?;
+        self.counts.raw_set(key, &table)?;
+        Ok(table)
+    }
+
+    fn ask(&mut self, sight: &dyn Sight) -> Result<Option<Verdict>> {
+        let name = self.name.clone();
+        let broken =
+            |error: mlua::Error| Error::internal(format!("policy \"{name}\""), "cannot be shown a node").cause(error);
+        self.show(sight).map_err(broken)?;
+        let result = self.hosted.budget.run(budget::CALL, || self.call(sight));
+        // What was missing is told apart from what is wrong by the note: a script may have caught the error.
+        let mut noted = self.noted.borrow_mut();
+        if !std::mem::take(&mut noted.missing) {
+            return result.map(Some);
+        }
+        let fresh: Vec<Read> = noted.reads[self.reads.len()..].to_vec();
+        drop(noted);
+        if fresh.is_empty() {
+            return result.map(Some);
+        }
+        for read in fresh {
+            let (table, key) = self.place(&read).map_err(broken)?;
+            self.places.push((table, key, None));
+            self.reads.push(read);
+        }
+        Ok(None)
+    }
+
+    fn call(&self, sight: &dyn Sight) -> Result<Verdict> {
+        let arguments = (&self.node.front, &self.task.front, &self.view);
+        if let Some(filter) = &self.filter {
+            let explain = |error: mlua::Error| self.explain("filter", sight, &error);
+            let (passes, reason): (LuaValue, LuaValue) = filter.call(arguments).map_err(explain)?;
             match passes {
-                Value::Boolean(true) => {}
-                Value::Boolean(false) => {
+                LuaValue::Boolean(true) => {}
+                LuaValue::Boolean(false) => {
                     let reason =
                         if reason.is_nil() { "refused".to_owned() } else { reason.to_string().map_err(explain)? };
-                    verdicts.push(Verdict::Refused(reason.chars().take(200).collect()));
-                    continue;
+                    return Ok(Verdict::Refused(reason.chars().take(200).collect::<String>().into()));
                 }
-                other => return Err(wrong(&subject, entry, &call, "true or false", &other)),
+                other => return Err(self.wrong("filter", sight, "true or false", &other)),
             }
         }
-        let score = match entry.functions.get("score") {
-            None => 0.0,
-            Some(score) => {
-                let call = format!("score(node \"{name}\", task \"{label}\")");
-                let value: Value =
-                    score.call((&node, &task, &view)).map_err(|error| hosted.explain(&subject, &error, &call))?;
-                match value.as_f64().or_else(|| value.as_i64().map(|number| number as f64)) {
-                    Some(number) if !number.is_nan() => number,
-                    _ => return Err(wrong(&subject, entry, &call, "a number", &value)),
+        let Some(score) = &self.score else { return Ok(Verdict::Score(0.0)) };
+        let value: LuaValue = score.call(arguments).map_err(|error| self.explain("score", sight, &error))?;
+        match value.as_f64().or_else(|| value.as_i64().map(|number| number as f64)) {
+            // No score is "minus nothing": it would count as less than nothing.
+            Some(number) if !number.is_nan() => Ok(Verdict::Score(number + 0.0)),
+            _ => Err(self.wrong("score", sight, "a number", &value)),
+        }
+    }
+
+    fn explain(&self, function: &str, sight: &dyn Sight, error: &mlua::Error) -> Error {
+        self.hosted.explain(&format!("policy \"{}\"", self.name), error, &words(function, sight))
+    }
+
+    fn wrong(&self, function: &str, sight: &dyn Sight, expected: &str, got: &LuaValue) -> Error {
+        let place = match self.hosted.entry(HostedKind::Policy, &self.name) {
+            Ok(entry) => format!("\n  --> {}:{}", entry.file, entry.line),
+            Err(_) => String::new(),
+        };
+        let call = words(function, sight);
+        let message = format!("returned {}, not {expected}{place}\n   = in {call}", type_of(got));
+        Error::new(Kind::Script, format!("policy \"{}\"", self.name), message)
+    }
+}
+
+fn words(function: &str, sight: &dyn Sight) -> String {
+    format!("{function}(node \"{}\", task \"{}\")", sight.node_name(), sight.task().label())
+}
+
+impl Judge for LuaJudge {
+    fn name(&self) -> &str {
+        &self.name
+    }
+
+    fn reads(&self) -> &[Read] {
+        &self.reads
+    }
+
+    fn judge(&mut self, sight: &dyn Sight) -> Result<Verdict> {
+        // When it has read something new, whoever asks sees that by `reads`, and what is said here does not count.
+        Ok(self.ask(sight)?.unwrap_or(Verdict::Score(0.0)))
+    }
+}
+
+impl Noted {
+    fn miss(&mut self, read: Read) -> mlua::Result<LuaValue> {
+        if !self.reads.contains(&read) {
+            self.reads.push(read);
+        }
+        self.missing = true;
+        Err(mlua::Error::runtime("asked again with what was read"))
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Of {
+    Node,
+    Task,
+    Labels,
+    EngineLabels,
+    TaskLabels,
+}
+
+fn facade(lua: &Lua, noted: &Rc<RefCell<Noted>>, of: Of) -> mlua::Result<Facade> {
+    let known = lua.create_table()?;
+    let shared = noted.clone();
+    let miss = lua.create_function(move |_, (_, key): (LuaValue, LuaValue)| {
+        let LuaValue::String(key) = &key else { return Ok(LuaValue::Nil) };
+        let key = key.to_str()?;
+        let read = match of {
+            Of::Labels => Read::Node(NodeField::Label((&*key).into())),
+            Of::EngineLabels => Read::Node(NodeField::EngineLabel((&*key).into())),
+            Of::TaskLabels => Read::Task(TaskField::Label((&*key).into())),
+            Of::Node => Read::Node(NodeField::named(&key).ok_or_else(|| unknown("node", &key, &NODE))?),
+            Of::Task => Read::Task(task_field(&key).ok_or_else(|| unknown("task", &key, &TASK))?),
+        };
+        let mut noted = shared.borrow_mut();
+        // Known, and there is nothing there.
+        if noted.reads.contains(&read) { Ok(LuaValue::Nil) } else { noted.miss(read) }
+    })?;
+    let behind = lua.create_table()?;
+    behind.raw_set("__index", miss)?;
+    known.set_metatable(Some(behind))?;
+    let shared = noted.clone();
+    let back = known.clone();
+    let unfold = lua.create_function(move |lua, ()| {
+        let whole = match of {
+            Of::Labels => Read::Node(NodeField::Labels),
+            Of::EngineLabels => Read::Node(NodeField::EngineLabels),
+            Of::TaskLabels => Read::Task(TaskField::Labels),
+            Of::Node | Of::Task => {
+                // All fields, one by one.
+                let copy = lua.create_table()?;
+                for name in if of == Of::Node { &NODE[..] } else { &TASK[..] } {
+                    copy.raw_set(*name, back.get::<LuaValue>(*name)?)?;
                 }
+                return Ok(LuaValue::Table(copy));
             }
         };
-        verdicts.push(Verdict::Score(score));
+        let mut noted = shared.borrow_mut();
+        if noted.reads.contains(&whole) { back.raw_get(true) } else { noted.miss(whole) }
+    })?;
+    let front = lua.create_table()?;
+    let meta = lua.create_table()?;
+    meta.raw_set("__index", &known)?;
+    meta.raw_set("__metatable", "locked")?;
+    meta.raw_set(crate::script::value::UNFOLD, &unfold)?;
+    let next: mlua::Function = lua.globals().get("next")?;
+    let unfold_all = unfold.clone();
+    let iterate = lua.create_function(move |_, _: LuaValue| {
+        let whole: LuaValue = unfold_all.call(())?;
+        Ok((next.clone(), whole, LuaValue::Nil))
+    })?;
+    meta.raw_set("__iter", iterate)?;
+    front.set_metatable(Some(meta))?;
+    front.set_readonly(true);
+    let register: mlua::Function = lua.named_registry_value(FACADES)?;
+    register.call::<()>((&front, unfold))?;
+    Ok(Facade { front, known })
+}
+
+fn unknown(what: &str, key: &str, known: &[&str]) -> mlua::Error {
+    let hint = suggest::nearest(key, known.iter().copied()).map(|name| format!("; did you mean \"{name}\"?"));
+    mlua::Error::runtime(format!("{what} has no field \"{key:.60}\"{}", hint.unwrap_or_default()))
+}
+
+fn freeze(value: &LuaValue) {
+    if let LuaValue::Table(table) = value {
+        for (_, inner) in table.pairs::<LuaValue, LuaValue>().flatten() {
+            freeze(&inner);
+        }
+        table.set_readonly(true);
     }
-    Ok(verdicts)
 }
 
-fn wrong(subject: &str, entry: &Entry, call: &str, expected: &str, got: &Value) -> Error {
-    let shown = match got {
-        Value::Nil => "nothing".to_owned(),
-        Value::Number(number) if number.is_nan() => "nan".to_owned(),
-        other => format!("a {}", other.type_name()),
-    };
-    Error::new(
-        Kind::Script,
-        subject,
-        format!("returned {shown}, not {expected}\n  --> {}:{}\n   = in {call}", entry.file, entry.line),
-    )
+fn task_field(name: &str) -> Option<TaskField> {
+    Some(match name {
+        "name" => TaskField::Name,
+        "service" => TaskField::Service,
+        "slot" => TaskField::Slot,
+        "revision" => TaskField::Revision,
+        _ => return None,
+    })
 }
 
-fn node_table(lua: &Lua, view: &NodeView) -> mlua::Result<Table> {
-    let node = &view.node;
-    let table = lua.create_table_with_capacity(0, NODE.len())?;
-    table.raw_set("id", node.id.as_str())?;
-    table.raw_set("name", node.hostname.as_str())?;
-    table.raw_set("role", node.role.as_str())?;
-    table.raw_set("availability", node.availability.as_str())?;
-    table.raw_set("address", node.address.map(|address| address.to_string()))?;
-    table.raw_set("os", node.os.as_str())?;
-    table.raw_set("arch", node.arch.as_str())?;
-    table.raw_set("cpu", node.cpu.cores())?;
-    table.raw_set("memory", node.memory.0 as f64)?;
-    table.raw_set("free_cpu", view.free_cpu.cores())?;
-    table.raw_set("free_memory", view.free_memory.0 as f64)?;
-    table.raw_set("labels", map_table(lua, &node.labels)?)?;
-    table.raw_set("engine_labels", map_table(lua, &node.engine_labels)?)?;
-    table.raw_set("tasks", view.tasks.values().sum::<u32>())?;
-    strict(lua, "node", &table, &NODE)?;
-    Ok(table)
+fn task_name(field: &TaskField) -> &'static str {
+    match field {
+        TaskField::Name => "name",
+        TaskField::Service => "service",
+        TaskField::Slot => "slot",
+        TaskField::Revision => "revision",
+        TaskField::Label(_) | TaskField::Labels => "labels",
+    }
 }
 
-fn task_table(lua: &Lua, wanted: &Use, ask: &Ask) -> mlua::Result<Table> {
-    let table = lua.create_table_with_capacity(0, TASK.len())?;
-    table.raw_set("name", format!("{}.{}", ask.service, ask.slot))?;
-    table.raw_set("service", ask.service.as_str())?;
-    table.raw_set("slot", ask.slot.to_string())?;
-    table.raw_set("revision", ask.revision)?;
-    table.raw_set("labels", map_table(lua, &ask.labels)?)?;
-    table.raw_set("options", from_json(lua, &serde_json::Value::Object(wanted.options.clone()))?)?;
-    strict(lua, "task", &table, &TASK)?;
-    Ok(table)
+fn node_name(field: &NodeField) -> &'static str {
+    NODE.into_iter().find(|name| NodeField::named(name).as_ref() == Some(field)).unwrap_or("labels")
 }
 
-fn map_table(lua: &Lua, map: &std::collections::BTreeMap<String, String>) -> mlua::Result<Table> {
-    let table = lua.create_table_from(map.iter().map(|(key, value)| (key.as_str(), value.as_str())))?;
-    table.set_readonly(true);
-    Ok(table)
+fn path_of(field: &NodeField) -> String {
+    match field {
+        NodeField::Label(key) => format!("labels.{key}"),
+        NodeField::EngineLabel(key) => format!("engine_labels.{key}"),
+        other => node_name(other).to_owned(),
+    }
 }
 
-/// What runs where, as seen from the node being judged.
-struct View {
-    ask: Rc<Ask>,
-    node: usize,
-}
-
-/// What `view:count` counts: tasks meant to run.
+/// What `view:count` is given: tasks meant to run.
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Count {
@@ -148,55 +463,22 @@ struct Count {
     node: bool,
 }
 
-impl UserData for View {
-    fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
-        methods.add_method("count", |_, view, options: Value| {
-            let options = if options.is_nil() { serde_json::json!({}) } else { to_json(&options).map_err(raise)? };
-            let count: Count = crate::model::strict::read("view:count", &options).map_err(raise)?;
-            view.count(&count).map_err(raise)
-        });
-    }
-}
-
-impl View {
-    fn count(&self, count: &Count) -> Result<u32> {
-        let here = field(&self.ask.nodes[self.node], count.same.as_deref())?;
-        let mut total = 0;
-        for (index, node) in self.ask.nodes.iter().enumerate() {
-            if (count.node && index != self.node) || field(node, count.same.as_deref())? != here {
-                continue;
-            }
-            total += match &count.service {
-                Some(service) => node.tasks.get(service).copied().unwrap_or_default(),
-                None => node.tasks.values().sum(),
-            };
-        }
-        Ok(total)
-    }
-}
-
-// A node's field by its path: `labels.zone`, `role`. Without a path all nodes are the same.
-fn field<'a>(view: &'a NodeView, path: Option<&str>) -> Result<Option<&'a str>> {
-    let Some(path) = path else { return Ok(None) };
-    let node = &view.node;
-    if let Some(label) = path.strip_prefix("labels.") {
-        return Ok(node.labels.get(label).map(String::as_str));
-    }
-    if let Some(label) = path.strip_prefix("engine_labels.") {
-        return Ok(node.engine_labels.get(label).map(String::as_str));
-    }
-    match path {
-        "id" => Ok(Some(&node.id)),
-        "name" => Ok(Some(&node.hostname)),
-        "role" => Ok(Some(node.role.as_str())),
-        "os" => Ok(Some(&node.os)),
-        "arch" => Ok(Some(&node.arch)),
-        other => {
-            let hint = crate::model::suggest::hint(
-                other,
-                ["id", "name", "role", "os", "arch", "labels.NAME", "engine_labels.NAME"],
-            );
-            Err(Error::new(Kind::Script, "node", format!("has no field \"{other:.60}\" to group by{hint}")))
-        }
-    }
+fn count_of(given: &LuaValue, noted: &Noted) -> Result<Read> {
+    let options = if given.is_nil() { serde_json::json!({}) } else { to_json(given)? };
+    let count: Count = crate::model::strict::read("view:count", &options)?;
+    let same = count.same.as_deref().map(NodeField::path).transpose()?;
+    let scope = match (count.node, same) {
+        (true, _) => Scope::Node,
+        (false, Some(field)) => Scope::Same(field),
+        (false, None) => Scope::All,
+    };
+    // Whoever has read which service its task is of is judged anew for each: then "its own" says as much as the name, and
+    // is one count for all services.
+    let knows = noted.reads.contains(&Read::Task(TaskField::Service));
+    let of = match count.service {
+        None => Whose::All,
+        Some(name) if knows && noted.service.as_ref() == Some(&name) => Whose::Own,
+        Some(name) => Whose::Named(name),
+    };
+    Ok(Read::Count(CountOf { of, scope }))
 }

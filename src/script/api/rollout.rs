@@ -2,6 +2,7 @@
 
 use mlua::{Lua, MultiValue, Table, Value};
 
+use crate::model::bundle::HostedKind;
 use crate::model::release::{Answer, ReleaseView};
 use crate::model::{Error, Kind, Result, strict};
 use crate::script::hosted::Hosted;
@@ -27,8 +28,7 @@ const INTENTS: [&str; 7] = ["batch", "shift", "wait", "pause", "promote", "rollb
 /// Asks a rollout for its next step.
 pub fn step(hosted: &Hosted, name: &str, view: &ReleaseView) -> Result<Answer> {
     let subject = format!("rollout \"{name}\"");
-    let entry = hosted.entries.get(name);
-    let entry = entry.ok_or_else(|| Error::new(Kind::Script, subject.clone(), "is not registered any more"))?;
+    let entry = hosted.entry(HostedKind::Rollout, name)?;
     let call = format!("step(release of \"{}\", step {})", view.service, view.step);
     let explain = |error: mlua::Error| hosted.explain(&subject, &error, &call);
     let place = format!("  --> {}:{}", entry.file, entry.line);

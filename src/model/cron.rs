@@ -1,0 +1,260 @@
+//! Cron scripts: when they run, and what became of each run.
+
+use std::fmt;
+use std::str::FromStr;
+
+use croner::Cron;
+use croner::parser::{CronParser, Seconds, Year};
+use jiff::tz::TimeZone;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::clock::Timestamp;
+use super::error::{Error, Result};
+use super::units::Duration;
+
+/// Runs of a cron script that are kept.
+pub const HISTORY: usize = 20;
+/// Output that is kept of a run, in bytes.
+pub const MAX_OUTPUT: usize = 4096;
+
+/// Five fields (minute, hour, day of month, month, day of week), or `@hourly` and its like.
+///
+/// Around a change of clocks it goes as people know it from cron: what falls into the hour that is left out runs at its
+/// end, what falls into the hour that comes twice runs once; schedules with `*` or `/` in the hour simply follow the
+/// clock on the wall.
+#[derive(Debug, Clone)]
+pub struct Schedule {
+    text: String,
+    cron: Cron,
+}
+
+impl Schedule {
+    /// The first time after `now`, in `zone`; none if there is no such day.
+    pub fn next(&self, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
+        let now = jiff::Timestamp::from_millisecond(now.0.cast_signed()).ok()?.to_zoned(zone.clone());
+        let next = self.cron.find_next_occurrence(&now, false).ok()?;
+        Some(Timestamp(u64::try_from(next.timestamp().as_millisecond()).ok()?))
+    }
+}
+
+impl FromStr for Schedule {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |why: String| {
+            Error::invalid(format!("schedule {text:.60?}"), why)
+                .help("five fields: minute hour day-of-month month day-of-week, such as \"30 3 * * *\"")
+        };
+        let fields = text.split_whitespace().count();
+        if fields != 5 && !text.trim_start().starts_with('@') {
+            return Err(wrong(format!("has {fields} fields, not 5")));
+        }
+        let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
+        let cron = parser.parse(text).map_err(|error| wrong(error.to_string().trim_end_matches('.').to_lowercase()))?;
+        let schedule = Schedule { text: text.trim().to_owned(), cron };
+        if schedule.next(Timestamp(1_704_067_200_000), &TimeZone::UTC).is_none() {
+            return Err(wrong("names a day that never comes".into()));
+        }
+        Ok(schedule)
+    }
+}
+
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl PartialEq for Schedule {
+    fn eq(&self, other: &Self) -> bool {
+        self.text == other.text
+    }
+}
+
+/// A time zone by its IANA name; the names and rules are part of the program.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Zone(TimeZone);
+
+impl Zone {
+    /// UTC.
+    pub fn utc() -> Self {
+        Zone(TimeZone::UTC)
+    }
+
+    /// For reckoning.
+    pub fn rules(&self) -> &TimeZone {
+        &self.0
+    }
+}
+
+impl FromStr for Zone {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        if text.eq_ignore_ascii_case("utc") {
+            return Ok(Zone::utc());
+        }
+        jiff::tz::db().get(text).map(Zone).map_err(|_| {
+            let known: Vec<String> = jiff::tz::db().available().map(|name| name.to_string()).collect();
+            let hint = super::suggest::nearest(text, known.iter().map(String::as_str));
+            let hint = hint.map(|name| format!("; did you mean \"{name}\"?")).unwrap_or_default();
+            Error::invalid(format!("time zone {text:.60?}"), format!("is not known{hint}"))
+                .help("use an IANA name such as \"Europe/Amsterdam\"")
+        })
+    }
+}
+
+impl fmt::Display for Zone {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.0.iana_name().unwrap_or("UTC"))
+    }
+}
+
+/// What happens when a run is due and the one before still goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Overlap {
+    /// It is left out, and the history says so.
+    #[default]
+    Skip,
+    /// Both run.
+    Allow,
+}
+
+/// When a cron script runs, and for how long at most.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CronSpec {
+    /// When.
+    pub schedule: Schedule,
+    /// By whose clock.
+    pub zone: Zone,
+    /// What happens to a run that is due while another goes on.
+    pub overlap: Overlap,
+    /// How long a run may take.
+    pub timeout: Duration,
+}
+
+/// What is kept of a cron script: one record.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct CronRecord {
+    /// It does not run by schedule while this is set.
+    pub paused: bool,
+    /// The last time that was due; none before it is due again.
+    pub last_due: Option<Timestamp>,
+    /// Counts runs.
+    pub runs: u64,
+    /// The last runs, oldest first.
+    pub history: Vec<CronRun>,
+}
+
+/// One run of a cron script.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct CronRun {
+    /// Counts up for each script.
+    pub number: u64,
+    /// When it was due; none if somebody asked for it.
+    pub due_at: Option<Timestamp>,
+    /// When it was written down that it starts; it starts after that.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Who asked for it, if somebody did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub by: Option<String>,
+    /// The scripts it ran from, by hash.
+    pub bundle: String,
+    /// What it printed, the end of it, and how it failed.
+    pub output: String,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Outcome {
+    /// It goes on.
+    Running,
+    /// Well.
+    Ok,
+    /// With an error.
+    Failed,
+    /// It took longer than it may.
+    TimedOut,
+    /// It was left out: the one before still went on.
+    Skipped,
+    /// It was left out: its time had long passed when it was noticed (a sleeping machine, a stepped clock).
+    Missed,
+    /// The daemon ended while it ran; nobody knows how far it came.
+    Unknown,
+}
+
+impl Outcome {
+    /// As in tables.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Outcome::Running => "running",
+            Outcome::Ok => "ok",
+            Outcome::Failed => "failed",
+            Outcome::TimedOut => "timed out",
+            Outcome::Skipped => "skipped",
+            Outcome::Missed => "missed",
+            Outcome::Unknown => "unknown",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    // The next times of `schedule` in `zone` after `from`, as UTC.
+    fn check(schedule: &str, zone: &str, from: &str, expected: &[&str]) {
+        let (schedule, zone): (Schedule, Zone) = (schedule.parse().unwrap(), zone.parse().unwrap());
+        let mut now = Timestamp(from.parse::<jiff::Timestamp>().unwrap().as_millisecond() as u64);
+        for expected in expected {
+            now = schedule.next(now, zone.rules()).unwrap();
+            let got = jiff::Timestamp::from_millisecond(now.0 as i64).unwrap().to_string();
+            assert_eq!(got, *expected, "{schedule} in {zone} after {from}");
+        }
+    }
+
+    #[test]
+    fn times() {
+        check("30 3 * * *", "UTC", "2026-11-23T00:00:00Z", &["2026-11-23T03:30:00Z", "2026-11-24T03:30:00Z"]);
+        check("30 3 * * *", "Europe/Amsterdam", "2026-11-23T00:00:00Z", &["2026-11-23T02:30:00Z"]);
+        check("*/15 * * * *", "UTC", "2026-01-01T00:00:00Z", &["2026-01-01T00:15:00Z", "2026-01-01T00:30:00Z"]);
+        check("0 0 29 2 *", "UTC", "2026-01-01T00:00:00Z", &["2028-02-29T00:00:00Z"]);
+        check("@daily", "UTC", "2026-01-01T00:00:00Z", &["2026-01-02T00:00:00Z"]);
+        check("0 9 * * MON-FRI", "UTC", "2026-11-20T12:00:00Z", &["2026-11-23T09:00:00Z"]);
+    }
+
+    // Europe/Amsterdam goes from +1 to +2 on 29 March 2026 at 01:00Z, and back on 25 October 2026 at 01:00Z.
+    #[test]
+    fn both_changes_of_clocks() {
+        let zone = "Europe/Amsterdam";
+        check("30 2 * * *", zone, "2026-03-28T12:00:00Z", &["2026-03-29T01:00:00Z", "2026-03-30T00:30:00Z"]);
+        check("30 2 * * *", zone, "2026-10-24T12:00:00Z", &["2026-10-25T00:30:00Z", "2026-10-26T01:30:00Z"]);
+        check("0 * * * *", zone, "2026-03-29T00:30:00Z", &["2026-03-29T01:00:00Z", "2026-03-29T02:00:00Z"]);
+        check(
+            "0 * * * *",
+            zone,
+            "2026-10-24T23:30:00Z",
+            &["2026-10-25T00:00:00Z", "2026-10-25T01:00:00Z", "2026-10-25T02:00:00Z"],
+        );
+        check("30 3 * * *", zone, "2026-03-28T12:00:00Z", &["2026-03-29T01:30:00Z"]);
+    }
+
+    #[test]
+    fn mistakes() {
+        let error = |text: &str| text.parse::<Schedule>().unwrap_err().message;
+        assert_eq!(error("* * *"), "has 3 fields, not 5");
+        assert_eq!(error("0 0 3 * * *"), "has 6 fields, not 5");
+        assert_eq!(error("0 0 30 2 *"), "names a day that never comes");
+        assert!(error("61 * * * *").contains("out of bounds"), "{}", error("61 * * * *"));
+        let zone = "Europe/Amsterdan".parse::<Zone>().unwrap_err().message;
+        assert_eq!(zone, "is not known; did you mean \"Europe/Amsterdam\"?");
+    }
+}

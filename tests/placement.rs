@@ -1,0 +1,264 @@
+//! What is found with verdicts kept and classes formed is what a scan of all nodes finds, task by task.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use neap::model::bundle::Bundle;
+use neap::model::clock::mix;
+use neap::model::id::Slot;
+use neap::model::name::Name;
+use neap::model::node::{Availability, Node};
+use neap::model::service::{OnPolicyError, Resources, Use};
+use neap::model::units::{Bytes, Cpu};
+use neap::scheduler::board::{Board, Seat};
+use neap::scheduler::place::{Ask, Filter, Placer, SlotAsk};
+use neap::script::host::{ScriptHost, Scripts};
+
+/// What a policy sees in the scan: the board, the node's place on it, the service, the slot.
+type Scan = fn(&Board, &Seat, &str, u32) -> Option<f64>;
+
+fn count(board: &Board, service: Option<&str>, like: impl Fn(&Seat) -> bool) -> f64 {
+    let of = |seat: &Seat| service.map_or(seat.total, |name| seat.count(name));
+    f64::from(board.seats().filter(|seat| like(seat)).map(|seat| of(seat)).sum::<u32>())
+}
+
+fn zone(seat: &Seat) -> Option<&String> {
+    seat.node.labels.get("zone")
+}
+
+// Each policy twice: as a user writes it, and as a scan.
+const POLICIES: &[(&str, &str, Scan)] = &[
+    ("spread", "", |_, seat, service, _| Some(-f64::from(seat.count(service)) - f64::from(seat.total) / 1000.0)),
+    ("free", "score = function(node) return node.free_memory end", |_, seat, _, _| Some(seat.free_memory().0 as f64)),
+    (
+        "zones",
+        "score = function(node, task, view) return -view:count { service = task.service, same = 'labels.zone' } end",
+        |board, seat, service, _| Some(-count(board, Some(service), |other| zone(other) == zone(seat))),
+    ),
+    (
+        "zones-then-nodes",
+        "score = function(node, task, view)
+           return -view:count { service = task.service, same = 'labels.zone' } * 100
+             - view:count { service = task.service, node = true } - node.tasks / 1000
+         end",
+        |board, seat, service, _| {
+            let zones = count(board, Some(service), |other| zone(other) == zone(seat));
+            Some(-zones * 100.0 - f64::from(seat.count(service)) - f64::from(seat.total) / 1000.0)
+        },
+    ),
+    (
+        "by-disk",
+        "filter = function(node) return node.labels.zone ~= nil, 'has no zone' end,
+         score = function(node, task, view)
+           if node.labels.disk == 'ssd' then return 10 - view:count { node = true } end
+           if view:count { service = 'a' } > 3 then return -node.cpu end
+           return -view:count { same = 'labels.disk' }
+         end",
+        |board, seat, _, _| {
+            zone(seat)?;
+            let disk = seat.node.labels.get("disk");
+            if disk.is_some_and(|disk| disk == "ssd") {
+                return Some(10.0 - f64::from(seat.total));
+            }
+            if count(board, Some("a"), |_| true) > 3.0 {
+                return Some(-seat.node.cpu.cores());
+            }
+            Some(-count(board, None, |other| other.node.labels.get("disk") == disk))
+        },
+    ),
+    (
+        "by-slot",
+        "score = function(node, task, view)
+           local n = 0
+           for key, value in node.labels do n = n + #key * #value end
+           return tonumber(task.slot) % 2 == 0 and n or -view:count { service = 'b', node = true }
+         end",
+        |_, seat, _, slot| {
+            let n: usize = seat.node.labels.iter().map(|(key, value)| key.len() * value.len()).sum();
+            Some(if slot.is_multiple_of(2) { n as f64 } else { -f64::from(seat.count("b")) })
+        },
+    ),
+    (
+        "same-service-name",
+        "score = function(node, task, view) return view:count { service = 'a', same = 'labels.zone' } end",
+        |board, seat, _, _| Some(count(board, Some("a"), |other| zone(other) == zone(seat))),
+    ),
+];
+
+struct Dice(u64);
+
+impl Dice {
+    fn roll(&mut self, sides: u64) -> u64 {
+        self.0 = mix(self.0);
+        self.0 % sides
+    }
+}
+
+fn node(dice: &mut Dice, id: u64) -> Node {
+    let name = format!("n{id:02}");
+    let mut node = Node::new(&name, &name);
+    node.cpu = Cpu(1000 * (1 + dice.roll(3) as u32));
+    node.memory = Bytes((1 + dice.roll(6)) << 20);
+    if dice.roll(4) > 0 {
+        node.labels.insert("zone".into(), format!("z{}", dice.roll(3)));
+    }
+    if dice.roll(2) > 0 {
+        node.labels.insert("disk".into(), ["ssd", "hdd"][dice.roll(2) as usize].into());
+    }
+    if dice.roll(12) == 0 {
+        node.availability = Availability::Drain;
+    }
+    node
+}
+
+fn scan(board: &mut Board, ask: &Ask, policies: &[Scan]) -> Vec<Option<String>> {
+    let mut places = Vec::new();
+    for wanted in &ask.slots {
+        let Slot::Replica(slot) = wanted.slot else { panic!() };
+        for node in &wanted.replaces {
+            board.alter(node, &ask.service, true, &Resources::default(), -1);
+        }
+        let mut best: Option<(Vec<f64>, &Arc<Seat>)> = None;
+        for seat in board.seats().filter(|seat| ask.filter.refuses(seat).is_none()) {
+            let scores: Option<Vec<f64>> =
+                policies.iter().map(|policy| policy(board, seat, ask.service.as_str(), slot)).collect();
+            let Some(scores) = scores else { continue };
+            if best.as_ref().is_none_or(|(other, _)| scores.partial_cmp(other) == Some(std::cmp::Ordering::Greater)) {
+                best = Some((scores, seat));
+            }
+        }
+        let found = best.map(|(_, seat)| seat.node.id.clone());
+        for node in &wanted.replaces {
+            board.alter(node, &ask.service, true, &Resources::default(), 1);
+        }
+        if let Some(node) = &found {
+            board.alter(node, &ask.service, true, &ask.filter.reservations, 1);
+        }
+        places.push(found.map(|node| node.to_string()));
+    }
+    places
+}
+
+#[test]
+fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
+    let mut dice = Dice(20261123);
+    let source: String =
+        POLICIES[1..].iter().map(|(name, body, _)| format!("policy '{name}' {{ {body} }}\n")).collect();
+    let host = Arc::new(ScriptHost::new().unwrap());
+    let bundle = Bundle { entries: vec!["p.lua".into()], files: BTreeMap::from([("p.lua".into(), source)]) };
+    let hash = host.add(bundle);
+    let names: Vec<Name> = ["a", "b", "c"].iter().map(|name| name.parse().unwrap()).collect();
+    let mut clusters = 0;
+    while clusters < 10_000 {
+        // A cluster lives through several decisions, so that what was kept from one meets what has changed by the next.
+        let mut board = Board::default();
+        let count = 1 + dice.roll(14);
+        let nodes: Vec<Arc<Node>> = (0..count).map(|id| Arc::new(node(&mut dice, id))).collect();
+        board.set_nodes(nodes.clone());
+        let mut placed: Vec<(String, Name, Resources)> = Vec::new();
+        for _ in 0..1 + dice.roll(6) {
+            clusters += 1;
+            match dice.roll(4) {
+                0 => {
+                    let id = dice.roll(count);
+                    board.set_nodes([Arc::new(node(&mut dice, id))]);
+                }
+                1 if !placed.is_empty() => {
+                    let (node, service, resources) = placed.swap_remove(dice.roll(placed.len() as u64) as usize);
+                    board.alter(&node, &service, true, &resources, -1);
+                }
+                _ => {}
+            }
+            let mut asks = Vec::new();
+            let mut scans = Vec::new();
+            for _ in 0..1 + dice.roll(3) {
+                let service = names[dice.roll(3) as usize].clone();
+                let first = dice.roll(POLICIES.len() as u64) as usize;
+                let mut chosen = vec![first];
+                if dice.roll(3) == 0 {
+                    chosen.push((first + 1) % POLICIES.len());
+                }
+                let reservations = match dice.roll(2) {
+                    0 => Resources::default(),
+                    _ => Resources { cpu: Some(Cpu(100)), memory: Some(Bytes(1 << 19)) },
+                };
+                let constraints =
+                    if dice.roll(4) == 0 { vec!["node.labels.disk!=hdd".parse().unwrap()] } else { vec![] };
+                let most = (dice.roll(5) == 0).then(|| (service.clone(), 1 + dice.roll(2) as u32));
+                let on: Vec<_> = board
+                    .seats()
+                    .filter(|seat| seat.count(service.as_str()) > 0)
+                    .map(|seat| seat.node.id.clone())
+                    .collect();
+                let slots = (1..=1 + dice.roll(8) as u32).map(|slot| SlotAsk {
+                    slot: Slot::Replica(slot),
+                    replaces: if slot == 1 { on.first().cloned().into_iter().collect() } else { Vec::new() },
+                });
+                asks.push(Ask {
+                    service,
+                    revision: 1,
+                    labels: Arc::default(),
+                    filter: Filter { constraints, reservations, most },
+                    policies: chosen.iter().map(|n| Use::plain(POLICIES[*n].0)).collect(),
+                    bundle: Some(hash.clone()),
+                    on_error: OnPolicyError::Pending,
+                    slots: slots.collect(),
+                    on,
+                });
+                scans.push(chosen.iter().map(|n| POLICIES[*n].2).collect::<Vec<Scan>>());
+            }
+            // Later asks of the same service see what the earlier ones placed.
+            let mut scanned = board.clone();
+            let expected: Vec<Vec<Option<String>>> =
+                asks.iter().zip(&scans).map(|(ask, policies)| scan(&mut scanned, ask, policies)).collect();
+            let mut found: Vec<Vec<Option<String>>> = vec![Vec::new(); asks.len()];
+            Scripts::new(&host).place(&board, asks.clone(), &mut |number, answers| {
+                found[number] =
+                    answers.into_iter().map(|answer| answer.place.ok().map(|place| place.node.to_string())).collect();
+            });
+            assert_eq!(found, expected, "cluster {clusters}: {asks:?}");
+            for (ask, places) in asks.iter().zip(found) {
+                for node in places.into_iter().flatten() {
+                    placed.push((node, ask.service.clone(), ask.filter.reservations));
+                }
+            }
+            board = scanned;
+        }
+    }
+}
+
+#[test]
+fn a_policy_that_answers_differently_each_time_is_noticed_and_asked_each_time() {
+    let host = Arc::new(ScriptHost::new().unwrap());
+    let source = "local n = 0\npolicy 'moody' { score = function(node) n = n + 1 return n + node.tasks end }";
+    let bundle = Bundle { entries: vec!["p.lua".into()], files: BTreeMap::from([("p.lua".into(), source.into())]) };
+    let hash = host.add(bundle);
+    let mut board = Board::default();
+    board.set_nodes((0..4).map(|n| Arc::new(Node::new(&format!("n{n}"), "n"))));
+    let ask = |slots: u32| Ask {
+        service: "web".parse().unwrap(),
+        revision: 1,
+        labels: Arc::default(),
+        filter: Filter {
+            constraints: vec![],
+            reservations: Resources::default(),
+            most: Some(("web".parse().unwrap(), 5000)),
+        },
+        policies: vec![Use::plain("moody")],
+        bundle: Some(hash.clone()),
+        on_error: OnPolicyError::Pending,
+        on: Vec::new(),
+        slots: (1..=slots).map(|slot| SlotAsk { slot: Slot::Replica(slot), replaces: Vec::new() }).collect(),
+    };
+    let mut notes = Vec::new();
+    for round in 0..2000 {
+        // What is on the nodes changes to and fro, so that they are looked at again.
+        let (service, none) = ("other".parse().unwrap(), Resources::default());
+        board.alter(&format!("n{}", round / 2 % 4), &service, true, &none, if round % 2 == 0 { 1 } else { -1 });
+        Scripts::new(&host).place(&board, vec![ask(2)], &mut |_, answers| {
+            notes.extend(answers.into_iter().filter_map(|answer| answer.note));
+        });
+    }
+    assert_eq!(notes.len(), 1, "{notes:?}");
+    assert!(notes[0].contains("policy \"moody\" answers differently to the same question"), "{}", notes[0]);
+}
