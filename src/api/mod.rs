@@ -4,6 +4,7 @@
 pub mod auth;
 mod openapi;
 mod routes;
+mod script_routes;
 pub mod server;
 mod tokens;
 

@@ -25,12 +25,13 @@ struct Act {
     action: ReleaseAction,
 }
 
-fn schema<T: JsonSchema>() -> Option<Schema> {
+/// A type's schema.
+pub fn schema<T: JsonSchema>() -> Option<Schema> {
     Some(|generator| generator.subschema_for::<T>())
 }
 
-// The parts of a route that most have in common.
-fn route(method: &'static str, path: &'static str, summary: &'static str, need: Role, handler: Handler) -> Route {
+/// The parts of a route that most have in common.
+pub fn route(method: &'static str, path: &'static str, summary: &'static str, need: Role, handler: Handler) -> Route {
     let about = if path.contains("{name}") && path.starts_with("/v1/services") { About::Path } else { About::Nothing };
     Route {
         method,
@@ -50,7 +51,7 @@ fn route(method: &'static str, path: &'static str, summary: &'static str, need: 
 /// Every route of the API.
 pub fn all() -> Vec<Route> {
     use Role::{Admin, Deployer, Viewer};
-    vec![
+    let mut routes = vec![
         Route {
             response: schema::<Info>(),
             ..route("GET", "/v1/info", "Who answers", Viewer, |call| Box::pin(info(call)))
@@ -174,7 +175,9 @@ pub fn all() -> Vec<Route> {
             change: Some("token.remove"),
             ..route("DELETE", "/v1/tokens/{name}", "Removes a token", Admin, |call| Box::pin(tokens::remove(call)))
         },
-    ]
+    ];
+    routes.extend(super::script_routes::all());
+    routes
 }
 
 async fn info(call: Call) -> Result<Answer> {

@@ -2,11 +2,15 @@
 
 mod completion;
 mod context;
+mod cron;
 mod demo;
+mod events;
+mod kv;
 mod node;
 mod output;
 mod progress;
 mod run;
+mod script;
 mod service;
 mod service_spec;
 mod token;
@@ -59,6 +63,20 @@ enum Command {
     /// Manage nodes
     #[command(subcommand)]
     Node(node::Command),
+    /// Manage hosted scripts: policies, checks, rollouts, cron scripts, handlers of events
+    #[command(subcommand)]
+    Script(script::Command),
+    /// Look at cron scripts, run them, hold them back
+    #[command(subcommand)]
+    Cron(cron::Command),
+    /// Keys and values
+    #[command(subcommand)]
+    Kv(kv::Command),
+    /// Secrets for services; never shown
+    #[command(subcommand)]
+    Secret(kv::SecretCommand),
+    /// Print what happens
+    Events(events::Args),
     /// Manage named daemons elsewhere
     #[command(subcommand)]
     Context(context::Command),
@@ -141,6 +159,11 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Demo(args) => single(demo::main(args)).map(ExitCode::from),
         Command::Service(command) => single(service::main(command, &global.cluster()?)).map(done),
         Command::Node(command) => single(node::main(command, &global.cluster()?)).map(done),
+        Command::Script(command) => single(script::main(command, || global.cluster())).map(done),
+        Command::Cron(command) => single(cron::main(command, &global.cluster()?)).map(done),
+        Command::Kv(command) => single(kv::main(command, &global.cluster()?)).map(done),
+        Command::Secret(command) => single(kv::secret(command, &global.cluster()?)).map(done),
+        Command::Events(args) => single(events::main(args, || global.cluster())).map(done),
         Command::Token(command) => single(token::main(command, &global.cluster()?)).map(done),
         Command::Context(command) => context::main(command, &global.config_path()).map(done),
         Command::Version(args) => single(output::version(&args, &global)).map(done),

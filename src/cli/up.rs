@@ -31,6 +31,9 @@ pub struct Args {
     /// Ports handed out to replicas [default: 20000-29999]
     #[arg(long, env = "NEAP_TASK_PORTS", value_name = "FIRST-LAST")]
     task_ports: Option<String>,
+    /// Folder of hosted scripts that serve the whole cluster; followed, and replaced whole when something in it changes
+    #[arg(long, env = "NEAP_SCRIPTS", value_name = "FOLDER")]
+    scripts: Option<PathBuf>,
     /// What is logged: error, warn, info, debug, or filters such as neap=debug
     #[arg(long, env = "NEAP_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
@@ -51,6 +54,7 @@ pub async fn main(args: &Args, file: config::Config) -> Result<()> {
         socket: args.socket.clone().or(file.socket).unwrap_or_else(config::default_socket),
         listen: args.listen.or(file.listen),
         tls,
+        scripts: args.scripts.clone().or(file.scripts),
         task_ports: ports.as_deref().map(read_range).transpose()?.unwrap_or(DEFAULT_RANGE),
     })
     .await

@@ -1,7 +1,9 @@
 //! Floor 3: `trait Cluster`, what anybody can ask of a cluster, and its remote implementation. CLI, Lua and tests
 //! know nothing else; the runtime implements the same trait in process.
 
+pub mod kv;
 pub mod remote;
+pub mod scripts;
 pub mod show;
 pub mod wait;
 pub mod wire;
@@ -14,8 +16,11 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use self::kv::{KvChange, KvEntry, KvSet, SecretInfo, SecretSet};
+use self::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
 use crate::model::Result;
 use crate::model::bundle::Bundle;
+use crate::model::cron::CronRun;
 use crate::model::event::Event;
 use crate::model::node::{Node, NodeUpdate};
 use crate::model::plan::Plan;
@@ -177,4 +182,85 @@ pub trait Cluster: Send + Sync {
 
     /// What happens from now on.
     async fn events(&self) -> Result<Stream1<Event>>;
+    /// The last deliveries of events that failed, oldest first.
+    async fn failed_deliveries(&self) -> Result<Vec<FailedDelivery>>;
+
+    /// All hosted scripts, by owner.
+    async fn scripts(&self) -> Result<Vec<ScriptStatus>>;
+    /// One owner's scripts with their sources; `version` is a hash or the beginning of one, else the active version.
+    async fn script(&self, name: &str, version: Option<&str>) -> Result<ScriptSource>;
+    /// Replaces one owner's scripts, all or nothing; nothing is done with `check_only`.
+    async fn push_scripts(&self, name: &str, push: Push, by: &str) -> Result<ScriptStatus>;
+    /// Goes back to an earlier version.
+    async fn rollback_scripts(&self, name: &str, back: Back, by: &str) -> Result<ScriptStatus>;
+    /// Removes one owner's scripts.
+    async fn remove_scripts(&self, name: &str) -> Result<()>;
+    /// What was called how often.
+    async fn script_calls(&self) -> Result<Vec<ScriptCalls>>;
+
+    /// All cron scripts.
+    async fn crons(&self) -> Result<Vec<CronStatus>>;
+    /// One cron script with its history.
+    async fn cron(&self, name: &str) -> Result<CronStatus>;
+    /// Runs a cron script now; what it became, once it is over.
+    async fn run_cron(&self, name: &str, by: &str) -> Result<CronRun>;
+    /// Holds a cron script back, or lets it go on.
+    async fn pause_cron(&self, name: &str, paused: bool) -> Result<CronStatus>;
+
+    /// One key's entry.
+    async fn kv_get(&self, key: &str) -> Result<Option<KvEntry>>;
+    /// All entries whose key begins with `prefix`, by key.
+    async fn kv_list(&self, prefix: &str) -> Result<Vec<KvEntry>>;
+    /// Sets a key. Durable when it returns.
+    async fn kv_set(&self, key: &str, set: KvSet) -> Result<KvEntry>;
+    /// Removes a key; with a version only if it has that one. False: there was none.
+    async fn kv_delete(&self, key: &str, version: Option<u64>) -> Result<bool>;
+    /// The entries whose key begins with `prefix`, and each change from then on.
+    async fn kv_watch(&self, prefix: &str) -> Result<Stream1<KvChange>>;
+
+    /// All secrets, without their values.
+    async fn secrets(&self) -> Result<Vec<SecretInfo>>;
+    /// Sets a secret; services get it when they are applied again.
+    async fn set_secret(&self, name: &str, set: SecretSet) -> Result<SecretInfo>;
+    /// Removes a secret that no service uses.
+    async fn remove_secret(&self, name: &str) -> Result<()>;
+
+    /// Names that begin with `prefix`, at most `limit`: for completion.
+    async fn names(&self, of: NameKind, prefix: &str, limit: usize) -> Result<Vec<String>>;
+}
+
+/// What names are asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum NameKind {
+    /// Services.
+    Service,
+    /// Nodes, by host name.
+    Node,
+    /// Cron scripts.
+    Cron,
+    /// Owners of hosted scripts.
+    Script,
+    /// Keys.
+    Kv,
+    /// Secrets.
+    Secret,
+}
+
+impl NameKind {
+    /// All of them.
+    pub const ALL: [NameKind; 6] =
+        [NameKind::Service, NameKind::Node, NameKind::Cron, NameKind::Script, NameKind::Kv, NameKind::Secret];
+
+    /// As in queries.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            NameKind::Service => "service",
+            NameKind::Node => "node",
+            NameKind::Cron => "cron",
+            NameKind::Script => "script",
+            NameKind::Kv => "kv",
+            NameKind::Secret => "secret",
+        }
+    }
 }

@@ -5,9 +5,12 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::kv::{KvChange, KvEntry, KvSet, SecretInfo, SecretSet};
+use super::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
 use super::wire::{Endpoint, Wire};
-use super::{Apply, Cluster, Info, LogEntry, LogsAsk, ReleaseAction, ServiceStatus, Stream1};
+use super::{Apply, Cluster, Info, LogEntry, LogsAsk, NameKind, ReleaseAction, ServiceStatus, Stream1};
 use crate::model::Result;
+use crate::model::cron::CronRun;
 use crate::model::event::Event;
 use crate::model::node::{Node, NodeUpdate};
 use crate::model::plan::Plan;
@@ -138,5 +141,89 @@ impl Cluster for RemoteCluster {
 
     async fn events(&self) -> Result<Stream1<Event>> {
         self.stream("/v1/events").await
+    }
+
+    async fn failed_deliveries(&self) -> Result<Vec<FailedDelivery>> {
+        self.get("/v1/events/failed").await
+    }
+
+    async fn scripts(&self) -> Result<Vec<ScriptStatus>> {
+        self.get("/v1/scripts").await
+    }
+
+    async fn script(&self, name: &str, version: Option<&str>) -> Result<ScriptSource> {
+        let query = version.map(|version| format!("?version={}", segment(version))).unwrap_or_default();
+        self.get(&format!("/v1/scripts/{}{query}", segment(name))).await
+    }
+
+    // Who asks is known by the connection; what is given here is for those in the same process.
+    async fn push_scripts(&self, name: &str, push: Push, _: &str) -> Result<ScriptStatus> {
+        self.wire.call("POST", &format!("/v1/scripts/{}", segment(name)), Some(&push)).await
+    }
+
+    async fn rollback_scripts(&self, name: &str, back: Back, _: &str) -> Result<ScriptStatus> {
+        self.wire.call("POST", &format!("/v1/scripts/{}/rollback", segment(name)), Some(&back)).await
+    }
+
+    async fn remove_scripts(&self, name: &str) -> Result<()> {
+        self.wire.call("DELETE", &format!("/v1/scripts/{}", segment(name)), None::<&()>).await
+    }
+
+    async fn script_calls(&self) -> Result<Vec<ScriptCalls>> {
+        self.get("/v1/script-calls").await
+    }
+
+    async fn crons(&self) -> Result<Vec<CronStatus>> {
+        self.get("/v1/crons").await
+    }
+
+    async fn cron(&self, name: &str) -> Result<CronStatus> {
+        self.get(&format!("/v1/crons/{}", segment(name))).await
+    }
+
+    async fn run_cron(&self, name: &str, _: &str) -> Result<CronRun> {
+        self.wire.call("POST", &format!("/v1/crons/{}/run", segment(name)), None::<&()>).await
+    }
+
+    async fn pause_cron(&self, name: &str, paused: bool) -> Result<CronStatus> {
+        let action = if paused { "pause" } else { "resume" };
+        self.wire.call("POST", &format!("/v1/crons/{}/{action}", segment(name)), None::<&()>).await
+    }
+
+    async fn kv_get(&self, key: &str) -> Result<Option<KvEntry>> {
+        self.get(&format!("/v1/kv/{}", segment(key))).await
+    }
+
+    async fn kv_list(&self, prefix: &str) -> Result<Vec<KvEntry>> {
+        self.get(&format!("/v1/kv?prefix={}", segment(prefix))).await
+    }
+
+    async fn kv_set(&self, key: &str, set: KvSet) -> Result<KvEntry> {
+        self.wire.call("PUT", &format!("/v1/kv/{}", segment(key)), Some(&set)).await
+    }
+
+    async fn kv_delete(&self, key: &str, version: Option<u64>) -> Result<bool> {
+        let query = version.map(|version| format!("?version={version}")).unwrap_or_default();
+        self.wire.call("DELETE", &format!("/v1/kv/{}{query}", segment(key)), None::<&()>).await
+    }
+
+    async fn kv_watch(&self, prefix: &str) -> Result<Stream1<KvChange>> {
+        self.stream(&format!("/v1/kv-watch?prefix={}", segment(prefix))).await
+    }
+
+    async fn secrets(&self) -> Result<Vec<SecretInfo>> {
+        self.get("/v1/secrets").await
+    }
+
+    async fn set_secret(&self, name: &str, set: SecretSet) -> Result<SecretInfo> {
+        self.wire.call("PUT", &format!("/v1/secrets/{}", segment(name)), Some(&set)).await
+    }
+
+    async fn remove_secret(&self, name: &str) -> Result<()> {
+        self.wire.call("DELETE", &format!("/v1/secrets/{}", segment(name)), None::<&()>).await
+    }
+
+    async fn names(&self, of: NameKind, prefix: &str, limit: usize) -> Result<Vec<String>> {
+        self.get(&format!("/v1/names?of={}&prefix={}&limit={limit}", of.as_str(), segment(prefix))).await
     }
 }

@@ -34,6 +34,9 @@ pub struct Config {
     /// Ports for replicas, `FIRST-LAST`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_ports: Option<String>,
+    /// A folder of hosted scripts that the daemon follows.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub scripts: Option<PathBuf>,
     /// The context to use where none is named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context: Option<String>,

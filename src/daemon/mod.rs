@@ -20,6 +20,7 @@ use crate::network::balancer::client::BalancerOptions;
 use crate::runtime::{Parts, Runtime};
 use crate::script::host::ScriptHost;
 use crate::store::EmbeddedStore;
+use crate::store::vault::Vault;
 
 /// Everything that `neap up` can be told.
 #[derive(Debug, Clone)]
@@ -36,6 +37,8 @@ pub struct Options {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Ports for replicas.
     pub task_ports: std::ops::RangeInclusive<u16>,
+    /// A folder of hosted scripts that is followed.
+    pub scripts: Option<PathBuf>,
 }
 
 /// The lock on a data folder; the folder is free again when it is dropped, or the process dies.
@@ -130,6 +133,7 @@ pub fn assemble(
         host: Arc::new(ScriptHost::new()?),
         clock: Arc::new(SystemClock::start()),
         balancer: BalancerOptions { folder: data.to_owned(), program: program(), lifeline },
+        vault: Vault::open(data)?,
     })
 }
 
@@ -141,6 +145,9 @@ pub async fn up(options: Options) -> Result<()> {
     let parts = assemble(&options.cluster, &options.data, options.task_ports.clone(), false)?;
     let (store, clock): (_, Arc<dyn Clock>) = (parts.store.clone(), parts.clock.clone());
     let runtime = Runtime::start(parts).await?;
+    if let Some(folder) = &options.scripts {
+        crate::runtime::folder::watch(&runtime, folder.clone()).await?;
+    }
     let audit = Arc::new(audit::AuditFile::open(&options.data, clock.clone())?);
     let router = api::router(Arc::new(Api { cluster: runtime.clone(), store, audit, clock }));
     tokio::spawn(api::server::serve_unix(socket, router.clone()));

@@ -30,6 +30,19 @@ pub struct StartRequest {
     pub revision: u32,
     /// The description of that revision.
     pub spec: Arc<ServiceSpec>,
+    /// What replicas read as files, by name. Never written down with the rest.
+    #[serde(skip)]
+    pub secrets: Secrets,
+}
+
+/// Secrets' values by the name that replicas see; not shown by accident.
+#[derive(Clone, Default)]
+pub struct Secrets(pub BTreeMap<String, Vec<u8>>);
+
+impl std::fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} secrets", self.0.len())
+    }
 }
 
 /// What an engine sees of a task.

@@ -48,6 +48,12 @@ pub struct ServiceSpec {
     /// Environment variables.
     #[serde(default, deserialize_with = "spellings::environment", skip_serializing_if = "BTreeMap::is_empty")]
     pub env: BTreeMap<String, String>,
+    /// Variables whose values are keys' at the time of the apply; in a description `env = { LEVEL = { kv = "shop/level" } }`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub env_kv: BTreeMap<String, String>,
+    /// Secrets by the name that replicas see: `{ database_url = "shop/database_url" }`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, String>,
     /// The folder in which the command runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
@@ -297,7 +303,7 @@ impl ServiceSpec {
             Some(name) => format!("service \"{name:.70}\""),
             None => "service".to_owned(),
         };
-        let spec: ServiceSpec = strict::read(&subject, value)?;
+        let spec: ServiceSpec = strict::read(&subject, &spellings::keys_apart(value))?;
         spec.validate()?;
         Ok(spec)
     }
@@ -318,7 +324,8 @@ impl ServiceSpec {
         let sizes = [
             ("labels", self.labels.len()),
             ("command", self.command.len()),
-            ("env", self.env.len()),
+            ("env", self.env.len() + self.env_kv.len()),
+            ("secrets", self.secrets.len()),
             ("ports", self.ports.len()),
             ("constraints", self.constraints.len()),
             ("policy", self.policy.len()),
@@ -336,7 +343,18 @@ impl ServiceSpec {
                 return wrong(field, "holds a NUL character".into());
             }
         }
-        if let Some(key) = self.env.keys().find(|key| key.is_empty() || key.contains(['=', '\0'])) {
+        for (name, secret) in &self.secrets {
+            let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+            if name.is_empty() || name.len() > 128 || name.starts_with('.') || !name.chars().all(fits) {
+                return wrong("secrets", format!("{name:.60?} is not a name for a file"));
+            }
+            if secret.is_empty() {
+                return wrong("secrets", format!("{name}: names no secret"));
+            }
+        }
+        if let Some(key) =
+            self.env.keys().chain(self.env_kv.keys()).find(|key| key.is_empty() || key.contains(['=', '\0']))
+        {
             return wrong("env", format!("{key:.60?} is not a variable's name"));
         }
         for key in self.labels.keys() {
@@ -371,7 +389,7 @@ impl ServiceSpec {
     /// The hash of what a running task is made of. Replicas, placement, rollout and restart policy are left out:
     /// changing them replaces no task.
     pub fn template_hash(&self) -> String {
-        let template = serde_json::json!([
+        let mut template = serde_json::json!([
             self.image,
             self.command,
             self.env,
@@ -384,6 +402,10 @@ impl ServiceSpec {
             self.stop,
             self.log,
         ]);
+        // Only where there are some: the hashes of descriptions from before there were secrets stay.
+        if let (Some(parts), false) = (template.as_array_mut(), self.secrets.is_empty()) {
+            parts.push(serde_json::json!(self.secrets));
+        }
         sha256_hex(template.to_string().as_bytes())[..12].to_owned()
     }
 }
@@ -436,6 +458,12 @@ pub struct Revision {
     /// The scripts that its tasks are checked by, by hash.
     #[serde(default)]
     pub bundle: Option<String>,
+    /// The versions of the keys that its variables were read from.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub kv: BTreeMap<String, u64>,
+    /// The versions of the secrets that its replicas get.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub secrets: BTreeMap<String, u64>,
     /// When it was made.
     pub created_at: Timestamp,
 }

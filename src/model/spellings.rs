@@ -22,6 +22,24 @@ pub fn signal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::E
     Ok(name.to_owned())
 }
 
+/// Puts variables that are read from keys (`{ kv = "shop/level" }`) where the description keeps them.
+pub fn keys_apart(value: &Value) -> Value {
+    let mut value = value.clone();
+    let Some(env) = value.get_mut("env").and_then(Value::as_object_mut) else { return value };
+    let is_key = |value: &Value| value.as_object().is_some_and(|table| table.len() == 1 && table.contains_key("kv"));
+    let named: Vec<String> = env.iter().filter(|(_, value)| is_key(value)).map(|(name, _)| name.clone()).collect();
+    if named.is_empty() {
+        return value;
+    }
+    let moved: serde_json::Map<String, Value> =
+        named.into_iter().filter_map(|name| Some((name.clone(), env.remove(&name)?["kv"].clone()))).collect();
+    match value.get_mut("env_kv").and_then(Value::as_object_mut) {
+        Some(known) => known.extend(moved),
+        None => value["env_kv"] = Value::Object(moved),
+    }
+    value
+}
+
 /// A policy's name, a table with `use`, or a list of them.
 pub fn uses<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<Use>, D::Error> {
     struct OneOrMore;

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::persist::{bundle_key, node_key};
+use super::{Parts, kv};
 use crate::client::{Apply, Only, ReleaseAction};
 use crate::model::bundle::{Bundle, HostedKind};
 use crate::model::check::CheckSpec;
 use crate::model::event::What;
 use crate::model::id::ServiceId;
+use crate::model::name::Name;
 use crate::model::node::{Node, NodeSettings, NodeUpdate};
 use crate::model::release::{Order, Release, ReleaseState};
 use crate::model::service::{MAX_REPLICAS, Revision, Service, ServiceSpec};
@@ -30,8 +32,35 @@ const BY_HAND: &str = "paused by hand";
 pub struct Prepared {
     spec: ServiceSpec,
     only: Only,
+    // The same with what keys and secrets stand for.
+    resolved: Resolved,
     bundle: Option<Bundle>,
     rollout: Facts,
+    // The scripts of the set that holds the rollout, where a set does.
+    rollout_bundle: Option<String>,
+}
+
+/// What a revision is made of besides its description.
+#[derive(Debug, Clone)]
+pub struct Resolved {
+    /// The description with the values of keys in its environment.
+    pub spec: ServiceSpec,
+    /// The keys' versions.
+    pub kv: BTreeMap<String, u64>,
+    /// The secrets' versions.
+    pub secrets: BTreeMap<String, u64>,
+}
+
+impl Resolved {
+    /// The hash of all that tasks are made of.
+    pub fn hash(&self) -> String {
+        let template = self.spec.template_hash();
+        if self.secrets.is_empty() {
+            return template;
+        }
+        let all = serde_json::json!([template, self.secrets]).to_string();
+        crate::model::id::sha256_hex(all.as_bytes())[..12].to_owned()
+    }
 }
 
 impl Prepared {
@@ -39,10 +68,16 @@ impl Prepared {
     pub fn spec(&self) -> &ServiceSpec {
         &self.spec
     }
+
+    /// The hash of all that its tasks would be made of.
+    pub fn hash(&self) -> String {
+        self.resolved.hash()
+    }
 }
 
 /// Reads and checks an apply against the world as it is.
-pub fn prepare(world: &World, host: &ScriptHost, ask: Apply) -> Result<Prepared> {
+pub fn prepare(world: &World, parts: &Parts, ask: Apply) -> Result<Prepared> {
+    let host = &*parts.host;
     let name = ask.service.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
     let old = world.services.get(name.as_str());
     let mut value = ask.service;
@@ -82,7 +117,7 @@ pub fn prepare(world: &World, host: &ScriptHost, ask: Apply) -> Result<Prepared>
         let (_, facts) = host.find(&own, HostedKind::Policy, policy.name.as_str()).map_err(about)?;
         check_options(HostedKind::Policy, policy, &facts).map_err(about)?;
     }
-    let (_, rollout) = host.find(&own, HostedKind::Rollout, spec.rollout.name.as_str()).map_err(about)?;
+    let (rollout_bundle, rollout) = host.find(&own, HostedKind::Rollout, spec.rollout.name.as_str()).map_err(about)?;
     check_options(HostedKind::Rollout, &spec.rollout, &rollout).map_err(about)?;
     let registered = match spec.check.as_ref().and_then(|check| check.script.as_ref()) {
         Some(script) => Some(host.find(&own, HostedKind::Check, script.as_str()).map_err(about)?.1.check),
@@ -91,7 +126,34 @@ pub fn prepare(world: &World, host: &ScriptHost, ask: Apply) -> Result<Prepared>
     if let (Some(check), Some(registered)) = (&mut spec.check, registered) {
         fill_in(check, &registered);
     }
-    Ok(Prepared { spec, only: ask.only, bundle, rollout })
+    let resolved = resolve(parts, &spec)?;
+    let in_own = own.registrations.contains_key(&(HostedKind::Rollout, spec.rollout.name.to_string()));
+    let in_set = !in_own && !host.in_library(HostedKind::Rollout, spec.rollout.name.as_str());
+    let rollout_bundle = in_set.then_some(rollout_bundle);
+    Ok(Prepared { spec, only: ask.only, resolved, bundle, rollout, rollout_bundle })
+}
+
+// Keys and secrets as they are now: from here on they belong to the revision.
+fn resolve(parts: &Parts, spec: &ServiceSpec) -> Result<Resolved> {
+    let mut resolved = Resolved { spec: spec.clone(), kv: BTreeMap::new(), secrets: BTreeMap::new() };
+    for (name, key) in &spec.env_kv {
+        let entry = kv::get(parts, key).map_err(|error| error.about(spec.subject()))?;
+        let entry = entry.ok_or_else(|| {
+            let message = format!("env.{name}: there is no key \"{key:.70}\"");
+            Error::new(Kind::NotFound, spec.subject(), message).help(format!("set it first: neap kv set {key} VALUE"))
+        })?;
+        resolved.kv.insert(key.clone(), entry.version);
+        resolved.spec.env.insert(name.clone(), entry.value);
+    }
+    for (name, secret) in &spec.secrets {
+        let version = kv::secret_version(parts, secret)?.ok_or_else(|| {
+            let message = format!("secrets.{name}: there is no secret \"{secret:.70}\"");
+            Error::new(Kind::NotFound, spec.subject(), message).help(format!("set it first: neap secret set {secret}"))
+        })?;
+        resolved.secrets.insert(secret.clone(), version);
+    }
+    resolved.spec.validate()?;
+    Ok(resolved)
 }
 
 // A scripted check's own times are part of the revision that uses it.
@@ -108,6 +170,10 @@ fn merged(old: &ServiceSpec, changes: &Value) -> Result<Value> {
     let mut value = serde_json::to_value(old).map_err(|error| Error::internal(old.subject(), error.to_string()))?;
     match (value.as_object_mut(), changes) {
         (Some(all), Value::Object(changes)) => {
+            // Variables are replaced together, whatever their values come from.
+            if changes.contains_key("env") {
+                all.remove("env_kv");
+            }
             for (key, change) in changes {
                 all.insert(key.clone(), change.clone());
             }
@@ -129,7 +195,7 @@ pub fn missing(world: &World, name: &str) -> Error {
 
 /// Creates or updates a service.
 pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prepared: Prepared) -> Result<()> {
-    let Prepared { spec, only, bundle, rollout } = prepared;
+    let Prepared { spec, only, resolved, bundle, rollout, rollout_bundle } = prepared;
     let old = draft.world.services.get(&spec.name).cloned();
     if let Some(old) = &old {
         if old.removing {
@@ -160,11 +226,26 @@ pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prep
         writes.push(Write::put(bundle_key(&hash), record));
         hash
     });
+    if let Some(hash) = &bundle {
+        refuse_taken_names(&draft.world, host, &spec.name, hash)?;
+    }
     match old {
-        None => create(draft, spec, bundle),
-        Some(old) => update(draft, &old, spec, bundle, &rollout),
+        None => create(draft, spec, &resolved, bundle),
+        Some(old) => update(draft, &old, spec, &resolved, bundle, &rollout, rollout_bundle),
     }
     Ok(())
+}
+
+// What acts by itself has one owner, whoever brings it along.
+fn refuse_taken_names(world: &World, host: &ScriptHost, name: &Name, bundle: &str) -> Result<()> {
+    let own = host.registered(Some(bundle))?;
+    if !own.registrations.keys().any(|(kind, _)| kind.acts()) {
+        return Ok(());
+    }
+    let mut others = world.clone();
+    others.services.remove(name);
+    let mut epoch = super::scripts::epoch(&others, host, others.scripts.values())?;
+    epoch.add(&format!("service \"{name}\""), &own, HostedKind::acts)
 }
 
 fn refuse_taken_ports(world: &World, spec: &ServiceSpec) -> Result<()> {
@@ -188,21 +269,23 @@ fn refuse_taken_ports(world: &World, spec: &ServiceSpec) -> Result<()> {
     Ok(())
 }
 
-fn revision(draft: &Draft, spec: &ServiceSpec, bundle: Option<&String>, number: u32) -> Change {
+fn revision(draft: &Draft, resolved: &Resolved, bundle: Option<&String>, number: u32) -> Change {
     Change::Revision(Arc::new(Revision {
-        service: spec.name.clone(),
+        service: resolved.spec.name.clone(),
         number,
-        hash: spec.template_hash(),
-        spec: spec.clone(),
+        hash: resolved.hash(),
+        spec: resolved.spec.clone(),
         bundle: bundle.cloned(),
+        kv: resolved.kv.clone(),
+        secrets: resolved.secrets.clone(),
         created_at: draft.clock.wall(),
     }))
 }
 
-fn create(draft: &mut Draft, spec: ServiceSpec, bundle: Option<String>) {
+fn create(draft: &mut Draft, spec: ServiceSpec, resolved: &Resolved, bundle: Option<String>) {
     let now = draft.clock.wall();
     let name = spec.name.clone();
-    draft.change(revision(draft, &spec, bundle.as_ref(), 1));
+    draft.change(revision(draft, resolved, bundle.as_ref(), 1));
     let service = Service {
         id: ServiceId::new(draft.clock),
         spec,
@@ -218,7 +301,15 @@ fn create(draft: &mut Draft, spec: ServiceSpec, bundle: Option<String>) {
     draft.note(What::ServiceCreated, &name, "revision 1");
 }
 
-fn update(draft: &mut Draft, old: &Service, spec: ServiceSpec, bundle: Option<String>, rollout: &Facts) {
+fn update(
+    draft: &mut Draft,
+    old: &Service,
+    spec: ServiceSpec,
+    resolved: &Resolved,
+    bundle: Option<String>,
+    rollout: &Facts,
+    rollout_bundle: Option<String>,
+) {
     let name = spec.name.clone();
     let mut service = old.clone();
     service.bundle = bundle.or(service.bundle);
@@ -227,7 +318,7 @@ fn update(draft: &mut Draft, old: &Service, spec: ServiceSpec, bundle: Option<St
         ReleaseState::RollingBack => release.back,
         _ => release.to,
     });
-    let same = draft.world.revision(&name, target).is_some_and(|revision| revision.hash == spec.template_hash());
+    let same = draft.world.revision(&name, target).is_some_and(|revision| revision.hash == resolved.hash());
     let changed = service.spec != spec || service.bundle != old.bundle;
     service.spec = spec;
     // Edited scripts without any other change: what runs is judged by them from now on.
@@ -245,13 +336,13 @@ fn update(draft: &mut Draft, old: &Service, spec: ServiceSpec, bundle: Option<St
             && release.moved.iter().chain(release.base.keys()).any(|slot| release.revision_of(slot) != target)
     });
     if same && half_way {
-        begin_release(draft, &service, target, rollout);
+        begin_release(draft, &service, target, rollout, rollout_bundle.clone());
     }
     if !same {
         service.revision += 1;
-        draft.change(revision(draft, &service.spec, service.bundle.as_ref(), service.revision));
+        draft.change(revision(draft, resolved, service.bundle.as_ref(), service.revision));
         let to = service.revision;
-        begin_release(draft, &service, to, rollout);
+        begin_release(draft, &service, to, rollout, rollout_bundle);
     }
     if changed || !same {
         service.updated_at = draft.clock.wall();
@@ -265,7 +356,8 @@ fn update(draft: &mut Draft, old: &Service, spec: ServiceSpec, bundle: Option<St
     }
 }
 
-fn begin_release(draft: &mut Draft, service: &Service, to: u32, rollout: &Facts) {
+// `scripts`: those that the rollout is in, where the service did not bring it along.
+fn begin_release(draft: &mut Draft, service: &Service, to: u32, rollout: &Facts, scripts: Option<String>) {
     let name = &service.spec.name;
     let now = draft.clock.now();
     // A release that is overtaken leaves its slots where they are until their turn comes.
@@ -294,7 +386,7 @@ fn begin_release(draft: &mut Draft, service: &Service, to: u32, rollout: &Facts)
         to,
         back: service.stable.unwrap_or(service.active),
         rollout: service.spec.rollout.clone(),
-        bundle: service.bundle.clone(),
+        bundle: scripts.or_else(|| service.bundle.clone()),
         state: ReleaseState::Running,
         step: 0,
         intent: None,
@@ -468,7 +560,8 @@ fn roll_back_finished(draft: &mut Draft, host: &ScriptHost, service: &Service) -
     };
     let revision = draft.world.revision(name, to).cloned().ok_or_else(nowhere)?;
     let own = host.registered(service.bundle.as_deref())?;
-    let (_, facts) = host.find(&own, HostedKind::Rollout, service.spec.rollout.name.as_str())?;
+    let (bundle, facts) = host.find(&own, HostedKind::Rollout, service.spec.rollout.name.as_str())?;
+    let in_set = host.epoch().registrations.values().any(|found| found.registration.bundle == bundle);
     let mut service = service.clone();
     let (replicas, rollout) = (service.spec.replicas, service.spec.rollout.clone());
     service.spec = revision.spec.clone();
@@ -476,7 +569,7 @@ fn roll_back_finished(draft: &mut Draft, host: &ScriptHost, service: &Service) -
     service.spec.replicas = replicas;
     service.spec.rollout = rollout;
     service.updated_at = draft.clock.wall();
-    begin_release(draft, &service, to, &facts);
+    begin_release(draft, &service, to, &facts, in_set.then_some(bundle));
     draft.change(Change::Service(Arc::new(service)));
     Ok(())
 }

@@ -139,6 +139,7 @@ impl Conductor {
             }
             fault::point("conductor.after-commit");
         }
+        self.install_scripts(&world, &decision.changes);
         let changed = !decision.changes.is_empty() || self.world.board().nodes_stamp() != world.board().nodes_stamp();
         self.forget_bundles(&world, &decision.changes);
         self.world = world;
@@ -225,12 +226,35 @@ impl Conductor {
         changed
     }
 
+    // What serves the cluster follows what is written down. It was tried out before the commit, so it does not fail now.
+    fn install_scripts(&self, world: &World, changes: &[Change]) {
+        let bundle = |world: &World, name: &Name| {
+            world.services.get(name).filter(|service| !service.removing).and_then(|service| service.bundle.clone())
+        };
+        let concerns = |change: &Change| match change {
+            Change::Scripts(_) | Change::RemoveScripts(_) => true,
+            Change::Service(service) => bundle(&self.world, &service.spec.name) != bundle(world, &service.spec.name),
+            Change::RemoveService(_) => true,
+            _ => false,
+        };
+        if changes.iter().any(concerns)
+            && let Err(error) = super::install(&self.parts.host, world)
+        {
+            tracing::error!(%error, "scripts cannot be put to use; those before them go on");
+        }
+    }
+
     // The host's memory of scripts follows the services that use them.
     fn forget_bundles(&self, world: &World, changes: &[Change]) {
         if changes.iter().any(|change| {
             matches!(
                 change,
-                Change::RemoveService(_) | Change::RemoveRevision(..) | Change::Service(_) | Change::Release(_)
+                Change::RemoveService(_)
+                    | Change::RemoveRevision(..)
+                    | Change::Service(_)
+                    | Change::Release(_)
+                    | Change::Scripts(_)
+                    | Change::RemoveScripts(_)
             )
         }) {
             self.parts.host.retain(&|hash| world.uses_bundle(hash));

@@ -1,28 +1,26 @@
 //! `trait Cluster` in process.
 
-use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::PoisonError;
 
 use async_trait::async_trait;
 use tokio::sync::{broadcast, mpsc};
 
-use super::{Runtime, commands, status};
-use crate::client::{Apply, Cluster, Info, LogEntry, LogsAsk, ReleaseAction, ServiceStatus, Stream1};
-use crate::engines::{LogLine, LogQuery};
+use super::follow::Follower;
+use super::{Runtime, commands, cron, kv, scripts, status};
+use crate::client::kv::{KvChange, KvEntry, KvSet, SecretInfo, SecretSet};
+use crate::client::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
+use crate::client::{Apply, Cluster, Info, LogEntry, LogsAsk, NameKind, ReleaseAction, ServiceStatus, Stream1};
+use crate::model::bundle::{HostedKind, Source};
+use crate::model::cron::CronRun;
 use crate::model::event::Event;
-use crate::model::id::{ServiceId, TaskId};
+use crate::model::id::ServiceId;
 use crate::model::name::check_loose;
 use crate::model::node::{Node, NodeUpdate};
 use crate::model::plan::Plan;
 use crate::model::service::{Revision, Service};
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::plan;
-use crate::scheduler::world::World;
 use crate::script::host::Scripts;
-
-/// How often followed output is looked at.
-const FOLLOW: Duration = Duration::from_millis(100);
 
 impl Runtime {
     fn status(&self, name: &str) -> Result<ServiceStatus> {
@@ -33,8 +31,8 @@ impl Runtime {
 
     // Scripts are loaded where waiting for them holds up nobody else.
     async fn prepare(&self, ask: Apply) -> Result<commands::Prepared> {
-        let (world, host) = (self.world(), self.parts.host.clone());
-        tokio::task::spawn_blocking(move || commands::prepare(&world, &host, ask))
+        let (world, parts) = (self.world(), self.parts.clone());
+        tokio::task::spawn_blocking(move || commands::prepare(&world, &parts, ask))
             .await
             .map_err(|error| Error::internal("apply", "its preparation broke").cause(error))?
     }
@@ -105,7 +103,7 @@ impl Cluster for Runtime {
         let (world, parts) = (self.world(), self.parts.clone());
         let plan = move || {
             let bundle = ask.with.as_ref().map(crate::model::bundle::Bundle::hash);
-            let prepared = commands::prepare(&world, &parts.host, ask)?;
+            let prepared = commands::prepare(&world, &parts, ask)?;
             let spec = prepared.spec().clone();
             let old = world.services.get(&spec.name);
             let mut service = old.map_or_else(
@@ -124,7 +122,8 @@ impl Cluster for Runtime {
             );
             service.spec = spec;
             service.bundle = bundle.or(service.bundle);
-            Ok(plan::plan(&world, old.map(AsRef::as_ref), &service, &mut Scripts::new(&parts.host)))
+            let hash = prepared.hash();
+            Ok(plan::plan(&world, old.map(AsRef::as_ref), &service, &hash, &mut Scripts::new(&parts.host)))
         };
         tokio::task::spawn_blocking(plan).await.map_err(|error| Error::internal("plan", "broke").cause(error))?
     }
@@ -217,68 +216,158 @@ impl Cluster for Runtime {
         });
         Ok(stream)
     }
-}
 
-/// Reads a service's output, and goes on reading.
-struct Follower {
-    name: String,
-    engine: Arc<dyn crate::engines::Engine>,
-    world: tokio::sync::watch::Receiver<Arc<World>>,
-}
-
-impl Follower {
-    async fn run(mut self, ask: &LogsAsk, sender: &mpsc::Sender<Result<LogEntry>>) -> Result<()> {
-        let mut labels = self.tasks(ask);
-        let ids: Vec<TaskId> = labels.keys().cloned().collect();
-        // The past goes up to where the following begins, so that no line falls between the two.
-        let mut position = self.engine.log_end(&ids).await?;
-        let query = LogQuery { since: ask.since, tail: ask.tail };
-        let mut past = self.engine.logs(&ids, query, Some(position.clone())).await?;
-        while let Some(lines) = past.recv().await {
-            if !send(lines?, &labels, sender).await {
-                return Ok(());
-            }
-        }
-        if !ask.follow {
-            return Ok(());
-        }
-        loop {
-            tokio::select! {
-                () = tokio::time::sleep(FOLLOW) => {}
-                () = sender.closed() => return Ok(()),
-            }
-            if self.world.has_changed().is_err() {
-                return Ok(());
-            }
-            let gone = !self.world.borrow_and_update().services.contains_key(self.name.as_str());
-            // What has left the world has nothing more to say.
-            if !gone {
-                labels = self.tasks(ask);
-                position.0.retain(|task, _| labels.contains_key(task));
-            }
-            let ids: Vec<TaskId> = labels.keys().cloned().collect();
-            let lines = self.engine.follow(&ids, &mut position).await?;
-            if !send(lines, &labels, sender).await || gone {
-                return Ok(());
-            }
-        }
+    async fn failed_deliveries(&self) -> Result<Vec<FailedDelivery>> {
+        Ok(self.failed.lock().unwrap_or_else(PoisonError::into_inner).iter().cloned().collect())
     }
 
-    fn tasks(&self, ask: &LogsAsk) -> BTreeMap<TaskId, String> {
-        let world = self.world.borrow();
-        let Ok(name) = self.name.parse() else { return BTreeMap::new() };
-        let wanted = |slot: &crate::model::id::Slot| ask.slot.as_ref().is_none_or(|wanted| *wanted == slot.to_string());
-        world.tasks_of(&name).filter(|task| wanted(&task.slot)).map(|task| (task.id, task.label())).collect()
+    async fn scripts(&self) -> Result<Vec<ScriptStatus>> {
+        scripts::list(&self.world(), &self.parts.host)
+    }
+
+    async fn script(&self, name: &str, version: Option<&str>) -> Result<ScriptSource> {
+        scripts::source(&self.world(), &self.parts.host, name, version)
+    }
+
+    async fn push_scripts(&self, name: &str, push: Push, by: &str) -> Result<ScriptStatus> {
+        self.replace_scripts(name, push, Source::Push, by).await
+    }
+
+    async fn rollback_scripts(&self, name: &str, back: Back, _: &str) -> Result<ScriptStatus> {
+        let (owned, host) = (name.to_owned(), self.parts.host.clone());
+        self.command(move |draft, _| scripts::roll_back(draft, &host, &owned, &back)).await?;
+        self.script_status(name)
+    }
+
+    async fn remove_scripts(&self, name: &str) -> Result<()> {
+        let (name, host) = (name.to_owned(), self.parts.host.clone());
+        self.command(move |draft, _| scripts::remove(draft, &host, &name)).await
+    }
+
+    async fn script_calls(&self) -> Result<Vec<ScriptCalls>> {
+        Ok(scripts::calls(&self.world(), &self.parts.host))
+    }
+
+    async fn crons(&self) -> Result<Vec<CronStatus>> {
+        self.ask_cron(cron::Request::List).await
+    }
+
+    async fn cron(&self, name: &str) -> Result<CronStatus> {
+        let all = self.crons().await?;
+        let hint = crate::model::suggest::nearest(name, all.iter().map(|cron| cron.name.as_str()));
+        let hint = hint.map_or("`neap cron ls` lists them".into(), |near| format!("did you mean \"{near}\"?"));
+        let found = all.iter().find(|cron| cron.name == name).cloned();
+        found.ok_or_else(|| Error::not_found(format!("cron \"{name:.63}\"")).help(hint))
+    }
+
+    async fn run_cron(&self, name: &str, by: &str) -> Result<CronRun> {
+        let (name, by) = (name.to_owned(), by.to_owned());
+        self.ask_cron(|reply| cron::Request::Run(name, by, reply)).await?
+    }
+
+    async fn pause_cron(&self, name: &str, paused: bool) -> Result<CronStatus> {
+        let owned = name.to_owned();
+        self.ask_cron(|reply| cron::Request::Pause(owned, paused, reply)).await??;
+        self.cron(name).await
+    }
+
+    async fn kv_get(&self, key: &str) -> Result<Option<KvEntry>> {
+        kv::get(&self.parts, key)
+    }
+
+    async fn kv_list(&self, prefix: &str) -> Result<Vec<KvEntry>> {
+        kv::list(&self.parts, prefix)
+    }
+
+    async fn kv_set(&self, key: &str, set: KvSet) -> Result<KvEntry> {
+        kv::set(&self.parts, key, set).await
+    }
+
+    async fn kv_delete(&self, key: &str, version: Option<u64>) -> Result<bool> {
+        kv::delete(&self.parts, key, version).await
+    }
+
+    async fn kv_watch(&self, prefix: &str) -> Result<Stream1<KvChange>> {
+        let (sender, stream) = channel();
+        kv::watch(&self.parts, prefix, sender)?;
+        Ok(stream)
+    }
+
+    async fn secrets(&self) -> Result<Vec<SecretInfo>> {
+        kv::secrets(&self.parts, &self.world())
+    }
+
+    async fn set_secret(&self, name: &str, set: SecretSet) -> Result<SecretInfo> {
+        kv::set_secret(&self.parts, &self.world(), name, set).await
+    }
+
+    async fn remove_secret(&self, name: &str) -> Result<()> {
+        kv::remove_secret(&self.parts, &self.world(), name).await
+    }
+
+    async fn names(&self, of: NameKind, prefix: &str, limit: usize) -> Result<Vec<String>> {
+        let world = self.world();
+        let begins = |name: &&str| name.starts_with(prefix);
+        Ok(match of {
+            NameKind::Service => {
+                let names = world.services.keys().map(crate::model::name::Name::as_str);
+                names.filter(begins).take(limit).map(str::to_owned).collect()
+            }
+            NameKind::Script => {
+                let names = world.scripts.keys().map(crate::model::name::Name::as_str);
+                names.filter(begins).take(limit).map(str::to_owned).collect()
+            }
+            NameKind::Node => {
+                let names = world.nodes.values().map(|node| node.hostname.as_str());
+                names.filter(begins).take(limit).map(str::to_owned).collect()
+            }
+            NameKind::Cron => {
+                let epoch = self.parts.host.epoch();
+                let crons = epoch.registrations.keys().filter(|(kind, _)| *kind == HostedKind::Cron);
+                crons.map(|(_, name)| name.as_str()).filter(begins).take(limit).map(str::to_owned).collect()
+            }
+            NameKind::Kv => kv::names(&self.parts, "kv", prefix, limit)?,
+            NameKind::Secret => kv::names(&self.parts, "secret", prefix, limit)?,
+        })
     }
 }
 
-async fn send(lines: Vec<LogLine>, labels: &BTreeMap<TaskId, String>, sender: &mpsc::Sender<Result<LogEntry>>) -> bool {
-    for line in lines {
-        let LogLine { at, task, stream, text } = line;
-        let label = labels.get(&task).cloned().unwrap_or_default();
-        if sender.send(Ok(LogEntry { at, task: label, id: task.to_string(), stream, text })).await.is_err() {
-            return false;
-        }
+impl Runtime {
+    fn script_status(&self, name: &str) -> Result<ScriptStatus> {
+        let world = self.world();
+        let set = world.scripts.get(name).ok_or_else(|| Error::not_found(format!("scripts \"{name:.63}\"")))?;
+        scripts::status(set, &self.parts.host)
     }
-    true
+
+    /// Replaces the scripts of one owner.
+    pub(super) async fn replace_scripts(
+        &self,
+        name: &str,
+        push: Push,
+        source: Source,
+        by: &str,
+    ) -> Result<ScriptStatus> {
+        let name: crate::model::name::Name = name.parse()?;
+        let check_only = push.check_only;
+        let named = name.clone();
+        let prepared = tokio::task::spawn_blocking(move || scripts::prepare(&named, push))
+            .await
+            .map_err(|error| Error::internal("push", "its preparation broke").cause(error))??;
+        let set = prepared.set(&self.world(), &name, source, self.parts.clock.wall(), by);
+        let status = prepared.status(set.clone());
+        let host = self.parts.host.clone();
+        if check_only {
+            scripts::try_out(&self.world(), &*self.parts.clock, &host, prepared, set)?;
+            return Ok(status);
+        }
+        self.command(move |draft, writes| scripts::push(draft, writes, &host, prepared, set)).await?;
+        Ok(status)
+    }
+
+    async fn ask_cron<T>(&self, request: impl FnOnce(tokio::sync::oneshot::Sender<T>) -> cron::Request) -> Result<T> {
+        let (reply, answer) = tokio::sync::oneshot::channel();
+        let gone = || Error::new(Kind::Unavailable, "daemon", "is stopping");
+        self.cron.send(request(reply)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
 }

@@ -8,8 +8,14 @@
 mod checks;
 mod commands;
 mod conductor;
+mod cron;
+pub mod folder;
+mod follow;
+mod handlers;
+mod kv;
 mod local;
 mod persist;
+mod scripts;
 mod starter;
 mod status;
 mod traffic;
@@ -28,6 +34,7 @@ use crate::model::task::{Exit, Health, TaskState};
 use crate::network::balancer::client::BalancerOptions;
 use crate::scheduler::world::{Draft, World};
 use crate::script::host::ScriptHost;
+use crate::store::vault::Vault;
 use crate::store::{Store, Write};
 
 /// What a runtime is made of.
@@ -44,6 +51,8 @@ pub struct Parts {
     pub clock: Arc<dyn Clock>,
     /// How the balancer is started.
     pub balancer: BalancerOptions,
+    /// Seals secrets.
+    pub vault: Vault,
 }
 
 /// A message to the conductor.
@@ -66,6 +75,13 @@ enum Message {
 /// Somebody's wish: changes the draft, and may write further records in the same commit.
 type Command = Box<dyn FnOnce(&mut Draft, &mut Vec<Write>) -> Result<()> + Send>;
 
+// Makes the world's scripts those that serve.
+fn install(host: &ScriptHost, world: &World) -> Result<()> {
+    let services = world.services.iter().filter(|(_, service)| !service.removing);
+    let bundles = services.filter_map(|(name, service)| Some((name.as_str(), service.bundle.as_deref()?)));
+    host.install(world.scripts.values(), bundles)
+}
+
 /// A running runtime; dropping it ends the conductor, not the replicas.
 pub struct Runtime {
     parts: Arc<Parts>,
@@ -74,6 +90,8 @@ pub struct Runtime {
     events: broadcast::Sender<Event>,
     port_failures: watch::Receiver<BTreeMap<String, String>>,
     traffic: mpsc::UnboundedSender<traffic::Request>,
+    cron: mpsc::UnboundedSender<cron::Request>,
+    failed: handlers::Failed,
 }
 
 impl Runtime {
@@ -86,6 +104,7 @@ impl Runtime {
         let nodes = parts.engine.nodes().await?.into_iter();
         let with_settings: Vec<_> = nodes.map(|node| Arc::new(persist::with_settings(node, &settings))).collect();
         world.set_nodes(with_settings);
+        install(&parts.host, &world)?;
         let (messages, inbox) = mpsc::unbounded_channel();
         let (publish, seen) = watch::channel(Arc::new(world.clone()));
         let (events, _) = broadcast::channel(4096);
@@ -117,7 +136,13 @@ impl Runtime {
         starter::spawn(parts.clone(), seen.clone(), messages.clone());
         checks::spawn(parts.clone(), seen.clone(), messages.clone());
         let traffic = traffic::spawn(parts.clone(), seen.clone(), messages.clone(), failures);
-        Ok(Arc::new(Runtime { parts, messages, world: seen, events, port_failures, traffic }))
+        let failed = handlers::spawn(parts.clone(), messages.clone(), events.subscribe());
+        let cron = cron::spawn(parts.clone(), messages.clone(), parts.host.epochs()).await?;
+        let host = parts.host.clone();
+        let runtime = Arc::new(Runtime { parts, messages, world: seen, events, port_failures, traffic, cron, failed });
+        let cluster: Arc<dyn crate::client::Cluster> = runtime.clone();
+        host.connect(&cluster);
+        Ok(runtime)
     }
 
     /// The world as last published.

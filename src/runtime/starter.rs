@@ -1,12 +1,13 @@
 //! Starts what was assigned and removes what is forgotten.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{Message, Parts};
-use crate::engines::{Engine, Observed, ObservedState, StartRequest};
+use crate::engines::{Engine, Observed, ObservedState, Secrets, StartRequest};
+use crate::model::Result;
 use crate::model::fault;
 use crate::model::id::TaskId;
 use crate::model::task::TaskState;
@@ -34,7 +35,9 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     slot: task.slot.clone(),
                     revision: task.revision,
                     spec: Arc::new(revision.spec.clone()),
+                    secrets: Secrets::default(),
                 };
+                let versions = revision.secrets.clone();
                 let (parts, messages, slots, now) = (parts.clone(), messages.clone(), slots.clone(), seen.clone());
                 tokio::spawn(async move {
                     let _slot = slots.acquire().await;
@@ -44,7 +47,11 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     }
                     fault::point("runtime.before-start");
                     let id = request.task;
-                    if let Err(error) = parts.engine.start(request).await {
+                    let started = match with_secrets(&parts, request, &versions) {
+                        Ok(request) => parts.engine.start(request).await,
+                        Err(error) => Err(error),
+                    };
+                    if let Err(error) = started {
                         let _ = messages.send(Message::Rejected(id, error.to_string()));
                     }
                     fault::point("runtime.after-start");
@@ -65,6 +72,15 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
             }
         }
     });
+}
+
+// Opened only here, on their way to the replica.
+fn with_secrets(parts: &Parts, mut request: StartRequest, versions: &BTreeMap<String, u64>) -> Result<StartRequest> {
+    for (name, secret) in &request.spec.secrets {
+        let version = versions.get(secret).copied().unwrap_or_default();
+        request.secrets.0.insert(name.clone(), super::kv::reveal(parts, secret, version)?);
+    }
+    Ok(request)
 }
 
 /// At the start: what the engine knows and the world does not. A commit that never happened, or a task that was

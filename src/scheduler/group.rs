@@ -135,7 +135,7 @@ impl Group {
     }
 
     /// How many nodes it groups.
-    pub fn len(&self) -> usize {
+    pub fn size(&self) -> usize {
         self.states.len()
     }
 

@@ -184,9 +184,9 @@ impl Ledger {
 
     fn keep(&mut self, court: &str, filter: &Filter, group: Box<Group>) {
         self.groups.push(Kept { court: court.to_owned(), filter: filter.clone(), group });
-        let mut total: usize = self.groups.iter().map(|kept| kept.group.len()).sum();
+        let mut total: usize = self.groups.iter().map(|kept| kept.group.size()).sum();
         while total > MAX_GROUPED && self.groups.len() > 1 {
-            total -= self.groups.remove(0).group.len();
+            total -= self.groups.remove(0).group.size();
         }
     }
 }

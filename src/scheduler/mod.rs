@@ -5,6 +5,7 @@ pub mod backoff;
 pub mod board;
 pub mod class;
 pub mod court;
+pub mod cron;
 pub mod group;
 pub mod health;
 pub mod ledger;

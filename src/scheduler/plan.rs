@@ -12,10 +12,11 @@ use crate::model::id::{NodeId, Slot};
 use crate::model::plan::{Plan, PlanAction, PlanStep};
 use crate::model::service::{Service, ServiceSpec};
 
-/// Compares `service` (as it would be after the change) with what runs in `world`.
-pub fn plan(world: &World, old: Option<&Service>, service: &Service, placer: &mut dyn Placer) -> Plan {
+/// Compares `service` (as it would be after the change, its tasks made of what `hash` stands for) with what runs in `world`.
+pub fn plan(world: &World, old: Option<&Service>, service: &Service, hash: &str, placer: &mut dyn Placer) -> Plan {
     let changes = old.map_or_else(Vec::new, |old| differences(&old.spec, &service.spec));
-    let replaced = old.is_some_and(|old| old.spec.template_hash() != service.spec.template_hash());
+    let latest = old.and_then(|old| world.revision(&old.spec.name, old.revision));
+    let replaced = latest.is_some_and(|latest| latest.hash != hash);
     let present = slots::by_slot(world, service);
     let desired = slots::desired(world, service);
     let mut wanted: Vec<(Slot, PlanAction, String)> = Vec::new();

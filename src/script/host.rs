@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::api::{HostEnv, check, rollout};
 use super::budget::{self, Beat};
@@ -33,7 +33,7 @@ pub struct ScriptHost {
     watchdog: Watchdog,
     // What each registers, found once: a bundle never changes.
     inspected: RwLock<HashMap<String, Arc<Inspected>>>,
-    epoch: RwLock<Arc<Epoch>>,
+    epoch: watch::Sender<Arc<Epoch>>,
     stdlib: Arc<Inspected>,
 }
 
@@ -57,7 +57,7 @@ impl ScriptHost {
             env: HostEnv::default(),
             watchdog,
             inspected: RwLock::default(),
-            epoch: RwLock::default(),
+            epoch: watch::channel(Arc::default()).0,
             stdlib: Arc::new(inspect(stdlib::bundle(), stdlib::OWNER)?),
         })
     }
@@ -108,13 +108,18 @@ impl ScriptHost {
     ) -> Result<()> {
         let number = self.epoch().number + 1;
         let epoch = Epoch::of(number, sets, services, &|hash| self.registered(Some(hash)))?;
-        *write(&self.epoch) = Arc::new(epoch);
+        self.epoch.send_replace(Arc::new(epoch));
         Ok(())
     }
 
     /// All that serves the whole cluster now.
     pub fn epoch(&self) -> Arc<Epoch> {
-        read(&self.epoch).clone()
+        self.epoch.borrow().clone()
+    }
+
+    /// Follows what serves.
+    pub fn epochs(&self) -> watch::Receiver<Arc<Epoch>> {
+        self.epoch.subscribe()
     }
 
     /// What the library registers.

@@ -17,6 +17,7 @@ pub mod require;
 pub mod run;
 pub mod sink;
 pub mod stdlib;
+pub mod types;
 pub mod value;
 pub mod vm;
 pub mod vms;

@@ -64,10 +64,11 @@ fn fields(kind: HostedKind) -> (&'static [(&'static str, bool)], &'static [&'sta
 
 /// What stands behind the kind's word: a name, or an event's.
 pub fn check_name(kind: HostedKind, given: &str) -> Result<()> {
-    match kind {
+    let checked = match kind {
         HostedKind::On => What::parse(given).map(drop),
         _ => given.parse::<Name>().map(drop),
-    }
+    };
+    checked.map_err(|error| Error { kind: Kind::Script, ..error })
 }
 
 /// Reads a registration; its name and what it holds.

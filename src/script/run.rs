@@ -79,8 +79,7 @@ fn prepare(
     api::http::install(&lua, None)?;
     api::load::install(&lua)?;
     api::local::install(&lua, &script.cwd, &script.args)?;
-    services::install(&lua, context)?;
-    api::nodes::install(&lua, &context.cluster)?;
+    api::cluster::install_with(&lua, context)?;
     for kind in HostedKind::ALL {
         let word = kind.as_str();
         let refuse = lua.create_function(move |_, _: MultiValue| {

@@ -18,15 +18,18 @@ use crate::scheduler::ledger::Ledger;
 /// Most VMs that one thread keeps.
 const MAX_VMS: usize = 64;
 
+/// Kind, bundle and name of what is called.
+pub type Called = (HostedKind, String, String);
+
 /// What all threads share.
 #[derive(Clone, Default)]
 pub struct Library {
     /// Bundles by hash.
     pub bundles: Arc<RwLock<HashMap<String, Arc<Bundle>>>>,
-    /// What may not be called again, by kind, bundle and name, and why.
-    pub quarantine: Arc<RwLock<HashMap<(HostedKind, String, String), Error>>>,
+    /// What may not be called again, and why.
+    pub quarantine: Arc<RwLock<HashMap<Called, Error>>>,
     /// What was called how often, by kind, bundle and name.
-    pub calls: Arc<RwLock<HashMap<(HostedKind, String, String), Arc<Calls>>>>,
+    pub calls: Arc<RwLock<HashMap<Called, Arc<Calls>>>>,
 }
 
 /// Statistics of one registration. Times in nanoseconds of computing and waiting together.

@@ -2,6 +2,7 @@
 
 mod embedded;
 mod record;
+pub mod vault;
 
 use async_trait::async_trait;
 use tokio::sync::broadcast;

@@ -212,6 +212,9 @@ impl Keeper {
             Some((None, Some(signal))) => Exit::Signal(signal),
             _ => Exit::Unknown,
         };
+        if let Some(secrets) = &self.task.secrets {
+            super::taskdir::remove_secrets(secrets);
+        }
         let oom = self.cgroup.out_of_memory();
         self.cgroup.remove();
         record(&self.folder, &Record::Ended { exit, at: now(), out_of_memory: oom });

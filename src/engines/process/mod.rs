@@ -352,12 +352,14 @@ impl Engine for ProcessEngine {
         }
         let ports =
             held(&shared.ports).choose(request.spec.ports.keys()).map_err(|error| error.about(subject.clone()))?;
+        let secrets = taskdir::write_secrets(&folder, &request).map_err(|error| error.about(subject.clone()))?;
         let file = TaskFile {
             format: 1,
             request,
             ports,
             inherited: shared.inherited.clone(),
             lifeline: shared.options.lifeline,
+            secrets,
         };
         file.write(&folder).map_err(failed)?;
         fault::point("engine.before-keeper");
@@ -402,6 +404,10 @@ impl Engine for ProcessEngine {
         let folder = self.shared.folder(task);
         if lock_is_held(&folder) {
             return Err(Error::new(Kind::Conflict, format!("task {task}"), "still runs"));
+        }
+        // A keeper that was killed has left them.
+        if let Ok(TaskFile { secrets: Some(secrets), .. }) = TaskFile::read(&folder) {
+            taskdir::remove_secrets(&secrets);
         }
         self.shared.release_ports(task);
         match std::fs::remove_dir_all(&folder) {

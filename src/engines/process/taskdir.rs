@@ -2,7 +2,7 @@
 //! records, a line a fact), `stop.json` (a changed stop policy) and the output.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
@@ -25,6 +25,9 @@ pub struct TaskFile {
     pub inherited: BTreeMap<String, String>,
     /// Whether the replica ends with the daemon (standalone runs).
     pub lifeline: bool,
+    /// Where its secrets are, if it has any.
+    #[serde(default)]
+    pub secrets: Option<PathBuf>,
 }
 
 impl TaskFile {
@@ -57,6 +60,9 @@ impl TaskFile {
         if let Some(port) = self.ports.get("http").or_else(|| self.ports.values().next()) {
             env.insert("PORT".into(), port.to_string());
         }
+        if let Some(folder) = &self.secrets {
+            env.insert("NEAP_SECRETS".into(), folder.to_string_lossy().into_owned());
+        }
         env.extend(request.spec.env.clone());
         env
     }
@@ -66,6 +72,46 @@ impl TaskFile {
         let asked = std::fs::read(folder.join("stop.json")).ok().and_then(|text| serde_json::from_slice(&text).ok());
         asked.unwrap_or_else(|| self.request.spec.stop.clone())
     }
+}
+
+/// Where root keeps secrets for replicas of other users: in memory, and not below a folder that is root's alone.
+const RUN: &str = "/run/neap-secrets";
+
+/// Writes the secrets as files that only the replica's user can read; tells where. The folder goes when the replica has
+/// ended.
+pub fn write_secrets(folder: &Path, request: &StartRequest) -> Result<Option<PathBuf>> {
+    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
+    if request.secrets.0.is_empty() {
+        return Ok(None);
+    }
+    let owner = request.spec.user.as_deref().map(identity).transpose().map_err(|why| Error::invalid("user", why))?;
+    let failed = |error: std::io::Error| Error::io("secrets", "write them for the replica", &error);
+    let secrets = if nix::unistd::geteuid().is_root() {
+        std::fs::DirBuilder::new().recursive(true).mode(0o711).create(RUN).map_err(failed)?;
+        Path::new(RUN).join(request.task.to_string())
+    } else {
+        folder.join("secrets")
+    };
+    remove_secrets(&secrets);
+    std::fs::DirBuilder::new().mode(0o700).create(&secrets).map_err(failed)?;
+    let hand_over = |path: &Path| match &owner {
+        Some(owner) => chown(path, Some(owner.uid.as_raw()), Some(owner.gid.as_raw())),
+        None => Ok(()),
+    };
+    for (name, value) in &request.secrets.0 {
+        let path = secrets.join(name);
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.create_new(true).write(true).mode(0o400).open(&path).map_err(failed)?;
+        std::io::Write::write_all(&mut file, value).map_err(failed)?;
+        hand_over(&path).map_err(failed)?;
+    }
+    hand_over(&secrets).map_err(failed)?;
+    Ok(Some(secrets))
+}
+
+/// Removes what `write_secrets` wrote.
+pub fn remove_secrets(folder: &Path) {
+    let _ = std::fs::remove_dir_all(folder);
 }
 
 /// Writes a file so that a reader sees the old or the new one, never a part.

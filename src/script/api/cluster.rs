@@ -4,17 +4,101 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use mlua::Lua;
+use mlua::{Lua, MultiValue, Table, Value};
 
-use super::{Phase, nodes, services};
+use super::{crons, kv, nodes, services};
 use crate::client::Cluster;
+use crate::client::scripts::{Back, Push};
+use crate::script::value::{from_record, raise};
 
 /// What `install` sets.
-pub const NAMES: [&str; 3] = ["service", "services", "nodes"];
+pub const NAMES: [&str; 7] = ["service", "services", "nodes", "kv", "secrets", "crons", "events"];
+
+/// Who does what a script does.
+const BY: &str = "a script";
 
 /// Sets them in a hosted VM. Nothing is shown to anybody there, and nothing is brought along.
-pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>, _phase: &Phase) -> mlua::Result<()> {
-    let context = services::Context { cluster: cluster.clone(), reporter: Rc::new(|_, _| {}), folder: PathBuf::new() };
-    services::install(lua, &context)?;
-    nodes::install(lua, cluster)
+pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
+    let reporter: services::Reporter = Rc::new(|_, _| {});
+    install_with(lua, &services::Context { cluster: cluster.clone(), reporter, folder: PathBuf::new() })
+}
+
+/// Sets them for somebody who is there to see; `scripts` as well, for files that they have.
+pub fn install_with(lua: &Lua, context: &services::Context) -> mlua::Result<()> {
+    services::install(lua, context)?;
+    nodes::install(lua, &context.cluster)?;
+    kv::install(lua, &context.cluster)?;
+    crons::install(lua, &context.cluster)?;
+    install_scripts(lua, context)
+}
+
+// `scripts "policies/*.lua"` reads files; its fields manage what serves the cluster.
+fn install_scripts(lua: &Lua, context: &services::Context) -> mlua::Result<()> {
+    let scripts = lua.create_table()?;
+    let shared = context.cluster.clone();
+    scripts.set(
+        "list",
+        lua.create_async_function(move |lua, ()| {
+            let cluster = shared.clone();
+            async move { from_record(&lua, &cluster.scripts().await.map_err(raise)?) }
+        })?,
+    )?;
+    let shared = context.cluster.clone();
+    scripts.set(
+        "get",
+        lua.create_async_function(move |lua, (name, version): (String, Option<String>)| {
+            let cluster = shared.clone();
+            async move { from_record(&lua, &cluster.script(&name, version.as_deref()).await.map_err(raise)?) }
+        })?,
+    )?;
+    let shared = context.cluster.clone();
+    scripts.set(
+        "push",
+        lua.create_async_function(move |lua, (name, brought): (String, Value)| {
+            let cluster = shared.clone();
+            async move {
+                let push = Push { bundle: services::brought("scripts.push", &brought)?, check_only: false };
+                from_record(&lua, &cluster.push_scripts(&name, push, BY).await.map_err(raise)?)
+            }
+        })?,
+    )?;
+    let shared = context.cluster.clone();
+    scripts.set(
+        "rollback",
+        lua.create_async_function(move |lua, (name, to): (String, Option<String>)| {
+            let cluster = shared.clone();
+            async move { from_record(&lua, &cluster.rollback_scripts(&name, Back { to }, BY).await.map_err(raise)?) }
+        })?,
+    )?;
+    let shared = context.cluster.clone();
+    scripts.set(
+        "remove",
+        lua.create_async_function(move |_, name: String| {
+            let cluster = shared.clone();
+            async move { cluster.remove_scripts(&name).await.map_err(raise) }
+        })?,
+    )?;
+    let shared = context.cluster.clone();
+    scripts.set(
+        "calls",
+        lua.create_async_function(move |lua, ()| {
+            let cluster = shared.clone();
+            async move { from_record(&lua, &cluster.script_calls().await.map_err(raise)?) }
+        })?,
+    )?;
+    let read: mlua::Function = lua.globals().get("scripts")?;
+    let meta = lua.create_table()?;
+    let call = lua.create_function(move |_, (_, rest): (Table, MultiValue)| read.call::<Value>(rest))?;
+    meta.raw_set("__call", call)?;
+    let known = ["list", "get", "push", "rollback", "remove", "calls"];
+    let index = lua.create_function(move |_, (_, key): (Table, String)| {
+        let hint = crate::model::suggest::nearest(&key, known).map(|name| format!("; did you mean \"{name}\"?"));
+        let hint = hint.unwrap_or_default();
+        Err::<Value, _>(mlua::Error::runtime(format!("scripts has nothing called \"{key:.60}\"{hint}")))
+    })?;
+    meta.raw_set("__index", index)?;
+    meta.raw_set("__metatable", "locked")?;
+    scripts.set_metatable(Some(meta))?;
+    scripts.set_readonly(true);
+    lua.globals().set("scripts", scripts)
 }

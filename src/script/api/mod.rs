@@ -2,13 +2,16 @@
 
 pub mod check;
 pub mod cluster;
+pub mod crons;
 pub mod formats;
 pub mod http;
+pub mod kv;
 pub mod load;
 pub mod local;
 pub mod nodes;
 pub mod policy;
 pub mod rollout;
+pub mod run;
 pub mod services;
 pub mod time;
 
@@ -82,7 +85,7 @@ pub fn install_hosted(
         http::install(lua, Some(phase.clone()))?;
     }
     match (kind, env.cluster.get().and_then(Weak::upgrade)) {
-        (Some(HostedKind::Cron | HostedKind::On), Some(cluster)) => cluster::install(lua, &cluster, phase)?,
+        (Some(HostedKind::Cron | HostedKind::On), Some(cluster)) => cluster::install(lua, &cluster)?,
         (None | Some(HostedKind::Cron | HostedKind::On), _) => {
             for name in cluster::NAMES {
                 absent(lua, name, "call it inside the registered function")?;

@@ -91,6 +91,17 @@ struct Brought(Bundle);
 
 impl UserData for Brought {}
 
+/// The scripts that `scripts "*.lua"` has read.
+pub fn brought(what: &str, value: &Value) -> mlua::Result<Bundle> {
+    if let Value::UserData(data) = value
+        && let Ok(brought) = data.borrow::<Brought>()
+    {
+        return Ok(brought.0.clone());
+    }
+    let message = format!("expected what scripts \"*.lua\" returns, got a {}", value.type_name());
+    Err(raise(Error::new(Kind::Script, what, message)))
+}
+
 struct Description {
     context: Context,
     spec: serde_json::Value,
@@ -109,11 +120,7 @@ fn apply_options(table: Option<Table>) -> mlua::Result<ApplyOptions> {
     for pair in table.pairs::<String, Value>() {
         let (key, value) = pair?;
         match (key.as_str(), value) {
-            ("with", Value::UserData(brought)) => options.with = Some(brought.borrow::<Brought>()?.0.clone()),
-            ("with", other) => {
-                let message = format!("with: expected what scripts \"*.lua\" returns, got a {}", other.type_name());
-                return Err(raise(Error::new(Kind::Script, "apply", message)));
-            }
+            ("with", value) => options.with = Some(brought("apply: with", &value)?),
             ("wait", value) => options.wait = wait_time(&value)?,
             (other, _) => {
                 let hint = crate::model::suggest::hint(other, ["with", "wait"]);

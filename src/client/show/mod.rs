@@ -1,6 +1,10 @@
 //! Records as tables that people read: the same in the CLI and in scripts.
 
+mod scripts;
+
 use comfy_table::{ContentArrangement, Table, presets};
+
+pub use scripts::{crons, event, failed, history, kv, registrations, script_calls, scripts, secrets, source};
 
 use super::ServiceStatus;
 use crate::model::clock::Timestamp;
@@ -122,6 +126,11 @@ fn task_state(task: &Task, now: Timestamp) -> String {
         (TaskState::Running, Some(stop), _) => format!("draining ({})", stop.why.as_str()),
         (state, ..) => state.as_str().to_owned(),
     }
+}
+
+/// The present, by this machine's clock.
+pub fn now() -> Timestamp {
+    Timestamp(u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default())
 }
 
 /// `3m ago`.

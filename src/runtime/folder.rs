@@ -1,0 +1,100 @@
+//! The daemon's scripts folder: what lies in it serves, and is replaced when it changes.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use super::{Message, Runtime};
+use crate::client::Cluster;
+use crate::client::scripts::Push;
+use crate::model::bundle::{Bundle, Source};
+use crate::model::event::What;
+use crate::model::{Error, Result};
+use crate::scheduler::world::Note;
+
+/// The owner under which a folder's scripts serve.
+pub const OWNER: &str = "folder";
+/// How often the folder is looked at. A change counts once it has stood still for that long.
+const LOOK: Duration = Duration::from_millis(1000);
+
+// What is there: size and time of change by path.
+type Seen = BTreeMap<String, (u64, Option<SystemTime>)>;
+
+/// Loads the folder, and follows it. What is wrong at the start is an error; what is wrong later is told, and the scripts
+/// before it go on.
+pub async fn watch(runtime: &Arc<Runtime>, folder: PathBuf) -> Result<()> {
+    let seen = look(&folder)?;
+    load(runtime, &folder, &seen).await?;
+    let runtime = Arc::downgrade(runtime);
+    tokio::spawn(async move {
+        let (mut loaded, mut last) = (seen.clone(), seen);
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let Some(runtime) = runtime.upgrade() else { return };
+            let Ok(now) = look(&folder) else { continue };
+            let still = now == last;
+            last = now;
+            if !still || last == loaded {
+                continue;
+            }
+            loaded = last.clone();
+            if let Err(error) = load(&runtime, &folder, &loaded).await {
+                tracing::error!(%error, "the scripts folder cannot be used as it is; the scripts before go on");
+                let subject = folder.display().to_string();
+                let note =
+                    Note { what: What::ScriptsRefused, service: None, task: None, subject, message: error.to_string() };
+                let _ = runtime.messages.send(Message::Note(note));
+            }
+        }
+    });
+    Ok(())
+}
+
+async fn load(runtime: &Arc<Runtime>, folder: &Path, seen: &Seen) -> Result<()> {
+    if seen.is_empty() {
+        let there = runtime.world().scripts.contains_key(OWNER);
+        return if there { runtime.remove_scripts(OWNER).await } else { Ok(()) };
+    }
+    let mut bundle = Bundle::default();
+    for path in seen.keys() {
+        let file = folder.join(path);
+        let source = std::fs::read_to_string(&file)
+            .map_err(|error| Error::io(format!("script {}", file.display()), "read it", &error))?;
+        // As in the library: what lies in a folder called lib is there to be required.
+        if !path.starts_with("lib/") && !path.contains("/lib/") {
+            bundle.entries.push(path.clone());
+        }
+        bundle.files.insert(path.clone(), source);
+    }
+    let push = Push { bundle, check_only: false };
+    runtime.replace_scripts(OWNER, push, Source::Folder, "scripts folder").await.map(drop)
+}
+
+fn look(folder: &Path) -> Result<Seen> {
+    let failed = |error: std::io::Error| Error::io(format!("scripts folder {}", folder.display()), "read it", &error);
+    let mut seen = Seen::new();
+    let mut left = vec![folder.to_owned()];
+    while let Some(next) = left.pop() {
+        for entry in std::fs::read_dir(&next).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            let path = entry.path();
+            // What editors keep beside a file is none.
+            if entry.file_name().to_string_lossy().starts_with('.') {
+                continue;
+            }
+            let Ok(about) = std::fs::metadata(&path) else { continue };
+            if about.is_dir() {
+                left.push(path);
+            } else if path.extension().is_some_and(|extension| extension == "lua")
+                && let Ok(inner) = path.strip_prefix(folder)
+            {
+                seen.insert(inner.to_string_lossy().into_owned(), (about.len(), about.modified().ok()));
+            }
+        }
+        if seen.len() > crate::model::bundle::MAX_FILES {
+            return Err(Error::invalid(format!("scripts folder {}", folder.display()), "holds too many scripts"));
+        }
+    }
+    Ok(seen)
+}

@@ -1,0 +1,139 @@
+//! `crons` and `events`: cron scripts by hand, and what happens.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use mlua::{Lua, Table, Value};
+use serde::Deserialize;
+
+use crate::client::Cluster;
+use crate::client::scripts::CronStatus;
+use crate::model::event::{Event, What};
+use crate::model::units::Duration;
+use crate::model::{Error, Kind};
+use crate::script::value::{from_record, raise, strict, to_json};
+
+const CRON: [&str; 12] = [
+    "name", "owner", "schedule", "timezone", "overlap", "timeout", "paused", "next_at", "history", "run", "pause",
+    "resume",
+];
+
+/// Who runs a cron script from a script.
+const BY: &str = "a script";
+
+/// Sets `crons` and `events`.
+pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
+    let crons = lua.create_table()?;
+    let shared = cluster.clone();
+    crons.set(
+        "list",
+        lua.create_async_function(move |lua, ()| {
+            let cluster = shared.clone();
+            async move {
+                let all = cluster.crons().await.map_err(raise)?;
+                all.iter().map(|cron| cron_table(&lua, &cluster, cron)).collect::<mlua::Result<Vec<_>>>()
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    crons.set(
+        "get",
+        lua.create_async_function(move |lua, name: String| {
+            let cluster = shared.clone();
+            async move { cron_table(&lua, &cluster, &cluster.cron(&name).await.map_err(raise)?) }
+        })?,
+    )?;
+    crons.set_readonly(true);
+    lua.globals().set("crons", crons)?;
+
+    let events = lua.create_table()?;
+    let shared = cluster.clone();
+    events.set(
+        "wait",
+        lua.create_async_function(move |lua, options: Option<Table>| {
+            let cluster = shared.clone();
+            async move { wait(&lua, &cluster, options).await }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    events.set(
+        "failed",
+        lua.create_async_function(move |lua, ()| {
+            let cluster = shared.clone();
+            async move { from_record(&lua, &cluster.failed_deliveries().await.map_err(raise)?) }
+        })?,
+    )?;
+    events.set_readonly(true);
+    lua.globals().set("events", events)
+}
+
+fn cron_table(lua: &Lua, cluster: &Arc<dyn Cluster>, cron: &CronStatus) -> mlua::Result<Table> {
+    let Value::Table(table) = from_record(lua, cron)? else {
+        return Err(mlua::Error::runtime("a cron script is a table"));
+    };
+    table.raw_set("next_at", cron.next_at.map(|at| at.0 as f64 / 1000.0))?;
+    let (shared, name) = (cluster.clone(), cron.name.clone());
+    let run = lua.create_async_function(move |lua, _: Value| {
+        let (cluster, name) = (shared.clone(), name.clone());
+        async move { from_record(&lua, &cluster.run_cron(&name, BY).await.map_err(raise)?) }
+    })?;
+    table.raw_set("run", run)?;
+    for (word, paused) in [("pause", true), ("resume", false)] {
+        let (shared, name) = (cluster.clone(), cron.name.clone());
+        let act = lua.create_async_function(move |lua, _: Value| {
+            let (cluster, name) = (shared.clone(), name.clone());
+            async move { cron_table(&lua, &cluster, &cluster.pause_cron(&name, paused).await.map_err(raise)?) }
+        })?;
+        table.raw_set(word, act)?;
+    }
+    strict(lua, "cron", &table, &CRON)?;
+    Ok(table)
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Wanted {
+    what: Option<String>,
+    service: Option<String>,
+    subject: Option<String>,
+    timeout: Option<Duration>,
+}
+
+// The next event that is wanted, or nothing once the time is over.
+async fn wait(lua: &Lua, cluster: &Arc<dyn Cluster>, options: Option<Table>) -> mlua::Result<Value> {
+    let options = options.map_or(Ok(serde_json::json!({})), |table| to_json(&Value::Table(table)).map_err(raise))?;
+    let wanted: Wanted = crate::model::strict::read("events.wait", &options).map_err(raise)?;
+    let what = wanted.what.as_deref().map(What::parse).transpose().map_err(raise)?;
+    let is_wanted = |event: &Event| {
+        what.is_none_or(|what| what == event.what)
+            && wanted.service.as_deref().is_none_or(|name| event.service.as_ref().is_some_and(|of| of.as_str() == name))
+            && wanted.subject.as_ref().is_none_or(|subject| event.subject == *subject)
+    };
+    let mut events = cluster.events().await.map_err(raise)?;
+    let next = async {
+        while let Some(event) = events.next().await {
+            let event = event.map_err(raise)?;
+            if is_wanted(&event) {
+                return Ok(Some(event));
+            }
+        }
+        Err(raise(Error::new(Kind::Unavailable, "events", "ended; the daemon has stopped")))
+    };
+    let found = match wanted.timeout {
+        Some(period) => tokio::time::timeout(period.std(), next).await.unwrap_or(Ok(None))?,
+        None => next.await?,
+    };
+    let Some(event) = found else { return Ok(Value::Nil) };
+    let Value::Table(table) = from_record(lua, &event)? else {
+        return Err(mlua::Error::runtime("an event is a table"));
+    };
+    table.raw_set("at", event.at.0 as f64 / 1000.0)?;
+    strict(lua, "event", &table, event.what.fields())?;
+    Ok(Value::Table(table))
+}
+
+/// The kinds of events with their meaning.
+pub fn kinds() -> BTreeMap<&'static str, &'static str> {
+    What::ALL.iter().map(|what| (what.as_str(), what.meaning())).collect()
+}

@@ -1,0 +1,172 @@
+//! `kv` and `secrets`: keys with values, and what is never read back.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use mlua::{Lua, Table, Value};
+use serde::Deserialize;
+
+use super::time::duration;
+use crate::client::Cluster;
+use crate::client::kv::{KvSet, SecretSet};
+use crate::model::units::Duration;
+use crate::model::{Error, Kind};
+use crate::script::value::{from_record, raise, to_json};
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Versioned {
+    version: Option<u64>,
+}
+
+fn versioned(what: &str, options: Option<Table>) -> mlua::Result<Versioned> {
+    let Some(table) = options else { return Ok(Versioned::default()) };
+    crate::model::strict::read(what, &to_json(&Value::Table(table)).map_err(raise)?).map_err(raise)
+}
+
+// A value is a text; numbers and booleans are written out, as in an environment.
+fn text(what: &str, value: &Value) -> mlua::Result<String> {
+    match value {
+        Value::String(text) => Ok(text.to_str()?.to_owned()),
+        Value::Number(_) | Value::Integer(_) | Value::Boolean(_) => value.to_string(),
+        other => {
+            let message = format!("expected a text, got a {}", other.type_name());
+            Err(raise(Error::new(Kind::Script, what, message).help("write tables as text: json.encode(value)")))
+        }
+    }
+}
+
+/// Sets `kv` and `secrets`.
+pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
+    let kv = lua.create_table()?;
+    let shared = cluster.clone();
+    kv.set(
+        "get",
+        lua.create_async_function(move |lua, key: String| {
+            let cluster = shared.clone();
+            async move {
+                match cluster.kv_get(&key).await.map_err(raise)? {
+                    Some(entry) => Ok((Value::String(lua.create_string(&entry.value)?), Some(entry.version as f64))),
+                    None => Ok((Value::Nil, None)),
+                }
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    kv.set(
+        "set",
+        lua.create_async_function(move |_, (key, value, options): (String, Value, Option<Table>)| {
+            let cluster = shared.clone();
+            async move {
+                let set = KvSet { value: text("kv.set", &value)?, version: versioned("kv.set", options)?.version };
+                Ok(cluster.kv_set(&key, set).await.map_err(raise)?.version as f64)
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    kv.set(
+        "delete",
+        lua.create_async_function(move |_, (key, options): (String, Option<Table>)| {
+            let cluster = shared.clone();
+            async move { cluster.kv_delete(&key, versioned("kv.delete", options)?.version).await.map_err(raise) }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    kv.set(
+        "list",
+        lua.create_async_function(move |lua, prefix: Option<String>| {
+            let cluster = shared.clone();
+            async move {
+                let entries = cluster.kv_list(&prefix.unwrap_or_default()).await.map_err(raise)?;
+                from_record(&lua, &entries)
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    kv.set(
+        "watch",
+        lua.create_async_function(move |lua, (prefix, each, options): (String, mlua::Function, Option<Table>)| {
+            let cluster = shared.clone();
+            async move {
+                let period = match options {
+                    Some(options) => Some(duration(&options.get("timeout")?)?),
+                    None => None,
+                };
+                watch(&lua, &cluster, &prefix, each, period).await
+            }
+        })?,
+    )?;
+    kv.set(
+        "ref",
+        lua.create_function(|lua, key: String| {
+            let table = lua.create_table()?;
+            table.raw_set("kv", key)?;
+            Ok(table)
+        })?,
+    )?;
+    kv.set_readonly(true);
+    lua.globals().set("kv", kv)?;
+
+    let secrets = lua.create_table()?;
+    let shared = cluster.clone();
+    secrets.set(
+        "set",
+        lua.create_async_function(move |_, (name, value): (String, Value)| {
+            let cluster = shared.clone();
+            async move {
+                let set = SecretSet { value: text("secrets.set", &value)? };
+                Ok(cluster.set_secret(&name, set).await.map_err(raise)?.version as f64)
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    secrets.set(
+        "list",
+        lua.create_async_function(move |lua, ()| {
+            let cluster = shared.clone();
+            async move { from_record(&lua, &cluster.secrets().await.map_err(raise)?) }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    secrets.set(
+        "remove",
+        lua.create_async_function(move |_, name: String| {
+            let cluster = shared.clone();
+            async move { cluster.remove_secret(&name).await.map_err(raise) }
+        })?,
+    )?;
+    secrets.set_readonly(true);
+    lua.globals().set("secrets", secrets)
+}
+
+// Calls `each(key, value, version)` for what is there and for each change, until it returns something that counts as true,
+// or the time is over.
+async fn watch(
+    lua: &Lua,
+    cluster: &Arc<dyn Cluster>,
+    prefix: &str,
+    each: mlua::Function,
+    period: Option<Duration>,
+) -> mlua::Result<Value> {
+    let mut changes = cluster.kv_watch(prefix).await.map_err(raise)?;
+    let until = period.map(|period| tokio::time::Instant::now() + period.std());
+    loop {
+        let next = match until {
+            Some(until) => match tokio::time::timeout_at(until, changes.next()).await {
+                Ok(next) => next,
+                Err(_) => return Ok(Value::Nil),
+            },
+            None => changes.next().await,
+        };
+        let Some(change) = next else { return Ok(Value::Nil) };
+        let change = change.map_err(raise)?;
+        let (value, version) = match change.entry {
+            Some(entry) => (Value::String(lua.create_string(&entry.value)?), Some(entry.version as f64)),
+            None => (Value::Nil, None),
+        };
+        let answer: Value = each.call_async((change.key, value, version)).await?;
+        if !matches!(answer, Value::Nil | Value::Boolean(false)) {
+            return Ok(answer);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! Seals secrets before they are stored (ChaCha20-Poly1305, RFC 8439), with a key that lies beside the store.
+
+use std::io::Write as _;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
+use ring::rand::{SecureRandom, SystemRandom};
+
+use crate::model::{Error, Kind, Result};
+
+/// Length of the key, in bytes.
+const KEY: usize = 32;
+
+/// Seals and opens.
+pub struct Vault {
+    key: LessSafeKey,
+    random: SystemRandom,
+}
+
+impl Vault {
+    /// With the key in `folder`; made on first use, readable by its owner only.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let path = folder.join("secrets.key");
+        let subject = path.display().to_string();
+        let failed = |error: std::io::Error| Error::io(subject.clone(), "use the key of the secrets", &error);
+        let random = SystemRandom::new();
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                let mut bytes = vec![0; KEY];
+                random.fill(&mut bytes).map_err(|_| Error::internal(subject.clone(), "no randomness for a key"))?;
+                // Whole or not at all: a key that is half written would make secrets unreadable later.
+                let temporary = folder.join("secrets.key.new");
+                let mut options = std::fs::OpenOptions::new();
+                let mut file =
+                    options.create(true).truncate(true).write(true).mode(0o600).open(&temporary).map_err(failed)?;
+                file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+                std::fs::rename(&temporary, &path).map_err(failed)?;
+                std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+                bytes
+            }
+            Err(error) => return Err(failed(error)),
+        };
+        let key = UnboundKey::new(&CHACHA20_POLY1305, &bytes)
+            .map_err(|_| Error::new(Kind::Corrupt, subject, "is not a key").help("restore it from a backup"))?;
+        Ok(Vault { key: LessSafeKey::new(key), random })
+    }
+
+    /// Seals `value` for the thing called `name`; it opens under no other name.
+    pub fn seal(&self, name: &str, value: &[u8]) -> Result<Vec<u8>> {
+        let subject = || format!("secret \"{name:.70}\"");
+        let mut nonce = [0; NONCE_LEN];
+        self.random.fill(&mut nonce).map_err(|_| Error::internal(subject(), "no randomness to seal it with"))?;
+        let mut sealed = value.to_vec();
+        self.key
+            .seal_in_place_append_tag(Nonce::assume_unique_for_key(nonce), Aad::from(name.as_bytes()), &mut sealed)
+            .map_err(|_| Error::internal(subject(), "cannot be sealed"))?;
+        Ok([&nonce[..], &sealed].concat())
+    }
+
+    /// Opens what was sealed for `name`.
+    pub fn unseal(&self, name: &str, sealed: &[u8]) -> Result<Vec<u8>> {
+        let wrong = || {
+            Error::new(Kind::Corrupt, format!("secret \"{name:.70}\""), "does not open with this key")
+                .help("restore secrets.key from a backup, or set the secret again")
+        };
+        let (nonce, sealed) = sealed.split_at_checked(NONCE_LEN).ok_or_else(wrong)?;
+        let nonce = Nonce::try_assume_unique_for_key(nonce).map_err(|_| wrong())?;
+        let mut bytes = sealed.to_vec();
+        let opened = self.key.open_in_place(nonce, Aad::from(name.as_bytes()), &mut bytes).map_err(|_| wrong())?;
+        Ok(opened.to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opens_with_its_own_key_and_name_only() {
+        let (one, other) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let vault = Vault::open(one.path()).unwrap();
+        let sealed = vault.seal("shop/url", b"s3cret").unwrap();
+        assert!(!sealed.windows(6).any(|window| window == b"s3cret"));
+        assert_eq!(Vault::open(one.path()).unwrap().unseal("shop/url", &sealed).unwrap(), b"s3cret");
+        assert!(vault.unseal("shop/other", &sealed).is_err());
+        assert!(Vault::open(other.path()).unwrap().unseal("shop/url", &sealed).is_err());
+        assert!(vault.unseal("shop/url", b"short").is_err());
+        let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(one.path().join("secrets.key")).unwrap());
+        assert_eq!(mode & 0o777, 0o600);
+    }
+}

@@ -1,0 +1,319 @@
+//! Hosted scripts of the whole cluster on the real binary: pushed, refused, taken back; cron, events, keys, secrets.
+
+use std::path::PathBuf;
+
+#[path = "support/mod.rs"]
+mod support;
+
+use support::{Daemon, NEAP, eventually};
+
+fn write(daemon: &Daemon, name: &str, text: &str) -> String {
+    let path: PathBuf = daemon.folder.path().join("files").join(name);
+    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+    std::fs::write(&path, text).unwrap();
+    path.to_string_lossy().into_owned()
+}
+
+fn create(daemon: &Daemon, name: &str, extra: &[&str]) {
+    let base = ["service", "create", "--name", name, "--detach"];
+    daemon.ok(&[&base[..], extra, &["--", "sleep", "1000"]].concat());
+}
+
+#[test]
+fn a_set_serves_until_a_better_one_replaces_it_whole() {
+    let daemon = Daemon::start();
+    let one = write(&daemon, "first.lua", "policy 'first' { score = function() return 1 end }");
+    let said = daemon.ok(&["script", "push", "shop", &one]);
+    assert!(said.contains("policy  first  first.lua:1"), "{said}");
+    create(&daemon, "web", &["--policy", "first"]);
+    eventually("web runs by the pushed policy", 10, || {
+        let tasks = daemon.live_tasks("web");
+        tasks.first().filter(|task| task["state"] == "running").map(|_| ())
+    });
+
+    // What is wrong changes nothing and is shown where it stands.
+    let broken = write(&daemon, "broken.lua", "policy 'first' {\n  scoer = function() return 1 end,\n}");
+    let (code, error) = daemon.fails(&["script", "push", "shop", &broken]);
+    assert_eq!(code, 3, "{error}");
+    assert!(
+        error.contains("unknown field \"scoer\"; did you mean \"score\"?") && error.contains("broken.lua:1"),
+        "{error}"
+    );
+    let (code, error) = daemon.fails(&["script", "check", &broken]);
+    assert!(code == 3 && error.contains("did you mean \"score\"?"), "{error}");
+    // So is what would take a name away that a service uses, or is somebody else's.
+    let other = write(&daemon, "other.lua", "policy 'other' { score = function() return 1 end }");
+    let (code, error) = daemon.fails(&["script", "push", "shop", &other]);
+    assert!(code == 5 && error.contains("policy \"first\": is used by service \"web\""), "{error}");
+    let (code, error) = daemon.fails(&["script", "push", "theirs", &one]);
+    assert!(code == 5 && error.contains("belongs to scripts \"shop\" already (first.lua:1)"), "{error}");
+    let library = write(&daemon, "spread.lua", "policy 'spread' { score = function() return 1 end }");
+    let (code, error) = daemon.fails(&["script", "push", "mine", &library]);
+    assert!(code == 5 && error.contains("is the library's"), "{error}");
+    let (code, error) = daemon.fails(&["script", "rm", "shop"]);
+    assert!(code == 5 && error.contains("is used by service \"web\""), "{error}");
+    let sets = daemon.json(&["script", "ls", "--format", "json"]);
+    assert_eq!(sets.as_array().unwrap().len(), 1);
+    assert_eq!(sets[0]["registrations"][0]["name"], "first");
+
+    // A new version, seen by diff, and back again.
+    std::fs::write(&one, "-- better\npolicy 'first' { score = function() return 2 end }").unwrap();
+    let difference = daemon.ok(&["script", "diff", "shop", &one]);
+    assert!(difference.contains("+-- better"), "{difference}");
+    daemon.ok(&["script", "push", "shop", &one]);
+    assert!(daemon.ok(&["script", "show", "shop", "first.lua"]).starts_with("-- better"));
+    daemon.ok(&["script", "rollback", "shop"]);
+    assert!(daemon.ok(&["script", "show", "shop"]).contains("return 1"));
+    let (code, error) = daemon.fails(&["script", "rollback", "shop"]);
+    assert!(code == 4 && error.contains("have no earlier version"), "{error}");
+
+    // It is there again after a restart, and serves what comes.
+    let mut daemon = daemon;
+    daemon.kill();
+    daemon.up();
+    daemon.ok(&["service", "scale", "--detach", "web=3"]);
+    eventually("three run", 10, || (daemon.live_tasks("web").len() == 3).then_some(()));
+    let top = daemon.json(&["script", "top", "--format", "json"]);
+    let first = top.as_array().unwrap().iter().find(|calls| calls["name"] == "first").unwrap().clone();
+    assert_eq!((first["calls"].as_u64(), first["errors"].as_u64()), (Some(2), Some(0)));
+    assert_eq!(first["owner"], "scripts \"shop\"");
+    daemon.ok(&["service", "rm", "web"]);
+    eventually("web is gone", 20, || {
+        daemon.json(&["service", "ls", "--format", "json"]).as_array().unwrap().is_empty().then_some(())
+    });
+    daemon.ok(&["script", "rm", "shop"]);
+}
+
+#[test]
+fn a_folder_is_followed_and_half_a_change_changes_nothing() {
+    let mut daemon = Daemon::new();
+    let folder = daemon.folder.path().join("hosted");
+    std::fs::create_dir_all(folder.join("lib")).unwrap();
+    std::fs::write(folder.join("lib/one.lua"), "return 1").unwrap();
+    std::fs::write(
+        folder.join("a.lua"),
+        "local one = require './lib/one'\npolicy 'a' { score = function() return one end }",
+    )
+    .unwrap();
+    daemon.flags = vec!["--scripts".into(), folder.to_string_lossy().into_owned()];
+    daemon.up();
+    let names = |daemon: &Daemon| -> Vec<String> {
+        let sets = daemon.json(&["script", "ls", "--format", "json"]);
+        let all = sets[0]["registrations"].as_array().cloned().unwrap_or_default();
+        all.iter().map(|found| found["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&daemon), ["a"]);
+    // One good file and one bad one: neither.
+    std::fs::write(folder.join("b.lua"), "policy 'b' { score = function() return 1 end }").unwrap();
+    std::fs::write(folder.join("c.lua"), "policy 'c' {").unwrap();
+    eventually("the change is refused", 10, || daemon.log().contains("scripts.refused").then_some(()));
+    assert_eq!(names(&daemon), ["a"]);
+    std::fs::write(folder.join("c.lua"), "policy 'c' { score = function() return 1 end }").unwrap();
+    eventually("all three serve", 10, || (names(&daemon) == ["a", "b", "c"]).then_some(()));
+    let (code, error) = daemon.fails(&["script", "push", "folder", &folder.join("a.lua").to_string_lossy()]);
+    assert!(code == 5 && error.contains("belong to the daemon's scripts folder"), "{error}");
+}
+
+#[test]
+fn cron_scripts_run_once_and_their_history_tells() {
+    let mut daemon = Daemon::start();
+    let file = write(
+        &daemon,
+        "jobs.lua",
+        r#"
+cron "count" {
+  schedule = "0 0 1 1 *",
+  run = function(run)
+    local value = tonumber((kv.get "count")) or 0
+    kv.set("count", value + 1)
+    print(`{run.name} {run.number} by {run.by}: {#services.list()} services`)
+  end,
+}
+cron "fails" { schedule = "@yearly", run = function() error "not today" end }
+cron "slow" { schedule = "0 0 1 1 *", timeout = "300ms", run = function() time.sleep "1h" end }
+cron "hangs" { schedule = "0 0 1 1 *", run = function() time.sleep "1h" end }
+cron "often" { schedule = "* * * * *", timezone = "Europe/Amsterdam", run = function() end }
+"#,
+    );
+    daemon.ok(&["script", "push", "jobs", &file]);
+    assert!(daemon.ok(&["cron", "run", "count"]).contains("count 1 by uid 0: 0 services") || !nix_is_root());
+    let (code, error) = daemon.fails(&["cron", "run", "fails"]);
+    assert!(code == 1 && error.contains("run 1 ended: failed"), "{error}");
+    let (code, error) = daemon.fails(&["cron", "run", "slow"]);
+    assert!(code == 1 && error.contains("timed out"), "{error}");
+    let history = daemon.json(&["cron", "history", "fails", "--format", "json"]);
+    let output = history[0]["output"].as_str().unwrap();
+    assert!(output.contains("not today") && output.contains("jobs.lua:10"), "{output}");
+    let all = daemon.json(&["cron", "ls", "--format", "json"]);
+    let often = all.as_array().unwrap().iter().find(|cron| cron["name"] == "often").unwrap().clone();
+    let next = often["next_at"].as_u64().unwrap();
+    assert!(next.is_multiple_of(60_000), "{next}");
+    daemon.ok(&["cron", "pause", "often"]);
+    let paused = daemon.json(&["cron", "ls", "--format", "json"]);
+    assert!(paused.as_array().unwrap().iter().any(|cron| cron["name"] == "often" && cron["next_at"].is_null()));
+
+    // What runs when the daemon dies is unknown afterwards, and not begun again.
+    std::thread::scope(|scope| {
+        scope.spawn(|| daemon.neap(&["cron", "run", "hangs"]));
+        eventually("it hangs", 10, || {
+            let history = daemon.json(&["cron", "history", "hangs", "--format", "json"]);
+            (history[0]["outcome"] == "running").then_some(())
+        });
+        let pid = daemon.child.as_ref().unwrap().id();
+        support::signal(pid, "KILL");
+    });
+    daemon.kill();
+    daemon.up();
+    let history = daemon.json(&["cron", "history", "hangs", "--format", "json"]);
+    assert_eq!(history.as_array().unwrap().len(), 1);
+    assert_eq!(history[0]["outcome"], "unknown");
+    assert_eq!(daemon.ok(&["kv", "get", "count"]).trim(), "1");
+}
+
+fn nix_is_root() -> bool {
+    std::fs::metadata("/proc/self").map(|about| std::os::unix::fs::MetadataExt::uid(&about) == 0).unwrap_or(false)
+}
+
+#[test]
+fn a_schedule_starts_a_run_by_itself_exactly_once() {
+    let daemon = Daemon::start();
+    let file = write(
+        &daemon,
+        "tick.lua",
+        "cron 'tick' { schedule = '* * * * *', run = function(run) kv.set('tick/' .. run.number, run.due_at) end }",
+    );
+    daemon.ok(&["script", "push", "tick", &file]);
+    let entries = eventually("a minute's end", 70, || {
+        let entries = daemon.json(&["kv", "ls", "tick/", "--format", "json"]);
+        (!entries.as_array().unwrap().is_empty()).then_some(entries)
+    });
+    assert_eq!(entries.as_array().unwrap().len(), 1);
+    let due: f64 = entries[0]["value"].as_str().unwrap().parse().unwrap();
+    assert_eq!(due % 60.0, 0.0);
+    let history = daemon.json(&["cron", "history", "tick", "--format", "json"]);
+    let late = history[0]["started_at"].as_u64().unwrap() - history[0]["due_at"].as_u64().unwrap();
+    assert!(late < 1000, "started {late} ms after its time");
+}
+
+#[test]
+fn handlers_get_their_events_in_order_and_failures_are_listed() {
+    let daemon = Daemon::start();
+    let file = write(
+        &daemon,
+        "handlers.lua",
+        r#"
+on "task.running" {
+  name = "note", filter = { service = "web" },
+  run = function(event)
+    local seen = kv.get "seen" or ""
+    time.sleep "10ms"
+    kv.set("seen", `{seen}{event.task} on {event.node ~= nil};`)
+  end,
+}
+on "service.updated" { name = "order", run = function(event) kv.set("order", (kv.get "order" or "") .. event.message .. ";") end }
+on "service.created" { name = "breaks", run = function(event) return event.nothing.here end }
+on "service.created" { name = "picky", filter = function(event) return event.subject == "web" end, run = function(event) kv.set("picky", (kv.get "picky" or "") .. event.subject) end }
+"#,
+    );
+    daemon.ok(&["script", "push", "handlers", &file]);
+    create(&daemon, "web", &[]);
+    create(&daemon, "db", &[]);
+    for replicas in 2..8 {
+        daemon.ok(&["service", "scale", "--detach", &format!("db={replicas}")]);
+    }
+    eventually("the handler has seen web run", 10, || {
+        (daemon.ok(&["kv", "get", "seen"]).trim() == "web.1 on true;").then_some(())
+    });
+    let expected: String = (2..8).map(|n| format!("replicas {} -> {n};", n - 1)).collect();
+    eventually("changes of one service came in order", 10, || {
+        (daemon.ok(&["kv", "get", "order"]).trim() == expected).then_some(())
+    });
+    eventually("the picky one saw web alone", 10, || {
+        (daemon.ok(&["kv", "get", "picky"]).trim() == "web").then_some(())
+    });
+    let failed = daemon.json(&["events", "--failed", "--format", "json"]);
+    assert_eq!(failed.as_array().unwrap().len(), 2, "{failed:#}");
+    let error = failed[0]["error"].as_str().unwrap();
+    assert!(error.contains("event has no field \"nothing\"") && error.contains("handlers.lua:11"), "{error}");
+    let (code, error) = daemon.fails(&[
+        "script",
+        "check",
+        &write(&daemon, "bad.lua", "on 'task.faild' { name = 'x', run = function() end }"),
+    ]);
+    assert!(code == 3 && error.contains("did you mean \"task.failed\"?"), "{error}");
+}
+
+#[test]
+fn keys_have_versions_and_services_keep_the_one_they_were_applied_with() {
+    let daemon = Daemon::start();
+    let set = |value: &str, version: &str| {
+        daemon.neap(&["kv", "set", "shop/level", value, "--version", version, "--format", "json"])
+    };
+    let first: serde_json::Value = serde_json::from_slice(&set("info", "0").stdout).unwrap();
+    let version = first["version"].as_u64().unwrap().to_string();
+    let again = set("debug", "0");
+    assert_eq!(again.status.code(), Some(5));
+    assert!(set("debug", &version).status.success());
+    assert_eq!(set("warn", &version).status.code(), Some(5));
+    let (code, error) = daemon.fails(&["kv", "set", "/bad/", "x"]);
+    assert!(code == 2 && error.contains("begins or ends with"), "{error}");
+
+    std::fs::write(daemon.folder.path().join("apply.lua"), "service 'app' { command = { 'sh', '-c', 'echo level $LEVEL secret $(cat $NEAP_SECRETS/url); stat -c %a $NEAP_SECRETS/url; sleep 1000' }, env = { LEVEL = kv.ref 'shop/level' }, secrets = { url = 'shop/url' } }:apply { wait = '10s' }").unwrap();
+    let script = daemon.folder.path().join("apply.lua").to_string_lossy().into_owned();
+    let (code, error) = daemon.fails(&["run", &script]);
+    assert!(code == 4 && error.contains("there is no secret \"shop/url\""), "{error}");
+    let secret = |value: &str| {
+        let mut child = std::process::Command::new(NEAP)
+            .args(["secret", "set", "shop/url"])
+            .env("NEAP_HOST", format!("unix://{}", daemon.socket().display()))
+            .env("NEAP_CONFIG", "/dev/null")
+            .stdin(std::process::Stdio::piped())
+            .stdout(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), value.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success());
+    };
+    secret("postgres://s3cret\n");
+    daemon.ok(&["run", &script]);
+    let logs = |what: &str| {
+        eventually(what, 10, || daemon.ok(&["service", "logs", "app"]).contains(what).then_some(()));
+    };
+    logs("level debug secret postgres://s3cret");
+    logs("400");
+    // Neither is changed by a change of the key alone; the next apply takes it over, and only then is there a revision.
+    daemon.ok(&["kv", "set", "shop/level", "trace"]);
+    secret("postgres://n3w");
+    let revisions = || daemon.json(&["service", "inspect", "app"])["service"]["revision"].as_u64().unwrap();
+    assert_eq!(revisions(), 1);
+    daemon.ok(&["run", &script]);
+    logs("level trace secret postgres://n3w");
+    assert_eq!(revisions(), 2);
+    daemon.ok(&["run", &script]);
+    assert_eq!(revisions(), 2, "nothing has changed since");
+    // Back to the revision before: with what belonged to it.
+    daemon.ok(&["service", "rollback", "app"]);
+    eventually("the old values are back", 20, || {
+        let text = daemon.ok(&["service", "logs", "app", "--tail", "20"]);
+        (text.matches("level debug secret postgres://s3cret").count() >= 2).then_some(())
+    });
+    // It is used, so it stays; and nobody is shown it.
+    let (code, error) = daemon.fails(&["secret", "rm", "shop/url"]);
+    assert!(code == 5 && error.contains("is used by app"), "{error}");
+    let listed = daemon.ok(&["secret", "ls"]);
+    assert!(listed.contains("shop/url") && !listed.contains("s3cret"), "{listed}");
+    for place in [daemon.data(), daemon.folder.path().join("log")] {
+        assert!(!holds(&place, b"n3w\"") && !holds(&place, b"s3cret\""), "{} holds a secret", place.display());
+    }
+    let inspect = daemon.ok(&["service", "inspect", "app"]);
+    assert!(!inspect.contains("s3cret") && !inspect.contains("n3w"));
+}
+
+// Whether a file at or below `path`, other than a replica's own output, holds the bytes.
+fn holds(path: &std::path::Path, bytes: &[u8]) -> bool {
+    if path.is_dir() {
+        return std::fs::read_dir(path).unwrap().flatten().any(|entry| holds(&entry.path(), bytes));
+    }
+    let text = std::fs::read(path).unwrap_or_default();
+    text.windows(bytes.len()).any(|window| window == bytes)
+}
