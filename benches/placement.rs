@@ -40,8 +40,10 @@ impl Judge for RustJudge {
     }
 }
 
+type Question = (Board, Vec<Ask>, mpsc::SyncSender<(usize, Vec<Answer>)>);
+
 struct RustPlacer {
-    asks: mpsc::Sender<(Board, Vec<Ask>, mpsc::SyncSender<(usize, Vec<Answer>)>)>,
+    asks: mpsc::Sender<Question>,
 }
 
 struct RustBench(Vec<Read>, Score);
@@ -62,7 +64,7 @@ impl Bench for RustBench {
 
 impl RustPlacer {
     fn new(reads: Vec<Read>, score: Score) -> Self {
-        let (asks, inbox) = mpsc::channel::<(Board, Vec<Ask>, mpsc::SyncSender<(usize, Vec<Answer>)>)>();
+        let (asks, inbox) = mpsc::channel::<Question>();
         std::thread::spawn(move || {
             let mut ledger = Ledger::default();
             let mut bench = RustBench(reads, score);
@@ -185,6 +187,8 @@ fn world(nodes: u32, services: u32, each: u32, setting: &Setting, bundle: &str, 
             hash: String::new(),
             spec: spec.clone(),
             bundle: None,
+            kv: Default::default(),
+            secrets: Default::default(),
             created_at: Timestamp(0),
         };
         // Services are not all made in the same millisecond; ids sort by it.

@@ -197,35 +197,6 @@ fn it_computes_only() {
 }
 
 #[test]
-fn it_ends_within_its_budget() {
-    let big = "string.rep('x', 1000)";
-    for (code, what) in [
-        ("while true do end", "ran longer than its 50ms of computing\n  --> mine.lua:1"),
-        ("while true do pcall(function() while true do end end) end", "ran longer than its"),
-        ("table.sort({3,2,1}, function() while true do end end)", "ran longer than its"),
-        (
-            "setmetatable({}, {__index = function() while true do end end}).x = 1; local _ = setmetatable({}, {__index = function() while true do end end}).x",
-            "ran longer than its",
-        ),
-        ("string.gsub(string.rep('a', 60), string.rep('a?', 60) .. string.rep('a', 60), 'b')", "ran longer than its"),
-        ("local t = {} while true do t[#t + 1] = string.rep('x', 100000) .. #t end", ""),
-        ("local s = 'x' while true do s = s .. s end", ""),
-        ("string.rep('x', 1e12)", "string.rep would make"),
-        (&format!("local t = table.create(1000000, {big}) table.concat(t)"), "table.concat is bounded"),
-        ("local function f() return f() + 1 end f()", "stack overflow"),
-        ("coroutine.wrap(function() while true do end end)()", "ran longer than its"),
-        ("error(setmetatable({}, {__tostring = function() while true do end end}))", ""),
-        ("error(string.rep('x', 10000000))", ""),
-    ] {
-        let source = format!("policy 'mine' {{ score = function() {code} return 1 end }}");
-        let begun = std::time::Instant::now();
-        let error = rank(&[("mine.lua", &source)], "mine").unwrap_err().to_string();
-        assert!(error.contains(what), "{code}: {:.300}", error);
-        assert!(begun.elapsed().as_secs() < 3, "{code} took {:?}", begun.elapsed());
-    }
-}
-
-#[test]
 fn after_a_runaway_call_the_next_one_works() {
     let host = Arc::new(ScriptHost::new().unwrap());
     let source =

@@ -170,6 +170,36 @@ cron "often" { schedule = "* * * * *", timezone = "Europe/Amsterdam", run = func
     assert_eq!(daemon.ok(&["kv", "get", "count"]).trim(), "1");
 }
 
+#[test]
+fn a_run_happens_at_most_once_wherever_the_daemon_dies() {
+    for (point, outcome, ran) in [
+        ("cron.before-record", None, false),
+        ("cron.after-record", Some("unknown"), false),
+        ("cron.before-finish", Some("unknown"), true),
+        ("cron.after-finish", Some("ok"), true),
+    ] {
+        let mut daemon = Daemon::start();
+        let file = write(
+            &daemon,
+            "once.lua",
+            "cron 'once' { schedule = '@yearly', run = function() kv.set('ran', 1, { version = 0 }) end }",
+        );
+        daemon.ok(&["script", "push", "once", &file]);
+        daemon.kill();
+        daemon.env = vec![("NEAP_FAULT".into(), point.into())];
+        daemon.up();
+        daemon.neap(&["cron", "run", "once"]);
+        daemon.kill();
+        assert!(daemon.log().contains(&format!("fault point {point}: killed")), "{point} was not passed");
+        daemon.env.clear();
+        daemon.up();
+        let history = daemon.json(&["cron", "history", "once", "--format", "json"]);
+        assert_eq!(history[0]["outcome"].as_str(), outcome, "after {point}: {history}");
+        let there = daemon.json(&["kv", "ls", "ran", "--format", "json"]).as_array().unwrap().len() == 1;
+        assert_eq!(there, ran, "after {point}");
+    }
+}
+
 fn nix_is_root() -> bool {
     std::fs::metadata("/proc/self").map(|about| std::os::unix::fs::MetadataExt::uid(&about) == 0).unwrap_or(false)
 }
@@ -284,7 +314,7 @@ fn keys_have_versions_and_services_keep_the_one_they_were_applied_with() {
     // Neither is changed by a change of the key alone; the next apply takes it over, and only then is there a revision.
     daemon.ok(&["kv", "set", "shop/level", "trace"]);
     secret("postgres://n3w");
-    let revisions = || daemon.json(&["service", "inspect", "app"])["service"]["revision"].as_u64().unwrap();
+    let revisions = || daemon.json(&["service", "inspect", "app"])["status"]["service"]["revision"].as_u64().unwrap();
     assert_eq!(revisions(), 1);
     daemon.ok(&["run", &script]);
     logs("level trace secret postgres://n3w");

@@ -9,6 +9,7 @@ mod kv;
 mod node;
 mod output;
 mod progress;
+mod repl;
 mod run;
 mod script;
 mod service;
@@ -57,6 +58,8 @@ enum Command {
     Up(Box<up::Args>),
     /// Run a Lua script
     Run(run::Args),
+    /// Look around and repair by hand: a Lua prompt on the cluster
+    Repl(repl::Args),
     /// Manage services
     #[command(subcommand)]
     Service(service::Command),
@@ -156,6 +159,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         }
         Command::Up(args) => threaded(up::main(&args, global.load()?)).map(done),
         Command::Run(args) => run::main(&args, &global).map(done),
+        Command::Repl(args) => repl::main(&args, &global).map(done),
         Command::Demo(args) => single(demo::main(args)).map(ExitCode::from),
         Command::Service(command) => single(service::main(command, &global.cluster()?)).map(done),
         Command::Node(command) => single(node::main(command, &global.cluster()?)).map(done),

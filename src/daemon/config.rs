@@ -76,6 +76,11 @@ fn user_folder(variable: &str, fallback: &str) -> PathBuf {
     }
 }
 
+/// Where what a user's own programs remember is kept.
+pub fn state_folder() -> PathBuf {
+    user_folder("XDG_STATE_HOME", ".local/state").join("neap")
+}
+
 /// The data folder where nothing is said.
 pub fn default_data() -> PathBuf {
     if nix::unistd::geteuid().is_root() {

@@ -22,6 +22,19 @@ pub fn point(name: &str) {
     }
 }
 
+/// Stands still for four seconds, as a call inside C would, when `NEAP_FAULT` is `name` in a debug build.
+#[cfg(debug_assertions)]
+pub fn stall(name: &str) {
+    if std::env::var("NEAP_FAULT").is_ok_and(|armed| armed == name) {
+        std::thread::sleep(std::time::Duration::from_secs(4));
+    }
+}
+
+/// Passes on.
+#[cfg(not(debug_assertions))]
+#[inline(always)]
+pub fn stall(_name: &str) {}
+
 /// Passes the point `name`.
 #[cfg(not(debug_assertions))]
 #[inline(always)]

@@ -6,10 +6,9 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::persist::{bundle_key, node_key};
-use super::{Parts, kv};
-use crate::client::{Apply, Only, ReleaseAction};
-use crate::model::bundle::{Bundle, HostedKind};
-use crate::model::check::CheckSpec;
+use super::prepare::{Prepared, Resolved};
+use crate::client::{Only, ReleaseAction};
+use crate::model::bundle::HostedKind;
 use crate::model::event::What;
 use crate::model::id::ServiceId;
 use crate::model::name::Name;
@@ -20,168 +19,12 @@ use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::release::roll_back;
 use crate::scheduler::world::{Change, Draft, Note, World};
-use crate::script::host::{Inspected, ScriptHost, check_options};
+use crate::script::host::ScriptHost;
 use crate::script::registration::Facts;
 use crate::store::{Write, encode};
 
 /// Why a release is paused that a person paused.
 const BY_HAND: &str = "paused by hand";
-
-/// A description that was read, with its scripts found and checked. Made outside the conductor, since loading scripts
-/// takes time.
-pub struct Prepared {
-    spec: ServiceSpec,
-    only: Only,
-    // The same with what keys and secrets stand for.
-    resolved: Resolved,
-    bundle: Option<Bundle>,
-    rollout: Facts,
-    // The scripts of the set that holds the rollout, where a set does.
-    rollout_bundle: Option<String>,
-}
-
-/// What a revision is made of besides its description.
-#[derive(Debug, Clone)]
-pub struct Resolved {
-    /// The description with the values of keys in its environment.
-    pub spec: ServiceSpec,
-    /// The keys' versions.
-    pub kv: BTreeMap<String, u64>,
-    /// The secrets' versions.
-    pub secrets: BTreeMap<String, u64>,
-}
-
-impl Resolved {
-    /// The hash of all that tasks are made of.
-    pub fn hash(&self) -> String {
-        let template = self.spec.template_hash();
-        if self.secrets.is_empty() {
-            return template;
-        }
-        let all = serde_json::json!([template, self.secrets]).to_string();
-        crate::model::id::sha256_hex(all.as_bytes())[..12].to_owned()
-    }
-}
-
-impl Prepared {
-    /// The description, with all that was filled in.
-    pub fn spec(&self) -> &ServiceSpec {
-        &self.spec
-    }
-
-    /// The hash of all that its tasks would be made of.
-    pub fn hash(&self) -> String {
-        self.resolved.hash()
-    }
-}
-
-/// Reads and checks an apply against the world as it is.
-pub fn prepare(world: &World, parts: &Parts, ask: Apply) -> Result<Prepared> {
-    let host = &*parts.host;
-    let name = ask.service.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
-    let old = world.services.get(name.as_str());
-    let mut value = ask.service;
-    if ask.only == Only::Update {
-        let old = old.ok_or_else(|| missing(world, &name))?;
-        value = merged(&old.spec, &value)?;
-    }
-    let mut spec = ServiceSpec::read(&value)?;
-    let mut bundle = None;
-    let own: Arc<Inspected> = match ask.with {
-        Some(with) => {
-            with.validate()?;
-            let record = encode(&with);
-            if record.len() > crate::store::MAX_VALUE {
-                return Err(Error::new(
-                    Kind::Exhausted,
-                    spec.subject(),
-                    format!("its scripts take {} bytes together", record.len()),
-                )
-                .help(format!("at most {} bytes of scripts go with one service", crate::store::MAX_VALUE)));
-            }
-            let hash = host.add(with.clone());
-            bundle = Some(with);
-            let own = host.registered(Some(&hash))?;
-            let again = own.registrations.iter().find(|((kind, name), _)| host.in_library(*kind, name));
-            if let Some(((kind, name), (first, _))) = again {
-                let message = format!("is the library's; {}:{} registers it again", first.file, first.line);
-                let subject = format!("{} \"{name}\"", kind.as_str());
-                return Err(Error::new(Kind::Conflict, subject, message).help("choose another name"));
-            }
-            own
-        }
-        None => host.registered(old.and_then(|old| old.bundle.as_deref()))?,
-    };
-    let about = |error: Error| Error { subject: format!("{}: {}", spec.subject(), error.subject), ..error };
-    for policy in &spec.policy {
-        let (_, facts) = host.find(&own, HostedKind::Policy, policy.name.as_str()).map_err(about)?;
-        check_options(HostedKind::Policy, policy, &facts).map_err(about)?;
-    }
-    let (rollout_bundle, rollout) = host.find(&own, HostedKind::Rollout, spec.rollout.name.as_str()).map_err(about)?;
-    check_options(HostedKind::Rollout, &spec.rollout, &rollout).map_err(about)?;
-    let registered = match spec.check.as_ref().and_then(|check| check.script.as_ref()) {
-        Some(script) => Some(host.find(&own, HostedKind::Check, script.as_str()).map_err(about)?.1.check),
-        None => None,
-    };
-    if let (Some(check), Some(registered)) = (&mut spec.check, registered) {
-        fill_in(check, &registered);
-    }
-    let resolved = resolve(parts, &spec)?;
-    let in_own = own.registrations.contains_key(&(HostedKind::Rollout, spec.rollout.name.to_string()));
-    let in_set = !in_own && !host.in_library(HostedKind::Rollout, spec.rollout.name.as_str());
-    let rollout_bundle = in_set.then_some(rollout_bundle);
-    Ok(Prepared { spec, only: ask.only, resolved, bundle, rollout, rollout_bundle })
-}
-
-// Keys and secrets as they are now: from here on they belong to the revision.
-fn resolve(parts: &Parts, spec: &ServiceSpec) -> Result<Resolved> {
-    let mut resolved = Resolved { spec: spec.clone(), kv: BTreeMap::new(), secrets: BTreeMap::new() };
-    for (name, key) in &spec.env_kv {
-        let entry = kv::get(parts, key).map_err(|error| error.about(spec.subject()))?;
-        let entry = entry.ok_or_else(|| {
-            let message = format!("env.{name}: there is no key \"{key:.70}\"");
-            Error::new(Kind::NotFound, spec.subject(), message).help(format!("set it first: neap kv set {key} VALUE"))
-        })?;
-        resolved.kv.insert(key.clone(), entry.version);
-        resolved.spec.env.insert(name.clone(), entry.value);
-    }
-    for (name, secret) in &spec.secrets {
-        let version = kv::secret_version(parts, secret)?.ok_or_else(|| {
-            let message = format!("secrets.{name}: there is no secret \"{secret:.70}\"");
-            Error::new(Kind::NotFound, spec.subject(), message).help(format!("set it first: neap secret set {secret}"))
-        })?;
-        resolved.secrets.insert(secret.clone(), version);
-    }
-    resolved.spec.validate()?;
-    Ok(resolved)
-}
-
-// A scripted check's own times are part of the revision that uses it.
-fn fill_in(check: &mut CheckSpec, registered: &CheckSpec) {
-    check.every = check.every.or(registered.every);
-    check.timeout = check.timeout.or(registered.timeout);
-    check.healthy = check.healthy.or(registered.healthy);
-    check.unhealthy = check.unhealthy.or(registered.unhealthy);
-    check.start_period = check.start_period.or(registered.start_period);
-    check.on_fail = check.on_fail.or(registered.on_fail);
-}
-
-fn merged(old: &ServiceSpec, changes: &Value) -> Result<Value> {
-    let mut value = serde_json::to_value(old).map_err(|error| Error::internal(old.subject(), error.to_string()))?;
-    match (value.as_object_mut(), changes) {
-        (Some(all), Value::Object(changes)) => {
-            // Variables are replaced together, whatever their values come from.
-            if changes.contains_key("env") {
-                all.remove("env_kv");
-            }
-            for (key, change) in changes {
-                all.insert(key.clone(), change.clone());
-            }
-            Ok(value)
-        }
-        _ => Err(Error::invalid(old.subject(), "a change is a table of fields")),
-    }
-}
 
 /// The error for a service that is not there.
 pub fn missing(world: &World, name: &str) -> Error {

@@ -307,7 +307,9 @@ impl Keeper {
         let now = self.parts.clock.wall();
         let mut record = self.records.get(name).cloned().unwrap_or_default();
         let run = begin(&mut record, None, now, Outcome::Running, Some(by), &script.bundle);
+        fault::point("cron.before-record");
         self.parts.store.commit(vec![Write::put(key(name), encode(&record))]).await?;
+        fault::point("cron.after-record");
         self.records.insert(name.to_owned(), record);
         self.start(name, &run);
         Ok(run.number)

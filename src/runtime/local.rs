@@ -6,7 +6,7 @@ use async_trait::async_trait;
 use tokio::sync::{broadcast, mpsc};
 
 use super::follow::Follower;
-use super::{Runtime, commands, cron, kv, scripts, status};
+use super::{Runtime, commands, cron, kv, prepare, scripts, status};
 use crate::client::kv::{KvChange, KvEntry, KvSet, SecretInfo, SecretSet};
 use crate::client::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
 use crate::client::{Apply, Cluster, Info, LogEntry, LogsAsk, NameKind, ReleaseAction, ServiceStatus, Stream1};
@@ -30,9 +30,9 @@ impl Runtime {
     }
 
     // Scripts are loaded where waiting for them holds up nobody else.
-    async fn prepare(&self, ask: Apply) -> Result<commands::Prepared> {
+    async fn prepare(&self, ask: Apply) -> Result<prepare::Prepared> {
         let (world, parts) = (self.world(), self.parts.clone());
-        tokio::task::spawn_blocking(move || commands::prepare(&world, &parts, ask))
+        tokio::task::spawn_blocking(move || prepare::prepare(&world, &parts, ask))
             .await
             .map_err(|error| Error::internal("apply", "its preparation broke").cause(error))?
     }
@@ -103,7 +103,7 @@ impl Cluster for Runtime {
         let (world, parts) = (self.world(), self.parts.clone());
         let plan = move || {
             let bundle = ask.with.as_ref().map(crate::model::bundle::Bundle::hash);
-            let prepared = commands::prepare(&world, &parts, ask)?;
+            let prepared = prepare::prepare(&world, &parts, ask)?;
             let spec = prepared.spec().clone();
             let old = world.services.get(&spec.name);
             let mut service = old.map_or_else(

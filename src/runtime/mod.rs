@@ -15,6 +15,7 @@ mod handlers;
 mod kv;
 mod local;
 mod persist;
+mod prepare;
 mod scripts;
 mod starter;
 mod status;

@@ -1,13 +1,13 @@
 //! How long a script may compute and how much it may hold. Time counts only while Lua runs: a call that waits for the
 //! network uses none.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll, Wake, Waker};
 use std::time::{Duration, Instant};
 
 use mlua::{Lua, VmState};
@@ -22,6 +22,8 @@ pub const CRON: Duration = Duration::from_secs(10);
 pub const LOAD: Duration = Duration::from_secs(1);
 /// Memory that a hosted VM may hold beyond what it holds once loaded, in bytes.
 pub const GROWTH: usize = 64 << 20;
+/// How long it steps aside.
+const PAUSE: Duration = Duration::from_millis(1);
 /// Interrupts (calls, returns, rounds of a loop) before a call's time is taken.
 const FREE: u8 = 16;
 /// How long one run computes before others on its thread get their turn.
@@ -42,6 +44,7 @@ struct Inner {
     // Where a long run steps aside for others; never for a call that is waited for on the spot.
     slice: Cell<Option<Instant>>,
     yields: Cell<bool>,
+    gate: RefCell<Option<Arc<Gate>>>,
     exceeded: Cell<bool>,
     beat: Beat,
 }
@@ -80,6 +83,7 @@ impl Budget {
             limit: Cell::new(Duration::ZERO),
             slice: Cell::new(None),
             yields: Cell::new(false),
+            gate: RefCell::default(),
             exceeded: Cell::new(false),
             beat,
         });
@@ -109,6 +113,9 @@ impl Budget {
             // Not asked again before the next turn begins: some code cannot step aside.
             if seen.slice.get().is_some_and(|slice| now >= slice) {
                 seen.slice.set(None);
+                if let Some(gate) = &*seen.gate.borrow() {
+                    gate.shut.store(true, Ordering::SeqCst);
+                }
                 return Ok(VmState::Yield);
             }
             Ok(VmState::Continue)
@@ -136,7 +143,14 @@ impl Budget {
 
     /// Makes each stretch of computing in `future`, between two waits, stay within what is left of `limit`.
     pub fn spend<F: Future>(&self, limit: Duration, future: F) -> Spending<F> {
-        Spending { budget: self.clone(), left: limit, limit, future: Box::pin(future) }
+        Spending {
+            budget: self.clone(),
+            left: limit,
+            limit,
+            gate: Arc::default(),
+            pause: None,
+            future: Box::pin(future),
+        }
     }
 
     fn begin(&self, left: Duration, limit: Duration, yields: bool) {
@@ -165,7 +179,31 @@ pub struct Spending<F> {
     budget: Budget,
     left: Duration,
     limit: Duration,
+    gate: Arc<Gate>,
+    pause: Option<Pin<Box<tokio::time::Sleep>>>,
     future: Pin<Box<F>>,
+}
+
+/// Passes wakes on, but for the one that a run gives itself when it steps aside: it would be next again at once, and
+/// whoever waits outside of the runtime would not get their turn.
+#[derive(Default)]
+struct Gate {
+    shut: AtomicBool,
+    waker: Mutex<Option<Waker>>,
+}
+
+impl Wake for Gate {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        if !self.shut.load(Ordering::SeqCst)
+            && let Some(waker) = &*self.waker.lock().unwrap_or_else(PoisonError::into_inner)
+        {
+            waker.wake_by_ref();
+        }
+    }
 }
 
 impl<F: Future> Future for Spending<F> {
@@ -173,11 +211,29 @@ impl<F: Future> Future for Spending<F> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<F::Output> {
         let this = &mut *self;
+        if let Some(pause) = &mut this.pause {
+            if pause.as_mut().poll(context).is_pending() {
+                return Poll::Pending;
+            }
+            this.pause = None;
+        }
+        *this.gate.waker.lock().unwrap_or_else(PoisonError::into_inner) = Some(context.waker().clone());
+        let waker = Waker::from(this.gate.clone());
         let begun = Instant::now();
+        *this.budget.inner.gate.borrow_mut() = Some(this.gate.clone());
         this.budget.begin(this.left, this.limit, true);
-        let result = this.future.as_mut().poll(context);
+        let result = this.future.as_mut().poll(&mut Context::from_waker(&waker));
         this.budget.end();
+        *this.budget.inner.gate.borrow_mut() = None;
         this.left = this.left.saturating_sub(begun.elapsed());
+        if this.gate.shut.swap(false, Ordering::SeqCst) && result.is_pending() {
+            let mut pause = Box::pin(tokio::time::sleep(PAUSE));
+            // A timer that is over already asks for the next turn by itself.
+            if pause.as_mut().poll(context).is_ready() {
+                context.waker().wake_by_ref();
+            }
+            this.pause = Some(pause);
+        }
         result
     }
 }

@@ -63,6 +63,13 @@ fn take_apart(error: &LuaError) -> (Kind, String, Option<Place>, Option<String>)
         LuaError::RuntimeError(message) => {
             let head = message.split("\nstack traceback:").next().unwrap_or(message);
             let (place, text) = split_place(head);
+            let text = match text.split_once(": 0x") {
+                // Where it lies in memory tells nobody anything.
+                Some((kind, rest)) if rest.chars().all(|c| c.is_ascii_hexdigit()) => {
+                    format!("raised a {kind}, which nobody caught; raise a text: error \"why\"")
+                }
+                _ => text,
+            };
             let place = place.or_else(|| first_place(message));
             (Kind::Script, text, place, None)
         }

@@ -26,7 +26,8 @@ pub struct Script {
     pub cwd: PathBuf,
 }
 
-struct Disk(PathBuf);
+/// Files below a folder of the user's.
+pub struct Disk(pub PathBuf);
 
 impl Files for Disk {
     fn read(&self, path: &str) -> Option<String> {
@@ -67,6 +68,18 @@ fn prepare(
     files: Rc<dyn Files>,
     interrupted: Arc<AtomicBool>,
 ) -> mlua::Result<mlua::Lua> {
+    prepare_with(script, context, files, interrupted, |_| Ok(())).map(|(lua, _)| lua)
+}
+
+/// A VM with everything that a user's own scripts may do, and with what `more` sets; its names as they are before
+/// anything of the user's.
+pub fn prepare_with(
+    script: &Script,
+    context: &services::Context,
+    files: Rc<dyn Files>,
+    interrupted: Arc<AtomicBool>,
+    more: impl FnOnce(&mlua::Lua) -> mlua::Result<()>,
+) -> mlua::Result<(mlua::Lua, mlua::Table)> {
     let lua = vm::new()?;
     lua.set_memory_limit(MEMORY)?;
     // A loop that never waits is ended here; one that waits, by whoever waits with it.
@@ -103,8 +116,10 @@ fn prepare(
     })?;
     lua.globals().set("warn", warn)?;
     require::install(&lua, files)?;
+    more(&lua)?;
+    let names = lua.globals();
     vm::seal(&lua)?;
-    Ok(lua)
+    Ok((lua, names))
 }
 
 // `#!/usr/bin/env -S neap run` makes a script executable; the line stays, as a comment, so that numbers are right.

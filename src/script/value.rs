@@ -104,8 +104,9 @@ pub fn from_json(lua: &Lua, value: &Value) -> mlua::Result<LuaValue> {
         Value::String(text) => LuaValue::String(lua.create_string(text)?),
         Value::Array(list) => {
             let table = lua.create_table_with_capacity(list.len(), 0)?;
-            for value in list {
-                table.raw_push(from_json(lua, value)?)?;
+            // By number: a null leaves a hole, and what follows it stays where it is.
+            for (at, value) in list.iter().enumerate() {
+                table.raw_set(at + 1, from_json(lua, value)?)?;
             }
             LuaValue::Table(table)
         }

@@ -5,10 +5,8 @@ use mlua::{Lua, LuaOptions, StdLib, Table, Value};
 
 /// Largest text that one call may make, in bytes.
 const MAX_TEXT: usize = 16 << 20;
-/// Largest text that plain `string.find` searches: the search is a product of both lengths and cannot be interrupted.
-const MAX_SEARCH: usize = 256 << 10;
-/// Longest list that `table.sort` takes without a comparator, and `table.concat` at all.
-const MAX_LIST: usize = 500_000;
+/// Longest range that `table.move` copies and `table.concat` joins in one call.
+const MAX_RANGE: f64 = 1_000_000.0;
 
 /// A new VM. `print` and `warn` are left to the caller; globals are not frozen yet (`seal`).
 pub fn new() -> mlua::Result<Lua> {
@@ -66,6 +64,39 @@ fn unknown_names(lua: &Lua, what: String) -> mlua::Result<Table> {
     Ok(meta)
 }
 
+// Calls that run long inside C can be neither interrupted nor bounded by time: they are bounded by size, done in another
+// way, or given a comparator in Lua, where every call counts.
+const BOUNDED: &str = r#"
+local max_range, find, split, is_plain = ...
+local raw_sort, raw_move, raw_concat, raw_find, raw_split = table.sort, table.move, table.concat, string.find, string.split
+local function less(a, b) return a < b end
+table.sort = function(list, compare) return raw_sort(list, compare or less) end
+table.move = function(from, first, last, to, into)
+  if type(first) == "number" and type(last) == "number" and last - first > max_range then
+    error(`table.move is bounded to {max_range} entries`, 2)
+  end
+  if into == nil then return raw_move(from, first, last, to) end
+  return raw_move(from, first, last, to, into)
+end
+table.concat = function(list, between, first, last)
+  if type(list) == "table" and (last or #list) - (first or 1) > max_range then
+    error(`table.concat is bounded to {max_range} entries`, 2)
+  end
+  return raw_concat(list, between, first, last)
+end
+string.find = function(text, wanted, from, plain)
+  if type(text) == "string" and type(wanted) == "string" and (from == nil or type(from) == "number")
+    and #text * #wanted > 65536 and (plain or is_plain(wanted)) then
+    return find(text, wanted, from)
+  end
+  return raw_find(text, wanted, from, plain)
+end
+string.split = function(text, separator)
+  if type(text) == "string" and type(separator) == "string" and #separator > 1 then return split(text, separator) end
+  return raw_split(text, separator)
+end
+"#;
+
 fn bound_libraries(lua: &Lua) -> mlua::Result<()> {
     let string: Table = lua.globals().get("string")?;
     let rep: mlua::Function = string.get("rep")?;
@@ -81,40 +112,32 @@ fn bound_libraries(lua: &Lua) -> mlua::Result<()> {
             rep.call::<mlua::LuaString>((text, count))
         })?,
     )?;
-    let find: mlua::Function = string.get("find")?;
-    string.set(
-        "find",
-        lua.create_function(move |_, (text, rest): (mlua::LuaString, mlua::MultiValue)| {
-            let plain = rest.get(2).is_some_and(|plain| !matches!(plain, Value::Nil | Value::Boolean(false)));
-            if plain && text.as_bytes().len() > MAX_SEARCH {
-                return Err(mlua::Error::runtime(format!(
-                    "string.find: a plain search is bounded to texts of {MAX_SEARCH} bytes"
-                )));
-            }
-            find.call::<mlua::MultiValue>((text, rest))
-        })?,
-    )?;
-    let table: Table = lua.globals().get("table")?;
-    let sort: mlua::Function = table.get("sort")?;
-    table.set(
-        "sort",
-        lua.create_function(move |_, (list, compare): (Table, Option<mlua::Function>)| {
-            if compare.is_none() && list.raw_len() > MAX_LIST {
-                return Err(mlua::Error::runtime(format!(
-                    "table.sort without a comparator is bounded to {MAX_LIST} entries"
-                )));
-            }
-            sort.call::<()>((list, compare))
-        })?,
-    )?;
-    let concat: mlua::Function = table.get("concat")?;
-    table.set(
-        "concat",
-        lua.create_function(move |_, (list, rest): (Table, mlua::MultiValue)| {
-            if list.raw_len() > MAX_LIST {
-                return Err(mlua::Error::runtime(format!("table.concat is bounded to {MAX_LIST} entries")));
-            }
-            concat.call::<mlua::LuaString>((list, rest))
-        })?,
-    )
+    // Searches in time proportional to both lengths together, where the library's own takes their product.
+    let find = lua.create_function(|_, (text, wanted, from): (mlua::LuaString, mlua::LuaString, Option<f64>)| {
+        let (text, wanted) = (text.as_bytes(), wanted.as_bytes());
+        let length = text.len() as f64;
+        let from = from.unwrap_or(1.0);
+        let from = if from < 0.0 { (length + from + 1.0).max(1.0) } else { from.max(1.0) };
+        if from > length + 1.0 {
+            return Ok((None, None));
+        }
+        let from = from as usize - 1;
+        let found = memchr::memmem::find(&text[from..], &wanted).map(|at| from + at + 1);
+        Ok((found, found.map(|at| at + wanted.len() - 1)))
+    })?;
+    let split = lua.create_function(|lua, (text, separator): (mlua::LuaString, mlua::LuaString)| {
+        let (text, separator) = (text.as_bytes(), separator.as_bytes());
+        let parts = lua.create_table()?;
+        let mut begin = 0;
+        for at in memchr::memmem::find_iter(&text, &*separator) {
+            parts.raw_push(lua.create_string(&text[begin..at])?)?;
+            begin = at + separator.len();
+        }
+        parts.raw_push(lua.create_string(&text[begin..])?)?;
+        Ok(parts)
+    })?;
+    let is_plain = lua.create_function(|_, wanted: mlua::LuaString| {
+        Ok(!wanted.as_bytes().iter().any(|byte| b"^$*+?.([%-".contains(byte)))
+    })?;
+    lua.load(BOUNDED).set_name("=neap").call::<()>((MAX_RANGE, find, split, is_plain))
 }

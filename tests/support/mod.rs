@@ -215,3 +215,14 @@ pub fn get(port: u16, path: &str) -> std::io::Result<(u16, String)> {
     let body = answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default();
     status.map(|status| (status, body)).ok_or_else(|| std::io::ErrorKind::UnexpectedEof.into())
 }
+
+/// A GET over the control socket; the body.
+pub fn api_get(socket: &Path, path: &str) -> String {
+    use std::io::{Read, Write};
+    let mut stream = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    write!(stream, "GET {path} HTTP/1.1\r\nhost: neap\r\nconnection: close\r\n\r\n").unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).unwrap();
+    assert!(text.starts_with("HTTP/1.1 200"), "{text:.200}");
+    text.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default()
+}

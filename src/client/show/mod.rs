@@ -223,6 +223,16 @@ pub fn release(release: &Release) -> String {
     )
 }
 
+/// Any number of columns.
+pub fn any(head: &[String], rows: Vec<Vec<String>>) -> String {
+    let names: Vec<&str> = head.iter().map(String::as_str).collect();
+    let mut table = table(&names);
+    for row in rows {
+        table.add_row(row);
+    }
+    text(table)
+}
+
 /// Any rows under a head.
 pub fn rows<const N: usize>(head: &[&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
     let mut table = table(head);

@@ -5,8 +5,8 @@ use mlua::{Lua, LuaString, Value};
 use crate::model::{Error, Kind};
 use crate::script::value::{from_json, raise, to_json};
 
-/// Largest text that is read, in bytes.
-const MAX_TEXT: usize = 16 << 20;
+/// Largest text that is read, in bytes: reading cannot be interrupted, and takes memory beside the VM's own.
+const MAX_TEXT: usize = 4 << 20;
 
 /// Sets the three namespaces.
 pub fn install(lua: &Lua) -> mlua::Result<()> {

@@ -65,9 +65,16 @@ fn files(lua: &Lua, folder: &Path) -> mlua::Result<()> {
     )?;
     fs.set(
         "remove",
-        lua.create_function(move |_, path: String| {
+        lua.create_function(move |_, (path, options): (String, Option<Table>)| {
+            let recursive = options.map(|options| options.get::<Option<bool>>("recursive")).transpose()?.flatten();
             let path = at(&path);
-            std::fs::remove_file(&path).map_err(|error| failed(&path, "remove it", &error))
+            let is_folder = std::fs::symlink_metadata(&path).is_ok_and(|about| about.is_dir());
+            match (is_folder, recursive) {
+                (true, Some(true)) => std::fs::remove_dir_all(&path),
+                (true, _) => std::fs::remove_dir(&path),
+                (false, _) => std::fs::remove_file(&path),
+            }
+            .map_err(|error| failed(&path, "remove it", &error))
         })?,
     )?;
     fs.set_readonly(true);

@@ -140,6 +140,7 @@ fn install_print(lua: &Lua, sink: &Sink) -> mlua::Result<()> {
     let to = sink.clone();
     let print = lua.create_function(move |lua, values: MultiValue| {
         let line = shown(&values)?;
+        crate::model::fault::stall("script.print");
         tracing::info!(target: "script", from = position(lua).0, "{line}");
         to.line(&line);
         Ok(())

@@ -13,6 +13,7 @@ use crate::client::{Apply, Cluster, LogsAsk, Only, ReleaseAction, ServiceStatus,
 use crate::model::bundle::Bundle;
 use crate::model::clock::Timestamp;
 use crate::model::plan::Plan;
+use crate::model::release::ReleaseState;
 use crate::model::service::ServiceSpec;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
@@ -102,6 +103,29 @@ pub fn brought(what: &str, value: &Value) -> mlua::Result<Bundle> {
     Err(raise(Error::new(Kind::Script, what, message)))
 }
 
+/// The fields and methods of a service.
+pub const SERVICE: [&str; 19] = [
+    "name", "revision", "replicas", "healthy", "settled", "spec", "release", "tasks", "refresh", "scale", "update",
+    "wait", "pause", "resume", "abort", "promote", "rollback", "remove", "logs",
+];
+/// The fields and methods of a description.
+pub const DESCRIPTION: [&str; 4] = ["name", "spec", "plan", "apply"];
+
+/// The names of what a handle has, if `value` is one.
+pub fn members(value: &Value) -> Option<&'static [&'static str]> {
+    let data = value.as_userdata()?;
+    if data.is::<Handle>() {
+        return Some(&SERVICE);
+    }
+    data.is::<Description>().then_some(&DESCRIPTION)
+}
+
+/// The services that `values` stand for, if all of them are services.
+pub fn statuses(values: &[Value]) -> Option<Vec<ServiceStatus>> {
+    let status = |value: &Value| Some(value.as_userdata()?.borrow::<Handle>().ok()?.status.clone());
+    values.iter().map(status).collect()
+}
+
 struct Description {
     context: Context,
     spec: serde_json::Value,
@@ -180,7 +204,7 @@ fn plan_table(lua: &Lua, plan: &Plan) -> mlua::Result<Value> {
 
 /// A service that exists, as it was when it was last asked for.
 #[derive(Clone)]
-struct Handle {
+pub struct Handle {
     context: Context,
     status: ServiceStatus,
 }
@@ -226,7 +250,16 @@ impl Handle {
             None => None,
         };
         let status = self.context.cluster.release(&self.name(), action).await.map_err(raise)?;
-        Handle { status, ..self }.waited(action.as_str(), period).await
+        // Going back is what was asked for, so that it went back is no failure.
+        let going_back = status.release.as_ref().is_some_and(|release| release.state == ReleaseState::RollingBack);
+        let (context, name) = (self.context.clone(), self.name());
+        match (Handle { status, ..self }).waited(action.as_str(), period).await {
+            Err(error) if going_back => {
+                let now = Handle::fetch(context, &name).await?;
+                if now.status.settled { Ok(now) } else { Err(error) }
+            }
+            other => other,
+        }
     }
 }
 
@@ -327,11 +360,7 @@ impl UserData for Handle {
         });
         // Only reached for names that are neither field nor method.
         methods.add_meta_function(MetaMethod::Index, |_, (_, key): (AnyUserData, String)| {
-            let known = [
-                "name", "revision", "replicas", "healthy", "settled", "spec", "release", "tasks", "refresh", "scale",
-                "update", "wait", "pause", "resume", "abort", "promote", "rollback", "remove", "logs",
-            ];
-            let hint = crate::model::suggest::nearest(&key, known)
+            let hint = crate::model::suggest::nearest(&key, SERVICE)
                 .map(|name| format!("; did you mean \"{name}\"?"))
                 .unwrap_or_default();
             Err::<Value, _>(mlua::Error::runtime(format!("service has no field \"{key:.60}\"{hint}")))

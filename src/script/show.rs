@@ -1,0 +1,149 @@
+//! Lua values as people read them: lists as tables, long ones cut with a count.
+
+use mlua::{Table, Value};
+
+use super::api::services;
+use crate::client::show;
+
+/// Most rows of a list, and most entries of a table.
+const MAX_ROWS: usize = 50;
+/// Most columns of a list of tables.
+const MAX_COLUMNS: usize = 9;
+/// Widest cell.
+const MAX_CELL: usize = 48;
+/// Deepest nesting that is shown.
+const MAX_DEPTH: usize = 5;
+/// Longest text that is shown whole, in characters.
+const MAX_TEXT: usize = 20_000;
+
+/// A value as the REPL prints it.
+pub fn value(value: &Value) -> mlua::Result<String> {
+    match value {
+        Value::String(text) => Ok(cut(&text.to_string_lossy(), MAX_TEXT)),
+        Value::Table(table) => match list(table) {
+            Some(items) => rows(&items),
+            None => nested(value, 0),
+        },
+        other => other.to_string(),
+    }
+}
+
+// The entries of a table that is a list of something.
+fn list(table: &Table) -> Option<Vec<Value>> {
+    let length = table.raw_len();
+    if length == 0 {
+        return None;
+    }
+    table.sequence_values::<Value>().collect::<mlua::Result<Vec<Value>>>().ok().filter(|items| items.len() == length)
+}
+
+fn rows(items: &[Value]) -> mlua::Result<String> {
+    let shown = &items[..items.len().min(MAX_ROWS)];
+    let mut text = if let Some(statuses) = services::statuses(shown) {
+        show::services(&statuses)
+    } else if shown.iter().all(|item| item.as_table().is_some_and(|table| table.raw_len() == 0)) {
+        table(shown)?
+    } else {
+        let lines: mlua::Result<Vec<String>> =
+            shown.iter().enumerate().map(|(at, item)| Ok(format!("{:>3}  {}", at + 1, one_line(item)?))).collect();
+        lines?.join("\n")
+    };
+    if items.len() > shown.len() {
+        text.push_str(&format!("\n... and {} more, {} in all", items.len() - shown.len(), items.len()));
+    }
+    Ok(text)
+}
+
+fn table(items: &[Value]) -> mlua::Result<String> {
+    let mut columns: Vec<String> = Vec::new();
+    for item in items {
+        let Some(table) = item.as_table() else { continue };
+        for pair in table.pairs::<Value, Value>() {
+            let (key, value) = pair?;
+            let key = key.to_string()?;
+            if !matches!(value, Value::Function(_)) && !columns.contains(&key) {
+                columns.push(key);
+            }
+        }
+    }
+    // What things are called comes first, the rest by name.
+    let rank =
+        |name: &str| ["name", "id", "hostname", "key", "handler", "kind"].iter().position(|first| *first == name);
+    columns.sort_by(|a, b| (rank(a).unwrap_or(99), a).cmp(&(rank(b).unwrap_or(99), b)));
+    columns.truncate(MAX_COLUMNS);
+    let mut rows: Vec<Vec<String>> = Vec::new();
+    for item in items {
+        let Some(table) = item.as_table() else { continue };
+        let cells: mlua::Result<Vec<String>> = columns
+            .iter()
+            .map(|column| {
+                let value: Value = table.raw_get(column.as_str())?;
+                if value.is_nil() { Ok("-".into()) } else { one_line(&value) }
+            })
+            .collect();
+        rows.push(cells?);
+    }
+    let head: Vec<String> = columns.iter().map(|column| column.to_uppercase()).collect();
+    Ok(show::any(&head, rows))
+}
+
+fn one_line(value: &Value) -> mlua::Result<String> {
+    let text = match value {
+        Value::Table(_) => nested(value, MAX_DEPTH - 1)?,
+        Value::String(text) => text.to_string_lossy(),
+        other => other.to_string()?,
+    };
+    Ok(cut(&text.lines().collect::<Vec<_>>().join(" "), MAX_CELL))
+}
+
+fn nested(value: &Value, depth: usize) -> mlua::Result<String> {
+    let table = match value {
+        Value::Table(table) => table,
+        Value::String(text) => return Ok(format!("{:?}", cut(&text.to_string_lossy(), 2000))),
+        other => return other.to_string(),
+    };
+    let mut entries: Vec<(Value, Value)> = table.pairs::<Value, Value>().collect::<mlua::Result<_>>()?;
+    if entries.is_empty() {
+        return Ok("{}".into());
+    }
+    if depth >= MAX_DEPTH {
+        return Ok(format!("{{ {} entries }}", entries.len()));
+    }
+    let is_list = table.raw_len() == entries.len();
+    if !is_list {
+        entries.sort_by_cached_key(|(key, _)| key.to_string().unwrap_or_default());
+    }
+    let count = entries.len();
+    let mut parts = Vec::new();
+    for (key, value) in entries.into_iter().take(MAX_ROWS) {
+        let value = nested(&value, depth + 1)?;
+        parts.push(match &key {
+            _ if is_list => value,
+            Value::String(name) if is_name(&name.to_string_lossy()) => format!("{} = {value}", name.to_string_lossy()),
+            key => format!("[{}] = {value}", nested(key, MAX_DEPTH)?),
+        });
+    }
+    if count > MAX_ROWS {
+        parts.push(format!("... and {} more", count - MAX_ROWS));
+    }
+    let line = format!("{{ {} }}", parts.join(", "));
+    if line.len() <= 100 && !line.contains('\n') {
+        return Ok(line);
+    }
+    let pad = "  ".repeat(depth + 1);
+    let lines: Vec<String> = parts.iter().map(|part| format!("{pad}{part},")).collect();
+    Ok(format!("{{\n{}\n{}}}", lines.join("\n"), "  ".repeat(depth)))
+}
+
+fn is_name(text: &str) -> bool {
+    !text.is_empty()
+        && !text.starts_with(|c: char| c.is_ascii_digit())
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+fn cut(text: &str, most: usize) -> String {
+    match text.char_indices().nth(most) {
+        Some((end, _)) => format!("{}...", &text[..end]),
+        None => text.to_owned(),
+    }
+}

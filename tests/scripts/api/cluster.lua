@@ -1,0 +1,51 @@
+-- nodes, kv, secrets, scripts, crons, events.
+
+local node = nodes.list()[1]
+assert(nodes.get(node.hostname).id == node.id and node.cpu > 0)
+node:update { label_add = { tested = "yes" } }
+assert(nodes.get(node.id).labels.tested == "yes")
+node:update { label_rm = { "tested" } }
+
+local first = kv.set("t/a", "one", { version = 0 })
+local value, version = kv.get "t/a"
+assert(value == "one" and version == first)
+assert(not pcall(kv.set, "t/a", "two", { version = 0 }))
+local ok, why = pcall(kv.set, "t/a", "two", { version = first + 1000 })
+assert(not ok and why.kind == "conflict" and tostring(why):find("by now"), tostring(why))
+assert(kv.set("t/a", 2, { version = first }) > first)
+kv.set("t/b", true)
+assert(#kv.list "t/" == 2 and kv.list("t/")[1].value == "2")
+local seen = kv.watch("t/", function(key, value) return key == "t/b" and value end, { timeout = "5s" })
+assert(seen == "true")
+assert(kv.watch("t/", function() end, { timeout = "50ms" }) == nil)
+assert(kv.delete "t/a" == true and kv.delete "t/a" == false and kv.get "t/a" == nil)
+assert(not pcall(kv.set, "t/c", {}))
+
+assert(secrets.set("t/secret", "x") == 1 and secrets.set("t/secret", "y") == 2)
+local listed = secrets.list()
+assert(listed[1].name == "t/secret" and listed[1].version == 2 and listed[1].value == nil)
+secrets.remove "t/secret"
+assert(not pcall(secrets.remove, "t/secret"))
+
+local brought = scripts "hosted/*.lua"
+scripts.push("tested", brought)
+assert(scripts.list()[1].set.name == "tested")
+assert(scripts.get("tested").bundle.files["hosted/jobs.lua"]:find("nightly"))
+assert(not pcall(scripts.rollback, "tested"))
+assert(type(scripts.calls()) == "table")
+
+assert(#crons.list() == 1)
+local nightly = crons.get "nightly"
+assert(nightly.schedule == "30 3 * * *" and nightly.timezone == "Europe/Amsterdam" and nightly.next_at > time.now())
+local run = nightly:run()
+assert(run.outcome == "ok" and run.output == "nightly ran\n", json.encode(run))
+assert(nightly:pause().paused and not nightly:resume().paused)
+assert(#crons.get("nightly").history == 1)
+
+assert(events.wait { what = "task.failed", timeout = "50ms" } == nil)
+assert(not pcall(events.wait, { what = "task.faild" }))
+service("short") { command = "exit 3", restart = { condition = "none" } }:apply()
+assert(#events.failed() == 0)
+services.get("short"):remove { wait = "20s" }
+scripts.remove "tested"
+assert(#crons.list() == 0)

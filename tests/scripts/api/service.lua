@@ -1,0 +1,34 @@
+-- service and services: a life from description to removal.
+
+local description = service "life" { command = "echo begun; sleep 1000", replicas = 2, stop = { drain = "50ms", grace = "1s" } }
+assert(description.name == "life" and description.spec.replicas == 2)
+local plan = description:plan()
+assert(not plan.empty and tostring(plan):find("life.2"))
+local life = description:apply { wait = "10s" }
+assert(life.name == "life" and life.replicas == 2 and life.healthy == 2 and life.settled and #life.tasks == 2)
+assert(description:plan().empty)
+assert(life:refresh().revision == 1)
+life = life:scale(3, { wait = "10s" })
+assert(life.replicas == 3)
+life = life:update({ env = { A = "1" } }, { wait = "60s" })
+assert(life.revision == 2 and life.spec.env.A == "1")
+assert(life:wait("5s").settled)
+local seen = {}
+for _, line in life:logs { tail = 50 } do seen[line.task] = line.text end
+assert(seen["life.1"] == "begun", json.encode(seen))
+
+-- A release by hand: held, let go, ended half-way, moved at once.
+life:update { env = { A = "2" } }
+assert(life:pause().release.state == "paused")
+assert(life:resume().release.state == "running")
+assert(life:abort().release.state == "failed")
+life:rollback { wait = "30s" }
+life:update { env = { A = "3" } }
+life:promote { wait = "60s" }
+assert(services.get("life").spec.env.A == "3")
+
+local ok, why = pcall(services.get, "lief")
+assert(not ok and why.kind == "not_found" and why.help:find("life"), tostring(why))
+assert(#services.list() >= 1)
+life:remove { wait = "20s" }
+assert(not pcall(services.get, "life"))
