@@ -14,15 +14,16 @@ fn blocks(path: &str) -> Vec<String> {
 #[test]
 fn examples_are_right() {
     let mut seen = 0;
-    for path in ["README.md", "docs/reference/scripts.md", "docs/guide/first-service.md"] {
+    for path in ["README.md", "docs/reference/scripts.md", "docs/guide/first-service.md", "docs/guide/scripting.md"] {
         for block in blocks(path) {
             seen += 1;
             let bundle = Bundle {
                 entries: vec!["example.lua".into()],
                 files: [("example.lua".to_owned(), block.clone())].into(),
             };
-            let hosted = ["policy \"", "check \"", "rollout \""].iter().any(|word| block.contains(word))
-                && !block.contains("service \"");
+            let hosted =
+                ["policy \"", "check \"", "rollout \"", "cron \"", "on \""].iter().any(|word| block.contains(word))
+                    && !block.contains("service \"");
             match inspect(Arc::new(bundle), "example") {
                 Ok(inspected) => {
                     assert!(!hosted || !inspected.registrations.is_empty(), "{path}: registers nothing:\n{block}")

@@ -8,7 +8,7 @@ use serde_json::json;
 fn status() -> ServiceStatus {
     let task = |slot: u32, revision: u32, state: &str, more: serde_json::Value| {
         let mut task = json!({
-            "id": format!("t{slot}{revision}"), "service": "web", "service_id": "s", "slot": { "replica": slot }, "revision": revision,
+            "id": format!("01arz3ndektsv4rrffq69g5f{slot}{revision}"), "service": "web", "service_id": "01arz3ndektsv4rrffq69g5fav", "slot": { "replica": slot }, "revision": revision,
             "node": "eu-1", "state": state, "health": "healthy", "pid": 4000 + slot, "ports": { "http": format!("127.0.0.1:2000{slot}") },
             "created_at": 0, "started_at": 1000, "failures": 0,
         });
@@ -19,7 +19,7 @@ fn status() -> ServiceStatus {
     };
     let value = json!({
         "service": {
-            "id": "s", "revision": 2, "active": 1, "stable": 1, "created_at": 0, "updated_at": 0,
+            "id": "01arz3ndektsv4rrffq69g5fav", "revision": 2, "active": 1, "stable": 1, "created_at": 0, "updated_at": 0,
             "spec": { "name": "web", "command": ["./server"], "replicas": 3, "ports": { "http": 8080, "admin": "9000:90" } },
         },
         "release": {

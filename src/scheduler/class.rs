@@ -4,6 +4,16 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::court::{Key, Sentence};
+use super::reads::TaskFacts;
+
+/// A task, and a number that is the same for tasks alike in all that is read of them.
+#[derive(Clone, Copy)]
+pub struct Case<'a> {
+    /// The task.
+    pub task: &'a TaskFacts,
+    /// As the court counts them.
+    pub kind: u32,
+}
 
 /// Nodes alike in all that is read.
 pub struct Class {
@@ -15,6 +25,8 @@ pub struct Class {
     pub others: BinaryHeap<Reverse<u32>>,
     /// How many there are.
     pub count: u32,
+    /// Its place among the classes of its block.
+    pub place: u32,
 }
 
 /// What decides between classes, close together.

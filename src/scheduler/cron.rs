@@ -112,7 +112,7 @@ mod tests {
         // Back by ten minutes after the run at 10:05.
         check("*/5 * * * *", "10:05:00", "", "09:56:00", false, "nothing, next 10:10:00");
         // The clock had been hours ahead.
-        check("*/5 * * * *", "18:05:00", "", "10:05:00", false, "miss 00:05:00, next 10:10:00");
+        check("*/5 * * * *", "18:05:00", "", "10:05:00", false, "run 10:05:00, next 10:10:00");
         check("*/5 * * * *", "18:05:00", "10:01:00", "10:05:00", false, "run 10:05:00, next 10:10:00");
     }
 }

@@ -9,11 +9,11 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 
 use super::board::{Board, Seat};
-use super::class::{Class, Rank, better};
+use super::class::{Case, Class, Rank, better};
 use super::court::{Column, Court, Key, Local, Plan, Sentence};
 use super::lookup::Lookup;
 use super::place::{Filter, Refusals};
-use super::reads::{NodeField, Scope, TaskFacts, Whose};
+use super::reads::{NodeField, Scope, Whose};
 use super::tree::{NONE, Tree};
 use super::view::View;
 use crate::model::Result;
@@ -51,15 +51,6 @@ struct State {
     counts: SmallVec<[u32; 2]>,
     free_cpu: u32,
     free_memory: u64,
-}
-
-/// A task, and a number that is the same for tasks alike in all that is read of them.
-#[derive(Clone, Copy)]
-pub struct Case<'a> {
-    /// The task.
-    pub task: &'a TaskFacts,
-    /// As the court counts them.
-    pub kind: u32,
 }
 
 /// How a step went.
@@ -280,22 +271,22 @@ impl Group {
 
     // Judges every class; classes that stand next to each other are often alike but for their block.
     fn judge_all(&mut self, board: &Board, court: &mut Court, case: Case) -> Result<Outcome<()>> {
-        let mut last: Option<(Key, Sentence)> = None;
+        let mut last: Option<u32> = None;
         for class in 0..self.classes.len() as u32 {
             if self.classes[class as usize].count == 0 {
                 continue;
             }
-            let key = self.judged_by(class, case);
-            match &last {
-                Some((known, sentence)) if *known == key && !court.fickle => {
-                    let sentence = sentence.clone();
-                    self.pronounce(class, sentence);
+            match last.filter(|last| !court.fickle && self.are_judged_alike(*last, class)) {
+                Some(last) => {
+                    let Rank { score, stands, .. } = self.ranks[last as usize];
+                    let sentence = self.classes[last as usize].sentence.clone();
+                    self.classes[class as usize].sentence = sentence;
+                    let rank = &mut self.ranks[class as usize];
+                    (rank.score, rank.stands) = (score, stands);
                 }
-                _ => {
-                    done!(self.judge(class, board, court, case));
-                    last = self.classes[class as usize].sentence.clone().map(|sentence| (key, sentence));
-                }
+                None => done!(self.judge(class, board, court, case)),
             }
+            last = Some(class);
         }
         let (ranks, classes) = (&self.ranks, &self.classes);
         let present = (0..ranks.len() as u32).filter(|class| ranks[*class as usize].stands);
@@ -303,6 +294,14 @@ impl Group {
         tree.fill(present, |a, b| better(ranks, classes, a, b));
         self.tree = tree;
         Ok(Outcome::Done(()))
+    }
+
+    // Whether two classes differ in nothing that is judged, but stand in different blocks.
+    fn are_judged_alike(&self, a: u32, b: u32) -> bool {
+        let (x, y) = (self.ranks[a as usize].first as usize, self.ranks[b as usize].first as usize);
+        let mut shared = self.shared_of.iter().zip(&self.shared_counts);
+        self.classes[a as usize].key[1..] == self.classes[b as usize].key[1..]
+            && shared.all(|(column, counts)| counts[column.of_node[x] as usize] == counts[column.of_node[y] as usize])
     }
 
     // Takes over a node's counts and room; tells the blocks whose counts have changed by it. Its class may have to be
@@ -396,7 +395,8 @@ impl Group {
 
     fn new_class(&mut self, key: Key) -> u32 {
         let block = key[0] as usize;
-        let new = Class { key: key.clone(), sentence: None, others: BinaryHeap::new(), count: 0 };
+        let place = self.classes_of_block[block].len() as u32;
+        let new = Class { key: key.clone(), sentence: None, others: BinaryHeap::new(), count: 0, place };
         let rank = Rank { score: 0.0, first: NONE, stands: false };
         let class = match self.free.pop() {
             Some(class) => {
@@ -427,9 +427,11 @@ impl Group {
             left.others = BinaryHeap::new();
             left.sentence = None;
             self.index.remove(&key);
+            let place = left.place as usize;
             let block = &mut self.classes_of_block[key[0] as usize];
-            if let Some(place) = block.iter().position(|other| *other == class) {
-                block.swap_remove(place);
+            block.swap_remove(place);
+            if let Some(moved) = block.get(place) {
+                self.classes[*moved as usize].place = place as u32;
             }
             self.ranks[class as usize].stands = false;
             self.free.push(class);

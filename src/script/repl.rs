@@ -44,11 +44,19 @@ impl Checker {
     /// Whether more lines have to follow.
     pub fn wants_more(&self, code: &str) -> bool {
         let is_incomplete = |text: &str| {
-            let compiled = self.0.load(text).into_function();
-            matches!(compiled, Err(mlua::Error::SyntaxError { incomplete_input: true, .. }))
+            match self.0.load(text).into_function() {
+                Err(mlua::Error::SyntaxError { incomplete_input: true, .. }) => true,
+                // A long text or comment that is not closed yet is not told apart from a broken one.
+                Err(mlua::Error::SyntaxError { message, .. }) => {
+                    text.contains("[[")
+                        && ["Malformed string", "Unfinished comment"].iter().any(|why| message.contains(why))
+                }
+                _ => false,
+            }
         };
-        let whole = self.0.load(format!("return {code}")).into_function().is_ok();
-        !whole && is_incomplete(code)
+        let expression = format!("return {code}");
+        let whole = self.0.load(expression.as_str()).into_function().is_ok();
+        !whole && (is_incomplete(code) || is_incomplete(&expression))
     }
 }
 
@@ -304,7 +312,7 @@ mod tests {
         assert!(checker.wants_more("for i = 1, 3 do"));
         assert!(checker.wants_more("service \"web\" {"));
         assert!(checker.wants_more("x = [["));
-        assert!(!checker.wants_more("1 +"), "an expression that ends too early is a mistake, or not?");
+        assert!(checker.wants_more("1 +"));
         assert!(!checker.wants_more("for i = 1, 3 do print(i) end"));
         assert!(!checker.wants_more("services.list()"));
         assert!(!checker.wants_more("x = = 1"));
