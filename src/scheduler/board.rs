@@ -18,8 +18,8 @@ use crate::model::units::{Bytes, Cpu};
 pub struct Seat {
     /// The node.
     pub node: Arc<Node>,
-    /// Tasks meant to run here, by service, sorted.
-    pub tasks: Vec<(Name, u32)>,
+    // Tasks meant to run here, by service: its name's hash, so that few names are compared, its name, how many.
+    tasks: Vec<(u64, Name, u32)>,
     /// All of them together.
     pub total: u32,
     /// What tasks on this node have reserved, those on their way out included.
@@ -44,10 +44,9 @@ impl Seat {
 
     /// Tasks of one service.
     pub fn count(&self, service: &str) -> u32 {
-        match self.tasks.binary_search_by(|(name, _)| name.as_str().cmp(service)) {
-            Ok(at) => self.tasks[at].1,
-            Err(_) => 0,
-        }
+        let hash = hash(service);
+        let found = self.tasks.iter().find(|(other, name, _)| *other == hash && name.as_str() == service);
+        found.map_or(0, |(_, _, count)| *count)
     }
 
     /// Cpu that nothing has reserved.
@@ -63,17 +62,18 @@ impl Seat {
     /// One task more (`sign` 1) or less (-1); `counts` as a neighbour, or only holds its resources.
     pub fn alter(&mut self, service: &Name, counts: bool, resources: &Resources, sign: i64) {
         if counts {
-            let found = self.tasks.binary_search_by(|(name, _)| name.cmp(service));
+            let hash = hash(service.as_str());
+            let found = self.tasks.iter().position(|(other, name, _)| *other == hash && name == service);
             match (found, sign > 0) {
-                (Ok(at), true) => self.tasks[at].1 += 1,
-                (Ok(at), false) => {
-                    self.tasks[at].1 -= 1;
-                    if self.tasks[at].1 == 0 {
-                        self.tasks.remove(at);
+                (Some(at), true) => self.tasks[at].2 += 1,
+                (Some(at), false) => {
+                    self.tasks[at].2 -= 1;
+                    if self.tasks[at].2 == 0 {
+                        self.tasks.swap_remove(at);
                     }
                 }
-                (Err(at), true) => self.tasks.insert(at, (service.clone(), 1)),
-                (Err(_), false) => {}
+                (None, true) => self.tasks.push((hash, service.clone(), 1)),
+                (None, false) => {}
             }
             self.total = if sign > 0 { self.total + 1 } else { self.total.saturating_sub(1) };
         }
@@ -88,6 +88,13 @@ impl Seat {
         }
         self.stamp = fresh_stamp();
     }
+}
+
+fn hash(name: &str) -> u64 {
+    use std::hash::Hasher;
+    let mut hasher = rustc_hash::FxHasher::default();
+    hasher.write(name.as_bytes());
+    hasher.finish()
 }
 
 // Unique in this process and never part of a decision: two drafts of the same world must not be taken for one another.

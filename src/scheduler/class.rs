@@ -3,8 +3,10 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
+use super::board::Seat;
 use super::court::{Key, Sentence};
-use super::reads::TaskFacts;
+use super::reads::{TaskFacts, Whose};
+use crate::model::name::Name;
 
 /// A task, and a number that is the same for tasks alike in all that is read of them.
 #[derive(Clone, Copy)]
@@ -13,6 +15,14 @@ pub struct Case<'a> {
     pub task: &'a TaskFacts,
     /// As the court counts them.
     pub kind: u32,
+}
+
+/// How a step went.
+pub enum Outcome<T> {
+    /// As asked.
+    Done(T),
+    /// Something was read for the first time: what was grouped by what was known before is void.
+    Outgrown,
 }
 
 /// Nodes alike in all that is read.
@@ -61,4 +71,13 @@ pub fn better(ranks: &[Rank], classes: &[Class], a: u32, b: u32) -> bool {
         }
     }
     x.first < y.first
+}
+
+/// Tasks on a node that a count looks at.
+pub fn count_on(seat: &Seat, of: &Whose, own: &Name) -> u32 {
+    match of {
+        Whose::All => seat.total,
+        Whose::Own => seat.count(own.as_str()),
+        Whose::Named(name) => seat.count(name.as_str()),
+    }
 }

@@ -9,7 +9,7 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 
 use super::board::{Board, Seat};
-use super::class::{Case, Class, Rank, better};
+use super::class::{Case, Class, Outcome, Rank, better, count_on};
 use super::court::{Column, Court, Key, Local, Plan, Sentence};
 use super::lookup::Lookup;
 use super::place::{Filter, Refusals};
@@ -51,14 +51,6 @@ struct State {
     counts: SmallVec<[u32; 2]>,
     free_cpu: u32,
     free_memory: u64,
-}
-
-/// How a step went.
-pub enum Outcome<T> {
-    /// As asked.
-    Done(T),
-    /// Something was read for the first time: what was grouped by what was known before is void.
-    Outgrown,
 }
 
 macro_rules! done {
@@ -333,13 +325,32 @@ impl Group {
         let old = state.class;
         let fits = self.filter.refuses(seat).is_none();
         let stays = fits && old != NONE && (plan.local.is_empty() || self.classes[old as usize].key == self.key(at));
-        if !stays {
+        let moved = !stays && fits && self.moves_alone(at);
+        if !stays && !moved {
             self.leave(at);
             if fits {
                 self.enter(at);
             }
         }
         blocks
+    }
+
+    // A class of one goes where its member goes, if nobody is there yet: its number and its place in the tree stay.
+    fn moves_alone(&mut self, at: usize) -> bool {
+        let class = self.states[at].class;
+        if class == NONE || self.classes[class as usize].count != 1 {
+            return false;
+        }
+        let key = self.key(at);
+        if self.index.get(&key).is_some() {
+            return false;
+        }
+        let moved = &mut self.classes[class as usize];
+        self.index.remove(&moved.key);
+        moved.key = key.clone();
+        moved.sentence = None;
+        self.index.insert(key, class);
+        true
     }
 
     // What tells classes apart: the block, what is fixed, what is on the node.
@@ -482,13 +493,5 @@ impl Group {
             Sentence::Refused(_) => rank.stands = false,
         }
         self.classes[class as usize].sentence = Some(sentence);
-    }
-}
-
-fn count_on(seat: &Seat, of: &Whose, own: &Name) -> u32 {
-    match of {
-        Whose::All => seat.total,
-        Whose::Own => seat.count(own.as_str()),
-        Whose::Named(name) => seat.count(name.as_str()),
     }
 }

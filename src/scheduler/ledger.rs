@@ -2,9 +2,9 @@
 //! only what has changed in between. What is found is what a scan of all nodes would find.
 
 use super::board::Board;
-use super::class::Case;
+use super::class::{Case, Outcome};
 use super::court::Court;
-use super::group::{Group, Outcome};
+use super::group::Group;
 use super::lookup::Lookup;
 use super::place::{Answer, Ask, Filter, Placement, Refusals, SlotAsk, nowhere};
 use super::reads::Judge;
