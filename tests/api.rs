@@ -225,6 +225,18 @@ fn tcp_takes_tls_a_token_and_the_right_role() {
     assert_eq!(remote("ci", &["service", "ps", "bank"]).0, 8);
     assert_eq!(remote("ci", &["node", "update", "x", "--availability", "drain"]).0, 8);
     assert_eq!(remote("ci", &["token", "ls"]).0, 8);
+    // What acts on the whole cluster is not to be brought along by who may not act on it.
+    let hosted = daemon.folder.path().join("hosted.lua");
+    std::fs::write(&hosted, "cron 'nightly' { schedule = '@daily', run = function() end }").unwrap();
+    std::fs::write(
+        daemon.folder.path().join("bring.lua"),
+        "service 'shop-cron' { command = { 'sleep', '100' } }:apply { with = scripts 'hosted.lua' }",
+    )
+    .unwrap();
+    let script = daemon.folder.path().join("bring.lua").to_string_lossy().into_owned();
+    let (code, error) = remote("ci", &["run", &script]);
+    assert!(code == 8 && error.contains("may not bring along cron \"nightly\""), "{code}: {error}");
+    assert_eq!(remote("ci", &["script", "push", "mine", &hosted.to_string_lossy()]).0, 8);
     let (code, error) = remote("thief", &["service", "ls"]);
     assert!(code == 8 && error.contains("is not known"), "{error}");
     let (code, error) = remote("wrong", &["service", "ls"]);

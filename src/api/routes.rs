@@ -6,12 +6,13 @@ use serde::{Deserialize, Serialize};
 
 use super::{About, Answer, Call, Handler, Route, Schema, json, lines, openapi, tokens};
 use crate::client::{Apply, Info, LogEntry, LogsAsk, ReleaseAction, ServiceStatus};
+use crate::model::bundle::Bundle;
 use crate::model::event::Event;
 use crate::model::node::{Node, NodeUpdate};
 use crate::model::plan::Plan;
 use crate::model::right::{MadeToken, NewToken, Role, Token};
 use crate::model::service::Revision;
-use crate::model::{Error, Result, strict};
+use crate::model::{Error, Kind, Result, strict};
 
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
 struct Scale {
@@ -241,7 +242,30 @@ async fn plan(call: Call) -> Result<Answer> {
 
 async fn apply(call: Call) -> Result<Answer> {
     let ask: Apply = strict::read("apply", &call.body)?;
+    if let Some(bundle) = ask.with.clone() {
+        may_bring(&call, bundle).await?;
+    }
     json(&call.api.cluster.apply(ask).await?)
+}
+
+// Cron scripts and handlers act on the whole cluster: only who may do that may bring some along.
+async fn may_bring(call: &Call, bundle: Bundle) -> Result<()> {
+    if call.principal.require(Role::Admin, None).is_ok() {
+        return Ok(());
+    }
+    bundle.validate()?;
+    let inspect = move || crate::script::host::inspect(std::sync::Arc::new(bundle), "with");
+    let inspected = tokio::task::spawn_blocking(inspect)
+        .await
+        .map_err(|error| Error::internal("apply", "its scripts could not be looked at").cause(error))??;
+    match inspected.registrations.keys().find(|(kind, _)| kind.acts()) {
+        Some((kind, name)) => {
+            let message = format!("may not bring along {} \"{name}\", which acts on the whole cluster", kind.as_str());
+            Err(Error::new(Kind::Forbidden, format!("principal \"{}\"", call.principal.name), message)
+                .help("use a token with the role admin and without a prefix"))
+        }
+        None => Ok(()),
+    }
 }
 
 async fn nodes(call: Call) -> Result<Answer> {

@@ -90,6 +90,9 @@ impl Wire {
     }
 
     async fn send(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<Incoming> {
+        if path.split('?').next().is_some_and(|path| path.split('/').skip(1).any(str::is_empty)) {
+            return Err(Error::invalid("name", "is empty"));
+        }
         let body = match body {
             Some(body) => serde_json::to_vec(body)
                 .map_err(|error| Error::internal("request", "cannot be written").cause(error))?,

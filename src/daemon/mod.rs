@@ -145,8 +145,13 @@ pub async fn up(options: Options) -> Result<()> {
     let parts = assemble(&options.cluster, &options.data, options.task_ports.clone(), false)?;
     let (store, clock): (_, Arc<dyn Clock>) = (parts.store.clone(), parts.clock.clone());
     let runtime = Runtime::start(parts).await?;
-    if let Some(folder) = &options.scripts {
-        crate::runtime::folder::watch(&runtime, folder.clone()).await?;
+    match &options.scripts {
+        Some(folder) => crate::runtime::folder::watch(&runtime, folder.clone()).await?,
+        None => {
+            if let Err(error) = crate::runtime::folder::forget(&runtime).await {
+                tracing::warn!(%error, "scripts of an earlier scripts folder still serve");
+            }
+        }
     }
     let audit = Arc::new(audit::AuditFile::open(&options.data, clock.clone())?);
     let router = api::router(Arc::new(Api { cluster: runtime.clone(), store, audit, clock }));
@@ -175,5 +180,6 @@ pub async fn up(options: Options) -> Result<()> {
     }
     let _ = std::fs::remove_file(&options.socket);
     println!("neap ends; replicas and published ports go on without it");
-    Ok(())
+    // What is acknowledged is written. Taking the runtime down under its threads would only make them stumble.
+    std::process::exit(0)
 }

@@ -18,6 +18,18 @@ pub const HISTORY: usize = 20;
 /// Output that is kept of a run, in bytes.
 pub const MAX_OUTPUT: usize = 4096;
 
+/// What stands for five fields.
+const NICKNAMES: [&str; 7] = ["@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"];
+
+/// The fields, and the words that they know.
+const FIELDS: [(&str, &[&str]); 5] = [
+    ("minute", &[]),
+    ("hour", &[]),
+    ("day of month", &["L", "W", "LW"]),
+    ("month", &["JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC"]),
+    ("day of week", &["SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT", "L"]),
+];
+
 /// Five fields (minute, hour, day of month, month, day of week), or `@hourly` and its like.
 ///
 /// Around a change of clocks it goes as people know it from cron: what falls into the hour that is left out runs at its
@@ -49,6 +61,18 @@ impl FromStr for Schedule {
         let fields = text.split_whitespace().count();
         if fields != 5 && !text.trim_start().starts_with('@') {
             return Err(wrong(format!("has {fields} fields, not 5")));
+        }
+        // A name in the wrong field would be read as a number, at another time than was meant.
+        let parts: Vec<&str> = text.split_whitespace().collect();
+        for (part, (field, names)) in parts.iter().zip(FIELDS).filter(|_| fields == 5) {
+            let words = part.split(|c: char| !c.is_ascii_alphabetic()).filter(|word| !word.is_empty());
+            if let Some(wrong_word) = words.clone().find(|word| !names.contains(&word.to_ascii_uppercase().as_str())) {
+                return Err(wrong(format!("\"{wrong_word:.20}\" is not known in the field {field}")));
+            }
+        }
+        if fields != 5 && !NICKNAMES.contains(&text.trim().to_ascii_lowercase().as_str()) {
+            let hint = super::suggest::hint(text.trim(), NICKNAMES);
+            return Err(wrong(format!("is not known{hint}")));
         }
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
         let cron = parser.parse(text).map_err(|error| wrong(error.to_string().trim_end_matches('.').to_lowercase()))?;
@@ -254,6 +278,9 @@ mod tests {
         assert_eq!(error("0 0 3 * * *"), "has 6 fields, not 5");
         assert_eq!(error("0 0 30 2 *"), "names a day that never comes");
         assert!(error("61 * * * *").contains("out of bounds"), "{}", error("61 * * * *"));
+        assert_eq!(error("mon * * * *"), "\"mon\" is not known in the field minute");
+        assert_eq!(error("* jan * * *"), "\"jan\" is not known in the field hour");
+        assert!(error("@hourlyy").contains("did you mean \"@hourly\"?"), "{}", error("@hourlyy"));
         let zone = "Europe/Amsterdan".parse::<Zone>().unwrap_err().message;
         assert_eq!(zone, "is not known; did you mean \"Europe/Amsterdam\"?");
     }

@@ -21,6 +21,7 @@ use crate::scheduler::release::roll_back;
 use crate::scheduler::world::{Change, Draft, Note, World};
 use crate::script::host::ScriptHost;
 use crate::script::registration::Facts;
+use crate::script::stdlib;
 use crate::store::{Write, encode};
 
 /// Why a release is paused that a person paused.
@@ -38,13 +39,16 @@ pub fn missing(world: &World, name: &str) -> Error {
 
 /// Creates or updates a service.
 pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prepared: Prepared) -> Result<()> {
-    let Prepared { spec, only, resolved, bundle, rollout, rollout_bundle } = prepared;
+    let Prepared { spec, only, base, resolved, bundle, rollout, rollout_bundle } = prepared;
     let old = draft.world.services.get(&spec.name).cloned();
     if let Some(old) = &old {
         if old.removing {
             return Err(Error::new(Kind::Conflict, spec.subject(), "is just being removed")
                 .help("wait until it is gone")
                 .retry(true));
+        }
+        if base.is_some_and(|base| base != old.spec) {
+            return Err(Error::new(Kind::Conflict, spec.subject(), "was changed by somebody else just now").retry(true));
         }
         if only == Only::Create {
             return Err(Error::new(Kind::Conflict, spec.subject(), "exists already")
@@ -87,8 +91,11 @@ fn refuse_taken_names(world: &World, host: &ScriptHost, name: &Name, bundle: &st
     }
     let mut others = world.clone();
     others.services.remove(name);
-    let mut epoch = super::scripts::epoch(&others, host, others.scripts.values())?;
-    epoch.add(&format!("service \"{name}\""), &own, HostedKind::acts)
+    let registered = |hash: &str| host.registered(Some(hash));
+    let mut epoch = super::scripts::epoch(&others, &registered, others.scripts.values())?;
+    let mut failed = None;
+    epoch.add(&format!("service \"{name}\""), &own, HostedKind::acts, &mut |error| failed = Some(error));
+    failed.map_or(Ok(()), Err)
 }
 
 fn refuse_taken_ports(world: &World, spec: &ServiceSpec) -> Result<()> {
@@ -404,7 +411,9 @@ fn roll_back_finished(draft: &mut Draft, host: &ScriptHost, service: &Service) -
     let revision = draft.world.revision(name, to).cloned().ok_or_else(nowhere)?;
     let own = host.registered(service.bundle.as_deref())?;
     let (bundle, facts) = host.find(&own, HostedKind::Rollout, service.spec.rollout.name.as_str())?;
-    let in_set = host.epoch().registrations.values().any(|found| found.registration.bundle == bundle);
+    if let Some(hash) = &revision.bundle {
+        refuse_taken_names(&draft.world, host, name, hash)?;
+    }
     let mut service = service.clone();
     let (replicas, rollout) = (service.spec.replicas, service.spec.rollout.clone());
     service.spec = revision.spec.clone();
@@ -412,7 +421,7 @@ fn roll_back_finished(draft: &mut Draft, host: &ScriptHost, service: &Service) -
     service.spec.replicas = replicas;
     service.spec.rollout = rollout;
     service.updated_at = draft.clock.wall();
-    begin_release(draft, &service, to, &facts, in_set.then_some(bundle));
+    begin_release(draft, &service, to, &facts, (bundle != stdlib::OWNER).then_some(bundle));
     draft.change(Change::Service(Arc::new(service)));
     Ok(())
 }

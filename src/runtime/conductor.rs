@@ -124,6 +124,7 @@ impl Conductor {
         self.wakes.extend(decision.wakes);
         let world = draft.world;
         writes.extend(persist::writes(&self.world, &decision.changes));
+        writes.extend(self.unused_bundles(&world, &decision.changes));
         if !writes.is_empty() {
             fault::point("conductor.before-commit");
             if let Err(error) = handle.block_on(self.parts.store.commit(writes)) {
@@ -237,26 +238,24 @@ impl Conductor {
             Change::RemoveService(_) => true,
             _ => false,
         };
-        if changes.iter().any(concerns)
-            && let Err(error) = super::install(&self.parts.host, world)
-        {
-            tracing::error!(%error, "scripts cannot be put to use; those before them go on");
+        if changes.iter().any(concerns) {
+            super::install(&self.parts.host, world);
         }
+    }
+
+    // Bundles that nothing uses any more once the changes are made.
+    fn unused_bundles(&self, world: &World, changes: &[Change]) -> Vec<crate::store::Write> {
+        if !changes.iter().any(releases_bundles) {
+            return Vec::new();
+        }
+        let hashes = self.parts.host.hashes().into_iter();
+        let unused = hashes.filter(|hash| self.world.uses_bundle(hash) && !world.uses_bundle(hash));
+        unused.map(|hash| crate::store::Write::remove(persist::bundle_key(&hash))).collect()
     }
 
     // The host's memory of scripts follows the services that use them.
     fn forget_bundles(&self, world: &World, changes: &[Change]) {
-        if changes.iter().any(|change| {
-            matches!(
-                change,
-                Change::RemoveService(_)
-                    | Change::RemoveRevision(..)
-                    | Change::Service(_)
-                    | Change::Release(_)
-                    | Change::Scripts(_)
-                    | Change::RemoveScripts(_)
-            )
-        }) {
+        if changes.iter().any(releases_bundles) {
             self.parts.host.retain(&|hash| world.uses_bundle(hash));
         }
     }
@@ -290,6 +289,20 @@ impl Conductor {
         };
         let _ = self.events.send(event);
     }
+}
+
+// Whether a change may end the last use of a bundle.
+fn releases_bundles(change: &Change) -> bool {
+    matches!(
+        change,
+        Change::RemoveService(_)
+            | Change::RemoveRevision(..)
+            | Change::Service(_)
+            | Change::Release(_)
+            | Change::Revision(_)
+            | Change::Scripts(_)
+            | Change::RemoveScripts(_)
+    )
 }
 
 enum Received {

@@ -70,7 +70,8 @@ pub async fn spawn(
     parts: Arc<Parts>,
     messages: mpsc::UnboundedSender<Message>,
     epochs: watch::Receiver<Arc<Epoch>>,
-) -> Result<mpsc::UnboundedSender<Request>> {
+    requests: mpsc::UnboundedReceiver<Request>,
+) -> Result<()> {
     let mut records = BTreeMap::new();
     let mut writes = Vec::new();
     for entry in parts.store.list("cron/")? {
@@ -89,7 +90,6 @@ pub async fn spawn(
     if !writes.is_empty() {
         parts.store.commit(writes).await?;
     }
-    let (sender, requests) = mpsc::unbounded_channel();
     let (ended, ends) = mpsc::unbounded_channel();
     let keeper = Keeper {
         parts,
@@ -102,7 +102,7 @@ pub async fn spawn(
         seen: Timestamp(0),
     };
     tokio::spawn(keeper.run(epochs, requests, ends));
-    Ok(sender)
+    Ok(())
 }
 
 impl Keeper {
@@ -269,7 +269,7 @@ impl Keeper {
         fault::point("cron.after-finish");
         for (name, run) in over {
             let what = if run.outcome == Outcome::Ok { What::CronFinished } else { What::CronFailed };
-            let last = run.output.lines().next_back().unwrap_or_default();
+            let last = crate::client::show::last_line(&run.output);
             self.tell(what, &name, format!("run {}: {} {last}", run.number, run.outcome.as_str()));
             if let Some(waiting) = self.waiting.remove(&(name, run.number)) {
                 let _ = waiting.send(Ok(run));

@@ -6,7 +6,6 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use super::{Message, Runtime};
-use crate::client::Cluster;
 use crate::client::scripts::Push;
 use crate::model::bundle::{Bundle, Source};
 use crate::model::event::What;
@@ -28,11 +27,20 @@ pub async fn watch(runtime: &Arc<Runtime>, folder: PathBuf) -> Result<()> {
     load(runtime, &folder, &seen).await?;
     let runtime = Arc::downgrade(runtime);
     tokio::spawn(async move {
-        let (mut loaded, mut last) = (seen.clone(), seen);
+        let (mut loaded, mut last, mut lost) = (seen.clone(), seen, false);
         loop {
             tokio::time::sleep(LOOK).await;
             let Some(runtime) = runtime.upgrade() else { return };
-            let Ok(now) = look(&folder) else { continue };
+            let now = match look(&folder) {
+                Ok(now) => now,
+                Err(error) => {
+                    if !std::mem::replace(&mut lost, true) {
+                        tracing::error!(%error, "the scripts folder is gone; its scripts go on");
+                    }
+                    continue;
+                }
+            };
+            lost = false;
             let still = now == last;
             last = now;
             if !still || last == loaded {
@@ -51,10 +59,16 @@ pub async fn watch(runtime: &Arc<Runtime>, folder: PathBuf) -> Result<()> {
     Ok(())
 }
 
+/// What an earlier daemon's folder left goes, where there is no folder any more.
+pub async fn forget(runtime: &Arc<Runtime>) -> Result<()> {
+    let there = runtime.world().scripts.contains_key(OWNER);
+    if there { runtime.drop_scripts(OWNER, Source::Folder).await } else { Ok(()) }
+}
+
 async fn load(runtime: &Arc<Runtime>, folder: &Path, seen: &Seen) -> Result<()> {
     if seen.is_empty() {
-        let there = runtime.world().scripts.contains_key(OWNER);
-        return if there { runtime.remove_scripts(OWNER).await } else { Ok(()) };
+        tracing::warn!(folder = %folder.display(), "the scripts folder holds no scripts");
+        return forget(runtime).await;
     }
     let mut bundle = Bundle::default();
     for path in seen.keys() {

@@ -40,15 +40,10 @@ pub fn spawn(
     parts: Arc<Parts>,
     messages: mpsc::UnboundedSender<Message>,
     mut events: broadcast::Receiver<Event>,
-) -> Failed {
-    let failed = Failed::default();
-    let postman = Arc::new(Postman {
-        parts,
-        messages,
-        failed: failed.clone(),
-        lines: Mutex::default(),
-        at_once: Semaphore::new(AT_ONCE),
-    });
+    failed: Failed,
+) {
+    let postman =
+        Arc::new(Postman { parts, messages, failed, lines: Mutex::default(), at_once: Semaphore::new(AT_ONCE) });
     tokio::spawn(async move {
         loop {
             match events.recv().await {
@@ -63,7 +58,6 @@ pub fn spawn(
             }
         }
     });
-    failed
 }
 
 impl Postman {
@@ -97,6 +91,8 @@ impl Postman {
     // Works one line off, as the handler is registered when its turn comes.
     async fn deliver(self: Arc<Self>, line: Line) {
         loop {
+            // Before the next one is taken: what waits for its turn still counts as waiting.
+            let _turn = self.at_once.acquire().await;
             let next = {
                 let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
                 match lines.get_mut(&line).and_then(VecDeque::pop_front) {
@@ -107,7 +103,6 @@ impl Postman {
                     }
                 }
             };
-            let _turn = self.at_once.acquire().await;
             if let Err(error) = self.one(&line.0, next.clone()).await {
                 self.fail(&line.0, &next, error);
             }

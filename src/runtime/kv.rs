@@ -145,8 +145,10 @@ pub fn watch(parts: &Arc<Parts>, prefix: &str, sender: mpsc::Sender<Result<KvCha
     let (parts, wanted, prefix) = (parts.clone(), kv_key(prefix), prefix.to_owned());
     tokio::spawn(async move {
         let mut entries = entries;
+        let mut told = std::collections::BTreeSet::new();
         loop {
             for entry in std::mem::take(&mut entries) {
+                told.insert(entry.key.clone());
                 let change = KvChange { key: entry.key.clone(), entry: Some(entry) };
                 if sender.send(Ok(change)).await.is_err() {
                     return;
@@ -160,6 +162,10 @@ pub fn watch(parts: &Arc<Parts>, prefix: &str, sender: mpsc::Sender<Result<KvCha
                 Ok(change) if change.key.starts_with(&wanted) => {
                     let key = change.key["kv/".len()..].to_owned();
                     let entry = if change.removed { Ok(None) } else { get(&parts, &key) };
+                    match change.removed {
+                        true => told.remove(&key),
+                        false => told.insert(key.clone()),
+                    };
                     sender.send(entry.map(|entry| KvChange { key, entry })).await
                 }
                 Ok(_) => Ok(()),
@@ -167,6 +173,14 @@ pub fn watch(parts: &Arc<Parts>, prefix: &str, sender: mpsc::Sender<Result<KvCha
                 Err(broadcast::error::RecvError::Lagged(_)) => match list(&parts, &prefix) {
                     Ok(all) => {
                         entries = all;
+                        let there = |key: &String| entries.iter().any(|entry| entry.key == *key);
+                        let gone: Vec<String> = told.iter().filter(|key| !there(key)).cloned().collect();
+                        for key in gone {
+                            told.remove(&key);
+                            if sender.send(Ok(KvChange { key, entry: None })).await.is_err() {
+                                return;
+                            }
+                        }
                         Ok(())
                     }
                     Err(error) => sender.send(Err(error)).await,
@@ -223,7 +237,9 @@ pub async fn set_secret(parts: &Parts, world: &World, name: &str, set: SecretSet
         let mut record: SecretRecord =
             old.map(|entry| decode(&entry.key, &entry.value)).transpose()?.unwrap_or_default();
         let used = |version: u64| world.revisions.values().any(|revision| revision.secrets.get(name) == Some(&version));
-        record.sealed.retain(|(version, _)| used(*version));
+        // The last one as well: an apply that has looked it up may be about to use it.
+        let last = record.version;
+        record.sealed.retain(|(version, _)| used(*version) || *version == last);
         record.version += 1;
         record.at = parts.clock.wall();
         let sealed = parts.vault.seal(&format!("{name}@{}", record.version), set.value.as_bytes())?;

@@ -20,6 +20,7 @@ use crate::model::plan::Plan;
 use crate::model::service::{Revision, Service};
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::plan;
+use crate::scheduler::world::Draft;
 use crate::script::host::Scripts;
 
 impl Runtime {
@@ -129,11 +130,17 @@ impl Cluster for Runtime {
     }
 
     async fn apply(&self, ask: Apply) -> Result<ServiceStatus> {
-        let prepared = self.prepare(ask).await?;
-        let name = prepared.spec().name.to_string();
-        let host = self.parts.host.clone();
-        self.command(move |draft, writes| commands::apply(draft, writes, &host, prepared)).await?;
-        self.status(&name)
+        // A change of some fields is made on top of what is there; if somebody else was quicker, on top of that.
+        let mut tries = 5;
+        loop {
+            let prepared = self.prepare(ask.clone()).await?;
+            let name = prepared.spec().name.to_string();
+            let host = self.parts.host.clone();
+            match self.command(move |draft, writes| commands::apply(draft, writes, &host, prepared)).await {
+                Err(error) if error.kind == Kind::Conflict && error.retry && tries > 1 => tries -= 1,
+                result => return result.and_then(|()| self.status(&name)),
+            }
+        }
     }
 
     async fn scale(&self, name: &str, replicas: u32) -> Result<ServiceStatus> {
@@ -240,8 +247,7 @@ impl Cluster for Runtime {
     }
 
     async fn remove_scripts(&self, name: &str) -> Result<()> {
-        let (name, host) = (name.to_owned(), self.parts.host.clone());
-        self.command(move |draft, _| scripts::remove(draft, &host, &name)).await
+        self.drop_scripts(name, Source::Push).await
     }
 
     async fn script_calls(&self) -> Result<Vec<ScriptCalls>> {
@@ -339,6 +345,12 @@ impl Runtime {
         scripts::status(set, &self.parts.host)
     }
 
+    /// Removes the scripts of one owner; `of`: who asks for it.
+    pub(super) async fn drop_scripts(&self, name: &str, of: Source) -> Result<()> {
+        let (name, host) = (name.to_owned(), self.parts.host.clone());
+        self.command(move |draft, _| scripts::remove(draft, &host, &name, of)).await
+    }
+
     /// Replaces the scripts of one owner.
     pub(super) async fn replace_scripts(
         &self,
@@ -353,15 +365,15 @@ impl Runtime {
         let prepared = tokio::task::spawn_blocking(move || scripts::prepare(&named, push))
             .await
             .map_err(|error| Error::internal("push", "its preparation broke").cause(error))??;
-        let set = prepared.set(&self.world(), &name, source, self.parts.clock.wall(), by);
-        let status = prepared.status(set.clone());
+        let whose = scripts::Whose { name: name.clone(), source, at: self.parts.clock.wall(), by: by.to_owned() };
         let host = self.parts.host.clone();
         if check_only {
-            scripts::try_out(&self.world(), &*self.parts.clock, &host, prepared, set)?;
-            return Ok(status);
+            let world = self.world();
+            scripts::try_out(&mut Draft::new(&world, &*self.parts.clock), &host, &prepared, &whose)?;
+            return Ok(prepared.status(prepared.set(&world, &name, source, whose.at, by)));
         }
-        self.command(move |draft, writes| scripts::push(draft, writes, &host, prepared, set)).await?;
-        Ok(status)
+        self.command(move |draft, writes| scripts::push(draft, writes, &host, prepared, &whose)).await?;
+        self.script_status(name.as_str())
     }
 
     async fn ask_cron<T>(&self, request: impl FnOnce(tokio::sync::oneshot::Sender<T>) -> cron::Request) -> Result<T> {

@@ -77,10 +77,10 @@ enum Message {
 type Command = Box<dyn FnOnce(&mut Draft, &mut Vec<Write>) -> Result<()> + Send>;
 
 // Makes the world's scripts those that serve.
-fn install(host: &ScriptHost, world: &World) -> Result<()> {
+fn install(host: &ScriptHost, world: &World) {
     let services = world.services.iter().filter(|(_, service)| !service.removing);
     let bundles = services.filter_map(|(name, service)| Some((name.as_str(), service.bundle.as_deref()?)));
-    host.install(world.scripts.values(), bundles)
+    host.install(world.scripts.values(), bundles);
 }
 
 /// A running runtime; dropping it ends the conductor, not the replicas.
@@ -105,7 +105,7 @@ impl Runtime {
         let nodes = parts.engine.nodes().await?.into_iter();
         let with_settings: Vec<_> = nodes.map(|node| Arc::new(persist::with_settings(node, &settings))).collect();
         world.set_nodes(with_settings);
-        install(&parts.host, &world)?;
+        install(&parts.host, &world);
         let (messages, inbox) = mpsc::unbounded_channel();
         let (publish, seen) = watch::channel(Arc::new(world.clone()));
         let (events, _) = broadcast::channel(4096);
@@ -137,12 +137,24 @@ impl Runtime {
         starter::spawn(parts.clone(), seen.clone(), messages.clone());
         checks::spawn(parts.clone(), seen.clone(), messages.clone());
         let traffic = traffic::spawn(parts.clone(), seen.clone(), messages.clone(), failures);
-        let failed = handlers::spawn(parts.clone(), messages.clone(), events.subscribe());
-        let cron = cron::spawn(parts.clone(), messages.clone(), parts.host.epochs()).await?;
-        let host = parts.host.clone();
-        let runtime = Arc::new(Runtime { parts, messages, world: seen, events, port_failures, traffic, cron, failed });
+        let failed = handlers::Failed::default();
+        let (cron, requests) = mpsc::unbounded_channel();
+        let happened = events.subscribe();
+        let runtime = Arc::new(Runtime {
+            parts: parts.clone(),
+            messages: messages.clone(),
+            world: seen,
+            events,
+            port_failures,
+            traffic,
+            cron,
+            failed: failed.clone(),
+        });
+        // Before anything acts on the cluster: a VM finds out once whether there is one.
         let cluster: Arc<dyn crate::client::Cluster> = runtime.clone();
-        host.connect(&cluster);
+        parts.host.connect(&cluster);
+        handlers::spawn(parts.clone(), messages.clone(), happened, failed);
+        cron::spawn(parts.clone(), messages, parts.host.epochs(), requests).await?;
         Ok(runtime)
     }
 

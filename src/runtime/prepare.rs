@@ -23,6 +23,8 @@ use crate::store::encode;
 pub struct Prepared {
     pub(super) spec: ServiceSpec,
     pub(super) only: Only,
+    // What a change of some fields was made on top of.
+    pub(super) base: Option<ServiceSpec>,
     // The same with what keys and secrets stand for.
     pub(super) resolved: Resolved,
     pub(super) bundle: Option<Bundle>,
@@ -121,7 +123,8 @@ pub fn prepare(world: &World, parts: &Parts, ask: Apply) -> Result<Prepared> {
     let in_own = own.registrations.contains_key(&(HostedKind::Rollout, spec.rollout.name.to_string()));
     let in_set = !in_own && !host.in_library(HostedKind::Rollout, spec.rollout.name.as_str());
     let rollout_bundle = in_set.then_some(rollout_bundle);
-    Ok(Prepared { spec, only: ask.only, resolved, bundle, rollout, rollout_bundle })
+    let base = old.filter(|_| ask.only == Only::Update).map(|old| old.spec.clone());
+    Ok(Prepared { spec, only: ask.only, base, resolved, bundle, rollout, rollout_bundle })
 }
 
 // Keys and secrets as they are now: from here on they belong to the revision.

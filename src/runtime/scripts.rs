@@ -16,6 +16,9 @@ use crate::store::{MAX_VALUE, Write, encode};
 
 use super::persist::bundle_key;
 
+/// Finds what a bundle registers, by its hash.
+pub type Registered<'a> = dyn Fn(&str) -> Result<Arc<Inspected>> + 'a;
+
 /// Scripts that were loaded once and found right in themselves.
 pub struct Prepared {
     bundle: Bundle,
@@ -66,14 +69,35 @@ impl Prepared {
     }
 }
 
-/// Makes the prepared scripts serve under `set`'s name.
+/// Makes the prepared scripts serve under `name`.
 pub fn push(
     draft: &mut Draft,
     writes: &mut Vec<Write>,
     host: &ScriptHost,
     prepared: Prepared,
-    set: ScriptSet,
+    whose: &Whose,
 ) -> Result<()> {
+    try_out(draft, host, &prepared, whose)?;
+    writes.push(Write::put(bundle_key(&prepared.hash), encode(&prepared.bundle)));
+    host.add_inspected(prepared.bundle, prepared.registrations);
+    Ok(())
+}
+
+/// Under which name, from where, when and by whom scripts come.
+pub struct Whose {
+    /// The owner.
+    pub name: Name,
+    /// From where.
+    pub source: Source,
+    /// When.
+    pub at: crate::model::clock::Timestamp,
+    /// By whom.
+    pub by: String,
+}
+
+/// Whether the prepared scripts could serve: all of it but the scripts themselves becomes known to nobody but the draft.
+pub fn try_out(draft: &mut Draft, host: &ScriptHost, prepared: &Prepared, whose: &Whose) -> Result<()> {
+    let set = prepared.set(&draft.world, &whose.name, whose.source, whose.at, &whose.by);
     if let Some(old) = draft.world.scripts.get(&set.name)
         && old.source != set.source
     {
@@ -82,23 +106,10 @@ pub fn push(
         return Err(Error::new(Kind::Conflict, format!("scripts \"{}\"", set.name), format!("belong to {whose}"))
             .help("choose another name"));
     }
-    writes.push(Write::put(bundle_key(&prepared.hash), encode(&prepared.bundle)));
-    host.add(prepared.bundle);
-    replace(draft, host, set)
-}
-
-/// Whether the prepared scripts could serve; nothing changes.
-pub fn try_out(
-    world: &World,
-    clock: &dyn crate::model::clock::Clock,
-    host: &ScriptHost,
-    prepared: Prepared,
-    set: ScriptSet,
-) -> Result<()> {
-    let hash = prepared.hash.clone();
-    let result = push(&mut Draft::new(world, clock), &mut Vec::new(), host, prepared, set);
-    host.retain(&|known| known != hash || world.uses_bundle(known));
-    result
+    replace(draft, host, set, &|hash| match hash == prepared.hash {
+        true => Ok(prepared.registrations.clone()),
+        false => host.registered(Some(hash)),
+    })
 }
 
 /// Goes back to an earlier version.
@@ -115,26 +126,32 @@ pub fn roll_back(draft: &mut Draft, host: &ScriptHost, name: &str, back: &Back) 
             None => "have no earlier version".to_owned(),
         };
         let known: Vec<&str> = old.versions.iter().map(|version| version.hash.as_str()).collect();
-        Error::new(Kind::NotFound, format!("scripts \"{name:.63}\""), message)
-            .help(format!("kept are: {}", known.join(", ")))
+        Error::new(Kind::NotFound, format!("scripts \"{name:.63}\""), message).help(format!(
+            "kept are, oldest first: {}; name one: neap script rollback {name:.63} --to HASH",
+            known.join(", ")
+        ))
     })?;
     let set = ScriptSet { active: found.hash.clone(), ..ScriptSet::clone(&old) };
-    replace(draft, host, set)
+    replace(draft, host, set, &|hash| host.registered(Some(hash)))
 }
 
 /// Removes a set.
-pub fn remove(draft: &mut Draft, host: &ScriptHost, name: &str) -> Result<()> {
+pub fn remove(draft: &mut Draft, host: &ScriptHost, name: &str, of: Source) -> Result<()> {
     let old = present(&draft.world, name)?;
+    if old.source == Source::Folder && of != Source::Folder {
+        return Err(Error::new(Kind::Conflict, format!("scripts \"{name}\""), "belong to the daemon's scripts folder")
+            .help("remove the files from that folder"));
+    }
     let sets = draft.world.scripts.values().filter(|set| set.name != old.name);
-    check(&draft.world, host, &epoch(&draft.world, host, sets)?)?;
+    check(&draft.world, host, &epoch(&draft.world, &|hash| host.registered(Some(hash)), sets)?)?;
     draft.change(Change::RemoveScripts(old.name.clone()));
     tell(draft, &old.name, "removed".into());
     Ok(())
 }
 
-fn replace(draft: &mut Draft, host: &ScriptHost, set: ScriptSet) -> Result<()> {
+fn replace(draft: &mut Draft, host: &ScriptHost, set: ScriptSet, registered: &Registered) -> Result<()> {
     let set = Arc::new(set);
-    let inspected = host.registered(Some(&set.active))?;
+    let inspected = registered(&set.active)?;
     for ((kind, name), (registration, _)) in &inspected.registrations {
         if host.in_library(*kind, name) {
             let message = format!("is the library's; {}:{} registers it again", registration.file, registration.line);
@@ -144,7 +161,7 @@ fn replace(draft: &mut Draft, host: &ScriptHost, set: ScriptSet) -> Result<()> {
     }
     let others = draft.world.scripts.values().filter(|other| other.name != set.name);
     let sets = others.chain(std::iter::once(&set));
-    check(&draft.world, host, &epoch(&draft.world, host, sets)?)?;
+    check(&draft.world, host, &epoch(&draft.world, registered, sets)?)?;
     let message = format!("version {}, {} registrations", set.active, inspected.registrations.len());
     if draft.world.scripts.get(&set.name).is_none_or(|old| **old != *set) {
         tell(draft, &set.name, message);
@@ -172,10 +189,14 @@ fn present(world: &World, name: &str) -> Result<Arc<ScriptSet>> {
 }
 
 /// All that would serve with these sets and the services as they are.
-pub fn epoch<'a>(world: &'a World, host: &ScriptHost, sets: impl Iterator<Item = &'a Arc<ScriptSet>>) -> Result<Epoch> {
+pub fn epoch<'a>(
+    world: &'a World,
+    registered: &Registered,
+    sets: impl Iterator<Item = &'a Arc<ScriptSet>>,
+) -> Result<Epoch> {
     let services = world.services.iter().filter(|(_, service)| !service.removing);
     let bundles = services.filter_map(|(name, service)| Some((name.as_str(), service.bundle.as_deref()?)));
-    Epoch::of(0, sets, bundles, &|hash| host.registered(Some(hash)))
+    Epoch::of(0, sets, bundles, registered)
 }
 
 // What services name must be there afterwards, if it was before.

@@ -193,6 +193,11 @@ impl Court {
         true
     }
 
+    /// Whether the numbers of values stand for this board's nodes.
+    pub fn knows(&self, board: &Board) -> bool {
+        self.columns_of == board.nodes_stamp()
+    }
+
     /// Whether it matters which of its service's tasks it is.
     pub fn reads_slot(&self) -> bool {
         self.plan.task.iter().any(|field| matches!(field, TaskField::Name | TaskField::Slot))
@@ -208,6 +213,8 @@ impl Court {
         if self.task_kinds.len() >= MAX_MEMO && self.task_kinds.get(&values).is_none() {
             self.task_kinds.clear();
             self.memo.clear();
+            // Groups know kinds by these numbers: they are told by another plan.
+            self.plan = Rc::new(Plan::new(&self.judges));
         }
         let next = u32::try_from(self.task_kinds.len()).unwrap_or(u32::MAX);
         *self.task_kinds.or_insert(values, next)

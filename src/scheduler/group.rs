@@ -104,7 +104,7 @@ impl Group {
 
     /// Whether it still stands for the board's nodes and for what the court reads.
     pub fn fits(&self, board: &Board, court: &Court) -> bool {
-        self.nodes_stamp == board.nodes_stamp() && Rc::ptr_eq(&self.plan, court.plan())
+        self.nodes_stamp == board.nodes_stamp() && court.knows(board) && Rc::ptr_eq(&self.plan, court.plan())
     }
 
     /// Whether it has taken over all that is on the board.

@@ -135,7 +135,11 @@ impl Ledger {
                 kind = court.task_kind(&task);
             }
             let case = Case { task: &task, kind };
-            let group = match current.take().or_else(|| self.take(board, court_key, court, &ask.filter)) {
+            let group = match current
+                .take()
+                .filter(|group| group.fits(board, court))
+                .or_else(|| self.take(board, court_key, court, &ask.filter))
+            {
                 Some(group) if court.fickle => {
                     drop(group);
                     None

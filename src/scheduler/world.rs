@@ -1,6 +1,6 @@
 //! All that decisions are made from, in memory, and the changes that decisions are made of.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
@@ -160,9 +160,19 @@ impl World {
     /// New or changed nodes.
     pub fn set_nodes(&mut self, nodes: impl IntoIterator<Item = Arc<Node>>) {
         let nodes: Vec<Arc<Node>> = nodes.into_iter().collect();
+        let added: BTreeSet<NodeId> =
+            nodes.iter().map(|node| node.id.clone()).filter(|id| !self.nodes.contains_key(id)).collect();
         self.board.set_nodes(nodes.iter().cloned());
         for node in nodes {
             self.nodes.insert(node.id.clone(), node);
+        }
+        // What was known to be on a node before the node itself was known.
+        if !added.is_empty() {
+            let on = |task: &&Arc<Task>| task.node.as_ref().is_some_and(|node| added.contains(node));
+            let tasks: Vec<Arc<Task>> = self.tasks.values().filter(on).cloned().collect();
+            for task in tasks {
+                self.seat(&task, 1);
+            }
         }
     }
 
@@ -296,5 +306,30 @@ impl<'a> Draft<'a> {
         let task = Arc::new(task);
         self.note_task(What::TaskStopping, &task, why.as_str());
         self.change(Change::Task(task));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::id::ServiceId;
+
+    #[test]
+    fn tasks_that_were_known_before_their_node_are_counted() {
+        let task: Task = serde_json::from_value(serde_json::json!({
+            "id": "01arz3ndektsv4rrffq69g5fav", "service": "web", "service_id": ServiceId::numbered(1), "node": "eu-1",
+            "slot": { "replica": 1 }, "revision": 1, "state": "running", "health": "none", "created_at": 0,
+        }))
+        .unwrap();
+        let mut world = World::default();
+        world.apply(&Change::Task(Arc::new(task.clone())));
+        world.set_nodes([Arc::new(Node::new("eu-1", "eu-1")), Arc::new(Node::new("eu-2", "eu-2"))]);
+        let count = |world: &World| world.board().seats().map(|seat| seat.count("web")).collect::<Vec<u32>>();
+        assert_eq!(count(&world), [1, 0]);
+        // A change of the node alone counts nothing twice.
+        world.set_nodes([Arc::new(Node::new("eu-1", "renamed"))]);
+        assert_eq!(count(&world), [1, 0]);
+        world.apply(&Change::RemoveTask(task.id));
+        assert_eq!(count(&world), [0, 0]);
     }
 }

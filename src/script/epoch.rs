@@ -36,34 +36,62 @@ impl Epoch {
         services: impl Iterator<Item = (&'a str, &'a str)>,
         registered: &dyn Fn(&str) -> Result<Arc<Inspected>>,
     ) -> Result<Self> {
-        let mut epoch = Epoch { number, registrations: BTreeMap::new() };
-        for set in sets {
-            epoch.add(&format!("scripts \"{}\"", set.name), &*registered(&set.active)?, |_| true)?;
-        }
-        for (service, bundle) in services {
-            epoch.add(&format!("service \"{service}\""), &*registered(bundle)?, HostedKind::acts)?;
-        }
-        Ok(epoch)
+        let mut failed = None;
+        let epoch =
+            Self::gather(number, sets, services, registered, &mut |error| failed = failed.take().or(Some(error)));
+        failed.map_or(Ok(epoch), Err)
     }
 
-    /// Adds what `owner` registers of the kinds that `which` picks.
-    pub fn add(&mut self, owner: &str, inspected: &Inspected, which: impl Fn(HostedKind) -> bool) -> Result<()> {
+    /// The same, without those that cannot serve: `refused` is told why.
+    pub fn gather<'a>(
+        number: u64,
+        sets: impl Iterator<Item = &'a Arc<ScriptSet>>,
+        services: impl Iterator<Item = (&'a str, &'a str)>,
+        registered: &dyn Fn(&str) -> Result<Arc<Inspected>>,
+        refused: &mut dyn FnMut(Error),
+    ) -> Self {
+        let mut epoch = Epoch { number, registrations: BTreeMap::new() };
+        for set in sets {
+            match registered(&set.active) {
+                Ok(inspected) => epoch.add(&format!("scripts \"{}\"", set.name), &inspected, |_| true, refused),
+                Err(error) => refused(error),
+            }
+        }
+        for (service, bundle) in services {
+            match registered(bundle) {
+                Ok(inspected) => {
+                    epoch.add(&format!("service \"{service}\""), &inspected, HostedKind::acts, refused);
+                }
+                Err(error) => refused(error),
+            }
+        }
+        epoch
+    }
+
+    /// Adds what `owner` registers of the kinds that `which` picks; whoever has a name already keeps it.
+    pub fn add(
+        &mut self,
+        owner: &str,
+        inspected: &Inspected,
+        which: impl Fn(HostedKind) -> bool,
+        refused: &mut dyn FnMut(Error),
+    ) {
         for ((kind, name), (registration, facts)) in &inspected.registrations {
             if !which(*kind) {
                 continue;
             }
-            let found = Found { registration: registration.clone(), facts: facts.clone(), owner: owner.to_owned() };
-            if let Some(first) = self.registrations.insert((*kind, name.clone()), found) {
+            if let Some(first) = self.registrations.get(&(*kind, name.clone())) {
                 let message = format!(
                     "belongs to {} already ({}:{})",
                     first.owner, first.registration.file, first.registration.line
                 );
-                let second = format!("{}:{}", registration.file, registration.line);
-                return Err(Error::new(Kind::Conflict, format!("{} \"{name}\"", kind.as_str()), message)
-                    .cause(format!("{owner} registers it as well, at {second}"))
-                    .help("choose another name, or remove the other first"));
+                let second = format!("{owner} registers it as well, at {}:{}", registration.file, registration.line);
+                let error = Error::new(Kind::Conflict, format!("{} \"{name}\"", kind.as_str()), message);
+                refused(error.cause(second).help("choose another name, or remove the other first"));
+                continue;
             }
+            let found = Found { registration: registration.clone(), facts: facts.clone(), owner: owner.to_owned() };
+            self.registrations.insert((*kind, name.clone()), found);
         }
-        Ok(())
     }
 }

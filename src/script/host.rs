@@ -74,6 +74,17 @@ impl ScriptHost {
         hash
     }
 
+    /// The same for one that was inspected already.
+    pub fn add_inspected(&self, bundle: Bundle, inspected: Arc<Inspected>) {
+        let hash = self.add(bundle);
+        write(&self.inspected).insert(hash, inspected);
+    }
+
+    /// The hashes of all known bundles but the library's.
+    pub fn hashes(&self) -> Vec<String> {
+        read(&self.library.bundles).keys().filter(|hash| *hash != stdlib::OWNER).cloned().collect()
+    }
+
     /// A known bundle.
     pub fn bundle(&self, hash: &str) -> Option<Arc<Bundle>> {
         read(&self.library.bundles).get(hash).cloned()
@@ -105,11 +116,13 @@ impl ScriptHost {
         &self,
         sets: impl Iterator<Item = &'a Arc<ScriptSet>>,
         services: impl Iterator<Item = (&'a str, &'a str)>,
-    ) -> Result<()> {
+    ) {
         let number = self.epoch().number + 1;
-        let epoch = Epoch::of(number, sets, services, &|hash| self.registered(Some(hash)))?;
+        // What cannot serve is said, and does not keep the rest from it.
+        let epoch = Epoch::gather(number, sets, services, &|hash| self.registered(Some(hash)), &mut |error| {
+            tracing::error!(%error, "a script does not serve");
+        });
         self.epoch.send_replace(Arc::new(epoch));
-        Ok(())
     }
 
     /// All that serves the whole cluster now.
@@ -305,7 +318,7 @@ fn write<T>(lock: &RwLock<T>) -> std::sync::RwLockWriteGuard<'_, T> {
 fn longest(kind: HostedKind) -> Duration {
     match kind {
         HostedKind::Policy | HostedKind::Check | HostedKind::Rollout | HostedKind::On => budget::LOAD,
-        HostedKind::Cron => budget::LOAD.max(Duration::from_secs(2)),
+        HostedKind::Cron => budget::CRON,
     }
 }
 

@@ -89,12 +89,14 @@ impl Hosted {
         }
         let _ = lua.set_memory_limit(lua.used_memory() + budget::GROWTH);
         vm::seal(&lua).map_err(broken)?;
+        // One budget for all of them.
+        let begun = std::time::Instant::now();
         for entry in entries {
             let subject = format!("script {entry}");
             let source = files.read(entry).ok_or_else(|| Error::not_found(subject.clone()))?;
             let chunk = lua.load(source).set_name(format!("={prefix}{entry}"));
             budget
-                .run(budget::LOAD, || chunk.exec())
+                .run(budget::LOAD.saturating_sub(begun.elapsed()), || chunk.exec())
                 .map_err(|error| report::explain(&subject, &error, &|file| find_source(&*files, file), None))?;
         }
         phase.running.set(true);

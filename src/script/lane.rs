@@ -113,7 +113,13 @@ impl Lane {
                     let job = lock(&lane.shared.queue).pop_front();
                     match job {
                         Some(job) => {
-                            job(&vms);
+                            let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(&vms)));
+                            if done.is_err() {
+                                // A fault of ours: what this thread holds is in no known state.
+                                tracing::error!(kind = word, "a script thread broke; a fresh one takes over");
+                                lane.give_up();
+                                return;
+                            }
                             // What a job has begun gets its turn before the next job.
                             tokio::task::yield_now().await;
                         }

@@ -10,9 +10,9 @@ use super::host::{ScriptHost, Scripts};
 use super::lane::Ticket;
 use super::stdlib;
 use super::vms::Vms;
-use crate::model::Result;
 use crate::model::bundle::HostedKind;
-use crate::model::service::Use;
+use crate::model::service::{OnPolicyError, Use};
+use crate::model::{Error, Kind, Result};
 use crate::scheduler::board::Board;
 use crate::scheduler::ledger::Bench;
 use crate::scheduler::place::{Answer, Ask, Placer};
@@ -63,7 +63,7 @@ fn send(host: &ScriptHost, mut board: Board, asks: Vec<(Ask, Result<Vec<String>>
         for (number, (ask, bundles)) in asks.into_iter().enumerate() {
             let answer = match bundles {
                 Ok(bundles) => one(vms, &mut board, &ask, bundles),
-                Err(error) => vec![Answer { place: Err(error), note: None }; ask.slots.len()],
+                Err(error) => without(vms, &mut board, &ask, error),
             };
             if reply.send((number, answer)).is_err() {
                 return;
@@ -71,6 +71,20 @@ fn send(host: &ScriptHost, mut board: Board, asks: Vec<(Ask, Result<Vec<String>>
         }
     }));
     Ok((ticket, answers))
+}
+
+// For an ask whose policy cannot even be called.
+fn without(vms: &Rc<Vms>, board: &mut Board, ask: &Ask, error: Error) -> Vec<Answer> {
+    if error.kind != Kind::Script || ask.on_error != OnPolicyError::Spread {
+        return vec![Answer { place: Err(error), note: None }; ask.slots.len()];
+    }
+    let mut bench = LuaBench { vms, bundles: Vec::new() };
+    let stand_in = bench.stand_in(ask);
+    let mut answers = vms.ledger.borrow_mut().place(board, &stand_in, &mut bench);
+    if let Some(first) = answers.first_mut() {
+        first.note = Some(format!("{error}; the built-in spread serves"));
+    }
+    answers
 }
 
 fn one(vms: &Rc<Vms>, board: &mut Board, ask: &Ask, bundles: Vec<String>) -> Vec<Answer> {
@@ -134,7 +148,12 @@ impl Bench for LuaBench<'_> {
     fn judges(&mut self, ask: &Ask) -> Result<Vec<Box<dyn Judge>>> {
         let judge = |(index, policy): (usize, &Use)| -> Result<Box<dyn Judge>> {
             let hosted = self.vms.get(self.bundle(ask, index))?;
-            Ok(Box::new(LuaJudge::new(hosted, policy)?))
+            let mut judge = LuaJudge::new(hosted, policy)?;
+            // With several, the one that hangs has to be told from the others.
+            if ask.policies.len() > 1 {
+                judge.announce(self.vms.lane.clone(), self.bundle(ask, index).to_owned());
+            }
+            Ok(Box::new(judge))
         };
         ask.policies.iter().enumerate().map(judge).collect()
     }

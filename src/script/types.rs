@@ -101,13 +101,20 @@ fn describe(source: &str) -> Vec<Described> {
             add(name.to_owned(), if rest == "{" { "a type" } else { rest }, &[]);
             inside = (rest == "{").then(|| (name.to_owned(), true, kinds.clone()));
         } else if line.starts_with('}') {
-            inside = None;
+            if let (None, Some(last)) = (inside.take(), found.last_mut()) {
+                last.signature.push_str(&format!(" {bare}"));
+            }
         } else if let (Some((owner, is_type, inherited)), Some((name, signature))) = (&inside, bare.split_once(": ")) {
             let is_method = *is_type && signature.starts_with("(self");
             let joined = format!("{owner}{}{name}", if is_method { ':' } else { '.' });
             add(joined, signature, inherited);
         } else if !bare.is_empty() {
-            // The rest of a table that goes over several lines.
+            // The rest of a signature that goes over several lines.
+            if let Some(last) = found.last_mut()
+                && inside.is_none()
+            {
+                last.signature.push_str(&format!(" {}", bare.trim_end()));
+            }
             continue;
         }
         text.clear();

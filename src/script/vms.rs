@@ -72,10 +72,9 @@ impl Library {
         if quarantine.is_empty() {
             return Ok(());
         }
-        match quarantine.get(&(kind, bundle.to_owned(), name.to_owned())) {
-            Some(error) => Err(error.clone()),
-            None => Ok(()),
-        }
+        // What hung while it was loaded has no name: all of it is put away.
+        let found = [name, ""].into_iter().find_map(|name| quarantine.get(&(kind, bundle.to_owned(), name.to_owned())));
+        found.map_or(Ok(()), |error| Err(error.clone()))
     }
 
     /// Where calls of a registration are counted.

@@ -177,6 +177,15 @@ pub fn signal(pid: u32, name: &str) {
 
 /// Ends keepers, their replicas and the balancer of a data folder: every process that names it on its command line.
 pub fn end_everything(data: &Path) {
+    // What killed keepers leave beside the data folder.
+    for task in std::fs::read_dir(data.join("tasks")).into_iter().flatten().flatten() {
+        let text = std::fs::read(task.path().join("task.json")).unwrap_or_default();
+        let file: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+        if let Some(secrets) = file["secrets"].as_str() {
+            let _ = std::fs::remove_dir_all(secrets);
+        }
+    }
+
     let wanted = data.to_string_lossy().into_owned();
     for (pid, line) in processes() {
         if line.contains(&wanted) && pid != std::process::id() {

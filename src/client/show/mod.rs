@@ -4,7 +4,9 @@ mod scripts;
 
 use comfy_table::{ContentArrangement, Table, presets};
 
-pub use scripts::{crons, event, failed, history, kv, registrations, script_calls, scripts, secrets, source};
+pub use scripts::{
+    crons, event, failed, history, kv, last_line, registrations, script_calls, scripts, secrets, source,
+};
 
 use super::ServiceStatus;
 use crate::model::clock::Timestamp;

@@ -89,10 +89,16 @@ pub fn history(runs: &[CronRun], now: Timestamp) -> String {
             ago(now, run.started_at),
             took,
             run.by.clone().unwrap_or_else(|| "schedule".into()),
-            run.output.trim_end().lines().next_back().unwrap_or_default().to_owned(),
+            last_line(&run.output).to_owned(),
         ]
     };
     rows(&["RUN", "OUTCOME", "STARTED", "TOOK", "BY", "LAST LINE"], runs.iter().map(row))
+}
+
+/// What a run's output comes to: its error, else the last line that it printed.
+pub fn last_line(output: &str) -> &str {
+    let error = output.lines().find(|line| line.starts_with("error: "));
+    error.or(output.trim_end().lines().next_back()).unwrap_or_default()
 }
 
 /// `kv ls`.

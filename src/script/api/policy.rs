@@ -14,6 +14,7 @@ use crate::model::{Error, Kind, Result, suggest};
 use crate::scheduler::reads::{CountOf, Judge, NodeField, Read, Scope, Sight, TaskField, Value, Verdict, Whose};
 use crate::script::budget;
 use crate::script::hosted::{Entry, Hosted, type_of};
+use crate::script::lane::Lane;
 use crate::script::value::{from_json, raise, to_json};
 
 const NODE: [&str; 14] = [
@@ -87,6 +88,7 @@ pub fn install(lua: &Lua) -> mlua::Result<()> {
 pub struct LuaJudge {
     hosted: Rc<Hosted>,
     name: String,
+    announced: Option<(Lane, String)>,
     filter: Option<mlua::Function>,
     score: Option<mlua::Function>,
     noted: Rc<RefCell<Noted>>,
@@ -130,6 +132,11 @@ impl LuaJudge {
         Self::prepare(&hosted, entry, wanted).map_err(broken)
     }
 
+    /// Says on each call that this one is what the thread is busy with.
+    pub fn announce(&mut self, lane: Lane, bundle: String) {
+        self.announced = Some((lane, bundle));
+    }
+
     fn prepare(hosted: &Rc<Hosted>, entry: &Entry, wanted: &Use) -> mlua::Result<Self> {
         let lua = &hosted.lua;
         let noted = Rc::new(RefCell::new(Noted::default()));
@@ -159,6 +166,7 @@ impl LuaJudge {
         Ok(LuaJudge {
             hosted: hosted.clone(),
             name: wanted.name.to_string(),
+            announced: None,
             filter: entry.functions.get("filter").cloned(),
             score: entry.functions.get("score").cloned(),
             noted,
@@ -251,6 +259,9 @@ impl LuaJudge {
         let broken =
             |error: mlua::Error| Error::internal(format!("policy \"{name}\""), "cannot be shown a node").cause(error);
         self.show(sight).map_err(broken)?;
+        if let Some((lane, bundle)) = &self.announced {
+            lane.busy_with(bundle, &self.name);
+        }
         let result = self.hosted.budget.run(budget::CALL, || self.call(sight));
         // What was missing is told apart from what is wrong by the note: a script may have caught the error.
         let mut noted = self.noted.borrow_mut();
