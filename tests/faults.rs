@@ -328,7 +328,8 @@ fn names_and_numbers_without_measure() {
         &["node", "update", &long, "--label-add", "a=b"],
     ] {
         let (code, error) = daemon.fails(args);
-        assert!(code == 4 && error.len() < 600, "{error}");
+        // Not found, or no name at all.
+        assert!(matches!(code, 2 | 4) && error.len() < 600, "{error}");
     }
     for (args, word) in [
         (&["--replicas", "100001"][..], "more than 100000"),

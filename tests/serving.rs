@@ -85,6 +85,53 @@ fn a_set_serves_until_a_better_one_replaces_it_whole() {
 }
 
 #[test]
+fn a_release_keeps_its_rollout_and_takes_the_new_policy() {
+    let daemon = Daemon::start();
+    let first = write(
+        &daemon,
+        "rules.lua",
+        "policy 'p' { score = function() return 1 end }
+         rollout 'r' { step = function(release)
+           if release.remaining == 0 then return release:promote() end
+           return release:batch { tasks = 1, min_healthy = '400ms' }
+         end }",
+    );
+    daemon.ok(&["script", "push", "rules", &first]);
+    create(&daemon, "web", &["--replicas", "4", "--policy", "p", "--rollout", "r", "--stop-drain", "0s"]);
+    daemon.ok(&["service", "wait", "web"]);
+    daemon.ok(&["service", "update", "web", "--detach", "--env-add", "A=1"]);
+    eventually("the release has begun", 10, || {
+        let release = daemon.json(&["service", "rollout", "status", "web", "--format", "json"]);
+        (release["step"].as_u64()? >= 1).then_some(())
+    });
+    // From now on the policy refuses everything but what is labelled, and the rollout gives up.
+    std::fs::write(
+        &first,
+        "policy 'p' { filter = function(node) return node.labels.new == 'yes', 'is not new' end }
+         rollout 'r' { step = function(release) return release:fail 'by the new script' end }",
+    )
+    .unwrap();
+    daemon.ok(&["script", "push", "rules", &first]);
+    eventually("a replica waits, by the new policy", 15, || {
+        let waits = |task: &serde_json::Value| task["reason"].as_str().is_some_and(|why| why.contains("is not new"));
+        daemon.live_tasks("web").iter().any(waits).then_some(())
+    });
+    let node = daemon.json(&["node", "ls", "--format", "json"])[0]["hostname"].as_str().unwrap().to_owned();
+    daemon.ok(&["node", "update", &node, "--label-add", "new=yes"]);
+    eventually("the release ends by the script that it began with", 30, || {
+        let release = daemon.json(&["service", "rollout", "status", "web", "--format", "json"]);
+        assert_ne!(release["state"], "failed", "{release}");
+        (release["state"] == "promoted").then_some(())
+    });
+    // The next one goes by the new script.
+    daemon.ok(&["service", "update", "web", "--detach", "--env-add", "A=2"]);
+    eventually("the next release gives up", 10, || {
+        let release = daemon.json(&["service", "rollout", "status", "web", "--format", "json"]);
+        (release["reason"] == "by the new script").then_some(())
+    });
+}
+
+#[test]
 fn a_folder_is_followed_and_half_a_change_changes_nothing() {
     let mut daemon = Daemon::new();
     let folder = daemon.folder.path().join("hosted");
