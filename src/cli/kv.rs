@@ -30,6 +30,9 @@ pub enum Command {
         /// Only if the key has this version; 0: only if there is no such key
         #[arg(long)]
         version: Option<u64>,
+        /// Keep a line end at the end of what is read from standard input
+        #[arg(long)]
+        raw: bool,
         #[command(flatten)]
         format: FormatArg,
     },
@@ -71,8 +74,8 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                 entry.ok_or_else(|| Error::not_found(format!("key \"{key:.70}\"")).help("`neap kv ls` lists them"))?;
             output::print(format.format, &entry, || entry.value.clone())
         }
-        Command::Set { key, value, version, format } => {
-            let value = if value == "-" { standard_input()? } else { value };
+        Command::Set { key, value, version, raw, format } => {
+            let value = if value == "-" { text_from_input(raw)? } else { value };
             let entry = cluster.kv_set(&key, KvSet { value, version }).await?;
             output::print(format.format, &entry, || format!("{key} version {}", entry.version))
         }
@@ -136,12 +139,11 @@ pub async fn secret(command: SecretCommand, cluster: &RemoteCluster) -> Result<(
             if std::io::stdin().is_terminal() {
                 eprintln!("the secret is read up to the end of input (Ctrl-D); it shows as you type");
             }
-            let mut value = standard_input()?;
-            if !raw && value.ends_with('\n') {
-                value.pop();
-                if value.ends_with('\r') {
-                    value.pop();
-                }
+            let value = text_from_input(raw)?;
+            if value.is_empty() {
+                return Err(
+                    Error::invalid(format!("secret \"{name}\""), "is empty").help("give its value on standard input")
+                );
             }
             let info = cluster.set_secret(&name, SecretSet { value }).await?;
             output::line(&format!("{name} version {}", info.version))
@@ -160,10 +162,20 @@ pub async fn secret(command: SecretCommand, cluster: &RemoteCluster) -> Result<(
     }
 }
 
-fn standard_input() -> Result<String> {
+// A text is what stands before the last line end, unless all of it is asked for.
+fn text_from_input(raw: bool) -> Result<String> {
     let mut text = String::new();
-    std::io::stdin()
-        .read_to_string(&mut text)
-        .map_err(|error| Error::io("standard input", "read a text from it", &error))?;
+    std::io::stdin().read_to_string(&mut text).map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidData => {
+            Error::invalid("standard input", "is not UTF-8 text").help("write other data as text, base64 for example")
+        }
+        _ => Error::io("standard input", "read a text from it", &error),
+    })?;
+    if !raw && text.ends_with('\n') {
+        text.pop();
+        if text.ends_with('\r') {
+            text.pop();
+        }
+    }
     Ok(text)
 }

@@ -82,7 +82,11 @@ async fn attached(args: &Args, cluster: Arc<dyn Cluster>) -> Result<()> {
 async fn piped(session: &Session, stop: &Stop, text: &str) -> Result<()> {
     let checker = Checker::new();
     let mut pending = String::new();
-    for line in text.lines() {
+    let mut first = 1;
+    for (number, line) in text.lines().enumerate() {
+        if pending.is_empty() {
+            first = number + 1;
+        }
         pending.push_str(line);
         pending.push('\n');
         if checker.wants_more(&pending) {
@@ -90,15 +94,24 @@ async fn piped(session: &Session, stop: &Stop, text: &str) -> Result<()> {
         }
         let code = std::mem::take(&mut pending);
         if !code.trim().is_empty()
-            && let Some(shown) = evaluate(session, stop, &code).await?
+            && let Some(shown) = evaluate(session, stop, &code).await.map_err(|error| at_line(first, error))?
         {
             output::line(&shown)?;
         }
     }
     match pending.trim().is_empty() {
         true => Ok(()),
-        false => evaluate(session, stop, &pending).await.map(drop),
+        false => evaluate(session, stop, &pending).await.map(drop).map_err(|error| at_line(first, error)),
     }
+}
+
+// Of a pipe's text the line is what finds the mistake.
+fn at_line(number: usize, error: Error) -> Error {
+    let subject = match error.subject.is_empty() {
+        true => format!("line {number}"),
+        false => format!("line {number}: {}", error.subject),
+    };
+    Error { subject, ..error }
 }
 
 async fn evaluate(session: &Session, stop: &Stop, code: &str) -> Result<Option<String>> {

@@ -149,6 +149,7 @@ pub async fn main(command: Command, cluster: impl Fn() -> Result<RemoteCluster>)
             let bundle = read(&files)?;
             let name = push_as.clone().unwrap_or_else(|| "check".into());
             let inspected = crate::script::host::inspect(std::sync::Arc::new(bundle.clone()), &bundle.hash())?;
+            refuse_library_names(&inspected)?;
             let registrations: Vec<_> = inspected.registrations.values().map(|(found, _)| found.clone()).collect();
             if push_as.is_some() {
                 cluster()?.push_scripts(&name, Push { bundle, check_only: true }, "").await?;
@@ -174,6 +175,20 @@ pub async fn main(command: Command, cluster: impl Fn() -> Result<RemoteCluster>)
             let written = crate::script::types::write(&folder)?;
             output::line(&written.iter().map(|path| path.display().to_string()).collect::<Vec<_>>().join("\n"))
         }
+    }
+}
+
+// What the library has is nobody else's; that needs no daemon to be known.
+fn refuse_library_names(inspected: &crate::script::host::Inspected) -> Result<()> {
+    use crate::script::{host, stdlib};
+    let library = host::inspect(stdlib::bundle(), stdlib::OWNER)?;
+    match inspected.registrations.iter().find(|(key, _)| library.registrations.contains_key(key)) {
+        Some(((kind, name), (found, _))) => {
+            let message = format!("is the library's; {}:{} registers it again", found.file, found.line);
+            Err(Error::new(Kind::Conflict, format!("{} \"{name}\"", kind.as_str()), message)
+                .help("choose another name"))
+        }
+        None => Ok(()),
     }
 }
 

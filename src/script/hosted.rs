@@ -81,9 +81,15 @@ impl Hosted {
         for other in HostedKind::ALL {
             let (registered, phase) = (registered.clone(), phase.clone());
             let mine = kind.is_none_or(|kind| kind == other);
-            let registrar = lua.create_function(move |lua, name: String| {
+            let registrar = lua.create_function(move |lua, name: Value| {
                 phase.require_loading(other.as_str())?;
-                registrar(lua, other, name, registered.clone(), mine)
+                let word = other.as_str();
+                let Value::String(name) = &name else {
+                    let message = format!("needs a name before its table, not {}", type_of(&name));
+                    let help = format!("write {word} \"name\" {{ ... }}");
+                    return Err(raise(Error::new(Kind::Script, word, message).help(help)));
+                };
+                registrar(lua, other, name.to_str()?.to_owned(), registered.clone(), mine)
             });
             lua.globals().set(other.as_str(), registrar.map_err(broken)?).map_err(broken)?;
         }
@@ -162,7 +168,9 @@ fn registrar(
     registration::check_name(kind, &given).map_err(raise)?;
     let (file, line) = api::position(lua);
     lua.create_function(move |_, table: Table| {
-        let (name, entry) = registration::read(kind, &given, &table, &file, line).map_err(raise)?;
+        // Whatever is wrong in a script is the script's fault, and has its exit code.
+        let read = registration::read(kind, &given, &table, &file, line);
+        let (name, entry) = read.map_err(|error| raise(Error { kind: Kind::Script, ..error }))?;
         let mut registered = registered.borrow_mut();
         if !mine {
             return Ok(());

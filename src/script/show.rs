@@ -89,7 +89,7 @@ fn table(items: &[Value]) -> mlua::Result<String> {
 
 fn one_line(value: &Value) -> mlua::Result<String> {
     let text = match value {
-        Value::Table(_) => nested(value, MAX_DEPTH - 1)?,
+        Value::Table(_) => nested(value, MAX_DEPTH - 2)?,
         Value::String(text) => text.to_string_lossy(),
         other => other.to_string()?,
     };

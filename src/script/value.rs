@@ -125,6 +125,30 @@ pub fn from_record<T: serde::Serialize>(lua: &Lua, record: &T) -> mlua::Result<L
     from_json(lua, &serde_json::to_value(record).map_err(mlua::Error::external)?)
 }
 
+/// The same with moments in seconds, as `time.now` has them, instead of milliseconds.
+pub fn from_timed<T: serde::Serialize>(lua: &Lua, record: &T) -> mlua::Result<LuaValue> {
+    let mut value = serde_json::to_value(record).map_err(mlua::Error::external)?;
+    in_seconds(&mut value);
+    from_json(lua, &value)
+}
+
+fn in_seconds(value: &mut Value) {
+    match value {
+        Value::Array(list) => list.iter_mut().for_each(in_seconds),
+        Value::Object(map) => {
+            for (key, value) in map.iter_mut() {
+                match (key.as_str(), value.as_u64()) {
+                    ("at" | "started_at" | "finished_at" | "due_at" | "next_at", Some(millis)) => {
+                        *value = Value::from(millis as f64 / 1000.0);
+                    }
+                    _ => in_seconds(value),
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
 /// Makes `table` read-only and strict: reading or writing a field that is not in `fields` is an error with "did you
 /// mean". `fields` are the optional ones as well.
 pub fn strict(lua: &Lua, what: &'static str, table: &Table, fields: &[&str]) -> mlua::Result<()> {

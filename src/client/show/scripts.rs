@@ -104,8 +104,12 @@ pub fn last_line(output: &str) -> &str {
 /// `kv ls`.
 pub fn kv(entries: &[KvEntry]) -> String {
     let row = |entry: &KvEntry| {
-        let value: String = entry.value.chars().take(80).collect();
-        [entry.key.clone(), entry.version.to_string(), value.lines().next().unwrap_or_default().to_owned()]
+        let first = entry.value.lines().next().unwrap_or_default();
+        let mut value: String = first.chars().take(80).collect();
+        if value.len() < entry.value.trim_end().len() {
+            value.push_str("...");
+        }
+        [entry.key.clone(), entry.version.to_string(), value]
     };
     rows(&["KEY", "VERSION", "VALUE"], entries.iter().map(row))
 }

@@ -9,7 +9,7 @@ use mlua::{Lua, MultiValue, Table, Value};
 use super::{crons, kv, nodes, services};
 use crate::client::Cluster;
 use crate::client::scripts::{Back, Push};
-use crate::script::value::{from_record, raise};
+use crate::script::value::{from_timed, raise};
 
 /// What `install` sets.
 pub const NAMES: [&str; 7] = ["service", "services", "nodes", "kv", "secrets", "crons", "events"];
@@ -40,7 +40,7 @@ fn install_scripts(lua: &Lua, context: &services::Context) -> mlua::Result<()> {
         "list",
         lua.create_async_function(move |lua, ()| {
             let cluster = shared.clone();
-            async move { from_record(&lua, &cluster.scripts().await.map_err(raise)?) }
+            async move { from_timed(&lua, &cluster.scripts().await.map_err(raise)?) }
         })?,
     )?;
     let shared = context.cluster.clone();
@@ -48,7 +48,7 @@ fn install_scripts(lua: &Lua, context: &services::Context) -> mlua::Result<()> {
         "get",
         lua.create_async_function(move |lua, (name, version): (String, Option<String>)| {
             let cluster = shared.clone();
-            async move { from_record(&lua, &cluster.script(&name, version.as_deref()).await.map_err(raise)?) }
+            async move { from_timed(&lua, &cluster.script(&name, version.as_deref()).await.map_err(raise)?) }
         })?,
     )?;
     let shared = context.cluster.clone();
@@ -58,7 +58,7 @@ fn install_scripts(lua: &Lua, context: &services::Context) -> mlua::Result<()> {
             let cluster = shared.clone();
             async move {
                 let push = Push { bundle: services::brought("scripts.push", &brought)?, check_only: false };
-                from_record(&lua, &cluster.push_scripts(&name, push, BY).await.map_err(raise)?)
+                from_timed(&lua, &cluster.push_scripts(&name, push, BY).await.map_err(raise)?)
             }
         })?,
     )?;
@@ -67,7 +67,7 @@ fn install_scripts(lua: &Lua, context: &services::Context) -> mlua::Result<()> {
         "rollback",
         lua.create_async_function(move |lua, (name, to): (String, Option<String>)| {
             let cluster = shared.clone();
-            async move { from_record(&lua, &cluster.rollback_scripts(&name, Back { to }, BY).await.map_err(raise)?) }
+            async move { from_timed(&lua, &cluster.rollback_scripts(&name, Back { to }, BY).await.map_err(raise)?) }
         })?,
     )?;
     let shared = context.cluster.clone();
@@ -83,7 +83,7 @@ fn install_scripts(lua: &Lua, context: &services::Context) -> mlua::Result<()> {
         "calls",
         lua.create_async_function(move |lua, ()| {
             let cluster = shared.clone();
-            async move { from_record(&lua, &cluster.script_calls().await.map_err(raise)?) }
+            async move { from_timed(&lua, &cluster.script_calls().await.map_err(raise)?) }
         })?,
     )?;
     let read: mlua::Function = lua.globals().get("scripts")?;

@@ -12,7 +12,7 @@ use crate::client::scripts::CronStatus;
 use crate::model::event::{Event, What};
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
-use crate::script::value::{from_record, raise, strict, to_json};
+use crate::script::value::{from_timed, raise, strict, to_json};
 
 const CRON: [&str; 12] = [
     "name", "owner", "schedule", "timezone", "overlap", "timeout", "paused", "next_at", "history", "run", "pause",
@@ -61,7 +61,7 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
         "failed",
         lua.create_async_function(move |lua, ()| {
             let cluster = shared.clone();
-            async move { from_record(&lua, &cluster.failed_deliveries().await.map_err(raise)?) }
+            async move { from_timed(&lua, &cluster.failed_deliveries().await.map_err(raise)?) }
         })?,
     )?;
     events.set_readonly(true);
@@ -69,14 +69,13 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
 }
 
 fn cron_table(lua: &Lua, cluster: &Arc<dyn Cluster>, cron: &CronStatus) -> mlua::Result<Table> {
-    let Value::Table(table) = from_record(lua, cron)? else {
+    let Value::Table(table) = from_timed(lua, cron)? else {
         return Err(mlua::Error::runtime("a cron script is a table"));
     };
-    table.raw_set("next_at", cron.next_at.map(|at| at.0 as f64 / 1000.0))?;
     let (shared, name) = (cluster.clone(), cron.name.clone());
     let run = lua.create_async_function(move |lua, _: Value| {
         let (cluster, name) = (shared.clone(), name.clone());
-        async move { from_record(&lua, &cluster.run_cron(&name, BY).await.map_err(raise)?) }
+        async move { from_timed(&lua, &cluster.run_cron(&name, BY).await.map_err(raise)?) }
     })?;
     table.raw_set("run", run)?;
     for (word, paused) in [("pause", true), ("resume", false)] {
@@ -125,10 +124,9 @@ async fn wait(lua: &Lua, cluster: &Arc<dyn Cluster>, options: Option<Table>) -> 
         None => next.await?,
     };
     let Some(event) = found else { return Ok(Value::Nil) };
-    let Value::Table(table) = from_record(lua, &event)? else {
+    let Value::Table(table) = from_timed(lua, &event)? else {
         return Err(mlua::Error::runtime("an event is a table"));
     };
-    table.raw_set("at", event.at.0 as f64 / 1000.0)?;
     strict(lua, "event", &table, event.what.fields())?;
     Ok(Value::Table(table))
 }

@@ -11,7 +11,7 @@ use crate::client::Cluster;
 use crate::client::kv::{KvSet, SecretSet};
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
-use crate::script::value::{from_record, raise, to_json};
+use crate::script::value::{from_timed, raise, to_json};
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
@@ -78,7 +78,7 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
             let cluster = shared.clone();
             async move {
                 let entries = cluster.kv_list(&prefix.unwrap_or_default()).await.map_err(raise)?;
-                from_record(&lua, &entries)
+                from_timed(&lua, &entries)
             }
         })?,
     )?;
@@ -124,7 +124,7 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
         "list",
         lua.create_async_function(move |lua, ()| {
             let cluster = shared.clone();
-            async move { from_record(&lua, &cluster.secrets().await.map_err(raise)?) }
+            async move { from_timed(&lua, &cluster.secrets().await.map_err(raise)?) }
         })?,
     )?;
     let shared = cluster.clone();
