@@ -85,6 +85,18 @@ fn a_set_serves_until_a_better_one_replaces_it_whole() {
 }
 
 #[test]
+fn what_lies_in_lib_is_required_not_loaded() {
+    let daemon = Daemon::start();
+    write(&daemon, "rules/lib/helper.lua", "error 'loaded by itself'");
+    let rules = write(&daemon, "rules/a.lua", "policy 'a' { score = function() return 1 end }");
+    let folder = std::path::Path::new(&rules).parent().unwrap().to_string_lossy().into_owned();
+    assert!(daemon.ok(&["script", "check", &folder]).contains("policy  a"));
+    daemon.ok(&["script", "push", "rules", &folder]);
+    let (code, error) = daemon.fails(&["script", "push", "rules", &format!("{folder}/lib")]);
+    assert!(code == 3 && error.contains("loaded by itself"), "named by itself it is loaded: {error}");
+}
+
+#[test]
 fn a_release_keeps_its_rollout_and_takes_the_new_policy() {
     let daemon = Daemon::start();
     let first = write(

@@ -9,7 +9,7 @@ use super::output::{self, Format, FormatArg};
 use crate::client::remote::RemoteCluster;
 use crate::client::scripts::{Back, Push, ScriptStatus};
 use crate::client::{Cluster, show};
-use crate::model::bundle::Bundle;
+use crate::model::bundle::{Bundle, is_entry};
 use crate::model::{Error, Kind, Result};
 use crate::script::bring::bring;
 
@@ -228,9 +228,16 @@ fn read(files: &[PathBuf]) -> Result<Bundle> {
         match file {
             Some(file) => patterns.push(inner(&file)),
             None => {
-                let prefix = inner(&folder);
-                let prefix = if prefix.is_empty() { prefix } else { format!("{prefix}/") };
-                patterns.push(format!("{prefix}**/*.lua"));
+                let subject = format!("folder {}", folder.display());
+                let pattern = format!("{}/**/*.lua", glob::Pattern::escape(&folder.to_string_lossy()));
+                let paths =
+                    glob::glob(&pattern).map_err(|error| Error::internal(subject.clone(), error.to_string()))?;
+                let own = |path: &PathBuf| path.strip_prefix(&folder).is_ok_and(|own| is_entry(&own.to_string_lossy()));
+                let before = patterns.len();
+                patterns.extend(paths.flatten().filter(own).map(|path| inner(&path)));
+                if patterns.len() == before {
+                    return Err(Error::new(Kind::NotFound, subject, "holds no scripts"));
+                }
             }
         }
     }

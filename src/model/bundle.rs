@@ -24,6 +24,11 @@ pub struct Bundle {
     pub files: BTreeMap<String, String>,
 }
 
+/// Whether a script of a folder is loaded by itself: what lies in a folder called `lib` is there to be required.
+pub fn is_entry(path: &str) -> bool {
+    !path.starts_with("lib/") && !path.contains("/lib/")
+}
+
 impl Bundle {
     /// The hash of all of it.
     pub fn hash(&self) -> String {

@@ -243,14 +243,40 @@ impl Conductor {
         }
     }
 
-    // Bundles that nothing uses any more once the changes are made.
+    // Bundles that the changed records used and nothing uses any more once the changes are made.
     fn unused_bundles(&self, world: &World, changes: &[Change]) -> Vec<crate::store::Write> {
-        if !changes.iter().any(releases_bundles) {
-            return Vec::new();
+        let mut used: BTreeSet<&String> = BTreeSet::new();
+        for change in changes {
+            match change {
+                Change::Service(new) => {
+                    used.extend(self.world.services.get(&new.spec.name).and_then(|old| old.bundle.as_ref()));
+                }
+                Change::Revision(new) => {
+                    used.extend(self.world.revision(&new.service, new.number).and_then(|old| old.bundle.as_ref()));
+                }
+                Change::RemoveRevision(name, number) => {
+                    used.extend(self.world.revision(name, *number).and_then(|old| old.bundle.as_ref()));
+                }
+                Change::Release(new) => {
+                    used.extend(self.world.releases.get(&new.service).and_then(|old| old.bundle.as_ref()));
+                }
+                Change::RemoveService(name) => {
+                    used.extend(self.world.services.get(name).and_then(|old| old.bundle.as_ref()));
+                    used.extend(self.world.releases.get(name).and_then(|old| old.bundle.as_ref()));
+                    used.extend(self.world.revisions_of(name).filter_map(|old| old.bundle.as_ref()));
+                }
+                Change::Scripts(new) => used.extend(self.versions_of(&new.name)),
+                Change::RemoveScripts(name) => used.extend(self.versions_of(name)),
+                Change::Task(_) | Change::RemoveTask(_) => {}
+            }
         }
-        let hashes = self.parts.host.hashes().into_iter();
-        let unused = hashes.filter(|hash| self.world.uses_bundle(hash) && !world.uses_bundle(hash));
-        unused.map(|hash| crate::store::Write::remove(persist::bundle_key(&hash))).collect()
+        let unused = used.into_iter().filter(|hash| !world.uses_bundle(hash));
+        unused.map(|hash| crate::store::Write::remove(persist::bundle_key(hash))).collect()
+    }
+
+    fn versions_of(&self, name: &Name) -> impl Iterator<Item = &String> {
+        let sets = self.world.scripts.get(name).into_iter();
+        sets.flat_map(|set| &set.versions).map(|version| &version.hash)
     }
 
     // The host's memory of scripts follows the services that use them.

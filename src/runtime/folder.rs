@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Message, Runtime};
 use crate::client::scripts::Push;
-use crate::model::bundle::{Bundle, Source};
+use crate::model::bundle::{Bundle, Source, is_entry};
 use crate::model::event::What;
 use crate::model::{Error, Result};
 use crate::scheduler::world::Note;
@@ -75,8 +75,7 @@ async fn load(runtime: &Arc<Runtime>, folder: &Path, seen: &Seen) -> Result<()> 
         let file = folder.join(path);
         let source = std::fs::read_to_string(&file)
             .map_err(|error| Error::io(format!("script {}", file.display()), "read it", &error))?;
-        // As in the library: what lies in a folder called lib is there to be required.
-        if !path.starts_with("lib/") && !path.contains("/lib/") {
+        if is_entry(path) {
             bundle.entries.push(path.clone());
         }
         bundle.files.insert(path.clone(), source);

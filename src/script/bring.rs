@@ -20,7 +20,7 @@ pub fn bring(folder: &Path, patterns: &[String]) -> Result<Bundle> {
     let inspected = host::inspect_files(files.clone(), &entries, "", "")?;
     if inspected.registrations.is_empty() {
         return Err(Error::new(Kind::Script, format!("scripts {}", patterns.join(" ")), "register nothing")
-            .help("a hosted script says policy, check or rollout \"name\" { ... }"));
+            .help("a hosted script says policy, check, rollout, cron or on, with a name and a table"));
     }
     // What was read is what is needed: the entries, and what they require.
     let bundle = Bundle { entries, files: files.taken() };

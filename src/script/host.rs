@@ -80,11 +80,6 @@ impl ScriptHost {
         write(&self.inspected).insert(hash, inspected);
     }
 
-    /// The hashes of all known bundles but the library's.
-    pub fn hashes(&self) -> Vec<String> {
-        read(&self.library.bundles).keys().filter(|hash| *hash != stdlib::OWNER).cloned().collect()
-    }
-
     /// A known bundle.
     pub fn bundle(&self, hash: &str) -> Option<Arc<Bundle>> {
         read(&self.library.bundles).get(hash).cloned()
@@ -133,11 +128,6 @@ impl ScriptHost {
     /// Follows what serves.
     pub fn epochs(&self) -> watch::Receiver<Arc<Epoch>> {
         self.epoch.subscribe()
-    }
-
-    /// What the library registers.
-    pub fn stdlib(&self) -> &Inspected {
-        &self.stdlib
     }
 
     /// Finds a registration: in the service's own bundle, else in the sets, else in the library.

@@ -24,8 +24,13 @@ const AHEAD: usize = 64;
 impl Placer for Scripts<'_> {
     fn place(&mut self, board: &Board, asks: Vec<Ask>, take: &mut dyn FnMut(usize, Vec<Answer>)) {
         // Which bundle holds which policy is known here; the thread knows bundles only.
-        let located: Vec<(Ask, Result<Vec<String>>)> =
-            asks.into_iter().map(|ask| (ask.clone(), locate(self.host, &ask))).collect();
+        let located: Vec<(Ask, Result<Vec<String>>)> = asks
+            .into_iter()
+            .map(|ask| {
+                let bundles = locate(self.host, &ask);
+                (ask, bundles)
+            })
+            .collect();
         let counts: Vec<usize> = located.iter().map(|(ask, _)| ask.slots.len()).collect();
         let mut next = 0;
         let lost = match send(self.host, board.clone(), located) {

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use crate::model::bundle::Bundle;
+use crate::model::bundle::{Bundle, is_entry};
 
 include!(concat!(env!("OUT_DIR"), "/stdlib.rs"));
 
@@ -19,8 +19,7 @@ pub fn bundle() -> Arc<Bundle> {
     static BUNDLE: OnceLock<Arc<Bundle>> = OnceLock::new();
     let build = || {
         let files = FILES.iter().map(|(name, source)| ((*name).to_owned(), (*source).to_owned())).collect();
-        let entries =
-            FILES.iter().map(|(name, _)| (*name).to_owned()).filter(|name| !name.starts_with("lib/")).collect();
+        let entries = FILES.iter().map(|(name, _)| (*name).to_owned()).filter(|name| is_entry(name)).collect();
         Arc::new(Bundle { entries, files })
     };
     BUNDLE.get_or_init(build).clone()

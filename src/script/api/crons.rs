@@ -1,6 +1,5 @@
 //! `crons` and `events`: cron scripts by hand, and what happens.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -129,9 +128,4 @@ async fn wait(lua: &Lua, cluster: &Arc<dyn Cluster>, options: Option<Table>) -> 
     };
     strict(lua, "event", &table, event.what.fields())?;
     Ok(Value::Table(table))
-}
-
-/// The kinds of events with their meaning.
-pub fn kinds() -> BTreeMap<&'static str, &'static str> {
-    What::ALL.iter().map(|what| (what.as_str(), what.meaning())).collect()
 }
