@@ -83,7 +83,8 @@ async fn repl(folder: &Path) {
         let service = serde_json::json!({ "name": format!("service-{number:05}"), "command": ["true"], "replicas": 0 });
         cluster.apply(Apply { service, ..Apply::default() }).await.unwrap();
     }
-    let context = Context { cluster, reporter: Rc::new(|_, _| {}), folder: folder.to_owned() };
+    let reach = neap::script::api::Reach::default();
+    let context = Context { cluster, reporter: Rc::new(|_, _| {}), folder: folder.to_owned(), reach };
     let session = Session::new(context, folder.to_owned(), Arc::default()).unwrap();
     let trips = measure(1000, async || drop(session.eval("services.get \"service-00500\"").await.unwrap())).await;
     println!(

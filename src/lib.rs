@@ -12,4 +12,5 @@ pub mod network;
 pub mod runtime;
 pub mod scheduler;
 pub mod script;
+pub mod sim;
 pub mod store;

@@ -10,7 +10,7 @@ const FLOORS: [&[&str]; 8] = [
     &["scheduler", "client"],
     &["script"],
     &["runtime"],
-    &["api", "daemon", "demo"],
+    &["api", "daemon", "demo", "sim"],
     &["cli"],
 ];
 

@@ -10,7 +10,7 @@ mod support;
 
 use support::Daemon;
 
-const KINDS: [&str; 7] = ["run", "repl", "policy", "rollout", "check", "cron", "on"];
+const KINDS: [&str; 8] = ["run", "repl", "test", "policy", "rollout", "check", "cron", "on"];
 
 /// What Luau itself brings: described by Luau.
 const LUAU: [&str; 31] = [

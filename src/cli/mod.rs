@@ -14,6 +14,7 @@ mod run;
 mod script;
 mod service;
 mod service_spec;
+mod test;
 mod token;
 mod up;
 
@@ -58,6 +59,8 @@ enum Command {
     Up(Box<up::Args>),
     /// Run a Lua script
     Run(run::Args),
+    /// Test scripts on a cluster in memory
+    Test(test::Args),
     /// Look around and repair by hand: a Lua prompt on the cluster
     Repl(repl::Args),
     /// Manage services
@@ -159,6 +162,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         }
         Command::Up(args) => threaded(up::main(&args, global.load()?)).map(done),
         Command::Run(args) => run::main(&args, &global).map(done),
+        Command::Test(args) => test::main(&args).map(done),
         Command::Repl(args) => repl::main(&args, &global).map(done),
         Command::Demo(args) => single(demo::main(args)).map(ExitCode::from),
         Command::Service(command) => single(service::main(command, &global.cluster()?)).map(done),

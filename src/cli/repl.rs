@@ -22,6 +22,7 @@ use crate::client::remote::RemoteCluster;
 use crate::daemon::Standalone;
 use crate::daemon::config;
 use crate::model::{Error, Kind, Result};
+use crate::script::api::Reach;
 use crate::script::api::services::Context;
 use crate::script::repl::{Checker, Session, colour};
 
@@ -60,7 +61,7 @@ async fn attached(args: &Args, cluster: Arc<dyn Cluster>) -> Result<()> {
     let info = cluster.info().await?;
     let cwd = std::env::current_dir().map_err(|error| Error::io("working folder", "find it", &error))?;
     let reporter = Rc::new(progress::Reporter::default().into_report());
-    let context = Context { cluster, reporter, folder: cwd.clone() };
+    let context = Context { cluster, reporter, folder: cwd.clone(), reach: Reach::default() };
     let stop = Stop::listen()?;
     let session = Rc::new(Session::new(context, cwd, stop.flag.clone())?);
     if let Some(code) = &args.eval {

@@ -10,6 +10,7 @@ use crate::client::Cluster;
 use crate::client::remote::RemoteCluster;
 use crate::daemon::Standalone;
 use crate::model::{Error, Kind, Result};
+use crate::script::api::Reach;
 use crate::script::api::services::Context;
 use crate::script::run::{self, Script};
 
@@ -60,7 +61,8 @@ async fn standalone(script: &Script) -> Result<()> {
 
 async fn interruptible(script: &Script, cluster: Arc<dyn Cluster>) -> Result<()> {
     let folder = script.path.parent().map(PathBuf::from).unwrap_or_default();
-    let context = Context { cluster, reporter: Rc::new(progress::Reporter::default().into_report()), folder };
+    let reporter = Rc::new(progress::Reporter::default().into_report());
+    let context = Context { cluster, reporter, folder, reach: Reach::default() };
     let (flag, notice) = watch_signals()?;
     let interrupted = || Error::new(Kind::Failed, format!("script {}", script.path.display()), "was interrupted");
     tokio::select! {

@@ -20,7 +20,7 @@ pub enum Command {
     Push {
         /// Their owner's name: what they are replaced, rolled back and removed by
         name: String,
-        /// Files and folders; of a folder every .lua outside of lib/
+        /// Files and folders; of a folder every .lua outside of lib/ that does not end with _test.lua
         #[arg(required = true)]
         files: Vec<PathBuf>,
         #[command(flatten)]

@@ -14,11 +14,14 @@ pub use standalone::{Standalone, sweep};
 use crate::api::{self, Api};
 use crate::client::Cluster;
 use crate::engines::process::{ProcessEngine, ProcessOptions};
-use crate::model::clock::{Clock, SystemClock};
+use crate::model::clock::Clock;
 use crate::model::{Error, Kind, Result};
-use crate::network::balancer::client::BalancerOptions;
+use crate::network::balancer::Balancer;
+use crate::network::balancer::client::{BalancerClient, BalancerOptions};
 use crate::runtime::{Parts, Runtime};
+use crate::script::api::Reach;
 use crate::script::host::ScriptHost;
+use crate::script::lane::Threads;
 use crate::store::EmbeddedStore;
 use crate::store::vault::Vault;
 
@@ -118,7 +121,7 @@ pub fn assemble(
     data: &Path,
     task_ports: std::ops::RangeInclusive<u16>,
     lifeline: bool,
-) -> Result<Parts> {
+) -> Result<(Parts, Box<dyn Balancer>)> {
     let store = Arc::new(EmbeddedStore::open(&data.join("neap.redb"))?);
     let engine = ProcessEngine::open(ProcessOptions {
         folder: data.join("tasks"),
@@ -126,15 +129,18 @@ pub fn assemble(
         ports: task_ports,
         lifeline,
     })?;
-    Ok(Parts {
+    let reach = Reach::default();
+    let parts = Parts {
         cluster: cluster.to_owned(),
         store,
         engine: Arc::new(engine),
-        host: Arc::new(ScriptHost::new()?),
-        clock: Arc::new(SystemClock::start()),
-        balancer: BalancerOptions { folder: data.to_owned(), program: program(), lifeline },
+        clock: reach.clock.clone(),
+        network: reach.network.clone(),
+        host: Arc::new(ScriptHost::with(reach, Threads::Own)?),
         vault: Vault::open(data)?,
-    })
+    };
+    let options = BalancerOptions { folder: data.to_owned(), program: program(), lifeline };
+    Ok((parts, Box::new(BalancerClient::new(options))))
 }
 
 /// Runs the daemon until it is told to end (TERM or INT). Replicas and balancer stay.
@@ -142,9 +148,9 @@ pub async fn up(options: Options) -> Result<()> {
     let _lock = lock_data(&options.data)?;
     // Bound before anything is taken over: a second daemon on the same socket stops here.
     let socket = api::server::bind_unix(&options.socket)?;
-    let parts = assemble(&options.cluster, &options.data, options.task_ports.clone(), false)?;
+    let (parts, balancer) = assemble(&options.cluster, &options.data, options.task_ports.clone(), false)?;
     let (store, clock): (_, Arc<dyn Clock>) = (parts.store.clone(), parts.clock.clone());
-    let runtime = Runtime::start(parts).await?;
+    let runtime = Runtime::start(parts, balancer).await?;
     match &options.scripts {
         Some(folder) => crate::runtime::folder::watch(&runtime, folder.clone()).await?,
         None => {

@@ -39,8 +39,8 @@ impl Standalone {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut sweeper = command.spawn().map_err(failed)?;
         let lifeline = sweeper.stdin.take().ok_or_else(|| Error::internal("sweeper", "has no standard input"))?;
-        let parts = assemble("standalone", &folder, DEFAULT_RANGE, true)?;
-        let runtime = Runtime::start(parts).await?;
+        let (parts, balancer) = assemble("standalone", &folder, DEFAULT_RANGE, true)?;
+        let runtime = Runtime::start(parts, balancer).await?;
         Ok(Standalone { runtime, sweeper: Some((sweeper, lifeline)), _lock: lock })
     }
 

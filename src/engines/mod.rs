@@ -1,6 +1,7 @@
 //! Floor 2, world: whatever starts replicas. Only this room does; the runtime sees `trait Engine`.
 
 pub mod process;
+pub mod sim;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
 use crate::model::clock::Timestamp;
-use crate::model::id::{Slot, TaskId};
+use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::node::Node;
 use crate::model::service::ServiceSpec;
 use crate::model::task::Exit;
@@ -26,6 +27,9 @@ pub struct StartRequest {
     pub service: Name,
     /// Its place.
     pub slot: Slot,
+    /// The node that it was placed on.
+    #[serde(default = "nowhere")]
+    pub node: NodeId,
     /// Its revision.
     pub revision: u32,
     /// The description of that revision.
@@ -33,6 +37,11 @@ pub struct StartRequest {
     /// What replicas read as files, by name. Never written down with the rest.
     #[serde(skip)]
     pub secrets: Secrets,
+}
+
+// What the process engine wrote down before it was told the node.
+fn nowhere() -> NodeId {
+    "".into()
 }
 
 /// Secrets' values by the name that replicas see; not shown by accident.

@@ -24,9 +24,13 @@ pub struct Bundle {
     pub files: BTreeMap<String, String>,
 }
 
-/// Whether a script of a folder is loaded by itself: what lies in a folder called `lib` is there to be required.
+/// How the names of files with tests end.
+pub const TESTS: &str = "_test.lua";
+
+/// Whether a script of a folder is loaded by itself: what lies in a folder called `lib` is there to be required, and a
+/// file of tests is for `neap test`.
 pub fn is_entry(path: &str) -> bool {
-    !path.starts_with("lib/") && !path.contains("/lib/")
+    !path.starts_with("lib/") && !path.contains("/lib/") && !path.ends_with(TESTS)
 }
 
 impl Bundle {

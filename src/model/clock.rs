@@ -33,6 +33,10 @@ pub trait Clock: Send + Sync {
     fn now(&self) -> Timestamp;
     /// The wall clock, for what people read.
     fn wall(&self) -> Timestamp;
+    /// The same in nanoseconds since 1970-01-01 UTC, as finely as it is known.
+    fn wall_nanos(&self) -> i64 {
+        i64::try_from(self.wall().0).unwrap_or(i64::MAX).saturating_mul(1_000_000)
+    }
     /// 64 random bits.
     fn random(&self) -> u64;
 }
@@ -58,6 +62,11 @@ impl Clock for SystemClock {
 
     fn wall(&self) -> Timestamp {
         wall()
+    }
+
+    fn wall_nanos(&self) -> i64 {
+        let elapsed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        i64::try_from(elapsed.as_nanos()).unwrap_or(i64::MAX)
     }
 
     fn random(&self) -> u64 {

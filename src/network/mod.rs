@@ -1,5 +1,44 @@
-//! Floor 2, world: what carries traffic. Now the balancer; later the catalogue's servers.
+//! Floor 2, world: what carries traffic. The balancer, and how replicas and everybody else are reached.
 
 pub mod balancer;
-pub mod probe;
+mod fetch;
+mod probe;
 pub mod table;
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+pub use fetch::{Request, Response, client};
+
+use crate::model::Result;
+
+/// How replicas and everybody else are reached: over sockets, or inside a simulation.
+#[async_trait]
+pub trait Network: Send + Sync {
+    /// Opens a connection to `address:port` and closes it; an error says why that failed.
+    async fn connect(&self, address: &str, timeout: Duration) -> std::result::Result<(), String>;
+    /// GETs a path at `address:port`; a status from 200 to 399 passes, an error says why it does not.
+    async fn probe(&self, address: &str, path: &str, timeout: Duration) -> std::result::Result<(), String>;
+    /// One HTTP request, with its whole answer.
+    async fn fetch(&self, request: Request) -> Result<Response>;
+}
+
+/// The machine's own network.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Sockets;
+
+#[async_trait]
+impl Network for Sockets {
+    async fn connect(&self, address: &str, timeout: Duration) -> std::result::Result<(), String> {
+        probe::tcp(address, timeout).await
+    }
+
+    async fn probe(&self, address: &str, path: &str, timeout: Duration) -> std::result::Result<(), String> {
+        probe::http(address, path, timeout).await
+    }
+
+    async fn fetch(&self, request: Request) -> Result<Response> {
+        fetch::fetch(request).await
+    }
+}

@@ -1,6 +1,6 @@
 //! Runs the checks of running tasks, each on a small task of its own, and reports changes of health.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,6 @@ use crate::model::bundle::HostedKind;
 use crate::model::check::{CheckSpec, OnFail};
 use crate::model::id::TaskId;
 use crate::model::task::{Health, Task, TaskState};
-use crate::network::probe;
 use crate::scheduler::health::HealthCounter;
 use crate::scheduler::world::World;
 
@@ -22,7 +21,7 @@ const FIRST: Duration = Duration::from_millis(50);
 /// Follows the world for as long as it is published.
 pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages: mpsc::UnboundedSender<Message>) {
     tokio::spawn(async move {
-        let mut runners: HashMap<TaskId, JoinHandle<()>> = HashMap::new();
+        let mut runners: BTreeMap<TaskId, JoinHandle<()>> = BTreeMap::new();
         loop {
             let world = seen.borrow_and_update().clone();
             let runs = |task: &Task| task.state == TaskState::Running && task.stop.is_none();
@@ -132,8 +131,8 @@ impl Runner {
             let name = check.port_name(self.task.ports.keys()).unwrap_or_default();
             let address = self.task.ports.get(name).ok_or_else(|| format!("the task has no port \"{name}\""))?;
             match &check.http {
-                Some(path) => probe::http(address, path, timeout).await?,
-                None => probe::tcp(address, timeout).await?,
+                Some(path) => self.parts.network.probe(address, path, timeout).await?,
+                None => self.parts.network.connect(address, timeout).await?,
             }
             return Ok(());
         }

@@ -16,6 +16,7 @@ use crate::scheduler::observe;
 use crate::scheduler::reconcile::reconcile;
 use crate::scheduler::world::{Change, Draft, Note, World};
 use crate::script::host::Scripts;
+use crate::script::lane::Threads;
 
 /// Most messages that share a commit.
 const GROUP: usize = 256;
@@ -35,7 +36,7 @@ struct Conductor {
     unwritten: Vec<Message>,
 }
 
-/// Starts the thread. It ends when every sender of `inbox` is gone.
+/// Starts it, on a thread of its own if scripts have theirs. It ends when every sender of `inbox` is gone.
 pub fn spawn(
     parts: Arc<Parts>,
     world: World,
@@ -56,7 +57,11 @@ pub fn spawn(
         retry_at: None,
         unwritten: Vec::new(),
     };
-    let run = move || conductor.run(&handle, inbox);
+    if conductor.parts.host.threads() == Threads::This {
+        tokio::spawn(conductor.run(inbox));
+        return Ok(());
+    }
+    let run = move || handle.block_on(conductor.run(inbox));
     std::thread::Builder::new()
         .name("conductor".into())
         .spawn(run)
@@ -65,7 +70,7 @@ pub fn spawn(
 }
 
 impl Conductor {
-    fn run(mut self, handle: &tokio::runtime::Handle, mut inbox: mpsc::UnboundedReceiver<Message>) {
+    async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
         loop {
             let now = self.parts.clock.now();
             let due: Vec<Name> =
@@ -80,7 +85,7 @@ impl Conductor {
             } else if self.dirty.is_empty() || self.retry_at.is_some() {
                 let next = self.wakes.values().copied().chain(self.retry_at).min();
                 let wait = next.map(|at| Duration::from_millis(at.since(now).millis() + 1));
-                match handle.block_on(receive(&mut inbox, wait)) {
+                match receive(&mut inbox, wait).await {
                     Received::Message(message) => messages.push(message),
                     Received::Nothing => {}
                     Received::End => return,
@@ -94,12 +99,12 @@ impl Conductor {
             // What could not be written down comes first, so that nothing is overtaken by what followed it.
             let mut all = std::mem::take(&mut self.unwritten);
             all.append(&mut messages);
-            self.turn(handle, all);
+            self.turn(all).await;
         }
     }
 
     // Takes in messages, decides, commits, publishes.
-    fn turn(&mut self, handle: &tokio::runtime::Handle, messages: Vec<Message>) {
+    async fn turn(&mut self, messages: Vec<Message>) {
         let parts = self.parts.clone();
         let mut draft = Draft::new(&self.world, &*parts.clock);
         let mut writes = Vec::new();
@@ -127,7 +132,7 @@ impl Conductor {
         writes.extend(self.unused_bundles(&world, &decision.changes));
         if !writes.is_empty() {
             fault::point("conductor.before-commit");
-            if let Err(error) = handle.block_on(self.parts.store.commit(writes)) {
+            if let Err(error) = self.parts.store.commit(writes).await {
                 // Nothing happened. What can come again is kept; who asked is told.
                 tracing::error!(%error, "a decision could not be written down; it is made again");
                 for (reply, _) in replies {

@@ -117,6 +117,7 @@ impl Keeper {
         loop {
             let wait = self.start_what_is_due().await;
             tokio::select! {
+                biased;
                 changed = epochs.changed() => {
                     if changed.is_err() {
                         return;

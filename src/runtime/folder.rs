@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Message, Runtime};
 use crate::client::scripts::Push;
-use crate::model::bundle::{Bundle, Source, is_entry};
+use crate::model::bundle::{Bundle, Source, TESTS, is_entry};
 use crate::model::event::What;
 use crate::model::{Error, Result};
 use crate::scheduler::world::Note;
@@ -92,8 +92,9 @@ fn look(folder: &Path) -> Result<Seen> {
         for entry in std::fs::read_dir(&next).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let path = entry.path();
-            // What editors keep beside a file is none.
-            if entry.file_name().to_string_lossy().starts_with('.') {
+            // What editors keep beside a file is none, nor is a file of tests.
+            let name = entry.file_name().to_string_lossy().into_owned();
+            if name.starts_with('.') || name.ends_with(TESTS) {
                 continue;
             }
             let Ok(about) = std::fs::metadata(&path) else { continue };

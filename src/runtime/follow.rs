@@ -44,6 +44,7 @@ impl Follower {
         }
         loop {
             tokio::select! {
+                biased;
                 () = tokio::time::sleep(FOLLOW) => {}
                 () = sender.closed() => return Ok(()),
             }

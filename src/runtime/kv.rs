@@ -155,6 +155,7 @@ pub fn watch(parts: &Arc<Parts>, prefix: &str, sender: mpsc::Sender<Result<KvCha
                 }
             }
             let change = tokio::select! {
+                biased;
                 change = changes.recv() => change,
                 () = sender.closed() => return,
             };

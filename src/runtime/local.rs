@@ -27,15 +27,13 @@ impl Runtime {
     fn status(&self, name: &str) -> Result<ServiceStatus> {
         let world = self.world();
         let service = world.services.get(name).ok_or_else(|| commands::missing(&world, name))?;
-        Ok(status::of(&world, service, &self.port_failures.borrow()))
+        Ok(status::of(&world, service, &self.confirmed.borrow()))
     }
 
     // Scripts are loaded where waiting for them holds up nobody else.
     async fn prepare(&self, ask: Apply) -> Result<prepare::Prepared> {
         let (world, parts) = (self.world(), self.parts.clone());
-        tokio::task::spawn_blocking(move || prepare::prepare(&world, &parts, ask))
-            .await
-            .map_err(|error| Error::internal("apply", "its preparation broke").cause(error))?
+        self.parts.aside("apply", move || prepare::prepare(&world, &parts, ask)).await
     }
 }
 
@@ -59,8 +57,8 @@ impl Cluster for Runtime {
 
     async fn services(&self) -> Result<Vec<ServiceStatus>> {
         let world = self.world();
-        let failures = self.port_failures.borrow().clone();
-        Ok(world.services.values().map(|service| status::of(&world, service, &failures)).collect())
+        let confirmed = self.confirmed.borrow().clone();
+        Ok(world.services.values().map(|service| status::of(&world, service, &confirmed)).collect())
     }
 
     async fn service(&self, name: &str) -> Result<ServiceStatus> {
@@ -70,18 +68,19 @@ impl Cluster for Runtime {
     async fn watch(&self, name: &str) -> Result<Stream1<ServiceStatus>> {
         let mut last = self.status(name)?;
         let (sender, stream) = channel();
-        let (mut seen, mut failures, name) = (self.world.clone(), self.port_failures.clone(), name.to_owned());
+        let (mut seen, mut confirmed, name) = (self.world.clone(), self.confirmed.clone(), name.to_owned());
         tokio::spawn(async move {
             let _ = sender.send(Ok(last.clone())).await;
             loop {
                 tokio::select! {
+                    biased;
                     changed = seen.changed() => if changed.is_err() { return },
-                    changed = failures.changed() => if changed.is_err() { return },
+                    changed = confirmed.changed() => if changed.is_err() { return },
                     () = sender.closed() => return,
                 }
                 let world = seen.borrow_and_update().clone();
                 let Some(service) = world.services.get(name.as_str()) else { return };
-                let status = status::of(&world, service, &failures.borrow_and_update());
+                let status = status::of(&world, service, &confirmed.borrow_and_update());
                 if status != last {
                     last = status;
                     if sender.send(Ok(last.clone())).await.is_err() {
@@ -126,7 +125,7 @@ impl Cluster for Runtime {
             let hash = prepared.hash();
             Ok(plan::plan(&world, old.map(AsRef::as_ref), &service, &hash, &mut Scripts::new(&parts.host)))
         };
-        tokio::task::spawn_blocking(plan).await.map_err(|error| Error::internal("plan", "broke").cause(error))?
+        self.parts.aside("plan", plan).await
     }
 
     async fn apply(&self, ask: Apply) -> Result<ServiceStatus> {
@@ -204,6 +203,7 @@ impl Cluster for Runtime {
         tokio::spawn(async move {
             loop {
                 let event = tokio::select! {
+                    biased;
                     event = events.recv() => event,
                     () = sender.closed() => return,
                 };
@@ -362,9 +362,7 @@ impl Runtime {
         let name: crate::model::name::Name = name.parse()?;
         let check_only = push.check_only;
         let named = name.clone();
-        let prepared = tokio::task::spawn_blocking(move || scripts::prepare(&named, push))
-            .await
-            .map_err(|error| Error::internal("push", "its preparation broke").cause(error))??;
+        let prepared = self.parts.aside("push", move || scripts::prepare(&named, push)).await?;
         let whose = scripts::Whose { name: name.clone(), source, at: self.parts.clock.wall(), by: by.to_owned() };
         let host = self.parts.host.clone();
         if check_only {

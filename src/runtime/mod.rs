@@ -21,7 +21,6 @@ mod starter;
 mod status;
 mod traffic;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use tokio::sync::{broadcast, mpsc, oneshot, watch};
@@ -32,9 +31,11 @@ use crate::model::clock::Clock;
 use crate::model::event::Event;
 use crate::model::id::TaskId;
 use crate::model::task::{Exit, Health, TaskState};
-use crate::network::balancer::client::BalancerOptions;
+use crate::network::Network;
+use crate::network::balancer::Balancer;
 use crate::scheduler::world::{Draft, World};
 use crate::script::host::ScriptHost;
+use crate::script::lane::Threads;
 use crate::store::vault::Vault;
 use crate::store::{Store, Write};
 
@@ -50,10 +51,27 @@ pub struct Parts {
     pub host: Arc<ScriptHost>,
     /// Time and randomness.
     pub clock: Arc<dyn Clock>,
-    /// How the balancer is started.
-    pub balancer: BalancerOptions,
+    /// How checks reach replicas.
+    pub network: Arc<dyn Network>,
     /// Seals secrets.
     pub vault: Vault,
+}
+
+impl Parts {
+    // Does what takes time where waiting for it holds up nobody else. Where everything has one thread, there.
+    async fn aside<T: Send + 'static>(
+        &self,
+        subject: &str,
+        work: impl FnOnce() -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        match self.host.threads() {
+            Threads::This => work(),
+            Threads::Own => {
+                let broke = |error| crate::model::Error::internal(subject, "its preparation broke").cause(error);
+                tokio::task::spawn_blocking(work).await.map_err(broke)?
+            }
+        }
+    }
 }
 
 /// A message to the conductor.
@@ -89,7 +107,7 @@ pub struct Runtime {
     messages: mpsc::UnboundedSender<Message>,
     world: watch::Receiver<Arc<World>>,
     events: broadcast::Sender<Event>,
-    port_failures: watch::Receiver<BTreeMap<String, String>>,
+    confirmed: watch::Receiver<status::Confirmed>,
     traffic: mpsc::UnboundedSender<traffic::Request>,
     cron: mpsc::UnboundedSender<cron::Request>,
     failed: handlers::Failed,
@@ -97,7 +115,7 @@ pub struct Runtime {
 
 impl Runtime {
     /// Loads the world, takes over what runs, and begins. Call inside a tokio runtime.
-    pub async fn start(parts: Parts) -> Result<Arc<Self>> {
+    pub async fn start(parts: Parts, balancer: Box<dyn Balancer>) -> Result<Arc<Self>> {
         let parts = Arc::new(parts);
         let mut world = persist::load(&*parts.store, &parts.host)?;
         persist::clear_bundles(&*parts.store, &world).await?;
@@ -109,7 +127,7 @@ impl Runtime {
         let (messages, inbox) = mpsc::unbounded_channel();
         let (publish, seen) = watch::channel(Arc::new(world.clone()));
         let (events, _) = broadcast::channel(4096);
-        let (failures, port_failures) = watch::channel(BTreeMap::new());
+        let (confirm, confirmed) = watch::channel(status::Confirmed::default());
         // Seen before the list is taken, so that nothing falls between the two.
         let mut observations = parts.engine.observe();
         let known = parts.engine.list().await?;
@@ -136,7 +154,7 @@ impl Runtime {
         });
         starter::spawn(parts.clone(), seen.clone(), messages.clone());
         checks::spawn(parts.clone(), seen.clone(), messages.clone());
-        let traffic = traffic::spawn(parts.clone(), seen.clone(), messages.clone(), failures);
+        let traffic = traffic::spawn(parts.clone(), balancer, seen.clone(), messages.clone(), confirm);
         let failed = handlers::Failed::default();
         let (cron, requests) = mpsc::unbounded_channel();
         let happened = events.subscribe();
@@ -145,7 +163,7 @@ impl Runtime {
             messages: messages.clone(),
             world: seen,
             events,
-            port_failures,
+            confirmed,
             traffic,
             cron,
             failed: failed.clone(),

@@ -33,6 +33,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     task: task.id,
                     service: task.service.clone(),
                     slot: task.slot.clone(),
+                    node: task.node.clone().unwrap_or_else(|| "".into()),
                     revision: task.revision,
                     spec: Arc::new(revision.spec.clone()),
                     secrets: Secrets::default(),

@@ -7,14 +7,14 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::status::Confirmed;
 use super::{Message, Parts};
 use crate::model::clock::Timestamp;
 use crate::model::event::What;
 use crate::model::fault;
 use crate::model::id::TaskId;
 use crate::model::task::{Task, TaskState};
-use crate::network::balancer::client::BalancerClient;
-use crate::network::balancer::socket_path;
+use crate::network::balancer::Balancer;
 use crate::network::table::{Status, Table};
 use crate::scheduler::routing;
 use crate::scheduler::world::{Note, World};
@@ -35,8 +35,8 @@ pub enum Request {
 struct Traffic {
     parts: Arc<Parts>,
     messages: mpsc::UnboundedSender<Message>,
-    failures: watch::Sender<BTreeMap<String, String>>,
-    balancer: BalancerClient,
+    confirm: watch::Sender<Confirmed>,
+    balancer: Box<dyn Balancer>,
     table: Table,
     pushed: bool,
     looked: bool,
@@ -47,15 +47,15 @@ struct Traffic {
 /// Follows the world for as long as it is published.
 pub fn spawn(
     parts: Arc<Parts>,
+    balancer: Box<dyn Balancer>,
     mut seen: watch::Receiver<Arc<World>>,
     messages: mpsc::UnboundedSender<Message>,
-    failures: watch::Sender<BTreeMap<String, String>>,
+    confirm: watch::Sender<Confirmed>,
 ) -> mpsc::UnboundedSender<Request> {
     let (sender, mut requests) = mpsc::unbounded_channel();
-    let balancer = BalancerClient::new(parts.balancer.clone());
     let mut traffic = Traffic {
         messages,
-        failures,
+        confirm,
         balancer,
         // Versions go on where an earlier daemon's stopped: the balancer does not go back.
         table: Table { version: parts.clock.wall().0, listeners: BTreeMap::new() },
@@ -70,6 +70,7 @@ pub fn spawn(
             let world = seen.borrow_and_update().clone();
             let wait = traffic.turn(&world).await;
             tokio::select! {
+                biased;
                 changed = seen.changed() => if changed.is_err() { return },
                 request = requests.recv() => match request {
                     Some(Request::StopBalancer(done)) => {
@@ -100,10 +101,8 @@ impl Traffic {
             .cloned()
             .collect();
         self.told.retain(|id| world.tasks.get(id).is_some_and(|task| !task.state.is_final()));
-        // A host without published ports needs no balancer.
-        // One that runs has the table of a daemon before this one; a socket without one behind it is from before a reboot.
-        let left_over =
-            !self.looked && std::os::unix::net::UnixStream::connect(socket_path(&self.parts.balancer.folder)).is_ok();
+        // A host without published ports needs no balancer. One that runs has the table of a daemon before this one.
+        let left_over = !self.looked && self.balancer.is_left_over();
         self.looked = true;
         if wanted.listeners.is_empty() && self.table.listeners.is_empty() && !self.pushed && !left_over {
             self.stop_all(&stopping, world, true).await;
@@ -201,9 +200,15 @@ impl Traffic {
                 let _ = self.messages.send(Message::Note(note));
             }
         }
-        if *self.failures.borrow() != status.failed {
-            self.failures.send_replace(status.failed.clone());
-        }
+        // Said only for the version that was sent.
+        self.confirm.send_if_modified(|confirmed| {
+            let changed = *confirmed.listeners != self.table.listeners || confirmed.failed != status.failed;
+            if changed {
+                let listeners = Arc::new(self.table.listeners.clone());
+                *confirmed = Confirmed { listeners, failed: status.failed.clone() };
+            }
+            changed
+        });
         self.status = status;
     }
 }

@@ -1,26 +1,26 @@
 //! Who gets traffic: the balancer's table, made from the world.
 
-use std::collections::BTreeMap;
-
 use super::world::World;
 use crate::model::check::OnFail;
 use crate::model::release::ReleaseState;
+use crate::model::service::Service;
 use crate::model::task::{Health, Task, TaskState};
 use crate::network::table::{Backend, Listener, Table};
 
-/// The table for the world as it is. `told` are tasks that the engine was told to stop: their connections are not ours
-/// to count any more.
+/// The table for the world as it is.
 pub fn table(world: &World) -> Table {
-    let mut listeners = BTreeMap::new();
-    for (name, service) in &world.services {
-        for (port_name, port) in &service.spec.ports {
-            let Some(published) = port.published else { continue };
-            let backends = backends(world, name, port_name);
-            let key = format!("{name}/{port_name}");
-            listeners.insert(key, Listener { address: port.address, port: published, balance: port.balance, backends });
-        }
-    }
+    let listeners = world.services.values().flat_map(|service| listeners(world, service)).collect();
     Table { version: 0, listeners }
+}
+
+/// One service's listeners, by `service/port`.
+pub fn listeners<'a>(world: &'a World, service: &'a Service) -> impl Iterator<Item = (String, Listener)> + use<'a> {
+    let name = &service.spec.name;
+    service.spec.ports.iter().filter_map(move |(port_name, port)| {
+        let backends = backends(world, name, port_name);
+        let listener = Listener { address: port.address, port: port.published?, balance: port.balance, backends };
+        Some((format!("{name}/{port_name}"), listener))
+    })
 }
 
 fn backends(world: &World, service: &crate::model::name::Name, port: &str) -> Vec<Backend> {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 
 use super::files::Folder;
 use super::host;
-use crate::model::bundle::Bundle;
+use crate::model::bundle::{Bundle, TESTS};
 use crate::model::{Error, Kind, Result};
 
 /// The scripts below `folder` that match the patterns, with all that they require.
@@ -37,6 +37,10 @@ fn matching(folder: &Path, pattern: &str) -> Result<Vec<String>> {
     let mut entries = Vec::new();
     for path in glob::glob(&folder.join(pattern).to_string_lossy()).map_err(|error| invalid(&error))? {
         let path = path.map_err(|error| invalid(&error))?;
+        // Tests lie beside what they test, and stay with the user.
+        if path.to_string_lossy().ends_with(TESTS) {
+            continue;
+        }
         if let Ok(inner) = path.strip_prefix(folder) {
             entries.push(inner.to_string_lossy().into_owned());
         }

@@ -158,7 +158,8 @@ impl Budget {
         inner.fresh.set(FREE);
         inner.left.set(left);
         inner.limit.set(limit);
-        inner.yields.set(yields);
+        // Where nobody else waits for the thread, a run goes on in one piece.
+        inner.yields.set(yields && inner.beat.stir.is_some());
         inner.beat.step();
         if let (true, Some(stir)) = (yields, &inner.beat.stir) {
             stir();

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{oneshot, watch};
 
-use super::api::{HostEnv, check, rollout};
+use super::api::{HostEnv, Reach, check, rollout};
 use super::budget::{self, Beat};
 use super::epoch::{Epoch, Found};
 use super::files::Files;
 use super::hosted::Hosted;
-use super::lane::{Culprit, Lane, Ticket, Watchdog};
+use super::lane::{Culprit, Lane, Threads, Ticket, Watchdog};
 use super::registration::Facts;
 use super::stdlib;
 use super::vms::{Calls, Library, Vms};
@@ -28,6 +28,7 @@ use crate::scheduler::release::Rollouts;
 /// Hosts bundles and calls what they registered.
 pub struct ScriptHost {
     lanes: Mutex<HashMap<HostedKind, Lane>>,
+    threads: Threads,
     library: Library,
     env: HostEnv,
     watchdog: Watchdog,
@@ -45,21 +46,35 @@ pub struct Inspected {
 }
 
 impl ScriptHost {
-    /// A host that knows the library.
+    /// A host that knows the library, with threads of its own and the machine's clock and network.
     pub fn new() -> Result<Self> {
+        Self::with(Reach::default(), Threads::Own)
+    }
+
+    /// The same with what scripts reach, and where they run.
+    pub fn with(reach: Reach, threads: Threads) -> Result<Self> {
         let library = Library::default();
         write(&library.bundles).insert(stdlib::OWNER.to_owned(), stdlib::bundle());
         let quarantine = library.clone();
-        let watchdog = Watchdog::start(longest, move |kind, culprit| put_away(&quarantine, kind, culprit))?;
+        let watchdog = match threads {
+            Threads::Own => Watchdog::start(longest, move |kind, culprit| put_away(&quarantine, kind, culprit))?,
+            Threads::This => Watchdog::none(),
+        };
         Ok(ScriptHost {
             lanes: Mutex::default(),
+            threads,
             library,
-            env: HostEnv::default(),
+            env: HostEnv { reach, ..HostEnv::default() },
             watchdog,
             inspected: RwLock::default(),
             epoch: watch::channel(Arc::default()).0,
             stdlib: Arc::new(inspect(stdlib::bundle(), stdlib::OWNER)?),
         })
+    }
+
+    /// Where scripts run.
+    pub fn threads(&self) -> Threads {
+        self.threads
     }
 
     /// What cron scripts and handlers act on. Once.
@@ -228,6 +243,7 @@ impl ScriptHost {
         let mut changes = lane.changes();
         loop {
             tokio::select! {
+                biased;
                 answer = &mut answer => return answer.unwrap_or_else(|_| Err(ticket.lost())),
                 changed = changes.changed() => if ticket.is_lost() || changed.is_err() { return Err(ticket.lost()) },
             }
@@ -290,7 +306,7 @@ impl ScriptHost {
         }
         let (library, env) = (self.library.clone(), self.env.clone());
         let make = Arc::new(move |lane: &Lane| Vms::new(lane.clone(), library.clone(), env.clone()));
-        let lane = Lane::start(kind, make, self.watchdog.clone())?;
+        let lane = Lane::start(kind, self.threads, make, self.watchdog.clone())?;
         lanes.insert(kind, lane.clone());
         Ok(lane)
     }

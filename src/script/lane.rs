@@ -1,6 +1,8 @@
 //! A script thread: its own small runtime, its VMs, a queue of jobs. When a script holds its thread in a call that cannot
-//! be interrupted, a fresh thread takes over the queue, and the script is kept from being called again.
+//! be interrupted, a fresh thread takes over the queue, and the script is kept from being called again. A simulation has
+//! one thread for everything: there a job is done where it is sent.
 
+use std::cell::RefCell;
 use std::collections::{HashMap, VecDeque};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -28,6 +30,16 @@ pub type MakeVms = Arc<dyn Fn(&Lane) -> Vms + Send + Sync>;
 /// Which registration a thread is busy with: bundle and name.
 pub type Culprit = (String, String);
 
+/// Where scripts run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Threads {
+    /// On threads of their own, each watched.
+    Own,
+    /// On the thread that calls them, which runs everything else as well: the order is the same each time. That thread
+    /// has a `LocalSet` entered.
+    This,
+}
+
 /// One kind's thread, and those that came before it.
 #[derive(Clone)]
 pub struct Lane {
@@ -36,6 +48,7 @@ pub struct Lane {
 
 struct Shared {
     kind: HostedKind,
+    threads: Threads,
     queue: Mutex<VecDeque<Job>>,
     wake: Notify,
     generation: watch::Sender<u64>,
@@ -45,12 +58,18 @@ struct Shared {
     make: MakeVms,
 }
 
+thread_local! {
+    // The VMs of lanes without a thread of their own, by lane; they go with the thread.
+    static HERE: RefCell<HashMap<usize, Rc<Vms>>> = RefCell::default();
+}
+
 impl Lane {
-    /// A lane with its first thread.
-    pub fn start(kind: HostedKind, make: MakeVms, watchdog: Watchdog) -> Result<Self> {
+    /// A lane with its first thread, if it has threads.
+    pub fn start(kind: HostedKind, threads: Threads, make: MakeVms, watchdog: Watchdog) -> Result<Self> {
         let lane = Lane {
             shared: Arc::new(Shared {
                 kind,
+                threads,
                 queue: Mutex::default(),
                 wake: Notify::new(),
                 generation: watch::channel(1).0,
@@ -60,8 +79,10 @@ impl Lane {
                 make,
             }),
         };
-        lane.thread()?;
-        watchdog.watch(lane.clone());
+        if threads == Threads::Own {
+            lane.thread()?;
+            watchdog.watch(lane.clone());
+        }
         Ok(lane)
     }
 
@@ -70,8 +91,12 @@ impl Lane {
         self.shared.kind
     }
 
-    /// Puts a job into the queue.
+    /// Puts a job into the queue, or does it at once.
     pub fn send(&self, job: Job) {
+        if self.shared.threads == Threads::This {
+            job(&self.vms_here());
+            return;
+        }
         lock(&self.shared.queue).push_back(job);
         self.shared.wake.notify_one();
         self.shared.watchdog.awake();
@@ -95,6 +120,17 @@ impl Lane {
     /// Says what is computed next, should it get stuck.
     pub fn busy_with(&self, bundle: &str, name: &str) {
         *lock(&self.shared.busy_with) = Some((bundle.to_owned(), name.to_owned()));
+    }
+
+    fn vms_here(&self) -> Rc<Vms> {
+        let lane = Arc::as_ptr(&self.shared) as usize;
+        let known = HERE.with(|here| here.borrow().get(&lane).cloned());
+        // Made outside of the borrow; the VMs hold the lane, so its address is not another's later.
+        known.unwrap_or_else(|| {
+            let vms = Rc::new((self.shared.make)(self));
+            HERE.with(|here| here.borrow_mut().insert(lane, vms.clone()));
+            vms
+        })
     }
 
     fn thread(&self) -> Result<()> {
@@ -233,6 +269,18 @@ impl Watchdog {
             .map_err(|error| Error::io("script watchdog", "start it", &error))?;
         *lock(&shared.thread) = Some(handle.thread().clone());
         Ok(Watchdog { shared })
+    }
+
+    /// Watches nobody: for lanes without threads of their own.
+    pub fn none() -> Self {
+        let shared = Watched {
+            lanes: Mutex::default(),
+            asleep: AtomicBool::new(false),
+            thread: Mutex::default(),
+            limit: Box::new(|_| Duration::MAX),
+            stuck: Box::new(|_, _| {}),
+        };
+        Watchdog { shared: Arc::new(shared) }
     }
 
     fn watch(&self, lane: Lane) {

@@ -5,10 +5,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use mlua::{MultiValue, Value};
+use mlua::{Lua, MultiValue, Value};
 
+use super::api::test::{Cases, Stage};
 use super::api::{self, services};
 use super::files::Files;
+use super::sink::Output;
 use super::{report, require, stdlib, value, vm};
 use crate::model::bundle::HostedKind;
 use crate::model::{Error, Kind, Result};
@@ -37,38 +39,101 @@ impl Files for Disk {
 
 /// Runs the script to its end, or until `interrupted` is set. Call inside a `LocalSet`: its requests run on this thread.
 pub async fn run(script: &Script, context: services::Context, interrupted: Arc<AtomicBool>) -> Result<()> {
-    let subject = format!("script {}", script.path.display());
-    let source = std::fs::read(&script.path).map_err(|error| Error::io(subject.clone(), "read it", &error))?;
-    let source =
-        String::from_utf8(source).map_err(|_| Error::new(Kind::Script, subject.clone(), "is not UTF-8 text"))?;
-    let file = script.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    let folder = script.path.parent().unwrap_or(Path::new(".")).to_owned();
-    let disk = Rc::new(Disk(folder.clone()));
-    let lua = prepare(script, &context, disk.clone(), interrupted)
-        .map_err(|error| Error::internal(subject.clone(), "cannot make a VM").cause(error))?;
-    let args: MultiValue = script
-        .args
-        .iter()
-        .map(|arg| lua.create_string(arg).map(Value::String))
-        .collect::<mlua::Result<_>>()
-        .map_err(|error| Error::internal(subject.clone(), error.to_string()))?;
-    let chunk = lua.load(strip_shebang(&source)).set_name(format!("={file}"));
-    chunk.call_async::<()>(args).await.map_err(|error| {
-        let find = |name: &str| match name.strip_prefix("@neap/") {
-            Some(inner) => stdlib::source(inner).map(str::to_owned),
-            None => disk.read(name),
-        };
-        report::explain(&subject, &error, &find, None)
-    })
+    let disk = Rc::new(Disk(script.folder()));
+    let (lua, _) = prepare_with(script, &context, disk.clone(), interrupted, |_| Ok(()))
+        .map_err(|error| Error::internal(script.subject(), "cannot make a VM").cause(error))?;
+    script.load(&lua, &*disk).await
 }
 
-fn prepare(
-    script: &Script,
-    context: &services::Context,
-    files: Rc<dyn Files>,
-    interrupted: Arc<AtomicBool>,
-) -> mlua::Result<mlua::Lua> {
-    prepare_with(script, context, files, interrupted, |_| Ok(())).map(|(lua, _)| lua)
+impl Script {
+    fn subject(&self) -> String {
+        format!("script {}", self.path.display())
+    }
+
+    fn folder(&self) -> PathBuf {
+        self.path.parent().unwrap_or(Path::new(".")).to_owned()
+    }
+
+    // Runs its top level.
+    async fn load(&self, lua: &Lua, files: &dyn Files) -> Result<()> {
+        let subject = self.subject();
+        let source = std::fs::read(&self.path).map_err(|error| Error::io(subject.clone(), "read it", &error))?;
+        let source =
+            String::from_utf8(source).map_err(|_| Error::new(Kind::Script, subject.clone(), "is not UTF-8 text"))?;
+        let file = self.path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
+        let args: MultiValue = self
+            .args
+            .iter()
+            .map(|arg| lua.create_string(arg).map(Value::String))
+            .collect::<mlua::Result<_>>()
+            .map_err(|error| Error::internal(subject.clone(), error.to_string()))?;
+        let chunk = lua.load(strip_shebang(&source)).set_name(format!("={file}"));
+        chunk.call_async::<()>(args).await.map_err(|error| explain(&subject, &error, files))
+    }
+}
+
+fn explain(subject: &str, error: &mlua::Error, files: &dyn Files) -> Error {
+    let find = |name: &str| match name.strip_prefix("@neap/") {
+        Some(inner) => stdlib::source(inner).map(str::to_owned),
+        None => files.read(name),
+    };
+    report::explain(subject, error, &find, None)
+}
+
+/// A file of tests, loaded for one cluster.
+pub struct Tests {
+    /// What it has registered.
+    pub cases: Cases,
+    /// What it prints.
+    pub output: Output,
+    lua: Lua,
+    disk: Rc<Disk>,
+}
+
+impl Tests {
+    /// Loads it, with everything that a user's own scripts may do.
+    pub async fn load(
+        script: &Script,
+        context: &services::Context,
+        cases: Cases,
+        interrupted: Arc<AtomicBool>,
+    ) -> Result<Self> {
+        let (disk, output) = (Rc::new(Disk(script.folder())), Output::default());
+        let install = |lua: &Lua| {
+            api::test::install(lua, &cases)?;
+            for (name, mark) in [("print", ""), ("warn", "warning: ")] {
+                let output = output.clone();
+                let print = lua.create_function(move |_, values: MultiValue| {
+                    output.line(&format!("{mark}{}", api::join(&values)?));
+                    Ok(())
+                })?;
+                lua.globals().set(name, print)?;
+            }
+            Ok(())
+        };
+        let (lua, _) = prepare_with(script, context, disk.clone(), interrupted, install)
+            .map_err(|error| Error::internal(script.subject(), "cannot make a VM").cause(error))?;
+        script.load(&lua, &*disk).await?;
+        Ok(Tests { cases, output, lua, disk })
+    }
+
+    /// Runs one of its tests on the cluster that it was loaded for.
+    pub async fn run(&self, name: &str, stage: &Stage) -> Result<()> {
+        let subject = format!("test \"{name}\"");
+        let found = self.cases.borrow().iter().find(|case| case.name == name).map(|case| case.run.clone());
+        let run = found.ok_or_else(|| Error::not_found(subject.clone()))?;
+        let explain = |error: mlua::Error| explain(&subject, &error, &*self.disk);
+        let table = stage.table(&self.lua, name).map_err(explain)?;
+        run.call_async::<Value>(table).await.map(drop).map_err(explain)
+    }
+}
+
+fn refuse_tests(lua: &Lua) -> mlua::Result<()> {
+    let refuse = lua.create_function(|_, _: MultiValue| {
+        let error = Error::new(Kind::Script, "test", "works in `neap test`");
+        Err::<(), _>(value::raise(error.help("put it into a file that ends with _test.lua: neap test FILE")))
+    })?;
+    lua.globals().set("test", refuse)
 }
 
 /// A VM with everything that a user's own scripts may do, and with what `more` sets; its names as they are before
@@ -78,8 +143,8 @@ pub fn prepare_with(
     context: &services::Context,
     files: Rc<dyn Files>,
     interrupted: Arc<AtomicBool>,
-    more: impl FnOnce(&mlua::Lua) -> mlua::Result<()>,
-) -> mlua::Result<(mlua::Lua, mlua::Table)> {
+    more: impl FnOnce(&Lua) -> mlua::Result<()>,
+) -> mlua::Result<(Lua, mlua::Table)> {
     let lua = vm::new()?;
     lua.set_memory_limit(MEMORY)?;
     // A loop that never waits is ended here; one that waits, by whoever waits with it.
@@ -88,8 +153,9 @@ pub fn prepare_with(
         false => Ok(mlua::VmState::Continue),
     });
     api::formats::install(&lua)?;
-    api::time::install(&lua, true)?;
-    api::http::install(&lua, None)?;
+    api::time::install(&lua, Some(&context.reach.clock))?;
+    api::http::install(&lua, None, &context.reach.network)?;
+    api::seed(&lua, &*context.reach.clock)?;
     api::load::install(&lua)?;
     api::local::install(&lua, &script.cwd, &script.args)?;
     api::cluster::install_with(&lua, context)?;
@@ -116,6 +182,7 @@ pub fn prepare_with(
     })?;
     lua.globals().set("warn", warn)?;
     require::install(&lua, files)?;
+    refuse_tests(&lua)?;
     more(&lua)?;
     let names = lua.globals();
     vm::seal(&lua)?;

@@ -127,8 +127,8 @@ fn describe(source: &str) -> Vec<Described> {
 pub fn reference() -> String {
     let mut page = String::from(
         "# The Lua API\n\nMade from the type definitions (`neap script types DIR` writes them for editors); `help()` in \
-         the REPL shows the same. *Works in* names the kinds of scripts: `run` and `repl` in the user's own process, the \
-         others hosted in the daemon.\n",
+         the REPL shows the same. *Works in* names the kinds of scripts: `run`, `repl` and `test` in the user's own process, \
+         the others hosted in the daemon.\n",
     );
     for found in described() {
         let (name, text) = (&found.name, &found.text);

@@ -9,7 +9,7 @@ use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinitio
 use tokio::sync::{broadcast, oneshot};
 
 use super::record::verify;
-use super::{Change, Entry, Expect, FORMAT, MAX_KEY, MAX_VALUE, Store, Write};
+use super::{Change, Entry, FORMAT, Store, Write};
 use crate::model::{Error, Kind, Result, fault};
 
 const DATA: TableDefinition<&str, &[u8]> = TableDefinition::new("data");
@@ -222,21 +222,7 @@ impl Store for EmbeddedStore {
     }
 
     async fn commit(&self, writes: Vec<Write>) -> Result<u64> {
-        for write in &writes {
-            if write.key.is_empty() || write.key.len() > MAX_KEY {
-                return Err(Error::invalid(
-                    format!("key {:.80?}", write.key),
-                    format!("is not 1 to {MAX_KEY} bytes long"),
-                ));
-            }
-            if let Some(size) = write.value.as_ref().map(Vec::len).filter(|size| *size > MAX_VALUE) {
-                return Err(Error::new(
-                    Kind::Exhausted,
-                    format!("key {:?}", write.key),
-                    format!("a value of {size} bytes is larger than {MAX_VALUE}"),
-                ));
-            }
-        }
+        writes.iter().try_for_each(Write::check)?;
         let (reply, answer) = oneshot::channel();
         let gone = || Error::new(Kind::Unavailable, "store", "is closed");
         self.requests.as_ref().ok_or_else(gone)?.send(Request { writes, reply }).map_err(|_| gone())?;
@@ -383,14 +369,9 @@ fn conflict(data: &redb::Table<&str, &[u8]>, writes: &[Write]) -> Result<Result<
             Some(stored) => stored.value().first_chunk::<8>().map(|bytes| u64::from_le_bytes(*bytes)),
             None => None,
         };
-        let why = match (write.expect, version) {
-            (Expect::Any, _) | (Expect::Absent, None) => continue,
-            (Expect::Version(expected), Some(version)) if expected == version => continue,
-            (Expect::Absent, Some(_)) => "exists already",
-            (Expect::Version(_), None) => "is gone",
-            (Expect::Version(_), Some(_)) => "was changed by somebody else",
-        };
-        return Ok(Err(Error::new(Kind::Conflict, format!("record \"{}\"", write.key), why).retry(true)));
+        if let Err(error) = write.meets(version) {
+            return Ok(Err(error));
+        }
     }
     Ok(Ok(0))
 }

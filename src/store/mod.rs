@@ -1,6 +1,8 @@
-//! Floor 1, memory: `trait Store`, and redb behind it. What a commit acknowledged survives kill -9 and power loss.
+//! Floor 1, memory: `trait Store`, and redb behind it. What a commit acknowledged survives kill -9 and power loss. A
+//! simulation keeps its store in memory.
 
 mod embedded;
+mod memory;
 mod record;
 pub mod vault;
 
@@ -8,9 +10,10 @@ use async_trait::async_trait;
 use tokio::sync::broadcast;
 
 pub use embedded::EmbeddedStore;
+pub use memory::MemoryStore;
 pub use record::{FORMAT, decode, encode};
 
-use crate::model::Result;
+use crate::model::{Error, Kind, Result};
 
 /// A stored value and the version that it had when it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,6 +57,33 @@ impl Write {
     /// Removes the key, if it is there.
     pub fn remove(key: impl Into<String>) -> Self {
         Write { key: key.into(), expect: Expect::Any, value: None }
+    }
+
+    // Keys and values have bounds.
+    fn check(&self) -> Result<()> {
+        if self.key.is_empty() || self.key.len() > MAX_KEY {
+            let message = format!("is not 1 to {MAX_KEY} bytes long");
+            return Err(Error::invalid(format!("key {:.80?}", self.key), message));
+        }
+        match self.value.as_ref().map(Vec::len).filter(|size| *size > MAX_VALUE) {
+            Some(size) => {
+                let message = format!("a value of {size} bytes is larger than {MAX_VALUE}");
+                Err(Error::new(Kind::Exhausted, format!("key {:?}", self.key), message))
+            }
+            None => Ok(()),
+        }
+    }
+
+    // Whether what is expected is so, where `version` wrote the key last.
+    fn meets(&self, version: Option<u64>) -> Result<()> {
+        let why = match (self.expect, version) {
+            (Expect::Any, _) | (Expect::Absent, None) => return Ok(()),
+            (Expect::Version(expected), Some(version)) if expected == version => return Ok(()),
+            (Expect::Absent, Some(_)) => "exists already",
+            (Expect::Version(_), None) => "is gone",
+            (Expect::Version(_), Some(_)) => "was changed by somebody else",
+        };
+        Err(Error::new(Kind::Conflict, format!("record \"{}\"", self.key), why).retry(true))
     }
 
     /// With an expectation.

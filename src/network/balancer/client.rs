@@ -3,10 +3,11 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::UnixStream;
 
-use super::{Reply, Request, build, socket_path};
+use super::{Balancer, Reply, Request, build, socket_path};
 use crate::model::{Error, Kind, Result, fault};
 use crate::network::table::{Status, Table};
 
@@ -41,38 +42,6 @@ impl BalancerClient {
     /// A client that has not looked yet.
     pub fn new(options: BalancerOptions) -> Self {
         BalancerClient { options, current: None, leaving: Vec::new(), lifeline: None }
-    }
-
-    /// Pushes a table and returns what the balancer says once new connections follow it.
-    pub async fn push(&mut self, table: &Table) -> Result<Status> {
-        self.ask(&Request::Table(table.clone())).await
-    }
-
-    /// Open connections and failures.
-    pub async fn status(&mut self) -> Result<Status> {
-        self.ask(&Request::Status).await
-    }
-
-    /// Returns when the balancer's connection ends; never while there is none.
-    pub async fn gone(&mut self) {
-        match &mut self.current {
-            Some(connection) => {
-                // It only speaks when asked, so whatever comes now is its end.
-                let _ = connection.stream.fill_buf().await;
-                self.current = None;
-            }
-            None => std::future::pending().await,
-        }
-    }
-
-    /// Ends the balancer.
-    pub async fn stop(&mut self) -> Result<()> {
-        if let Ok(mut connection) = Connection::open(&self.options.folder).await {
-            connection.ask(&Request::Stop).await?;
-        }
-        self.current = None;
-        self.lifeline = None;
-        Ok(())
     }
 
     async fn ask(&mut self, request: &Request) -> Result<Status> {
@@ -162,6 +131,42 @@ impl BalancerClient {
             }
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
+    }
+}
+
+#[async_trait]
+impl Balancer for BalancerClient {
+    fn is_left_over(&self) -> bool {
+        // A socket without anybody behind it is from before a reboot.
+        std::os::unix::net::UnixStream::connect(socket_path(&self.options.folder)).is_ok()
+    }
+
+    async fn push(&mut self, table: &Table) -> Result<Status> {
+        self.ask(&Request::Table(table.clone())).await
+    }
+
+    async fn status(&mut self) -> Result<Status> {
+        self.ask(&Request::Status).await
+    }
+
+    async fn gone(&mut self) {
+        match &mut self.current {
+            Some(connection) => {
+                // It only speaks when asked, so whatever comes now is its end.
+                let _ = connection.stream.fill_buf().await;
+                self.current = None;
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn stop(&mut self) -> Result<()> {
+        if let Ok(mut connection) = Connection::open(&self.options.folder).await {
+            connection.ask(&Request::Stop).await?;
+        }
+        self.current = None;
+        self.lifeline = None;
+        Ok(())
     }
 }
 

@@ -4,7 +4,7 @@
 //! One thread, one epoll loop, no runtime: what is read is written on at once from one shared buffer, and only what
 //! the other side does not take is kept.
 
-mod choose;
+pub mod choose;
 pub mod client;
 mod control;
 mod event_loop;
@@ -13,11 +13,28 @@ mod pair;
 
 use std::path::{Path, PathBuf};
 
+use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
 use super::table::{Status, Table};
+use crate::model::Result;
 
 pub use event_loop::main;
+
+/// What carries published ports to replicas, as the runtime sees it.
+#[async_trait]
+pub trait Balancer: Send {
+    /// Whether one of an earlier daemon may still serve.
+    fn is_left_over(&self) -> bool;
+    /// Hands over a table; returns what the balancer says once new connections follow it.
+    async fn push(&mut self, table: &Table) -> Result<Status>;
+    /// Open connections and failures.
+    async fn status(&mut self) -> Result<Status>;
+    /// Returns when the balancer is gone; never while there is none.
+    async fn gone(&mut self);
+    /// Ends the balancer.
+    async fn stop(&mut self) -> Result<()>;
+}
 
 /// A line that the daemon sends to the balancer.
 #[derive(Debug, Clone, Serialize, Deserialize)]

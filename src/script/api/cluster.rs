@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mlua::{Lua, MultiValue, Table, Value};
 
-use super::{crons, kv, nodes, services};
+use super::{Reach, crons, kv, nodes, services};
 use crate::client::Cluster;
 use crate::client::scripts::{Back, Push};
 use crate::script::value::{from_timed, raise};
@@ -18,9 +18,10 @@ pub const NAMES: [&str; 7] = ["service", "services", "nodes", "kv", "secrets", "
 const BY: &str = "a script";
 
 /// Sets them in a hosted VM. Nothing is shown to anybody there, and nothing is brought along.
-pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
+pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>, reach: &Reach) -> mlua::Result<()> {
     let reporter: services::Reporter = Rc::new(|_, _| {});
-    install_with(lua, &services::Context { cluster: cluster.clone(), reporter, folder: PathBuf::new() })
+    let (cluster, reach) = (cluster.clone(), reach.clone());
+    install_with(lua, &services::Context { cluster, reporter, folder: PathBuf::new(), reach })
 }
 
 /// Sets them for somebody who is there to see; `scripts` as well, for files that they have.

@@ -8,7 +8,6 @@ use std::time::Instant;
 use mlua::{Lua, Table, UserData, UserDataMethods, Value};
 use serde::Deserialize;
 
-use super::http;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
 use crate::script::value::{raise, to_json};
@@ -72,7 +71,8 @@ fn start(options: &Value) -> mlua::Result<Load> {
     if options.keep_alive == Some(false) {
         builder = builder.pool_max_idle_per_host(0);
     }
-    let _ = http::client().map_err(raise)?;
+    // Sets the process up for TLS.
+    let _ = crate::network::client().map_err(raise)?;
     let client =
         builder.build().map_err(|error| raise(Error::internal("http.load", "cannot make a client").cause(error)))?;
     let counts = Rc::new(Counts::default());

@@ -13,6 +13,7 @@ pub mod policy;
 pub mod rollout;
 pub mod run;
 pub mod services;
+pub mod test;
 pub mod time;
 
 use std::cell::Cell;
@@ -25,11 +26,30 @@ use super::sink::Sink;
 use super::value::raise;
 use crate::client::Cluster;
 use crate::model::bundle::HostedKind;
+use crate::model::clock::{Clock, SystemClock};
 use crate::model::{Error, Kind};
+use crate::network::{Network, Sockets};
+
+/// What a script reaches wherever it runs, and a simulation holds in its hand.
+#[derive(Clone)]
+pub struct Reach {
+    /// Time and randomness.
+    pub clock: Arc<dyn Clock>,
+    /// Whoever answers at an address.
+    pub network: Arc<dyn Network>,
+}
+
+impl Default for Reach {
+    fn default() -> Self {
+        Reach { clock: Arc::new(SystemClock::start()), network: Arc::new(Sockets) }
+    }
+}
 
 /// What hosted scripts reach besides themselves.
 #[derive(Clone, Default)]
 pub struct HostEnv {
+    /// Clock and network.
+    pub reach: Reach,
     /// The cluster, once there is one; the host must not keep it alive.
     pub cluster: Arc<OnceLock<Weak<dyn Cluster>>>,
 }
@@ -76,16 +96,17 @@ pub fn install_hosted(
     install_print(lua, sink)?;
     formats::install(lua)?;
     let computes = matches!(kind, Some(HostedKind::Policy | HostedKind::Rollout));
-    time::install(lua, !computes)?;
+    time::install(lua, (!computes).then_some(&env.reach.clock))?;
     if computes {
         let word = kind.map_or("", HostedKind::as_str);
         absent(lua, "http", &format!("a {word} computes only"))?;
         deterministic(lua)?;
     } else {
-        http::install(lua, Some(phase.clone()))?;
+        http::install(lua, Some(phase.clone()), &env.reach.network)?;
+        seed(lua, &*env.reach.clock)?;
     }
     match (kind, env.cluster.get().and_then(Weak::upgrade)) {
-        (Some(HostedKind::Cron | HostedKind::On), Some(cluster)) => cluster::install(lua, &cluster)?,
+        (Some(HostedKind::Cron | HostedKind::On), Some(cluster)) => cluster::install(lua, &cluster, &env.reach)?,
         (None | Some(HostedKind::Cron | HostedKind::On), _) => {
             for name in cluster::NAMES {
                 absent(lua, name, "call it inside the registered function")?;
@@ -104,6 +125,12 @@ pub fn install_hosted(
         policy::install(lua)?;
     }
     Ok(())
+}
+
+/// Makes `math.random` begin where the clock's randomness says.
+pub fn seed(lua: &Lua, clock: &dyn Clock) -> mlua::Result<()> {
+    let math: mlua::Table = lua.globals().get("math")?;
+    math.get::<mlua::Function>("randomseed")?.call((clock.random() >> 32) as u32)
 }
 
 // The same inputs give the same decision: no randomness.

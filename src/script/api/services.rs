@@ -8,10 +8,10 @@ use mlua::{AnyUserData, Lua, MetaMethod, Table, UserData, UserDataFields, UserDa
 use serde::Deserialize;
 use serde_json::json;
 
+use super::Reach;
 use super::time::duration;
 use crate::client::{Apply, Cluster, LogsAsk, Only, ReleaseAction, ServiceStatus, show, wait};
 use crate::model::bundle::Bundle;
-use crate::model::clock::Timestamp;
 use crate::model::plan::Plan;
 use crate::model::release::ReleaseState;
 use crate::model::service::ServiceSpec;
@@ -32,6 +32,8 @@ pub struct Context {
     pub reporter: Reporter,
     /// The folder of the script, for the scripts that it brings along.
     pub folder: std::path::PathBuf,
+    /// What else the script reaches.
+    pub reach: Reach,
 }
 
 /// How long `apply { wait = true }` and `wait()` wait where nothing is said.
@@ -342,10 +344,8 @@ impl UserData for Handle {
                 }
                 None => LogOptions::default(),
             };
-            let now = jiff::Timestamp::now().as_nanosecond();
-            let since = options
-                .since
-                .map(|period| i64::try_from(now).unwrap_or(i64::MAX) - period.millis().cast_signed() * 1_000_000);
+            let now = this.context.reach.clock.wall_nanos();
+            let since = options.since.map(|period| now - period.millis().cast_signed() * 1_000_000);
             let ask = LogsAsk { since, tail: options.tail, follow: false, slot: None };
             let mut lines = this.context.cluster.logs(&this.name(), ask).await.map_err(raise)?;
             let list = lua.create_table()?;
@@ -355,8 +355,7 @@ impl UserData for Handle {
             Ok(list)
         });
         methods.add_meta_method(MetaMethod::ToString, |_, this, ()| {
-            let now = Timestamp(u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default());
-            Ok(show::tasks(&this.status.tasks, false, now))
+            Ok(show::tasks(&this.status.tasks, false, this.context.reach.clock.wall()))
         });
         // Only reached for names that are neither field nor method.
         methods.add_meta_function(MetaMethod::Index, |_, (_, key): (AnyUserData, String)| {

@@ -1,20 +1,24 @@
 //! `time`: moments as seconds since 1970-01-01 UTC, durations as seconds.
 
+use std::sync::Arc;
+
 use mlua::{Lua, Value};
 
+use crate::model::clock::Clock;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
 use crate::script::value::raise;
 
-/// Sets `time`. Without `clock` only what computes: a decision does not depend on when it is made.
-pub fn install(lua: &Lua, clock: bool) -> mlua::Result<()> {
+/// Sets `time`. Without a clock only what computes: a decision does not depend on when it is made.
+pub fn install(lua: &Lua, clock: Option<&Arc<dyn Clock>>) -> mlua::Result<()> {
     let time = lua.create_table()?;
     time.set("seconds", lua.create_function(|_, text: Value| Ok(duration(&text)?.seconds()))?)?;
     time.set(
         "format",
         lua.create_function(|_, seconds: f64| {
-            let moment =
-                jiff::Timestamp::from_nanosecond((seconds * 1e9) as i128).map_err(|error| failed("format", &error))?;
+            // A number of seconds is exact to about a quarter of a microsecond today.
+            let micros = (seconds * 1e6).round() as i64;
+            let moment = jiff::Timestamp::from_microsecond(micros).map_err(|error| failed("format", &error))?;
             Ok(moment.to_string())
         })?,
     )?;
@@ -25,8 +29,8 @@ pub fn install(lua: &Lua, clock: bool) -> mlua::Result<()> {
             Ok(moment.as_nanosecond() as f64 / 1e9)
         })?,
     )?;
-    if clock {
-        time.set("now", lua.create_function(|_, ()| Ok(jiff::Timestamp::now().as_nanosecond() as f64 / 1e9))?)?;
+    if let Some(clock) = clock.cloned() {
+        time.set("now", lua.create_function(move |_, ()| Ok(clock.wall_nanos() as f64 / 1e9))?)?;
         time.set(
             "sleep",
             lua.create_async_function(|_, period: Value| async move {

@@ -1,0 +1,102 @@
+//! HTTP requests to anybody, with bounded answers.
+
+use std::sync::OnceLock;
+
+use crate::model::units::{Bytes, Duration};
+use crate::model::{Error, Kind, Result};
+
+/// What is asked.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// `GET`, `POST` and the like.
+    pub method: String,
+    /// The whole address, `http://` or `https://`.
+    pub url: String,
+    /// Headers by name.
+    pub headers: Vec<(String, String)>,
+    /// The body, if there is one.
+    pub body: Option<Vec<u8>>,
+    /// How long all of it may take.
+    pub timeout: Duration,
+    /// The largest answer that is taken.
+    pub max_body: Bytes,
+}
+
+impl Request {
+    /// How errors call it.
+    pub fn subject(&self) -> String {
+        format!("http {} {}", self.method, self.url.chars().take(120).collect::<String>())
+    }
+
+    /// The error for an answer that is too large.
+    pub fn too_large(&self) -> Error {
+        let message = format!("the answer is larger than {}", self.max_body);
+        Error::new(Kind::Exhausted, self.subject(), message).help("raise max_body")
+    }
+}
+
+/// What was answered.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Response {
+    /// The status.
+    pub status: u16,
+    /// Headers by name, in lower case.
+    pub headers: Vec<(String, Vec<u8>)>,
+    /// The whole body.
+    pub body: Vec<u8>,
+}
+
+/// The one client of this process: connections are kept between calls.
+pub fn client() -> Result<reqwest::Client> {
+    static CLIENT: OnceLock<Result<reqwest::Client>> = OnceLock::new();
+    CLIENT
+        .get_or_init(|| {
+            let _ = rustls::crypto::ring::default_provider().install_default();
+            reqwest::Client::builder()
+                .user_agent(concat!("neap/", env!("CARGO_PKG_VERSION")))
+                .connect_timeout(std::time::Duration::from_secs(10))
+                .build()
+                .map_err(|error| Error::internal("http", "cannot make a client").cause(error))
+        })
+        .clone()
+}
+
+/// Asks, and reads the answer to its end.
+pub async fn fetch(mut asked: Request) -> Result<Response> {
+    let unknown = |_| Error::new(Kind::Invalid, asked.subject(), "unknown method");
+    let method = reqwest::Method::from_bytes(asked.method.as_bytes()).map_err(unknown)?;
+    let mut request = client()?.request(method, &asked.url).timeout(asked.timeout.std());
+    for (name, value) in &asked.headers {
+        request = request.header(name, value);
+    }
+    if let Some(body) = asked.body.take() {
+        request = request.body(body);
+    }
+    let mut answer = request.send().await.map_err(|error| failed(&asked, &error))?;
+    let mut body = Vec::new();
+    while let Some(chunk) = answer.chunk().await.map_err(|error| failed(&asked, &error))? {
+        body.extend_from_slice(&chunk);
+        if body.len() as u64 > asked.max_body.0 {
+            return Err(asked.too_large());
+        }
+    }
+    let headers = answer.headers().iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()));
+    Ok(Response { status: answer.status().as_u16(), headers: headers.collect(), body })
+}
+
+fn failed(asked: &Request, error: &reqwest::Error) -> Error {
+    let (kind, message) = if error.is_timeout() {
+        (Kind::Timeout, format!("no answer within {}", asked.timeout))
+    } else if error.is_builder() {
+        (Kind::Invalid, "failed".to_owned())
+    } else if error.is_connect() {
+        (Kind::Unavailable, "cannot connect".to_owned())
+    } else {
+        (Kind::Unavailable, "failed".to_owned())
+    };
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(inner) = cause.source() {
+        cause = inner;
+    }
+    Error::new(kind, asked.subject(), message).cause(cause)
+}

@@ -1,0 +1,137 @@
+//! The network of a simulation: replicas by their addresses, published ports on every node, nobody else.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::engines::sim::{Answer, SimEngine};
+use crate::model::{Error, Kind, Result};
+use crate::network::balancer::Balancer;
+use crate::network::balancer::choose::Chooser;
+use crate::network::table::{Status, Table};
+use crate::network::{Network, Request, Response};
+
+/// How long any answer takes: time goes on for who asks again and again.
+const LATENCY: Duration = Duration::from_millis(1);
+
+/// Where published ports lead.
+#[derive(Default)]
+pub struct Routes {
+    table: Table,
+    choosers: BTreeMap<String, Chooser>,
+}
+
+/// Replicas and published ports.
+pub struct SimNetwork {
+    /// Who runs the replicas.
+    pub engine: Arc<SimEngine>,
+    /// Where published ports lead.
+    pub routes: Arc<Mutex<Routes>>,
+    /// Names and addresses of nodes.
+    pub hosts: Vec<String>,
+}
+
+impl SimNetwork {
+    // What is answered at an address, by a replica itself or by the one that a published port leads to.
+    fn answer(&self, address: &str, path: &str) -> Option<Answer> {
+        if let Some(answer) = self.engine.answer(address, path) {
+            return Some(answer);
+        }
+        let (host, port) = address.rsplit_once(':')?;
+        let port: u16 = port.parse().ok()?;
+        if !["localhost", "127.0.0.1", "[::1]"].contains(&host) && !self.hosts.iter().any(|known| known == host) {
+            return None;
+        }
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let Routes { table, choosers } = &mut *routes;
+        let (name, listener) = table.listeners.iter().find(|(_, listener)| listener.port == port)?;
+        let chooser = choosers.entry(name.clone()).or_default();
+        let mut tried = Vec::new();
+        // As the balancer does: a refused connection is tried elsewhere.
+        loop {
+            let chosen = chooser.choose(listener.balance, &listener.backends, &tried, &HashMap::new())?;
+            let backend = &listener.backends[chosen];
+            if let Some(answer) = self.engine.answer(&backend.address, path) {
+                return Some(answer);
+            }
+            tried.push(backend.id);
+        }
+    }
+}
+
+#[async_trait]
+impl Network for SimNetwork {
+    async fn connect(&self, address: &str, _: Duration) -> std::result::Result<(), String> {
+        tokio::time::sleep(LATENCY).await;
+        self.answer(address, "/").map(drop).ok_or_else(|| format!("tcp {address}: connection refused"))
+    }
+
+    async fn probe(&self, address: &str, path: &str, _: Duration) -> std::result::Result<(), String> {
+        tokio::time::sleep(LATENCY).await;
+        match self.answer(address, path) {
+            Some(Answer { status: 200..400, .. }) => Ok(()),
+            Some(Answer { status, body }) if body.is_empty() => Err(format!("GET {path}: status {status}")),
+            Some(Answer { status, body }) => Err(format!("GET {path}: status {status}: {body}")),
+            None => Err(format!("GET {path}: connection refused")),
+        }
+    }
+
+    async fn fetch(&self, request: Request) -> Result<Response> {
+        tokio::time::sleep(LATENCY).await;
+        let wrong = |_| Error::new(Kind::Invalid, request.subject(), "is not an address");
+        let url: hyper::Uri = request.url.parse().map_err(wrong)?;
+        let host = url.host().unwrap_or_default();
+        let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
+        let answer = self.answer(&format!("{host}:{port}"), url.path()).ok_or_else(|| {
+            let help = "in a simulation only replicas and published ports answer";
+            Error::new(Kind::Unavailable, request.subject(), "cannot connect").help(help)
+        })?;
+        if answer.body.len() as u64 > request.max_body.0 {
+            return Err(request.too_large());
+        }
+        let kind = if answer.body.starts_with(['{', '[']) { "application/json" } else { "text/plain" };
+        let headers = vec![("content-type".to_owned(), kind.as_bytes().to_vec())];
+        Ok(Response { status: answer.status, headers, body: answer.body.into_bytes() })
+    }
+}
+
+/// The balancer of a simulation: it holds the table.
+pub struct SimBalancer(pub Arc<Mutex<Routes>>);
+
+impl SimBalancer {
+    fn routes(&self) -> std::sync::MutexGuard<'_, Routes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl Balancer for SimBalancer {
+    fn is_left_over(&self) -> bool {
+        false
+    }
+
+    async fn push(&mut self, table: &Table) -> Result<Status> {
+        let mut routes = self.routes();
+        routes.choosers.retain(|name, _| table.listeners.contains_key(name));
+        for (name, chooser) in &mut routes.choosers {
+            chooser.retain(&table.listeners[name].backends);
+        }
+        routes.table = table.clone();
+        Ok(Status { version: table.version, ..Status::default() })
+    }
+
+    async fn status(&mut self) -> Result<Status> {
+        Ok(Status { version: self.routes().table.version, ..Status::default() })
+    }
+
+    async fn gone(&mut self) {
+        std::future::pending().await
+    }
+
+    async fn stop(&mut self) -> Result<()> {
+        *self.routes() = Routes::default();
+        Ok(())
+    }
+}

@@ -1,0 +1,117 @@
+-- rolling and all-at-once: how a new version comes in, and how a bad one goes back.
+
+local function web(version, rollout)
+  return service "web" {
+    command = { "server", version },
+    replicas = 6,
+    ports = { http = "80" },
+    check = { http = "/healthz", every = "1s", unhealthy = 2, start_period = version == "slow" and "1m" or "0s" },
+    rollout = rollout,
+    stop = { drain = "1s" },
+  }
+end
+
+local programs = {
+  ["server v1"] = { answers = { ["/"] = "v1" } },
+  ["server v2"] = { answers = { ["/"] = "v2" } },
+  ["server slow"] = { ready = "20s", answers = { ["/"] = "slow" } },
+  ["server bad"] = { healthy = false, answers = { ["/"] = "bad" } },
+  ["server crash"] = { exit_after = "300ms", exit_code = 3 },
+}
+
+-- Of so many requests, how many each version answers.
+local function shares(count)
+  local found = {}
+  for _ = 1, count do
+    local body = http.get("http://localhost/").body
+    found[body] = (found[body] or 0) + 1
+  end
+  return found
+end
+
+-- The most tasks in a state at once, of all that happened.
+local function most(t, from, to)
+  local now, top = 0, 0
+  local seen = {}
+  for _, event in t.cluster:events() do
+    if event.what == from and not seen[event.task_id] then
+      seen[event.task_id] = true
+      now += 1
+    elseif event.what == to and seen[event.task_id] then
+      seen[event.task_id] = false
+      now -= 1
+    end
+    top = math.max(top, now)
+  end
+  return top
+end
+
+test "rolling replaces batch by batch" {
+  nodes = 3, programs = programs,
+  run = function(t)
+    web("v1"):apply { wait = "1m" }
+    assert(shares(60).v1 == 60)
+    web("v2", { use = "rolling", batch = 2, min_healthy = "5s" }):apply { wait = "10m" }
+    assert(shares(60).v2 == 60)
+    -- Two more than wanted ran at once, and no more.
+    assert(most(t, "task.assigned", "task.ended") == 8)
+    local release = services.get("web").release
+    assert(release.state == "promoted" and release.step >= 4, json.encode(release))
+  end,
+}
+
+test "rolling waits for what starts slowly" {
+  programs = programs,
+  run = function(t)
+    web("v1"):apply { wait = "1m" }
+    local before = t.clock:now()
+    web("slow", { use = "rolling", batch = 3 }):apply { wait = "10m" }
+    assert(t.clock:now() - before > 40 and shares(60).slow == 60)
+  end,
+}
+
+for _, bad in { "bad", "crash" } do
+  test(`rolling goes back when a task is {bad}`, function(t)
+    for name, program in programs do t.cluster:program(name, program) end
+    web("v1"):apply { wait = "1m" }
+    local ok, why = pcall(function() web(bad):apply { wait = "10m" } end)
+    assert(not ok and tostring(why):find("rolled back to revision 1"), tostring(why))
+    assert(services.get("web").settled and shares(60).v1 == 60)
+  end)
+end
+
+test "rolling can stop, or go on, instead" {
+  programs = programs,
+  run = function(t)
+    web("v1"):apply { wait = "1m" }
+    assert(not pcall(function() web("bad", { use = "rolling", on_failure = "pause" }):apply { wait = "10m" } end))
+    assert(services.get("web").release.state == "paused" and shares(60).v1 == 60)
+    services.get("web"):rollback { wait = "5m" }
+    web("v2", { use = "rolling", batch = "50%", delay = "30s", on_failure = "continue" }):apply { wait = "10m" }
+    assert(shares(60).v2 == 60)
+  end,
+}
+
+test "all-at-once never runs two versions" {
+  nodes = 2, programs = programs,
+  run = function(t)
+    web("v1", "all-at-once"):apply { wait = "1m" }
+    web("v2", "all-at-once"):apply { wait = "10m" }
+    assert(most(t, "task.assigned", "task.ended") == 6)
+    assert(shares(60).v2 == 60)
+    local crash = web("crash", { use = "all-at-once", min_healthy = "2s" })
+    assert(not pcall(function() crash:apply { wait = "10m" } end))
+    assert(services.get("web"):wait("5m").settled and shares(60).v2 == 60)
+  end,
+}
+
+test "an unknown choice for on_failure holds the release and says so" {
+  programs = programs,
+  run = function(t)
+    web("v1"):apply { wait = "1m" }
+    assert(not pcall(function() web("bad", { use = "rolling", on_failure = "shrug" }):apply { wait = "2m" } end))
+    local paused = t.cluster:events "release.paused"
+    assert(#paused == 1 and paused[1].message:find "known: rollback, pause, continue", json.encode(paused))
+    assert(shares(60).v1 == 60)
+  end,
+}
