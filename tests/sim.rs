@@ -92,8 +92,7 @@ fn history(seed: u64) -> Vec<Event> {
         stage.cluster.remove("s4").await.unwrap();
         stage.cluster.scale("s1", 40).await.unwrap();
         minutes(30).await;
-        let history = stage.history.borrow().clone();
-        history
+        stage.history.take()
     };
     neap::sim::alone(work).unwrap()
 }
