@@ -70,7 +70,8 @@ fn one(host: &Arc<ScriptHost>, hash: &str, policy: &str, node: &str) -> Result<V
         slots: vec![SlotAsk { slot: Slot::Replica(3), replaces: Vec::new() }],
     };
     let mut answer = None;
-    Scripts::new(host).place(&board(), vec![ask], &mut |_, answers| answer = answers.into_iter().next());
+    Scripts::new(host)
+        .place(&board(), &mut std::iter::once(ask), &mut |_, answers| answer = answers.into_iter().next());
     match answer.unwrap().place {
         Ok(placement) => {
             assert_eq!(&*placement.node, node);
@@ -80,7 +81,7 @@ fn one(host: &Arc<ScriptHost>, hash: &str, policy: &str, node: &str) -> Result<V
             let reason = error.message.split(&format!("policy \"{policy}\": ")).nth(1).unwrap();
             Ok(Verdict::Refused(reason.trim_end_matches(" on 1 node)").to_owned()))
         }
-        Err(error) => Err(error),
+        Err(error) => Err(*error),
     }
 }
 

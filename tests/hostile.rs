@@ -103,8 +103,8 @@ fn place(host: &Arc<ScriptHost>, bundle: &str, name: &str) -> Result<(), Error> 
         slots: vec![SlotAsk { slot: Slot::Replica(1), replaces: Vec::new() }],
     };
     let mut answer = None;
-    Scripts::new(host).place(&board, vec![ask], &mut |_, answers| answer = answers.into_iter().next());
-    answer.unwrap().place.map(drop)
+    Scripts::new(host).place(&board, &mut std::iter::once(ask), &mut |_, answers| answer = answers.into_iter().next());
+    answer.unwrap().place.map(drop).map_err(|error| *error)
 }
 
 fn judge(code: &str, expected: &str, result: Result<(), Error>, took: Duration, limit: Duration) {

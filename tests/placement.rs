@@ -212,7 +212,7 @@ fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
             let expected: Vec<Vec<Option<String>>> =
                 asks.iter().zip(&scans).map(|(ask, policies)| scan(&mut scanned, ask, policies)).collect();
             let mut found: Vec<Vec<Option<String>>> = vec![Vec::new(); asks.len()];
-            Scripts::new(&host).place(&board, asks.clone(), &mut |number, answers| {
+            Scripts::new(&host).place(&board, &mut asks.iter().cloned(), &mut |number, answers| {
                 found[number] =
                     answers.into_iter().map(|answer| answer.place.ok().map(|place| place.node.to_string())).collect();
             });
@@ -255,7 +255,7 @@ fn a_policy_that_answers_differently_each_time_is_noticed_and_asked_each_time() 
         // What is on the nodes changes to and fro, so that they are looked at again.
         let (service, none) = ("other".parse().unwrap(), Resources::default());
         board.alter(&format!("n{}", round / 2 % 4), &service, true, &none, if round % 2 == 0 { 1 } else { -1 });
-        Scripts::new(&host).place(&board, vec![ask(2)], &mut |_, answers| {
+        Scripts::new(&host).place(&board, &mut std::iter::once(ask(2)), &mut |_, answers| {
             notes.extend(answers.into_iter().filter_map(|answer| answer.note));
         });
     }

@@ -18,6 +18,9 @@ use crate::model::units::{Bytes, Cpu};
 pub struct Seat {
     /// The node.
     pub node: Arc<Node>,
+    // What it has, here as well: asked for with each placement, when the node itself is not.
+    cpu: Cpu,
+    memory: Bytes,
     // Tasks meant to run here, by service: its name's hash, so that few names are compared, its name, how many.
     tasks: Vec<(u64, Name, u32)>,
     /// All of them together.
@@ -39,7 +42,13 @@ pub struct Reserved {
 
 impl Seat {
     fn new(node: Arc<Node>) -> Self {
-        Seat { node, tasks: Vec::new(), total: 0, reserved: Reserved::default(), stamp: fresh_stamp() }
+        let (cpu, memory, reserved) = (node.cpu, node.memory, Reserved::default());
+        Seat { node, cpu, memory, tasks: Vec::new(), total: 0, reserved, stamp: fresh_stamp() }
+    }
+
+    fn set_node(&mut self, node: Arc<Node>) {
+        (self.cpu, self.memory, self.node) = (node.cpu, node.memory, node);
+        self.stamp = fresh_stamp();
     }
 
     /// Tasks of one service.
@@ -51,12 +60,12 @@ impl Seat {
 
     /// Cpu that nothing has reserved.
     pub fn free_cpu(&self) -> Cpu {
-        Cpu(u32::try_from(u64::from(self.node.cpu.0).saturating_sub(self.reserved.cpu)).unwrap_or(u32::MAX))
+        Cpu(u32::try_from(u64::from(self.cpu.0).saturating_sub(self.reserved.cpu)).unwrap_or(u32::MAX))
     }
 
     /// Memory that nothing has reserved.
     pub fn free_memory(&self) -> Bytes {
-        Bytes(self.node.memory.0.saturating_sub(self.reserved.memory))
+        Bytes(self.memory.0.saturating_sub(self.reserved.memory))
     }
 
     /// One task more (`sign` 1) or less (-1); `counts` as a neighbour, or only holds its resources.
@@ -112,7 +121,45 @@ fn fresh_stamp() -> u64 {
     })
 }
 
-/// All seats, sorted by node id. Cloning copies a pointer.
+/// Changes that a board remembers.
+const RECENT: usize = 64;
+
+/// The last changes of a board, so that whoever followed it up to one of them need not look at all seats.
+#[derive(Debug, Clone)]
+struct Recent {
+    // The stamp that the board had after each change, and the seat that was changed.
+    changes: [(u64, u32); RECENT],
+    // All there ever were; the last ones are there still.
+    count: usize,
+    // The stamp before the first of those that are there.
+    before: u64,
+}
+
+impl Default for Recent {
+    fn default() -> Self {
+        Recent { changes: [(0, 0); RECENT], count: 0, before: 0 }
+    }
+}
+
+impl Recent {
+    fn add(&mut self, stamp: u64, at: u32) {
+        let place = &mut self.changes[self.count % RECENT];
+        if self.count >= RECENT {
+            self.before = place.0;
+        }
+        *place = (stamp, at);
+        self.count += 1;
+    }
+
+    fn since(&self, stamp: u64) -> Option<impl Iterator<Item = u32> + '_> {
+        let first = self.count.saturating_sub(RECENT);
+        let known = (first..self.count).find(|number| self.changes[number % RECENT].0 == stamp);
+        let from = if stamp == self.before { first } else { known? + 1 };
+        Some((from..self.count).map(|number| self.changes[number % RECENT].1))
+    }
+}
+
+/// All seats, sorted by node id. Cloning copies a pointer, and a few numbers.
 #[derive(Debug, Clone, Default)]
 pub struct Board {
     seats: Vector<Arc<Seat>>,
@@ -121,6 +168,7 @@ pub struct Board {
     nodes_stamp: u64,
     /// Another number after each change.
     stamp: u64,
+    recent: Recent,
 }
 
 impl Board {
@@ -144,6 +192,12 @@ impl Board {
         self.stamp
     }
 
+    /// The seats that have changed since the board had this stamp, some of them more than once; nothing where that is not
+    /// known any more, or was another board.
+    pub fn changed_since(&self, stamp: u64) -> Option<impl Iterator<Item = u32> + '_> {
+        self.recent.since(stamp)
+    }
+
     /// The seats, by node id.
     pub fn seats(&self) -> impl Iterator<Item = &Arc<Seat>> {
         self.seats.iter()
@@ -163,13 +217,12 @@ impl Board {
     pub fn set_nodes(&mut self, nodes: impl IntoIterator<Item = Arc<Node>>) {
         self.nodes_stamp = fresh_stamp();
         self.stamp = fresh_stamp();
+        self.recent = Recent { before: self.stamp, ..Recent::default() };
         let mut added = Vec::new();
         for node in nodes {
             match self.position(&node.id) {
                 Some(at) => {
-                    let seat = Arc::make_mut(&mut self.seats[at]);
-                    seat.node = node;
-                    seat.stamp = fresh_stamp();
+                    Arc::make_mut(&mut self.seats[at]).set_node(node);
                 }
                 None => added.push(node),
             }
@@ -196,7 +249,46 @@ impl Board {
     pub fn alter_at(&mut self, at: usize, service: &Name, counts: bool, resources: &Resources, sign: i64) {
         if let Some(seat) = self.seats.get_mut(at) {
             Arc::make_mut(seat).alter(service, counts, resources, sign);
-            self.stamp = fresh_stamp();
+            self.stamp = seat.stamp;
+            self.recent.add(self.stamp, u32::try_from(at).unwrap_or(u32::MAX));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn what_has_changed_since_is_known_or_said_to_be_unknown(
+            before in prop::collection::vec(0_usize..5, 0..90),
+            after in prop::collection::vec(0_usize..5, 0..90),
+            elsewhere in prop::collection::vec(0_usize..5, 0..3),
+        ) {
+            let mut board = Board::default();
+            board.set_nodes((0..5).map(|n| Arc::new(Node::new(&format!("n{n}"), "n"))));
+            let service: Name = "web".parse().unwrap();
+            let mut alter = |board: &mut Board, at: usize| board.alter_at(at, &service, true, &Resources::default(), 1);
+            before.iter().for_each(|at| alter(&mut board, *at));
+            let earlier = board.clone();
+            let mut other = board.clone();
+            elsewhere.iter().for_each(|at| alter(&mut other, *at));
+            after.iter().for_each(|at| alter(&mut board, *at));
+            match board.changed_since(earlier.stamp()) {
+                Some(changed) => {
+                    let mut changed: Vec<usize> = changed.map(|at| at as usize).collect();
+                    prop_assert_eq!(&changed, &after);
+                    changed.sort_unstable();
+                    let same = |at: &usize| earlier.seats[*at].stamp == board.seats[*at].stamp;
+                    prop_assert!((0..5).all(|at| same(&at) != changed.contains(&at)));
+                }
+                None => prop_assert!(after.len() > RECENT),
+            }
+            // A change that was made on a copy only is not one of this board's.
+            prop_assert_eq!(board.changed_since(other.stamp()).is_some(), elsewhere.is_empty() && after.len() <= RECENT);
         }
     }
 }

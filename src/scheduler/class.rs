@@ -58,11 +58,10 @@ pub fn better(ranks: &[Rank], classes: &[Class], a: u32, b: u32) -> bool {
         std::cmp::Ordering::Less => return false,
         std::cmp::Ordering::Equal => {}
     }
-    if let (Some(Sentence::Scores(p)), Some(Sentence::Scores(q))) =
+    if let (Some(Sentence::Scores(_, Some(p))), Some(Sentence::Scores(_, Some(q)))) =
         (&classes[a as usize].sentence, &classes[b as usize].sentence)
-        && p.len() > 1
     {
-        for (p, q) in p.iter().zip(q).skip(1) {
+        for (p, q) in p.iter().zip(q.iter()) {
             match p.total_cmp(q) {
                 std::cmp::Ordering::Greater => return true,
                 std::cmp::Ordering::Less => return false,

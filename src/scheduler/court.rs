@@ -25,8 +25,8 @@ pub type Key = SmallVec<[u64; 6]>;
 /// What all judges together say of a candidate.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Sentence {
-    /// One score a judge: the first decides, the next break ties.
-    Scores(SmallVec<[f64; 1]>),
+    /// The first judge's score, which decides, and those of the others, which break ties.
+    Scores(f64, Option<Arc<[f64]>>),
     /// Refused, by whom and why.
     Refused(Arc<str>),
 }
@@ -281,15 +281,16 @@ impl Court {
 
     /// Asks all judges.
     pub fn ask(&mut self, sight: &dyn Sight) -> Result<Sentence> {
-        let mut scores = SmallVec::new();
-        for judge in &mut self.judges {
+        let (mut first, mut others) = (0.0, Vec::new());
+        for (number, judge) in self.judges.iter_mut().enumerate() {
             match judge.judge(sight)? {
-                Verdict::Score(score) => scores.push(score),
+                Verdict::Score(score) if number == 0 => first = score,
+                Verdict::Score(score) => others.push(score),
                 Verdict::Refused(why) => {
                     return Ok(Sentence::Refused(format!("policy \"{}\": {why}", judge.name()).into()));
                 }
             }
         }
-        Ok(Sentence::Scores(scores))
+        Ok(Sentence::Scores(first, (!others.is_empty()).then(|| others.into())))
     }
 }

@@ -2,6 +2,17 @@
 //! changes its node's class, and the score of the classes whose counts it changed; another service changes what counts
 //! as its own.
 
+macro_rules! done {
+    ($outcome:expr) => {
+        match $outcome? {
+            Outcome::Done(value) => value,
+            Outcome::Outgrown => return Ok(Outcome::Outgrown),
+        }
+    };
+}
+
+mod follow;
+
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::rc::Rc;
@@ -25,6 +36,8 @@ pub struct Group {
     nodes_stamp: u64,
     // The board as it was last taken over whole.
     board_stamp: u64,
+    // Seats that may have been otherwise on that board.
+    unsure: Vec<u32>,
     // Which tasks it is for at present, and whose counts are "own".
     kind: u32,
     own: Name,
@@ -47,19 +60,12 @@ pub struct Group {
 
 struct State {
     stamp: u64,
+    // Refused for what the node is; another node makes another group.
+    barred: bool,
     class: u32,
     counts: SmallVec<[u32; 2]>,
     free_cpu: u32,
     free_memory: u64,
-}
-
-macro_rules! done {
-    ($outcome:expr) => {
-        match $outcome? {
-            Outcome::Done(value) => value,
-            Outcome::Outgrown => return Ok(Outcome::Outgrown),
-        }
-    };
 }
 
 impl Group {
@@ -75,6 +81,7 @@ impl Group {
         let mut group = Group {
             nodes_stamp: board.nodes_stamp(),
             board_stamp: board.stamp(),
+            unsure: Vec::new(),
             kind: case.kind,
             own: case.task.service.clone(),
             filter,
@@ -94,73 +101,18 @@ impl Group {
         };
         group.count(board);
         for (at, seat) in board.seats().enumerate() {
-            if group.filter.refuses(seat).is_none() {
-                group.enter(at);
+            if group.admits(at, seat) {
+                let key = group.key(at);
+                group.enter(at, key);
             }
         }
         done!(group.judge_all(board, court, case));
         Ok(Outcome::Done(group))
     }
 
-    /// Whether it still stands for the board's nodes and for what the court reads.
-    pub fn fits(&self, board: &Board, court: &Court) -> bool {
-        self.nodes_stamp == board.nodes_stamp() && court.knows(board) && Rc::ptr_eq(&self.plan, court.plan())
-    }
-
-    /// Whether it has taken over all that is on the board.
-    pub fn is_current(&self, board: &Board) -> bool {
-        self.board_stamp == board.stamp()
-    }
-
-    /// All that is on the board has been taken over, node by node.
-    pub fn mark_current(&mut self, board: &Board) {
-        self.board_stamp = board.stamp();
-    }
-
     /// How many nodes it groups.
     pub fn size(&self) -> usize {
         self.states.len()
-    }
-
-    /// Takes over what has changed on the board, and turns to tasks like `case`; `on` names the nodes that have tasks of
-    /// their service.
-    pub fn turn_to<'a>(
-        &mut self,
-        board: &Board,
-        court: &mut Court,
-        case: Case,
-        on: impl Iterator<Item = &'a str>,
-    ) -> Result<Outcome<()>> {
-        let other = !self.own.same(&case.task.service) && self.own != case.task.service;
-        let own = self.plan.services.iter().position(|of| *of == Whose::Own).filter(|_| other);
-        let all_new = self.kind != case.kind;
-        self.kind = case.kind;
-        self.own = case.task.service.clone();
-        // What was not judged yet is judged once all counts are known.
-        let follow = !self.is_current(board);
-        if follow || own.is_some() {
-            let mut stale: Vec<usize> = match own {
-                Some(own) => {
-                    let with = self.states.iter().enumerate().filter(|(_, state)| state.counts[own] != 0);
-                    with.map(|(at, _)| at).chain(on.filter_map(|node| board.position(node))).collect()
-                }
-                None => Vec::new(),
-            };
-            if follow {
-                let seats = board.seats().enumerate();
-                stale.extend(seats.filter(|(at, seat)| self.states[*at].stamp != seat.stamp).map(|(at, _)| at));
-            }
-            for at in stale {
-                let Some(seat) = board.seat(at) else { continue };
-                match all_new {
-                    // Everything is judged below anyway.
-                    true => drop(self.take_over(at, seat)),
-                    false => done!(self.changed(at, seat, board, court, case)),
-                }
-            }
-        }
-        self.mark_current(board);
-        if all_new { self.judge_all(board, court, case) } else { Ok(Outcome::Done(())) }
     }
 
     /// The best candidate: its place on the board and the first policy's score.
@@ -253,6 +205,7 @@ impl Group {
             }
             self.states.push(State {
                 stamp: seat.stamp,
+                barred: self.filter.bars(&seat.node),
                 class: NONE,
                 counts,
                 free_cpu: seat.free_cpu().0,
@@ -323,33 +276,34 @@ impl Group {
         state.free_cpu = seat.free_cpu().0;
         state.free_memory = seat.free_memory().0;
         let old = state.class;
-        let fits = self.filter.refuses(seat).is_none();
-        let stays = fits && old != NONE && (plan.local.is_empty() || self.classes[old as usize].key == self.key(at));
-        let moved = !stays && fits && self.moves_alone(at);
-        if !stays && !moved {
+        if !self.admits(at, seat) {
             self.leave(at);
-            if fits {
-                self.enter(at);
+        } else if old == NONE || !plan.local.is_empty() {
+            let key = self.key(at);
+            let stays = old != NONE && self.classes[old as usize].key == key;
+            if !stays && !self.moves_alone(old, &key) {
+                self.leave(at);
+                self.enter(at, key);
             }
         }
         blocks
     }
 
+    // Whether a node is a candidate, before any policy is asked.
+    fn admits(&self, at: usize, seat: &Seat) -> bool {
+        !self.states[at].barred && !self.filter.is_full(seat)
+    }
+
     // A class of one goes where its member goes, if nobody is there yet: its number and its place in the tree stay.
-    fn moves_alone(&mut self, at: usize) -> bool {
-        let class = self.states[at].class;
-        if class == NONE || self.classes[class as usize].count != 1 {
-            return false;
-        }
-        let key = self.key(at);
-        if self.index.get(&key).is_some() {
+    fn moves_alone(&mut self, class: u32, key: &Key) -> bool {
+        if class == NONE || self.classes[class as usize].count != 1 || self.index.get(key).is_some() {
             return false;
         }
         let moved = &mut self.classes[class as usize];
         self.index.remove(&moved.key);
-        moved.key = key.clone();
+        moved.key.clone_from(key);
         moved.sentence = None;
-        self.index.insert(key, class);
+        self.index.insert(key.clone(), class);
         true
     }
 
@@ -378,8 +332,7 @@ impl Group {
         key
     }
 
-    fn enter(&mut self, at: usize) {
-        let key = self.key(at);
+    fn enter(&mut self, at: usize, key: Key) {
         let class = match self.index.get(&key) {
             Some(class) => *class,
             None => self.new_class(key),
@@ -486,9 +439,9 @@ impl Group {
     fn pronounce(&mut self, class: u32, sentence: Sentence) {
         let rank = &mut self.ranks[class as usize];
         match &sentence {
-            Sentence::Scores(scores) => {
+            Sentence::Scores(score, _) => {
                 rank.stands = true;
-                rank.score = scores.first().copied().unwrap_or_default();
+                rank.score = *score;
             }
             Sentence::Refused(_) => rank.stands = false,
         }

@@ -37,6 +37,8 @@ pub struct Ledger {
     groups: Vec<Kept>,
     // What was placed in this pass already, which the asks know nothing of.
     placed: Lookup<Name, Vec<NodeId>>,
+    // The board's stamp as the pass began.
+    began: u64,
 }
 
 struct Kept {
@@ -46,9 +48,20 @@ struct Kept {
 }
 
 impl Ledger {
-    /// A pass begins: asks know all that was placed before it.
-    pub fn begin(&mut self) {
+    /// A pass begins on `board`: asks know all that was placed before it.
+    pub fn begin(&mut self, board: &Board) {
         self.placed.clear();
+        self.began = board.stamp();
+    }
+
+    /// A pass is over; `board` has taken on what was placed in it. The next pass comes with another board, on which the
+    /// same changes, or others, were made anew: from where this pass began.
+    pub fn end(&mut self, board: &Board) {
+        let Some(changed) = board.changed_since(self.began) else { return };
+        let changed: Vec<u32> = changed.collect();
+        for kept in &mut self.groups {
+            kept.group.begin_again(board, self.began, &changed);
+        }
     }
 
     /// Answers one ask; `board` takes on what is placed.
@@ -67,7 +80,7 @@ impl Ledger {
         }
         // A script that failed for one task is not asked about the others: each try may take its whole budget.
         if let Some(error) = failure {
-            answers.resize(ask.slots.len(), Answer { place: Err(error), note: None });
+            answers.resize(ask.slots.len(), Answer { place: Err(Box::new(error)), note: None });
         }
         let found = answers.iter().filter_map(|answer| answer.place.as_ref().ok());
         self.placed.or_insert(ask.service.clone(), Vec::new()).extend(found.map(|placement| placement.node.clone()));
@@ -161,7 +174,7 @@ impl Ledger {
             if let Outcome::Done(group) = built {
                 let mut work = Work { board, court, group, ask, case, outgrown: false };
                 if let Some(place) = work.one(wanted)? {
-                    answers.push(Answer { place, note: None });
+                    answers.push(Answer { place: place.map_err(Box::new), note: None });
                     next += 1;
                 }
                 outgrown = work.outgrown;

@@ -8,7 +8,7 @@ use super::reads::TaskFacts;
 use crate::model::constraint::Constraint;
 use crate::model::id::{NodeId, Slot};
 use crate::model::name::Name;
-use crate::model::node::{Availability, NodeState};
+use crate::model::node::{Availability, Node, NodeState};
 use crate::model::service::{OnPolicyError, Resources, ServiceSpec, Use};
 use crate::model::{Error, Result};
 
@@ -106,9 +106,23 @@ impl Filter {
         }
     }
 
+    /// Whether a node is refused for what it is, whatever is on it.
+    pub fn bars(&self, node: &Node) -> bool {
+        node.state == NodeState::Down
+            || node.availability != Availability::Active
+            || !self.constraints.iter().all(|constraint| constraint.matches(node))
+    }
+
+    /// Whether a node that is not barred is refused for what is on it.
+    pub fn is_full(&self, seat: &Seat) -> bool {
+        self.reservations.cpu.is_some_and(|cpu| cpu > seat.free_cpu())
+            || self.reservations.memory.is_some_and(|memory| memory > seat.free_memory())
+            || self.most.as_ref().is_some_and(|(service, most)| seat.count(service.as_str()) >= *most)
+    }
+
     /// Whether a task may stay on a node: it takes work or at least keeps it, and the constraints hold. What is reserved
     /// there was reserved for this very task.
-    pub fn suits(&self, node: &crate::model::node::Node) -> bool {
+    pub fn suits(&self, node: &Node) -> bool {
         node.state != NodeState::Down
             && node.availability != Availability::Drain
             && self.constraints.iter().all(|constraint| constraint.matches(node))
@@ -127,16 +141,18 @@ pub struct Placement {
 /// What is answered for one task.
 #[derive(Debug, Clone)]
 pub struct Answer {
-    /// Its place; an error carries the operator's words: a refusal, or a policy's failure.
-    pub place: Result<Placement>,
+    /// Its place; an error carries the operator's words: a refusal, or a policy's failure. Answers come in great numbers
+    /// and errors are large, so those are boxed.
+    pub place: Result<Placement, Box<Error>>,
     /// What the operator should know besides: a policy that failed and was stood in for.
     pub note: Option<String>,
 }
 
 /// Whoever finds places.
 pub trait Placer {
-    /// Answers all asks in order, each seeing what was placed before it. `take` gets an ask's number and its answers.
-    fn place(&mut self, board: &Board, asks: Vec<Ask>, take: &mut dyn FnMut(usize, Vec<Answer>));
+    /// Answers all asks in order, each seeing what was placed before it. They may be answered while the next ones are
+    /// still being made; `take` gets an ask's number and its answers, once all are made.
+    fn place(&mut self, board: &Board, asks: &mut dyn Iterator<Item = Ask>, take: &mut dyn FnMut(usize, Vec<Answer>));
 }
 
 /// A placer's answer where nothing suits.

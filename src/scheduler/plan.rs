@@ -56,7 +56,7 @@ pub fn plan(world: &World, old: Option<&Service>, service: &Service, hash: &str,
         slots: wanted.iter().map(|(slot, ..)| SlotAsk { slot: slot.clone(), replaces: replaces(slot) }).collect(),
     };
     let mut steps = Vec::new();
-    placer.place(world.board(), vec![ask], &mut |_, answers| {
+    placer.place(world.board(), &mut std::iter::once(ask), &mut |_, answers| {
         for ((slot, action, reason), answer) in wanted.iter().zip(answers) {
             let found = answer.place.map_err(|error| {
                 if error.kind == crate::model::Kind::Exhausted { error.message } else { error.to_string() }

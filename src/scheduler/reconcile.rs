@@ -1,5 +1,6 @@
 //! Desired against actual: one pass over all services. Run twice on the same world it changes nothing the second time.
 
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
@@ -8,7 +9,7 @@ use super::place::{Answer, Ask, Filter, Placer, SlotAsk};
 use super::release::{self, Rollouts};
 use super::slots::{self, InSlot};
 use super::world::{Change, Decision, Draft, World};
-use crate::model::clock::Clock;
+use crate::model::clock::{Clock, Timestamp};
 use crate::model::event::What;
 use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::name::Name;
@@ -199,54 +200,67 @@ fn tidy(draft: &mut Draft, service: &Arc<Service>) {
 
 /// Gives pending tasks their nodes, service by service, so that a policy sees the tasks placed before.
 pub fn assign(draft: &mut Draft, placer: &mut dyn Placer, scope: &BTreeSet<Name>) {
-    let mut asks = Vec::new();
-    let mut waiting: Vec<Vec<Arc<Task>>> = Vec::new();
-    for name in scope {
-        let Some(service) = draft.world.services.get(name).cloned() else { continue };
-        let (due, on) = due(draft, name);
-        for (revision, tasks) in due {
-            if let Some(ask) = ask(&draft.world, &service, revision, &tasks, &on) {
-                asks.push(ask);
-                waiting.push(tasks);
+    // As it is before anything is placed: asks are made while the first ones are being answered.
+    let world = draft.world.clone();
+    let now = draft.clock.now();
+    let waiting: RefCell<Vec<Vec<Arc<Task>>>> = RefCell::default();
+    let mut later = Vec::new();
+    let mut asks = scope
+        .iter()
+        .filter_map(|name| world.services.get(name))
+        .flat_map(|service| {
+            let name = &service.spec.name;
+            let Due { tasks, seated, next } = due(&world, name, now);
+            later.extend(next.map(|at| (name.clone(), at)));
+            let ask = |(revision, tasks): (u32, Vec<Arc<Task>>)| {
+                let ask = ask(&world, service, revision, &tasks, &seated)?;
+                waiting.borrow_mut().push(tasks);
+                Some(ask)
+            };
+            tasks.into_iter().filter_map(ask).collect::<Vec<Ask>>()
+        })
+        .peekable();
+    if asks.peek().is_some() {
+        placer.place(world.board(), &mut asks, &mut |number, answers| {
+            for (task, answer) in waiting.borrow()[number].iter().zip(answers) {
+                settle(draft, task, answer);
             }
-        }
+        });
     }
-    if asks.is_empty() {
-        return;
+    drop(asks);
+    for (name, at) in later {
+        draft.wake(&name, at);
     }
-    let board = draft.world.board().clone();
-    placer.place(&board, asks, &mut |number, answers| {
-        for (task, answer) in waiting[number].iter().zip(answers) {
-            settle(draft, task, answer);
-        }
-    });
 }
 
 /// Nodes that have tasks of a service, by slot.
 type Seated = BTreeMap<Slot, Vec<NodeId>>;
 
-// A service's pending tasks whose time has come, by revision, and where its others are.
-fn due(draft: &mut Draft, name: &Name) -> (BTreeMap<u32, Vec<Arc<Task>>>, Seated) {
-    let now = draft.clock.now();
-    let mut due: BTreeMap<u32, Vec<Arc<Task>>> = BTreeMap::new();
-    let mut seated = Seated::new();
-    let mut later = None;
-    for task in draft.world.tasks_of(name).filter(|task| task.wanted()) {
+/// What a service waits for.
+struct Due {
+    /// Pending tasks whose time has come, by revision.
+    tasks: BTreeMap<u32, Vec<Arc<Task>>>,
+    /// Where its others are.
+    seated: Seated,
+    /// When the time of the next one comes.
+    next: Option<Timestamp>,
+}
+
+fn due(world: &World, name: &Name, now: Timestamp) -> Due {
+    let mut due = Due { tasks: BTreeMap::new(), seated: Seated::new(), next: None };
+    for task in world.tasks_of(name).filter(|task| task.wanted()) {
         if let Some(node) = &task.node {
-            seated.entry(task.slot.clone()).or_default().push(node.clone());
+            due.seated.entry(task.slot.clone()).or_default().push(node.clone());
         }
         if task.state != TaskState::Pending {
             continue;
         }
         match task.not_before.filter(|at| *at > now) {
-            Some(at) => later = Some(later.map_or(at, |other| at.min(other))),
-            None => due.entry(task.revision).or_default().push(task.clone()),
+            Some(at) => due.next = Some(due.next.map_or(at, |other| at.min(other))),
+            None => due.tasks.entry(task.revision).or_default().push(task.clone()),
         }
     }
-    if let Some(at) = later {
-        draft.wake(name, at);
-    }
-    (due, seated)
+    due
 }
 
 fn ask(world: &World, service: &Service, revision: u32, tasks: &[Arc<Task>], seated: &Seated) -> Option<Ask> {

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::api::policy::LuaJudge;
 use super::host::{ScriptHost, Scripts};
-use super::lane::Ticket;
+use super::lane::{Job, Lane, Threads, Ticket};
 use super::stdlib;
 use super::vms::Vms;
 use crate::model::bundle::HostedKind;
@@ -18,54 +18,56 @@ use crate::scheduler::ledger::Bench;
 use crate::scheduler::place::{Answer, Ask, Placer};
 use crate::scheduler::reads::Judge;
 
-/// Answers that may wait to be taken.
-const AHEAD: usize = 64;
-
 impl Placer for Scripts<'_> {
-    fn place(&mut self, board: &Board, asks: Vec<Ask>, take: &mut dyn FnMut(usize, Vec<Answer>)) {
-        // Which bundle holds which policy is known here; the thread knows bundles only.
-        let located: Vec<(Ask, Result<Vec<String>>)> = asks
-            .into_iter()
-            .map(|ask| {
-                let bundles = locate(self.host, &ask);
-                (ask, bundles)
-            })
-            .collect();
-        let counts: Vec<usize> = located.iter().map(|(ask, _)| ask.slots.len()).collect();
+    fn place(&mut self, board: &Board, asks: &mut dyn Iterator<Item = Ask>, take: &mut dyn FnMut(usize, Vec<Answer>)) {
+        let mut counts = Vec::new();
         let mut next = 0;
-        let lost = match send(self.host, board.clone(), located) {
-            Ok((ticket, answers)) => loop {
-                match answers.recv_timeout(Duration::from_millis(50)) {
-                    Ok((number, answer)) => {
-                        take(number, answer);
-                        next = number + 1;
-                        if next == counts.len() {
-                            return;
-                        }
+        let lost = match self.host.lane(HostedKind::Policy) {
+            Ok(lane) => {
+                let (ticket, answers) = begin(self.host, &lane, board.clone(), asks, &mut counts);
+                loop {
+                    if next == counts.len() {
+                        return;
                     }
-                    Err(mpsc::RecvTimeoutError::Timeout) if !ticket.is_lost() => {}
-                    Err(_) => break ticket.lost(),
+                    match answers.recv_timeout(Duration::from_millis(50)) {
+                        Ok((number, answer)) => {
+                            take(number, answer);
+                            next = number + 1;
+                        }
+                        Err(mpsc::RecvTimeoutError::Timeout) if !ticket.is_lost() => {}
+                        Err(_) => break ticket.lost(),
+                    }
                 }
-            },
-            Err(error) => error,
+            }
+            Err(error) => {
+                counts.extend(asks.map(|ask| ask.slots.len()));
+                error
+            }
         };
         for (number, count) in counts.iter().enumerate().skip(next) {
-            take(number, vec![Answer { place: Err(lost.clone()), note: None }; *count]);
+            take(number, vec![Answer { place: Err(Box::new(lost.clone())), note: None }; *count]);
         }
     }
 }
 
 type Answers = mpsc::Receiver<(usize, Vec<Answer>)>;
 
-fn send(host: &ScriptHost, mut board: Board, asks: Vec<(Ask, Result<Vec<String>>)>) -> Result<(Ticket, Answers)> {
-    let lane = host.lane(HostedKind::Policy)?;
-    let ticket = Ticket::new(&lane);
+// Hands the asks to the policies' thread one by one; it answers the first while the next are being made.
+fn begin(
+    host: &ScriptHost,
+    lane: &Lane,
+    mut board: Board,
+    asks: &mut dyn Iterator<Item = Ask>,
+    counts: &mut Vec<usize>,
+) -> (Ticket, Answers) {
+    let ticket = Ticket::new(lane);
     let stamp = ticket.stamp();
-    let (reply, answers) = mpsc::sync_channel(AHEAD);
-    lane.send(Box::new(move |vms: &Rc<Vms>| {
+    let (send, inbox) = mpsc::channel::<(Ask, Result<Vec<String>>)>();
+    let (reply, answers) = mpsc::channel();
+    let job: Job = Box::new(move |vms: &Rc<Vms>| {
         stamp();
-        vms.ledger.borrow_mut().begin();
-        for (number, (ask, bundles)) in asks.into_iter().enumerate() {
+        vms.ledger.borrow_mut().begin(&board);
+        for (number, (ask, bundles)) in inbox.iter().enumerate() {
             let answer = match bundles {
                 Ok(bundles) => one(vms, &mut board, &ask, bundles),
                 Err(error) => without(vms, &mut board, &ask, error),
@@ -74,14 +76,33 @@ fn send(host: &ScriptHost, mut board: Board, asks: Vec<(Ask, Result<Vec<String>>
                 return;
             }
         }
-    }));
-    Ok((ticket, answers))
+        vms.ledger.borrow_mut().end(&board);
+    });
+    // Where there is one thread for everything, all of them are made first.
+    let job = match host.threads() {
+        Threads::Own => {
+            lane.send(job);
+            None
+        }
+        Threads::This => Some(job),
+    };
+    for ask in asks {
+        counts.push(ask.slots.len());
+        // Which bundle holds which policy is known here; the thread knows bundles only. If it is gone, its ticket says so.
+        let bundles = locate(host, &ask);
+        let _ = send.send((ask, bundles));
+    }
+    drop(send);
+    if let Some(job) = job {
+        lane.send(job);
+    }
+    (ticket, answers)
 }
 
 // For an ask whose policy cannot even be called.
 fn without(vms: &Rc<Vms>, board: &mut Board, ask: &Ask, error: Error) -> Vec<Answer> {
     if error.kind != Kind::Script || ask.on_error != OnPolicyError::Spread {
-        return vec![Answer { place: Err(error), note: None }; ask.slots.len()];
+        return vec![Answer { place: Err(Box::new(error)), note: None }; ask.slots.len()];
     }
     let mut bench = LuaBench { vms, bundles: Vec::new() };
     let stand_in = bench.stand_in(ask);
@@ -98,9 +119,8 @@ fn one(vms: &Rc<Vms>, board: &mut Board, ask: &Ask, bundles: Vec<String>) -> Vec
     let answers = vms.ledger.borrow_mut().place(board, ask, &mut bench);
     if let (Some(first), Some(bundle)) = (ask.policies.first(), bench.bundles.first()) {
         let calls = vms.library.calls(HostedKind::Policy, bundle, first.name.as_str());
-        let failure = answers
-            .iter()
-            .find_map(|answer| answer.place.as_ref().err().filter(|error| error.kind == crate::model::Kind::Script));
+        let failures = answers.iter().filter_map(|answer| answer.place.as_ref().err());
+        let failure = failures.map(|error| &**error).find(|error| error.kind == Kind::Script);
         let memory = vms.get(bundle).map_or(0, |hosted| hosted.lua.used_memory());
         calls.add(answers.len() as u64, begun.elapsed(), memory, failure);
     }
