@@ -3,6 +3,7 @@
 
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 #[path = "support/mod.rs"]
 mod support;
@@ -226,28 +227,38 @@ fn a_taken_port_stops_that_port_only_and_names_its_owner() {
     assert!(error.contains(&format!("{port} is published by service \"web\"")), "{error}");
 }
 
-#[test]
-fn a_stepped_clock_neither_fires_nor_postpones() {
-    let library =
+// The library that lets a process see another wall clock.
+fn faketime() -> Option<&'static str> {
+    let found =
         ["/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1"]
             .into_iter()
             .find(|path| Path::new(path).exists());
-    let Some(library) = library else {
+    if found.is_none() {
         assert!(std::env::var_os("CI").is_none(), "libfaketime is missing");
         println!("skipped: libfaketime is not installed");
-        return;
-    };
-    let mut daemon = Daemon::new();
-    let clock = daemon.folder.path().join("clock");
-    std::fs::write(&clock, "+0\n").unwrap();
+    }
+    found
+}
+
+// Lets the daemon's wall clock be what `file` says: an offset in seconds, read anew each time.
+fn set_clock(daemon: &mut Daemon, library: &str, file: &Path) {
     for (key, value) in [
         ("LD_PRELOAD", library),
-        ("FAKETIME_TIMESTAMP_FILE", clock.to_str().unwrap()),
+        ("FAKETIME_TIMESTAMP_FILE", file.to_str().unwrap()),
         ("FAKETIME_NO_CACHE", "1"),
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
     ] {
         daemon.env.push((key.into(), value.into()));
     }
+}
+
+#[test]
+fn a_stepped_clock_neither_fires_nor_postpones() {
+    let Some(library) = faketime() else { return };
+    let mut daemon = Daemon::new();
+    let clock = daemon.folder.path().join("clock");
+    std::fs::write(&clock, "+0\n").unwrap();
+    set_clock(&mut daemon, library, &clock);
     daemon.up();
     let create = [
         "service",
@@ -287,6 +298,55 @@ fn a_stepped_clock_neither_fires_nor_postpones() {
         "--",
         "/bin/false",
     ]);
+}
+
+#[test]
+fn a_stepped_clock_runs_no_cron_script_twice_and_leaves_none_out_for_good() {
+    let Some(library) = faketime() else { return };
+    let mut daemon = Daemon::new();
+    let file = daemon.folder.path().join("clock");
+    let real = || std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap().as_secs_f64();
+    // From now on the daemon's clock shows this many seconds past a full hour.
+    let hour = (real() / 3600.0).floor() * 3600.0;
+    let step = |past: f64| std::fs::write(&file, format!("{:+.3}\n", hour + past - real())).unwrap();
+    step(50.0);
+    set_clock(&mut daemon, library, &file);
+    daemon.up();
+    let script = daemon.folder.path().join("tick.lua");
+    std::fs::write(&script, "cron 'tick' { schedule = '* * * * *', run = function() end }").unwrap();
+    daemon.ok(&["script", "push", "ticks", &script.to_string_lossy()]);
+    let due = |daemon: &Daemon| -> Vec<u64> {
+        let history = daemon.json(&["cron", "history", "tick", "--format", "json"]);
+        history.as_array().unwrap().iter().map(|run| (run["due_at"].as_u64().unwrap() / 1000) - hour as u64).collect()
+    };
+    eventually("the first minute", 30, || (due(&daemon) == [60]).then_some(()));
+    // Back by ten minutes: the minutes that come again are none. It looks at the clock every ten seconds at the latest.
+    step(-530.0);
+    let until = std::time::Instant::now() + Duration::from_secs(13);
+    while std::time::Instant::now() < until {
+        assert_eq!(due(&daemon), [60]);
+        std::thread::sleep(Duration::from_millis(500));
+    }
+    // Forward over what was run already, and two minutes more: one is made up for at most, none twice.
+    step(178.0);
+    let seen = eventually("a later minute", 30, || Some(due(&daemon)).filter(|due| due.contains(&180)));
+    assert!(seen.windows(2).all(|pair| pair[0] < pair[1]) && seen.len() <= 3, "{seen:?}");
+}
+
+#[test]
+fn a_port_that_no_balancer_opens_is_not_called_settled() {
+    let mut daemon = Daemon::new();
+    // What lies where its control socket should be keeps the balancer from starting.
+    std::fs::create_dir_all(daemon.data().join("balancer.sock/in-the-way")).unwrap();
+    daemon.up();
+    let port = free_port().to_string();
+    let create = ["service", "create", "--name", "web", "--publish", &port, "--timeout", "8s", "--", "sleep", "1000"];
+    let (code, error) = daemon.fails(&create);
+    assert!(code == 6 && error.contains("port web/") && error.contains("balancer"), "{error}");
+    assert!(daemon.ok(&["service", "ls"]).contains("balancer"));
+    // Once it can start, it is as it should be.
+    std::fs::remove_dir_all(daemon.data().join("balancer.sock")).unwrap();
+    daemon.ok(&["service", "wait", "web", "--timeout", "20s"]);
 }
 
 #[test]

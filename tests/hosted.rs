@@ -163,6 +163,26 @@ fn its_mistakes_are_shown_where_they_stand() {
         "script mine.lua: policy \"mine\": score: expected a function, got a integer\n  --> mine.lua:1\n  1 | policy 'mine' { score = 5 }",
     );
     check(
+        "policy('mine', { scroe = function() end })",
+        "script mine.lua: policy \"mine\": unknown field \"scroe\"; did you mean \"score\"?\n  --> mine.lua:1\n  1 | policy('mine', { scroe = function() end })",
+    );
+    check(
+        "policy 'mine' { score = function() return 1 end }\npolicy 'forgotten'",
+        "policy \"forgotten\": is given no table\n  --> mine.lua:2\n  = help: write policy \"forgotten\" { ... }",
+    );
+    check(
+        "policy('mine', 5)",
+        "script mine.lua: policy \"mine\": expected a table, got a integer\n  --> mine.lua:1\n  1 | policy('mine', 5)\n  = help: write policy \"mine\" { ... }",
+    );
+    check(
+        "on 'task.failed' { name = 'x', run = print, filter = { slot = true } }",
+        "script mine.lua: on \"task.failed\": filter.slot: expected a text, got true\n  --> mine.lua:1\n  1 | on 'task.failed' { name = 'x', run = print, filter = { slot = true } }",
+    );
+    check(
+        "on 'task.failed' { name = 'x', run = print, filter = { what = 'task.ended' } }",
+        "script mine.lua: on \"task.failed\": filter.what: such an event is always \"task.failed\"\n  --> mine.lua:1\n  1 | on 'task.failed' { name = 'x', run = print, filter = { what = 'task.ended' } }",
+    );
+    check(
         "policy 'mine' { score = function( }",
         "script mine.lua: syntax: Expected identifier when parsing variable name, got '}'\n  --> mine.lua:1\n  1 | policy 'mine' { score = function( }",
     );

@@ -225,7 +225,7 @@ fn a_check_and_a_cron_script_end_within_their_budgets_while_others_run() {
                 async move {
                     let name = call.name.clone();
                     host.spawn(HostedKind::Cron, &hash, &name, move |hosted| async move {
-                        run::cron(&hosted, &call).await.1
+                        run::cron(&hosted, &call, &Default::default()).await
                     })
                     .await
                 }

@@ -122,7 +122,7 @@ fn mistakes_in_a_deploy_script_are_shown_where_they_stand() {
             "replicas: expected a whole number, 0 or more, got 1.5",
         ),
         ("policy 'p' { score = function() end }", "policy belongs in a hosted script"),
-        ("scripts 'nothing/*.lua'", "matches no file"),
+        ("scripts 'nothing/*.lua'", "matches no script"),
         ("fs.read '/no/such/file'", "file /no/such/file: cannot read it"),
         ("sh 'exit 3'", "exit code 3"),
         (

@@ -171,6 +171,54 @@ fn a_folder_is_followed_and_half_a_change_changes_nothing() {
     eventually("all three serve", 10, || (names(&daemon) == ["a", "b", "c"]).then_some(()));
     let (code, error) = daemon.fails(&["script", "push", "folder", &folder.join("a.lua").to_string_lossy()]);
     assert!(code == 5 && error.contains("belong to the daemon's scripts folder"), "{error}");
+    let (code, error) = daemon.fails(&["script", "rollback", "folder"]);
+    assert!(code == 5 && error.contains("belong to the daemon's scripts folder"), "{error}");
+}
+
+#[test]
+fn whoever_asks_for_a_taken_name_is_told_who_has_it_and_failures_are_counted() {
+    let daemon = Daemon::start();
+    write(&daemon, "own/boom.lua", "cron('boom', { schedule = '0 0 1 1 *', run = function() error 'no' end })");
+    let deploy = "service('own', { command = 'sleep 1000' }):apply { with = scripts 'own/*.lua', wait = '20s' }";
+    let deploy = write(&daemon, "deploy.lua", deploy);
+    daemon.ok(&["run", &deploy]);
+    let again = write(&daemon, "again.lua", "cron 'boom' { schedule = '@daily', run = function() end }");
+    let (code, error) = daemon.fails(&["script", "push", "late", &again]);
+    assert!(code == 5 && error.contains("belongs to service \"own\" already (own/boom.lua:1)"), "{error}");
+    for _ in 0..3 {
+        daemon.fails(&["cron", "run", "boom"]);
+    }
+    let top = daemon.json(&["script", "top", "--format", "json"]);
+    let boom = top.as_array().unwrap().iter().find(|calls| calls["name"] == "boom").unwrap();
+    assert_eq!((&boom["calls"], &boom["errors"]), (&3.into(), &3.into()), "{boom}");
+    assert!(boom["last_error"].as_str().unwrap().contains("no"), "{boom}");
+    // A folder in place of a pattern, a file of tests in place of scripts: what to write instead is said.
+    let wrong = write(&daemon, "wrong.lua", "scripts 'own'");
+    let (code, error) = daemon.fails(&["run", &wrong]);
+    assert!(code == 4 && error.contains("write \"own/*.lua\""), "{error}");
+    let tests = write(&daemon, "own/x_test.lua", "test('x', function() end)");
+    let (code, error) = daemon.fails(&["script", "check", &tests]);
+    assert!(code == 4 && error.contains("neap test runs them"), "{error}");
+}
+
+#[test]
+fn moments_are_seconds_everywhere() {
+    let daemon = Daemon::start();
+    let source = "
+        service('clock', { command = 'echo hi; sleep 1000' }):apply { wait = '20s' }
+        local service = services.get 'clock'
+        local function near(moment) assert(math.abs(time.now() - moment) < 60, tostring(moment)) end
+        near(service.tasks[1].created_at)
+        near(service.tasks[1].started_at)
+        near(service:logs({})[1].at)
+        service = service:update({ env = { A = '1' } }, { wait = 60 })
+        near(service.release.started_at)
+        assert(not pcall(function() nodes.list()[1].labels.x = 'y' end), 'what was read is no place to write to')
+        local ok, why = pcall(services.get)
+        assert(not ok and tostring(why):find 'argument 1: expected a text, got nothing', tostring(why))
+    ";
+    let file = write(&daemon, "moments.lua", source);
+    daemon.ok(&["run", &file]);
 }
 
 #[test]

@@ -66,6 +66,19 @@ fn history(seed: u64) -> Vec<Event> {
                   kv.set("count", #services.list() + math.random(1000))
                 end }
                 on "task.failed" { name = "note", run = function(event) kv.set("failed/" .. event.task, event.at) end }
+                policy "mine" {
+                  score = function(node, task, view) return -view:count { service = task.service, node = true } - node.tasks / 100 end,
+                }
+                -- Now and then it takes longer than it may: counted in steps, so that no machine decides that.
+                check "labours" { every = "1m", timeout = "2s", unhealthy = 2, run = function(task)
+                  local sum = 0
+                  for n = 1, math.random(900000, 1010000) do sum += n end
+                  return http.get("http://" .. task:address "http" .. "/").status == 200
+                end }
+                rollout "mine" { step = function(release)
+                  if release.remaining == 0 then return release:promote() end
+                  return release:batch { tasks = 2, min_healthy = "10s" }
+                end }
                 "#
                 .to_owned(),
             )]),
@@ -78,9 +91,15 @@ fn history(seed: u64) -> Vec<Event> {
             let service = serde_json::json!({
                 "name": format!("s{number}"), "command": [command], "replicas": 3 + number,
                 "ports": { "http": format!("{}", 8000 + number) }, "check": { "http": "/", "every": "2s" },
+                "policy": if number % 2 == 0 { "mine" } else { "spread" },
+                "rollout": if number == 2 { "mine" } else { "rolling" },
             });
             stage.cluster.apply(apply(service)).await.unwrap();
         }
+        let labours = serde_json::json!({
+            "name": "labours", "command": ["v1"], "replicas": 2, "ports": { "http": {} }, "check": "labours",
+        });
+        stage.cluster.apply(apply(labours)).await.unwrap();
         let minutes = |count: u64| tokio::time::sleep(std::time::Duration::from_secs(60 * count));
         minutes(10).await;
         for (name, command) in [("s0", "v2"), ("s3", "v3"), ("s2", "v2")] {
@@ -92,7 +111,8 @@ fn history(seed: u64) -> Vec<Event> {
         stage.cluster.remove("s4").await.unwrap();
         stage.cluster.scale("s1", 40).await.unwrap();
         minutes(30).await;
-        stage.history.take()
+        let events = stage.history.events();
+        events.clone()
     };
     neap::sim::alone(work).unwrap()
 }
@@ -212,6 +232,75 @@ fn tests_are_chosen_listed_seeded_and_reported_for_machines() {
     let output = neap_test(empty.path(), &["."]);
     assert!(output.status.code() == Some(4) && text(&output).contains("_test.lua"), "{}", text(&output));
     assert_eq!(neap_test(empty.path(), &["nothing.lua"]).status.code(), Some(4));
+}
+
+#[test]
+fn a_broken_file_keeps_no_other_from_being_run() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, source) in [("a", "test('a', function() end)"), ("b", "test("), ("c", "test('c', function() end)")] {
+        std::fs::write(folder.path().join(format!("{name}_test.lua")), source).unwrap();
+    }
+    std::fs::create_dir(folder.path().join(".git")).unwrap();
+    std::fs::write(folder.path().join(".git/x_test.lua"), "test('x', function() end)").unwrap();
+    let output = neap_test(folder.path(), &[".", "a_test.lua", "./a_test.lua"]);
+    let said = text(&output);
+    assert!(output.status.code() == Some(1) && said.contains("2 passed, 1 failed"), "{said}");
+    assert!(said.contains("FAILED  the file itself") && said.contains("b_test.lua:1"), "{said}");
+}
+
+#[test]
+fn each_seed_has_its_own_numbers() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::write(folder.path().join("a_test.lua"), "test('n', function() print(math.random(1, 2^30)) end)").unwrap();
+    let numbers: std::collections::BTreeSet<String> = (1..=20)
+        .map(|seed| text(&neap_test(folder.path(), &["a_test.lua", "--verbose", "--seed", &seed.to_string()])))
+        .map(|said| said.lines().find(|line| line.contains('|')).unwrap().to_owned())
+        .collect();
+    assert_eq!(numbers.len(), 20, "{numbers:?}");
+}
+
+#[test]
+fn commands_run_while_the_clock_stands_still() {
+    let source = "test('sh', function(t)\n  local before = t.clock:now()\n  assert(sh('sleep 0.05; echo hi').stdout == 'hi\\n')\n  \
+        assert(not pcall(sh, 'exit 3') and t.clock:now() == before)\nend)";
+    check(source, &[], 0, &["1 passed, 0 failed"]);
+}
+
+#[test]
+fn many_services_many_events_and_no_port_left() {
+    let many = "test 'many' { nodes = 100, run = function(t)
+      for n = 1, 100 do service('s' .. n) { command = 'x', constraints = { 'node.labels.go==yes' }, replicas = 20 }:apply() end
+      assert(#t.cluster:events() >= 100)
+      for _, node in nodes.list() do node:update { label_add = { go = 'yes' } } end
+      t.clock:advance '1m'
+      for _, service in services.list() do assert(service.healthy == 20, service.name) end
+      assert(#t.cluster:events 'task.running' == 2000)
+    end }";
+    check(many, &[], 0, &["1 passed, 0 failed"]);
+    let ports = "test('ports', function(t)
+      local ports = {}
+      for n = 1, 400 do ports['p' .. n] = {} end
+      service 'greedy' { command = 'x', replicas = 120, ports = ports, restart = { condition = 'none' } }:apply()
+      t.clock:advance '1m'
+      local rejected = 0
+      for _, task in services.get('greedy').tasks do if task.state == 'rejected' then rejected += 1 end end
+      local events = t.cluster:events 'task.failed'
+      assert(#events == 7 and events[1].reason:find 'no port is free', #events)
+    end)";
+    check(ports, &[], 0, &["1 passed, 0 failed"]);
+}
+
+#[test]
+fn what_a_file_registers_is_the_same_each_time() {
+    let folder = tempfile::tempdir().unwrap();
+    for (what, call) in [("math.random", "math.random(0, 59)"), ("time.now", "time.now()")] {
+        let source = format!("cron 'x' {{ schedule = {call} .. ' * * * *', run = function() end }}");
+        std::fs::write(folder.path().join("x.lua"), source).unwrap();
+        let output = Command::new(NEAP).args(["script", "check"]).arg(folder.path()).output().unwrap();
+        let said = text(&output);
+        assert!(output.status.code() == Some(3), "{said}");
+        assert!(said.contains(&format!("{what}: cannot be called at the top level")), "{said}");
+    }
 }
 
 #[test]

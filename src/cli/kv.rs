@@ -8,7 +8,7 @@ use futures_util::StreamExt;
 use super::output::{self, Format, FormatArg};
 use crate::client::kv::{KvSet, SecretSet};
 use crate::client::remote::RemoteCluster;
-use crate::client::{Cluster, show};
+use crate::client::{Cluster, NameKind, show};
 use crate::model::{Error, Kind, Result};
 
 /// Subcommands of `neap kv`.
@@ -70,8 +70,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     match command {
         Command::Get { key, format } => {
             let entry = cluster.kv_get(&key).await?;
-            let entry =
-                entry.ok_or_else(|| Error::not_found(format!("key \"{key:.70}\"")).help("`neap kv ls` lists them"))?;
+            let Some(entry) = entry else { return Err(missing(cluster, &key).await) };
             output::print(format.format, &entry, || entry.value.clone())
         }
         Command::Set { key, value, version, raw, format } => {
@@ -82,7 +81,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
         Command::Rm { keys, version } => {
             for key in keys {
                 if !cluster.kv_delete(&key, version).await? {
-                    return Err(Error::not_found(format!("key \"{key:.70}\"")).help("`neap kv ls` lists them"));
+                    return Err(missing(cluster, &key).await);
                 }
                 output::line(&key)?;
             }
@@ -107,6 +106,14 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             Err(Error::new(Kind::Unavailable, "daemon", "has stopped"))
         }
     }
+}
+
+async fn missing(cluster: &RemoteCluster, key: &str) -> Error {
+    let beginning: String = key.chars().take(1).collect();
+    let known = cluster.names(NameKind::Kv, &beginning, 1000).await.unwrap_or_default();
+    let hint = crate::model::suggest::nearest(key, known.iter().map(String::as_str));
+    let help = hint.map_or("`neap kv ls` lists them".into(), |near| format!("did you mean \"{near}\"?"));
+    Error::not_found(format!("key \"{key:.70}\"")).help(help)
 }
 
 /// Subcommands of `neap secret`.
@@ -136,10 +143,7 @@ pub enum SecretCommand {
 pub async fn secret(command: SecretCommand, cluster: &RemoteCluster) -> Result<()> {
     match command {
         SecretCommand::Set { name, raw } => {
-            if std::io::stdin().is_terminal() {
-                eprintln!("the secret is read up to the end of input (Ctrl-D); it shows as you type");
-            }
-            let value = text_from_input(raw)?;
+            let value = if std::io::stdin().is_terminal() { typed(&name)? } else { text_from_input(raw)? };
             if value.is_empty() {
                 return Err(
                     Error::invalid(format!("secret \"{name}\""), "is empty").help("give its value on standard input")
@@ -160,6 +164,24 @@ pub async fn secret(command: SecretCommand, cluster: &RemoteCluster) -> Result<(
             Ok(())
         }
     }
+}
+
+// A line at a terminal, which does not show it.
+fn typed(name: &str) -> Result<String> {
+    use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
+    let failed = |error: std::io::Error| Error::io("terminal", "read a line from it", &error);
+    let stdin = std::io::stdin();
+    let before = tcgetattr(&stdin).map_err(|errno| failed(errno.into()))?;
+    let mut silent = before.clone();
+    silent.local_flags.remove(LocalFlags::ECHO);
+    eprint!("secret \"{name}\", ends with Enter, is not shown: ");
+    tcsetattr(&stdin, SetArg::TCSAFLUSH, &silent).map_err(|errno| failed(errno.into()))?;
+    let mut line = String::new();
+    let read = stdin.read_line(&mut line).map_err(failed);
+    let _ = tcsetattr(&stdin, SetArg::TCSAFLUSH, &before);
+    eprintln!();
+    read?;
+    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 // A text is what stands before the last line end, unless all of it is asked for.

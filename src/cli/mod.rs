@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::client::remote::RemoteCluster;
+use crate::client::wire::Endpoint;
 use crate::daemon::config::{self, Config};
 use crate::model::{Error, Result};
 
@@ -33,7 +34,7 @@ use crate::model::{Error, Result};
     name = "neap",
     version,
     disable_help_subcommand = true,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 script error, 4 not found, 5 conflict, 6 timeout, 7 no daemon, 8 not allowed."
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 script error, 4 not found, 5 conflict, 6 timeout, 7 nobody answers, 8 not allowed."
 )]
 struct Cli {
     #[command(flatten)]
@@ -42,14 +43,15 @@ struct Cli {
     command: Command,
 }
 
-/// Flags of every command.
+/// Flags of every command. What the environment says is read here: as clap's own it would stand in every line of usage
+/// as if it were required.
 #[derive(clap::Args)]
 struct Global {
-    /// Daemon to talk to: unix:///path, tcp://host:port, or a context's name
-    #[arg(long, short = 'H', global = true, env = "NEAP_HOST", value_name = "HOST")]
+    /// Daemon to talk to: unix:///path, tcp://host:port, or a context's name [env: NEAP_HOST]
+    #[arg(long, short = 'H', global = true, value_name = "HOST")]
     host: Option<String>,
-    /// Configuration file
-    #[arg(long, global = true, env = "NEAP_CONFIG", value_name = "FILE")]
+    /// Configuration file [env: NEAP_CONFIG]
+    #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
@@ -119,8 +121,13 @@ impl Global {
         Config::load(&self.config_path())
     }
 
+    fn endpoint(&self) -> Result<Endpoint> {
+        let named = || std::env::var("NEAP_HOST").ok().filter(|host| !host.is_empty());
+        self.load()?.endpoint(self.host.clone().or_else(named).as_deref())
+    }
+
     fn cluster(&self) -> Result<RemoteCluster> {
-        Ok(RemoteCluster::new(self.load()?.endpoint(self.host.as_deref())?))
+        Ok(RemoteCluster::new(self.endpoint()?))
     }
 }
 

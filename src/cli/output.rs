@@ -57,7 +57,7 @@ pub fn print_error(error: &Error) {
 /// `neap version`.
 pub async fn version(args: &FormatArg, global: &Global) -> Result<()> {
     let ours = env!("CARGO_PKG_VERSION");
-    let daemon = match global.load()?.endpoint(global.host.as_deref()) {
+    let daemon = match global.endpoint() {
         Ok(endpoint) => RemoteCluster::new(endpoint).info().await.ok(),
         Err(_) => None,
     };

@@ -18,7 +18,6 @@ use tokio::sync::{Notify, mpsc};
 
 use super::{Global, output, progress, up};
 use crate::client::Cluster;
-use crate::client::remote::RemoteCluster;
 use crate::daemon::Standalone;
 use crate::daemon::config;
 use crate::model::{Error, Kind, Result};
@@ -53,7 +52,7 @@ pub fn main(args: &Args, global: &Global) -> Result<()> {
             result
         });
     }
-    let cluster: Arc<dyn Cluster> = Arc::new(RemoteCluster::new(global.load()?.endpoint(global.host.as_deref())?));
+    let cluster: Arc<dyn Cluster> = Arc::new(global.cluster()?);
     super::single(async { tokio::task::LocalSet::new().run_until(attached(args, cluster)).await })
 }
 
@@ -206,6 +205,8 @@ fn read_lines(requests: &mpsc::UnboundedSender<Request>, prompt: &str, colours: 
     loop {
         match editor.readline(prompt) {
             Ok(line) if line.trim().is_empty() => {}
+            // Words that people type before they have read anything.
+            Ok(line) if matches!(line.trim(), "exit" | "quit" | "exit()" | "quit()") => return Ok(()),
             Ok(line) => {
                 let _ = editor.add_history_entry(line.as_str());
                 // Written at once: several sessions share it, and one may be killed.

@@ -7,7 +7,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::{Global, progress, up};
 use crate::client::Cluster;
-use crate::client::remote::RemoteCluster;
 use crate::daemon::Standalone;
 use crate::model::{Error, Kind, Result};
 use crate::script::api::Reach;
@@ -34,6 +33,10 @@ pub struct Args {
 pub fn main(args: &Args, global: &Global) -> Result<()> {
     let file = std::path::absolute(&args.file)
         .map_err(|error| Error::io(args.file.display().to_string(), "find it", &error))?;
+    if file.is_dir() {
+        let error = Error::invalid(format!("script {}", args.file.display()), "is a folder");
+        return Err(error.help("name a file; `neap script push` and `neap test` take folders"));
+    }
     if !file.is_file() {
         return Err(Error::not_found(format!("script {}", args.file.display())));
     }
@@ -43,7 +46,7 @@ pub fn main(args: &Args, global: &Global) -> Result<()> {
         up::start_log(&args.log)?;
         return super::threaded(standalone(&script));
     }
-    let cluster: Arc<dyn Cluster> = Arc::new(RemoteCluster::new(global.load()?.endpoint(global.host.as_deref())?));
+    let cluster: Arc<dyn Cluster> = Arc::new(global.cluster()?);
     super::single(async move {
         let local = tokio::task::LocalSet::new();
         local.run_until(interruptible(&script, cluster)).await

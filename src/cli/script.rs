@@ -59,7 +59,7 @@ pub enum Command {
         /// The owner
         name: String,
         /// Which one, by the beginning of its hash [default: the one before]
-        #[arg(long)]
+        #[arg(long, visible_alias = "version", value_name = "HASH")]
         to: Option<String>,
         #[command(flatten)]
         format: FormatArg,

@@ -10,6 +10,9 @@ use super::output::{self, Format};
 use crate::model::{Error, Kind, Result};
 use crate::sim::tests::{self, Named, Options, Report};
 
+/// The largest number that Lua tells from its neighbours.
+const MAX_SEED: u64 = 1 << 53;
+
 /// Arguments.
 #[derive(clap::Args)]
 pub struct Args {
@@ -20,7 +23,7 @@ pub struct Args {
     #[arg(long, value_name = "TEXT")]
     filter: Option<String>,
     /// Let this number decide all randomness; the same number gives the same run
-    #[arg(long, value_name = "NUMBER")]
+    #[arg(long, value_name = "NUMBER", value_parser = clap::value_parser!(u64).range(..=MAX_SEED))]
     seed: Option<u64>,
     /// How long one test may take
     #[arg(long, default_value = "60s", value_name = "DURATION")]
@@ -70,19 +73,27 @@ pub fn main(args: &Args) -> Result<()> {
     for file in tests::files(&args.paths)? {
         let shown = file.display().to_string();
         let path = std::path::absolute(&file).map_err(|error| Error::io(shown.clone(), "find it", &error))?;
-        let found = tests::list(&path, &options)?;
+        // A file that cannot be loaded is one failure; the others are run all the same.
+        let found = match tests::list(&path, &options) {
+            Ok(found) => found.into_iter().map(|test| (test, None)).collect(),
+            Err(error) => vec![(Named::whole(), Some(error))],
+        };
         if !json && !found.is_empty() {
             output::line(&shown)?;
         }
-        for test in &found {
-            if args.list {
+        for (test, broken) in found {
+            let test = &test;
+            if args.list && broken.is_none() {
                 match json {
                     true => rows.push(row(&shown, test, None)?),
                     false => output::line(&format!("  {}", test.name))?,
                 }
                 continue;
             }
-            let report = tests::run(&path, test, &options);
+            let report = match broken {
+                Some(error) => Report::broken(test, error),
+                None => tests::run(&path, test, &options),
+            };
             *(if report.result.is_ok() { &mut passed } else { &mut failed }) += 1;
             match json {
                 true => rows.push(row(&shown, test, Some(&report))?),
@@ -94,7 +105,7 @@ pub fn main(args: &Args) -> Result<()> {
         output::print(Format::Json, &rows, String::new)?;
     }
     match (args.list, passed + failed, failed) {
-        (true, ..) => Ok(()),
+        (true, _, 0) => Ok(()),
         (_, 0, _) => Err(Error::not_found("tests").help("`neap test --list PATH` lists what there is")),
         _ => {
             if !json {

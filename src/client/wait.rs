@@ -136,6 +136,9 @@ fn why_not(status: &ServiceStatus) -> Option<String> {
     let open = |state: TaskState| !state.is_final() && state != TaskState::Running;
     let task = status.tasks.iter().find(|task| open(task.state) && task.reason.is_some()).or_else(|| {
         status.tasks.iter().find(|task| task.state == TaskState::Running && !task.is_healthy() && task.reason.is_some())
-    })?;
-    Some(format!("{} is {}: {}", task.label(), task.state.as_str(), task.reason.as_deref().unwrap_or_default()))
+    });
+    let why = |task: &crate::model::task::Task| {
+        format!("{} is {}: {}", task.label(), task.state.as_str(), task.reason.as_deref().unwrap_or_default())
+    };
+    task.map(why).or_else(|| status.ports_pending.clone())
 }

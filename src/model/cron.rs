@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use croner::Cron;
 use croner::parser::{CronParser, Seconds, Year};
-use jiff::tz::TimeZone;
+use jiff::tz::{AmbiguousOffset, TimeZone};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -17,6 +17,9 @@ use super::units::Duration;
 pub const HISTORY: usize = 20;
 /// Output that is kept of a run, in bytes.
 pub const MAX_OUTPUT: usize = 4096;
+
+/// Changes of clocks that a search goes over: more than in the eight years between two leap days.
+const MAX_CHANGES: usize = 100;
 
 /// What stands for five fields.
 const NICKNAMES: [&str; 7] = ["@hourly", "@daily", "@midnight", "@weekly", "@monthly", "@yearly", "@annually"];
@@ -39,14 +42,57 @@ const FIELDS: [(&str, &[&str]); 5] = [
 pub struct Schedule {
     text: String,
     cron: Cron,
+    follows_the_wall: bool,
 }
 
 impl Schedule {
     /// The first time after `now`, in `zone`; none if there is no such day.
     pub fn next(&self, now: Timestamp, zone: &TimeZone) -> Option<Timestamp> {
-        let now = jiff::Timestamp::from_millisecond(now.0.cast_signed()).ok()?.to_zoned(zone.clone());
-        let next = self.cron.find_next_occurrence(&now, false).ok()?;
-        Some(Timestamp(u64::try_from(next.timestamp().as_millisecond()).ok()?))
+        let now = jiff::Timestamp::from_millisecond(now.0.cast_signed()).ok()?;
+        let next = if self.follows_the_wall { self.next_on_the_wall(now, zone) } else { self.next_once(now, zone) };
+        Some(Timestamp(u64::try_from(next?.as_millisecond()).ok()?))
+    }
+
+    // Each time that the clock on the wall shows a time that is named: in both hours where one comes twice.
+    fn next_on_the_wall(&self, now: jiff::Timestamp, zone: &TimeZone) -> Option<jiff::Timestamp> {
+        let mut offset = zone.to_offset(now);
+        let (mut after, mut wall) = (now, offset.to_datetime(now));
+        // From one change of clocks to the next; a day may be years ahead.
+        for _ in 0..MAX_CHANGES {
+            let next = offset.to_timestamp(self.named_after(wall)?).ok()?;
+            let Some(change) = zone.following(after).next() else { return Some(next) };
+            if next < change.timestamp() {
+                return Some(next);
+            }
+            (after, offset) = (change.timestamp(), change.offset());
+            // The moment of the change itself may be one.
+            wall = offset.to_datetime(after).checked_sub(jiff::Span::new().seconds(1)).ok()?;
+        }
+        None
+    }
+
+    // Each time that is named once: at the end of an hour that is left out, in the first of an hour that comes twice.
+    fn next_once(&self, now: jiff::Timestamp, zone: &TimeZone) -> Option<jiff::Timestamp> {
+        let mut wall = zone.to_datetime(now);
+        loop {
+            wall = self.named_after(wall)?;
+            let at = match zone.to_ambiguous_timestamp(wall).offset() {
+                AmbiguousOffset::Unambiguous { offset } => offset.to_timestamp(wall).ok()?,
+                AmbiguousOffset::Fold { before, .. } => before.to_timestamp(wall).ok()?,
+                AmbiguousOffset::Gap { after, .. } => {
+                    zone.following(after.to_timestamp(wall).ok()?).next()?.timestamp()
+                }
+            };
+            if at > now {
+                return Some(at);
+            }
+        }
+    }
+
+    // The next time that is named, whatever clocks do: reckoned in UTC, which has every hour once.
+    fn named_after(&self, wall: jiff::civil::DateTime) -> Option<jiff::civil::DateTime> {
+        let wall = wall.to_zoned(TimeZone::UTC).ok()?;
+        Some(self.cron.find_next_occurrence(&wall, false).ok()?.datetime())
     }
 }
 
@@ -76,7 +122,9 @@ impl FromStr for Schedule {
         }
         let parser = CronParser::builder().seconds(Seconds::Disallowed).year(Year::Disallowed).build();
         let cron = parser.parse(text).map_err(|error| wrong(error.to_string().trim_end_matches('.').to_lowercase()))?;
-        let schedule = Schedule { text: text.trim().to_owned(), cron };
+        let hour = parts.get(1).copied().unwrap_or_default();
+        let follows_the_wall = hour.contains(['*', '/']) || text.trim().eq_ignore_ascii_case("@hourly");
+        let schedule = Schedule { text: text.trim().to_owned(), cron, follows_the_wall };
         if schedule.next(Timestamp(1_704_067_200_000), &TimeZone::UTC).is_none() {
             return Err(wrong("names a day that never comes".into()));
         }
@@ -269,6 +317,32 @@ mod tests {
             &["2026-10-25T00:00:00Z", "2026-10-25T01:00:00Z", "2026-10-25T02:00:00Z"],
         );
         check("30 3 * * *", zone, "2026-03-28T12:00:00Z", &["2026-03-29T01:30:00Z"]);
+        // Several times in the hour that is left out are one at its end; in the hour that comes twice each is there once.
+        for half_hours in ["0,30 2 * * *", "*/30 2 * * *"] {
+            check(half_hours, zone, "2026-03-28T12:00:00Z", &["2026-03-29T01:00:00Z", "2026-03-30T00:00:00Z"]);
+            check(
+                half_hours,
+                zone,
+                "2026-10-24T12:00:00Z",
+                &["2026-10-25T00:00:00Z", "2026-10-25T00:30:00Z", "2026-10-26T01:00:00Z"],
+            );
+        }
+        check("15 2,3 * * *", zone, "2026-03-28T12:00:00Z", &["2026-03-29T01:00:00Z", "2026-03-29T01:15:00Z"]);
+        check(
+            "15 2,3 * * *",
+            zone,
+            "2026-10-24T12:00:00Z",
+            &["2026-10-25T00:15:00Z", "2026-10-25T02:15:00Z", "2026-10-26T01:15:00Z"],
+        );
+        for hourly in ["@hourly", "0 */1 * * *"] {
+            let twice = ["2026-10-25T00:00:00Z", "2026-10-25T01:00:00Z", "2026-10-25T02:00:00Z"];
+            check(hourly, zone, "2026-10-24T23:30:00Z", &twice);
+        }
+        check("*/30 * 29 3 *", zone, "2026-03-29T00:45:00Z", &["2026-03-29T01:00:00Z", "2026-03-29T01:30:00Z"]);
+        // Half an hour's change, and one at midnight.
+        check("15 2 * * *", "Australia/Lord_Howe", "2026-10-03T00:00:00Z", &["2026-10-03T15:30:00Z"]);
+        check("0 0 * * *", "Asia/Beirut", "2026-03-28T12:00:00Z", &["2026-03-28T22:00:00Z", "2026-03-29T21:00:00Z"]);
+        check("0 * 29 2 *", zone, "2096-03-01T00:00:00Z", &["2104-02-28T23:00:00Z"]);
     }
 
     #[test]

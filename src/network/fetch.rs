@@ -28,6 +28,21 @@ impl Request {
         format!("http {} {}", self.method, self.url.chars().take(120).collect::<String>())
     }
 
+    /// The method and the whole address, if they are some.
+    pub fn parse(&self) -> Result<(reqwest::Method, reqwest::Url)> {
+        let method = reqwest::Method::from_bytes(self.method.as_bytes())
+            .map_err(|_| Error::new(Kind::Script, self.subject(), "unknown method"))?;
+        let wrong = |why: String| {
+            Error::new(Kind::Script, self.subject(), why)
+                .help("write the whole address: \"http://127.0.0.1:8080/path\"")
+        };
+        let url: reqwest::Url = self.url.parse().map_err(|error| wrong(format!("is no address: {error}")))?;
+        match url.scheme() {
+            "http" | "https" if url.has_host() => Ok((method, url)),
+            _ => Err(wrong("is no address of the web".into())),
+        }
+    }
+
     /// The error for an answer that is too large.
     pub fn too_large(&self) -> Error {
         let message = format!("the answer is larger than {}", self.max_body);
@@ -63,9 +78,8 @@ pub fn client() -> Result<reqwest::Client> {
 
 /// Asks, and reads the answer to its end.
 pub async fn fetch(mut asked: Request) -> Result<Response> {
-    let unknown = |_| Error::new(Kind::Invalid, asked.subject(), "unknown method");
-    let method = reqwest::Method::from_bytes(asked.method.as_bytes()).map_err(unknown)?;
-    let mut request = client()?.request(method, &asked.url).timeout(asked.timeout.std());
+    let (method, url) = asked.parse()?;
+    let mut request = client()?.request(method, url).timeout(asked.timeout.std());
     for (name, value) in &asked.headers {
         request = request.header(name, value);
     }

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use super::publish::Listeners;
 use super::{Message, Parts, persist};
 use crate::model::clock::Timestamp;
 use crate::model::event::{AboutTask, Event, What};
@@ -27,7 +28,7 @@ struct Conductor {
     parts: Arc<Parts>,
     world: World,
     publish: watch::Sender<Arc<World>>,
-    events: broadcast::Sender<Event>,
+    events: Listeners,
     sequence: u64,
     dirty: BTreeSet<Name>,
     wakes: BTreeMap<Name, Timestamp>,
@@ -42,7 +43,7 @@ pub fn spawn(
     world: World,
     inbox: mpsc::UnboundedReceiver<Message>,
     publish: watch::Sender<Arc<World>>,
-    events: broadcast::Sender<Event>,
+    events: Listeners,
 ) -> Result<()> {
     let handle = tokio::runtime::Handle::current();
     let dirty = world.services.keys().cloned().collect();
@@ -318,7 +319,7 @@ impl Conductor {
             message,
             task: about,
         };
-        let _ = self.events.send(event);
+        self.events.tell(&event);
     }
 }
 

@@ -1,7 +1,7 @@
 //! Looks after cron scripts: a start is written down before it happens, so that it happens at most once.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot, watch};
@@ -17,6 +17,7 @@ use crate::scheduler::cron::{Due, due};
 use crate::scheduler::world::Note;
 use crate::script::api::run::{self, CronCall};
 use crate::script::epoch::Epoch;
+use crate::script::sink::Output;
 use crate::store::{Write, decode, encode};
 
 /// How long it sleeps at most: a stepped clock is noticed after that.
@@ -233,15 +234,26 @@ impl Keeper {
         };
         tokio::spawn(async move {
             let (name, number) = (call.name.clone(), call.number);
+            // What it printed comes along however it ends; that it failed is the call's own result, and is counted as such.
+            let kept: Arc<Mutex<(String, bool)>> = Arc::default();
+            let keep = kept.clone();
             let work = host.spawn(HostedKind::Cron, &bundle, &name, move |hosted| async move {
-                let work = run::cron(&hosted, &call);
-                match tokio::time::timeout(timeout.std(), work).await {
-                    Ok((output, Ok(()))) => Ok((Outcome::Ok, output)),
-                    Ok((output, Err(error))) => Ok((Outcome::Failed, format!("{output}error: {error}"))),
-                    Err(_) => Ok((Outcome::TimedOut, format!("error: took longer than its {timeout}"))),
-                }
+                let output = Output::default();
+                let work = run::cron(&hosted, &call, &output);
+                let result = tokio::time::timeout(timeout.std(), work).await;
+                *keep.lock().unwrap_or_else(PoisonError::into_inner) = (output.text(), result.is_err());
+                result.unwrap_or_else(|_| {
+                    let message = format!("took longer than its {timeout}");
+                    Err(Error::new(Kind::Timeout, format!("cron \"{}\"", call.name), message))
+                })
             });
-            let (outcome, output) = work.await.unwrap_or_else(|error| (Outcome::Failed, format!("error: {error}")));
+            let result = work.await;
+            let (printed, late) = std::mem::take(&mut *kept.lock().unwrap_or_else(PoisonError::into_inner));
+            let (outcome, output) = match result {
+                Ok(()) => (Outcome::Ok, printed),
+                Err(error) if late => (Outcome::TimedOut, format!("{printed}error: {error}")),
+                Err(error) => (Outcome::Failed, format!("{printed}error: {error}")),
+            };
             let _ = ended.send(Ended { name, number, outcome, output });
         });
     }

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Semaphore, broadcast, mpsc};
+use tokio::sync::{Semaphore, mpsc};
 
 use super::{Message, Parts};
 use crate::client::scripts::FailedDelivery;
@@ -39,22 +39,16 @@ struct Postman {
 pub fn spawn(
     parts: Arc<Parts>,
     messages: mpsc::UnboundedSender<Message>,
-    mut events: broadcast::Receiver<Event>,
+    mut events: mpsc::Receiver<Result<Event, Error>>,
     failed: Failed,
 ) {
     let postman =
         Arc::new(Postman { parts, messages, failed, lines: Mutex::default(), at_once: Semaphore::new(AT_ONCE) });
     tokio::spawn(async move {
-        loop {
-            match events.recv().await {
+        while let Some(event) = events.recv().await {
+            match event {
                 Ok(event) => postman.take(event),
-                Err(broadcast::error::RecvError::Lagged(count)) => {
-                    tracing::error!(
-                        count,
-                        "events came faster than they could be handed on; handlers have missed them"
-                    );
-                }
-                Err(broadcast::error::RecvError::Closed) => return,
+                Err(error) => tracing::error!(%error, "handlers have missed events"),
             }
         }
     });

@@ -107,7 +107,7 @@ pub async fn set(parts: &Parts, key: &str, set: KvSet) -> Result<KvEntry> {
         Some(version) => Expect::Version(version),
     };
     let write = Write::put(kv_key(key), record).expect(expect);
-    let version = parts.store.commit(vec![write]).await.map_err(|error| conflict(parts, key, error))?;
+    let version = parts.store.commit(vec![write]).await.map_err(|error| conflict(parts, key, set.version, error))?;
     Ok(KvEntry { key: key.to_owned(), value: set.value, version, at })
 }
 
@@ -120,19 +120,19 @@ pub async fn delete(parts: &Parts, key: &str, version: Option<u64>) -> Result<bo
     }
     let expect = version.map_or(Expect::Any, Expect::Version);
     let write = Write::remove(kv_key(key)).expect(expect);
-    parts.store.commit(vec![write]).await.map_err(|error| conflict(parts, key, error))?;
+    parts.store.commit(vec![write]).await.map_err(|error| conflict(parts, key, version, error))?;
     Ok(there)
 }
 
 // The store names its own key; people know another, and want to know what is there now.
-fn conflict(parts: &Parts, key: &str, error: Error) -> Error {
+fn conflict(parts: &Parts, key: &str, expected: Option<u64>, error: Error) -> Error {
     if error.kind != Kind::Conflict {
         return error;
     }
     let now = parts.store.get(&kv_key(key)).ok().flatten();
     let message = match now {
         Some(entry) => format!("has version {} by now", entry.version),
-        None => "does not exist any more".to_owned(),
+        None => format!("does not exist; version {} was expected", expected.unwrap_or_default()),
     };
     Error::new(Kind::Conflict, format!("key \"{key}\""), message).help("read it again, and decide anew").retry(false)
 }

@@ -3,7 +3,7 @@
 use std::sync::PoisonError;
 
 use async_trait::async_trait;
-use tokio::sync::{broadcast, mpsc};
+use tokio::sync::mpsc;
 
 use super::follow::Follower;
 use super::{Runtime, commands, cron, kv, prepare, scripts, status};
@@ -198,30 +198,10 @@ impl Cluster for Runtime {
     }
 
     async fn events(&self) -> Result<Stream1<Event>> {
-        let mut events = self.events.subscribe();
-        let (sender, stream) = channel();
-        tokio::spawn(async move {
-            loop {
-                let event = tokio::select! {
-                    biased;
-                    event = events.recv() => event,
-                    () = sender.closed() => return,
-                };
-                let item = match event {
-                    Ok(event) => Ok(event),
-                    Err(broadcast::error::RecvError::Lagged(count)) => Err(Error::new(
-                        Kind::Exhausted,
-                        "events",
-                        format!("{count} were missed; the reader is too slow"),
-                    )),
-                    Err(broadcast::error::RecvError::Closed) => return,
-                };
-                if sender.send(item).await.is_err() {
-                    return;
-                }
-            }
-        });
-        Ok(stream)
+        let events = self.events.listen(super::publish::WAITING);
+        let stream =
+            futures_util::stream::unfold(events, |mut events| async move { Some((events.recv().await?, events)) });
+        Ok(Box::pin(stream))
     }
 
     async fn failed_deliveries(&self) -> Result<Vec<FailedDelivery>> {

@@ -16,6 +16,7 @@ mod kv;
 mod local;
 mod persist;
 mod prepare;
+mod publish;
 mod scripts;
 mod starter;
 mod status;
@@ -23,8 +24,9 @@ mod traffic;
 
 use std::sync::Arc;
 
-use tokio::sync::{broadcast, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use self::publish::Listeners;
 use crate::engines::{Engine, Observed, ObservedState};
 use crate::model::Result;
 use crate::model::clock::Clock;
@@ -106,7 +108,7 @@ pub struct Runtime {
     parts: Arc<Parts>,
     messages: mpsc::UnboundedSender<Message>,
     world: watch::Receiver<Arc<World>>,
-    events: broadcast::Sender<Event>,
+    events: Listeners,
     confirmed: watch::Receiver<status::Confirmed>,
     traffic: mpsc::UnboundedSender<traffic::Request>,
     cron: mpsc::UnboundedSender<cron::Request>,
@@ -126,7 +128,7 @@ impl Runtime {
         install(&parts.host, &world);
         let (messages, inbox) = mpsc::unbounded_channel();
         let (publish, seen) = watch::channel(Arc::new(world.clone()));
-        let (events, _) = broadcast::channel(4096);
+        let events = Listeners::default();
         let (confirm, confirmed) = watch::channel(status::Confirmed::default());
         // Seen before the list is taken, so that nothing falls between the two.
         let mut observations = parts.engine.observe();
@@ -157,7 +159,7 @@ impl Runtime {
         let traffic = traffic::spawn(parts.clone(), balancer, seen.clone(), messages.clone(), confirm);
         let failed = handlers::Failed::default();
         let (cron, requests) = mpsc::unbounded_channel();
-        let happened = events.subscribe();
+        let happened = events.listen(publish::WAITING);
         let runtime = Arc::new(Runtime {
             parts: parts.clone(),
             messages: messages.clone(),
@@ -190,6 +192,11 @@ impl Runtime {
         let gone = || crate::model::Error::new(crate::model::Kind::Unavailable, "daemon", "is stopping");
         self.messages.send(Message::Command(Box::new(command), reply)).map_err(|_| gone())?;
         answer.await.map_err(|_| gone())?
+    }
+
+    /// Everything that happens from now on, however slowly it is read.
+    pub fn record(&self) -> mpsc::Receiver<Result<Event>> {
+        self.events.listen(tokio::sync::Semaphore::MAX_PERMITS)
     }
 
     /// Ends the balancer, for a runtime that leaves nothing behind.

@@ -115,6 +115,7 @@ pub fn try_out(draft: &mut Draft, host: &ScriptHost, prepared: &Prepared, whose:
 /// Goes back to an earlier version.
 pub fn roll_back(draft: &mut Draft, host: &ScriptHost, name: &str, back: &Back) -> Result<()> {
     let old = present(&draft.world, name)?;
+    refuse_folder(&old, Source::Push, "change the files in that folder")?;
     let active = old.versions.iter().position(|version| version.hash == old.active).unwrap_or_default();
     let found = match &back.to {
         Some(to) => old.versions.iter().find(|version| version.hash.starts_with(to.as_str())),
@@ -138,15 +139,21 @@ pub fn roll_back(draft: &mut Draft, host: &ScriptHost, name: &str, back: &Back) 
 /// Removes a set.
 pub fn remove(draft: &mut Draft, host: &ScriptHost, name: &str, of: Source) -> Result<()> {
     let old = present(&draft.world, name)?;
-    if old.source == Source::Folder && of != Source::Folder {
-        return Err(Error::new(Kind::Conflict, format!("scripts \"{name}\""), "belong to the daemon's scripts folder")
-            .help("remove the files from that folder"));
-    }
+    refuse_folder(&old, of, "remove the files from that folder")?;
     let sets = draft.world.scripts.values().filter(|set| set.name != old.name);
     check(&draft.world, host, &epoch(&draft.world, &|hash| host.registered(Some(hash)), sets)?)?;
     draft.change(Change::RemoveScripts(old.name.clone()));
     tell(draft, &old.name, "removed".into());
     Ok(())
+}
+
+// What a folder says is changed in the folder.
+fn refuse_folder(set: &ScriptSet, by: Source, help: &str) -> Result<()> {
+    if set.source != Source::Folder || by == Source::Folder {
+        return Ok(());
+    }
+    let subject = format!("scripts \"{}\"", set.name);
+    Err(Error::new(Kind::Conflict, subject, "belong to the daemon's scripts folder").help(help))
 }
 
 fn replace(draft: &mut Draft, host: &ScriptHost, set: ScriptSet, registered: &Registered) -> Result<()> {

@@ -17,12 +17,19 @@ pub struct Confirmed {
     pub listeners: Arc<BTreeMap<String, Listener>>,
     /// Those that could not be opened, and why.
     pub failed: BTreeMap<String, String>,
+    /// Why it has confirmed nothing, if it has not.
+    pub trouble: Option<String>,
 }
 
 impl Confirmed {
-    // Whether published ports lead where they should; nobody is told that all is well before.
-    fn covers(&self, world: &World, service: &Service) -> bool {
-        routing::listeners(world, service).all(|(key, wanted)| self.listeners.get(&key) == Some(&wanted))
+    // Why published ports do not lead where they should yet; nobody is told that all is well before they do.
+    fn lacks(&self, world: &World, service: &Service) -> Option<String> {
+        let (key, _) = routing::listeners(world, service)
+            .find(|(key, wanted)| !self.failed.contains_key(key) && self.listeners.get(key) != Some(wanted))?;
+        Some(match &self.trouble {
+            Some(why) => format!("port {key}: {why}"),
+            None => format!("port {key}: the balancer has not confirmed it yet"),
+        })
     }
 }
 
@@ -39,6 +46,7 @@ pub fn of(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceSta
     let prefix = format!("{name}/");
     let failures: Vec<String> =
         confirmed.failed.iter().filter(|(key, _)| key.starts_with(&prefix)).map(|(_, why)| why.clone()).collect();
+    let ports_pending = confirmed.lacks(world, service);
     ServiceStatus {
         release: world.releases.get(name).map(|release| (**release).clone()),
         tasks: world.tasks_of(name).map(|task| Task::clone(task)).collect(),
@@ -48,8 +56,9 @@ pub fn of(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceSta
             && world.open_release(name).is_none()
             && slots::settled(world, service)
             && failures.is_empty()
-            && confirmed.covers(world, service),
+            && ports_pending.is_none(),
         service: service.clone(),
         port_failures: failures,
+        ports_pending,
     }
 }

@@ -71,7 +71,6 @@ pub fn spawn(
             let wait = traffic.turn(&world).await;
             tokio::select! {
                 biased;
-                changed = seen.changed() => if changed.is_err() { return },
                 request = requests.recv() => match request {
                     Some(Request::StopBalancer(done)) => {
                         if let Err(error) = traffic.balancer.stop().await {
@@ -82,6 +81,7 @@ pub fn spawn(
                     }
                     None => return,
                 },
+                changed = seen.changed() => if changed.is_err() { return },
                 () = traffic.balancer.gone() => {}
                 () = tokio::time::sleep(wait) => {}
             }
@@ -121,7 +121,7 @@ impl Traffic {
                 }
                 Ok(status) => self.note_status(status),
                 Err(error) => {
-                    self.pushed = false;
+                    self.note_trouble(&error);
                     tracing::warn!(%error, "the balancer did not take the table; it is sent again");
                     self.stop_all(&stopping, world, false).await;
                     return RETRY;
@@ -137,8 +137,8 @@ impl Traffic {
                     return Duration::ZERO;
                 }
                 Ok(status) => self.note_status(status),
-                Err(_) => {
-                    self.pushed = false;
+                Err(error) => {
+                    self.note_trouble(&error);
                     return Duration::ZERO;
                 }
             }
@@ -186,6 +186,15 @@ impl Traffic {
         draining
     }
 
+    // What it confirmed before is worth nothing now.
+    fn note_trouble(&mut self, error: &crate::model::Error) {
+        self.pushed = false;
+        let confirmed = Confirmed { trouble: Some(error.to_string()), ..Confirmed::default() };
+        if *self.confirm.borrow() != confirmed {
+            self.confirm.send_replace(confirmed);
+        }
+    }
+
     fn note_status(&mut self, status: Status) {
         for (listener, why) in &status.failed {
             if self.status.failed.get(listener) != Some(why) {
@@ -201,14 +210,11 @@ impl Traffic {
             }
         }
         // Said only for the version that was sent.
-        self.confirm.send_if_modified(|confirmed| {
-            let changed = *confirmed.listeners != self.table.listeners || confirmed.failed != status.failed;
-            if changed {
-                let listeners = Arc::new(self.table.listeners.clone());
-                *confirmed = Confirmed { listeners, failed: status.failed.clone() };
-            }
-            changed
-        });
+        let last = self.confirm.borrow().clone();
+        if *last.listeners != self.table.listeners || last.failed != status.failed || last.trouble.is_some() {
+            let listeners = Arc::new(self.table.listeners.clone());
+            self.confirm.send_replace(Confirmed { listeners, failed: status.failed.clone(), trouble: None });
+        }
         self.status = status;
     }
 }

@@ -271,7 +271,7 @@ mod tests {
             let mut board = Board::default();
             board.set_nodes((0..5).map(|n| Arc::new(Node::new(&format!("n{n}"), "n"))));
             let service: Name = "web".parse().unwrap();
-            let mut alter = |board: &mut Board, at: usize| board.alter_at(at, &service, true, &Resources::default(), 1);
+            let alter = |board: &mut Board, at: usize| board.alter_at(at, &service, true, &Resources::default(), 1);
             before.iter().for_each(|at| alter(&mut board, *at));
             let earlier = board.clone();
             let mut other = board.clone();

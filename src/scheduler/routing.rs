@@ -37,6 +37,10 @@ fn backends(world: &World, service: &crate::model::name::Name, port: &str) -> Ve
     // A share for nobody would be connections refused: until both sides serve, all who serve share alike.
     let shares =
         shares.filter(|(to, _)| count(&|revision| revision == *to) > 0 && count(&|revision| revision != *to) > 0);
+    let (new, old) = match shares {
+        Some((to, _)) => (count(&|revision| revision == to), count(&|revision| revision != to)),
+        None => (0, 0),
+    };
     routed
         .iter()
         .filter(|task| takes(task) || task.stop.is_some())
@@ -44,8 +48,8 @@ fn backends(world: &World, service: &crate::model::name::Name, port: &str) -> Ve
             let weight = match shares {
                 _ if !takes(task) => 0,
                 None => 100,
-                Some((to, weight)) if task.revision == to => share(weight, count(&|revision| revision == to)),
-                Some((to, weight)) => share(100_u32.saturating_sub(weight), count(&|revision| revision != to)),
+                Some((to, weight)) if task.revision == to => share(weight, new),
+                Some((_, weight)) => share(100_u32.saturating_sub(weight), old),
             };
             Backend { id: task.id, address: task.ports[port].clone(), weight }
         })

@@ -35,10 +35,16 @@ fn matching(folder: &Path, pattern: &str) -> Result<Vec<String>> {
     }
     let invalid = |error: &dyn std::fmt::Display| Error::new(Kind::Script, subject.clone(), error.to_string());
     let mut entries = Vec::new();
+    let (mut tests, mut folder_itself) = (false, false);
     for path in glob::glob(&folder.join(pattern).to_string_lossy()).map_err(|error| invalid(&error))? {
         let path = path.map_err(|error| invalid(&error))?;
         // Tests lie beside what they test, and stay with the user.
         if path.to_string_lossy().ends_with(TESTS) {
+            tests = true;
+            continue;
+        }
+        if path.is_dir() {
+            folder_itself = true;
             continue;
         }
         if let Ok(inner) = path.strip_prefix(folder) {
@@ -46,7 +52,12 @@ fn matching(folder: &Path, pattern: &str) -> Result<Vec<String>> {
         }
     }
     if entries.is_empty() {
-        return Err(Error::new(Kind::NotFound, subject, format!("matches no file in {}", folder.display())));
+        let error = Error::new(Kind::NotFound, subject, format!("matches no script in {}", folder.display()));
+        return Err(match (tests, folder_itself) {
+            (true, _) => error.help(format!("files that end with {TESTS} are left out: neap test runs them")),
+            (_, true) => error.help(format!("that is a folder; write \"{}/*.lua\"", pattern.trim_end_matches('/'))),
+            _ => error,
+        });
     }
     Ok(entries)
 }

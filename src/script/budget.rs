@@ -1,5 +1,5 @@
 //! How long a script may compute and how much it may hold. Time counts only while Lua runs: a call that waits for the
-//! network uses none.
+//! network uses none. In a simulation it is counted in steps, so that a slow machine decides nothing.
 
 use std::cell::{Cell, RefCell};
 use std::future::Future;
@@ -22,6 +22,8 @@ pub const CRON: Duration = Duration::from_secs(10);
 pub const LOAD: Duration = Duration::from_secs(1);
 /// Memory that a hosted VM may hold beyond what it holds once loaded, in bytes.
 pub const GROWTH: usize = 64 << 20;
+/// What counts as a microsecond of computing in a simulation, in interrupts.
+const STEPS: u64 = 20;
 /// How long it steps aside.
 const PAUSE: Duration = Duration::from_millis(1);
 /// Interrupts (calls, returns, rounds of a loop) before a call's time is taken.
@@ -47,6 +49,8 @@ struct Inner {
     gate: RefCell<Option<Arc<Gate>>>,
     exceeded: Cell<bool>,
     beat: Beat,
+    // Interrupts that are left, where time is counted in them.
+    steps: Option<Cell<u64>>,
 }
 
 /// Counts the beginnings and ends of computing: odd while Lua runs. Whoever watches a thread sees by it whether it is
@@ -55,12 +59,18 @@ struct Inner {
 pub struct Beat {
     count: Arc<AtomicU64>,
     stir: Option<Arc<dyn Fn() + Send + Sync>>,
+    in_steps: bool,
 }
 
 impl Beat {
     /// A new count; `stir` is called before a run that nobody waits for on the spot.
     pub fn new(stir: impl Fn() + Send + Sync + 'static) -> Self {
-        Beat { count: Arc::default(), stir: Some(Arc::new(stir)) }
+        Beat { stir: Some(Arc::new(stir)), ..Beat::default() }
+    }
+
+    /// A new count for a simulation, where computing is counted in steps and not by a clock.
+    pub fn in_steps() -> Self {
+        Beat { in_steps: true, ..Beat::default() }
     }
 
     /// The count.
@@ -76,7 +86,9 @@ impl Beat {
 impl Budget {
     /// Makes `lua` stop by itself when the time is used up. pcall does not save it: the interrupt comes again.
     pub fn attach(lua: &Lua, beat: Beat) -> Self {
+        let steps = beat.in_steps.then(|| Cell::new(0));
         let inner = Rc::new(Inner {
+            steps,
             fresh: Cell::new(0),
             until: Cell::new(None),
             left: Cell::new(Duration::ZERO),
@@ -89,6 +101,12 @@ impl Budget {
         });
         let seen = inner.clone();
         lua.set_interrupt(move |lua| {
+            if let Some(steps) = &seen.steps {
+                let left = steps.get();
+                steps.set(left.saturating_sub(1));
+                // Between two calls nothing is counted.
+                return if left == 1 { Err(seen.over(lua)) } else { Ok(VmState::Continue) };
+            }
             let fresh = seen.fresh.get();
             if fresh > 0 {
                 seen.fresh.set(fresh - 1);
@@ -103,12 +121,7 @@ impl Budget {
             let Some(until) = seen.until.get() else { return Ok(VmState::Continue) };
             let now = Instant::now();
             if now >= until {
-                seen.exceeded.set(true);
-                let limit = crate::model::units::Duration::from(seen.limit.get());
-                // The line that runs right now: seldom the culprit alone, but always inside of it.
-                let (file, line) = super::api::position(lua);
-                let place = if file.is_empty() { String::new() } else { format!("{file}:{line}: ") };
-                return Err(mlua::Error::runtime(format!("{place}ran longer than its {limit} of computing")));
+                return Err(seen.over(lua));
             }
             // Not asked again before the next turn begins: some code cannot step aside.
             if seen.slice.get().is_some_and(|slice| now >= slice) {
@@ -131,6 +144,14 @@ impl Budget {
     /// Its memory was used up.
     pub fn exceeded(&self) {
         self.inner.exceeded.set(true);
+    }
+
+    // What was used of `left` since it began; in steps by the interrupts that are left.
+    fn used(&self, left: Duration, begun: Instant) -> Duration {
+        match &self.inner.steps {
+            None => begun.elapsed(),
+            Some(steps) => left.saturating_sub(Duration::from_micros(steps.get() / STEPS)),
+        }
     }
 
     /// Runs `call` within `limit`.
@@ -158,8 +179,11 @@ impl Budget {
         inner.fresh.set(FREE);
         inner.left.set(left);
         inner.limit.set(limit);
-        // Where nobody else waits for the thread, a run goes on in one piece.
-        inner.yields.set(yields && inner.beat.stir.is_some());
+        inner.yields.set(yields);
+        if let Some(steps) = &inner.steps {
+            // One more: none left is what it is between two calls.
+            steps.set((left.as_micros() as u64).saturating_mul(STEPS) + 1);
+        }
         inner.beat.step();
         if let (true, Some(stir)) = (yields, &inner.beat.stir) {
             stir();
@@ -171,7 +195,25 @@ impl Budget {
         inner.fresh.set(0);
         inner.until.set(None);
         inner.slice.set(None);
+        if let Some(steps) = &inner.steps {
+            steps.set(0);
+        }
         inner.beat.step();
+    }
+}
+
+impl Inner {
+    fn over(&self, lua: &Lua) -> mlua::Error {
+        self.exceeded.set(true);
+        if let Some(steps) = &self.steps {
+            // pcall does not save it.
+            steps.set(1);
+        }
+        let limit = crate::model::units::Duration::from(self.limit.get());
+        // The line that runs right now: seldom the culprit alone, but always inside of it.
+        let (file, line) = super::api::position(lua);
+        let place = if file.is_empty() { String::new() } else { format!("{file}:{line}: ") };
+        mlua::Error::runtime(format!("{place}ran longer than its {limit} of computing"))
     }
 }
 
@@ -224,9 +266,10 @@ impl<F: Future> Future for Spending<F> {
         *this.budget.inner.gate.borrow_mut() = Some(this.gate.clone());
         this.budget.begin(this.left, this.limit, true);
         let result = this.future.as_mut().poll(&mut Context::from_waker(&waker));
+        let used = this.budget.used(this.left, begun);
         this.budget.end();
         *this.budget.inner.gate.borrow_mut() = None;
-        this.left = this.left.saturating_sub(begun.elapsed());
+        this.left = this.left.saturating_sub(used);
         if this.gate.shut.swap(false, Ordering::SeqCst) && result.is_pending() {
             let mut pause = Box::pin(tokio::time::sleep(PAUSE));
             // A timer that is over already asks for the next turn by itself.

@@ -50,18 +50,19 @@ impl Epoch {
         registered: &dyn Fn(&str) -> Result<Arc<Inspected>>,
         refused: &mut dyn FnMut(Error),
     ) -> Self {
+        // Of services first: whoever asks for what is taken pushes a set, and is told who has it.
         let mut epoch = Epoch { number, registrations: BTreeMap::new() };
-        for set in sets {
-            match registered(&set.active) {
-                Ok(inspected) => epoch.add(&format!("scripts \"{}\"", set.name), &inspected, |_| true, refused),
-                Err(error) => refused(error),
-            }
-        }
         for (service, bundle) in services {
             match registered(bundle) {
                 Ok(inspected) => {
                     epoch.add(&format!("service \"{service}\""), &inspected, HostedKind::acts, refused);
                 }
+                Err(error) => refused(error),
+            }
+        }
+        for set in sets {
+            match registered(&set.active) {
+                Ok(inspected) => epoch.add(&format!("scripts \"{}\"", set.name), &inspected, |_| true, refused),
                 Err(error) => refused(error),
             }
         }

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use mlua::{Function, Lua, Table, Value};
+use mlua::{Function, Lua, Value};
 
 use super::api::HostEnv;
 use super::budget::{self, Beat, Budget};
@@ -32,6 +32,9 @@ pub struct Hosted {
     pub serial: u64,
     files: Rc<dyn Files>,
 }
+
+/// Registrations that were begun, `policy "name"`, and have not got their table yet: where they stand.
+type Open = BTreeMap<(HostedKind, String), (String, u32)>;
 
 /// Registrations by kind and name.
 pub type Entries = BTreeMap<(HostedKind, String), Entry>;
@@ -74,14 +77,15 @@ impl Hosted {
         let lua = vm::new().map_err(broken)?;
         let budget = Budget::attach(&lua, beat);
         let registered: Rc<RefCell<Entries>> = Rc::default();
+        let open: Rc<RefCell<Open>> = Rc::default();
         let phase = api::Phase::default();
         let sink = Sink::default();
         api::install_hosted(&lua, kind, &phase, &sink, env).map_err(broken)?;
         require::install(&lua, files.clone()).map_err(broken)?;
         for other in HostedKind::ALL {
-            let (registered, phase) = (registered.clone(), phase.clone());
+            let (registered, open, phase) = (registered.clone(), open.clone(), phase.clone());
             let mine = kind.is_none_or(|kind| kind == other);
-            let registrar = lua.create_function(move |lua, name: Value| {
+            let registrar = lua.create_function(move |lua, (name, table): (Value, Value)| {
                 phase.require_loading(other.as_str())?;
                 let word = other.as_str();
                 let Value::String(name) = &name else {
@@ -89,7 +93,13 @@ impl Hosted {
                     let help = format!("write {word} \"name\" {{ ... }}");
                     return Err(raise(Error::new(Kind::Script, word, message).help(help)));
                 };
-                registrar(lua, other, name.to_str()?.to_owned(), registered.clone(), mine)
+                let register =
+                    registrar(lua, other, name.to_str()?.to_owned(), registered.clone(), open.clone(), mine)?;
+                // `policy("name", { ... })` is the same.
+                match table {
+                    Value::Nil => Ok(Value::Function(register)),
+                    table => register.call::<Value>(table),
+                }
             });
             lua.globals().set(other.as_str(), registrar.map_err(broken)?).map_err(broken)?;
         }
@@ -104,6 +114,11 @@ impl Hosted {
             budget
                 .run(budget::LOAD.saturating_sub(begun.elapsed()), || chunk.exec())
                 .map_err(|error| report::explain(&subject, &error, &|file| find_source(&*files, file), None))?;
+        }
+        if let Some(((kind, name), (file, line))) = open.borrow().iter().next() {
+            let message = format!("is given no table\n  --> {file}:{line}");
+            let help = format!("write {} \"{name}\" {{ ... }}", kind.as_str());
+            return Err(Error::new(Kind::Script, format!("{} \"{name}\"", kind.as_str()), message).help(help));
         }
         phase.running.set(true);
         // Counted from what is loaded: a big bundle is no reason to deny a call its memory.
@@ -163,11 +178,19 @@ fn registrar(
     kind: HostedKind,
     given: String,
     registered: Rc<RefCell<Entries>>,
+    open: Rc<RefCell<Open>>,
     mine: bool,
 ) -> mlua::Result<Function> {
     registration::check_name(kind, &given).map_err(raise)?;
     let (file, line) = api::position(lua);
-    lua.create_function(move |_, table: Table| {
+    open.borrow_mut().insert((kind, given.clone()), (file.clone(), line));
+    lua.create_function(move |_, table: Value| {
+        open.borrow_mut().remove(&(kind, given.clone()));
+        let Value::Table(table) = table else {
+            let (word, got) = (kind.as_str(), type_of(&table));
+            let error = Error::new(Kind::Script, format!("{word} \"{given}\""), format!("expected a table, got {got}"));
+            return Err(raise(error.help(format!("write {word} \"{given}\" {{ ... }}"))));
+        };
         // Whatever is wrong in a script is the script's fault, and has its exit code.
         let read = registration::read(kind, &given, &table, &file, line);
         let (name, entry) = read.map_err(|error| raise(Error { kind: Kind::Script, ..error }))?;

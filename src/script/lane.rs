@@ -49,6 +49,8 @@ pub struct Lane {
 struct Shared {
     kind: HostedKind,
     threads: Threads,
+    // A job is being done: it may compute at any moment, if it does not yet.
+    at_work: AtomicBool,
     queue: Mutex<VecDeque<Job>>,
     wake: Notify,
     generation: watch::Sender<u64>,
@@ -70,6 +72,7 @@ impl Lane {
             shared: Arc::new(Shared {
                 kind,
                 threads,
+                at_work: AtomicBool::new(false),
                 queue: Mutex::default(),
                 wake: Notify::new(),
                 generation: watch::channel(1).0,
@@ -79,9 +82,12 @@ impl Lane {
                 make,
             }),
         };
-        if threads == Threads::Own {
-            lane.thread()?;
-            watchdog.watch(lane.clone());
+        match threads {
+            Threads::Own => {
+                lane.thread()?;
+                watchdog.watch(lane.clone());
+            }
+            Threads::This => *lock(&lane.shared.beat) = Beat::in_steps(),
         }
         Ok(lane)
     }
@@ -146,10 +152,19 @@ impl Lane {
             let local = tokio::task::LocalSet::new();
             local.block_on(&runtime, async {
                 while lane.generation() == generation {
-                    let job = lock(&lane.shared.queue).pop_front();
+                    let job = {
+                        let mut queue = lock(&lane.shared.queue);
+                        // Before the queue looks empty to the watchdog.
+                        lane.shared.at_work.store(!queue.is_empty(), Ordering::SeqCst);
+                        queue.pop_front()
+                    };
                     match job {
                         Some(job) => {
                             let done = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| job(&vms)));
+                            // Where it was given up meanwhile, another thread works.
+                            if lane.generation() == generation {
+                                lane.shared.at_work.store(false, Ordering::SeqCst);
+                            }
                             if done.is_err() {
                                 // A fault of ours: what this thread holds is in no known state.
                                 tracing::error!(kind = word, "a script thread broke; a fresh one takes over");
@@ -308,7 +323,7 @@ impl Watched {
             let count = lane.beat().count();
             if count % 2 == 0 {
                 seen.remove(&key);
-                busy |= !lock(&lane.shared.queue).is_empty();
+                busy |= !lock(&lane.shared.queue).is_empty() || lane.shared.at_work.load(Ordering::SeqCst);
                 continue;
             }
             busy = true;

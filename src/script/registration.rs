@@ -135,15 +135,41 @@ pub fn read(kind: HostedKind, given: &str, table: &Table, file: &str, line: u32)
                     format!("filter: unknown field \"{unknown:.60}\"{hint}"),
                 ));
             }
+            let mut filter = read.filter;
+            for (key, value) in &mut filter {
+                comparable(key, value, what).map_err(|why| Error::new(Kind::Script, subject, why))?;
+            }
             entry.facts.on = Some(OnSpec {
                 what,
-                filter: read.filter,
+                filter,
                 asks: entry.functions.contains_key("filter"),
                 timeout: read.timeout.unwrap_or(HANDLER_TIMEOUT),
             });
         }
     }
     Ok((name, entry))
+}
+
+// A value that no event could have would make a handler that never runs, and nobody would know.
+fn comparable(key: &str, value: &mut serde_json::Value, what: What) -> std::result::Result<(), String> {
+    use serde_json::Value as Json;
+    let is_number = matches!(key, "sequence" | "at" | "revision");
+    match value {
+        Json::Number(_) if is_number => Ok(()),
+        // A slot is a text, since that of a global service is a node.
+        Json::Number(number) if key == "slot" => {
+            *value = Json::String(number.to_string());
+            Ok(())
+        }
+        Json::String(given) if key == "what" && given != what.as_str() => {
+            Err(format!("filter.what: such an event is always \"{}\"", what.as_str()))
+        }
+        Json::String(_) if !is_number => Ok(()),
+        _ => {
+            let expected = if is_number { "a number" } else { "a text" };
+            Err(format!("filter.{key}: expected {expected}, got {value}"))
+        }
+    }
 }
 
 #[derive(Deserialize, Default)]

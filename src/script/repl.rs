@@ -81,7 +81,7 @@ impl Session {
     /// Evaluates a line or several: what it gives, as text; nothing where it gives nothing.
     pub async fn eval(&self, code: &str) -> Result<Option<String>> {
         self.interrupted.store(false, Ordering::Relaxed);
-        let code = widened(code);
+        let code = if code.trim() == "help" { "help()".to_owned() } else { widened(code) };
         let expression = self.lua.load(format!("return {code}")).set_name(CHUNK).into_function();
         let function = match expression {
             Ok(function) => Ok(function),

@@ -93,15 +93,36 @@ fn take_apart(error: &LuaError) -> (Kind, String, Option<Place>, Option<String>)
         }
         LuaError::BadArgument { to, pos, name, cause } => {
             let (_, message, place, help) = take_apart(cause);
-            let function = to.clone().unwrap_or_else(|| "function".into());
-            let argument = name.clone().unwrap_or_else(|| format!("#{pos}"));
-            (Kind::Script, format!("{function}: argument {argument}: {message}"), place, help)
+            let function = to.as_deref().map(|name| format!("{name}: ")).unwrap_or_default();
+            // The first of a method is what stands before the colon.
+            let argument = match name.as_deref() {
+                Some("self") => return (Kind::Script, format!("{function}is called with a colon"), place, help),
+                Some(name) => name.to_owned(),
+                None => pos.to_string(),
+            };
+            (Kind::Script, format!("{function}argument {argument}: {message}"), place, help)
         }
         LuaError::FromLuaConversionError { from, to, message, .. } => {
-            let detail = message.as_ref().map(|text| format!(" ({text})")).unwrap_or_default();
-            (Kind::Script, format!("expected {to}, got {from}{detail}"), None, None)
+            let detail = message.as_ref().filter(|text| !text.starts_with("expected"));
+            let detail = detail.map(|text| format!(" ({text})")).unwrap_or_default();
+            let got = if *from == "nil" { "nothing".to_owned() } else { format!("a {from}") };
+            (Kind::Script, format!("expected {}, got {got}{detail}", plain(to)), None, None)
         }
         other => (Kind::Script, other.to_string(), None, None),
+    }
+}
+
+// What Rust calls a type, in a script's words.
+fn plain(to: &str) -> &str {
+    match to {
+        "String" | "LuaString" | "string" | "&str" => "a text",
+        "u8" | "u16" | "u32" | "u64" | "usize" => "a whole number, 0 or more",
+        "i8" | "i16" | "i32" | "i64" | "isize" => "a whole number",
+        "f32" | "f64" | "number" => "a number",
+        "bool" | "boolean" => "true or false",
+        "Table" | "table" => "a table",
+        "Function" | "function" => "a function",
+        other => other,
     }
 }
 

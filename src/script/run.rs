@@ -153,11 +153,11 @@ pub fn prepare_with(
         false => Ok(mlua::VmState::Continue),
     });
     api::formats::install(&lua)?;
-    api::time::install(&lua, Some(&context.reach.clock))?;
+    api::time::install(&lua, Some(&context.reach.clock), None)?;
     api::http::install(&lua, None, &context.reach.network)?;
     api::seed(&lua, &*context.reach.clock)?;
-    api::load::install(&lua)?;
-    api::local::install(&lua, &script.cwd, &script.args)?;
+    api::load::install(&lua, context.reach.simulated)?;
+    api::local::install(&lua, &script.cwd, &script.args, context.reach.simulated)?;
     api::cluster::install_with(&lua, context)?;
     for kind in HostedKind::ALL {
         let word = kind.as_str();

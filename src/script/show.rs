@@ -89,7 +89,14 @@ fn table(items: &[Value]) -> mlua::Result<String> {
 
 fn one_line(value: &Value) -> mlua::Result<String> {
     let text = match value {
-        Value::Table(_) => nested(value, MAX_DEPTH - 2)?,
+        Value::Table(table) => match nested(value, MAX_DEPTH - 2)? {
+            text if text.chars().count() <= MAX_CELL && !text.contains('\n') => text,
+            // What does not fit into a cell is called by its name, or counted.
+            _ => match table.raw_get::<Value>("name")? {
+                Value::String(name) => name.to_string_lossy(),
+                _ => format!("{{ {} entries }}", table.pairs::<Value, Value>().count()),
+            },
+        },
         Value::String(text) => text.to_string_lossy(),
         other => other.to_string()?,
     };

@@ -137,16 +137,20 @@ fn in_seconds(value: &mut Value) {
         Value::Array(list) => list.iter_mut().for_each(in_seconds),
         Value::Object(map) => {
             for (key, value) in map.iter_mut() {
-                match (key.as_str(), value.as_u64()) {
-                    ("at" | "started_at" | "finished_at" | "due_at" | "next_at", Some(millis)) => {
-                        *value = Value::from(millis as f64 / 1000.0);
-                    }
+                match value.as_u64() {
+                    Some(millis) if is_moment(key) => *value = Value::from(millis as f64 / 1000.0),
+                    // What a user wrote stays as it is.
+                    _ if matches!(key.as_str(), "spec" | "rollout" | "options" | "labels" | "env") => {}
                     _ => in_seconds(value),
                 }
             }
         }
         _ => {}
     }
+}
+
+fn is_moment(key: &str) -> bool {
+    key == "at" || key.ends_with("_at") || matches!(key, "not_before" | "judged_from")
 }
 
 /// Makes `table` read-only and strict: reading or writing a field that is not in `fields` is an error with "did you

@@ -9,8 +9,6 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use futures_util::StreamExt;
-
 use self::net::{Routes, SimBalancer, SimNetwork};
 use crate::client::Cluster;
 use crate::engines::sim::SimEngine;
@@ -18,7 +16,7 @@ use crate::model::Result;
 use crate::model::clock::{Clock, Timestamp, mix};
 use crate::runtime::{Parts, Runtime};
 use crate::script::api::Reach;
-use crate::script::api::test::{Setup, Stage};
+use crate::script::api::test::{History, Setup, Stage};
 use crate::script::host::ScriptHost;
 use crate::script::lane::Threads;
 use crate::store::MemoryStore;
@@ -66,7 +64,7 @@ pub async fn start(setup: &Setup, seed: u64) -> Result<Stage> {
     let engine = SimEngine::new(clock.clone(), nodes, setup.programs());
     let routes = Arc::new(Mutex::new(Routes::default()));
     let network = Arc::new(SimNetwork { engine: engine.clone(), routes: routes.clone(), hosts });
-    let reach = Reach { clock: clock.clone(), network: network.clone() };
+    let reach = Reach { clock: clock.clone(), network: network.clone(), simulated: true };
     let parts = Parts {
         cluster: "sim".into(),
         store: Arc::new(MemoryStore::new()),
@@ -76,14 +74,9 @@ pub async fn start(setup: &Setup, seed: u64) -> Result<Stage> {
         network,
         vault: Vault::in_memory()?,
     };
-    let cluster: Arc<dyn Cluster> = Runtime::start(parts, Box::new(SimBalancer(routes))).await?;
+    let runtime = Runtime::start(parts, Box::new(SimBalancer(routes))).await?;
+    let history = Rc::new(History::new(runtime.record()));
+    let cluster: Arc<dyn Cluster> = runtime;
     tokio::spawn(engine.clone().drive());
-    let history = Rc::new(std::cell::RefCell::new(Vec::new()));
-    let (mut events, kept) = (cluster.events().await?, history.clone());
-    tokio::task::spawn_local(async move {
-        while let Some(Ok(event)) = events.next().await {
-            kept.borrow_mut().push(event);
-        }
-    });
     Ok(Stage { cluster, engine, reach, history, seed })
 }

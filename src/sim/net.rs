@@ -1,6 +1,6 @@
 //! The network of a simulation: replicas by their addresses, published ports on every node, nobody else.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -30,7 +30,7 @@ pub struct SimNetwork {
     /// Where published ports lead.
     pub routes: Arc<Mutex<Routes>>,
     /// Names and addresses of nodes.
-    pub hosts: Vec<String>,
+    pub hosts: BTreeSet<String>,
 }
 
 impl SimNetwork {
@@ -41,7 +41,7 @@ impl SimNetwork {
         }
         let (host, port) = address.rsplit_once(':')?;
         let port: u16 = port.parse().ok()?;
-        if !["localhost", "127.0.0.1", "[::1]"].contains(&host) && !self.hosts.iter().any(|known| known == host) {
+        if !["localhost", "127.0.0.1", "[::1]"].contains(&host) && !self.hosts.contains(host) {
             return None;
         }
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
@@ -80,14 +80,15 @@ impl Network for SimNetwork {
 
     async fn fetch(&self, request: Request) -> Result<Response> {
         tokio::time::sleep(LATENCY).await;
-        let wrong = |_| Error::new(Kind::Invalid, request.subject(), "is not an address");
-        let url: hyper::Uri = request.url.parse().map_err(wrong)?;
-        let host = url.host().unwrap_or_default();
-        let port = url.port_u16().unwrap_or(if url.scheme_str() == Some("https") { 443 } else { 80 });
-        let answer = self.answer(&format!("{host}:{port}"), url.path()).ok_or_else(|| {
+        let (method, url) = request.parse()?;
+        let address = format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(80));
+        let mut answer = self.answer(&address, url.path()).ok_or_else(|| {
             let help = "in a simulation only replicas and published ports answer";
             Error::new(Kind::Unavailable, request.subject(), "cannot connect").help(help)
         })?;
+        if method == "HEAD" {
+            answer.body.clear();
+        }
         if answer.body.len() as u64 > request.max_body.0 {
             return Err(request.too_large());
         }

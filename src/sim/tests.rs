@@ -1,5 +1,6 @@
 //! Runs files of tests: each test on a thread, a cluster and a VM of its own.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -8,9 +9,10 @@ use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use crate::model::bundle::TESTS;
+use crate::model::units::Duration as Period;
 use crate::model::{Error, Kind, Result};
 use crate::script::api::services::Context;
-use crate::script::api::test::{Cases, Setup, Stage};
+use crate::script::api::test::{Case, Cases, Setup, Stage};
 use crate::script::run::{Script, Tests};
 
 /// The seed where none is given: the same each time.
@@ -32,12 +34,21 @@ pub struct Options {
 }
 
 /// A test of a file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone)]
 pub struct Named {
     /// Its name.
     pub name: String,
     /// Its line.
     pub line: u32,
+    /// Its cluster.
+    pub setup: Setup,
+}
+
+impl Named {
+    /// A file as a whole, for what keeps all of its tests from being run.
+    pub fn whole() -> Self {
+        Named { name: "the file itself".into(), line: 1, setup: Setup::default() }
+    }
 }
 
 /// What became of a test.
@@ -54,49 +65,63 @@ pub struct Report {
     /// How long it took, by the machine's clock.
     pub took: Duration,
     /// How much time went by in the simulation.
-    pub simulated: crate::model::units::Duration,
+    pub simulated: Period,
+}
+
+impl Report {
+    /// Of what could not even be run.
+    pub fn broken(test: &Named, error: Error) -> Self {
+        let (output, took, simulated) = (String::new(), Duration::ZERO, Period::default());
+        Report { test: test.clone(), result: Err(error), output, seed: SEED, took, simulated }
+    }
 }
 
 /// The files that `paths` stand for: files as they are, of folders those that end with `_test.lua`, by name.
 pub fn files(paths: &[PathBuf]) -> Result<Vec<PathBuf>> {
-    let mut found = Vec::new();
+    let mut found = BTreeMap::new();
     for path in paths {
         let about = |error: std::io::Error| Error::io(path.display().to_string(), "read it", &error);
+        let mut add =
+            |path: PathBuf| std::path::absolute(&path).map(|whole| found.entry(whole).or_insert(path)).map(drop);
         if !std::fs::metadata(path).map_err(about)?.is_dir() {
-            found.push(path.clone());
+            add(path.clone()).map_err(about)?;
             continue;
         }
-        let before = found.len();
+        let mut any = false;
         let mut open = vec![path.clone()];
         while let Some(folder) = open.pop() {
             for entry in std::fs::read_dir(&folder).map_err(about)? {
                 let entry = entry.map_err(about)?;
+                let name = entry.file_name().to_string_lossy().into_owned();
+                if name.starts_with('.') {
+                    continue;
+                }
                 if entry.file_type().map_err(about)?.is_dir() {
                     open.push(entry.path());
-                } else if entry.file_name().to_string_lossy().ends_with(TESTS) {
-                    found.push(entry.path());
+                } else if name.ends_with(TESTS) {
+                    any = true;
+                    add(entry.path()).map_err(about)?;
                 }
             }
         }
-        if found.len() == before {
+        if !any {
             return Err(Error::not_found(format!("tests in {}", path.display()))
                 .help(format!("of a folder, files are run whose names end with {TESTS}")));
         }
     }
-    found.sort();
-    found.dedup();
-    Ok(found)
+    Ok(found.into_values().collect())
 }
 
 /// The tests of a file, in order, those that the options ask for.
 pub fn list(file: &Path, options: &Options) -> Result<Vec<Named>> {
     let (file, cwd) = (file.to_owned(), options.cwd.clone());
-    let all = apart(options.timeout, move |interrupted| {
-        super::alone(async move {
+    let all = apart("the file", options.timeout, move |interrupted| {
+        super::alone(async {
             let stage = super::start(&Setup::default(), SEED).await?;
-            let tests = load(&file, &cwd, &stage, interrupted).await?;
+            let tests = in_time(&interrupted, load(&file, &cwd, &stage, interrupted.clone())).await?;
+            let named = |case: &Case| Named { name: case.name.clone(), line: case.line, setup: case.setup.clone() };
             let cases = tests.cases.borrow();
-            Ok(cases.iter().map(|case| Named { name: case.name.clone(), line: case.line }).collect::<Vec<_>>())
+            Ok(cases.iter().map(named).collect::<Vec<_>>())
         })?
     })?;
     Ok(match &options.filter {
@@ -108,66 +133,62 @@ pub fn list(file: &Path, options: &Options) -> Result<Vec<Named>> {
 /// Runs one test of a file.
 pub fn run(file: &Path, test: &Named, options: &Options) -> Report {
     let begun = Instant::now();
-    let (file, cwd, name, asked) = (file.to_owned(), options.cwd.clone(), test.name.clone(), options.seed);
-    let done = apart(options.timeout, move |interrupted| super::alone(one(&file, &cwd, &name, asked, interrupted)));
-    let failed = |error| Done { result: Err(error), ..Done::default() };
-    let Done { result, output, seed, simulated } = done.unwrap_or_else(failed);
+    let seed = options.seed.or(test.setup.seed).unwrap_or(SEED);
+    let (file, cwd, named) = (file.to_owned(), options.cwd.clone(), test.clone());
+    let done = apart(&format!("test \"{}\"", test.name), options.timeout, move |interrupted| {
+        super::alone(one(&file, &cwd, &named, seed, interrupted))
+    });
+    let Done { result, output, simulated } =
+        done.unwrap_or_else(|error| Done { result: Err(error), output: String::new(), simulated: Period::default() });
+    let result = result.map_err(|error| with_subject(error, &format!("test \"{}\"", test.name), options.timeout));
     Report { test: test.clone(), result, output, seed, took: begun.elapsed(), simulated }
 }
 
 struct Done {
     result: Result<()>,
     output: String,
-    seed: u64,
-    simulated: crate::model::units::Duration,
+    simulated: Period,
 }
 
-impl Default for Done {
-    fn default() -> Self {
-        Done { result: Ok(()), output: String::new(), seed: SEED, simulated: crate::model::units::Duration::default() }
-    }
-}
-
-async fn one(file: &Path, cwd: &Path, name: &str, asked: Option<u64>, interrupted: Arc<AtomicBool>) -> Done {
-    let mut done = Done::default();
-    // Its cluster is described in the file: a first look finds that, and is forgotten.
-    let described = async {
-        let stage = super::start(&Setup::default(), SEED).await?;
-        let tests = load(file, cwd, &stage, interrupted.clone()).await?;
-        let cases = tests.cases.borrow();
-        let found = cases.iter().find(|case| case.name == name);
-        found.map(|case| case.setup.clone()).ok_or_else(|| Error::not_found(format!("test \"{name:.80}\"")))
+async fn one(file: &Path, cwd: &Path, test: &Named, seed: u64, interrupted: Arc<AtomicBool>) -> Done {
+    let mut done = Done { result: Ok(()), output: String::new(), simulated: Period::default() };
+    let work = async {
+        let stage = super::start(&test.setup, seed).await?;
+        let begun = stage.reach.clock.now();
+        let tests = in_time(&interrupted, load(file, cwd, &stage, interrupted.clone())).await?;
+        let result = in_time(&interrupted, tests.run(&test.name, &stage)).await;
+        done.output = tests.output.text();
+        done.simulated = stage.reach.clock.now().since(begun);
+        result
     };
-    let setup = match described.await {
-        Ok(setup) => setup,
-        Err(error) => return Done { result: Err(error), ..done },
-    };
-    done.seed = asked.or(setup.seed).unwrap_or(SEED);
-    let stage = match super::start(&setup, done.seed).await {
-        Ok(stage) => stage,
-        Err(error) => return Done { result: Err(error), ..done },
-    };
-    let begun = stage.reach.clock.now();
-    let tests = match load(file, cwd, &stage, interrupted.clone()).await {
-        Ok(tests) => tests,
-        Err(error) => return Done { result: Err(error), ..done },
-    };
-    done.result = tokio::select! {
-        biased;
-        result = tests.run(name, &stage) => result,
-        () = time_is_over(&interrupted) => {
-            let help = "does it wait for something that never happens?";
-            Err(Error::new(Kind::Timeout, format!("test \"{name}\""), "was interrupted: it has had its time").help(help))
-        }
-    };
-    done.output = tests.output.text();
-    done.simulated = stage.reach.clock.now().since(begun);
+    done.result = work.await;
     done
 }
 
-async fn time_is_over(interrupted: &AtomicBool) {
-    while !interrupted.load(Ordering::Relaxed) {
-        tokio::time::sleep(LOOK).await;
+// Whose time is over, and what it was, are said by those who know.
+fn late() -> Error {
+    Error::new(Kind::Timeout, "", "").help("does it wait for something that never happens?")
+}
+
+fn with_subject(error: Error, subject: &str, timeout: Duration) -> Error {
+    if error.kind != Kind::Timeout || !error.subject.is_empty() {
+        return error;
+    }
+    let message = format!("took longer than {} (--timeout)", Period::from(timeout));
+    Error { subject: subject.to_owned(), message, ..error }
+}
+
+// Ends what waits for ever; what computes for ever is ended by the same flag in its VM.
+async fn in_time<T>(interrupted: &AtomicBool, work: impl Future<Output = Result<T>>) -> Result<T> {
+    let over = async {
+        while !interrupted.load(Ordering::Relaxed) {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    tokio::select! {
+        biased;
+        result = work => result.map_err(|error| if interrupted.load(Ordering::Relaxed) { late() } else { error }),
+        () = over => Err(late()),
     }
 }
 
@@ -181,6 +202,7 @@ async fn load(file: &Path, cwd: &Path, stage: &Stage, interrupted: Arc<AtomicBoo
 
 // On a thread of its own, whose VMs and tasks go with it; told to stop once its time is over.
 fn apart<T: Send + 'static>(
+    subject: &str,
     timeout: Duration,
     work: impl FnOnce(Arc<AtomicBool>) -> Result<T> + Send + 'static,
 ) -> Result<T> {
@@ -194,17 +216,19 @@ fn apart<T: Send + 'static>(
             let _ = sender.send(work(flag));
         })
         .map_err(|error| Error::io("simulation", "start its thread", &error))?;
-    let broke = || Error::internal("simulation", "broke; what was printed says more");
-    match receiver.recv_timeout(timeout) {
-        Ok(result) => result,
-        Err(mpsc::RecvTimeoutError::Disconnected) => Err(broke()),
+    let result = match receiver.recv_timeout(timeout) {
         Err(mpsc::RecvTimeoutError::Timeout) => {
             interrupted.store(true, Ordering::Relaxed);
             // A turn of the simulation may still take a moment.
-            receiver.recv_timeout(timeout.max(Duration::from_secs(5))).unwrap_or_else(|_| {
-                let message = format!("did not end within {}", crate::model::units::Duration::from(timeout));
-                Err(Error::new(Kind::Timeout, "simulation", message))
-            })
+            receiver.recv_timeout(timeout.max(Duration::from_secs(5)))
+        }
+        result => result,
+    };
+    match result {
+        Ok(result) => result.map_err(|error| with_subject(error, subject, timeout)),
+        Err(mpsc::RecvTimeoutError::Timeout) => Err(with_subject(late(), subject, timeout)),
+        Err(mpsc::RecvTimeoutError::Disconnected) => {
+            Err(Error::internal(subject, "broke; the trace before this says where"))
         }
     }
 }

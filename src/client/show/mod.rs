@@ -78,6 +78,9 @@ pub fn state(status: &ServiceStatus) -> String {
     if let Some(release) = status.release.as_ref().filter(|release| release.state == ReleaseState::Failed) {
         return format!("stopped half-way, {} of {} on revision {}", release.moved.len(), status.desired, release.to);
     }
+    if let Some(why) = status.ports_pending.as_ref().filter(|_| status.healthy == status.desired) {
+        return why.clone();
+    }
     if status.settled {
         return match &status.release {
             Some(release)

@@ -165,8 +165,21 @@ impl Inner {
         }
         let (node, spec) = (task.node.clone(), task.spec.clone());
         let program = self.programs.of(&spec);
-        let ports: BTreeMap<String, String> =
-            spec.ports.keys().map(|name| (name.clone(), self.address(&node, id))).collect();
+        let mut ports = BTreeMap::new();
+        for name in spec.ports.keys() {
+            let Some(address) = self.address(&node, id) else {
+                for address in ports.values() {
+                    self.addresses.remove(address);
+                }
+                let reason = format!("no port is free on node \"{node}\"");
+                if let Some(task) = self.tasks.get_mut(&id) {
+                    task.state = ObservedState::Rejected { reason };
+                }
+                self.tell(id);
+                return;
+            };
+            ports.insert(name.clone(), address);
+        }
         let lines = program.output.iter().enumerate().map(|(number, text)| LogLine {
             at: i64::try_from(now.0).unwrap_or(i64::MAX).saturating_mul(1_000_000).saturating_add(number as i64),
             task: id,
@@ -195,19 +208,20 @@ impl Inner {
         self.tell(id);
     }
 
-    // A port of its own on the node.
-    fn address(&mut self, node: &NodeId, id: TaskId) -> String {
+    // A port of its own on the node, if one is free.
+    fn address(&mut self, node: &NodeId, id: TaskId) -> Option<String> {
         let host = self.nodes.get(node).and_then(|node| node.address);
         let host = host.map_or_else(|| node.to_string(), |address| address.to_string());
         let last = self.last_port.entry(node.clone()).or_insert(FIRST_PORT - 1);
-        loop {
+        for _ in FIRST_PORT..=u16::MAX {
             *last = last.checked_add(1).unwrap_or(FIRST_PORT);
             let address = format!("{host}:{last}");
             if !self.addresses.contains_key(&address) {
                 self.addresses.insert(address.clone(), id);
-                return address;
+                return Some(address);
             }
         }
+        None
     }
 
     fn tell(&self, id: TaskId) {
@@ -235,7 +249,7 @@ impl Engine for SimEngine {
             return Ok(());
         }
         let program = inner.programs.of(&request.spec);
-        let state = match program.reject {
+        let state = match program.reject.clone() {
             Some(reason) => ObservedState::Rejected { reason },
             None => {
                 inner.plan(self.clock.now().after(self.about(program.start)), id, Step::Run);

@@ -1,6 +1,7 @@
 //! What replicas do in a simulation. A program is what a description's image or command names.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Deserializer};
 
@@ -100,17 +101,17 @@ impl<'de> Deserialize<'de> for Answer {
 
 /// Programs by name.
 #[derive(Debug, Clone, Default)]
-pub struct Programs(BTreeMap<String, Program>);
+pub struct Programs(BTreeMap<String, Arc<Program>>);
 
 impl Programs {
     /// Says how a program behaves from now on.
     pub fn set(&mut self, name: &str, program: Program) {
-        self.0.insert(name.to_owned(), program);
+        self.0.insert(name.to_owned(), Arc::new(program));
     }
 
     /// The program of a description: by its whole image or command line, else by the image without its tag or the first
     /// word; one that works where nothing is said.
-    pub fn of(&self, spec: &ServiceSpec) -> Program {
+    pub fn of(&self, spec: &ServiceSpec) -> Arc<Program> {
         let whole = match (&spec.image, &spec.command[..]) {
             (Some(image), _) => image.clone(),
             // A command that was written as one text is a line of the shell.

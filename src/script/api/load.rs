@@ -52,10 +52,17 @@ struct Load {
     workers: Rc<RefCell<Vec<tokio::task::JoinHandle<()>>>>,
 }
 
-/// Adds `load` to `http`. Only where scripts run in the user's own process.
-pub fn install(lua: &Lua) -> mlua::Result<()> {
+/// Adds `load` to `http`. Only where scripts run in the user's own process, and on a real network.
+pub fn install(lua: &Lua, simulated: bool) -> mlua::Result<()> {
     let http: Table = lua.globals().get("http")?;
-    http.set("load", lua.create_function(|_, options: Value| start(&options))?)
+    let load = lua.create_function(move |_, options: Value| match simulated {
+        false => start(&options),
+        true => {
+            let error = Error::new(Kind::Script, "http.load", "measures a real network, which a simulation has not");
+            Err(raise(error.help("ask with http.get, as often as is needed")))
+        }
+    })?;
+    http.set("load", load)
 }
 
 fn start(options: &Value) -> mlua::Result<Load> {

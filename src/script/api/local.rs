@@ -9,11 +9,12 @@ use crate::model::units::Duration;
 use crate::model::{Error, Kind, suggest};
 use crate::script::value::{from_json, raise, to_json};
 
-/// Sets the four namespaces. Relative paths are relative to `folder`, where the user is.
-pub fn install(lua: &Lua, folder: &Path, args: &[String]) -> mlua::Result<()> {
+/// Sets the four namespaces. Relative paths are relative to `folder`, where the user is. In a simulation time stands
+/// still while a command runs.
+pub fn install(lua: &Lua, folder: &Path, args: &[String], stands_still: bool) -> mlua::Result<()> {
     files(lua, folder)?;
     environment(lua)?;
-    shell(lua, folder)?;
+    shell(lua, folder, stands_still)?;
     arguments(lua, args)
 }
 
@@ -111,7 +112,7 @@ struct ShellOptions {
 }
 
 // `sh("make image")` runs a shell line, `sh({ "git", "log" })` a command; both wait, and fail on a bad exit code.
-fn shell(lua: &Lua, folder: &Path) -> mlua::Result<()> {
+fn shell(lua: &Lua, folder: &Path, stands_still: bool) -> mlua::Result<()> {
     let folder = folder.to_owned();
     let run = lua.create_async_function(move |lua, (command, options): (Value, Option<Table>)| {
         let folder = folder.clone();
@@ -127,38 +128,17 @@ fn shell(lua: &Lua, folder: &Path) -> mlua::Result<()> {
                 Value::Table(list) => list.sequence_values::<String>().collect::<mlua::Result<_>>()?,
                 _ => Vec::new(),
             };
-            let Some((program, args)) = words.split_first() else {
+            let subject = words.last().filter(|_| matches!(command, Value::String(_))).or(words.first());
+            let Some(subject) = subject.map(|word| format!("command {word:?}")) else {
                 return Err(raise(Error::new(Kind::Script, "sh", "expected a shell line or a list of words")));
             };
-            let subject = format!(
-                "command {:?}",
-                words.last().filter(|_| matches!(command, Value::String(_))).unwrap_or(program)
-            );
-            let mut process = tokio::process::Command::new(program);
-            process.args(args).envs(&options.env).kill_on_drop(true);
-            process.current_dir(options.cwd.map_or(folder.clone(), |cwd| folder.join(cwd)));
-            let stdin =
-                if options.stdin.is_some() { std::process::Stdio::piped() } else { std::process::Stdio::null() };
-            process.stdin(stdin).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
-            let failed = |error: std::io::Error| raise(Error::io(subject.clone(), "run it", &error));
-            let mut child = process.spawn().map_err(failed)?;
-            let input = child.stdin.take();
-            let feed = async move {
-                if let (Some(mut pipe), Some(text)) = (input, options.stdin) {
-                    // A command that does not read its input to the end is no failure.
-                    let _ = tokio::io::AsyncWriteExt::write_all(&mut pipe, text.as_bytes()).await;
-                }
-            };
-            let timeout = options.timeout.unwrap_or(Duration::from_secs(600));
-            let both = async { tokio::join!(child.wait_with_output(), feed).0 };
-            let output = tokio::time::timeout(timeout.std(), both)
-                .await
-                .map_err(|_| raise(Error::new(Kind::Timeout, subject.clone(), format!("no end within {timeout}"))))?
-                .map_err(failed)?;
+            let check = options.check != Some(false);
+            let work = execute(subject.clone(), words, options, folder);
+            let output = if stands_still { meanwhile(work) } else { work.await }.map_err(raise)?;
             let code = output.status.code().unwrap_or_else(|| {
                 128 + std::os::unix::process::ExitStatusExt::signal(&output.status).unwrap_or_default()
             });
-            if code != 0 && options.check != Some(false) {
+            if code != 0 && check {
                 let errors = String::from_utf8_lossy(&output.stderr);
                 let last: Vec<&str> = errors.trim_end().lines().rev().take(5).collect();
                 let shown = last.into_iter().rev().collect::<Vec<_>>().join("\n");
@@ -176,6 +156,43 @@ fn shell(lua: &Lua, folder: &Path) -> mlua::Result<()> {
         }
     })?;
     lua.globals().set("sh", run)
+}
+
+async fn execute(
+    subject: String,
+    words: Vec<String>,
+    options: ShellOptions,
+    folder: PathBuf,
+) -> crate::model::Result<std::process::Output> {
+    let failed = |error: std::io::Error| Error::io(subject.clone(), "run it", &error);
+    let (program, args) = words.split_first().ok_or_else(|| Error::invalid("sh", "no words"))?;
+    let mut process = tokio::process::Command::new(program);
+    process.args(args).envs(&options.env).kill_on_drop(true);
+    process.current_dir(options.cwd.map_or(folder.clone(), |cwd| folder.join(cwd)));
+    let stdin = if options.stdin.is_some() { std::process::Stdio::piped() } else { std::process::Stdio::null() };
+    process.stdin(stdin).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = process.spawn().map_err(failed)?;
+    let input = child.stdin.take();
+    let feed = async move {
+        if let (Some(mut pipe), Some(text)) = (input, options.stdin) {
+            // A command that does not read its input to the end is no failure.
+            let _ = tokio::io::AsyncWriteExt::write_all(&mut pipe, text.as_bytes()).await;
+        }
+    };
+    let timeout = options.timeout.unwrap_or(Duration::from_secs(600));
+    let both = async { tokio::join!(child.wait_with_output(), feed).0 };
+    let output = tokio::time::timeout(timeout.std(), both).await;
+    output.map_err(|_| Error::new(Kind::Timeout, subject.clone(), format!("no end within {timeout}")))?.map_err(failed)
+}
+
+// A command is of this world: in a simulation time stands still while it runs, by another thread's clock.
+fn meanwhile<T: Send>(work: impl Future<Output = crate::model::Result<T>> + Send) -> crate::model::Result<T> {
+    let run = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        runtime.map_err(|error| Error::io("sh", "wait for it", &error))?.block_on(work)
+    };
+    std::thread::scope(|scope| scope.spawn(run).join())
+        .unwrap_or_else(|_| Err(Error::internal("sh", "broke while it waited")))
 }
 
 // `args[1]`, and `args.parse { tag = { required = true }, replicas = { default = 3 } }` for `--tag x --replicas=5`.

@@ -37,11 +37,13 @@ pub struct Reach {
     pub clock: Arc<dyn Clock>,
     /// Whoever answers at an address.
     pub network: Arc<dyn Network>,
+    /// Whether both are a simulation's.
+    pub simulated: bool,
 }
 
 impl Default for Reach {
     fn default() -> Self {
-        Reach { clock: Arc::new(SystemClock::start()), network: Arc::new(Sockets) }
+        Reach { clock: Arc::new(SystemClock::start()), network: Arc::new(Sockets), simulated: false }
     }
 }
 
@@ -96,7 +98,7 @@ pub fn install_hosted(
     install_print(lua, sink)?;
     formats::install(lua)?;
     let computes = matches!(kind, Some(HostedKind::Policy | HostedKind::Rollout));
-    time::install(lua, (!computes).then_some(&env.reach.clock))?;
+    time::install(lua, (!computes).then_some(&env.reach.clock), Some(phase))?;
     if computes {
         let word = kind.map_or("", HostedKind::as_str);
         absent(lua, "http", &format!("a {word} computes only"))?;
@@ -104,6 +106,7 @@ pub fn install_hosted(
     } else {
         http::install(lua, Some(phase.clone()), &env.reach.network)?;
         seed(lua, &*env.reach.clock)?;
+        only_while_running(lua, phase)?;
     }
     match (kind, env.cluster.get().and_then(Weak::upgrade)) {
         (Some(HostedKind::Cron | HostedKind::On), Some(cluster)) => cluster::install(lua, &cluster, &env.reach)?,
@@ -118,6 +121,7 @@ pub fn install_hosted(
             }
         }
     }
+    absent(lua, "test", "it works in `neap test`, in files that end with _test.lua")?;
     for name in ["scripts", "fs", "env", "sh", "args"] {
         absent(lua, name, "it works in `neap run`, not in hosted scripts")?;
     }
@@ -130,7 +134,22 @@ pub fn install_hosted(
 /// Makes `math.random` begin where the clock's randomness says.
 pub fn seed(lua: &Lua, clock: &dyn Clock) -> mlua::Result<()> {
     let math: mlua::Table = lua.globals().get("math")?;
-    math.get::<mlua::Function>("randomseed")?.call((clock.random() >> 32) as u32)
+    // Luau takes 31 bits and makes one of all that are more.
+    math.get::<mlua::Function>("randomseed")?.call((clock.random() >> 33) as u32)
+}
+
+// What a file registers is the same each time that it is loaded.
+fn only_while_running(lua: &Lua, phase: &Phase) -> mlua::Result<()> {
+    let math: mlua::Table = lua.globals().get("math")?;
+    for name in ["random", "randomseed"] {
+        let (phase, inner) = (phase.clone(), math.get::<mlua::Function>(name)?);
+        let guarded = lua.create_function(move |_, values: MultiValue| {
+            phase.require_running(&format!("math.{name}"))?;
+            inner.call::<MultiValue>(values)
+        })?;
+        math.set(name, guarded)?;
+    }
+    Ok(())
 }
 
 // The same inputs give the same decision: no randomness.

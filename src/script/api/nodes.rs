@@ -62,6 +62,12 @@ fn node_table(lua: &Lua, cluster: &Arc<dyn Cluster>, node: &Node) -> mlua::Resul
     };
     // Amounts as numbers, as policies see them.
     table.raw_set("memory", node.memory.0 as f64)?;
+    // Changed by `update`, not by writing to what was read.
+    for name in ["labels", "engine_labels"] {
+        if let Value::Table(labels) = table.raw_get(name)? {
+            labels.set_readonly(true);
+        }
+    }
     let (cluster, id) = (cluster.clone(), node.id.clone());
     let update = lua.create_async_function(move |lua, (_, changes): (Value, Table)| {
         let (cluster, id) = (cluster.clone(), id.clone());

@@ -25,9 +25,8 @@ pub struct CronCall {
 
 const RUN: [&str; 4] = ["name", "number", "due_at", "by"];
 
-/// Runs a cron script once: what it printed, and how it ended.
-pub async fn cron(hosted: &Hosted, call: &CronCall) -> (String, Result<()>) {
-    let output = Output::default();
+/// Runs a cron script once; what it prints goes to `output`.
+pub async fn cron(hosted: &Hosted, call: &CronCall, output: &Output) -> Result<()> {
     let subject = format!("cron \"{}\"", call.name);
     let explain = |error: mlua::Error| hosted.explain(&subject, &error, &format!("run {}", call.number));
     let work = async {
@@ -35,9 +34,7 @@ pub async fn cron(hosted: &Hosted, call: &CronCall) -> (String, Result<()>) {
         let run = run_table(&hosted.lua, call).map_err(explain)?;
         entry.functions["run"].call_async::<Value>(run).await.map(drop).map_err(explain)
     };
-    let work = hosted.sink.keep(output.clone(), hosted.budget.spend(budget::CRON, work));
-    let result = work.await;
-    (output.text(), result)
+    hosted.sink.keep(output.clone(), hosted.budget.spend(budget::CRON, work)).await
 }
 
 fn run_table(lua: &Lua, call: &CronCall) -> mlua::Result<Table> {

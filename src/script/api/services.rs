@@ -18,7 +18,7 @@ use crate::model::service::ServiceSpec;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
 use crate::script::bring::bring;
-use crate::script::value::{from_record, raise, to_json};
+use crate::script::value::{from_record, from_timed, raise, to_json};
 
 /// How a script in the user's process shows that it waits.
 pub type Reporter = Rc<dyn Fn(&str, &ServiceStatus)>;
@@ -42,9 +42,9 @@ const WAIT: Duration = Duration::from_secs(600);
 /// Sets `service`, `services`, `scripts`.
 pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
     let shared = context.clone();
-    let describe = lua.create_function(move |lua, name: String| {
+    let describe = lua.create_function(move |lua, (name, table): (String, Value)| {
         let context = shared.clone();
-        lua.create_function(move |_, table: Table| {
+        let describe = lua.create_function(move |_, table: Table| {
             let mut spec =
                 to_json(&Value::Table(table)).map_err(|error| raise(error.about(format!("service \"{name:.70}\""))))?;
             if let serde_json::Value::Array(list) = &spec
@@ -56,7 +56,12 @@ pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
             // Read here as well, so that a mistake is shown where the description stands.
             ServiceSpec::read(&spec).map_err(raise)?;
             Ok(Description { context: context.clone(), spec })
-        })
+        })?;
+        // `service("name", { ... })` is the same.
+        match table {
+            Value::Nil => Ok(Value::Function(describe)),
+            table => describe.call::<Value>(table),
+        }
     })?;
     lua.globals().set("service", describe)?;
 
@@ -280,10 +285,10 @@ impl UserData for Handle {
         fields.add_field_method_get("healthy", |_, this| Ok(this.status.healthy));
         fields.add_field_method_get("settled", |_, this| Ok(this.status.settled));
         fields.add_field_method_get("spec", |lua, this| from_record(lua, &this.status.service.spec));
-        fields.add_field_method_get("release", |lua, this| from_record(lua, &this.status.release));
+        fields.add_field_method_get("release", |lua, this| from_timed(lua, &this.status.release));
         fields.add_field_method_get("tasks", |lua, this| {
             let live: Vec<_> = this.status.tasks.iter().filter(|task| !task.state.is_final()).collect();
-            from_record(lua, &live)
+            from_timed(lua, &live)
         });
     }
 
@@ -350,7 +355,12 @@ impl UserData for Handle {
             let mut lines = this.context.cluster.logs(&this.name(), ask).await.map_err(raise)?;
             let list = lua.create_table()?;
             while let Some(line) = lines.next().await {
-                list.raw_push(from_record(&lua, &line.map_err(raise)?)?)?;
+                let line = line.map_err(raise)?;
+                let table = from_record(&lua, &line)?;
+                if let Some(table) = table.as_table() {
+                    table.raw_set("at", line.at as f64 / 1e9)?;
+                }
+                list.raw_push(table)?;
             }
             Ok(list)
         });

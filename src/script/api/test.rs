@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
-use mlua::{Function, Lua, MultiValue, Table, Value};
+use mlua::{Function, Lua, Table, Value};
 use serde::{Deserialize, Deserializer};
+use tokio::sync::mpsc;
 
 use super::Reach;
 use super::time::duration;
@@ -14,6 +15,7 @@ use crate::client::Cluster;
 use crate::engines::sim::{Program, Programs, SimEngine};
 use crate::model::clock::Timestamp;
 use crate::model::event::{Event, What};
+use crate::model::name::check_loose;
 use crate::model::node::{Availability, Node, Role};
 use crate::model::task::Exit;
 use crate::model::units::{Bytes, Cpu};
@@ -96,13 +98,22 @@ impl<'de> Deserialize<'de> for Nodes {
 }
 
 impl Setup {
-    /// The nodes, each with an address of its own.
-    pub fn nodes(&self) -> Result<Vec<Node>> {
-        let invalid = |why: String| Error::invalid("nodes", why);
+    // Bounds and spellings; what it costs does not grow with the number of nodes.
+    fn check(&self) -> Result<()> {
         let total: usize = self.nodes.0.iter().map(|node| node.count.unwrap_or(1) as usize).sum();
         if total == 0 || total > MAX_NODES {
-            return Err(invalid(format!("{total} is not between 1 and {MAX_NODES}")));
+            return Err(Error::invalid("nodes", format!("{total} is not between 1 and {MAX_NODES}")));
         }
+        for node in &self.nodes.0 {
+            check_loose("node", &node.name)?;
+        }
+        self.begin().map(drop)
+    }
+
+    /// The nodes, each with an address of its own.
+    pub fn nodes(&self) -> Result<Vec<Node>> {
+        self.check()?;
+        let invalid = |why: String| Error::invalid("nodes", why);
         let mut nodes: BTreeMap<String, Node> = BTreeMap::new();
         for setup in &self.nodes.0 {
             for number in 1..=setup.count.unwrap_or(1) {
@@ -162,9 +173,33 @@ pub struct Stage {
     /// Its clock and network.
     pub reach: Reach,
     /// All that has happened so far.
-    pub history: Rc<RefCell<Vec<Event>>>,
+    pub history: Rc<History>,
     /// What decides all randomness.
     pub seed: u64,
+}
+
+/// All that has happened in a simulation.
+pub struct History {
+    seen: RefCell<Vec<Event>>,
+    more: RefCell<mpsc::Receiver<Result<Event>>>,
+}
+
+impl History {
+    /// What comes from `events`.
+    pub fn new(events: mpsc::Receiver<Result<Event>>) -> Self {
+        History { seen: RefCell::default(), more: RefCell::new(events) }
+    }
+
+    /// All of it, up to now.
+    pub fn events(&self) -> std::cell::Ref<'_, Vec<Event>> {
+        let mut more = self.more.borrow_mut();
+        let mut seen = self.seen.borrow_mut();
+        while let Ok(Ok(event)) = more.try_recv() {
+            seen.push(event);
+        }
+        drop(seen);
+        self.seen.borrow()
+    }
 }
 
 /// A test that a file has registered.
@@ -185,7 +220,7 @@ pub type Cases = Rc<RefCell<Vec<Case>>>;
 /// Sets `test`. Before the VM is sealed.
 pub fn install(lua: &Lua, cases: &Cases) -> mlua::Result<()> {
     let cases = cases.clone();
-    let register = lua.create_function(move |lua, (name, body): (String, Option<Function>)| {
+    let register = lua.create_function(move |lua, (name, body): (String, Value)| {
         let line = super::position(lua).1;
         let add = {
             let (cases, name) = (cases.clone(), name.clone());
@@ -200,27 +235,30 @@ pub fn install(lua: &Lua, cases: &Cases) -> mlua::Result<()> {
             }
         };
         match body {
-            Some(run) => {
+            Value::Function(run) => {
                 add(Setup::default(), run)?;
                 Ok(Value::Nil)
             }
-            None => {
+            // `test("name", { ... })` is the same as `test "name" { ... }`.
+            Value::Table(table) => {
+                let (setup, run) = read(&name, &table).map_err(raise)?;
+                add(setup, run)?;
+                Ok(Value::Nil)
+            }
+            Value::Nil => {
                 let register = lua.create_function(move |_, table: Table| {
                     let (setup, run) = read(&name, &table).map_err(raise)?;
                     add(setup, run)
                 })?;
                 Ok(Value::Function(register))
             }
+            other => {
+                let message = format!("expected a function or a table, got a {}", other.type_name());
+                Err(raise(Error::new(Kind::Script, format!("test \"{name:.80}\""), message)))
+            }
         }
     })?;
-    lua.globals().set("test", register)?;
-    // What belongs to a real machine.
-    let http: Table = lua.globals().get("http")?;
-    let refuse = lua.create_function(|_, _: MultiValue| {
-        let error = Error::new(Kind::Script, "http.load", "measures a real network, which a simulation has not");
-        Err::<(), _>(raise(error.help("ask with http.get, as often as is needed")))
-    })?;
-    http.set("load", refuse)
+    lua.globals().set("test", register)
 }
 
 fn read(name: &str, table: &Table) -> Result<(Setup, Function)> {
@@ -240,7 +278,7 @@ fn read(name: &str, table: &Table) -> Result<(Setup, Function)> {
     let script = |error: Error| Error { kind: Kind::Script, ..error };
     let setup: Setup = strict::read(&subject, &serde_json::Value::Object(rest)).map_err(script)?;
     // Mistakes are found where they stand, not when the test is run.
-    setup.nodes().and(setup.begin()).map_err(|error| script(error.about(subject.clone())))?;
+    setup.check().map_err(|error| script(error.about(subject.clone())))?;
     Ok((setup, run.ok_or_else(missing)?))
 }
 
@@ -283,16 +321,21 @@ impl Stage {
         })?;
         table.raw_set("program", program)?;
         let engine = self.engine.clone();
-        let kill = lua.create_function(move |_, (_, task, code): (Value, String, Option<i32>)| {
-            let exit = code.map_or(Exit::Signal(9), Exit::Code);
-            engine.kill(&task, exit).map_err(raise)
+        let kill = lua.create_async_function(move |_, (_, task, code): (Value, String, Option<i32>)| {
+            let engine = engine.clone();
+            async move {
+                engine.kill(&task, code.map_or(Exit::Signal(9), Exit::Code)).map_err(raise)?;
+                // Until it is noticed.
+                tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+                Ok(())
+            }
         })?;
         table.raw_set("kill", kill)?;
         let history = self.history.clone();
         let events = lua.create_function(move |lua, (_, what): (Value, Option<String>)| {
             let wanted = what.as_deref().map(What::parse).transpose().map_err(raise)?;
             let list = lua.create_table()?;
-            for event in history.borrow().iter().filter(|event| wanted.is_none_or(|what| what == event.what)) {
+            for event in history.events().iter().filter(|event| wanted.is_none_or(|what| what == event.what)) {
                 list.raw_push(from_timed(lua, event)?)?;
             }
             Ok(list)

@@ -4,13 +4,15 @@ use std::sync::Arc;
 
 use mlua::{Lua, Value};
 
+use super::Phase;
 use crate::model::clock::Clock;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
 use crate::script::value::raise;
 
-/// Sets `time`. Without a clock only what computes: a decision does not depend on when it is made.
-pub fn install(lua: &Lua, clock: Option<&Arc<dyn Clock>>) -> mlua::Result<()> {
+/// Sets `time`. Without a clock only what computes: a decision does not depend on when it is made. With a `phase`, the
+/// clock is not read while a hosted file is being loaded.
+pub fn install(lua: &Lua, clock: Option<&Arc<dyn Clock>>, phase: Option<&Phase>) -> mlua::Result<()> {
     let time = lua.create_table()?;
     time.set("seconds", lua.create_function(|_, text: Value| Ok(duration(&text)?.seconds()))?)?;
     time.set(
@@ -30,7 +32,14 @@ pub fn install(lua: &Lua, clock: Option<&Arc<dyn Clock>>) -> mlua::Result<()> {
         })?,
     )?;
     if let Some(clock) = clock.cloned() {
-        time.set("now", lua.create_function(move |_, ()| Ok(clock.wall_nanos() as f64 / 1e9))?)?;
+        let phase = phase.cloned();
+        let now = lua.create_function(move |_, ()| {
+            if let Some(phase) = &phase {
+                phase.require_running("time.now")?;
+            }
+            Ok(clock.wall_nanos() as f64 / 1e9)
+        })?;
+        time.set("now", now)?;
         time.set(
             "sleep",
             lua.create_async_function(|_, period: Value| async move {
@@ -54,6 +63,9 @@ pub fn duration(value: &Value) -> mlua::Result<Duration> {
         Value::Integer(seconds) if *seconds >= 0 => Ok(Duration::from_secs(*seconds as u64)),
         Value::Number(seconds) if *seconds >= 0.0 && *seconds < 3e9 => {
             Ok(Duration::from_millis((*seconds * 1000.0) as u64))
+        }
+        Value::Integer(_) | Value::Number(_) => {
+            Err(raise(Error::new(Kind::Script, "duration", "is no number of seconds from 0 to 3 thousand million")))
         }
         other => Err(raise(Error::new(
             Kind::Script,
