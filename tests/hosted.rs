@@ -74,7 +74,7 @@ fn one(host: &Arc<ScriptHost>, hash: &str, policy: &str, node: &str) -> Result<V
         .place(&board(), &mut std::iter::once(ask), &mut |_, answers| answer = answers.into_iter().next());
     match answer.unwrap().place {
         Ok(placement) => {
-            assert_eq!(&*placement.node, node);
+            assert_eq!(&*board().seat(placement.at as usize).unwrap().node.id, node);
             Ok(Verdict::Score(placement.score))
         }
         Err(error) if error.kind == Kind::Exhausted => {

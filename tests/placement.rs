@@ -213,8 +213,12 @@ fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
                 asks.iter().zip(&scans).map(|(ask, policies)| scan(&mut scanned, ask, policies)).collect();
             let mut found: Vec<Vec<Option<String>>> = vec![Vec::new(); asks.len()];
             Scripts::new(&host).place(&board, &mut asks.iter().cloned(), &mut |number, answers| {
-                found[number] =
-                    answers.into_iter().map(|answer| answer.place.ok().map(|place| place.node.to_string())).collect();
+                found[number] = answers
+                    .into_iter()
+                    .map(|answer| {
+                        answer.place.ok().map(|place| board.seat(place.at as usize).unwrap().node.id.to_string())
+                    })
+                    .collect();
             });
             assert_eq!(found, expected, "cluster {clusters}: {asks:?}");
             for (ask, places) in asks.iter().zip(found) {

@@ -8,7 +8,7 @@ use super::group::Group;
 use super::lookup::Lookup;
 use super::place::{Answer, Ask, Filter, Placement, Refusals, SlotAsk, nowhere};
 use super::reads::Judge;
-use crate::model::id::{NodeId, Slot};
+use crate::model::id::Slot;
 use crate::model::name::Name;
 use crate::model::service::{OnPolicyError, Resources};
 use crate::model::{Error, Kind, Result};
@@ -36,7 +36,7 @@ pub struct Ledger {
     courts: Vec<(String, Court)>,
     groups: Vec<Kept>,
     // What was placed in this pass already, which the asks know nothing of.
-    placed: Lookup<Name, Vec<NodeId>>,
+    placed: Lookup<Name, Vec<u32>>,
     // The board's stamp as the pass began.
     began: u64,
 }
@@ -83,7 +83,7 @@ impl Ledger {
             answers.resize(ask.slots.len(), Answer { place: Err(Box::new(error)), note: None });
         }
         let found = answers.iter().filter_map(|answer| answer.place.as_ref().ok());
-        self.placed.or_insert(ask.service.clone(), Vec::new()).extend(found.map(|placement| placement.node.clone()));
+        self.placed.or_insert(ask.service.clone(), Vec::new()).extend(found.map(|placement| placement.at));
         answers
     }
 
@@ -134,8 +134,8 @@ impl Ledger {
         court: &mut Court,
         answers: &mut Vec<Answer>,
     ) -> Result<()> {
-        let mut on = ask.on.clone();
-        on.extend(self.placed.get(&ask.service).into_iter().flatten().cloned());
+        let placed = self.placed.get(&ask.service).into_iter().flatten().map(|at| *at as usize);
+        let on: Vec<usize> = ask.on.iter().filter_map(|node| board.position(node)).chain(placed).collect();
         let mut current: Option<Box<Group>> = None;
         let mut growth = 0;
         let mut next = 0;
@@ -157,7 +157,7 @@ impl Ledger {
                     drop(group);
                     None
                 }
-                Some(mut group) => match group.turn_to(board, court, case, on.iter().map(|node| &**node))? {
+                Some(mut group) => match group.turn_to(board, court, case, on.iter().copied())? {
                     Outcome::Done(()) => Some(group),
                     Outcome::Outgrown => None,
                 },
@@ -243,12 +243,11 @@ impl Work<'_> {
         ready?;
         let place = match (found, refusals) {
             (Some((at, score)), _) => {
-                let node = self.board.seat(at).map(|seat| seat.node.id.clone()).unwrap_or_else(|| "".into());
                 self.board.alter_at(at, &self.ask.service, true, &self.ask.filter.reservations, 1);
                 // A failure from here on is the next task's: this one has its place.
                 let caught = self.catch_up(&replaced).and_then(|()| self.catch_up(&[at]));
                 self.outgrown |= caught.is_err();
-                Ok(Placement { node, score })
+                Ok(Placement { at: at as u32, score })
             }
             (None, Some(refusals)) => {
                 self.catch_up(&replaced)?;

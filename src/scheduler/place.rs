@@ -130,10 +130,11 @@ impl Filter {
 }
 
 /// A place, and the deciding score.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Placement {
-    /// The node.
-    pub node: NodeId,
+    /// The node, by its place on the board that the question came with: two threads that count references to a node's
+    /// name would wait for one another.
+    pub at: u32,
     /// The first policy's score.
     pub score: f64,
 }

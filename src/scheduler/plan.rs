@@ -61,6 +61,10 @@ pub fn plan(world: &World, old: Option<&Service>, service: &Service, hash: &str,
             let found = answer.place.map_err(|error| {
                 if error.kind == crate::model::Kind::Exhausted { error.message } else { error.to_string() }
             });
+            let found = found.map(|found| {
+                let node = world.board().seat(found.at as usize).map(|seat| seat.node.id.to_string());
+                (node.unwrap_or_default(), found.score)
+            });
             steps.push(step(service, slot, *action, found, reason.clone()));
         }
     });
@@ -88,14 +92,12 @@ fn step(
     service: &Service,
     slot: &Slot,
     action: PlanAction,
-    found: Result<super::place::Placement, String>,
+    found: Result<(String, f64), String>,
     reason: String,
 ) -> PlanStep {
     let task = format!("{}.{slot}", service.spec.name);
     match found {
-        Ok(placement) => {
-            PlanStep { action, task, node: Some(placement.node.to_string()), score: Some(placement.score), reason }
-        }
+        Ok((node, score)) => PlanStep { action, task, node: Some(node), score: Some(score), reason },
         Err(why) => PlanStep { action: PlanAction::Pending, task, node: None, score: None, reason: why },
     }
 }

@@ -296,10 +296,11 @@ fn settle(draft: &mut Draft, task: &Arc<Task>, answer: Answer) {
             placed.state = TaskState::Assigned;
             placed.not_before = None;
             placed.reason = None;
-            placed.node = Some(placement.node);
+            // Nodes neither come nor go while a pass is being made.
+            placed.node = draft.world.board().seat(placement.at as usize).map(|seat| seat.node.id.clone());
             let placed = Arc::new(placed);
             draft.note_task(What::TaskAssigned, &placed, String::new());
-            draft.change(Change::Task(placed));
+            draft.place(placed, placement.at as usize);
         }
         Err(error) => {
             draft.wake(&task.service, draft.clock.now().after(RETRY));

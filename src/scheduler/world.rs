@@ -137,12 +137,30 @@ impl World {
         self.seat(task, 1);
     }
 
+    // The same as for any changed task, but that the seat of its node need not be looked for, and it had none before.
+    fn place(&mut self, task: &Arc<Task>, at: usize) {
+        self.tasks.insert(task.id, task.clone());
+        self.look_up(task);
+        if let Some((name, _, reservations)) = &self.looked_up {
+            self.board.alter_at(at, name, task.stop.is_none(), reservations, 1);
+        }
+    }
+
     // What a task means for the node that it is on.
     fn seat(&mut self, task: &Task, sign: i64) {
         let Some(node) = &task.node else { return };
         if task.state.is_final() {
             return;
         }
+        self.look_up(task);
+        if let Some((name, _, reservations)) = &self.looked_up {
+            // What is on its way out still holds its resources, but no longer counts as a neighbour.
+            self.board.alter(node, name, task.stop.is_none(), reservations, sign);
+        }
+    }
+
+    // Finds out what a task of its revision reserves, unless that was found for the one before.
+    fn look_up(&mut self, task: &Task) {
         let known = self
             .looked_up
             .as_ref()
@@ -152,9 +170,6 @@ impl World {
             let reservations = revision.map(|revision| revision.spec.reservations).unwrap_or_default();
             self.looked_up = Some((task.service.clone(), task.revision, reservations));
         }
-        let Some((name, _, reservations)) = &self.looked_up else { return };
-        // What is on its way out still holds its resources, but no longer counts as a neighbour.
-        self.board.alter(node, name, task.stop.is_none(), reservations, sign);
     }
 
     /// New or changed nodes.
@@ -267,6 +282,12 @@ impl<'a> Draft<'a> {
     /// Begins with `world` as it is.
     pub fn new(world: &World, clock: &'a dyn Clock) -> Self {
         Draft { world: world.clone(), decision: Decision::default(), clock }
+    }
+
+    /// Gives a task that had no node yet its place, whose seat is known.
+    pub fn place(&mut self, task: Arc<Task>, at: usize) {
+        self.world.place(&task, at);
+        self.decision.changes.push(Change::Task(task));
     }
 
     /// Makes a change.

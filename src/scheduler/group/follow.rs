@@ -34,12 +34,12 @@ impl Group {
 
     /// Takes over what has changed on the board, and turns to tasks like `case`; `on` names the nodes that have tasks of
     /// their service.
-    pub fn turn_to<'a>(
+    pub fn turn_to(
         &mut self,
         board: &Board,
         court: &mut Court,
         case: Case,
-        on: impl Iterator<Item = &'a str>,
+        on: impl Iterator<Item = usize>,
     ) -> Result<Outcome<()>> {
         let other = !self.own.same(&case.task.service) && self.own != case.task.service;
         let own = self.plan.services.iter().position(|of| *of == Whose::Own).filter(|_| other);
@@ -52,7 +52,7 @@ impl Group {
             let mut stale: Vec<usize> = match own {
                 Some(own) => {
                     let with = self.states.iter().enumerate().filter(|(_, state)| state.counts[own] != 0);
-                    with.map(|(at, _)| at).chain(on.filter_map(|node| board.position(node))).collect()
+                    with.map(|(at, _)| at).chain(on).collect()
                 }
                 None => Vec::new(),
             };
