@@ -18,7 +18,7 @@ use neap::script::host::{ScriptHost, Scripts};
 type Scan = fn(&Board, &Seat, &str, u32) -> Option<f64>;
 
 fn count(board: &Board, service: Option<&str>, like: impl Fn(&Seat) -> bool) -> f64 {
-    let of = |seat: &Seat| service.map_or(seat.total, |name| seat.count(name));
+    let of = |seat: &Seat| service.map_or(seat.total, |name| board.count(seat, name));
     f64::from(board.seats().filter(|seat| like(seat)).map(|seat| of(seat)).sum::<u32>())
 }
 
@@ -28,7 +28,9 @@ fn zone(seat: &Seat) -> Option<&String> {
 
 // Each policy twice: as a user writes it, and as a scan.
 const POLICIES: &[(&str, &str, Scan)] = &[
-    ("spread", "", |_, seat, service, _| Some(-f64::from(seat.count(service)) - f64::from(seat.total) / 1000.0)),
+    ("spread", "", |board, seat, service, _| {
+        Some(-f64::from(board.count(seat, service)) - f64::from(seat.total) / 1000.0)
+    }),
     ("free", "score = function(node) return node.free_memory end", |_, seat, _, _| Some(seat.free_memory().0 as f64)),
     (
         "zones",
@@ -43,7 +45,7 @@ const POLICIES: &[(&str, &str, Scan)] = &[
          end",
         |board, seat, service, _| {
             let zones = count(board, Some(service), |other| zone(other) == zone(seat));
-            Some(-zones * 100.0 - f64::from(seat.count(service)) - f64::from(seat.total) / 1000.0)
+            Some(-zones * 100.0 - f64::from(board.count(seat, service)) - f64::from(seat.total) / 1000.0)
         },
     ),
     (
@@ -73,9 +75,9 @@ const POLICIES: &[(&str, &str, Scan)] = &[
            for key, value in node.labels do n = n + #key * #value end
            return tonumber(task.slot) % 2 == 0 and n or -view:count { service = 'b', node = true }
          end",
-        |_, seat, _, slot| {
+        |board, seat, _, slot| {
             let n: usize = seat.node.labels.iter().map(|(key, value)| key.len() * value.len()).sum();
-            Some(if slot.is_multiple_of(2) { n as f64 } else { -f64::from(seat.count("b")) })
+            Some(if slot.is_multiple_of(2) { n as f64 } else { -f64::from(board.count(seat, "b")) })
         },
     ),
     (
@@ -119,7 +121,7 @@ fn scan(board: &mut Board, ask: &Ask, policies: &[Scan]) -> Vec<Option<String>> 
             board.alter(node, &ask.service, true, &Resources::default(), -1);
         }
         let mut best: Option<(Vec<f64>, &Arc<Seat>)> = None;
-        for seat in board.seats().filter(|seat| ask.filter.refuses(seat).is_none()) {
+        for seat in board.seats().filter(|seat| ask.filter.refuses(board, seat).is_none()) {
             let scores: Option<Vec<f64>> =
                 policies.iter().map(|policy| policy(board, seat, ask.service.as_str(), slot)).collect();
             let Some(scores) = scores else { continue };
@@ -187,7 +189,7 @@ fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
                 let most = (dice.roll(5) == 0).then(|| (service.clone(), 1 + dice.roll(2) as u32));
                 let on: Vec<_> = board
                     .seats()
-                    .filter(|seat| seat.count(service.as_str()) > 0)
+                    .filter(|seat| board.count(seat, service.as_str()) > 0)
                     .map(|seat| seat.node.id.clone())
                     .collect();
                 let slots = (1..=1 + dice.roll(8) as u32).map(|slot| SlotAsk {

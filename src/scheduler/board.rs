@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use imbl::Vector;
+use smallvec::SmallVec;
 
 use super::lookup::Lookup;
 use crate::model::id::NodeId;
@@ -21,8 +22,8 @@ pub struct Seat {
     // What it has, here as well: asked for with each placement, when the node itself is not.
     cpu: Cpu,
     memory: Bytes,
-    // Tasks meant to run here, by service: its name's hash, so that few names are compared, its name, how many.
-    tasks: Vec<(u64, Name, u32)>,
+    // Tasks meant to run here: the number that the board gave their service, how many.
+    tasks: SmallVec<[(u32, u32); 4]>,
     /// All of them together.
     pub total: u32,
     /// What tasks on this node have reserved, those on their way out included.
@@ -43,7 +44,7 @@ pub struct Reserved {
 impl Seat {
     fn new(node: Arc<Node>) -> Self {
         let (cpu, memory, reserved) = (node.cpu, node.memory, Reserved::default());
-        Seat { node, cpu, memory, tasks: Vec::new(), total: 0, reserved, stamp: fresh_stamp() }
+        Seat { node, cpu, memory, tasks: SmallVec::new(), total: 0, reserved, stamp: fresh_stamp() }
     }
 
     fn set_node(&mut self, node: Arc<Node>) {
@@ -51,11 +52,9 @@ impl Seat {
         self.stamp = fresh_stamp();
     }
 
-    /// Tasks of one service.
-    pub fn count(&self, service: &str) -> u32 {
-        let hash = hash(service);
-        let found = self.tasks.iter().find(|(other, name, _)| *other == hash && name.as_str() == service);
-        found.map_or(0, |(_, _, count)| *count)
+    /// Tasks of one service, by the number that the board has given it.
+    pub fn count(&self, service: u32) -> u32 {
+        self.tasks.iter().find(|(other, _)| *other == service).map_or(0, |(_, count)| *count)
     }
 
     /// Cpu that nothing has reserved.
@@ -68,20 +67,19 @@ impl Seat {
         Bytes(self.memory.0.saturating_sub(self.reserved.memory))
     }
 
-    /// One task more (`sign` 1) or less (-1); `counts` as a neighbour, or only holds its resources.
-    pub fn alter(&mut self, service: &Name, counts: bool, resources: &Resources, sign: i64) {
+    // One task more (`sign` 1) or less (-1); `counts` as a neighbour, or only holds its resources.
+    fn alter(&mut self, service: u32, counts: bool, resources: &Resources, sign: i64) {
         if counts {
-            let hash = hash(service.as_str());
-            let found = self.tasks.iter().position(|(other, name, _)| *other == hash && name == service);
+            let found = self.tasks.iter().position(|(other, _)| *other == service);
             match (found, sign > 0) {
-                (Some(at), true) => self.tasks[at].2 += 1,
+                (Some(at), true) => self.tasks[at].1 += 1,
                 (Some(at), false) => {
-                    self.tasks[at].2 -= 1;
-                    if self.tasks[at].2 == 0 {
+                    self.tasks[at].1 -= 1;
+                    if self.tasks[at].1 == 0 {
                         self.tasks.swap_remove(at);
                     }
                 }
-                (None, true) => self.tasks.push((hash, service.clone(), 1)),
+                (None, true) => self.tasks.push((service, 1)),
                 (None, false) => {}
             }
             self.total = if sign > 0 { self.total + 1 } else { self.total.saturating_sub(1) };
@@ -97,13 +95,6 @@ impl Seat {
         }
         self.stamp = fresh_stamp();
     }
-}
-
-fn hash(name: &str) -> u64 {
-    use std::hash::Hasher;
-    let mut hasher = rustc_hash::FxHasher::default();
-    hasher.write(name.as_bytes());
-    hasher.finish()
 }
 
 // Unique in this process and never part of a decision: two drafts of the same world must not be taken for one another.
@@ -159,6 +150,15 @@ impl Recent {
     }
 }
 
+/// Services by number: a seat counts by these, since names are counted by whoever holds them, and threads would wait for
+/// one another.
+#[derive(Debug, Clone, Default)]
+struct Services {
+    numbers: Lookup<Name, u32>,
+    next: u32,
+    free: Vec<u32>,
+}
+
 /// All seats, sorted by node id. Cloning copies a pointer, and a few numbers.
 #[derive(Debug, Clone, Default)]
 pub struct Board {
@@ -169,6 +169,9 @@ pub struct Board {
     /// Another number after each change.
     stamp: u64,
     recent: Recent,
+    services: Arc<Services>,
+    // The service asked for last: tasks change in runs.
+    last: Option<(Name, u32)>,
 }
 
 impl Board {
@@ -201,6 +204,43 @@ impl Board {
     /// The seats, by node id.
     pub fn seats(&self) -> impl Iterator<Item = &Arc<Seat>> {
         self.seats.iter()
+    }
+
+    /// The number of a service; none has tasks on no node.
+    pub fn number(&self, service: &str) -> Option<u32> {
+        self.services.numbers.get(service).copied()
+    }
+
+    /// Tasks of a service on a seat.
+    pub fn count(&self, seat: &Seat, service: &str) -> u32 {
+        self.number(service).map_or(0, |number| seat.count(number))
+    }
+
+    /// A service is gone, and its tasks with it.
+    pub fn forget(&mut self, service: &Name) {
+        self.last = None;
+        if let Some(number) = self.number(service.as_str()) {
+            let services = Arc::make_mut(&mut self.services);
+            services.numbers.remove(service);
+            services.free.push(number);
+        }
+    }
+
+    fn number_or_new(&mut self, service: &Name) -> u32 {
+        if let Some((_, number)) = self.last.as_ref().filter(|(name, _)| name.same(service)) {
+            return *number;
+        }
+        let number = self.number(service.as_str()).unwrap_or_else(|| {
+            let services = Arc::make_mut(&mut self.services);
+            let number = services.free.pop().unwrap_or_else(|| {
+                services.next += 1;
+                services.next
+            });
+            services.numbers.insert(service.clone(), number);
+            number
+        });
+        self.last = Some((service.clone(), number));
+        number
     }
 
     /// The place of a node.
@@ -247,6 +287,7 @@ impl Board {
 
     /// The same at a place that is known.
     pub fn alter_at(&mut self, at: usize, service: &Name, counts: bool, resources: &Resources, sign: i64) {
+        let service = self.number_or_new(service);
         if let Some(seat) = self.seats.get_mut(at) {
             Arc::make_mut(seat).alter(service, counts, resources, sign);
             self.stamp = seat.stamp;

@@ -3,10 +3,8 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
-use super::board::Seat;
 use super::court::{Key, Sentence};
-use super::reads::{TaskFacts, Whose};
-use crate::model::name::Name;
+use super::reads::TaskFacts;
 
 /// A task, and a number that is the same for tasks alike in all that is read of them.
 #[derive(Clone, Copy)]
@@ -70,13 +68,4 @@ pub fn better(ranks: &[Rank], classes: &[Class], a: u32, b: u32) -> bool {
         }
     }
     x.first < y.first
-}
-
-/// Tasks on a node that a count looks at.
-pub fn count_on(seat: &Seat, of: &Whose, own: &Name) -> u32 {
-    match of {
-        Whose::All => seat.total,
-        Whose::Own => seat.count(own.as_str()),
-        Whose::Named(name) => seat.count(name.as_str()),
-    }
 }

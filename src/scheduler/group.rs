@@ -20,7 +20,7 @@ use std::rc::Rc;
 use smallvec::SmallVec;
 
 use super::board::{Board, Seat};
-use super::class::{Case, Class, Outcome, Rank, better, count_on};
+use super::class::{Case, Class, Outcome, Rank, better};
 use super::court::{Column, Court, Key, Local, Plan, Sentence};
 use super::lookup::Lookup;
 use super::place::{Filter, Refusals};
@@ -41,6 +41,8 @@ pub struct Group {
     // Which tasks it is for at present, and whose counts are "own".
     kind: u32,
     own: Name,
+    // The board's numbers of the services that are counted, where they have some yet.
+    numbers: SmallVec<[Option<u32>; 2]>,
     filter: Filter,
     fixed: Rc<Column>,
     blocks_of: Rc<Column>,
@@ -84,6 +86,7 @@ impl Group {
             unsure: Vec::new(),
             kind: case.kind,
             own: case.task.service.clone(),
+            numbers: SmallVec::new(),
             filter,
             shared_counts: shared_of.iter().map(|column| vec![0; column.kinds as usize]).collect(),
             blocks_with: shared_of.iter().map(|column| vec![SmallVec::new(); column.kinds as usize]).collect(),
@@ -99,9 +102,10 @@ impl Group {
             blocks_of,
             shared_of,
         };
+        group.find_numbers(board);
         group.count(board);
         for (at, seat) in board.seats().enumerate() {
-            if group.admits(at, seat) {
+            if group.admits(at, board, seat) {
                 let key = group.key(at);
                 group.enter(at, key);
             }
@@ -131,7 +135,7 @@ impl Group {
     pub fn refusals(&self, board: &Board, among: &dyn Fn(usize) -> bool) -> Refusals {
         let mut refusals = Refusals::default();
         for (at, seat) in board.seats().enumerate().filter(|(at, _)| among(*at)) {
-            if let Some(reason) = self.filter.refuses(seat) {
+            if let Some(reason) = self.filter.refuses(board, seat) {
                 refusals.add(reason);
             } else if let Some(Class { sentence: Some(Sentence::Refused(why)), .. }) =
                 self.classes.get(self.states[at].class as usize)
@@ -151,7 +155,7 @@ impl Group {
         court: &mut Court,
         case: Case,
     ) -> Result<Outcome<()>> {
-        let blocks = self.take_over(at, seat);
+        let blocks = self.take_over(at, board, seat);
         let class = self.states[at].class;
         if class != NONE && self.classes[class as usize].sentence.is_none() {
             done!(self.judge(class, board, court, case));
@@ -191,7 +195,7 @@ impl Group {
         let mut seen = 0;
         for (at, seat) in board.seats().enumerate() {
             let counts: SmallVec<[u32; 2]> =
-                self.plan.services.iter().map(|of| count_on(seat, of, &self.own)).collect();
+                (0..self.plan.services.len()).map(|number| self.count_on(seat, number)).collect();
             for (number, shared) in self.plan.shared.iter().enumerate() {
                 let value = self.shared_of[number].of_node[at] as usize;
                 self.shared_counts[number][value] += counts[shared.service];
@@ -251,11 +255,15 @@ impl Group {
 
     // Takes over a node's counts and room; tells the blocks whose counts have changed by it. Its class may have to be
     // judged yet.
-    fn take_over(&mut self, at: usize, seat: &Seat) -> SmallVec<[u32; 4]> {
+    fn take_over(&mut self, at: usize, board: &Board, seat: &Seat) -> SmallVec<[u32; 4]> {
         let plan = self.plan.clone();
         let mut blocks: SmallVec<[u32; 4]> = SmallVec::new();
-        for (number, of) in plan.services.iter().enumerate() {
-            let (old, new) = (self.states[at].counts[number], count_on(seat, of, &self.own));
+        // A service that has just got its first task has got its number with it.
+        if self.numbers.contains(&None) {
+            self.find_numbers(board);
+        }
+        for number in 0..plan.services.len() {
+            let (old, new) = (self.states[at].counts[number], self.count_on(seat, number));
             if old == new {
                 continue;
             }
@@ -276,7 +284,7 @@ impl Group {
         state.free_cpu = seat.free_cpu().0;
         state.free_memory = seat.free_memory().0;
         let old = state.class;
-        if !self.admits(at, seat) {
+        if !self.admits(at, board, seat) {
             self.leave(at);
         } else if old == NONE || !plan.local.is_empty() {
             let key = self.key(at);
@@ -290,8 +298,26 @@ impl Group {
     }
 
     // Whether a node is a candidate, before any policy is asked.
-    fn admits(&self, at: usize, seat: &Seat) -> bool {
-        !self.states[at].barred && !self.filter.is_full(seat)
+    fn admits(&self, at: usize, board: &Board, seat: &Seat) -> bool {
+        !self.states[at].barred && !self.filter.is_full(board, seat)
+    }
+
+    fn find_numbers(&mut self, board: &Board) {
+        let number = |of: &Whose| match of {
+            // All of them together have none; it is never asked for.
+            Whose::All => Some(0),
+            Whose::Own => board.number(self.own.as_str()),
+            Whose::Named(name) => board.number(name.as_str()),
+        };
+        self.numbers = self.plan.services.iter().map(number).collect();
+    }
+
+    // Tasks on a node that the plan's count looks at.
+    fn count_on(&self, seat: &Seat, service: usize) -> u32 {
+        match self.plan.services[service] {
+            Whose::All => seat.total,
+            Whose::Own | Whose::Named(_) => self.numbers[service].map_or(0, |number| seat.count(number)),
+        }
     }
 
     // A class of one goes where its member goes, if nobody is there yet: its number and its place in the tree stay.

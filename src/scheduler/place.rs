@@ -79,7 +79,7 @@ impl Filter {
     }
 
     /// Why a node is refused, in words that are counted.
-    pub fn refuses(&self, seat: &Seat) -> Option<String> {
+    pub fn refuses(&self, board: &Board, seat: &Seat) -> Option<String> {
         let node = &seat.node;
         if node.state == NodeState::Down {
             return Some("down".into());
@@ -99,7 +99,7 @@ impl Filter {
             return Some(format!("constraint {constraint}"));
         }
         match &self.most {
-            Some((service, most)) if seat.count(service.as_str()) >= *most => {
+            Some((service, most)) if board.count(seat, service.as_str()) >= *most => {
                 Some(format!("max {most} replicas per node"))
             }
             _ => None,
@@ -114,10 +114,10 @@ impl Filter {
     }
 
     /// Whether a node that is not barred is refused for what is on it.
-    pub fn is_full(&self, seat: &Seat) -> bool {
+    pub fn is_full(&self, board: &Board, seat: &Seat) -> bool {
         self.reservations.cpu.is_some_and(|cpu| cpu > seat.free_cpu())
             || self.reservations.memory.is_some_and(|memory| memory > seat.free_memory())
-            || self.most.as_ref().is_some_and(|(service, most)| seat.count(service.as_str()) >= *most)
+            || self.most.as_ref().is_some_and(|(service, most)| board.count(seat, service.as_str()) >= *most)
     }
 
     /// Whether a task may stay on a node: it takes work or at least keeps it, and the constraints hold. What is reserved

@@ -100,6 +100,7 @@ impl World {
                     }
                 }
                 self.services.remove(name);
+                self.board.forget(name);
                 self.releases.remove(name);
                 let numbers: Vec<u32> = self.revisions_of(name).map(|revision| revision.number).collect();
                 for number in numbers {
@@ -345,7 +346,8 @@ mod tests {
         let mut world = World::default();
         world.apply(&Change::Task(Arc::new(task.clone())));
         world.set_nodes([Arc::new(Node::new("eu-1", "eu-1")), Arc::new(Node::new("eu-2", "eu-2"))]);
-        let count = |world: &World| world.board().seats().map(|seat| seat.count("web")).collect::<Vec<u32>>();
+        let count =
+            |world: &World| world.board().seats().map(|seat| world.board().count(seat, "web")).collect::<Vec<u32>>();
         assert_eq!(count(&world), [1, 0]);
         // A change of the node alone counts nothing twice.
         world.set_nodes([Arc::new(Node::new("eu-1", "renamed"))]);

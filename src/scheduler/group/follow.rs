@@ -46,6 +46,7 @@ impl Group {
         let all_new = self.kind != case.kind;
         self.kind = case.kind;
         self.own = case.task.service.clone();
+        self.find_numbers(board);
         // What was not judged yet is judged once all counts are known.
         let follow = !self.is_current(board);
         if follow || own.is_some() {
@@ -70,7 +71,7 @@ impl Group {
                 let Some(seat) = board.seat(at) else { continue };
                 match all_new {
                     // Everything is judged below anyway.
-                    true => drop(self.take_over(at, seat)),
+                    true => drop(self.take_over(at, board, seat)),
                     false => done!(self.changed(at, seat, board, court, case)),
                 }
             }
