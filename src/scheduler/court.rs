@@ -18,6 +18,8 @@ const SAMPLE: u64 = 512;
 
 /// Questions after which it is looked at whether remembering pays.
 const WINDOW: u32 = 16_384;
+/// Where it does not: windows without it, before it is tried again.
+const REST: u32 = 15;
 
 /// Values that were read, as numbers that are equal when they are.
 pub type Key = SmallVec<[u64; 6]>;
@@ -138,7 +140,7 @@ pub struct Court {
     asked: u64,
     // Of the last questions, how many were remembered; where few are, remembering costs more than it gives.
     recent: (u32, u32),
-    skips: bool,
+    resting: u32,
     /// Set once a remembered verdict turned out to differ from a new one.
     pub fickle: bool,
 }
@@ -168,7 +170,7 @@ impl Court {
             columns_of: 0,
             asked: 0,
             recent: (0, 0),
-            skips: false,
+            resting: 0,
             fickle: false,
         };
         court.renew_plan();
@@ -250,12 +252,14 @@ impl Court {
     pub fn sentence(&mut self, key: &[u64], sight: &dyn Sight) -> Result<Option<Sentence>> {
         self.recent.0 += 1;
         if self.recent.0 == WINDOW {
-            self.skips = self.recent.1 < WINDOW / 8 && !self.skips;
+            self.resting = match self.resting {
+                0 if self.recent.1 < WINDOW / 8 => REST,
+                resting => resting.saturating_sub(1),
+            };
             self.recent = (0, 0);
         }
-        if !self.fickle
-            && let Some(known) = self.memo.get(key)
-        {
+        let remembers = self.resting == 0 && !self.fickle;
+        if remembers && let Some(known) = self.memo.get(key) {
             self.asked += 1;
             self.recent.1 += 1;
             if !self.asked.is_multiple_of(SAMPLE) {
@@ -273,7 +277,7 @@ impl Court {
         if self.memo.len() >= MAX_MEMO {
             self.memo.clear();
         }
-        if !self.skips && !self.fickle {
+        if remembers && !self.fickle {
             self.memo.insert(Key::from_slice(key), sentence.clone());
         }
         Ok(Some(sentence))
