@@ -26,6 +26,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
             let world = seen.borrow_and_update().clone();
             for task in world.tasks.values().filter(|task| task.state == TaskState::Assigned && task.stop.is_none()) {
                 let Some(revision) = world.revision(&task.service, task.revision) else { continue };
+                let Some(node) = task.node.clone() else { continue };
                 if !asked.insert(task.id) {
                     continue;
                 }
@@ -33,7 +34,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     task: task.id,
                     service: task.service.clone(),
                     slot: task.slot.clone(),
-                    node: task.node.clone().unwrap_or_else(|| "".into()),
+                    node,
                     revision: task.revision,
                     spec: Arc::new(revision.spec.clone()),
                     secrets: Secrets::default(),

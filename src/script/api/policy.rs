@@ -1,55 +1,26 @@
 //! `policy`: what `filter` and `score` see. What they read is noted, since verdicts are kept by it: tables hold what is
 //! known to be read, and whatever else is asked for ends the call, which is then made again with that as well.
 
+mod facade;
+
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use mlua::{Lua, Table, Value as LuaValue};
+use mlua::{Table, Value as LuaValue};
 use serde::Deserialize;
+use smallvec::SmallVec;
 
+pub use self::facade::install;
+use self::facade::{Facade, NODE, Noted, Of, facade};
 use crate::model::bundle::HostedKind;
 use crate::model::name::Name;
 use crate::model::service::Use;
-use crate::model::{Error, Kind, Result, suggest};
+use crate::model::{Error, Kind, Result};
 use crate::scheduler::reads::{CountOf, Judge, NodeField, Read, Scope, Sight, TaskField, Value, Verdict, Whose};
 use crate::script::budget;
 use crate::script::hosted::{Entry, Hosted, type_of};
 use crate::script::lane::Lane;
 use crate::script::value::{from_json, raise, to_json};
-
-const NODE: [&str; 14] = [
-    "id",
-    "name",
-    "role",
-    "availability",
-    "address",
-    "os",
-    "arch",
-    "cpu",
-    "memory",
-    "free_cpu",
-    "free_memory",
-    "labels",
-    "engine_labels",
-    "tasks",
-];
-const TASK: [&str; 6] = ["name", "service", "slot", "revision", "labels", "options"];
-
-// What looks at a table's contents directly would see only what is known to be read so far; these unfold it first.
-const RAW: &str = r#"
-local facades = setmetatable({}, { __mode = "k" })
-local raw_next, raw_pairs, raw_get, raw_len, raw_clone, raw_foreach =
-  next, pairs, rawget, rawlen, table.clone, table.foreach
-local function whole(t) local unfold = facades[t] return unfold and unfold() or t end
-local function shown(t) return type(t) == "table" and whole(t) or t end
-next = function(t, ...) return raw_next(shown(t), ...) end
-pairs = function(t, ...) return raw_pairs(shown(t), ...) end
-rawget = function(t, k) if type(t) == "table" and facades[t] then return t[k] end return raw_get(t, k) end
-rawlen = function(t) return raw_len(shown(t)) end
-table.clone = function(t) return raw_clone(shown(t)) end
-table.foreach = function(t, f) return raw_foreach(shown(t), f) end
-return function(facade, unfold) facades[facade] = unfold end
-"#;
 
 // A count that is known is a look-up; every other one, and every mistake, is Rust's.
 const COUNT: &str = r#"
@@ -75,14 +46,21 @@ return function(_, given)
 end
 "#;
 
-/// Where facades are made known to the functions that look into tables.
-const FACADES: &str = "neap.facades";
-
-/// Prepares a VM for policies. Before it is sealed.
-pub fn install(lua: &Lua) -> mlua::Result<()> {
-    let register: mlua::Function = lua.load(RAW).set_name("=neap").call(())?;
-    lua.set_named_registry_value(FACADES, register)
-}
+// Sets the numbers that are read, and asks.
+const ONE_NUMBER: &str = r#"
+local score, node, task, view, table, key = ...
+return function(value)
+  table[key] = value
+  return score(node, task, view)
+end
+"#;
+const TWO_NUMBERS: &str = r#"
+local score, node, task, view, one, one_key, two, two_key = ...
+return function(first, second)
+  one[one_key], two[two_key] = first, second
+  return score(node, task, view)
+end
+"#;
 
 /// A registered policy with the options of its use.
 pub struct LuaJudge {
@@ -94,6 +72,11 @@ pub struct LuaJudge {
     noted: Rc<RefCell<Noted>>,
     // Where the value of each noted read goes, and what went there last.
     places: Vec<(Table, LuaValue, Option<Value>)>,
+    // A score without a filter that reads one number or two is called by way of this: they go in with the call, which is
+    // cheaper than to set them one by one.
+    quick: Option<mlua::Function>,
+    // Which of the reads those are.
+    numbers: SmallVec<[usize; 2]>,
     node: Facade,
     labels: Facade,
     engine_labels: Facade,
@@ -105,21 +88,6 @@ pub struct LuaJudge {
     own_counts: Table,
     view: Table,
     reads: Vec<Read>,
-}
-
-#[derive(Default)]
-struct Noted {
-    reads: Vec<Read>,
-    // Something was asked for that is not noted yet.
-    missing: bool,
-    // The service of the task in sight.
-    service: Option<Name>,
-}
-
-// A read-only table in front, what is known behind it.
-struct Facade {
-    front: Table,
-    known: Table,
 }
 
 impl LuaJudge {
@@ -171,6 +139,8 @@ impl LuaJudge {
             score: entry.functions.get("score").cloned(),
             noted,
             places: Vec::new(),
+            quick: None,
+            numbers: SmallVec::new(),
             node,
             labels,
             engine_labels,
@@ -184,8 +154,8 @@ impl LuaJudge {
         })
     }
 
-    // Shows what is in sight to the script; only what has changed since the last call.
-    fn show(&mut self, sight: &dyn Sight) -> mlua::Result<()> {
+    // Shows what is in sight to the script; only what has changed since the last call, and not what goes in with it.
+    fn show(&mut self, sight: &dyn Sight, with_call: bool) -> mlua::Result<()> {
         let service = &sight.task().service;
         let mut noted = self.noted.borrow_mut();
         if noted.service.as_ref().is_none_or(|last| !last.same(service)) {
@@ -195,8 +165,13 @@ impl LuaJudge {
         }
         drop(noted);
         for (read, (table, key, last)) in self.reads.iter().zip(&mut self.places) {
+            let by_call = self.quick.is_some() && is_number(read);
+            if by_call && with_call {
+                continue;
+            }
             let value = sight.read(read);
-            if last.as_ref() == Some(&value) {
+            // What went in with a call is not what was set here last.
+            if !by_call && last.as_ref() == Some(&value) {
                 continue;
             }
             match &value {
@@ -258,11 +233,12 @@ impl LuaJudge {
         let name = self.name.clone();
         let broken =
             |error: mlua::Error| Error::internal(format!("policy \"{name}\""), "cannot be shown a node").cause(error);
-        self.show(sight).map_err(broken)?;
+        let numbers = self.numbers_in(sight);
+        self.show(sight, numbers.is_some()).map_err(broken)?;
         if let Some((lane, bundle)) = &self.announced {
             lane.busy_with(bundle, &self.name);
         }
-        let result = self.hosted.budget.run(budget::CALL, || self.call(sight));
+        let result = self.hosted.budget.run(budget::CALL, || self.call(sight, numbers));
         // What was missing is told apart from what is wrong by the note: a script may have caught the error.
         let mut noted = self.noted.borrow_mut();
         if !std::mem::take(&mut noted.missing) {
@@ -278,10 +254,40 @@ impl LuaJudge {
             self.places.push((table, key, None));
             self.reads.push(read);
         }
+        self.quick_way().map_err(broken)?;
         Ok(None)
     }
 
-    fn call(&self, sight: &dyn Sight) -> Result<Verdict> {
+    fn quick_way(&mut self) -> mlua::Result<()> {
+        self.numbers = (0..self.reads.len()).filter(|at| is_number(&self.reads[*at])).collect();
+        let (lua, node, task, view) = (&self.hosted.lua, &self.node.front, &self.task.front, &self.view);
+        self.quick = match (&self.filter, &self.score, &self.numbers[..]) {
+            (None, Some(score), [one]) => {
+                let (table, key, _) = &self.places[*one];
+                Some(lua.load(ONE_NUMBER).set_name("=neap").call((score, node, task, view, table, key))?)
+            }
+            (None, Some(score), [one, two]) => {
+                let ((one, one_key, _), (two, two_key, _)) = (&self.places[*one], &self.places[*two]);
+                let all = (score, node, task, view, one, one_key, two, two_key);
+                Some(lua.load(TWO_NUMBERS).set_name("=neap").call(all)?)
+            }
+            _ => None,
+        };
+        Ok(())
+    }
+
+    // The numbers that go in with the call, if all of them are some.
+    fn numbers_in(&self, sight: &dyn Sight) -> Option<[f64; 2]> {
+        self.quick.as_ref()?;
+        let mut values = [0.0; 2];
+        for (value, read) in values.iter_mut().zip(&self.numbers) {
+            let Value::Number(number) = sight.read(&self.reads[*read]) else { return None };
+            *value = number;
+        }
+        Some(values)
+    }
+
+    fn call(&self, sight: &dyn Sight, numbers: Option<[f64; 2]>) -> Result<Verdict> {
         let arguments = (&self.node.front, &self.task.front, &self.view);
         if let Some(filter) = &self.filter {
             let explain = |error: mlua::Error| self.explain("filter", sight, &error);
@@ -297,7 +303,12 @@ impl LuaJudge {
             }
         }
         let Some(score) = &self.score else { return Ok(Verdict::Score(0.0)) };
-        let value: LuaValue = score.call(arguments).map_err(|error| self.explain("score", sight, &error))?;
+        let explain = |error: mlua::Error| self.explain("score", sight, &error);
+        let value: LuaValue = match (&self.quick, numbers) {
+            (Some(quick), Some([one, _])) if self.numbers.len() == 1 => quick.call(one).map_err(explain)?,
+            (Some(quick), Some([one, two])) => quick.call((one, two)).map_err(explain)?,
+            _ => score.call(arguments).map_err(explain)?,
+        };
         match value.as_f64().or_else(|| value.as_i64().map(|number| number as f64)) {
             // No score is "minus nothing": it would count as less than nothing.
             Some(number) if !number.is_nan() => Ok(Verdict::Score(number + 0.0)),
@@ -320,6 +331,15 @@ impl LuaJudge {
     }
 }
 
+// Reads whose value is a number on every node.
+fn is_number(read: &Read) -> bool {
+    match read {
+        Read::Count(_) => true,
+        Read::Node(field) => field.is_load() || matches!(field, NodeField::Cpu | NodeField::Memory),
+        Read::Task(_) => false,
+    }
+}
+
 fn words(function: &str, sight: &dyn Sight) -> String {
     format!("{function}(node \"{}\", task \"{}\")", sight.node_name(), sight.task().label())
 }
@@ -339,88 +359,6 @@ impl Judge for LuaJudge {
     }
 }
 
-impl Noted {
-    fn miss(&mut self, read: Read) -> mlua::Result<LuaValue> {
-        if !self.reads.contains(&read) {
-            self.reads.push(read);
-        }
-        self.missing = true;
-        Err(mlua::Error::runtime("asked again with what was read"))
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Of {
-    Node,
-    Task,
-    Labels,
-    EngineLabels,
-    TaskLabels,
-}
-
-fn facade(lua: &Lua, noted: &Rc<RefCell<Noted>>, of: Of) -> mlua::Result<Facade> {
-    let known = lua.create_table()?;
-    let shared = noted.clone();
-    let miss = lua.create_function(move |_, (_, key): (LuaValue, LuaValue)| {
-        let LuaValue::String(key) = &key else { return Ok(LuaValue::Nil) };
-        let key = key.to_str()?;
-        let read = match of {
-            Of::Labels => Read::Node(NodeField::Label((&*key).into())),
-            Of::EngineLabels => Read::Node(NodeField::EngineLabel((&*key).into())),
-            Of::TaskLabels => Read::Task(TaskField::Label((&*key).into())),
-            Of::Node => Read::Node(NodeField::named(&key).ok_or_else(|| unknown("node", &key, &NODE))?),
-            Of::Task => Read::Task(task_field(&key).ok_or_else(|| unknown("task", &key, &TASK))?),
-        };
-        let mut noted = shared.borrow_mut();
-        // Known, and there is nothing there.
-        if noted.reads.contains(&read) { Ok(LuaValue::Nil) } else { noted.miss(read) }
-    })?;
-    let behind = lua.create_table()?;
-    behind.raw_set("__index", miss)?;
-    known.set_metatable(Some(behind))?;
-    let shared = noted.clone();
-    let back = known.clone();
-    let unfold = lua.create_function(move |lua, ()| {
-        let whole = match of {
-            Of::Labels => Read::Node(NodeField::Labels),
-            Of::EngineLabels => Read::Node(NodeField::EngineLabels),
-            Of::TaskLabels => Read::Task(TaskField::Labels),
-            Of::Node | Of::Task => {
-                // All fields, one by one.
-                let copy = lua.create_table()?;
-                for name in if of == Of::Node { &NODE[..] } else { &TASK[..] } {
-                    copy.raw_set(*name, back.get::<LuaValue>(*name)?)?;
-                }
-                return Ok(LuaValue::Table(copy));
-            }
-        };
-        let mut noted = shared.borrow_mut();
-        if noted.reads.contains(&whole) { back.raw_get(true) } else { noted.miss(whole) }
-    })?;
-    let front = lua.create_table()?;
-    let meta = lua.create_table()?;
-    meta.raw_set("__index", &known)?;
-    meta.raw_set("__metatable", "locked")?;
-    meta.raw_set(crate::script::value::UNFOLD, &unfold)?;
-    let next: mlua::Function = lua.globals().get("next")?;
-    let unfold_all = unfold.clone();
-    let iterate = lua.create_function(move |_, _: LuaValue| {
-        let whole: LuaValue = unfold_all.call(())?;
-        Ok((next.clone(), whole, LuaValue::Nil))
-    })?;
-    meta.raw_set("__iter", iterate)?;
-    front.set_metatable(Some(meta))?;
-    front.set_readonly(true);
-    let register: mlua::Function = lua.named_registry_value(FACADES)?;
-    register.call::<()>((&front, unfold))?;
-    Ok(Facade { front, known })
-}
-
-fn unknown(what: &str, key: &str, known: &[&str]) -> mlua::Error {
-    let hint = suggest::nearest(key, known.iter().copied()).map(|name| format!("; did you mean \"{name}\"?"));
-    mlua::Error::runtime(format!("{what} has no field \"{key:.60}\"{}", hint.unwrap_or_default()))
-}
-
 fn freeze(value: &LuaValue) {
     if let LuaValue::Table(table) = value {
         for (_, inner) in table.pairs::<LuaValue, LuaValue>().flatten() {
@@ -428,16 +366,6 @@ fn freeze(value: &LuaValue) {
         }
         table.set_readonly(true);
     }
-}
-
-fn task_field(name: &str) -> Option<TaskField> {
-    Some(match name {
-        "name" => TaskField::Name,
-        "service" => TaskField::Service,
-        "slot" => TaskField::Slot,
-        "revision" => TaskField::Revision,
-        _ => return None,
-    })
 }
 
 fn task_name(field: &TaskField) -> &'static str {
