@@ -22,14 +22,12 @@ pub struct Confirmed {
 }
 
 impl Confirmed {
-    // Why published ports do not lead where they should yet; nobody is told that all is well before they do.
+    // A published port that does not lead where it should yet; nobody is told that all is well before none is left.
     fn lacks(&self, world: &World, service: &Service) -> Option<String> {
-        let (key, _) = routing::listeners(world, service)
-            .find(|(key, wanted)| !self.failed.contains_key(key) && self.listeners.get(key) != Some(wanted))?;
-        Some(match &self.trouble {
-            Some(why) => format!("port {key}: {why}"),
-            None => format!("port {key}: the balancer has not confirmed it yet"),
-        })
+        let lacks = |(key, wanted): &(String, Listener)| {
+            !self.failed.contains_key(key) && self.listeners.get(key) != Some(wanted)
+        };
+        routing::listeners(world, service).find(lacks).map(|(key, _)| key)
     }
 }
 
@@ -46,7 +44,7 @@ pub fn of(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceSta
     let prefix = format!("{name}/");
     let failures: Vec<String> =
         confirmed.failed.iter().filter(|(key, _)| key.starts_with(&prefix)).map(|(_, why)| why.clone()).collect();
-    let ports_pending = confirmed.lacks(world, service);
+    let lacking = confirmed.lacks(world, service);
     ServiceStatus {
         release: world.releases.get(name).map(|release| (**release).clone()),
         tasks: world.tasks_of(name).map(|task| Task::clone(task)).collect(),
@@ -56,9 +54,9 @@ pub fn of(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceSta
             && world.open_release(name).is_none()
             && slots::settled(world, service)
             && failures.is_empty()
-            && ports_pending.is_none(),
+            && lacking.is_none(),
         service: service.clone(),
         port_failures: failures,
-        ports_pending,
+        ports_pending: lacking.and_then(|key| Some(format!("port {key}: {}", confirmed.trouble.as_ref()?))),
     }
 }
