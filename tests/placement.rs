@@ -268,3 +268,46 @@ fn a_policy_that_answers_differently_each_time_is_noticed_and_asked_each_time() 
     assert_eq!(notes.len(), 1, "{notes:?}");
     assert!(notes[0].contains("policy \"moody\" answers differently to the same question"), "{}", notes[0]);
 }
+
+#[test]
+fn a_group_that_sat_out_a_pass_misses_no_change() {
+    let host = Arc::new(ScriptHost::new().unwrap());
+    let source = "policy 'emptiest' { score = function(node) return -node.tasks end }";
+    let bundle = Bundle { entries: vec!["p.lua".into()], files: BTreeMap::from([("p.lua".into(), source.into())]) };
+    let hash = host.add(bundle);
+    let mut board = Board::default();
+    board.set_nodes((0..3).map(|n| Arc::new(Node::new(&format!("n{n}"), &format!("h{n}")))));
+    let (other, none) = ("other".parse().unwrap(), Resources::default());
+    for (node, count) in [("n0", 1), ("n1", 2), ("n2", 3)] {
+        (0..count).for_each(|_| board.alter(node, &other, true, &none, 1));
+    }
+    let place = |board: &mut Board, constraints: &[&str]| {
+        let service: Name = "web".parse().unwrap();
+        let ask = Ask {
+            service: service.clone(),
+            revision: 1,
+            labels: Arc::default(),
+            filter: Filter {
+                constraints: constraints.iter().map(|text| text.parse().unwrap()).collect(),
+                reservations: none,
+                most: None,
+            },
+            policies: vec![Use::plain("emptiest")],
+            bundle: Some(hash.clone()),
+            on_error: OnPolicyError::Pending,
+            on: Vec::new(),
+            slots: vec![SlotAsk { slot: Slot::Replica(1), replaces: Vec::new() }],
+        };
+        let mut found = None;
+        Scripts::new(&host).place(board, &mut std::iter::once(ask), &mut |_, answers| {
+            found = answers[0].place.as_ref().ok().map(|place| place.at as usize);
+        });
+        board.alter_at(found.unwrap(), &service, true, &none, 1);
+        found.unwrap()
+    };
+    assert_eq!(place(&mut board, &[]), 0);
+    // n2 becomes empty, and the next pass is another group's.
+    (0..3).for_each(|_| board.alter("n2", &other, true, &none, -1));
+    assert_ne!(place(&mut board, &["node.hostname!=h2"]), 2);
+    assert_eq!(place(&mut board, &[]), 2, "the first group has missed that n2 is empty");
+}

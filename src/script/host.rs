@@ -1,5 +1,5 @@
 //! The host of hosted scripts: one thread a kind, each with its own small runtime and a queue. Nobody else touches a VM,
-//! and no API thread ever runs one.
+//! and no API thread ever runs one; only a simulation has one thread for everything.
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;

@@ -22,9 +22,11 @@ impl Group {
     }
 
     /// A pass is over in which the seats `changed` did, from a board with the stamp `began`. What has followed that pass is
-    /// as if it had seen the board of its beginning, but for those.
+    /// as if it had seen the board of its beginning, but for those. What sat it out stays with the board that it has seen:
+    /// more has changed since then.
     pub fn begin_again(&mut self, board: &Board, began: u64, changed: &[u32]) {
-        if board.changed_since(self.board_stamp).is_some() {
+        let Some(since) = board.changed_since(self.board_stamp) else { return };
+        if since.count() <= changed.len() {
             self.board_stamp = began;
             self.unsure.extend_from_slice(changed);
             self.unsure.sort_unstable();
