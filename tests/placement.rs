@@ -182,7 +182,7 @@ fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
                 }
                 let reservations = match dice.roll(2) {
                     0 => Resources::default(),
-                    _ => Resources { cpu: Some(Cpu(100)), memory: Some(Bytes(1 << 19)) },
+                    _ => Resources { cpu: Some(Cpu(100)), memory: Some(Bytes(1 << 19)), pids: None },
                 };
                 let constraints =
                     if dice.roll(4) == 0 { vec!["node.labels.disk!=hdd".parse().unwrap()] } else { vec![] };

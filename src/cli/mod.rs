@@ -13,7 +13,7 @@ mod repl;
 mod run;
 mod script;
 mod service;
-mod service_spec;
+mod spec;
 mod test;
 mod token;
 mod up;
@@ -48,10 +48,10 @@ struct Cli {
 #[derive(clap::Args)]
 struct Global {
     /// Daemon to talk to: unix:///path, tcp://host:port, or a context's name [env: NEAP_HOST]
-    #[arg(long, short = 'H', global = true, value_name = "HOST")]
+    #[arg(long, short = 'H', value_name = "HOST")]
     host: Option<String>,
     /// Configuration file [env: NEAP_CONFIG]
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
 
@@ -195,4 +195,12 @@ fn threaded<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(16).enable_all().build();
     runtime.map_err(|error| Error::io("runtime", "start it", &error))?.block_on(work)
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn flags_are_consistent() {
+        <super::Cli as clap::CommandFactory>::command().debug_assert();
+    }
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::output::{self, Format, FormatArg};
 use super::progress::Reporter;
-use super::service_spec::SpecArgs;
+use super::spec::{CommandArgs, SpecArgs, Words};
 use crate::client::remote::RemoteCluster;
 use crate::client::{Apply, Cluster, LogsAsk, Only, ReleaseAction, ServiceStatus, show, wait};
 use crate::model::clock::Timestamp;
@@ -18,8 +18,10 @@ use crate::model::{Error, Result};
 /// Subcommands.
 #[derive(Subcommand)]
 pub enum Command {
-    /// Create a service: neap service create --name web --publish 8080 -- COMMAND
+    /// Create a service: neap service create --name web --publish 80:80 nginx, or with a command: ... -- COMMAND
     Create {
+        #[command(flatten)]
+        words: Words,
         /// Its name
         #[arg(long)]
         name: Option<String>,
@@ -54,6 +56,8 @@ pub enum Command {
     },
     /// Show what create or update would change, without doing it
     Plan {
+        #[command(flatten)]
+        words: Words,
         /// The service
         #[arg(long)]
         name: Option<String>,
@@ -96,6 +100,8 @@ pub enum Command {
     Update {
         /// The service
         service: String,
+        #[command(flatten)]
+        command: CommandArgs,
         #[command(flatten)]
         spec: Box<SpecArgs>,
         #[command(flatten)]
@@ -169,6 +175,9 @@ pub struct WaitArgs {
     /// Return at once instead of waiting until the service is as described
     #[arg(long, short)]
     detach: bool,
+    /// Do not show how far it is
+    #[arg(long, short)]
+    quiet: bool,
     /// How long to wait; what was begun goes on
     #[arg(long, default_value = "10m")]
     timeout: Duration,
@@ -177,27 +186,27 @@ pub struct WaitArgs {
 /// Runs a subcommand.
 pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     match command {
-        Command::Create { name, spec, wait } => {
-            let service = spec.describe(name.as_deref(), None)?;
+        Command::Create { words, name, spec, wait } => {
+            let service = words.describe(spec.describe(name.as_deref(), None)?);
             let status = cluster.apply(Apply { service, with: spec.scripts()?, only: Only::Create }).await?;
             finish(cluster, "create", status, &wait).await
         }
-        Command::Update { service, spec, wait } => {
+        Command::Update { service, command, spec, wait } => {
             let old = cluster.service(&service).await?;
             let base = serde_json::to_value(&old.service.spec)
                 .map_err(|error| Error::internal("update", error.to_string()))?;
-            let service = spec.describe(None, Some(base))?;
+            let service = command.describe(spec.describe(None, Some(base))?);
             let status = cluster.apply(Apply { service, with: spec.scripts()?, only: Only::Update }).await?;
             finish(cluster, "update", status, &wait).await
         }
-        Command::Plan { name, spec, format } => {
+        Command::Plan { words, name, spec, format } => {
             let base = match &name {
                 Some(name) => {
                     cluster.service(name).await.ok().and_then(|old| serde_json::to_value(&old.service.spec).ok())
                 }
                 None => None,
             };
-            let service = spec.describe(name.as_deref(), base)?;
+            let service = words.describe(spec.describe(name.as_deref(), base)?);
             let plan = cluster.plan(Apply { service, with: spec.scripts()?, only: Only::Either }).await?;
             output::print(format.format, &plan, || show::plan(&plan))
         }
@@ -281,7 +290,9 @@ async fn finish(cluster: &RemoteCluster, doing: &str, status: ServiceStatus, arg
         let mut reporter = Reporter::default();
         let before = status.release.clone();
         wait::settled(cluster, &name, before.as_ref(), args.timeout.std(), &mut |status| {
-            reporter.report(doing, status)
+            if !args.quiet {
+                reporter.report(doing, status);
+            }
         })
         .await?;
     }

@@ -3,6 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use clap::ValueEnum;
+
+use crate::daemon::engine::{Choice, EngineOptions};
 use crate::daemon::{self, Options, config};
 use crate::engines::process::ports::DEFAULT_RANGE;
 use crate::model::{Error, Result};
@@ -28,7 +31,17 @@ pub struct Args {
     /// Key of --tls-cert, in PEM
     #[arg(long, env = "NEAP_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     tls_key: Option<PathBuf>,
-    /// Ports handed out to replicas [default: 20000-29999]
+    /// What runs replicas
+    #[arg(long, env = "NEAP_ENGINE", value_enum, value_name = "ENGINE")]
+    engine: Option<Choice>,
+    /// A Docker Engine, as URL or NAME=URL with unix://, tcp:// or ssh://; several are several nodes
+    /// [default: DOCKER_HOST, else unix:///var/run/docker.sock]
+    #[arg(long = "docker-host", env = "NEAP_DOCKER_HOSTS", value_delimiter = ',', value_name = "URL")]
+    docker_hosts: Vec<String>,
+    /// Folder with ca.pem, cert.pem and key.pem for Docker Engines reached by TCP [default: as Docker's variables say]
+    #[arg(long, env = "NEAP_DOCKER_CERTS", value_name = "FOLDER")]
+    docker_certs: Option<PathBuf>,
+    /// Ports handed out to replicas that are processes [default: 20000-29999]
     #[arg(long, env = "NEAP_TASK_PORTS", value_name = "FIRST-LAST")]
     task_ports: Option<String>,
     /// Folder of hosted scripts that serve the whole cluster; followed, and replaced whole when something in it changes
@@ -47,6 +60,15 @@ pub async fn main(args: &Args, file: config::Config) -> Result<()> {
         (None, None) => None,
         _ => return Err(Error::invalid("configuration", "tls_cert and tls_key go together")),
     };
+    let choice = match (args.engine, &file.engine) {
+        (Some(choice), _) => choice,
+        (None, Some(name)) => <Choice as clap::ValueEnum>::from_str(name, false).map_err(|_| {
+            let known = Choice::value_variants().iter().filter_map(Choice::to_possible_value);
+            let known: Vec<String> = known.map(|value| value.get_name().to_owned()).collect();
+            Error::invalid("configuration", format!("engine: {name:.40?} is none of {}", known.join(", ")))
+        })?,
+        (None, None) => Choice::Auto,
+    };
     let ports = args.task_ports.clone().or(file.task_ports);
     daemon::up(Options {
         cluster: args.cluster.clone().or(file.cluster).unwrap_or_else(|| "default".into()),
@@ -55,7 +77,13 @@ pub async fn main(args: &Args, file: config::Config) -> Result<()> {
         listen: args.listen.or(file.listen),
         tls,
         scripts: args.scripts.clone().or(file.scripts),
-        task_ports: ports.as_deref().map(read_range).transpose()?.unwrap_or(DEFAULT_RANGE),
+        engine: EngineOptions {
+            choice,
+            task_ports: ports.as_deref().map(read_range).transpose()?.unwrap_or(DEFAULT_RANGE),
+            docker_hosts: if args.docker_hosts.is_empty() { file.docker_hosts } else { args.docker_hosts.clone() },
+            docker_certs: args.docker_certs.clone().or(file.docker_certs),
+            lifeline: false,
+        },
     })
     .await
 }

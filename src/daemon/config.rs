@@ -34,6 +34,15 @@ pub struct Config {
     /// Ports for replicas, `FIRST-LAST`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_ports: Option<String>,
+    /// What runs replicas: `auto`, `process`, `docker`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub engine: Option<String>,
+    /// Docker Engines, as `URL` or `NAME=URL`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub docker_hosts: Vec<String>,
+    /// Certificates for those reached by TCP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub docker_certs: Option<PathBuf>,
     /// A folder of hosted scripts that the daemon follows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scripts: Option<PathBuf>,

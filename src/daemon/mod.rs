@@ -2,6 +2,7 @@
 
 mod audit;
 pub mod config;
+pub mod engine;
 mod standalone;
 mod tls;
 
@@ -9,11 +10,11 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use standalone::{Standalone, sweep};
+use self::engine::EngineOptions;
+pub use self::standalone::{Standalone, sweep};
 
 use crate::api::{self, Api};
 use crate::client::Cluster;
-use crate::engines::process::{ProcessEngine, ProcessOptions};
 use crate::model::clock::Clock;
 use crate::model::{Error, Kind, Result};
 use crate::network::balancer::Balancer;
@@ -38,8 +39,8 @@ pub struct Options {
     pub listen: Option<SocketAddr>,
     /// Certificate chain and key for it (PEM); one of its own where none are given.
     pub tls: Option<(PathBuf, PathBuf)>,
-    /// Ports for replicas.
-    pub task_ports: std::ops::RangeInclusive<u16>,
+    /// What runs replicas.
+    pub engine: EngineOptions,
     /// A folder of hosted scripts that is followed.
     pub scripts: Option<PathBuf>,
 }
@@ -115,25 +116,16 @@ pub fn program() -> PathBuf {
     PathBuf::from("/proc/self/exe")
 }
 
-/// The parts of a runtime over the data folder `data`. `lifeline`: everything ends with this process.
-pub fn assemble(
-    cluster: &str,
-    data: &Path,
-    task_ports: std::ops::RangeInclusive<u16>,
-    lifeline: bool,
-) -> Result<(Parts, Box<dyn Balancer>)> {
+/// The parts of a runtime over the data folder `data`.
+pub async fn assemble(cluster: &str, data: &Path, engine: &EngineOptions) -> Result<(Parts, Box<dyn Balancer>)> {
     let store = Arc::new(EmbeddedStore::open(&data.join("neap.redb"))?);
-    let engine = ProcessEngine::open(ProcessOptions {
-        folder: data.join("tasks"),
-        program: program(),
-        ports: task_ports,
-        lifeline,
-    })?;
+    let lifeline = engine.lifeline;
+    let engine = engine::open(cluster, data, &*store, engine).await?;
     let reach = Reach::default();
     let parts = Parts {
         cluster: cluster.to_owned(),
         store,
-        engine: Arc::new(engine),
+        engine,
         clock: reach.clock.clone(),
         network: reach.network.clone(),
         host: Arc::new(ScriptHost::with(reach, Threads::Own)?),
@@ -148,7 +140,7 @@ pub async fn up(options: Options) -> Result<()> {
     let _lock = lock_data(&options.data)?;
     // Bound before anything is taken over: a second daemon on the same socket stops here.
     let socket = api::server::bind_unix(&options.socket)?;
-    let (parts, balancer) = assemble(&options.cluster, &options.data, options.task_ports.clone(), false)?;
+    let (parts, balancer) = assemble(&options.cluster, &options.data, &options.engine).await?;
     let (store, clock): (_, Arc<dyn Clock>) = (parts.store.clone(), parts.clock.clone());
     let runtime = Runtime::start(parts, balancer).await?;
     match &options.scripts {

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 
+use super::engine::{Choice, EngineOptions};
 use super::{DataLock, assemble, lock_data, program};
 use crate::client::Cluster;
 use crate::engines::process::ports::DEFAULT_RANGE;
@@ -39,7 +40,14 @@ impl Standalone {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut sweeper = command.spawn().map_err(failed)?;
         let lifeline = sweeper.stdin.take().ok_or_else(|| Error::internal("sweeper", "has no standard input"))?;
-        let (parts, balancer) = assemble("standalone", &folder, DEFAULT_RANGE, true)?;
+        let engine = EngineOptions {
+            choice: Choice::Process,
+            task_ports: DEFAULT_RANGE,
+            docker_hosts: Vec::new(),
+            docker_certs: None,
+            lifeline: true,
+        };
+        let (parts, balancer) = assemble("standalone", &folder, &engine).await?;
         let runtime = Runtime::start(parts, balancer).await?;
         Ok(Standalone { runtime, sweeper: Some((sweeper, lifeline)), _lock: lock })
     }

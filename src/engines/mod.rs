@@ -1,6 +1,8 @@
 //! Floor 2, world: whatever starts replicas. Only this room does; the runtime sees `trait Engine`.
 
+pub mod docker;
 pub mod process;
+mod secrets;
 pub mod sim;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -8,13 +10,13 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::model::clock::Timestamp;
 use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::node::Node;
 use crate::model::service::ServiceSpec;
-use crate::model::task::Exit;
+use crate::model::task::{Exit, Health};
 use crate::model::units::Duration;
 use crate::model::{Result, name::Name};
 
@@ -65,9 +67,23 @@ pub struct Observed {
     pub warnings: Vec<String>,
 }
 
+/// What an engine tells.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Sight {
+    /// What it saw of a task.
+    Task(Observed),
+    /// A node was looked through: these tasks are all that it has.
+    Node(NodeId, BTreeSet<TaskId>),
+}
+
 /// How far a task is, as its engine sees it.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ObservedState {
+    /// Not there yet: its image is being pulled, say.
+    Preparing {
+        /// How far it is.
+        said: String,
+    },
     /// Known, not running yet.
     Starting,
     /// It runs.
@@ -78,6 +94,10 @@ pub enum ObservedState {
         ports: BTreeMap<String, String>,
         /// Since when.
         started_at: Timestamp,
+        /// What the engine's own check says; none where it has none.
+        health: Health,
+        /// What that check said last, where it failed.
+        said: Option<String>,
     },
     /// It ended.
     Ended {
@@ -130,10 +150,14 @@ pub trait Engine: Send + Sync {
     /// Its name: `process`, `docker`, `swarm`, `sim`.
     fn name(&self) -> &'static str;
 
-    /// The nodes it can reach.
-    async fn nodes(&self) -> Result<Vec<Node>>;
+    /// Whether it can run such a service at all; the error names what it cannot do.
+    fn accepts(&self, spec: &ServiceSpec) -> Result<()>;
 
-    /// Starts a task. Asking twice for the same task starts it once; the outcome comes through `observe`.
+    /// The nodes it knows, now and as they change.
+    fn nodes(&self) -> watch::Receiver<Arc<Vec<Node>>>;
+
+    /// Starts a task. Asking twice for the same task starts it once; the outcome comes through `observe`. An error that
+    /// says that a retry can help is no outcome.
     async fn start(&self, request: StartRequest) -> Result<()>;
 
     /// Tells a task to end: its stop signal, then after `grace` the kill. False: it was never started, so no end of
@@ -150,7 +174,7 @@ pub trait Engine: Send + Sync {
     async fn list(&self) -> Result<Vec<Observed>>;
 
     /// Everything seen from now on. One receiver at a time; the newest call wins.
-    fn observe(&self) -> mpsc::UnboundedReceiver<Observed>;
+    fn observe(&self) -> mpsc::UnboundedReceiver<Sight>;
 
     /// Where each task's output ends now.
     async fn log_end(&self, tasks: &[TaskId]) -> Result<LogPosition>;

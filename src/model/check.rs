@@ -11,10 +11,14 @@ use super::name::Name;
 use super::port::PortSpec;
 use super::units::Duration;
 
-/// A check: what is asked, how often, and what follows from the answers.
+/// A check: what is asked, how often, and what follows from the answers. Where nothing is named to be asked, it is the
+/// image's own HEALTHCHECK, with these times; `false` is no check, not even that one.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(remote = "Self", default, deny_unknown_fields)]
 pub struct CheckSpec {
+    /// No check at all, not even the image's own.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub disable: bool,
     /// GET this path; 200 to 399 passes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
@@ -81,6 +85,11 @@ pub struct CheckTiming {
 }
 
 impl CheckSpec {
+    /// No check.
+    pub fn none() -> Self {
+        CheckSpec { disable: true, ..CheckSpec::default() }
+    }
+
     /// Times and thresholds; `registered` are those that a scripted check was registered with.
     pub fn timing(&self, registered: Option<&CheckSpec>) -> CheckTiming {
         let none = CheckSpec::default();
@@ -104,10 +113,23 @@ impl CheckSpec {
         names.iter().find(|name| **name == "http").or(names.first()).map(|name| name.as_str())
     }
 
-    /// Exactly one thing is asked, and the port it is asked at exists.
-    pub fn validate(&self, ports: &BTreeMap<String, PortSpec>) -> Result<()> {
+    /// Whether it asks something of its own, instead of leaving that to the image.
+    pub fn asks(&self) -> bool {
+        self.asked() > 0
+    }
+
+    fn asked(&self) -> usize {
         let asked = [self.http.is_some(), self.tcp.is_some(), !self.exec.is_empty(), self.script.is_some()];
-        if asked.iter().filter(|is| **is).count() != 1 {
+        asked.into_iter().filter(|is| *is).count()
+    }
+
+    /// One thing is asked, and the port it is asked at exists. `image`: there may be a check in the image.
+    pub fn validate(&self, ports: &BTreeMap<String, PortSpec>, image: bool) -> Result<()> {
+        if self.disable {
+            let whole = *self == CheckSpec { disable: true, ..CheckSpec::default() };
+            return if whole { Ok(()) } else { Err(Error::invalid("", "disable goes with nothing else")) };
+        }
+        if self.asked() > 1 || (!self.asks() && !image) {
             return Err(Error::invalid("", "names not exactly one of http, tcp, exec and script"));
         }
         if self
@@ -148,6 +170,10 @@ impl<'de> Deserialize<'de> for CheckSpec {
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<CheckSpec, E> {
                 Ok(CheckSpec { script: Some(text.parse().map_err(E::custom)?), ..CheckSpec::default() })
+            }
+
+            fn visit_bool<E: de::Error>(self, wanted: bool) -> Result<CheckSpec, E> {
+                if wanted { Err(E::custom("true says nothing; name what is asked")) } else { Ok(CheckSpec::none()) }
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<CheckSpec, A::Error> {

@@ -142,6 +142,12 @@ events! {
     ReleaseFailed = "release.failed",
     /// A node's settings changed.
     NodeUpdated = "node.updated",
+    /// A node does not answer.
+    NodeDown = "node.down",
+    /// A node answers again, or for the first time.
+    NodeReady = "node.ready",
+    /// A node has left the cluster.
+    NodeRemoved = "node.removed",
     /// A published port could not be opened.
     PortFailed = "port.failed",
     /// A script failed.

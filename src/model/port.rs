@@ -48,6 +48,13 @@ pub struct PortSpec {
     pub balance: Balance,
 }
 
+impl PortSpec {
+    /// The port that the program in a container listens on: the target, else the published one.
+    pub fn container_port(&self) -> Option<u16> {
+        self.target.or(self.published)
+    }
+}
+
 impl std::str::FromStr for PortSpec {
     type Err = Error;
 

@@ -1,23 +1,23 @@
 //! The service description: what a user asks for. Everything but `name` has a default.
 
 use std::collections::BTreeMap;
-use std::fmt;
 
 use schemars::JsonSchema;
-use serde::de::{self, MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::check::CheckSpec;
 use super::clock::Timestamp;
 use super::constraint::Constraint;
+use super::container::{self, NetworkUse, Pull, Ulimit};
 use super::error::{Error, Result};
 use super::id::{ServiceId, sha256_hex};
+use super::mount::Mount;
 use super::name::{Name, check_loose};
+pub use super::policy::{LogPolicy, Resources, RestartCondition, RestartPolicy, StopPolicy, Use};
 use super::port::PortSpec;
 use super::spellings;
 use super::strict;
-use super::units::{Bytes, Cpu, Duration};
 
 /// Most replicas of one service.
 pub const MAX_REPLICAS: u32 = 100_000;
@@ -42,7 +42,16 @@ pub struct ServiceSpec {
     /// The container image, for engines that run containers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub image: Option<String>,
-    /// The command and its arguments.
+    /// When the image is pulled: `missing`, `always`, `never`.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub pull: Pull,
+    /// The platform of the image where it has several: `linux/arm64`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub platform: Option<String>,
+    /// What is run instead of the image's entry point.
+    #[serde(default, deserialize_with = "spellings::command", skip_serializing_if = "Vec::is_empty")]
+    pub entrypoint: Vec<String>,
+    /// The command and its arguments; in a container, what is handed to the entry point instead of the image's own.
     #[serde(default, deserialize_with = "spellings::command", skip_serializing_if = "Vec::is_empty")]
     pub command: Vec<String>,
     /// Environment variables.
@@ -60,6 +69,54 @@ pub struct ServiceSpec {
     /// The user (name or number, optionally `:group`) as whom it runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
+    /// Further groups of a container's user.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// Volumes, paths of the host, and memory in a container.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mounts: Vec<Mount>,
+    /// Networks that containers are attached to; the engine's own where none is named.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub networks: Vec<NetworkUse>,
+    /// A container's host name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hostname: Option<String>,
+    /// Further names in a container's hosts file, with their addresses.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub hosts: BTreeMap<String, String>,
+    /// Name servers of a container.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<String>,
+    /// Domains in which a container looks names up.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns_search: Vec<String>,
+    /// Options of a container's resolver.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns_options: Vec<String>,
+    /// Capabilities that a container has besides the usual ones.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cap_add: Vec<String>,
+    /// Usual capabilities that a container does not have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cap_drop: Vec<String>,
+    /// Kernel parameters of a container's own namespaces.
+    #[serde(default, deserialize_with = "spellings::environment", skip_serializing_if = "BTreeMap::is_empty")]
+    pub sysctls: BTreeMap<String, String>,
+    /// The kernel's limits for a container's processes, by name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ulimits: BTreeMap<String, Ulimit>,
+    /// Whether a container's own file system may only be read.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub read_only: bool,
+    /// Whether a container's first process is one that passes signals on and reaps; the engine's setting where not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub init: Option<bool>,
+    /// Whether a container has a terminal.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub tty: bool,
+    /// Labels of containers; a change of these replaces them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub container_labels: BTreeMap<String, String>,
     /// Ports by name: `{ http = "8080" }`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<String, PortSpec>,
@@ -73,7 +130,7 @@ pub struct ServiceSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub constraints: Vec<Constraint>,
     /// Most replicas on one node; 0 for no bound.
-    #[serde(default, skip_serializing_if = "is_zero")]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub max_replicas_per_node: u32,
     /// Placement policies; the first one's score decides, the next ones break ties.
     #[serde(default = "spread", deserialize_with = "spellings::uses")]
@@ -120,172 +177,12 @@ pub enum OnPolicyError {
     Spread,
 }
 
-/// A registered script by name, with options: `"spread"` or `{ use = "spread", over = "labels.zone" }`.
-#[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Use {
-    /// The registration's name.
-    #[serde(rename = "use")]
-    pub name: Name,
-    /// Options, handed to the script as they are.
-    #[serde(flatten)]
-    pub options: serde_json::Map<String, Value>,
-}
-
-impl Use {
-    /// Without options.
-    pub fn plain(name: &str) -> Self {
-        Use { name: name.parse().expect("only called with the names of stdlib"), options: serde_json::Map::new() }
-    }
-}
-
-impl<'de> Deserialize<'de> for Use {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either;
-        impl<'de> Visitor<'de> for Either {
-            type Value = Use;
-
-            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a name, or a table with \"use\" and options")
-            }
-
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<Use, E> {
-                Ok(Use { name: text.parse().map_err(E::custom)?, options: serde_json::Map::new() })
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Use, A::Error> {
-                let mut name = None;
-                let mut options = serde_json::Map::new();
-                while let Some(key) = map.next_key::<String>()? {
-                    if key == "use" {
-                        name = Some(map.next_value::<Name>()?);
-                    } else {
-                        options.insert(key, map.next_value()?);
-                    }
-                }
-                Ok(Use { name: name.ok_or_else(|| de::Error::missing_field("use"))?, options })
-            }
-        }
-        deserializer.deserialize_any(Either)
-    }
-}
-
-impl JsonSchema for Use {
-    fn schema_name() -> std::borrow::Cow<'static, str> {
-        "Use".into()
-    }
-
-    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({
-            "description": "A registered script by name, or a table with `use` and the script's options.",
-            "oneOf": [
-                { "type": "string" },
-                { "type": "object", "properties": { "use": { "type": "string" } }, "required": ["use"] },
-            ],
-        })
-    }
-}
-
-/// Amounts of cpu and memory; absent means none asked or no bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-pub struct Resources {
-    /// In cores.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub cpu: Option<Cpu>,
-    /// In bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub memory: Option<Bytes>,
-}
-
-impl Resources {
-    /// Whether nothing is asked.
-    pub fn is_empty(&self) -> bool {
-        *self == Resources::default()
-    }
-}
-
-/// What happens when a replica ends by itself.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct RestartPolicy {
-    /// After which endings it is started again.
-    pub condition: RestartCondition,
-    /// The wait before the first restart; doubled for each further one.
-    pub delay: Duration,
-    /// The longest wait.
-    pub max_delay: Duration,
-    /// How often it is tried in a row; 0 for no bound.
-    pub max_attempts: u32,
-    /// A replica that ran this long has recovered: its failures are forgotten.
-    pub window: Duration,
-}
-
-impl Default for RestartPolicy {
-    fn default() -> Self {
-        RestartPolicy {
-            condition: RestartCondition::Any,
-            delay: Duration::from_secs(1),
-            max_delay: Duration::from_secs(300),
-            max_attempts: 0,
-            window: Duration::from_secs(60),
-        }
-    }
-}
-
-/// After which endings a replica is started again (Docker's words).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum RestartCondition {
-    /// Never.
-    #[serde(rename = "none")]
-    None,
-    /// After an exit code other than 0, a signal, or a failed check.
-    #[serde(rename = "on-failure")]
-    OnFailure,
-    /// Always.
-    #[serde(rename = "any")]
-    Any,
-}
-
-/// How a replica is stopped: withdrawn from the balancer, drained, told, killed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct StopPolicy {
-    /// The signal that asks it to end.
-    #[serde(deserialize_with = "spellings::signal")]
-    pub signal: String,
-    /// How long it may take after the signal before it is killed.
-    pub grace: Duration,
-    /// How long its open connections may take, after new ones go elsewhere and before the signal.
-    pub drain: Duration,
-}
-
-impl Default for StopPolicy {
-    fn default() -> Self {
-        StopPolicy { signal: "TERM".into(), grace: Duration::from_secs(10), drain: Duration::from_secs(10) }
-    }
-}
-
-/// How much of a replica's output is kept.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(default)]
-pub struct LogPolicy {
-    /// The size at which a file is closed and a new one begun.
-    pub max_size: Bytes,
-    /// How many files are kept, the one being written included.
-    pub max_files: u32,
-}
-
-impl Default for LogPolicy {
-    fn default() -> Self {
-        LogPolicy { max_size: Bytes(10 << 20), max_files: 5 }
-    }
-}
-
 fn one() -> u32 {
     1
 }
 
-fn is_zero(number: &u32) -> bool {
-    *number == 0
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 fn spread() -> Vec<Use> {
@@ -329,13 +226,21 @@ impl ServiceSpec {
             ("ports", self.ports.len()),
             ("constraints", self.constraints.len()),
             ("policy", self.policy.len()),
+            ("entrypoint", self.entrypoint.len()),
+            ("mounts", self.mounts.len()),
+            ("networks", self.networks.len()),
+            ("hosts", self.hosts.len() + self.dns.len() + self.dns_search.len() + self.dns_options.len()),
+            ("cap_add", self.cap_add.len() + self.cap_drop.len() + self.groups.len()),
+            ("sysctls", self.sysctls.len() + self.ulimits.len()),
+            ("container_labels", self.container_labels.len()),
         ];
         if let Some((field, len)) = sizes.into_iter().find(|(_, len)| *len > MAX_ENTRIES) {
             return wrong(field, format!("{len} entries are more than {MAX_ENTRIES}"));
         }
         let texts =
             self.command.iter().map(|text| ("command", text)).chain(self.env.values().map(|text| ("env", text)));
-        for (field, text) in texts.chain(self.labels.values().map(|text| ("labels", text))) {
+        let labels = self.labels.values().chain(self.container_labels.values()).map(|text| ("labels", text));
+        for (field, text) in texts.chain(labels).chain(self.entrypoint.iter().map(|text| ("entrypoint", text))) {
             if text.len() > MAX_TEXT {
                 return wrong(field, format!("an entry of {} bytes is longer than {MAX_TEXT}", text.len()));
             }
@@ -373,12 +278,23 @@ impl ServiceSpec {
             }
         }
         if let Some(check) = &self.check {
-            check.validate(&self.ports).map_err(|error| error_in(&subject, "check", &error))?;
+            check.validate(&self.ports, self.image.is_some()).map_err(|error| error_in(&subject, "check", &error))?;
+        }
+        if let Err((field, why)) = container::check(self) {
+            return wrong(&field, why);
+        }
+        if self.reservations.pids.is_some() {
+            return wrong("reservations.pids", "is a limit only".into());
         }
         if self.log.max_files == 0 || self.log.max_size.0 < 4096 {
             return wrong("log", "keeps nothing; max_files is at least 1 and max_size at least 4KiB".into());
         }
         Ok(())
+    }
+
+    /// The check that is asked by Neap itself, instead of by the container engine.
+    pub fn own_check(&self) -> Option<&CheckSpec> {
+        self.check.as_ref().filter(|check| check.asks())
     }
 
     /// How errors call it.
@@ -389,6 +305,8 @@ impl ServiceSpec {
     /// The hash of what a running task is made of. Replicas, placement, rollout and restart policy are left out:
     /// changing them replaces no task.
     pub fn template_hash(&self) -> String {
+        let mut stop = serde_json::json!(self.stop);
+        stop["signal"] = self.stop.signal().into();
         let mut template = serde_json::json!([
             self.image,
             self.command,
@@ -399,12 +317,16 @@ impl ServiceSpec {
             self.limits,
             self.reservations,
             self.check,
-            self.stop,
+            stop,
             self.log,
         ]);
+        let parts = template.as_array_mut().expect("was just made a list");
         // Only where there are some: the hashes of descriptions from before there were secrets stay.
-        if let (Some(parts), false) = (template.as_array_mut(), self.secrets.is_empty()) {
+        if !self.secrets.is_empty() {
             parts.push(serde_json::json!(self.secrets));
+        }
+        if !container::fields(self).is_empty() {
+            parts.push(container::template(self));
         }
         sha256_hex(template.to_string().as_bytes())[..12].to_owned()
     }

@@ -12,14 +12,35 @@ use super::service::Use;
 const SIGNALS: [&str; 9] = ["TERM", "INT", "QUIT", "HUP", "USR1", "USR2", "KILL", "WINCH", "ABRT"];
 
 /// A signal's name, with or without `SIG`.
-pub fn signal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<String, D::Error> {
-    let text = String::deserialize(deserializer)?;
+pub fn signal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    let Some(text) = Option::<String>::deserialize(deserializer)? else { return Ok(None) };
     let name = text.strip_prefix("SIG").unwrap_or(&text);
     if !SIGNALS.contains(&name) {
         let hint = super::suggest::hint(name, SIGNALS);
         return Err(de::Error::custom(format!("unknown signal \"{text:.20}\"{hint}")));
     }
-    Ok(name.to_owned())
+    Ok(Some(name.to_owned()))
+}
+
+/// The fields of a flag such as Docker's `--mount`: separated by commas, quoted where they hold one (RFC 4180).
+pub fn comma_separated(text: &str) -> Result<Vec<String>, String> {
+    let mut fields = vec![String::new()];
+    let mut quoted = false;
+    let mut chars = text.chars().peekable();
+    while let Some(c) = chars.next() {
+        let field = fields.last_mut().expect("there is always one");
+        match c {
+            '"' if quoted && chars.peek() == Some(&'"') => {
+                chars.next();
+                field.push('"');
+            }
+            '"' if quoted => quoted = false,
+            '"' if field.is_empty() => quoted = true,
+            ',' if !quoted => fields.push(String::new()),
+            _ => field.push(c),
+        }
+    }
+    if quoted { Err("has a quote that is not closed".into()) } else { Ok(fields) }
 }
 
 /// Puts variables that are read from keys (`{ kv = "shop/level" }`) where the description keeps them.

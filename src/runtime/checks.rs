@@ -37,7 +37,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     continue;
                 }
                 let Some(revision) = world.revision(&task.service, task.revision) else { continue };
-                let Some(check) = revision.spec.check.clone() else { continue };
+                let Some(check) = revision.spec.own_check().cloned() else { continue };
                 let runner = Runner {
                     parts: parts.clone(),
                     messages: messages.clone(),

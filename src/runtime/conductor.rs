@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::publish::Listeners;
-use super::{Message, Parts, persist};
+use super::{Message, Parts, persist, starter};
 use crate::model::clock::Timestamp;
 use crate::model::event::{AboutTask, Event, What};
 use crate::model::name::Name;
@@ -170,6 +170,20 @@ impl Conductor {
         repeatable: &mut Vec<Message>,
     ) {
         match message {
+            Message::Observed(observed) if starter::is_stray(&draft.world, &observed) => {
+                starter::put_away(&self.parts, observed, draft.world.clone());
+            }
+            Message::Stock(node, tasks) => {
+                observe::stock(draft, &node, &tasks);
+                repeatable.push(Message::Stock(node, tasks));
+            }
+            Message::Nodes(nodes) => {
+                match persist::with_settings(&*self.parts.store, &nodes) {
+                    Ok(nodes) => observe::nodes(draft, nodes),
+                    Err(error) => tracing::error!(%error, "the nodes' settings cannot be read"),
+                }
+                repeatable.push(Message::Nodes(nodes));
+            }
             Message::Observed(observed) => {
                 observe::observe(draft, &observed);
                 repeatable.push(Message::Observed(observed));

@@ -22,16 +22,18 @@ mod starter;
 mod status;
 mod traffic;
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::publish::Listeners;
-use crate::engines::{Engine, Observed, ObservedState};
+use crate::engines::{Engine, Observed, ObservedState, Sight};
 use crate::model::Result;
 use crate::model::clock::Clock;
 use crate::model::event::Event;
-use crate::model::id::TaskId;
+use crate::model::id::{NodeId, TaskId};
+use crate::model::node::Node;
 use crate::model::task::{Exit, Health, TaskState};
 use crate::network::Network;
 use crate::network::balancer::Balancer;
@@ -79,6 +81,10 @@ impl Parts {
 /// A message to the conductor.
 enum Message {
     Observed(Observed),
+    /// A node was looked through: these tasks are all that it has.
+    Stock(NodeId, BTreeSet<TaskId>),
+    /// The nodes as their engine sees them now.
+    Nodes(Arc<Vec<Node>>),
     /// The engine was told to stop it; true: its end will be observed.
     Told(TaskId, bool),
     Health {
@@ -121,10 +127,9 @@ impl Runtime {
         let parts = Arc::new(parts);
         let mut world = persist::load(&*parts.store, &parts.host)?;
         persist::clear_bundles(&*parts.store, &world).await?;
-        let settings = persist::node_settings(&*parts.store)?;
-        let nodes = parts.engine.nodes().await?.into_iter();
-        let with_settings: Vec<_> = nodes.map(|node| Arc::new(persist::with_settings(node, &settings))).collect();
-        world.set_nodes(with_settings);
+        let mut nodes = parts.engine.nodes();
+        let with_settings = persist::with_settings(&*parts.store, &nodes.borrow_and_update())?;
+        world.set_nodes(with_settings.into_iter().map(Arc::new));
         install(&parts.host, &world);
         let (messages, inbox) = mpsc::unbounded_channel();
         let (publish, seen) = watch::channel(Arc::new(world.clone()));
@@ -135,9 +140,9 @@ impl Runtime {
         let known = parts.engine.list().await?;
         starter::clear_unknown(&parts.engine, &world, &known).await;
         // What should run and is not known any more (after a power cut, say) has ended, nobody knows how.
-        let seen_ids: std::collections::BTreeSet<&TaskId> = known.iter().map(|observed| &observed.task).collect();
+        let seen_ids: BTreeSet<&TaskId> = known.iter().map(|observed| &observed.task).collect();
         for task in world.tasks.values().filter(|task| task.state > TaskState::Assigned && !task.state.is_final()) {
-            if !seen_ids.contains(&task.id) {
+            if !seen_ids.contains(&task.id) && !world.is_down(task) {
                 let state = ObservedState::Ended { exit: Exit::Unknown, finished_at: parts.clock.now() };
                 let _ = messages.send(Message::Observed(Observed { task: task.id, state, warnings: Vec::new() }));
             }
@@ -148,8 +153,21 @@ impl Runtime {
         conductor::spawn(parts.clone(), world, inbox, publish, events.clone())?;
         let forward = messages.clone();
         tokio::spawn(async move {
-            while let Some(observed) = observations.recv().await {
-                if forward.send(Message::Observed(observed)).is_err() {
+            while let Some(sight) = observations.recv().await {
+                let message = match sight {
+                    Sight::Task(observed) => Message::Observed(observed),
+                    Sight::Node(node, tasks) => Message::Stock(node, tasks),
+                };
+                if forward.send(message).is_err() {
+                    return;
+                }
+            }
+        });
+        let forward = messages.clone();
+        tokio::spawn(async move {
+            while nodes.changed().await.is_ok() {
+                let now = nodes.borrow_and_update().clone();
+                if forward.send(Message::Nodes(now)).is_err() {
                     return;
                 }
             }

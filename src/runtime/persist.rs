@@ -63,19 +63,23 @@ pub async fn clear_bundles(store: &dyn Store, world: &World) -> Result<()> {
     if unused.is_empty() { Ok(()) } else { store.commit(unused).await.map(drop) }
 }
 
-/// All nodes' settings, by id.
-pub fn node_settings(store: &dyn Store) -> Result<BTreeMap<String, NodeSettings>> {
-    let entries = store.list("node/")?;
-    entries.iter().map(|entry| Ok((entry.key["node/".len()..].to_owned(), decode(&entry.key, &entry.value)?))).collect()
+/// Nodes as their engine and their owner describe them.
+pub fn with_settings(store: &dyn Store, nodes: &[Node]) -> Result<Vec<Node>> {
+    let settings = node_settings(store)?;
+    let nodes = nodes.iter().cloned().map(|mut node| {
+        if let Some(settings) = settings.get(&*node.id) {
+            node.availability = settings.availability;
+            node.labels.extend(settings.labels.clone());
+        }
+        node
+    });
+    Ok(nodes.collect())
 }
 
-/// A node as its engine and its owner describe it.
-pub fn with_settings(mut node: Node, settings: &BTreeMap<String, NodeSettings>) -> Node {
-    if let Some(settings) = settings.get(&*node.id) {
-        node.availability = settings.availability;
-        node.labels.extend(settings.labels.clone());
-    }
-    node
+// All nodes' settings, by id.
+fn node_settings(store: &dyn Store) -> Result<BTreeMap<String, NodeSettings>> {
+    let entries = store.list("node/")?;
+    entries.iter().map(|entry| Ok((entry.key["node/".len()..].to_owned(), decode(&entry.key, &entry.value)?))).collect()
 }
 
 /// The writes that make `changes` durable; `before` is the world without them.

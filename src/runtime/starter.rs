@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
@@ -15,6 +16,8 @@ use crate::scheduler::world::World;
 
 /// Most tasks that are being started at once.
 const STARTS: usize = 32;
+/// The first and the longest wait before a start that could not be made is tried again.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
 /// Follows the world for as long as it is published.
 pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages: mpsc::UnboundedSender<Message>) {
@@ -49,9 +52,25 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     }
                     fault::point("runtime.before-start");
                     let id = request.task;
+                    let mut wait = AGAIN.0;
                     let started = match with_secrets(&parts, request, &versions) {
-                        Ok(request) => parts.engine.start(request).await,
                         Err(error) => Err(error),
+                        Ok(request) => loop {
+                            match parts.engine.start(request.clone()).await {
+                                // What cannot be had for the moment is tried again, for as long as it is wanted.
+                                Err(error) if error.retry => {
+                                    let state = ObservedState::Preparing { said: error.to_string() };
+                                    let observed = Observed { task: id, state, warnings: Vec::new() };
+                                    let _ = messages.send(Message::Observed(observed));
+                                    tokio::time::sleep(wait).await;
+                                    wait = (wait * 2).min(AGAIN.1);
+                                    if !now.borrow().tasks.get(&id).is_some_and(|task| task.wanted()) {
+                                        return;
+                                    }
+                                }
+                                other => break other,
+                            }
+                        },
                     };
                     if let Err(error) = started {
                         let _ = messages.send(Message::Rejected(id, error.to_string()));
@@ -85,13 +104,52 @@ fn with_secrets(parts: &Parts, mut request: StartRequest, versions: &BTreeMap<St
     Ok(request)
 }
 
+/// Whether what was seen runs although nobody asks for it: left over by a task that was given up with its node, or whose
+/// record is gone.
+pub fn is_stray(world: &World, observed: &Observed) -> bool {
+    let runs = matches!(observed.state, ObservedState::Starting | ObservedState::Running { .. });
+    match world.tasks.get(&observed.task) {
+        None => !matches!(observed.state, ObservedState::Preparing { .. }),
+        Some(task) => runs && task.state.is_final(),
+    }
+}
+
+/// Ends and removes it.
+pub fn put_away(parts: &Arc<Parts>, observed: Observed, world: World) {
+    let parts = parts.clone();
+    tokio::spawn(async move {
+        let id = observed.task;
+        let over = matches!(observed.state, ObservedState::Ended { .. } | ObservedState::Rejected { .. });
+        let grace = world.task_spec(&id).map_or(LEFT_OVER, |spec| spec.stop.grace);
+        if !over {
+            tracing::warn!(task = %id, "runs, but nobody asks for it any more; it is stopped");
+        }
+        let put_away = || async {
+            if over { parts.engine.remove(&id).await } else { parts.engine.stop(&id, grace).await.map(drop) }
+        };
+        // Where its node is away again, it is found again when that is back.
+        for _ in 0..PUT_AWAY {
+            match put_away().await {
+                Err(error) if error.retry => tokio::time::sleep(AGAIN.1).await,
+                Err(error) => return tracing::warn!(%error, task = %id, "what is left of a task could not be put away"),
+                Ok(()) => return,
+            }
+        }
+    });
+}
+
+/// How often that is tried.
+const PUT_AWAY: u32 = 5;
+/// The time to end for what has no description any more.
+const LEFT_OVER: crate::model::units::Duration = crate::model::units::Duration::from_secs(10);
+
 /// At the start: what the engine knows and the world does not. A commit that never happened, or a task that was
 /// forgotten while its folder stood.
 pub async fn clear_unknown(engine: &Arc<dyn Engine>, world: &World, known: &[Observed]) {
     for observed in known.iter().filter(|observed| !world.tasks.contains_key(&observed.task)) {
         if matches!(observed.state, ObservedState::Starting | ObservedState::Running { .. }) {
             tracing::warn!(task = %observed.task, "runs, but nobody asked for it; it is stopped");
-            if let Err(error) = engine.stop(&observed.task, crate::model::units::Duration::from_secs(10)).await {
+            if let Err(error) = engine.stop(&observed.task, LEFT_OVER).await {
                 tracing::warn!(%error, "an unknown task could not be stopped");
             }
         }

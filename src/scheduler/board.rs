@@ -272,6 +272,18 @@ impl Board {
         }
         let mut all: Vec<Arc<Seat>> = self.seats.iter().cloned().collect();
         all.extend(added.into_iter().map(|node| Arc::new(Seat::new(node))));
+        self.seat_all(all);
+    }
+
+    /// A node that is no more, with all that was on it.
+    pub fn drop_node(&mut self, id: &NodeId) {
+        self.nodes_stamp = fresh_stamp();
+        self.stamp = fresh_stamp();
+        self.recent = Recent { before: self.stamp, ..Recent::default() };
+        self.seat_all(self.seats.iter().filter(|seat| seat.node.id != *id).cloned().collect());
+    }
+
+    fn seat_all(&mut self, mut all: Vec<Arc<Seat>>) {
         all.sort_by(|a, b| a.node.id.cmp(&b.node.id));
         let number = |at: usize| u32::try_from(at).expect("nodes are counted in 32 bits");
         self.index = Arc::new(all.iter().enumerate().map(|(at, seat)| (seat.node.id.clone(), number(at))).collect());

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
-use super::world::{Change, Draft};
+use super::world::{Change, Draft, Note};
 use crate::engines::{Observed, ObservedState};
+use crate::model::check::OnFail;
 use crate::model::clock::Timestamp;
 use crate::model::event::What;
+use crate::model::id::{NodeId, TaskId};
+use crate::model::node::{Node, NodeState};
 use crate::model::task::{Exit, Health, StopReason, Task, TaskState};
 
 /// Takes in one observation. States only move forward: an old or doubled one changes nothing.
@@ -21,14 +24,31 @@ pub fn observe(draft: &mut Draft, observed: &Observed) {
         }
     }
     let now = draft.clock.now();
+    if old.state == TaskState::Running
+        && let ObservedState::Running { ports, health, said, .. } = &observed.state
+    {
+        return still_running(draft, &task, ports, *health, said.clone());
+    }
     let note = match &observed.state {
+        ObservedState::Preparing { said } => {
+            if task.state < TaskState::Starting {
+                task.reason = Some(crate::model::error::shorten(said));
+            }
+            None
+        }
         ObservedState::Starting => {
             if task.state < TaskState::Starting {
                 task.state = TaskState::Starting;
             }
             None
         }
-        ObservedState::Running { pid, ports, started_at } => running(draft, &mut task, *pid, ports, *started_at),
+        ObservedState::Running { pid, ports, started_at, health, said } => {
+            let note = running(draft, &mut task, *pid, ports, *started_at, *health);
+            if task.health == Health::Unhealthy {
+                task.reason.clone_from(said);
+            }
+            note
+        }
         ObservedState::Ended { exit, finished_at } => Some(ended(draft, &mut task, *exit, *finished_at)),
         ObservedState::Rejected { reason } => {
             task.state = TaskState::Rejected;
@@ -52,6 +72,7 @@ fn running(
     pid: Option<u32>,
     ports: &std::collections::BTreeMap<String, String>,
     started_at: Timestamp,
+    health: Health,
 ) -> Option<(What, String)> {
     if task.state >= TaskState::Running {
         return None;
@@ -62,15 +83,106 @@ fn running(
     let started_at = within(started_at, task.created_at, draft.clock.now());
     task.started_at = Some(started_at);
     task.reason = None;
-    let checked =
-        draft.world.revision(&task.service, task.revision).is_some_and(|revision| revision.spec.check.is_some());
-    if checked {
-        task.health = Health::Starting;
-    } else {
+    task.health = if has_own_check(draft, task) { Health::Starting } else { health };
+    if matches!(task.health, Health::None | Health::Healthy) {
         task.healthy_at = Some(started_at);
     }
     let on = task.node.as_deref().unwrap_or_default();
     Some((What::TaskRunning, format!("runs on {on}")))
+}
+
+fn has_own_check(draft: &Draft, task: &Task) -> bool {
+    let revision = draft.world.revision(&task.service, task.revision);
+    revision.is_some_and(|revision| revision.spec.own_check().is_some())
+}
+
+// News of a task that is known to run: other ports after a restart in place, and what the engine's own check says.
+fn still_running(
+    draft: &mut Draft,
+    old: &Task,
+    ports: &std::collections::BTreeMap<String, String>,
+    health: Health,
+    said: Option<String>,
+) {
+    let mut task = old.clone();
+    task.ports.clone_from(ports);
+    let known = draft.world.tasks.get(&old.id).is_some_and(|known| **known == task);
+    if !known {
+        draft.change(Change::Task(Arc::new(task.clone())));
+    }
+    if health == Health::None || has_own_check(draft, &task) {
+        return;
+    }
+    let revision = draft.world.revision(&task.service, task.revision);
+    let check = revision.and_then(|revision| revision.spec.check.as_ref());
+    let on_fail = check.map(|check| check.timing(None).on_fail).unwrap_or_default();
+    self::health(draft, &task, health, said, on_fail == OnFail::Restart);
+}
+
+/// The nodes as their engine sees them now, with their owner's settings.
+pub fn nodes(draft: &mut Draft, nodes: Vec<Node>) {
+    let note = |draft: &mut Draft, what: What, node: &Node, message: &str| {
+        let (subject, message) = (node.hostname.clone(), message.to_owned());
+        draft.decision.notes.push(Note { what, service: None, task: None, subject, message });
+    };
+    let present: std::collections::BTreeSet<NodeId> = nodes.iter().map(|node| node.id.clone()).collect();
+    let gone: Vec<Arc<Node>> = draft.world.nodes.values().filter(|node| !present.contains(&node.id)).cloned().collect();
+    let known = |draft: &Draft, node: &Node| draft.world.nodes.get(&node.id).cloned();
+    let changed: Vec<Node> =
+        nodes.into_iter().filter(|node| known(draft, node).is_none_or(|old| *old != *node)).collect();
+    if changed.is_empty() && gone.is_empty() {
+        return;
+    }
+    for node in &changed {
+        match known(draft, node).map(|old| old.state) {
+            Some(state) if state == node.state => {}
+            None if node.state == NodeState::Down => {}
+            _ if node.state == NodeState::Down => note(draft, What::NodeDown, node, "does not answer"),
+            _ => note(draft, What::NodeReady, node, "answers"),
+        }
+    }
+    draft.world.set_nodes(changed.into_iter().map(Arc::new));
+    for node in gone {
+        note(draft, What::NodeRemoved, &node, "has left the cluster");
+        draft.world.drop_node(&node.id);
+        let on = |task: &&Arc<Task>| task.node.as_ref() == Some(&node.id) && !task.state.is_final();
+        let tasks: Vec<Arc<Task>> = draft.world.tasks.values().filter(on).cloned().collect();
+        for task in tasks {
+            lost(draft, &task, "its node has left the cluster");
+        }
+    }
+    // What cannot be told to end any more is not waited for.
+    let unreachable = |task: &&Arc<Task>| task.stop.is_some() && !task.state.is_final() && draft.world.is_down(task);
+    let tasks: Vec<Arc<Task>> = draft.world.tasks.values().filter(unreachable).cloned().collect();
+    for task in tasks {
+        lost(draft, &task, "its node is down");
+    }
+    // What a node offers concerns every service.
+    for name in draft.world.services.keys().cloned().collect::<Vec<_>>() {
+        draft.wake(&name, draft.clock.now());
+    }
+}
+
+/// A node was looked through: what should be there beyond these has gone while nobody looked.
+pub fn stock(draft: &mut Draft, node: &NodeId, present: &std::collections::BTreeSet<TaskId>) {
+    let begun = |task: &Task| task.state > TaskState::Assigned && !task.state.is_final();
+    let missing = |task: &&Arc<Task>| task.node.as_ref() == Some(node) && begun(task) && !present.contains(&task.id);
+    let tasks: Vec<Arc<Task>> = draft.world.tasks.values().filter(missing).cloned().collect();
+    for task in tasks {
+        let state = ObservedState::Ended { exit: Exit::Unknown, finished_at: draft.clock.now() };
+        observe(draft, &Observed { task: task.id, state, warnings: Vec::new() });
+    }
+}
+
+fn lost(draft: &mut Draft, old: &Task, why: &str) {
+    let mut task = old.clone();
+    task.state = TaskState::Lost;
+    task.reason = Some(why.to_owned());
+    task.healthy_at = None;
+    task.finished_at = Some(draft.clock.now());
+    let task = Arc::new(task);
+    draft.note_task(What::TaskFailed, &task, why);
+    draft.change(Change::Task(task));
 }
 
 fn ended(draft: &Draft, task: &mut Task, exit: Exit, finished_at: Timestamp) -> (What, String) {

@@ -11,9 +11,9 @@ use crate::model::clock::{Clock, Timestamp};
 use crate::model::event::What;
 use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::name::Name;
-use crate::model::node::Node;
+use crate::model::node::{Node, NodeState};
 use crate::model::release::Release;
-use crate::model::service::{Resources, Revision, Service};
+use crate::model::service::{Resources, Revision, Service, ServiceSpec};
 use crate::model::task::{Stop, StopReason, Task, TaskState};
 
 /// Nodes, services, revisions, releases, tasks. Cloning copies pointers only, however much there is.
@@ -192,6 +192,24 @@ impl World {
         }
     }
 
+    /// A node that is no more.
+    pub fn drop_node(&mut self, id: &NodeId) {
+        self.nodes.remove(id);
+        self.board.drop_node(id);
+    }
+
+    /// The description that a task runs.
+    pub fn task_spec(&self, id: &TaskId) -> Option<&ServiceSpec> {
+        let task = self.tasks.get(id)?;
+        self.revision(&task.service, task.revision).map(|revision| &revision.spec)
+    }
+
+    /// Whether a task's node is down.
+    pub fn is_down(&self, task: &Task) -> bool {
+        let node = task.node.as_ref().and_then(|node| self.nodes.get(node));
+        node.is_some_and(|node| node.state == NodeState::Down)
+    }
+
     /// What is on each node.
     pub fn board(&self) -> &Board {
         &self.board
@@ -324,6 +342,11 @@ impl<'a> Draft<'a> {
         if task.state == TaskState::Pending {
             task.state = TaskState::Shutdown;
             task.finished_at = Some(self.clock.now());
+        } else if self.world.is_down(&task) {
+            // Nobody can tell it now, and nothing waits for it. When the node is back the engine ends what still runs.
+            task.state = TaskState::Lost;
+            task.finished_at = Some(self.clock.now());
+            task.reason = Some("its node is down".into());
         }
         let task = Arc::new(task);
         self.note_task(What::TaskStopping, &task, why.as_str());

@@ -72,7 +72,10 @@ impl Daemon {
         let log = std::fs::OpenOptions::new().create(true).append(true).open(self.folder.path().join("log")).unwrap();
         let mut command = Command::new(&self.program);
         command.arg("up").arg("--data").arg(self.data()).arg("--socket").arg(self.socket()).args(&self.flags);
-        command.envs(self.env.iter().cloned()).env("NEAP_CONFIG", self.folder.path().join("config.toml"));
+        command
+            .env("NEAP_ENGINE", "process")
+            .envs(self.env.iter().cloned())
+            .env("NEAP_CONFIG", self.folder.path().join("config.toml"));
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
         self.child = Some(command.spawn().unwrap());
     }

@@ -25,7 +25,9 @@ impl Cgroup {
             return (cgroup, warnings);
         }
         let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-        for (controller, wanted) in [("memory", limits.memory.is_some()), ("cpu", limits.cpu.is_some())] {
+        let asked =
+            [("memory", limits.memory.is_some()), ("cpu", limits.cpu.is_some()), ("pids", limits.pids.is_some())];
+        for (controller, wanted) in asked {
             if !wanted {
                 continue;
             }
@@ -74,6 +76,10 @@ fn write_limit(folder: &Path, controller: &str, unified: bool, limits: &Resource
         ("memory", _) => {
             let Some(memory) = limits.memory else { return Ok(()) };
             fs::write(folder.join(if unified { "memory.max" } else { "memory.limit_in_bytes" }), memory.0.to_string())
+        }
+        ("pids", _) => {
+            let Some(pids) = limits.pids else { return Ok(()) };
+            fs::write(folder.join("pids.max"), pids.to_string())
         }
         (_, unified) => {
             let Some(cpu) = limits.cpu else { return Ok(()) };

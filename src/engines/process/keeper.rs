@@ -213,7 +213,7 @@ impl Keeper {
             _ => Exit::Unknown,
         };
         if let Some(secrets) = &self.task.secrets {
-            super::taskdir::remove_secrets(secrets);
+            crate::engines::secrets::remove(secrets);
         }
         let oom = self.cgroup.out_of_memory();
         self.cgroup.remove();
@@ -275,7 +275,7 @@ impl Keeper {
         }
         self.told = true;
         let stop = self.task.stop_policy(&self.folder);
-        let signal = format!("SIG{}", stop.signal).parse().unwrap_or(Signal::SIGTERM);
+        let signal = format!("SIG{}", stop.signal()).parse().unwrap_or(Signal::SIGTERM);
         let _ = killpg(self.group, signal);
         self.kill_at = Some(Instant::now() + stop.grace.std());
     }

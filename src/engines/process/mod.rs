@@ -21,18 +21,19 @@ use async_trait::async_trait;
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use tokio::io::AsyncReadExt;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 pub use self::lock::any_keeper;
 use self::lock::{keeper_handle, lock_is_held, open_lock, try_lock};
 use self::ports::PortPool;
 use self::taskdir::{Record, TaskFile, records};
-use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, StartRequest};
+use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
 use crate::model::clock::Timestamp;
+use crate::model::container;
 use crate::model::id::TaskId;
 use crate::model::node::{Node, Role};
-use crate::model::service::StopPolicy;
-use crate::model::task::Exit;
+use crate::model::service::{ServiceSpec, StopPolicy};
+use crate::model::task::{Exit, Health};
 use crate::model::units::{Bytes, Cpu, Duration};
 use crate::model::{Error, Kind, Result, fault};
 
@@ -59,10 +60,10 @@ pub struct ProcessEngine {
 
 struct Shared {
     options: ProcessOptions,
-    node: Node,
+    nodes: watch::Sender<Arc<Vec<Node>>>,
     inherited: BTreeMap<String, String>,
     ports: Mutex<PortPool>,
-    observer: Mutex<Option<mpsc::UnboundedSender<Observed>>>,
+    observer: Mutex<Option<mpsc::UnboundedSender<Sight>>>,
     // Tasks whose keeper is being watched.
     watched: Mutex<HashSet<TaskId>>,
 }
@@ -81,7 +82,7 @@ impl ProcessEngine {
         let inherited = inherit.iter().filter_map(|key| Some(((*key).to_owned(), std::env::var(key).ok()?))).collect();
         let shared = Arc::new(Shared {
             ports: Mutex::new(PortPool::new(options.ports.clone())),
-            node: local_node(),
+            nodes: watch::Sender::new(Arc::new(vec![local_node()])),
             inherited,
             observer: Mutex::new(None),
             watched: Mutex::default(),
@@ -137,7 +138,13 @@ impl Shared {
                     warnings = said;
                     let ports = TaskFile::read(&folder).map(|file| file.ports).unwrap_or_default();
                     let ports = ports.into_iter().map(|(name, port)| (name, format!("127.0.0.1:{port}"))).collect();
-                    ObservedState::Running { pid: Some(pid), ports, started_at: Timestamp(at) }
+                    ObservedState::Running {
+                        pid: Some(pid),
+                        ports,
+                        started_at: Timestamp(at),
+                        health: Health::None,
+                        said: None,
+                    }
                 }
                 Record::Ended { exit, at, out_of_memory } => {
                     if out_of_memory {
@@ -207,7 +214,7 @@ impl Shared {
             let reason = "its keeper ended before it could start the replica".to_owned();
             if let Some(observer) = held(&self.observer).as_ref() {
                 let state = ObservedState::Rejected { reason };
-                let _ = observer.send(Observed { task: *task, state, warnings: Vec::new() });
+                let _ = observer.send(Sight::Task(Observed { task: *task, state, warnings: Vec::new() }));
             }
         }
         self.report(task);
@@ -219,7 +226,7 @@ impl Shared {
                 self.release_ports(task);
             }
             if let Some(observer) = held(&self.observer).as_ref() {
-                let _ = observer.send(observed);
+                let _ = observer.send(Sight::Task(observed));
             }
         }
     }
@@ -323,8 +330,17 @@ impl Engine for ProcessEngine {
         "process"
     }
 
-    async fn nodes(&self) -> Result<Vec<Node>> {
-        Ok(vec![self.shared.node.clone()])
+    fn accepts(&self, spec: &ServiceSpec) -> Result<()> {
+        if let Some(field) = container::fields(spec).first() {
+            let message = format!("{field}: is for containers, and the process engine runs commands");
+            return Err(Error::new(Kind::Unsupported, spec.subject(), message)
+                .help("leave it out, or run the daemon with --engine docker"));
+        }
+        Ok(())
+    }
+
+    fn nodes(&self) -> watch::Receiver<Arc<Vec<Node>>> {
+        self.shared.nodes.subscribe()
     }
 
     async fn start(&self, request: StartRequest) -> Result<()> {
@@ -407,7 +423,7 @@ impl Engine for ProcessEngine {
         }
         // A keeper that was killed has left them.
         if let Ok(TaskFile { secrets: Some(secrets), .. }) = TaskFile::read(&folder) {
-            taskdir::remove_secrets(&secrets);
+            super::secrets::remove(&secrets);
         }
         self.shared.release_ports(task);
         match std::fs::remove_dir_all(&folder) {
@@ -431,7 +447,7 @@ impl Engine for ProcessEngine {
         Ok(self.shared.task_ids()?.iter().filter_map(|task| self.shared.state(task)).collect())
     }
 
-    fn observe(&self) -> mpsc::UnboundedReceiver<Observed> {
+    fn observe(&self) -> mpsc::UnboundedReceiver<Sight> {
         let (sender, receiver) = mpsc::unbounded_channel();
         *held(&self.shared.observer) = Some(sender);
         receiver

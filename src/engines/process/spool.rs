@@ -135,7 +135,7 @@ mod tests {
     fn rotates_and_reads_on() {
         let folder = tempfile::tempdir().unwrap();
         let task = TaskId::numbered(7);
-        let policy = LogPolicy { max_size: Bytes(4096), max_files: 3 };
+        let policy = LogPolicy { max_size: Bytes(4096), max_files: 3, ..LogPolicy::default() };
         let mut spool = Spool::open(folder.path(), policy).unwrap();
         let mut reader = Reader::new(task, folder.path().to_owned(), (0, 0), None);
         let mut seen = 0;

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sys::Identity;
 use crate::engines::StartRequest;
+use crate::engines::secrets::{self, Reader};
 use crate::model::service::StopPolicy;
 use crate::model::task::Exit;
 use crate::model::{Error, Result};
@@ -80,38 +81,15 @@ const RUN: &str = "/run/neap-secrets";
 /// Writes the secrets as files that only the replica's user can read; tells where. The folder goes when the replica has
 /// ended.
 pub fn write_secrets(folder: &Path, request: &StartRequest) -> Result<Option<PathBuf>> {
-    use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
     if request.secrets.0.is_empty() {
         return Ok(None);
     }
     let owner = request.spec.user.as_deref().map(identity).transpose().map_err(|why| Error::invalid("user", why))?;
-    let failed = |error: std::io::Error| Error::io("secrets", "write them for the replica", &error);
-    let secrets = if nix::unistd::geteuid().is_root() {
-        std::fs::DirBuilder::new().recursive(true).mode(0o711).create(RUN).map_err(failed)?;
-        Path::new(RUN).join(request.task.to_string())
-    } else {
-        folder.join("secrets")
-    };
-    remove_secrets(&secrets);
-    std::fs::DirBuilder::new().mode(0o700).create(&secrets).map_err(failed)?;
-    let hand_over = |path: &Path| match &owner {
-        Some(owner) => chown(path, Some(owner.uid.as_raw()), Some(owner.gid.as_raw())),
-        None => Ok(()),
-    };
-    for (name, value) in &request.secrets.0 {
-        let path = secrets.join(name);
-        let mut options = std::fs::OpenOptions::new();
-        let mut file = options.create_new(true).write(true).mode(0o400).open(&path).map_err(failed)?;
-        std::io::Write::write_all(&mut file, value).map_err(failed)?;
-        hand_over(&path).map_err(failed)?;
-    }
-    hand_over(&secrets).map_err(failed)?;
+    let reader = owner.map_or(Reader::Same, |owner| Reader::User(owner.uid.as_raw(), owner.gid.as_raw()));
+    let root = nix::unistd::geteuid().is_root();
+    let secrets = if root { Path::new(RUN).join(request.task.to_string()) } else { folder.join("secrets") };
+    secrets::write(&secrets, &request.secrets, reader)?;
     Ok(Some(secrets))
-}
-
-/// Removes what `write_secrets` wrote.
-pub fn remove_secrets(folder: &Path) {
-    let _ = std::fs::remove_dir_all(folder);
 }
 
 /// Writes a file so that a reader sees the old or the new one, never a part.

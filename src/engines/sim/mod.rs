@@ -7,16 +7,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use async_trait::async_trait;
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, watch};
 
 pub use program::{Answer, Program, Programs};
 
-use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, StartRequest};
+use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
 use crate::model::clock::{Clock, Timestamp};
 use crate::model::id::{NodeId, TaskId};
 use crate::model::node::Node;
 use crate::model::service::ServiceSpec;
-use crate::model::task::Exit;
+use crate::model::task::{Exit, Health};
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
 
@@ -29,6 +29,7 @@ pub struct SimEngine {
     inner: Mutex<Inner>,
     // The agenda has another beginning.
     stirred: Notify,
+    nodes: watch::Sender<Arc<Vec<Node>>>,
 }
 
 struct Inner {
@@ -40,7 +41,7 @@ struct Inner {
     // What will happen, in order.
     agenda: BTreeMap<(Timestamp, u64), (TaskId, Step)>,
     sequence: u64,
-    observer: Option<mpsc::UnboundedSender<Observed>>,
+    observer: Option<mpsc::UnboundedSender<Sight>>,
 }
 
 struct SimTask {
@@ -65,6 +66,7 @@ impl SimTask {
 impl SimEngine {
     /// With these nodes. `drive` makes things happen.
     pub fn new(clock: Arc<dyn Clock>, nodes: Vec<Node>, programs: Programs) -> Arc<Self> {
+        let known = watch::Sender::new(Arc::new(nodes.clone()));
         let inner = Inner {
             nodes: nodes.into_iter().map(|node| (node.id.clone(), node)).collect(),
             programs,
@@ -75,7 +77,7 @@ impl SimEngine {
             sequence: 0,
             observer: None,
         };
-        Arc::new(SimEngine { clock, inner: Mutex::new(inner), stirred: Notify::new() })
+        Arc::new(SimEngine { clock, inner: Mutex::new(inner), stirred: Notify::new(), nodes: known })
     }
 
     /// Lets happen what is on the agenda when its time comes, for ever.
@@ -192,7 +194,7 @@ impl Inner {
         }
         if let Some(task) = self.tasks.get_mut(&id) {
             task.lines = lines;
-            task.state = ObservedState::Running { pid: None, ports, started_at: now };
+            task.state = ObservedState::Running { pid: None, ports, started_at: now, health: Health::None, said: None };
         }
         self.tell(id);
     }
@@ -226,7 +228,8 @@ impl Inner {
 
     fn tell(&self, id: TaskId) {
         if let (Some(observer), Some(task)) = (&self.observer, self.tasks.get(&id)) {
-            let _ = observer.send(Observed { task: id, state: task.state.clone(), warnings: Vec::new() });
+            let observed = Observed { task: id, state: task.state.clone(), warnings: Vec::new() };
+            let _ = observer.send(Sight::Task(observed));
         }
     }
 }
@@ -237,8 +240,12 @@ impl Engine for SimEngine {
         "sim"
     }
 
-    async fn nodes(&self) -> Result<Vec<Node>> {
-        Ok(self.inner().nodes.values().cloned().collect())
+    fn accepts(&self, _: &ServiceSpec) -> Result<()> {
+        Ok(())
+    }
+
+    fn nodes(&self) -> watch::Receiver<Arc<Vec<Node>>> {
+        self.nodes.subscribe()
     }
 
     async fn start(&self, request: StartRequest) -> Result<()> {
@@ -301,7 +308,7 @@ impl Engine for SimEngine {
         Ok(inner.tasks.iter().map(seen).collect())
     }
 
-    fn observe(&self) -> mpsc::UnboundedReceiver<Observed> {
+    fn observe(&self) -> mpsc::UnboundedReceiver<Sight> {
         let (sender, receiver) = mpsc::unbounded_channel();
         self.inner().observer = Some(sender);
         receiver

@@ -1,6 +1,14 @@
 //! The flags of `service create` and `service update`, under Docker's names, as a description.
 
+mod container;
+mod ports;
+mod refused;
+mod words;
+
+use container::{ContainerArgs, change_list};
+use refused::RefusedArgs;
 use serde_json::{Map, Value, json};
+pub use words::{CommandArgs, Words};
 
 use crate::model::bundle::Bundle;
 use crate::model::{Error, Result};
@@ -13,11 +21,14 @@ pub struct SpecArgs {
     #[arg(long)]
     replicas: Option<u32>,
     /// replicated or global
-    #[arg(long, value_parser = ["replicated", "global"])]
+    #[arg(long)]
     mode: Option<String>,
-    /// Publish a port: [NAME=][ADDRESS:]PUBLISHED[:TARGET]
-    #[arg(long, short = 'p', value_name = "PORT")]
+    /// Publish a port: [NAME=][ADDRESS:]PUBLISHED[:TARGET], or published=80,target=8080
+    #[arg(long, short = 'p', visible_alias = "publish-add", value_name = "PORT")]
     publish: Vec<String>,
+    /// Publish no more the port with this target (update)
+    #[arg(long, value_name = "TARGET")]
+    publish_rm: Vec<String>,
     /// Set an environment variable; KEY alone passes on the caller's
     #[arg(long, short = 'e', visible_alias = "env-add", value_name = "KEY[=VALUE]")]
     env: Vec<String>,
@@ -30,6 +41,15 @@ pub struct SpecArgs {
     /// Set a label
     #[arg(long, short = 'l', visible_alias = "label-add", value_name = "KEY=VALUE")]
     label: Vec<String>,
+    /// Remove a label (update)
+    #[arg(long, value_name = "KEY")]
+    label_rm: Vec<String>,
+    /// Give replicas a secret as a file: NAME, or source=NAME,target=FILE
+    #[arg(long, visible_alias = "secret-add", value_name = "SECRET")]
+    secret: Vec<String>,
+    /// Take a secret away, by its file's name (update)
+    #[arg(long, value_name = "FILE")]
+    secret_rm: Vec<String>,
     /// Working folder
     #[arg(long, short = 'w', value_name = "FOLDER")]
     workdir: Option<String>,
@@ -39,6 +59,12 @@ pub struct SpecArgs {
     /// Placement constraint, such as node.labels.disk==ssd
     #[arg(long, visible_alias = "constraint-add")]
     constraint: Vec<String>,
+    /// Remove a constraint (update)
+    #[arg(long, value_name = "CONSTRAINT")]
+    constraint_rm: Vec<String>,
+    /// Spread over the values of a label: spread=node.labels.zone
+    #[arg(long, visible_alias = "placement-pref-add", value_name = "PREFERENCE", conflicts_with = "policy")]
+    placement_pref: Vec<String>,
     /// Most replicas on one node
     #[arg(long)]
     replicas_max_per_node: Option<u32>,
@@ -48,6 +74,9 @@ pub struct SpecArgs {
     /// Most memory, such as 512M
     #[arg(long, value_name = "SIZE")]
     limit_memory: Option<String>,
+    /// Most processes and threads
+    #[arg(long, value_name = "N")]
+    limit_pids: Option<u32>,
     /// Cpu that a node must have free, in cores
     #[arg(long, value_name = "CORES")]
     reserve_cpu: Option<String>,
@@ -60,6 +89,9 @@ pub struct SpecArgs {
     /// Check by a registered script
     #[arg(long, value_name = "NAME", conflicts_with_all = ["health_cmd", "health_http", "health_tcp"])]
     check: Option<String>,
+    /// No check, not even the image's own
+    #[arg(long, conflicts_with_all = ["check", "health_cmd", "health_http", "health_tcp"])]
+    no_healthcheck: bool,
     /// Check by a command
     #[arg(long, value_name = "COMMAND", conflicts_with_all = ["health_http", "health_tcp"])]
     health_cmd: Option<String>,
@@ -126,23 +158,22 @@ pub struct SpecArgs {
     /// Time that open connections have before the signal
     #[arg(long, value_name = "DURATION")]
     stop_drain: Option<String>,
-    /// Container image, for engines that run containers
-    #[arg(long)]
-    image: Option<String>,
+    #[command(flatten)]
+    container: ContainerArgs,
+    #[command(flatten)]
+    refused: RefusedArgs,
     /// Bring hosted scripts along: a pattern below this folder, such as 'policies/*.lua'
     #[arg(long, value_name = "PATTERN")]
     with: Vec<String>,
     /// Read the description from a file (.json, .yaml, .toml); flags come on top
     #[arg(long, short = 'f', value_name = "FILE")]
     file: Option<std::path::PathBuf>,
-    /// The command and its arguments, behind --
-    #[arg(last = true, value_name = "COMMAND")]
-    command: Vec<String>,
 }
 
 impl SpecArgs {
     /// The description on top of `base` (what the service is now, or nothing).
     pub fn describe(&self, name: Option<&str>, base: Option<Value>) -> Result<Value> {
+        self.refused.check()?;
         let mut spec = match (base, &self.file) {
             (Some(Value::Object(base)), _) => base,
             (_, _) => Map::new(),
@@ -154,9 +185,8 @@ impl SpecArgs {
             spec.insert("name".into(), json!(name));
         }
         let single = [
-            ("image", self.image.clone().map(Value::from)),
             ("replicas", self.replicas.map(Value::from)),
-            ("mode", self.mode.clone().map(Value::from)),
+            ("mode", self.mode.as_deref().map(mode).transpose()?),
             ("workdir", self.workdir.clone().map(Value::from)),
             ("user", self.user.clone().map(Value::from)),
             ("max_replicas_per_node", self.replicas_max_per_node.map(Value::from)),
@@ -164,16 +194,15 @@ impl SpecArgs {
         for (key, value) in single {
             set(&mut spec, key, value);
         }
-        if !self.command.is_empty() {
-            spec.insert("command".into(), json!(self.command));
-        }
-        if !self.constraint.is_empty() {
-            spec.insert("constraints".into(), json!(self.constraint));
+        change_list(&mut spec, "constraints", &constraints(&self.constraint)?, &constraints(&self.constraint_rm)?);
+        if let Some(policy) = self.preference()? {
+            spec.insert("policy".into(), policy);
         }
         if !self.policy.is_empty() {
             let uses: Result<Vec<Value>> = self.policy.iter().map(|text| read_use(text)).collect();
             spec.insert("policy".into(), Value::Array(uses?));
         }
+        self.container.describe(&mut spec)?;
         self.maps(&mut spec)?;
         self.tables(&mut spec)?;
         Ok(Value::Object(spec))
@@ -216,21 +245,42 @@ impl SpecArgs {
             let (key, value) = text.split_once('=').unwrap_or((text, ""));
             table(spec, "labels").insert(key.to_owned(), json!(value));
         }
-        for text in &self.publish {
-            let (name, port) = match text.split_once('=') {
-                Some((name, port)) => (name.to_owned(), port),
-                None if self.publish.len() == 1 => ("http".to_owned(), text.as_str()),
-                None => (format!("p{}", text.split(['/', ':']).next_back().unwrap_or_default()), text.as_str()),
-            };
-            table(spec, "ports").insert(name, json!(port));
+        for key in &self.label_rm {
+            table(spec, "labels").remove(key);
         }
-        Ok(())
+        for text in &self.secret {
+            let (source, target) = secret(text)?;
+            table(spec, "secrets").insert(target, json!(source));
+        }
+        for target in &self.secret_rm {
+            table(spec, "secrets").remove(target);
+        }
+        ports::describe(spec, &self.publish, &self.publish_rm)
+    }
+
+    // Each preference is a spread; the first decides, the next ones break ties.
+    fn preference(&self) -> Result<Option<Value>> {
+        let mut policies = Vec::new();
+        for text in &self.placement_pref {
+            let over = text.strip_prefix("spread=").and_then(|over| over.strip_prefix("node.")).ok_or_else(|| {
+                Error::invalid(format!("--placement-pref {text:.80?}"), "is not spread=node.labels.KEY")
+            })?;
+            policies.push(json!({ "use": "spread", "over": over }));
+        }
+        Ok((!policies.is_empty()).then_some(Value::Array(policies)))
     }
 
     fn tables(&self, spec: &mut Map<String, Value>) -> Result<()> {
         let text = |value: &Option<String>| value.clone().map(Value::from);
         let groups = [
-            ("limits", vec![("cpu", text(&self.limit_cpu)), ("memory", text(&self.limit_memory))]),
+            (
+                "limits",
+                vec![
+                    ("cpu", text(&self.limit_cpu)),
+                    ("memory", text(&self.limit_memory)),
+                    ("pids", self.limit_pids.map(Value::from)),
+                ],
+            ),
             ("reservations", vec![("cpu", text(&self.reserve_cpu)), ("memory", text(&self.reserve_memory))]),
             (
                 "restart",
@@ -262,6 +312,10 @@ impl SpecArgs {
     }
 
     fn check(&self, spec: &mut Map<String, Value>) {
+        if self.no_healthcheck {
+            spec.insert("check".into(), json!(false));
+            return;
+        }
         let kinds = [
             ("script", self.check.clone().map(Value::from)),
             ("exec", self.health_cmd.clone().map(|line| json!(["/bin/sh", "-c", line]))),
@@ -273,6 +327,7 @@ impl SpecArgs {
             for (kind, _) in &kinds {
                 table(spec, "check").remove(*kind);
             }
+            table(spec, "check").remove("disable");
         }
         let fields = [
             ("every", self.health_interval.clone().map(Value::from)),
@@ -325,6 +380,48 @@ fn table<'a>(spec: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String,
         *entry = json!({});
     }
     entry.as_object_mut().expect("was just made an object")
+}
+
+fn mode(text: &str) -> Result<Value> {
+    match text {
+        "replicated" | "global" => Ok(json!(text)),
+        "replicated-job" | "global-job" => {
+            Err(Error::new(crate::model::Kind::Unsupported, format!("--mode {text}"), "is not supported").help(
+                "a replica that may end is --restart-condition none; what is to happen at a time is a cron script",
+            ))
+        }
+        _ => Err(Error::invalid(format!("--mode {text:.40?}"), "is neither replicated nor global")),
+    }
+}
+
+// In the form in which they are stored, so that one is found however it was written.
+fn constraints(texts: &[String]) -> Result<Vec<String>> {
+    let read = |text: &String| text.parse::<crate::model::constraint::Constraint>().map(|read| read.to_string());
+    texts.iter().map(read).collect()
+}
+
+// `NAME`, or `source=NAME,target=FILE`; the secret, and the file that replicas find.
+fn secret(text: &str) -> Result<(String, String)> {
+    let wrong = |why: String| Error::invalid(format!("--secret {text:.80?}"), why);
+    let (mut source, mut target) = (None, None);
+    if text.contains('=') {
+        for field in crate::model::spellings::comma_separated(text).map_err(wrong)? {
+            match field.split_once('=') {
+                Some(("source" | "src", value)) => source = Some(value.to_owned()),
+                Some(("target", value)) => target = Some(value.to_owned()),
+                Some((key @ ("uid" | "gid" | "mode"), _)) => {
+                    return Err(wrong(format!("{key} is not supported"))
+                        .help("a secret can be read by its replica, and by nobody else"));
+                }
+                _ => return Err(wrong(format!("has an unknown field {field:.40?}"))),
+            }
+        }
+    } else {
+        source = Some(text.to_owned());
+    }
+    let source = source.ok_or_else(|| wrong("has no source".into()))?;
+    let target = target.unwrap_or_else(|| source.rsplit('/').next().unwrap_or_default().to_owned());
+    Ok((source, target))
 }
 
 // `spread,over=labels.zone`.

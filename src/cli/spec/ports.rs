@@ -1,0 +1,118 @@
+//! `--publish` in Docker's two forms, and with a name.
+
+use serde_json::{Map, Value, json};
+
+use super::table;
+use crate::model::port::PortSpec;
+use crate::model::{Error, Kind, Result};
+
+/// Puts published ports into a description and takes others out, by their targets.
+pub fn describe(spec: &mut Map<String, Value>, publish: &[String], remove: &[String]) -> Result<()> {
+    for text in remove {
+        let target = text.split('/').next().unwrap_or_default().rsplit(':').next().unwrap_or_default();
+        let number: u16 = target
+            .parse()
+            .map_err(|_| Error::invalid(format!("--publish-rm {text:.60?}"), "is not a port; it is the target's"))?;
+        table(spec, "ports").retain(|_, port| read(port).is_none_or(|port| port.container_port() != Some(number)));
+    }
+    for text in publish {
+        let (name, port) = one(text)?;
+        let ports = table(spec, "ports");
+        let name = name.unwrap_or_else(|| {
+            let same =
+                ports.iter().find(|(_, other)| read(other).is_some_and(|other| other.published == port.published));
+            match same {
+                Some((name, _)) => name.clone(),
+                None if publish.len() == 1 && ports.is_empty() => "http".to_owned(),
+                None => format!("p{}", port.container_port().unwrap_or_default()),
+            }
+        });
+        ports.insert(name, json!(port));
+    }
+    Ok(())
+}
+
+fn read(port: &Value) -> Option<PortSpec> {
+    serde_json::from_value(port.clone()).ok()
+}
+
+fn one(text: &str) -> Result<(Option<String>, PortSpec)> {
+    let fields = crate::model::spellings::comma_separated(text);
+    let fields = fields.map_err(|why| Error::invalid(format!("--publish {text:.80?}"), why))?;
+    let keys = ["published", "target", "protocol", "mode"];
+    let is_long = fields.iter().all(|field| field.split_once('=').is_some_and(|(key, _)| keys.contains(&key)));
+    if !is_long {
+        return match text.split_once('=') {
+            Some((name, port)) => Ok((Some(name.to_owned()), port.parse()?)),
+            None => Ok((None, text.parse()?)),
+        };
+    }
+    let mut port = PortSpec::default();
+    for field in &fields {
+        let (key, value) = field.split_once('=').unwrap_or_default();
+        let number = || match value.parse::<u16>() {
+            Ok(0) | Err(_) => Err(Error::invalid(
+                format!("--publish {text:.80?}"),
+                format!("{key} is not a port between 1 and 65535"),
+            )),
+            Ok(number) => Ok(Some(number)),
+        };
+        match (key, value) {
+            ("published", _) => port.published = number()?,
+            ("target", _) => port.target = number()?,
+            ("protocol", "tcp") | ("mode", "ingress") => {}
+            ("mode", "host") => {
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    format!("--publish {text:.80?}"),
+                    "mode=host is not supported",
+                )
+                .help("the balancer of every host listens on a published port and knows each replica's own"));
+            }
+            _ => {
+                return Err(Error::new(
+                    Kind::Unsupported,
+                    format!("--publish {text:.80?}"),
+                    format!("{key}={value} is not supported"),
+                )
+                .help("only tcp is forwarded"));
+            }
+        }
+    }
+    if port.target.is_none() {
+        return Err(Error::invalid(format!("--publish {text:.80?}"), "has no target"));
+    }
+    Ok((None, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(before: &Value, publish: &[&str], remove: &[&str], expected: &Value) {
+        let mut spec = Map::from_iter([("ports".to_owned(), before.clone())]);
+        let texts = |list: &[&str]| list.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let got = match describe(&mut spec, &texts(publish), &texts(remove)) {
+            Ok(()) => spec["ports"].clone(),
+            Err(error) => json!(error.message),
+        };
+        assert_eq!(got, *expected, "for {publish:?} {remove:?}");
+    }
+
+    #[test]
+    fn forms_and_names() {
+        let port = |published: u16, target: u16| json!({ "published": published, "target": target, "protocol": "tcp", "balance": "round_robin" });
+        check(&json!({}), &["80:8080"], &[], &json!({ "http": port(80, 8080) }));
+        check(&json!({}), &["80:8080", "81:9000"], &[], &json!({ "p8080": port(80, 8080), "p9000": port(81, 9000) }));
+        check(&json!({}), &["published=80,target=8080,mode=ingress"], &[], &json!({ "http": port(80, 8080) }));
+        check(&json!({}), &["admin=81:9000"], &[], &json!({ "admin": port(81, 9000) }));
+        // A further port of a service that has one keeps that one.
+        let both = json!({ "http": "80:8080", "p9000": port(81, 9000) });
+        check(&json!({ "http": "80:8080" }), &["81:9000"], &[], &both);
+        check(&json!({ "http": "80:8080" }), &["80:9000"], &[], &json!({ "http": port(80, 9000) }));
+        check(&both, &[], &["9000"], &json!({ "http": "80:8080" }));
+        check(&json!({}), &["target=80,mode=host"], &[], &json!("mode=host is not supported"));
+        check(&json!({}), &["target=80,protocol=udp"], &[], &json!("protocol=udp is not supported"));
+        check(&json!({}), &["published=80"], &[], &json!("has no target"));
+    }
+}

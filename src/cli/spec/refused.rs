@@ -1,0 +1,66 @@
+//! Flags of `docker service` that Neap does not have: each says so, and what to use instead.
+
+use crate::model::{Error, Kind, Result};
+
+/// Hidden, so that help shows what there is.
+#[derive(clap::Args, Default)]
+pub struct RefusedArgs {
+    #[arg(long, hide = true, num_args = 0..=1)]
+    endpoint_mode: Option<String>,
+    #[arg(long, hide = true)]
+    credential_spec: Option<String>,
+    #[arg(long, hide = true)]
+    generic_resource: Vec<String>,
+    #[arg(long, hide = true)]
+    isolation: Option<String>,
+    #[arg(long, hide = true)]
+    max_concurrent: Option<String>,
+    #[arg(long, hide = true)]
+    rollback_delay: Option<String>,
+    #[arg(long, hide = true)]
+    rollback_failure_action: Option<String>,
+    #[arg(long, hide = true)]
+    rollback_max_failure_ratio: Option<String>,
+    #[arg(long, hide = true)]
+    rollback_monitor: Option<String>,
+    #[arg(long, hide = true)]
+    rollback_order: Option<String>,
+    #[arg(long, hide = true)]
+    rollback_parallelism: Option<String>,
+    #[arg(long, hide = true)]
+    config: Vec<String>,
+}
+
+impl RefusedArgs {
+    /// The first one that was given is an error.
+    pub fn check(&self) -> Result<()> {
+        let back = "a rollback goes the way of the service's rollout; write a rollout script for another one";
+        let given = [
+            (
+                "--endpoint-mode",
+                self.endpoint_mode.is_some(),
+                "published ports go through the balancer; a replica is \
+                found by its service's name on a network",
+            ),
+            ("--credential-spec", self.credential_spec.is_some(), "it is for Windows"),
+            (
+                "--generic-resource",
+                !self.generic_resource.is_empty(),
+                "label the nodes and use --constraint, or a policy",
+            ),
+            ("--isolation", self.isolation.is_some(), "it is for Windows"),
+            ("--max-concurrent", self.max_concurrent.is_some(), "there are no jobs yet"),
+            ("--rollback-delay", self.rollback_delay.is_some(), back),
+            ("--rollback-failure-action", self.rollback_failure_action.is_some(), back),
+            ("--rollback-max-failure-ratio", self.rollback_max_failure_ratio.is_some(), back),
+            ("--rollback-monitor", self.rollback_monitor.is_some(), back),
+            ("--rollback-order", self.rollback_order.is_some(), back),
+            ("--rollback-parallelism", self.rollback_parallelism.is_some(), back),
+            ("--config", !self.config.is_empty(), "mount a file, or use --secret"),
+        ];
+        match given.into_iter().find(|(_, is_given, _)| *is_given) {
+            Some((flag, _, help)) => Err(Error::new(Kind::Unsupported, flag, "is not supported").help(help)),
+            None => Ok(()),
+        }
+    }
+}

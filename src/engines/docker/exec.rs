@@ -1,0 +1,53 @@
+//! Commands in a container.
+
+use bollard::Docker;
+use bollard::exec::{StartExecOptions, StartExecResults};
+use bollard::models::ExecConfig;
+use futures_util::StreamExt;
+
+use super::trouble;
+use crate::engines::ExecResult;
+use crate::model::id::TaskId;
+use crate::model::units::Duration;
+use crate::model::{Error, Kind, Result};
+
+/// Most of its output that is kept.
+const OUTPUT: usize = 4096;
+
+/// Runs a command and waits for its end.
+pub async fn run(
+    docker: &Docker,
+    task: &TaskId,
+    container: &str,
+    command: &[String],
+    timeout: Duration,
+) -> Result<ExecResult> {
+    let subject = format!("task {task}");
+    let failed = |error| trouble::error(subject.clone(), "run a command in its container", &error);
+    let work = async {
+        let config = ExecConfig {
+            cmd: Some(command.to_vec()),
+            attach_stdout: Some(true),
+            attach_stderr: Some(true),
+            ..ExecConfig::default()
+        };
+        let exec = docker.create_exec(container, config).await.map_err(failed)?;
+        let mut output = Vec::new();
+        if let StartExecResults::Attached { output: mut parts, .. } =
+            docker.start_exec(&exec.id, None::<StartExecOptions>).await.map_err(failed)?
+        {
+            while let Some(part) = parts.next().await {
+                let bytes = part.map_err(failed)?.into_bytes();
+                output.extend_from_slice(&bytes[..bytes.len().min(OUTPUT - output.len())]);
+            }
+        }
+        let ended = docker.inspect_exec(&exec.id).await.map_err(failed)?;
+        let code = i32::try_from(ended.exit_code.unwrap_or(-1)).unwrap_or(-1);
+        Ok(ExecResult { code, output: String::from_utf8_lossy(&output).into_owned() })
+    };
+    // Docker has no way to end a command: one that does not end by itself goes on until its container ends.
+    match tokio::time::timeout(timeout.std(), work).await {
+        Ok(result) => result,
+        Err(_) => Err(Error::new(Kind::Timeout, subject, format!("the command did not end within {timeout}"))),
+    }
+}

@@ -1,0 +1,373 @@
+//! The docker engine: replicas are containers, placed directly on one or several Docker Engines. What runs is found
+//! again by its labels; nothing is remembered elsewhere.
+
+mod address;
+mod container;
+mod credentials;
+mod exec;
+mod host;
+mod image;
+mod logs;
+mod spec;
+mod tasks;
+mod trouble;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bollard::Docker;
+use bollard::query_parameters::{CreateContainerOptions, RemoveContainerOptions, StopContainerOptions};
+use tokio::sync::{mpsc, watch};
+
+pub use self::address::{Address, DEFAULT};
+use self::host::{Connection, Host};
+use self::tasks::Tasks;
+use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
+use crate::model::container::Pull;
+use crate::model::id::TaskId;
+use crate::model::node::{Node, NodeState};
+use crate::model::service::ServiceSpec;
+use crate::model::units::Duration;
+use crate::model::{Error, Kind, Result, fault};
+
+/// How long a start of the daemon waits for Docker Engines that do not answer.
+const FIRST: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// How the engine is set up.
+#[derive(Debug, Clone)]
+pub struct DockerOptions {
+    /// The cluster's name: containers of another one are not ours.
+    pub cluster: String,
+    /// The Docker Engines, each a node.
+    pub hosts: Vec<Address>,
+    /// A folder for what containers of this host read and nobody else may: their secrets.
+    pub secrets: std::path::PathBuf,
+}
+
+/// Runs tasks as containers.
+pub struct DockerEngine {
+    hosts: BTreeMap<String, Arc<Host>>,
+    tasks: Arc<Tasks>,
+    nodes: watch::Sender<Arc<Vec<Node>>>,
+    logs: logs::Followed,
+    options: DockerOptions,
+}
+
+/// Whether a Docker Engine is there.
+pub async fn answers(address: &Address) -> bool {
+    let Ok(client) = address.client() else { return false };
+    matches!(tokio::time::timeout(FIRST, client.ping()).await, Ok(Ok(_)))
+}
+
+impl DockerEngine {
+    /// Connects to all of them and takes back what runs there. Those that do not answer are waited for later.
+    pub async fn open(options: DockerOptions) -> Result<Self> {
+        let tasks = Arc::new(Tasks::default());
+        let mut hosts = BTreeMap::new();
+        for address in &options.hosts {
+            let host = Host::new(address.clone(), &options.cluster, tasks.clone());
+            if hosts.insert(address.name.clone(), host).is_some() {
+                return Err(Error::invalid(format!("Docker Engine {}", address.url), "has the name of another one")
+                    .help(format!("give it a name of its own: NAME={}", address.url)));
+            }
+        }
+        let mut changes: Vec<watch::Receiver<Node>> = hosts.values().map(|host| host.node()).collect();
+        for host in hosts.values() {
+            tokio::spawn(host.clone().follow());
+        }
+        let all_there = async {
+            for change in &mut changes {
+                let _ = change.wait_for(|node| node.state == NodeState::Ready).await;
+            }
+        };
+        let _ = tokio::time::timeout(FIRST, all_there).await;
+        let now = |changes: &mut [watch::Receiver<Node>]| {
+            Arc::new(changes.iter_mut().map(|change| change.borrow_and_update().clone()).collect::<Vec<Node>>())
+        };
+        let nodes = watch::Sender::new(now(&mut changes));
+        let publish = nodes.clone();
+        tokio::spawn(async move {
+            loop {
+                let next =
+                    futures_util::future::select_all(changes.iter_mut().map(|change| Box::pin(change.changed())));
+                if next.await.0.is_err() {
+                    return;
+                }
+                publish.send_replace(now(&mut changes));
+            }
+        });
+        Ok(DockerEngine { hosts, tasks, nodes, logs: logs::Followed::default(), options })
+    }
+
+    // The client of the host where a task's container is, and the container's id.
+    fn place(&self, task: &TaskId) -> Result<Option<(Connection, String)>> {
+        let Some((host, container)) = self.tasks.place(task) else { return Ok(None) };
+        Ok(Some((self.host(&host)?.connected()?, container)))
+    }
+
+    fn host(&self, name: &str) -> Result<&Arc<Host>> {
+        self.hosts.get(name).ok_or_else(|| Error::not_found(format!("node \"{name:.70}\"")))
+    }
+
+    async fn begin(&self, host: &Arc<Host>, connection: &Connection, request: &StartRequest) -> Result<()> {
+        let subject = format!("task {}.{}", request.service, request.slot);
+        let docker = &connection.docker;
+        for network in &request.spec.networks {
+            host.ensure_network(docker, &network.name).await?;
+        }
+        let secrets = self.write_secrets(host, request)?;
+        let id = self.create(host, connection, request, secrets.as_deref()).await?;
+        fault::point("docker.after-create");
+        self.tasks.found(&request.task, &host.address.name, &id);
+        // Those beyond the first, which the creation takes along.
+        for network in request.spec.networks.iter().skip(1) {
+            let connect = bollard::models::NetworkConnectRequest {
+                container: id.clone(),
+                endpoint_config: Some(spec::endpoint(&network.aliases, request)),
+            };
+            match docker.connect_network(&network.name, connect).await {
+                Err(error) if !trouble::is_status(&error, 403) => {
+                    return Err(trouble::error(subject, &format!("attach it to network \"{}\"", network.name), &error));
+                }
+                // 403: it is attached, by an attempt before this one.
+                _ => {}
+            }
+        }
+        if self.tasks.is_forbidden(&request.task) {
+            let state = ObservedState::Rejected { reason: "told to end before it was started".into() };
+            self.report(request, state);
+            return Ok(());
+        }
+        self.report(request, ObservedState::Starting);
+        host.start(connection, &request.task, &id).await;
+        Ok(())
+    }
+
+    // Makes the container, and pulls its image where that is needed. One that is there by this name is this task's.
+    async fn create(
+        &self,
+        host: &Arc<Host>,
+        connection: &Connection,
+        request: &StartRequest,
+        secrets: Option<&str>,
+    ) -> Result<String> {
+        let docker = &connection.docker;
+        let image = request.spec.image.as_deref().unwrap_or_default();
+        if request.spec.pull == Pull::Always {
+            let pulled = self.pull(host, docker, request, image).await;
+            // The image that is there serves while the registry is away.
+            if let Err(error) = pulled
+                && docker.inspect_image(image).await.is_err()
+            {
+                return Err(error);
+            }
+        }
+        let subject = format!("task {}.{}", request.service, request.slot);
+        let name = spec::container_name(request);
+        let site = spec::Site {
+            cluster: &self.options.cluster,
+            direct: connection.direct,
+            listen: if host.address.is_local() { "127.0.0.1" } else { "" },
+            log_driver: connection.log_driver.as_deref(),
+            secrets,
+        };
+        let mut pulled = false;
+        loop {
+            let body = spec::body(request, &site);
+            let options = CreateContainerOptions {
+                name: Some(name.clone()),
+                platform: request.spec.platform.clone().unwrap_or_default(),
+            };
+            match docker.create_container(Some(options), body).await {
+                Ok(made) => return Ok(made.id),
+                Err(error) if trouble::is_status(&error, 409) => {
+                    let known = docker.inspect_container(&name, None).await;
+                    let known = known.map_err(|error| trouble::error(&subject, "look at its container", &error))?;
+                    if spec::task_of(&container::labels(&known), &self.options.cluster) != Some(request.task) {
+                        return Err(Error::new(Kind::Conflict, subject, format!("container name {name} is taken"))
+                            .help(format!("remove that container: docker rm {name}")));
+                    }
+                    return Ok(known.id.unwrap_or(name));
+                }
+                Err(error) if trouble::is_status(&error, 404) && !pulled && no_such_image(&error) => {
+                    if request.spec.pull == Pull::Never {
+                        let message = format!("image \"{image}\" is not on node \"{}\"", request.node);
+                        return Err(Error::new(Kind::NotFound, subject, message)
+                            .help("pull = \"never\" says that it has to be; load it there, or leave that out"));
+                    }
+                    self.pull(host, docker, request, image).await?;
+                    pulled = true;
+                }
+                Err(error) => return Err(trouble::error(subject, "make its container", &error)),
+            }
+        }
+    }
+
+    async fn pull(&self, host: &Arc<Host>, docker: &Docker, request: &StartRequest, image: &str) -> Result<()> {
+        let turn = host.pull_turn(image);
+        self.report(request, ObservedState::Preparing { said: format!("pulls {image}") });
+        let _turn = turn.lock().await;
+        // Whoever had the turn before has probably brought it.
+        if request.spec.pull == Pull::Missing && docker.inspect_image(image).await.is_ok() {
+            return Ok(());
+        }
+        let platform = request.spec.platform.as_deref();
+        image::pull(docker, image, platform, |said| self.report(request, ObservedState::Preparing { said })).await
+    }
+
+    fn report(&self, request: &StartRequest, state: ObservedState) {
+        self.tasks.report(Observed { task: request.task, state, warnings: Vec::new() });
+    }
+
+    // Only where the engine reads this host's files: anywhere else they would come to rest on a disk.
+    fn write_secrets(&self, host: &Arc<Host>, request: &StartRequest) -> Result<Option<String>> {
+        if request.secrets.0.is_empty() {
+            return Ok(None);
+        }
+        let subject = format!("task {}.{}", request.service, request.slot);
+        if !host.address.is_local() {
+            let message = format!("secrets need an agent on node \"{}\"", request.node);
+            return Err(Error::new(Kind::Unsupported, subject, message)
+                .help("a Docker Engine elsewhere could only keep them on its disk"));
+        }
+        let folder = self.options.secrets.join(request.task.to_string());
+        super::secrets::write(&folder, &request.secrets, super::secrets::Reader::Container)?;
+        Ok(Some(folder.to_string_lossy().into_owned()))
+    }
+}
+
+fn no_such_image(error: &bollard::errors::Error) -> bool {
+    trouble::said(error).to_lowercase().contains("no such image")
+}
+
+#[async_trait]
+impl Engine for DockerEngine {
+    fn name(&self) -> &'static str {
+        "docker"
+    }
+
+    fn accepts(&self, spec: &ServiceSpec) -> Result<()> {
+        let wrong = |message: String| Error::new(Kind::Unsupported, spec.subject(), message);
+        if spec.image.is_none() {
+            return Err(wrong("image: is missing, and the docker engine runs containers".into())
+                .help("name an image; a command alone is for the process engine"));
+        }
+        if let Some((name, _)) = spec.ports.iter().find(|(_, port)| port.container_port().is_none()) {
+            return Err(wrong(format!("ports.{name}: has no target, the port in the container"))
+                .help("write \"8080\", \"80:8080\" or { target = 8080 }"));
+        }
+        if spec.networks.iter().any(|network| network.name == "none") && !spec.ports.is_empty() {
+            return Err(wrong("ports: cannot be reached without a network (networks = { \"none\" })".into()));
+        }
+        Ok(())
+    }
+
+    fn nodes(&self) -> watch::Receiver<Arc<Vec<Node>>> {
+        self.nodes.subscribe()
+    }
+
+    async fn start(&self, request: StartRequest) -> Result<()> {
+        let host = self.host(&request.node)?.clone();
+        let connection = host.connected()?;
+        if !self.tasks.begin_start(&request.task, &host.address.name) {
+            return Ok(());
+        }
+        let result = self.begin(&host, &connection, &request).await;
+        self.tasks.end_start(&request.task);
+        result
+    }
+
+    async fn stop(&self, task: &TaskId, grace: Duration) -> Result<bool> {
+        let Some((host, id)) = self.tasks.forbid(task) else {
+            // A start that is on its way finds that out by itself.
+            return Ok(false);
+        };
+        let connection = self.host(&host)?.connected()?;
+        let seconds = grace.millis().div_ceil(1000);
+        // It answers when the container has ended.
+        let patience = std::time::Duration::from_secs(seconds + 60);
+        let docker = connection.docker.clone().with_timeout(patience);
+        let (task, tasks) = (*task, self.tasks.clone());
+        tokio::spawn(async move {
+            let options = StopContainerOptions { t: i32::try_from(seconds).ok(), ..StopContainerOptions::default() };
+            match docker.stop_container(&id, Some(options)).await {
+                // Its end is told by its event; one that never ran has none.
+                Ok(()) => {}
+                Err(error) if trouble::is_status(&error, 304) || trouble::is_status(&error, 404) => {
+                    let state = ObservedState::Rejected { reason: "told to end before it was started".into() };
+                    tasks.report(Observed { task, state, warnings: Vec::new() });
+                }
+                Err(error) => tracing::warn!(%task, %error, "a container could not be stopped"),
+            }
+        });
+        Ok(true)
+    }
+
+    async fn remove(&self, task: &TaskId) -> Result<()> {
+        super::secrets::remove(&self.options.secrets.join(task.to_string()));
+        let Some((connection, id)) = self.place(task)? else {
+            self.tasks.forget(task);
+            return Ok(());
+        };
+        let options = RemoveContainerOptions { v: true, ..RemoveContainerOptions::default() };
+        match connection.docker.remove_container(&id, Some(options)).await {
+            Ok(()) => {}
+            Err(error) if trouble::is_status(&error, 404) => {}
+            Err(error) => return Err(trouble::error(format!("task {task}"), "remove its container", &error)),
+        }
+        self.tasks.forget(task);
+        Ok(())
+    }
+
+    async fn prune(&self, keep: &BTreeSet<TaskId>) -> Result<()> {
+        for task in self.tasks.unwanted(keep) {
+            self.remove(&task).await?;
+        }
+        super::secrets::prune(&self.options.secrets, keep);
+        Ok(())
+    }
+
+    async fn list(&self) -> Result<Vec<Observed>> {
+        Ok(self.tasks.list())
+    }
+
+    fn observe(&self) -> mpsc::UnboundedReceiver<Sight> {
+        self.tasks.observe()
+    }
+
+    async fn log_end(&self, tasks: &[TaskId]) -> Result<LogPosition> {
+        logs::ends(self.places(tasks)).await
+    }
+
+    async fn logs(
+        &self,
+        tasks: &[TaskId],
+        query: LogQuery,
+        until: Option<LogPosition>,
+    ) -> Result<mpsc::Receiver<Result<Vec<LogLine>>>> {
+        Ok(logs::read(self.places(tasks), query, until))
+    }
+
+    async fn follow(&self, tasks: &[TaskId], position: &mut LogPosition) -> Result<Vec<LogLine>> {
+        Ok(self.logs.take(self.places(tasks), position))
+    }
+
+    async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {
+        let (connection, id) = self
+            .place(task)?
+            .ok_or_else(|| Error::new(Kind::Unavailable, format!("task {task}"), "has no container"))?;
+        exec::run(&connection.docker, task, &id, command, timeout).await
+    }
+}
+
+impl DockerEngine {
+    // Where the output of tasks is; those whose host is away have none for now.
+    fn places(&self, tasks: &[TaskId]) -> Vec<logs::Source> {
+        let source = |task: &TaskId| {
+            let (connection, container) = self.place(task).ok().flatten()?;
+            Some(logs::Source { task: *task, docker: connection.docker, container })
+        };
+        tasks.iter().filter_map(source).collect()
+    }
+}

@@ -1,0 +1,228 @@
+//! A laboratory of machines with Docker Engines (`tests/lab`), for tests. Dropped, it is gone.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::support::{NEAP, eventually};
+
+/// Machines n1, n2, ...
+pub struct Lab {
+    name: String,
+    /// How many.
+    pub machines: u32,
+}
+
+/// Why there can be no laboratory here; under CI that is a failure.
+pub fn missing() -> Option<String> {
+    let tools = ["dockerd", "docker", "ip", "iptables", "nsenter", "unshare", "busybox", "openssl"];
+    let found = |tool: &&&str| {
+        std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(tool).is_file())
+    };
+    let why = if !nix::unistd::geteuid().is_root() {
+        "a laboratory needs root".to_owned()
+    } else {
+        format!("{} is not installed", tools.iter().find(|tool| !found(tool))?)
+    };
+    assert!(std::env::var_os("CI").is_none(), "under CI nothing is skipped: {why}");
+    println!("skipped: {why}");
+    Some(why)
+}
+
+impl Lab {
+    /// Starts machines with single Docker Engines.
+    pub fn engines(machines: u32) -> Self {
+        Lab::up(machines, 0)
+    }
+
+    /// Starts machines; so many of them make a Swarm with the others as workers.
+    pub fn up(machines: u32, managers: u32) -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("t{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::SeqCst));
+        let lab = Lab { name, machines };
+        lab.ok(&["up", &machines.to_string(), "--managers", &managers.to_string()]);
+        lab
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/lab"));
+        command.args(["--name", &self.name, "--owner", &std::process::id().to_string(), "--neap", NEAP]).args(args);
+        command
+    }
+
+    /// A command of `tests/lab`; panics unless it succeeds.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.command(args).output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "lab {args:?}: {out}{err}");
+        out.into_owned()
+    }
+
+    /// A command on a machine.
+    pub fn exec(&self, node: &str, args: &[&str]) -> Output {
+        self.command(&[&["exec", node], args].concat()).output().unwrap()
+    }
+
+    /// The same; panics unless it succeeds.
+    pub fn run(&self, node: &str, args: &[&str]) -> String {
+        self.ok(&[&["exec", node], args].concat())
+    }
+
+    /// docker on a machine, without the way through its namespaces.
+    pub fn docker(&self, node: &str, args: &[&str]) -> String {
+        let socket = format!("unix://{}", self.folder().join(node).join("docker.sock").display());
+        let output = Command::new("docker").args(["-H", &socket]).args(args).output().unwrap();
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "docker {args:?} on {node}: {out}{err}");
+        out.trim_end().to_owned()
+    }
+
+    /// Its folder.
+    pub fn folder(&self) -> PathBuf {
+        let labs = std::env::var_os("NEAP_LABS").map_or_else(|| PathBuf::from("/tmp/neap-labs"), PathBuf::from);
+        labs.join(&self.name)
+    }
+
+    /// A machine's address, reached from here.
+    pub fn address(&self, node: &str) -> String {
+        let subnet = std::fs::read_to_string(self.folder().join("subnet")).unwrap();
+        let number: u32 = node[1..].parse().unwrap();
+        format!("10.99.{subnet}.{}", 10 + number)
+    }
+
+    /// The address of this host that the machines reach.
+    pub fn host_address(&self) -> String {
+        format!("10.99.{}.1", std::fs::read_to_string(self.folder().join("subnet")).unwrap())
+    }
+}
+
+impl Drop for Lab {
+    fn drop(&mut self) {
+        let output = self.command(&["down"]).output();
+        if !output.as_ref().is_ok_and(|output| output.status.success()) {
+            eprintln!("the laboratory {} could not be removed: {output:?}", self.name);
+        }
+    }
+}
+
+/// A daemon on a machine of a laboratory.
+pub struct LabDaemon<'a> {
+    pub lab: &'a Lab,
+    pub node: String,
+    flags: Vec<String>,
+}
+
+impl<'a> LabDaemon<'a> {
+    /// Starts one and waits until it answers.
+    pub fn start(lab: &'a Lab, node: &str, flags: &[&str]) -> Self {
+        let daemon =
+            LabDaemon { lab, node: node.to_owned(), flags: flags.iter().map(|flag| (*flag).to_owned()).collect() };
+        daemon.up(&[]);
+        daemon
+    }
+
+    /// Starts it again, with these variables in its environment, and waits until it answers.
+    pub fn up(&self, env: &[&str]) {
+        self.spawn(env);
+        eventually(&format!("the daemon on {} answers:\n{}", self.node, self.log()), 30, || {
+            self.neap(&["service", "ls"]).status.success().then_some(())
+        });
+    }
+
+    /// Starts it without waiting.
+    pub fn spawn(&self, env: &[&str]) {
+        let line = format!(
+            "env {} NEAP_CONFIG=/run/neap.toml {NEAP} up --data /run/neap --socket /run/neap.sock {} \
+             >>/run/neap.log 2>&1 & echo $! >/run/neap.pid",
+            env.join(" "),
+            self.flags.join(" ")
+        );
+        self.lab.run(&self.node, &["sh", "-c", &line]);
+    }
+
+    /// Sends a signal to the daemon and waits until it is gone.
+    pub fn end(&self, signal: &str) {
+        let line = format!(
+            "pid=$(cat /run/neap.pid) && kill -{signal} $pid && while [ -d /proc/$pid ] && \
+             ! grep -q '^State:.Z' /proc/$pid/status; do sleep 0.02; done"
+        );
+        self.lab.run(&self.node, &["sh", "-c", &line]);
+    }
+
+    /// Its log.
+    pub fn log(&self) -> String {
+        std::fs::read_to_string(self.lab.folder().join(&self.node).join("run/neap.log")).unwrap_or_default()
+    }
+
+    /// Sets a secret.
+    pub fn secret(&self, name: &str, value: &str) {
+        let mut child = self.command(&["secret", "set", name]).stdin(Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), value.as_bytes()).unwrap();
+        assert!(child.wait().unwrap().success());
+    }
+
+    /// The CLI against it, from outside.
+    pub fn neap(&self, args: &[&str]) -> Output {
+        self.command(args).output().unwrap()
+    }
+
+    fn command(&self, args: &[&str]) -> Command {
+        let socket = format!("unix://{}", self.lab.folder().join(&self.node).join("run/neap.sock").display());
+        let config = self.lab.folder().join("client.toml");
+        let mut command = Command::new(NEAP);
+        command.args(args).env("NEAP_HOST", socket).env("NEAP_CONFIG", config);
+        command
+    }
+
+    /// The same; panics unless it succeeds.
+    pub fn ok(&self, args: &[&str]) -> String {
+        let output = self.neap(args);
+        let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "neap {args:?}: {out}{err}\n{}", self.log());
+        out.into_owned()
+    }
+
+    /// The same; panics unless it fails; gives the error.
+    pub fn fails(&self, args: &[&str]) -> String {
+        let output = self.neap(args);
+        assert!(!output.status.success(), "neap {args:?} should fail: {}", String::from_utf8_lossy(&output.stdout));
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    }
+
+    pub fn json(&self, args: &[&str]) -> serde_json::Value {
+        serde_json::from_str(&self.ok(args)).unwrap()
+    }
+
+    /// A service's tasks, the newest last.
+    pub fn tasks(&self, service: &str) -> Vec<serde_json::Value> {
+        let output = self.neap(&["service", "ps", service, "--all", "--format", "json"]);
+        serde_json::from_slice::<Vec<serde_json::Value>>(&output.stdout).unwrap_or_default()
+    }
+
+    /// Those that have not ended.
+    pub fn live(&self, service: &str) -> Vec<serde_json::Value> {
+        let ended = ["complete", "shutdown", "failed", "rejected", "lost"];
+        let mut tasks = self.tasks(service);
+        tasks.retain(|task| !ended.contains(&task["state"].as_str().unwrap()));
+        tasks
+    }
+
+    /// Waits until a task of the service satisfies `is`.
+    pub fn task_that(&self, service: &str, what: &str, is: impl Fn(&serde_json::Value) -> bool) -> serde_json::Value {
+        let found = || self.tasks(service).into_iter().find(|task| is(task));
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(40);
+        loop {
+            if let Some(task) = found() {
+                return task;
+            }
+            assert!(
+                std::time::Instant::now() < until,
+                "no task that {what}:\n{}\n{}",
+                self.ok(&["service", "ps", service, "--all"]),
+                self.log()
+            );
+            std::thread::sleep(std::time::Duration::from_millis(50));
+        }
+    }
+}
