@@ -34,7 +34,7 @@ pub struct Config {
     /// Ports for replicas, `FIRST-LAST`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_ports: Option<String>,
-    /// What runs replicas: `auto`, `process`, `docker`.
+    /// What runs replicas: `auto`, `process`, `docker`, `swarm`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,
     /// Docker Engines, as `URL` or `NAME=URL`.

@@ -7,19 +7,23 @@ use super::program;
 use crate::engines::Engine;
 use crate::engines::docker::{self, Address, DockerEngine, DockerOptions};
 use crate::engines::process::{ProcessEngine, ProcessOptions};
+use crate::engines::swarm::{self, SwarmEngine, SwarmOptions};
 use crate::model::{Error, Kind, Result};
 use crate::store::Store;
 
 /// Which engine is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
 pub enum Choice {
-    /// The one that the data folder was used with, else the Docker Engine if one answers, else processes
+    /// The one that the data folder was used with, else the Swarm that this host manages, else the Docker Engine if one
+    /// answers, else processes
     #[default]
     Auto,
     /// Replicas are processes of this host
     Process,
     /// Replicas are containers, on one or several Docker Engines
     Docker,
+    /// Replicas are services of a Docker Swarm, of which this host is a manager
+    Swarm,
 }
 
 /// All that the choice depends on.
@@ -50,6 +54,7 @@ pub async fn open(cluster: &str, data: &Path, store: &dyn Store, options: &Engin
     let name = match (options.choice, before.as_deref()) {
         (Choice::Process, _) | (Choice::Auto, Some("process")) => "process",
         (Choice::Docker, _) | (Choice::Auto, Some("docker")) => "docker",
+        (Choice::Swarm, _) | (Choice::Auto, Some("swarm")) => "swarm",
         (Choice::Auto, Some(other)) => {
             return Err(Error::new(
                 Kind::Corrupt,
@@ -57,6 +62,7 @@ pub async fn open(cluster: &str, data: &Path, store: &dyn Store, options: &Engin
                 format!("was used with the engine {other:.20?}, which this neap does not have"),
             ));
         }
+        (Choice::Auto, None) if hosts.len() == 1 && swarm::manages(&hosts[0]).await => "swarm",
         (Choice::Auto, None) if !options.docker_hosts.is_empty() || docker::answers(&hosts[0]).await => "docker",
         (Choice::Auto, None) => "process",
     };
@@ -75,6 +81,12 @@ pub async fn open(cluster: &str, data: &Path, store: &dyn Store, options: &Engin
             lifeline: options.lifeline,
         })?;
         return Ok(Arc::new(engine));
+    }
+    if name == "swarm" {
+        let Some(address) = hosts.into_iter().next() else {
+            return Err(Error::invalid("--docker-host", "names no Docker Engine"));
+        };
+        return Ok(Arc::new(SwarmEngine::open(SwarmOptions { cluster: cluster.to_owned(), address }).await?));
     }
     let secrets = if nix::unistd::geteuid().is_root() { PathBuf::from(SECRETS) } else { data.join("secrets") };
     let engine = DockerEngine::open(DockerOptions { cluster: cluster.to_owned(), hosts, secrets }).await?;

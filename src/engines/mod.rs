@@ -4,6 +4,8 @@ pub mod docker;
 pub mod process;
 mod secrets;
 pub mod sim;
+pub mod swarm;
+mod template;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -14,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::model::clock::Timestamp;
 use crate::model::id::{NodeId, Slot, TaskId};
-use crate::model::node::Node;
+use crate::model::node::{Node, NodeUpdate};
 use crate::model::service::ServiceSpec;
 use crate::model::task::{Exit, Health};
 use crate::model::units::Duration;
@@ -150,11 +152,18 @@ pub trait Engine: Send + Sync {
     /// Its name: `process`, `docker`, `swarm`, `sim`.
     fn name(&self) -> &'static str;
 
-    /// Whether it can run such a service at all; the error names what it cannot do.
-    fn accepts(&self, spec: &ServiceSpec) -> Result<()>;
+    /// Whether it can run such a service at all; the error names what it cannot do. Notes in the description what it does
+    /// itself.
+    fn accepts(&self, spec: &mut ServiceSpec) -> Result<()>;
 
     /// The nodes it knows, now and as they change.
     fn nodes(&self) -> watch::Receiver<Arc<Vec<Node>>>;
+
+    /// Changes a node's settings where the engine keeps them itself; false: it does not.
+    async fn update_node(&self, id: &str, update: &NodeUpdate) -> Result<bool> {
+        let _ = (id, update);
+        Ok(false)
+    }
 
     /// Starts a task. Asking twice for the same task starts it once; the outcome comes through `observe`. An error that
     /// says that a retry can help is no outcome.

@@ -19,6 +19,9 @@ pub struct CheckSpec {
     /// No check at all, not even the image's own.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub disable: bool,
+    /// Asked by the engine itself; filled in by Neap where an engine can.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub by_engine: bool,
     /// GET this path; 200 to 399 passes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
@@ -113,9 +116,9 @@ impl CheckSpec {
         names.iter().find(|name| **name == "http").or(names.first()).map(|name| name.as_str())
     }
 
-    /// Whether it asks something of its own, instead of leaving that to the image.
+    /// Whether Neap asks something, instead of leaving that to the engine or the image.
     pub fn asks(&self) -> bool {
-        self.asked() > 0
+        self.asked() > 0 && !self.by_engine
     }
 
     fn asked(&self) -> usize {
@@ -129,7 +132,7 @@ impl CheckSpec {
             let whole = *self == CheckSpec { disable: true, ..CheckSpec::default() };
             return if whole { Ok(()) } else { Err(Error::invalid("", "disable goes with nothing else")) };
         }
-        if self.asked() > 1 || (!self.asks() && !image) {
+        if self.asked() > 1 || (self.asked() == 0 && !image) {
             return Err(Error::invalid("", "names not exactly one of http, tcp, exec and script"));
         }
         if self

@@ -86,8 +86,8 @@ impl Role {
     }
 }
 
-/// What the owner wants of a node (Docker's words).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+/// What the owner wants of a node (Docker's words), from most to least.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Availability {
     /// Takes new replicas.

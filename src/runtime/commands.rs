@@ -12,7 +12,7 @@ use crate::model::bundle::HostedKind;
 use crate::model::event::What;
 use crate::model::id::ServiceId;
 use crate::model::name::Name;
-use crate::model::node::{Node, NodeSettings, NodeUpdate};
+use crate::model::node::{Availability, Node, NodeSettings, NodeUpdate};
 use crate::model::release::{Order, Release, ReleaseState};
 use crate::model::service::{MAX_REPLICAS, Revision, Service, ServiceSpec};
 use crate::model::units::Duration;
@@ -304,8 +304,9 @@ pub fn missing_node(id: &str) -> Error {
     Error::not_found(format!("node \"{id:.70}\"")).help("`neap node ls` lists them")
 }
 
-/// Changes a node's availability and labels.
-pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update: NodeUpdate) -> Result<()> {
+/// Changes a node's availability and labels. `kept`: the engine keeps them itself, and only a drain that is under way is
+/// written down here.
+pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update: NodeUpdate, kept: bool) -> Result<()> {
     let found = draft.world.nodes.values().find(|node| *node.id == *id || node.hostname == id);
     let mut node = Node::clone(found.ok_or_else(|| missing_node(id))?);
     node.availability = update.availability.unwrap_or(node.availability);
@@ -313,9 +314,15 @@ pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update:
     for key in &update.label_rm {
         node.labels.remove(key);
     }
-    let settings = NodeSettings { availability: node.availability, labels: node.labels.clone() };
+    let settings = match kept {
+        true if node.availability == Availability::Drain => {
+            NodeSettings { availability: Availability::Drain, ..NodeSettings::default() }
+        }
+        true => NodeSettings::default(),
+        false => NodeSettings { availability: node.availability, labels: node.labels.clone() },
+    };
     writes.push(Write::put(node_key(&node.id), encode(&settings)));
-    let message = format!("availability {}, {} labels", settings.availability.as_str(), settings.labels.len());
+    let message = format!("availability {}, {} labels", node.availability.as_str(), node.labels.len());
     draft.decision.notes.push(Note {
         what: What::NodeUpdated,
         service: None,

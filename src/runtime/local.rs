@@ -15,7 +15,7 @@ use crate::model::cron::CronRun;
 use crate::model::event::Event;
 use crate::model::id::ServiceId;
 use crate::model::name::check_loose;
-use crate::model::node::{Node, NodeUpdate};
+use crate::model::node::{Availability, Node, NodeUpdate};
 use crate::model::plan::Plan;
 use crate::model::service::{Revision, Service};
 use crate::model::{Error, Kind, Result};
@@ -190,8 +190,17 @@ impl Cluster for Runtime {
                 return Err(Error::invalid(format!("node \"{id:.70}\""), why));
             }
         }
-        let wanted = id.to_owned();
-        self.command(move |draft, writes| commands::update_node(draft, writes, &wanted, update)).await?;
+        let wanted = {
+            let world = self.world();
+            let found = world.nodes.values().find(|node| *node.id == *id || node.hostname == id);
+            found.ok_or_else(|| commands::missing_node(id))?.id.to_string()
+        };
+        // An engine that keeps settings itself is told; but of a drain only when the node is empty, since a Swarm would
+        // end at once what runs there.
+        let at_once =
+            NodeUpdate { availability: update.availability.filter(|a| *a != Availability::Drain), ..update.clone() };
+        let kept = self.parts.engine.update_node(&wanted, &at_once).await?;
+        self.command(move |draft, writes| commands::update_node(draft, writes, &wanted, update, kept)).await?;
         let world = self.world();
         let node = world.nodes.values().find(|node| *node.id == *id || node.hostname == id);
         node.map(|node| Node::clone(node)).ok_or_else(|| commands::missing_node(id))

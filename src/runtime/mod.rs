@@ -9,6 +9,7 @@ mod checks;
 mod commands;
 mod conductor;
 mod cron;
+mod drains;
 pub mod folder;
 mod follow;
 mod handlers;
@@ -173,6 +174,7 @@ impl Runtime {
             }
         });
         starter::spawn(parts.clone(), seen.clone(), messages.clone());
+        drains::spawn(parts.clone(), seen.clone());
         checks::spawn(parts.clone(), seen.clone(), messages.clone());
         let traffic = traffic::spawn(parts.clone(), balancer, seen.clone(), messages.clone(), confirm);
         let failed = handlers::Failed::default();

@@ -68,7 +68,7 @@ pub fn with_settings(store: &dyn Store, nodes: &[Node]) -> Result<Vec<Node>> {
     let settings = node_settings(store)?;
     let nodes = nodes.iter().cloned().map(|mut node| {
         if let Some(settings) = settings.get(&*node.id) {
-            node.availability = settings.availability;
+            node.availability = node.availability.max(settings.availability);
             node.labels.extend(settings.labels.clone());
         }
         node

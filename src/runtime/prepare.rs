@@ -79,7 +79,7 @@ pub fn prepare(world: &World, parts: &Parts, ask: Apply) -> Result<Prepared> {
         value = merged(&old.spec, &value)?;
     }
     let mut spec = ServiceSpec::read(&value)?;
-    parts.engine.accepts(&spec)?;
+    parts.engine.accepts(&mut spec)?;
     let mut bundle = None;
     let own: Arc<Inspected> = match ask.with {
         Some(with) => {

@@ -11,7 +11,7 @@ use crate::engines::{Engine, Observed, ObservedState, Secrets, StartRequest};
 use crate::model::Result;
 use crate::model::fault;
 use crate::model::id::TaskId;
-use crate::model::task::TaskState;
+use crate::model::task::{Task, TaskState};
 use crate::scheduler::world::World;
 
 /// Most tasks that are being started at once.
@@ -25,8 +25,15 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
         let slots = Arc::new(Semaphore::new(STARTS));
         let mut asked: BTreeSet<TaskId> = BTreeSet::new();
         let mut known: BTreeSet<TaskId> = BTreeSet::new();
+        // What was given up before this daemon is found by what the engine lists.
+        let mut given_up: BTreeSet<TaskId> = lost(&seen.borrow()).map(|task| task.id).collect();
         loop {
             let world = seen.borrow_and_update().clone();
+            for task in lost(&world) {
+                if given_up.insert(task.id) {
+                    give_up(&parts, task);
+                }
+            }
             for task in world.tasks.values().filter(|task| task.state == TaskState::Assigned && task.stop.is_none()) {
                 let Some(revision) = world.revision(&task.service, task.revision) else { continue };
                 let Some(node) = task.node.clone() else { continue };
@@ -81,6 +88,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
             let present: BTreeSet<TaskId> = world.tasks.keys().cloned().collect();
             for id in known.difference(&present) {
                 asked.remove(id);
+                given_up.remove(id);
                 fault::point("runtime.before-remove");
                 if let Err(error) = parts.engine.remove(id).await {
                     tracing::warn!(%error, "what is left of a task could not be removed");
@@ -91,6 +99,21 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
             if seen.changed().await.is_err() {
                 return;
             }
+        }
+    });
+}
+
+// Given up with their nodes, and told to end.
+fn lost(world: &World) -> impl Iterator<Item = &Arc<Task>> {
+    world.tasks.values().filter(|task| task.state == TaskState::Lost && task.stop.is_some())
+}
+
+// An engine that can reach what is left of it ends it; any other one does when the node is back.
+fn give_up(parts: &Arc<Parts>, task: &Arc<Task>) {
+    let (parts, id) = (parts.clone(), task.id);
+    tokio::spawn(async move {
+        if let Err(error) = parts.engine.stop(&id, LEFT_OVER).await {
+            tracing::debug!(%error, task = %id, "it is ended when its node is back");
         }
     });
 }

@@ -29,8 +29,16 @@ pub struct Source {
     pub task: TaskId,
     /// Its host.
     pub docker: Docker,
-    /// Its container.
-    pub container: String,
+    /// What wrote it.
+    pub of: Of,
+}
+
+/// What has the output.
+pub enum Of {
+    /// A container of this host.
+    Container(String),
+    /// A Swarm service, wherever its containers are.
+    Service(String),
 }
 
 impl Source {
@@ -53,7 +61,11 @@ impl Source {
         };
         let task = self.task;
         let failed = move |error| trouble::error(format!("task {task}"), "read its output", &error);
-        let lines = self.docker.logs(&self.container, Some(options)).filter_map(move |part| {
+        let parts = match &self.of {
+            Of::Container(id) => self.docker.logs(id, Some(options)).left_stream(),
+            Of::Service(id) => self.docker.service_logs(id, Some(options)).right_stream(),
+        };
+        let lines = parts.filter_map(move |part| {
             std::future::ready(match part {
                 Ok(part) => parse(task, &part).filter(|line| line.at > after).map(Ok),
                 // A container that was removed has nothing more to say.

@@ -2,15 +2,15 @@
 //! again by its labels; nothing is remembered elsewhere.
 
 mod address;
-mod container;
-mod credentials;
-mod exec;
+pub mod container;
+pub mod credentials;
+pub mod exec;
 mod host;
 mod image;
-mod logs;
-mod spec;
-mod tasks;
-mod trouble;
+pub mod logs;
+pub mod spec;
+pub mod tasks;
+pub mod trouble;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -237,6 +237,26 @@ impl DockerEngine {
     }
 }
 
+/// What containers need, in whichever engine.
+pub fn accepts(spec: &mut ServiceSpec, engine: &str) -> Result<()> {
+    if let Some(check) = &mut spec.check {
+        check.by_engine = false;
+    }
+    let wrong = |message: String| Error::new(Kind::Unsupported, spec.subject(), message);
+    if spec.image.is_none() {
+        return Err(wrong(format!("image: is missing, and the {engine} engine runs containers"))
+            .help("name an image; a command alone is for the process engine"));
+    }
+    if let Some((name, _)) = spec.ports.iter().find(|(_, port)| port.container_port().is_none()) {
+        return Err(wrong(format!("ports.{name}: has no target, the port in the container"))
+            .help("write \"8080\", \"80:8080\" or { target = 8080 }"));
+    }
+    if spec.networks.iter().any(|network| network.name == "none") && !spec.ports.is_empty() {
+        return Err(wrong("ports: cannot be reached without a network (networks = { \"none\" })".into()));
+    }
+    Ok(())
+}
+
 fn no_such_image(error: &bollard::errors::Error) -> bool {
     trouble::said(error).to_lowercase().contains("no such image")
 }
@@ -247,20 +267,8 @@ impl Engine for DockerEngine {
         "docker"
     }
 
-    fn accepts(&self, spec: &ServiceSpec) -> Result<()> {
-        let wrong = |message: String| Error::new(Kind::Unsupported, spec.subject(), message);
-        if spec.image.is_none() {
-            return Err(wrong("image: is missing, and the docker engine runs containers".into())
-                .help("name an image; a command alone is for the process engine"));
-        }
-        if let Some((name, _)) = spec.ports.iter().find(|(_, port)| port.container_port().is_none()) {
-            return Err(wrong(format!("ports.{name}: has no target, the port in the container"))
-                .help("write \"8080\", \"80:8080\" or { target = 8080 }"));
-        }
-        if spec.networks.iter().any(|network| network.name == "none") && !spec.ports.is_empty() {
-            return Err(wrong("ports: cannot be reached without a network (networks = { \"none\" })".into()));
-        }
-        Ok(())
+    fn accepts(&self, spec: &mut ServiceSpec) -> Result<()> {
+        accepts(spec, self.name())
     }
 
     fn nodes(&self) -> watch::Receiver<Arc<Vec<Node>>> {
@@ -273,6 +281,8 @@ impl Engine for DockerEngine {
         if !self.tasks.begin_start(&request.task, &host.address.name) {
             return Ok(());
         }
+        let spec = Arc::new(super::template::expand(&request, Some(&host.node().borrow().hostname)));
+        let request = StartRequest { spec, ..request };
         let result = self.begin(&host, &connection, &request).await;
         self.tasks.end_start(&request.task);
         result
@@ -366,7 +376,7 @@ impl DockerEngine {
     fn places(&self, tasks: &[TaskId]) -> Vec<logs::Source> {
         let source = |task: &TaskId| {
             let (connection, container) = self.place(task).ok().flatten()?;
-            Some(logs::Source { task: *task, docker: connection.docker, container })
+            Some(logs::Source { task: *task, docker: connection.docker, of: logs::Of::Container(container) })
         };
         tasks.iter().filter_map(source).collect()
     }

@@ -55,8 +55,7 @@ pub fn container_name(request: &StartRequest) -> String {
 /// The whole description.
 pub fn body(request: &StartRequest, site: &Site<'_>) -> ContainerCreateBody {
     let spec = &*request.spec;
-    let ports: BTreeMap<&String, u16> =
-        spec.ports.iter().filter_map(|(name, port)| Some((name, port.container_port()?))).collect();
+    let ports = self::ports(spec);
     let key = |port: u16| format!("{port}/tcp");
     ContainerCreateBody {
         image: spec.image.clone(),
@@ -130,11 +129,13 @@ fn host_config(spec: &ServiceSpec, site: &Site<'_>) -> HostConfig {
     }
 }
 
-fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
+/// A list, or nothing where it is empty.
+pub fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
     (!list.is_empty()).then_some(list)
 }
 
-fn environment(request: &StartRequest, ports: &BTreeMap<&String, u16>, secrets: bool) -> Vec<String> {
+/// What a replica finds in its environment.
+pub fn environment(request: &StartRequest, ports: &BTreeMap<&String, u16>, secrets: bool) -> Vec<String> {
     let mut env: BTreeMap<String, String> = BTreeMap::from([
         ("NEAP_SERVICE".into(), request.service.to_string()),
         ("NEAP_TASK".into(), format!("{}.{}", request.service, request.slot)),
@@ -156,7 +157,8 @@ fn environment(request: &StartRequest, ports: &BTreeMap<&String, u16>, secrets: 
     env.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 
-fn labels(request: &StartRequest, cluster: &str) -> HashMap<String, String> {
+/// The labels of a task's objects.
+pub fn labels(request: &StartRequest, cluster: &str) -> HashMap<String, String> {
     let mut labels: HashMap<String, String> = request.spec.container_labels.clone().into_iter().collect();
     labels.extend([
         (CLUSTER.to_owned(), cluster.to_owned()),
@@ -167,6 +169,11 @@ fn labels(request: &StartRequest, cluster: &str) -> HashMap<String, String> {
         (PORTS.to_owned(), port_label(&request.spec)),
     ]);
     labels
+}
+
+/// The ports in the container, by name.
+pub fn ports(spec: &ServiceSpec) -> BTreeMap<&String, u16> {
+    spec.ports.iter().filter_map(|(name, port)| Some((name, port.container_port()?))).collect()
 }
 
 /// The label with the ports' names: `http=8080,admin=9000`.
@@ -190,8 +197,8 @@ pub fn ports_of(labels: &HashMap<String, String>) -> Vec<(String, u16)> {
     ports.filter_map(|(name, port)| Some((name.to_owned(), port.parse().ok()?))).collect()
 }
 
-// A check of Neap's own replaces the image's; where nothing is asked, the image's serves with these times.
-fn health(check: Option<&CheckSpec>) -> Option<HealthConfig> {
+/// A check of Neap's own replaces the image's; where nothing is asked, the image's serves with these times.
+pub fn health(check: Option<&CheckSpec>) -> Option<HealthConfig> {
     let check = check?;
     if check.asks() || check.disable {
         return Some(HealthConfig { test: Some(vec!["NONE".into()]), ..HealthConfig::default() });
@@ -220,7 +227,8 @@ pub fn endpoint(aliases: &[String], request: &StartRequest) -> EndpointSettings 
     EndpointSettings { aliases: Some(names), ..EndpointSettings::default() }
 }
 
-fn mount(mount: &Mount) -> DockerMount {
+/// A mount in Docker's form.
+pub fn mount(mount: &Mount) -> DockerMount {
     let propagation = mount.bind_propagation.as_deref().map(|text| match text {
         "private" => MountBindOptionsPropagationEnum::PRIVATE,
         "rshared" => MountBindOptionsPropagationEnum::RSHARED,

@@ -131,6 +131,26 @@ impl Tasks {
         self.tell(Sight::Task(observed));
     }
 
+    /// Whether some are neither at rest nor over.
+    pub fn under_way(&self) -> bool {
+        self.known().values().any(|known| match known.seen.as_ref().map(|seen| rank(&seen.state)) {
+            Some(OVER) => false,
+            Some(RUNNING) => known.forbidden,
+            _ => known.container.is_some() || known.starting,
+        })
+    }
+
+    /// Whether its end was told.
+    pub fn is_over(&self, task: &TaskId) -> bool {
+        self.known().get(task).and_then(|known| known.seen.as_ref()).is_some_and(|seen| rank(&seen.state) == OVER)
+    }
+
+    /// Those that have a container, with its id.
+    pub fn with_container(&self) -> Vec<(TaskId, String)> {
+        let all = self.known();
+        all.iter().filter_map(|(id, known)| Some((*id, known.container.clone()?))).collect()
+    }
+
     /// It is no more.
     pub fn forget(&self, task: &TaskId) {
         self.known().remove(task);
@@ -165,13 +185,14 @@ impl Tasks {
     }
 }
 
+const RUNNING: u8 = 2;
 const OVER: u8 = 3;
 
 fn rank(state: &ObservedState) -> u8 {
     match state {
         ObservedState::Preparing { .. } => 0,
         ObservedState::Starting => 1,
-        ObservedState::Running { .. } => 2,
+        ObservedState::Running { .. } => RUNNING,
         ObservedState::Ended { .. } | ObservedState::Rejected { .. } => OVER,
     }
 }

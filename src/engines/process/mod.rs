@@ -330,7 +330,10 @@ impl Engine for ProcessEngine {
         "process"
     }
 
-    fn accepts(&self, spec: &ServiceSpec) -> Result<()> {
+    fn accepts(&self, spec: &mut ServiceSpec) -> Result<()> {
+        if let Some(check) = &mut spec.check {
+            check.by_engine = false;
+        }
         if let Some(field) = container::fields(spec).first() {
             let message = format!("{field}: is for containers, and the process engine runs commands");
             return Err(Error::new(Kind::Unsupported, spec.subject(), message)

@@ -240,7 +240,7 @@ impl Engine for SimEngine {
         "sim"
     }
 
-    fn accepts(&self, _: &ServiceSpec) -> Result<()> {
+    fn accepts(&self, _: &mut ServiceSpec) -> Result<()> {
         Ok(())
     }
 

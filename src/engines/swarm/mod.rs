@@ -1,0 +1,268 @@
+//! The swarm engine: each replica is one Swarm service with one replica, pinned to its node. The Engine API cannot
+//! assign a task to a node, and like this every replica has a revision and a node of its own.
+
+mod nodes;
+mod objects;
+mod spec;
+mod watch;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use bollard::Docker;
+use tokio::sync::{Notify, mpsc};
+
+use self::nodes::Nodes;
+use super::docker::tasks::Tasks;
+use super::docker::{Address, credentials, exec, logs, trouble};
+use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight, StartRequest};
+use crate::model::check::OnFail;
+use crate::model::id::TaskId;
+use crate::model::node::{Node, NodeUpdate};
+use crate::model::service::ServiceSpec;
+use crate::model::units::Duration;
+use crate::model::{Error, Kind, Result, fault};
+
+/// How the engine is set up.
+#[derive(Debug, Clone)]
+pub struct SwarmOptions {
+    /// The cluster's name: services of another one are not ours.
+    pub cluster: String,
+    /// The Docker Engine of this host, which has to be a manager.
+    pub address: Address,
+}
+
+/// Runs tasks as services of a Swarm.
+pub struct SwarmEngine {
+    shared: Arc<Shared>,
+    logs: logs::Followed,
+}
+
+struct Shared {
+    docker: Docker,
+    cluster: String,
+    nodes: Arc<Nodes>,
+    tasks: Arc<Tasks>,
+    // There may be news: a service was made or removed.
+    stirred: Notify,
+}
+
+/// Whether the Docker Engine at `address` is a manager of a Swarm.
+pub async fn manages(address: &Address) -> bool {
+    let Ok(client) = address.client() else { return false };
+    match tokio::time::timeout(std::time::Duration::from_secs(3), client.info()).await {
+        Ok(Ok(info)) => info.swarm.and_then(|swarm| swarm.control_available) == Some(true),
+        _ => false,
+    }
+}
+
+impl SwarmEngine {
+    /// Connects, and takes back what runs in the Swarm.
+    pub async fn open(options: SwarmOptions) -> Result<Self> {
+        let subject = || format!("Docker Engine {}", options.address.url);
+        let failed = |act: &str, error| trouble::error(subject(), act, &error);
+        let docker = options.address.client()?;
+        let docker = docker.negotiate_version().await.map_err(|error| failed("connect to it", error))?;
+        let info = docker.info().await.map_err(|error| failed("ask it", error))?;
+        let swarm = info.swarm.unwrap_or_default();
+        if swarm.control_available != Some(true) {
+            let message = match swarm.node_id.filter(|id| !id.is_empty()) {
+                Some(_) => "is a worker of a Swarm",
+                None => "is not part of a Swarm",
+            };
+            return Err(Error::new(Kind::Conflict, subject(), message)
+                .help("the swarm engine needs a manager: docker swarm init, or run the daemon on a manager"));
+        }
+        let address = swarm.node_addr.as_deref().and_then(|address| address.parse().ok());
+        let nodes = Nodes::open(&docker, (swarm.node_id.unwrap_or_default(), address)).await?;
+        let shared = Arc::new(Shared {
+            docker,
+            cluster: options.cluster,
+            nodes: nodes.clone(),
+            tasks: Arc::new(Tasks::default()),
+            stirred: Notify::new(),
+        });
+        // All that is there before anybody asks.
+        shared.take_stock().await?;
+        let changed = Arc::new(Notify::new());
+        tokio::spawn(nodes.follow(changed.clone()));
+        tokio::spawn(shared.clone().listen(changed));
+        tokio::spawn(shared.clone().follow());
+        Ok(SwarmEngine { shared, logs: logs::Followed::default() })
+    }
+
+    fn sources(&self, tasks: &[TaskId]) -> Vec<logs::Source> {
+        let source = |task: &TaskId| {
+            let (_, service) = self.shared.tasks.place(task)?;
+            Some(logs::Source { task: *task, docker: self.shared.docker.clone(), of: logs::Of::Service(service) })
+        };
+        tasks.iter().filter_map(source).collect()
+    }
+}
+
+impl Shared {
+    async fn begin(&self, request: &StartRequest) -> Result<()> {
+        let subject = format!("task {}.{}", request.service, request.slot);
+        for network in &request.spec.networks {
+            objects::ensure_network(&self.docker, &self.cluster, &network.name).await?;
+        }
+        let secrets = objects::ensure_secrets(&self.docker, &self.cluster, request).await?;
+        // The service's own name and slot are filled in here, its node's by Swarm.
+        let filled = Arc::new(super::template::expand(request, None));
+        let request = StartRequest { spec: filled, ..request.clone() };
+        let image = request.spec.image.clone().unwrap_or_default();
+        let credentials = tokio::task::spawn_blocking(move || credentials::find(&image)).await.ok().flatten();
+        fault::point("swarm.before-create");
+        let body = spec::service(&request, &self.cluster, &secrets);
+        let name = body.name.clone().unwrap_or_default();
+        let id = match self.docker.create_service(body, credentials).await {
+            Ok(made) => made.id.unwrap_or(name),
+            // The name is unique to the task: an attempt before this one has made it.
+            Err(error) if trouble::is_status(&error, 409) => name,
+            Err(error) => {
+                let mut error = trouble::error(subject, "make its Swarm service", &error);
+                // Without a quorum, or a leader, nothing is refused for good.
+                let cause = error.cause.clone().unwrap_or_default();
+                error.retry |= ["leader", "deadline", "Unavailable"].iter().any(|sign| cause.contains(sign));
+                return Err(error);
+            }
+        };
+        fault::point("swarm.after-create");
+        self.tasks.found(&request.task, &request.node, &id);
+        if self.tasks.is_forbidden(&request.task) {
+            self.remove_service(&request.task, &id).await?;
+        }
+        self.stirred.notify_one();
+        Ok(())
+    }
+
+    async fn remove_service(&self, task: &TaskId, id: &str) -> Result<()> {
+        match self.docker.delete_service(id).await {
+            Ok(()) => Ok(()),
+            Err(error) if trouble::is_status(&error, 404) => Ok(()),
+            Err(error) => {
+                let error = trouble::error(format!("task {task}"), "remove its Swarm service", &error);
+                let retry = error.retry || error.kind == Kind::Internal;
+                Err(error.retry(retry))
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Engine for SwarmEngine {
+    fn name(&self) -> &'static str {
+        "swarm"
+    }
+
+    fn accepts(&self, spec: &mut ServiceSpec) -> Result<()> {
+        super::docker::accepts(spec, "swarm")?;
+        let wrong = |message: String| Error::new(Kind::Unsupported, spec.subject(), message);
+        if spec.platform.is_some() {
+            return Err(wrong("platform: Swarm takes the one of each node".into()));
+        }
+        if let Some(check) = spec.check.as_mut().filter(|check| !check.exec.is_empty()) {
+            // Swarm ends a task whose own check fails; for another outcome somebody has to run it beside Swarm.
+            if check.timing(None).on_fail != OnFail::Restart {
+                let message = "check: a command with on_fail other than \"restart\" needs an agent on each node";
+                return Err(Error::new(Kind::Unsupported, spec.subject(), message)
+                    .help("check by http or tcp, or leave on_fail at \"restart\""));
+            }
+            check.by_engine = true;
+        }
+        Ok(())
+    }
+
+    fn nodes(&self) -> tokio::sync::watch::Receiver<Arc<Vec<Node>>> {
+        self.shared.nodes.known.subscribe()
+    }
+
+    async fn update_node(&self, id: &str, update: &NodeUpdate) -> Result<bool> {
+        self.shared.nodes.update(id, update).await.map(|()| true)
+    }
+
+    async fn start(&self, request: StartRequest) -> Result<()> {
+        if !self.shared.tasks.begin_start(&request.task, &request.node) {
+            return Ok(());
+        }
+        let result = self.shared.begin(&request).await;
+        self.shared.tasks.end_start(&request.task);
+        result
+    }
+
+    // The grace period is the service's own.
+    async fn stop(&self, task: &TaskId, _: Duration) -> Result<bool> {
+        let Some((_, service)) = self.shared.tasks.forbid(task) else { return Ok(false) };
+        self.shared.remove_service(task, &service).await?;
+        self.shared.stirred.notify_one();
+        Ok(true)
+    }
+
+    async fn remove(&self, task: &TaskId) -> Result<()> {
+        if let Some((_, service)) = self.shared.tasks.place(task) {
+            self.shared.remove_service(task, &service).await?;
+        }
+        self.shared.tasks.forget(task);
+        Ok(())
+    }
+
+    async fn prune(&self, keep: &BTreeSet<TaskId>) -> Result<()> {
+        for task in self.shared.tasks.unwanted(keep) {
+            self.remove(&task).await?;
+        }
+        objects::prune_secrets(&self.shared.docker, &self.shared.cluster).await
+    }
+
+    async fn list(&self) -> Result<Vec<Observed>> {
+        Ok(self.shared.tasks.list())
+    }
+
+    fn observe(&self) -> mpsc::UnboundedReceiver<Sight> {
+        self.shared.tasks.observe()
+    }
+
+    async fn log_end(&self, tasks: &[TaskId]) -> Result<LogPosition> {
+        logs::ends(self.sources(tasks)).await
+    }
+
+    async fn logs(
+        &self,
+        tasks: &[TaskId],
+        query: LogQuery,
+        until: Option<LogPosition>,
+    ) -> Result<mpsc::Receiver<Result<Vec<LogLine>>>> {
+        Ok(logs::read(self.sources(tasks), query, until))
+    }
+
+    async fn follow(&self, tasks: &[TaskId], position: &mut LogPosition) -> Result<Vec<LogLine>> {
+        Ok(self.logs.take(self.sources(tasks), position))
+    }
+
+    async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {
+        let subject = format!("task {task}");
+        let (node, _) = self
+            .shared
+            .tasks
+            .place(task)
+            .ok_or_else(|| Error::new(Kind::Unavailable, subject.clone(), "has no container"))?;
+        if node != self.shared.nodes.own {
+            let name = self.shared.nodes.hostname(&node).unwrap_or(node);
+            return Err(Error::new(Kind::Unsupported, subject, format!("needs an agent on node \"{name}\"")));
+        }
+        // On this very host its container is at hand.
+        let label = format!("{}={task}", super::docker::spec::TASK);
+        let options = bollard::query_parameters::ListContainersOptions {
+            filters: Some([("label".to_owned(), vec![label])].into()),
+            ..bollard::query_parameters::ListContainersOptions::default()
+        };
+        let found = self.shared.docker.list_containers(Some(options)).await;
+        let found = found.map_err(|error| trouble::error(subject.clone(), "find its container", &error))?;
+        let id = found.into_iter().find_map(|container| container.id);
+        let id = id.ok_or_else(|| Error::new(Kind::Unavailable, subject, "has no container"))?;
+        exec::run(&self.shared.docker, task, &id, command, timeout).await
+    }
+}
+
+/// Which tasks' newest state is still on its way.
+type Newest<'a> = BTreeMap<TaskId, Vec<&'a bollard::models::Task>>;

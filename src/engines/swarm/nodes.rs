@@ -1,0 +1,193 @@
+//! The Swarm's nodes. Swarm itself notices the loss of one only after three missed heartbeats, about 20 s; so each node
+//! is asked for besides, at the port on which Swarm's nodes gossip (7946) and every Docker Engine of a Swarm listens.
+
+use std::collections::BTreeMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bollard::Docker;
+use bollard::models::{Node as SwarmNode, NodeSpecAvailabilityEnum, NodeSpecRoleEnum, NodeState as SwarmState};
+use bollard::query_parameters::{ListNodesOptions, UpdateNodeOptions};
+use tokio::sync::watch;
+
+use crate::engines::docker::trouble;
+use crate::model::id::NodeId;
+use crate::model::node::{Availability, Node, NodeState, NodeUpdate, Role};
+use crate::model::units::{Bytes, Cpu};
+use crate::model::{Error, Result};
+
+/// The port on which every node of a Swarm listens for the others.
+const GOSSIP: u16 = 7946;
+/// How often a node is asked for, and how long it has to answer: long enough for one packet that is lost (1 s).
+const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1200));
+/// A node of which nothing is heard for this long is down.
+const SILENT: Duration = Duration::from_millis(1500);
+/// A node whose host answers, but not its Docker Engine: that may be a restart.
+const REFUSED: Duration = Duration::from_secs(6);
+/// How often the list is read anew though no event says so.
+const LIST: Duration = Duration::from_secs(15);
+/// How often a change is tried when somebody else changed the node in between.
+const ATTEMPTS: usize = 20;
+
+/// Keeps the list.
+pub struct Nodes {
+    docker: Docker,
+    /// What is known, now and as it changes.
+    pub known: watch::Sender<Arc<Vec<Node>>>,
+    /// The node of this very host.
+    pub own: String,
+}
+
+impl Nodes {
+    /// Reads the list for the first time. `own`: id and address of this host's node.
+    pub async fn open(docker: &Docker, own: (String, Option<IpAddr>)) -> Result<Arc<Self>> {
+        let nodes = Nodes { docker: docker.clone(), known: watch::Sender::new(Arc::default()), own: own.0 };
+        let listed = nodes.list().await?;
+        nodes.known.send_replace(Arc::new(listed));
+        Ok(Arc::new(nodes))
+    }
+
+    async fn list(&self) -> Result<Vec<Node>> {
+        let nodes = self.docker.list_nodes(None::<ListNodesOptions>).await;
+        let nodes = nodes.map_err(|error| trouble::error("Swarm", "list its nodes", &error))?;
+        Ok(nodes.into_iter().filter_map(|node| described(&node)).collect())
+    }
+
+    /// The address at which a node's ports are reached.
+    pub fn address(&self, node: &str) -> Option<IpAddr> {
+        self.known.borrow().iter().find(|known| *known.id == *node)?.address
+    }
+
+    /// A node's name.
+    pub fn hostname(&self, node: &str) -> Option<String> {
+        Some(self.known.borrow().iter().find(|known| *known.id == *node)?.hostname.clone())
+    }
+
+    /// Keeps it up for ever; `changed` says that Swarm told of a change.
+    pub async fn follow(self: Arc<Self>, changed: Arc<tokio::sync::Notify>) {
+        let mut listed: Vec<Node> = self.known.borrow().to_vec();
+        let mut at = Instant::now();
+        let mut heard: BTreeMap<NodeId, Heard> = BTreeMap::new();
+        loop {
+            let told = tokio::time::timeout(PROBE.0, changed.notified()).await.is_ok();
+            if told || at.elapsed() >= LIST {
+                match self.list().await {
+                    Ok(now) => (listed, at) = (now, Instant::now()),
+                    Err(error) => tracing::warn!(%error, "the Swarm's nodes are not known anew"),
+                }
+            }
+            let probes = listed.iter().map(|node| probe(node, *node.id == *self.own));
+            let answers = futures_util::future::join_all(probes).await;
+            let now = Instant::now();
+            let mut nodes = listed.clone();
+            heard.retain(|id, _| listed.iter().any(|node| node.id == *id));
+            for (node, answer) in nodes.iter_mut().zip(answers) {
+                let heard = heard.entry(node.id.clone()).or_insert(Heard { engine: now, host: now });
+                match answer {
+                    Answer::Yes => (heard.engine, heard.host) = (now, now),
+                    Answer::Refused => heard.host = now,
+                    Answer::Silent => {}
+                }
+                if now - heard.host >= SILENT || now - heard.engine >= REFUSED {
+                    node.state = NodeState::Down;
+                }
+            }
+            let nodes = Arc::new(nodes);
+            self.known.send_if_modified(|known| {
+                let changed = *known != nodes;
+                *known = nodes;
+                changed
+            });
+        }
+    }
+
+    /// Changes availability and labels in the Swarm itself.
+    pub async fn update(&self, id: &str, update: &NodeUpdate) -> Result<()> {
+        let subject = || format!("node \"{id:.70}\"");
+        for _ in 0..ATTEMPTS {
+            let node = self.docker.inspect_node(id).await;
+            let node = node.map_err(|error| trouble::error(subject(), "look it up", &error))?;
+            let version = node.version.and_then(|version| version.index).unwrap_or_default();
+            let mut spec = node.spec.unwrap_or_default();
+            if let Some(availability) = update.availability {
+                spec.availability = Some(match availability {
+                    Availability::Active => NodeSpecAvailabilityEnum::ACTIVE,
+                    Availability::Pause => NodeSpecAvailabilityEnum::PAUSE,
+                    Availability::Drain => NodeSpecAvailabilityEnum::DRAIN,
+                });
+            }
+            let labels = spec.labels.get_or_insert_default();
+            labels.extend(update.label_add.clone());
+            for key in &update.label_rm {
+                labels.remove(key);
+            }
+            let options = UpdateNodeOptions { version: i64::try_from(version).unwrap_or_default() };
+            match self.docker.update_node(id, spec, options).await {
+                Ok(()) => return Ok(()),
+                Err(error) if trouble::said(&error).contains("out of sequence") => {}
+                Err(error) => return Err(trouble::error(subject(), "change it", &error)),
+            }
+        }
+        Err(Error::new(crate::model::Kind::Conflict, subject(), "is changed by others all the time").retry(true))
+    }
+}
+
+/// When something was last heard of a node.
+struct Heard {
+    // Of its Docker Engine.
+    engine: Instant,
+    // Of the host at all.
+    host: Instant,
+}
+
+enum Answer {
+    Yes,
+    Refused,
+    Silent,
+}
+
+async fn probe(node: &Node, own: bool) -> Answer {
+    // Without a leader's word on where it is there is nothing to ask.
+    let Some(address) = node.address.filter(|_| !own) else { return Answer::Yes };
+    let connect = tokio::net::TcpStream::connect(SocketAddr::new(address, GOSSIP));
+    match tokio::time::timeout(PROBE.1, connect).await {
+        Ok(Ok(_)) => Answer::Yes,
+        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Answer::Refused,
+        _ => Answer::Silent,
+    }
+}
+
+fn described(node: &SwarmNode) -> Option<Node> {
+    let description = node.description.clone().unwrap_or_default();
+    let spec = node.spec.clone().unwrap_or_default();
+    let status = node.status.clone().unwrap_or_default();
+    let id = node.id.as_deref()?;
+    let mut described = Node::new(id, description.hostname.as_deref().unwrap_or(id));
+    described.role = match spec.role {
+        Some(NodeSpecRoleEnum::MANAGER) => Role::Manager,
+        _ => Role::Worker,
+    };
+    described.availability = match spec.availability {
+        Some(NodeSpecAvailabilityEnum::DRAIN) => Availability::Drain,
+        Some(NodeSpecAvailabilityEnum::PAUSE) => Availability::Pause,
+        _ => Availability::Active,
+    };
+    described.state = if status.state == Some(SwarmState::READY) { NodeState::Ready } else { NodeState::Down };
+    let as_manager = node.manager_status.as_ref().and_then(|manager| manager.addr.as_deref());
+    let as_manager = as_manager.and_then(|address| address.parse::<SocketAddr>().ok()).map(|address| address.ip());
+    let address = status.addr.as_deref().and_then(|address| address.parse::<IpAddr>().ok());
+    described.address = address.filter(|address| !address.is_unspecified()).or(as_manager);
+    if let Some(platform) = description.platform {
+        described.os = platform.os.unwrap_or(described.os);
+        described.arch = platform.architecture.unwrap_or(described.arch);
+    }
+    if let Some(resources) = description.resources {
+        described.cpu = Cpu(u32::try_from(resources.nano_cpus.unwrap_or_default() / 1_000_000).unwrap_or_default());
+        described.memory = Bytes(u64::try_from(resources.memory_bytes.unwrap_or_default()).unwrap_or_default());
+    }
+    described.labels = spec.labels.unwrap_or_default().into_iter().collect();
+    let engine = description.engine.and_then(|engine| engine.labels).unwrap_or_default();
+    described.engine_labels = engine.into_iter().collect();
+    Some(described)
+}

@@ -1,0 +1,160 @@
+//! What replicas need besides their service: networks and secrets of the Swarm.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::Ipv4Addr;
+
+use base64::Engine;
+use bollard::Docker;
+use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest, SecretSpec};
+use bollard::query_parameters::{ListNetworksOptions, ListSecretsOptions};
+
+use super::spec::SecretUse;
+use crate::engines::StartRequest;
+use crate::engines::docker::{spec, trouble};
+use crate::model::id::sha256_hex;
+use crate::model::{Error, Kind, Result};
+
+/// Networks get subnets of this size, out of 10.128.0.0/9: Swarm's own default, a /24, is full after 250 replicas.
+const PREFIX: u8 = 20;
+
+/// Makes a network that is not there: an overlay to which containers outside of services can be attached too.
+pub async fn ensure_network(docker: &Docker, cluster: &str, name: &str) -> Result<()> {
+    if matches!(name, "host" | "none" | "bridge") {
+        return Ok(());
+    }
+    let failed = |act: &str, error| trouble::error(format!("network \"{name}\""), act, &error);
+    let listed = docker.list_networks(None::<ListNetworksOptions>).await.map_err(|e| failed("look it up", e))?;
+    match listed.iter().find(|network| network.name.as_deref() == Some(name)) {
+        Some(network) if network.scope.as_deref() == Some("swarm") => return Ok(()),
+        Some(_) => {
+            let message = "is there on this host, but is no network of the Swarm";
+            return Err(Error::new(Kind::Conflict, format!("network \"{name}\""), message).help("use another name"));
+        }
+        None => {}
+    }
+    let taken: Vec<(u32, u8)> = listed
+        .iter()
+        .flat_map(|network| network.ipam.iter().flat_map(|ipam| ipam.config.iter().flatten()))
+        .filter_map(|config| subnet(config.subnet.as_deref()?))
+        .collect();
+    let free = free_subnet(&taken, name);
+    let request = NetworkCreateRequest {
+        name: name.to_owned(),
+        driver: Some("overlay".into()),
+        attachable: Some(true),
+        ipam: Some(Ipam {
+            config: free.map(|subnet| vec![IpamConfig { subnet: Some(subnet), ..IpamConfig::default() }]),
+            ..Ipam::default()
+        }),
+        labels: Some(HashMap::from([(spec::CLUSTER.to_owned(), cluster.to_owned())])),
+        ..NetworkCreateRequest::default()
+    };
+    match docker.create_network(request).await {
+        Ok(_) => Ok(()),
+        // Another replica's start was faster.
+        Err(error) if trouble::said(&error).contains("already exists") => Ok(()),
+        Err(error) => Err(failed("make it", error)),
+    }
+}
+
+fn subnet(text: &str) -> Option<(u32, u8)> {
+    let (address, prefix) = text.split_once('/')?;
+    Some((u32::from(address.parse::<Ipv4Addr>().ok()?), prefix.parse().ok()?))
+}
+
+// The same for the same name and the same others; where it begins to look is spread by the name.
+fn free_subnet(taken: &[(u32, u8)], name: &str) -> Option<String> {
+    let count = 1_u32 << (PREFIX - 9);
+    let first = u32::from_str_radix(&sha256_hex(name.as_bytes())[..7], 16).unwrap_or_default();
+    let base = u32::from(Ipv4Addr::new(10, 128, 0, 0));
+    (0..count).map(|step| base + ((first.wrapping_add(step)) % count << (32 - PREFIX))).find_map(|candidate| {
+        let overlaps = |(other, prefix): &(u32, u8)| {
+            let shift = 32 - u32::from((*prefix).min(PREFIX));
+            shift >= 32 || candidate >> shift == other >> shift
+        };
+        (!taken.iter().any(overlaps)).then(|| format!("{}/{PREFIX}", Ipv4Addr::from(candidate)))
+    })
+}
+
+// What it holds is part of its name: another version is another secret.
+fn secret_name(cluster: &str, value: &[u8], salt: &str) -> String {
+    let hash = sha256_hex(format!("{cluster}\0{salt}\0{}", sha256_hex(value)).as_bytes());
+    format!("neap-{}", &hash[..40])
+}
+
+/// Makes the Swarm's secrets that a task reads, where they are not there yet.
+pub async fn ensure_secrets(docker: &Docker, cluster: &str, request: &StartRequest) -> Result<Vec<SecretUse>> {
+    let mut uses = Vec::new();
+    if request.secrets.0.is_empty() {
+        return Ok(uses);
+    }
+    let known = list_secrets(docker, cluster).await?;
+    for (file, value) in &request.secrets.0 {
+        let salt = request.spec.secrets.get(file).map_or("", String::as_str);
+        let name = secret_name(cluster, value, salt);
+        let id = match known.get(&name) {
+            Some(id) => id.clone(),
+            None => create_secret(docker, cluster, &name, value).await?,
+        };
+        uses.push(SecretUse { file: file.clone(), id, name });
+    }
+    Ok(uses)
+}
+
+async fn create_secret(docker: &Docker, cluster: &str, name: &str, value: &[u8]) -> Result<String> {
+    let spec = SecretSpec {
+        name: Some(name.to_owned()),
+        labels: Some(HashMap::from([(spec::CLUSTER.to_owned(), cluster.to_owned())])),
+        data: Some(base64::engine::general_purpose::STANDARD.encode(value)),
+        ..SecretSpec::default()
+    };
+    match docker.create_secret(spec).await {
+        Ok(made) => Ok(made.id),
+        Err(error) if trouble::is_status(&error, 409) => {
+            let found = docker.inspect_secret(name).await;
+            let found = found.map_err(|error| trouble::error("secret", "look it up in the Swarm", &error))?;
+            Ok(found.id.unwrap_or_default())
+        }
+        Err(error) => Err(trouble::error("secret", "make it in the Swarm", &error)),
+    }
+}
+
+async fn list_secrets(docker: &Docker, cluster: &str) -> Result<BTreeMap<String, String>> {
+    let filters = HashMap::from([("label".to_owned(), vec![format!("{}={cluster}", spec::CLUSTER)])]);
+    let listed = docker.list_secrets(Some(ListSecretsOptions { filters: Some(filters) })).await;
+    let listed = listed.map_err(|error| trouble::error("Swarm", "list its secrets", &error))?;
+    Ok(listed.into_iter().filter_map(|secret| Some((secret.spec?.name?, secret.id?))).collect())
+}
+
+/// Removes our secrets that no service uses any more; Swarm itself keeps those that one does.
+pub async fn prune_secrets(docker: &Docker, cluster: &str) -> Result<()> {
+    for id in list_secrets(docker, cluster).await?.values() {
+        match docker.delete_secret(id).await {
+            Ok(()) => {}
+            Err(error) if trouble::is_status(&error, 404) || trouble::said(&error).contains("in use") => {}
+            Err(error) => tracing::warn!(%error, "a secret that nothing uses could not be removed from the Swarm"),
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subnets_do_not_overlap() {
+        let mut taken = vec![subnet("10.0.0.0/8").unwrap()];
+        assert_eq!(free_subnet(&taken, "a"), None);
+        taken = vec![subnet("10.0.1.0/24").unwrap(), subnet("172.17.0.0/16").unwrap()];
+        let first = free_subnet(&taken, "a").unwrap();
+        assert_eq!(free_subnet(&taken, "a").as_ref(), Some(&first));
+        taken.push(subnet(&first).unwrap());
+        let second = free_subnet(&taken, "a").unwrap();
+        assert_ne!(first, second);
+        // A smaller network inside takes the whole.
+        let inside = second.replace("/20", "/28");
+        taken.push(subnet(&inside).unwrap());
+        assert_ne!(free_subnet(&taken, "a").unwrap(), second);
+    }
+}

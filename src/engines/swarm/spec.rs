@@ -1,0 +1,203 @@
+//! A task as a Swarm service of its own: one replica, pinned to its node.
+
+use std::collections::HashMap;
+
+use bollard::models::{
+    EndpointPortConfig, EndpointPortConfigProtocolEnum, EndpointPortConfigPublishModeEnum, EndpointSpec,
+    EndpointSpecModeEnum, HealthConfig, Limit, NetworkAttachmentConfig, ResourceObject, ResourcesUlimits,
+    ServiceSpec as SwarmSpec, ServiceSpecMode, ServiceSpecModeReplicated, TaskSpec, TaskSpecContainerSpec,
+    TaskSpecContainerSpecDnsConfig, TaskSpecContainerSpecFile, TaskSpecContainerSpecSecrets, TaskSpecLogDriver,
+    TaskSpecPlacement, TaskSpecResources, TaskSpecRestartPolicy, TaskSpecRestartPolicyConditionEnum,
+};
+
+use crate::engines::StartRequest;
+use crate::engines::docker::spec::{self as container, some};
+use crate::model::service::{RestartCondition, ServiceSpec};
+
+/// Swarm waits at least this long before it restarts what ended: long enough for a daemon that lives to act first.
+const RESTART: crate::model::units::Duration = crate::model::units::Duration::from_secs(10);
+
+/// A secret of the Swarm, and the file that replicas find.
+pub struct SecretUse {
+    /// The file's name.
+    pub file: String,
+    /// Its id in the Swarm.
+    pub id: String,
+    /// Its name in the Swarm.
+    pub name: String,
+}
+
+/// The whole description. The templates in it are Swarm's to fill in.
+pub fn service(request: &StartRequest, cluster: &str, secrets: &[SecretUse]) -> SwarmSpec {
+    let spec = &*request.spec;
+    let labels = container::labels(request, cluster);
+    SwarmSpec {
+        name: Some(container::container_name(request)),
+        labels: Some(labels.clone()),
+        task_template: Some(TaskSpec {
+            container_spec: Some(container_spec(request, labels, secrets)),
+            resources: Some(resources(spec)),
+            restart_policy: Some(restart(spec)),
+            placement: Some(TaskSpecPlacement {
+                constraints: Some(vec![format!("node.id=={}", request.node)]),
+                ..TaskSpecPlacement::default()
+            }),
+            networks: some(
+                spec.networks
+                    .iter()
+                    .map(|network| NetworkAttachmentConfig {
+                        target: Some(network.name.clone()),
+                        aliases: container::endpoint(&network.aliases, request).aliases,
+                        driver_opts: None,
+                    })
+                    .collect(),
+            ),
+            log_driver: spec.log.driver.as_ref().map(|driver| TaskSpecLogDriver {
+                name: Some(driver.clone()),
+                options: Some(spec.log.options.clone().into_iter().collect()),
+            }),
+            ..TaskSpec::default()
+        }),
+        mode: Some(ServiceSpecMode {
+            replicated: Some(ServiceSpecModeReplicated { replicas: Some(1) }),
+            ..ServiceSpecMode::default()
+        }),
+        endpoint_spec: Some(EndpointSpec {
+            // No virtual address: the alias leads to every replica, and published ports go through the balancer.
+            mode: Some(EndpointSpecModeEnum::DNSRR),
+            ports: some(
+                spec.ports
+                    .values()
+                    .filter_map(|port| port.container_port())
+                    .map(|port| EndpointPortConfig {
+                        protocol: Some(EndpointPortConfigProtocolEnum::TCP),
+                        target_port: Some(i64::from(port)),
+                        // The host chooses the port, and the task's status tells it.
+                        publish_mode: Some(EndpointPortConfigPublishModeEnum::HOST),
+                        ..EndpointPortConfig::default()
+                    })
+                    .collect(),
+            ),
+        }),
+        ..SwarmSpec::default()
+    }
+}
+
+fn container_spec(
+    request: &StartRequest,
+    labels: HashMap<String, String>,
+    secrets: &[SecretUse],
+) -> TaskSpecContainerSpec {
+    let spec = &*request.spec;
+    let nanos = |period: crate::model::units::Duration| i64::try_from(period.millis() * 1_000_000).ok();
+    TaskSpecContainerSpec {
+        image: spec.image.clone(),
+        labels: Some(labels),
+        command: some(spec.entrypoint.clone()),
+        args: some(spec.command.clone()),
+        hostname: spec.hostname.clone(),
+        env: Some(container::environment(request, &container::ports(spec), !secrets.is_empty())),
+        dir: spec.workdir.clone(),
+        user: spec.user.clone(),
+        groups: some(spec.groups.clone()),
+        tty: spec.tty.then_some(true),
+        read_only: spec.read_only.then_some(true),
+        mounts: some(spec.mounts.iter().map(container::mount).collect()),
+        stop_signal: spec.stop.signal.as_ref().map(|signal| format!("SIG{signal}")),
+        stop_grace_period: nanos(spec.stop.grace),
+        health_check: health(spec),
+        // Swarm's order is the hosts file's: the address first.
+        hosts: some(spec.hosts.iter().map(|(name, address)| format!("{address} {name}")).collect()),
+        dns_config: Some(TaskSpecContainerSpecDnsConfig {
+            nameservers: some(spec.dns.clone()),
+            search: some(spec.dns_search.clone()),
+            options: some(spec.dns_options.clone()),
+        }),
+        secrets: some(
+            secrets
+                .iter()
+                .map(|secret| TaskSpecContainerSpecSecrets {
+                    file: Some(TaskSpecContainerSpecFile {
+                        name: Some(secret.file.clone()),
+                        uid: Some("0".into()),
+                        gid: Some("0".into()),
+                        mode: Some(0o444),
+                    }),
+                    secret_id: Some(secret.id.clone()),
+                    secret_name: Some(secret.name.clone()),
+                })
+                .collect(),
+        ),
+        init: spec.init,
+        sysctls: (!spec.sysctls.is_empty()).then(|| spec.sysctls.clone().into_iter().collect()),
+        // Swarm wants them with their prefix.
+        capability_add: some(spec.cap_add.iter().map(|name| capability(name)).collect()),
+        capability_drop: some(spec.cap_drop.iter().map(|name| capability(name)).collect()),
+        ulimits: some(
+            spec.ulimits
+                .iter()
+                .map(|(name, limit)| ResourcesUlimits {
+                    name: Some(name.clone()),
+                    soft: Some(limit.soft),
+                    hard: Some(limit.hard),
+                })
+                .collect(),
+        ),
+        ..TaskSpecContainerSpec::default()
+    }
+}
+
+fn capability(name: &str) -> String {
+    let name = name.to_uppercase();
+    if name == "ALL" || name.starts_with("CAP_") { name } else { format!("CAP_{name}") }
+}
+
+// A command is left to the container engine, which every node has; everything else is asked by Neap.
+fn health(spec: &ServiceSpec) -> Option<HealthConfig> {
+    let check = spec.check.as_ref()?;
+    if !check.by_engine {
+        return container::health(Some(check));
+    }
+    let timing = check.timing(None);
+    let nanos = |period: crate::model::units::Duration| i64::try_from(period.millis() * 1_000_000).ok();
+    Some(HealthConfig {
+        test: Some(std::iter::once("CMD".to_owned()).chain(check.exec.iter().cloned()).collect()),
+        interval: nanos(timing.every),
+        timeout: nanos(timing.timeout),
+        retries: Some(i64::from(timing.unhealthy)),
+        start_period: nanos(timing.start_period),
+        start_interval: None,
+    })
+}
+
+fn resources(spec: &ServiceSpec) -> TaskSpecResources {
+    let bytes = |size: crate::model::units::Bytes| i64::try_from(size.0).unwrap_or(i64::MAX);
+    let nano = |cpu: crate::model::units::Cpu| i64::from(cpu.0) * 1_000_000;
+    TaskSpecResources {
+        limits: Some(Limit {
+            nano_cpus: spec.limits.cpu.map(nano),
+            memory_bytes: spec.limits.memory.map(bytes),
+            pids: spec.limits.pids.map(i64::from),
+        }),
+        reservations: Some(ResourceObject {
+            nano_cpus: spec.reservations.cpu.map(nano),
+            memory_bytes: spec.reservations.memory.map(bytes),
+            generic_resources: None,
+        }),
+        ..TaskSpecResources::default()
+    }
+}
+
+// A restart is a new task, decided by the reconcile pass; Swarm's own is what is left where no daemon lives.
+fn restart(spec: &ServiceSpec) -> TaskSpecRestartPolicy {
+    let condition = match spec.restart.condition {
+        RestartCondition::None => TaskSpecRestartPolicyConditionEnum::NONE,
+        RestartCondition::OnFailure => TaskSpecRestartPolicyConditionEnum::ON_FAILURE,
+        RestartCondition::Any => TaskSpecRestartPolicyConditionEnum::ANY,
+    };
+    TaskSpecRestartPolicy {
+        condition: Some(condition),
+        delay: i64::try_from(spec.restart.delay.max(RESTART).millis() * 1_000_000).ok(),
+        ..TaskSpecRestartPolicy::default()
+    }
+}

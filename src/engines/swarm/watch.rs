@@ -1,0 +1,234 @@
+//! What becomes of our tasks in the Swarm. Managers tell of changes to services and nodes by events, but not of tasks:
+//! those are listed, in one request for all, often while something is under way and seldom while nothing is.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::models::{EventMessageTypeEnum, Task, TaskState};
+use bollard::query_parameters::{
+    EventsOptions, InspectServiceOptions, ListServicesOptions, ListTasksOptions, UpdateServiceOptions,
+};
+use futures_util::StreamExt;
+use tokio::sync::Notify;
+
+use super::{Newest, Shared};
+use crate::engines::docker::{spec, trouble};
+use crate::engines::{Observed, ObservedState};
+use crate::model::clock::Timestamp;
+use crate::model::id::TaskId;
+use crate::model::task::{Exit, Health};
+use crate::model::{Error, Result};
+
+/// How often tasks are listed while some are under way, and while none is.
+const UNDER_WAY: Duration = Duration::from_millis(100);
+const AT_REST: Duration = Duration::from_secs(1);
+/// The wait before an event stream that ended is opened again.
+const AGAIN: Duration = Duration::from_millis(500);
+/// How often a service is held back anew when somebody else changed it in between.
+const ATTEMPTS: usize = 20;
+
+impl Shared {
+    fn filter(&self) -> HashMap<String, Vec<String>> {
+        HashMap::from([("label".to_owned(), vec![format!("{}={}", spec::CLUSTER, self.cluster)])])
+    }
+
+    /// Lists tasks for ever.
+    pub async fn follow(self: Arc<Self>) {
+        let mut failed = false;
+        loop {
+            let wait = if self.tasks.under_way() { UNDER_WAY } else { AT_REST };
+            let _ = tokio::time::timeout(wait, self.stirred.notified()).await;
+            match self.look().await {
+                Ok(()) => failed = false,
+                Err(error) if !failed => {
+                    tracing::warn!(%error, "what the Swarm's tasks do is not known for now");
+                    failed = true;
+                }
+                Err(_) => {}
+            }
+        }
+    }
+
+    /// Hears of changes to nodes and services for ever.
+    pub async fn listen(self: Arc<Self>, nodes_changed: Arc<Notify>) {
+        loop {
+            let types = ["node", "service"].map(str::to_owned).to_vec();
+            let options =
+                EventsOptions { filters: Some([("type".to_owned(), types)].into()), ..EventsOptions::default() };
+            let mut events = Box::pin(self.docker.events(Some(options)));
+            while let Some(Ok(event)) = events.next().await {
+                match event.typ {
+                    Some(EventMessageTypeEnum::NODE) => nodes_changed.notify_one(),
+                    _ => self.stirred.notify_one(),
+                }
+            }
+            // What it did not tell is found by looking.
+            nodes_changed.notify_one();
+            self.stirred.notify_one();
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    /// All our services and tasks as they are now.
+    pub async fn take_stock(&self) -> Result<()> {
+        let options = ListServicesOptions { filters: Some(self.filter()), ..ListServicesOptions::default() };
+        let services = self.docker.list_services(Some(options)).await;
+        for service in services.map_err(|error| trouble::error("Swarm", "list its services", &error))? {
+            let (Some(id), Some(described)) = (service.id, service.spec) else { continue };
+            let labels = described.labels.unwrap_or_default();
+            let Some(task) = spec::task_of(&labels, &self.cluster) else { continue };
+            let pinned = described.task_template.and_then(|template| template.placement?.constraints);
+            let node = pinned.iter().flatten().find_map(|constraint| constraint.strip_prefix("node.id=="));
+            self.tasks.found(&task, node.unwrap_or_default(), &id);
+            self.tasks.report(Observed { task, state: ObservedState::Starting, warnings: Vec::new() });
+        }
+        self.look().await
+    }
+
+    async fn look(&self) -> Result<()> {
+        let asked = self.tasks.with_container();
+        let options = ListTasksOptions { filters: Some(self.filter()) };
+        let tasks = self.docker.list_tasks(Some(options)).await;
+        let tasks = tasks.map_err(|error| trouble::error("Swarm", "list its tasks", &error))?;
+        let mut newest = Newest::new();
+        for task in &tasks {
+            let template = task.spec.as_ref().and_then(|spec| spec.container_spec.as_ref());
+            let labels = template.and_then(|template| template.labels.as_ref());
+            if let Some(id) = labels.and_then(|labels| spec::task_of(labels, &self.cluster)) {
+                newest.entry(id).or_default().push(task);
+            }
+        }
+        for (id, mut tasks) in newest {
+            tasks.sort_by_key(|task| created(task));
+            self.take_in(&id, &tasks);
+        }
+        // Services that were there before this look and have no task any more.
+        for (id, service) in asked {
+            let has_task = tasks.iter().any(|task| task.service_id.as_deref() == Some(&service));
+            if !has_task && !self.tasks.is_over(&id) && self.is_gone(&service).await {
+                let told = self.tasks.is_forbidden(&id);
+                let warning = "its Swarm service was removed by somebody else".to_owned();
+                let state = ObservedState::Ended { exit: Exit::Unknown, finished_at: Timestamp(0) };
+                self.tasks.report(Observed { task: id, state, warnings: if told { vec![] } else { vec![warning] } });
+            }
+        }
+        Ok(())
+    }
+
+    async fn is_gone(&self, service: &str) -> bool {
+        let inspected = self.docker.inspect_service(service, None::<InspectServiceOptions>).await;
+        inspected.err().is_some_and(|error| trouble::is_status(&error, 404))
+    }
+
+    // `tasks`: Swarm's attempts at one of ours, oldest first.
+    fn take_in(&self, id: &TaskId, tasks: &[&Task]) {
+        let Some(last) = tasks.last() else { return };
+        let is_over = |task: &Task| state(task) > TaskState::RUNNING;
+        // Swarm has not begun its own restart yet: what ended is what counts, and the restart is ours to decide.
+        let ended = tasks.iter().rev().find(|task| is_over(task));
+        let shown = if state(last) < TaskState::RUNNING { ended.unwrap_or(last) } else { last };
+        let mut warnings = Vec::new();
+        if !is_over(shown) && tasks.len() > 1 {
+            warnings.push(format!("restarted by Swarm {} times while no daemon acted", tasks.len() - 1));
+        }
+        let observed = self.describe(shown);
+        let over = matches!(observed, ObservedState::Ended { .. } | ObservedState::Rejected { .. });
+        if over && !self.tasks.is_over(id) && !self.tasks.is_forbidden(id) {
+            self.hold_back(id, shown.service_id.clone().unwrap_or_default());
+        }
+        self.tasks.report(Observed { task: *id, state: observed, warnings });
+    }
+
+    fn describe(&self, task: &Task) -> ObservedState {
+        let status = task.status.clone().unwrap_or_default();
+        let said = status.err.clone().filter(|text| !text.is_empty()).or(status.message.clone()).unwrap_or_default();
+        let at = status.timestamp.as_deref().and_then(crate::engines::docker::container::read_time).unwrap_or_default();
+        let container = status.container_status.clone().unwrap_or_default();
+        match state(task) {
+            TaskState::RUNNING => ObservedState::Running {
+                pid: container.pid.and_then(|pid| u32::try_from(pid).ok()).filter(|pid| *pid > 0),
+                ports: self.ports(task),
+                started_at: at,
+                health: Health::None,
+                said: None,
+            },
+            TaskState::READY | TaskState::STARTING => ObservedState::Starting,
+            TaskState::REJECTED => ObservedState::Rejected { reason: said },
+            TaskState::COMPLETE | TaskState::SHUTDOWN | TaskState::FAILED => {
+                // An image that cannot be had fails before there is a container.
+                if container.container_id.as_deref().unwrap_or_default().is_empty() && !said.is_empty() {
+                    return ObservedState::Rejected { reason: said };
+                }
+                let code = container.exit_code.and_then(|code| i32::try_from(code).ok());
+                let exit = if said.contains("unhealthy") { None } else { code };
+                ObservedState::Ended { exit: exit.map_or(Exit::Unknown, Exit::Code), finished_at: at }
+            }
+            TaskState::ORPHANED | TaskState::REMOVE => ObservedState::Ended { exit: Exit::Unknown, finished_at: at },
+            _ => ObservedState::Preparing { said },
+        }
+    }
+
+    // The host chose each replica's ports; the task's status tells them.
+    fn ports(&self, task: &Task) -> std::collections::BTreeMap<String, String> {
+        let template = task.spec.as_ref().and_then(|spec| spec.container_spec.as_ref());
+        let labels = template.and_then(|template| template.labels.clone()).unwrap_or_default();
+        let node = task.node_id.as_deref().unwrap_or_default();
+        let Some(address) = self.nodes.address(node) else { return std::collections::BTreeMap::new() };
+        let status = task.status.as_ref().and_then(|status| status.port_status.as_ref()?.ports.clone());
+        let found = spec::ports_of(&labels).into_iter().filter_map(|(name, target)| {
+            let port = status.iter().flatten().find(|port| port.target_port == Some(i64::from(target)))?;
+            let published = u16::try_from(port.published_port?).ok()?;
+            Some((name, std::net::SocketAddr::new(address, published).to_string()))
+        });
+        found.collect()
+    }
+
+    // Keeps Swarm from restarting what ended, and what it wrote where it can be read.
+    fn hold_back(&self, task: &TaskId, service: String) {
+        let (docker, task) = (self.docker.clone(), *task);
+        tokio::spawn(async move {
+            for _ in 0..ATTEMPTS {
+                match scale_to_zero(&docker, &service).await {
+                    Ok(()) => return,
+                    Err(error) if error.retry => tokio::time::sleep(UNDER_WAY).await,
+                    Err(error) if error.kind == crate::model::Kind::NotFound => return,
+                    Err(error) => {
+                        tracing::warn!(%task, %error, "Swarm may restart what ended");
+                        return;
+                    }
+                }
+            }
+        });
+    }
+}
+
+async fn scale_to_zero(docker: &bollard::Docker, service: &str) -> Result<()> {
+    let failed = |error: bollard::errors::Error| {
+        let conflict = trouble::said(&error).contains("out of sequence");
+        let error: Error = trouble::error(format!("Swarm service {service}"), "hold it back", &error);
+        let retry = error.retry || conflict;
+        error.retry(retry)
+    };
+    let known = docker.inspect_service(service, None::<InspectServiceOptions>).await.map_err(failed)?;
+    let version = known.version.and_then(|version| version.index).unwrap_or_default();
+    let mut spec = known.spec.unwrap_or_default();
+    if let Some(replicated) = spec.mode.as_mut().and_then(|mode| mode.replicated.as_mut()) {
+        replicated.replicas = Some(0);
+    }
+    let options = UpdateServiceOptions {
+        version: i32::try_from(version).unwrap_or_default(),
+        registry_auth_from: "spec".into(),
+        rollback: None,
+    };
+    docker.update_service(service, spec, options, None).await.map(drop).map_err(failed)
+}
+
+fn state(task: &Task) -> TaskState {
+    task.status.as_ref().and_then(|status| status.state).unwrap_or(TaskState::NEW)
+}
+
+// A time that cannot be read sorts first.
+fn created(task: &Task) -> Option<jiff::Timestamp> {
+    task.created_at.as_deref().and_then(|time| time.parse().ok())
+}
