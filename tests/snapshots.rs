@@ -51,7 +51,7 @@ fn services() {
 
 #[test]
 fn tasks() {
-    insta::assert_snapshot!(show::tasks(&status().tasks, true, Timestamp(90_000)));
+    insta::assert_snapshot!(show::tasks(&status(), true, Timestamp(90_000)));
 }
 
 #[test]

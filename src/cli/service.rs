@@ -219,7 +219,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
         }
         Command::Ps { service, format, all } => {
             let status = cluster.service(&service).await?;
-            output::print(format.format, &status.tasks, || show::tasks(&status.tasks, all, now()))
+            output::print(format.format, &status.tasks, || show::tasks(&status, all, now()))
         }
         Command::Inspect { service } => {
             let status = cluster.service(&service).await?;

@@ -8,6 +8,7 @@ pub mod show;
 pub mod wait;
 pub mod wire;
 
+use std::collections::BTreeMap;
 use std::pin::Pin;
 
 use async_trait::async_trait;
@@ -79,6 +80,9 @@ pub struct ServiceStatus {
     pub release: Option<Release>,
     /// Its tasks, oldest first, ended ones included as long as they are kept.
     pub tasks: Vec<Task>,
+    /// The host names of the nodes that they are on, by id.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub nodes: BTreeMap<String, String>,
     /// How many slots it is to fill.
     pub desired: u32,
     /// How many of them run their revision and are healthy.

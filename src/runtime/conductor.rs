@@ -321,7 +321,7 @@ impl Conductor {
             subject.clone_from(&about.task);
         }
         if what == What::TaskAssigned {
-            message = format!("on {}", task.as_ref().and_then(|task| task.node.as_deref()).unwrap_or_default());
+            message = format!("on {}", task.as_ref().map_or("", |task| self.world.hostname(task)));
         }
         tracing::info!(event = what.as_str(), subject, message);
         let event = Event {

@@ -45,7 +45,10 @@ pub fn of(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceSta
     let failures: Vec<String> =
         confirmed.failed.iter().filter(|(key, _)| key.starts_with(&prefix)).map(|(_, why)| why.clone()).collect();
     let lacking = confirmed.lacks(world, service);
+    let hostname = |id: &crate::model::id::NodeId| Some(world.nodes.get(id)?.hostname.clone());
+    let nodes = world.tasks_of(name).filter_map(|task| task.node.as_ref());
     ServiceStatus {
+        nodes: nodes.filter_map(|id| Some((id.to_string(), hostname(id)?))).collect(),
         release: world.releases.get(name).map(|release| (**release).clone()),
         tasks: world.tasks_of(name).map(|task| Task::clone(task)).collect(),
         desired: count(desired.len()),

@@ -87,8 +87,7 @@ fn running(
     if matches!(task.health, Health::None | Health::Healthy) {
         task.healthy_at = Some(started_at);
     }
-    let on = task.node.as_deref().unwrap_or_default();
-    Some((What::TaskRunning, format!("runs on {on}")))
+    Some((What::TaskRunning, format!("runs on {}", draft.world.hostname(task))))
 }
 
 fn has_own_check(draft: &Draft, task: &Task) -> bool {

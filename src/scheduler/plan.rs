@@ -62,7 +62,7 @@ pub fn plan(world: &World, old: Option<&Service>, service: &Service, hash: &str,
                 if error.kind == crate::model::Kind::Exhausted { error.message } else { error.to_string() }
             });
             let found = found.map(|found| {
-                let node = world.board().seat(found.at as usize).map(|seat| seat.node.id.to_string());
+                let node = world.board().seat(found.at as usize).map(|seat| seat.node.hostname.clone());
                 (node.unwrap_or_default(), found.score)
             });
             steps.push(step(service, slot, *action, found, reason.clone()));
@@ -74,7 +74,7 @@ pub fn plan(world: &World, old: Option<&Service>, service: &Service, hash: &str,
             steps.push(PlanStep {
                 action: PlanAction::Stop,
                 task: task.label(),
-                node: task.node.as_deref().map(str::to_owned),
+                node: task.node.is_some().then(|| world.hostname(task).to_owned()),
                 score: None,
                 reason: reason.into(),
             });

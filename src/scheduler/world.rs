@@ -198,6 +198,12 @@ impl World {
         self.board.drop_node(id);
     }
 
+    /// The name of a task's node; its id where nothing else is known of it.
+    pub fn hostname<'a>(&'a self, task: &'a Task) -> &'a str {
+        let node = task.node.as_ref();
+        node.and_then(|id| self.nodes.get(id)).map_or(node.map_or("", |id| id), |node| &node.hostname)
+    }
+
     /// The description that a task runs.
     pub fn task_spec(&self, id: &TaskId) -> Option<&ServiceSpec> {
         let task = self.tasks.get(id)?;

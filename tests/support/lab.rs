@@ -3,7 +3,8 @@
 
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
 
 use crate::support::{NEAP, eventually};
 
@@ -84,6 +85,11 @@ impl Lab {
         labs.join(&self.name)
     }
 
+    /// An image's name under the laboratory's registry, as a Swarm wants it.
+    pub fn image(&self, name: &str) -> String {
+        format!("{}:5000/{name}", self.host_address())
+    }
+
     /// A machine's address, reached from here.
     pub fn address(&self, node: &str) -> String {
         let subnet = std::fs::read_to_string(self.folder().join("subnet")).unwrap();
@@ -104,6 +110,90 @@ impl Drop for Lab {
             eprintln!("the laboratory {} could not be removed: {output:?}", self.name);
         }
     }
+}
+
+/// Requests one after the other, each over a connection of its own, until it is ended.
+pub struct Load {
+    shared: Arc<LoadShared>,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct LoadShared {
+    over: AtomicBool,
+    answered: AtomicU32,
+    failed: Mutex<Vec<String>>,
+    last: Mutex<String>,
+}
+
+impl Load {
+    /// Begins, and returns once the first request is answered. At most so many requests a second.
+    pub fn start(url: String) -> Self {
+        let shared = Arc::new(LoadShared::default());
+        let address = url.trim_start_matches("http://").trim_end_matches('/').to_owned();
+        let state = shared.clone();
+        let thread = std::thread::spawn(move || {
+            while !state.over.load(Ordering::SeqCst) {
+                match request(&address) {
+                    Ok(body) => {
+                        state.answered.fetch_add(1, Ordering::SeqCst);
+                        *state.last.lock().unwrap() = body;
+                    }
+                    Err(error) => state.failed.lock().unwrap().push(error.to_string()),
+                }
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+        });
+        let load = Load { shared, thread: Some(thread) };
+        eventually("the first answer", 20, || (load.shared.answered.load(Ordering::SeqCst) > 0).then_some(()));
+        load.forgive();
+        load
+    }
+
+    /// Waits until an answer holds this.
+    pub fn saw(&self, text: &str) {
+        eventually(&format!("an answer with {text}"), 30, || {
+            self.shared.last.lock().unwrap().contains(text).then_some(())
+        });
+    }
+
+    /// What failed so far was to be expected: a replica was killed under the load.
+    pub fn forgive(&self) {
+        self.shared.failed.lock().unwrap().clear();
+    }
+
+    /// Ends it; panics if a request failed.
+    pub fn end(mut self) {
+        self.shared.over.store(true, Ordering::SeqCst);
+        self.thread.take().unwrap().join().unwrap();
+        let failed = self.shared.failed.lock().unwrap();
+        let answered = self.shared.answered.load(Ordering::SeqCst);
+        assert!(
+            failed.is_empty(),
+            "{} of {answered} requests failed: {:?}",
+            failed.len(),
+            &failed[..failed.len().min(5)]
+        );
+        println!("0 of {answered} requests failed");
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.shared.over.store(true, Ordering::SeqCst);
+    }
+}
+
+fn request(address: &str) -> std::io::Result<String> {
+    use std::io::{Error, Read, Write};
+    let timeout = std::time::Duration::from_secs(10);
+    let address = address.parse().map_err(Error::other)?;
+    let mut stream = std::net::TcpStream::connect_timeout(&address, timeout)?;
+    stream.set_read_timeout(Some(timeout))?;
+    write!(stream, "GET / HTTP/1.1\r\nHost: test\r\nConnection: close\r\n\r\n")?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer)?;
+    if answer.starts_with("HTTP/1.1 200") { Ok(answer) } else { Err(Error::other(format!("answered {answer:?}"))) }
 }
 
 /// A daemon on a machine of a laboratory.

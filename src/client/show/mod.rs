@@ -98,8 +98,13 @@ pub fn state(status: &ServiceStatus) -> String {
     "converging".into()
 }
 
-/// `service ps`: `all` shows ended tasks as well.
-pub fn tasks(tasks: &[Task], all: bool, now: Timestamp) -> String {
+/// `service ps`: `all` shows ended tasks as well; nodes are shown by their host names.
+pub fn tasks(status: &ServiceStatus, all: bool, now: Timestamp) -> String {
+    let ServiceStatus { tasks, nodes, .. } = status;
+    let node = |task: &Task| {
+        let id = task.node.as_deref()?;
+        Some(nodes.get(id).map_or(id, String::as_str).to_owned())
+    };
     let mut table = table(&["TASK", "REVISION", "NODE", "STATE", "HEALTH", "PID", "PORTS", "SINCE", "REASON"]);
     let mut rows: Vec<&Task> = tasks.iter().filter(|task| all || !task.state.is_final()).collect();
     rows.sort_by(|a, b| (&a.slot, &a.id).cmp(&(&b.slot, &b.id)));
@@ -110,7 +115,7 @@ pub fn tasks(tasks: &[Task], all: bool, now: Timestamp) -> String {
         table.add_row([
             task.label(),
             task.revision.to_string(),
-            task.node.as_deref().unwrap_or("-").to_owned(),
+            node(task).unwrap_or_else(|| "-".into()),
             task_state(task, now),
             task.health.as_str().to_owned(),
             task.pid.filter(|_| !task.state.is_final()).map_or_else(|| "-".into(), |pid| pid.to_string()),

@@ -6,6 +6,7 @@ mod exec;
 pub mod keeper;
 mod lock;
 mod logs;
+mod node;
 pub mod ports;
 mod spool;
 mod sys;
@@ -31,10 +32,10 @@ use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Observ
 use crate::model::clock::Timestamp;
 use crate::model::container;
 use crate::model::id::TaskId;
-use crate::model::node::{Node, Role};
+use crate::model::node::Node;
 use crate::model::service::{ServiceSpec, StopPolicy};
 use crate::model::task::{Exit, Health};
-use crate::model::units::{Bytes, Cpu, Duration};
+use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result, fault};
 
 /// How the engine is set up.
@@ -82,7 +83,7 @@ impl ProcessEngine {
         let inherited = inherit.iter().filter_map(|key| Some(((*key).to_owned(), std::env::var(key).ok()?))).collect();
         let shared = Arc::new(Shared {
             ports: Mutex::new(PortPool::new(options.ports.clone())),
-            nodes: watch::Sender::new(Arc::new(vec![local_node()])),
+            nodes: watch::Sender::new(Arc::new(vec![node::local()])),
             inherited,
             observer: Mutex::new(None),
             watched: Mutex::default(),
@@ -307,21 +308,6 @@ fn modified(folder: &Path) -> Timestamp {
     let time = std::fs::metadata(folder.join("state")).and_then(|meta| meta.modified()).ok();
     let since = time.and_then(|time| time.duration_since(std::time::UNIX_EPOCH).ok()).unwrap_or_default();
     Timestamp(u64::try_from(since.as_millis()).unwrap_or_default())
-}
-
-fn local_node() -> Node {
-    let hostname =
-        nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_else(|| "localhost".into());
-    let mut node = Node::new(&hostname, &hostname);
-    node.role = Role::Manager;
-    let cores = std::thread::available_parallelism().map_or(1, usize::from);
-    node.cpu = Cpu(u32::try_from(cores).unwrap_or(1) * 1000);
-    let meminfo = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = meminfo
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:")?.split_ascii_whitespace().next()?.parse::<u64>().ok());
-    node.memory = Bytes(total.unwrap_or_default() * 1024);
-    node
 }
 
 #[async_trait]

@@ -67,7 +67,7 @@ fn free_subnet(taken: &[(u32, u8)], name: &str) -> Option<String> {
     let count = 1_u32 << (PREFIX - 9);
     let first = u32::from_str_radix(&sha256_hex(name.as_bytes())[..7], 16).unwrap_or_default();
     let base = u32::from(Ipv4Addr::new(10, 128, 0, 0));
-    (0..count).map(|step| base + ((first.wrapping_add(step)) % count << (32 - PREFIX))).find_map(|candidate| {
+    (0..count).map(|step| base + ((first.wrapping_add(step) % count) << (32 - PREFIX))).find_map(|candidate| {
         let overlaps = |(other, prefix): &(u32, u8)| {
             let shift = 32 - u32::from((*prefix).min(PREFIX));
             shift >= 32 || candidate >> shift == other >> shift

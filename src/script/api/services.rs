@@ -365,7 +365,7 @@ impl UserData for Handle {
             Ok(list)
         });
         methods.add_meta_method(MetaMethod::ToString, |_, this, ()| {
-            Ok(show::tasks(&this.status.tasks, false, this.context.reach.clock.wall()))
+            Ok(show::tasks(&this.status, false, this.context.reach.clock.wall()))
         });
         // Only reached for names that are neither field nor method.
         methods.add_meta_function(MetaMethod::Index, |_, (_, key): (AnyUserData, String)| {

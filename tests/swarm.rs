@@ -1,0 +1,321 @@
+//! The swarm engine on a real Docker Swarm of three machines.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+#[path = "support/lab.rs"]
+mod lab;
+#[path = "support/mod.rs"]
+mod support;
+
+use lab::{Lab, LabDaemon, Load};
+use support::eventually;
+
+// One after the other: each has machines of its own, and there are two cores.
+static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+fn with_swarm(managers: u32, test: impl FnOnce(&Lab)) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if lab::missing().is_none() {
+        test(&Lab::up(3, managers));
+    }
+}
+
+/// Running containers of a service on a machine.
+fn containers(lab: &Lab, node: &str, service: &str) -> BTreeSet<String> {
+    let ids = lab.docker(node, &["ps", "-q", "--filter", &format!("label=neap.service={service}")]);
+    ids.lines().map(str::to_owned).collect()
+}
+
+fn all_containers(lab: &Lab, service: &str) -> usize {
+    ["n1", "n2", "n3"].iter().map(|node| containers(lab, node, service).len()).sum()
+}
+
+fn running_on(daemon: &LabDaemon, service: &str) -> Vec<String> {
+    let status = &daemon.json(&["service", "inspect", service])["status"];
+    let name = |id: &str| status["nodes"][id].as_str().unwrap_or(id).to_owned();
+    let live = daemon.live(service);
+    let mut on: Vec<String> = live
+        .iter()
+        .filter(|task| task["state"] == "running" && task["stop"].is_null())
+        .map(|task| name(task["node"].as_str().unwrap()))
+        .collect();
+    on.sort();
+    on
+}
+
+#[test]
+fn the_practice() {
+    with_swarm(1, |lab| {
+        let daemon = LabDaemon::start(lab, "n1", &[]);
+        assert!(daemon.log().contains("engine swarm"), "found by itself:\n{}", daemon.log());
+        let (demo1, demo2) = (lab.image("demo:1"), lab.image("demo:2"));
+        daemon.secret("shop/password", "hunter2");
+        #[rustfmt::skip]
+        daemon.ok(&[
+            "service", "create", "--name", "web", "--replicas", "2", "--publish", "8080:8080", "--network", "shop",
+            "--secret", "source=shop/password,target=password", "--hostname", "{{.Service.Name}}-{{.Task.Slot}}",
+            "--env", "HOST={{.Node.Hostname}}", "--limit-memory", "64M", "--stop-grace-period", "2s", &demo1,
+        ]);
+        let load = Load::start(format!("http://{}:8080/", lab.address("n1")));
+        load.saw("\"version\":\"1\"");
+        // Named from another container of the network: every replica answers.
+        #[rustfmt::skip]
+        daemon.ok(&[
+            "service", "create", "--name", "asks", "--network", "shop", &lab.image("busybox"), "sleep", "1000",
+        ]);
+        let (node, container) = ["n1", "n2", "n3"]
+            .iter()
+            .find_map(|node| Some((*node, containers(lab, node, "asks").into_iter().next()?)))
+            .unwrap();
+        let found = lab.docker(node, &["exec", &container, "nslookup", "web"]);
+        assert_eq!(found.matches("Address").count() - 1, 2, "both replicas:\n{found}");
+        // Its network has room for more than Swarm's default.
+        let subnet = lab.docker("n1", &["network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", "shop"]);
+        assert!(subnet.ends_with("/20"), "{subnet}");
+        // What a replica sees.
+        let web = containers(lab, "n1", "web").into_iter().map(|id| ("n1", id));
+        let (node, id) = web.chain(containers(lab, "n2", "web").into_iter().map(|id| ("n2", id))).next().unwrap();
+        assert_eq!(lab.docker(node, &["exec", &id, "cat", "/run/secrets/password"]), "hunter2");
+        let env = lab.docker(node, &["exec", &id, "env"]);
+        assert!(env.contains(&format!("HOST={node}")) && env.contains("HOSTNAME=web-"), "{env}");
+
+        daemon.ok(&["service", "scale", "web=4"]);
+        assert_eq!(all_containers(lab, "web"), 4);
+        let lines = daemon.ok(&["service", "logs", "web"]);
+        assert!(lines.contains("listens on 0.0.0.0:8080"), "{lines}");
+
+        // One that is killed is replaced.
+        let victim = containers(lab, node, "web").into_iter().next().unwrap();
+        lab.docker(node, &["kill", &victim]);
+        daemon.task_that("web", "failed", |task| task["state"] == "failed" && task["reason"] == "exit code 137");
+        eventually("four run again", 30, || (running_on(&daemon, "web").len() == 4).then_some(()));
+        load.forgive();
+
+        // Rolled out and back without a failed request.
+        daemon.ok(&[
+            "service",
+            "update",
+            "web",
+            "--image",
+            &demo2,
+            "--update-monitor",
+            "200ms",
+            "--update-parallelism",
+            "2",
+        ]);
+        load.saw("\"version\":\"2\"");
+        daemon.ok(&["service", "rollback", "web"]);
+        load.saw("\"version\":\"1\"");
+        load.end();
+
+        daemon.ok(&["service", "rm", "web", "asks"]);
+        eventually("nothing is left in the Swarm", 10, || {
+            lab.docker("n1", &["service", "ls", "-q"]).is_empty().then_some(())
+        });
+    });
+}
+
+#[test]
+fn a_node_is_lost_and_comes_back() {
+    with_swarm(1, |lab| {
+        let daemon = LabDaemon::start(lab, "n1", &[]);
+        daemon.ok(&["service", "create", "--name", "web", "--replicas", "6", "-p", "8080:8080", &lab.image("demo:1")]);
+        assert_eq!(running_on(&daemon, "web"), ["n1", "n1", "n2", "n2", "n3", "n3"]);
+        for (lose, back) in [("cut", "mend"), ("end", "start")] {
+            lab.ok(&[lose, "n3"]);
+            let lost = Instant::now();
+            eventually("six run on the others", 20, || {
+                (running_on(&daemon, "web").iter().filter(|node| *node != "n3").count() == 6).then_some(())
+            });
+            println!("{lose}: healthy elsewhere after {:.1} s", lost.elapsed().as_secs_f32());
+            lab.ok(&[back, "n3"]);
+            eventually("what ran there is gone", 40, || containers(lab, "n3", "web").is_empty().then_some(()));
+            eventually("the node is ready", 60, || {
+                let nodes = daemon.json(&["node", "ls", "--format", "json"]);
+                nodes.as_array().unwrap().iter().all(|node| node["state"] == "ready").then_some(())
+            });
+            assert_eq!(all_containers(lab, "web"), 6);
+            // Back to an even spread for the next round.
+            daemon.ok(&["service", "scale", "web=3"]);
+            daemon.ok(&["service", "scale", "web=6"]);
+        }
+    });
+}
+
+#[test]
+fn a_drained_node_gives_away_first() {
+    with_swarm(1, |lab| {
+        let daemon = LabDaemon::start(lab, "n1", &[]);
+        daemon.ok(&["service", "create", "--name", "web", "--replicas", "4", "-p", "8080:8080", &lab.image("demo:1")]);
+        let load = Load::start(format!("http://{}:8080/", lab.address("n1")));
+        let availability = || lab.docker("n1", &["node", "inspect", "-f", "{{.Spec.Availability}}", "n2"]);
+        daemon.ok(&["node", "update", "n2", "--availability", "drain", "--label-add", "disk=ssd"]);
+        eventually("Swarm knows it", 30, || (availability() == "drain").then_some(()));
+        assert!(containers(lab, "n2", "web").is_empty());
+        assert_eq!(running_on(&daemon, "web").len(), 4);
+        assert_eq!(lab.docker("n1", &["node", "inspect", "-f", "{{.Spec.Labels.disk}}", "n2"]), "ssd");
+        load.end();
+
+        // Paused: nothing new. Active again, by docker's own command.
+        daemon.ok(&["node", "update", "n2", "--availability", "pause"]);
+        daemon.ok(&["service", "scale", "web=8"]);
+        assert!(containers(lab, "n2", "web").is_empty());
+        lab.docker("n1", &["node", "update", "--availability", "active", "n2"]);
+        eventually("it takes replicas", 20, || {
+            let nodes = daemon.json(&["node", "ls", "--format", "json"]);
+            nodes.as_array().unwrap().iter().all(|node| node["availability"] == "active").then_some(())
+        });
+        // A constraint follows labels that docker changed.
+        lab.docker("n1", &["node", "update", "--label-add", "disk=hdd", "n3"]);
+        let constrained = ["--constraint", "node.labels.disk==hdd"];
+        daemon.ok(&[&["service", "create", "--name", "on-disk"], &constrained[..], &[&lab.image("demo:1")]].concat());
+        assert_eq!(running_on(&daemon, "on-disk"), ["n3"]);
+    });
+}
+
+#[test]
+fn docker_used_beside() {
+    with_swarm(1, |lab| {
+        lab.docker(
+            "n1",
+            &["service", "create", "--detach", "--name", "theirs", "--no-resolve-image", &lab.image("demo:3")],
+        );
+        let daemon = LabDaemon::start(lab, "n1", &[]);
+        daemon.ok(&["service", "create", "--name", "web", "--replicas", "3", &lab.image("demo:1")]);
+        // A daemon that dies takes back what runs, and finds out what happened meanwhile.
+        let before: Vec<_> = ["n1", "n2", "n3"].map(|node| containers(lab, node, "web")).into();
+        daemon.end("KILL");
+        daemon.up(&[]);
+        let after: Vec<_> = ["n1", "n2", "n3"].map(|node| containers(lab, node, "web")).into();
+        assert_eq!(before, after);
+
+        // A replica's service removed by hand comes back, and it is said.
+        let ours = lab.docker("n1", &["service", "ls", "-q", "--filter", "label=neap.service=web"]);
+        lab.docker("n1", &["service", "rm", ours.lines().next().unwrap()]);
+        daemon.task_that("web", "was removed by somebody", |task| {
+            task["warnings"].to_string().contains("its Swarm service was removed by somebody else")
+        });
+        eventually("three run again", 30, || (running_on(&daemon, "web").len() == 3).then_some(()));
+        // What is not ours is left alone.
+        assert_eq!(
+            lab.docker("n1", &["service", "ls", "--format", "{{.Name}}"])
+                .lines()
+                .filter(|name| *name == "theirs")
+                .count(),
+            1
+        );
+
+        // Drained by docker: Swarm ends what runs there at once, and it runs elsewhere.
+        lab.docker("n1", &["node", "update", "--availability", "drain", "n3"]);
+        eventually("three run on two", 30, || {
+            let on = running_on(&daemon, "web");
+            (on.len() == 3 && !on.contains(&"n3".to_owned())).then_some(())
+        });
+
+        // Killed between making a service and writing so: made once.
+        daemon.end("KILL");
+        daemon.up(&["NEAP_FAULT=swarm.after-create:1"]);
+        daemon.neap(&["service", "create", "--detach", "--name", "late", &lab.image("demo:1")]);
+        eventually("the daemon has died", 10, || (!daemon.neap(&["service", "ls"]).status.success()).then_some(()));
+        daemon.up(&[]);
+        daemon.task_that("late", "runs", |task| task["state"] == "running");
+        assert_eq!(daemon.tasks("late").len(), 1);
+        assert_eq!(all_containers(lab, "late"), 1);
+    });
+}
+
+#[test]
+fn what_goes_wrong_is_said() {
+    with_swarm(1, |lab| {
+        let daemon = LabDaemon::start(lab, "n1", &[]);
+        let create = |name: &str, args: &[&str]| {
+            daemon.ok(&[&["service", "create", "--detach", "--name", name], args].concat());
+        };
+        let reason = |name: &str, says: &str| {
+            daemon.task_that(name, &format!("says {says}"), |task| {
+                task["reason"].as_str().is_some_and(|reason| reason.contains(says))
+            })
+        };
+        let busybox = lab.image("busybox");
+        create("no-image", &[&lab.image("absent:1")]);
+        reason("no-image", "No such image");
+        create("exits", &[&busybox, "sh", "-c", "echo last words; exit 3"]);
+        reason("exits", "exit code 3");
+        create("no-program", &[&busybox, "/bin/none"]);
+        reason("no-program", "/bin/none");
+        create("no-memory", &["--reserve-memory", "900G", &busybox, "sleep", "1000"]);
+        reason("no-memory", "insufficient memory on 3 nodes");
+        create(
+            "checked",
+            &[
+                "--health-cmd",
+                "test -e /tmp/ok",
+                "--health-interval",
+                "300ms",
+                "--health-retries",
+                "2",
+                &busybox,
+                "sh",
+                "-c",
+                "touch /tmp/ok; sleep 1000",
+            ],
+        );
+        daemon.task_that("checked", "runs", |task| task["state"] == "running");
+        // What ended can still be read.
+        let lines = daemon.ok(&["service", "logs", "exits"]);
+        assert!(lines.contains("last words"), "{lines}");
+        for name in ["no-image", "exits", "no-program"] {
+            let attempts = daemon.tasks(name).len();
+            assert!(attempts <= 8, "{name}: {attempts} attempts");
+        }
+        // Heals when the cause is gone.
+        for node in ["n1", "n2", "n3"] {
+            lab.docker(node, &["tag", "demo:1", &lab.image("absent:1")]);
+        }
+        daemon.task_that("no-image", "runs", |task| task["state"] == "running");
+        let refused = daemon.fails(&[
+            "service",
+            "create",
+            "--name",
+            "x",
+            "--health-cmd",
+            "true",
+            "--health-on-fail",
+            "none",
+            &busybox,
+        ]);
+        assert!(refused.contains("needs an agent on each node"), "{refused}");
+    });
+}
+
+#[test]
+fn a_policy_decides_exact_replicas() {
+    with_swarm(1, |lab| {
+        let daemon = LabDaemon::start(lab, "n1", &[]);
+        let folder = tempfile::tempdir().unwrap();
+        // Most on the node with the label, one on each of the others.
+        let policy = r#"
+            policy "mostly-big" {
+              score = function(node, task, view)
+                local here = view:count { service = task.service, node = true }
+                if node.labels.size == "big" then return 10 - here end
+                return if here == 0 then 20 else 0 - here
+              end,
+            }
+        "#;
+        std::fs::create_dir(folder.path().join("policies")).unwrap();
+        std::fs::write(folder.path().join("policies/big.lua"), policy).unwrap();
+        lab.docker("n1", &["node", "update", "--label-add", "size=big", "n2"]);
+        eventually("the label is known", 10, || daemon.ok(&["node", "ls"]).contains("size=big").then_some(()));
+        let script = format!(
+            r#"service "web" {{ image = "{}", replicas = 6, policy = "mostly-big" }}
+              :apply {{ with = scripts "policies/*.lua", wait = "1m" }}"#,
+            lab.image("demo:1")
+        );
+        std::fs::write(folder.path().join("run.lua"), script).unwrap();
+        daemon.ok(&["run", folder.path().join("run.lua").to_str().unwrap()]);
+        assert_eq!(running_on(&daemon, "web"), ["n1", "n2", "n2", "n2", "n2", "n3"]);
+        assert_eq!(containers(lab, "n2", "web").len(), 4);
+    });
+}
