@@ -262,6 +262,11 @@ fn what_goes_wrong_is_said() {
             ],
         );
         daemon.task_that("checked", "runs", |task| task["state"] == "running");
+        let on = running_on(&daemon, "checked").remove(0);
+        let id = containers(lab, &on, "checked").into_iter().next().unwrap();
+        lab.docker(&on, &["exec", &id, "rm", "/tmp/ok"]);
+        daemon
+            .task_that("checked", "failed its check", |task| task["warnings"].to_string().contains("failed its check"));
         // What ended can still be read.
         let lines = daemon.ok(&["service", "logs", "exits"]);
         assert!(lines.contains("last words"), "{lines}");

@@ -23,6 +23,8 @@ use crate::model::{Error, Result};
 /// How often tasks are listed while some are under way, and while none is.
 const UNDER_WAY: Duration = Duration::from_millis(100);
 const AT_REST: Duration = Duration::from_secs(1);
+/// What Swarm says of a task that ran and ended with an error.
+const EXITED: &str = "task: non-zero exit";
 /// The wait before an event stream that ended is opened again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// How often a service is held back anew when somebody else changed it in between.
@@ -132,6 +134,10 @@ impl Shared {
         if !is_over(shown) && tasks.len() > 1 {
             warnings.push(format!("restarted by Swarm {} times while no daemon acted", tasks.len() - 1));
         }
+        let error = shown.status.as_ref().and_then(|status| status.err.as_deref()).unwrap_or_default();
+        if error.starts_with(EXITED) && error.contains("unhealthy") {
+            warnings.push("ended by Swarm: it failed its check".to_owned());
+        }
         let observed = self.describe(shown);
         let over = matches!(observed, ObservedState::Ended { .. } | ObservedState::Rejected { .. });
         if over && !self.tasks.is_over(id) && !self.tasks.is_forbidden(id) {
@@ -156,13 +162,13 @@ impl Shared {
             TaskState::READY | TaskState::STARTING => ObservedState::Starting,
             TaskState::REJECTED => ObservedState::Rejected { reason: said },
             TaskState::COMPLETE | TaskState::SHUTDOWN | TaskState::FAILED => {
-                // An image that cannot be had fails before there is a container.
-                if container.container_id.as_deref().unwrap_or_default().is_empty() && !said.is_empty() {
-                    return ObservedState::Rejected { reason: said };
+                // An image that cannot be had, a command that is not there: it never ran.
+                let error = status.err.unwrap_or_default();
+                if !error.is_empty() && !error.starts_with(EXITED) {
+                    return ObservedState::Rejected { reason: error };
                 }
                 let code = container.exit_code.and_then(|code| i32::try_from(code).ok());
-                let exit = if said.contains("unhealthy") { None } else { code };
-                ObservedState::Ended { exit: exit.map_or(Exit::Unknown, Exit::Code), finished_at: at }
+                ObservedState::Ended { exit: code.map_or(Exit::Unknown, Exit::Code), finished_at: at }
             }
             TaskState::ORPHANED | TaskState::REMOVE => ObservedState::Ended { exit: Exit::Unknown, finished_at: at },
             _ => ObservedState::Preparing { said },
