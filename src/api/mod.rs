@@ -6,6 +6,7 @@ mod openapi;
 mod routes;
 mod script_routes;
 pub mod server;
+pub mod switch;
 mod tokens;
 
 use std::pin::Pin;
@@ -37,6 +38,8 @@ pub struct Api {
     pub audit: Arc<dyn Audit>,
     /// Time and randomness.
     pub clock: Arc<dyn crate::model::clock::Clock>,
+    /// What the daemons of this cluster show each other, where there can be several.
+    pub daemons: Option<String>,
 }
 
 /// The one hook for changes: who asked for what, and how it ended.
@@ -167,7 +170,7 @@ async fn serve(
 ) -> Result<Answer> {
     check_version(&request)?;
     let peer = request.extensions().get::<Peer>().cloned().unwrap_or(Peer::Unknown);
-    let principal = auth::principal(&peer, request.headers(), &*api.store)?;
+    let principal = auth::principal(&peer, request.headers(), &*api.store, api.daemons.as_deref())?;
     let query = read_query(route, request.uri().query().unwrap_or_default())?;
     let bytes = axum::body::to_bytes(request.into_body(), MAX_BODY).await.map_err(|error| {
         Error::new(Kind::Exhausted, "request body", format!("is larger than {MAX_BODY} bytes, or broke off"))

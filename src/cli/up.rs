@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use crate::daemon::engine::{Choice, EngineOptions};
+use crate::daemon::engine::{Choice, EngineOptions, StoreChoice};
 use crate::daemon::{self, Options, config};
 use crate::engines::process::ports::DEFAULT_RANGE;
 use crate::model::{Error, Result};
@@ -34,6 +34,12 @@ pub struct Args {
     /// What runs replicas
     #[arg(long, env = "NEAP_ENGINE", value_enum, value_name = "ENGINE")]
     engine: Option<Choice>,
+    /// Where desired state is
+    #[arg(long, env = "NEAP_STORE", value_enum, default_value_t, value_name = "STORE")]
+    store: StoreChoice,
+    /// Where the other daemons of the cluster reach this one [default: port 8377 at the address of this Swarm node]
+    #[arg(long, env = "NEAP_PEER", value_name = "ADDRESS:PORT")]
+    peer: Option<SocketAddr>,
     /// A Docker Engine, as URL or NAME=URL with unix://, tcp:// or ssh://; several are several nodes
     /// [default: DOCKER_HOST, else unix:///var/run/docker.sock]
     #[arg(long = "docker-host", env = "NEAP_DOCKER_HOSTS", value_delimiter = ',', value_name = "URL")]
@@ -75,10 +81,12 @@ pub async fn main(args: &Args, file: config::Config) -> Result<()> {
         data: args.data.clone().or(file.data).unwrap_or_else(config::default_data),
         socket: args.socket.clone().or(file.socket).unwrap_or_else(config::default_socket),
         listen: args.listen.or(file.listen),
+        peer: args.peer,
         tls,
         scripts: args.scripts.clone().or(file.scripts),
         engine: EngineOptions {
             choice,
+            store: args.store,
             task_ports: ports.as_deref().map(read_range).transpose()?.unwrap_or(DEFAULT_RANGE),
             docker_hosts: if args.docker_hosts.is_empty() { file.docker_hosts } else { args.docker_hosts.clone() },
             docker_certs: args.docker_certs.clone().or(file.docker_certs),

@@ -28,6 +28,11 @@ impl RemoteCluster {
         RemoteCluster { wire: Wire::new(endpoint) }
     }
 
+    /// Behind whoever leads at the moment.
+    pub fn following(leader: tokio::sync::watch::Receiver<Option<Endpoint>>) -> Self {
+        RemoteCluster { wire: Wire::following(leader) }
+    }
+
     /// Any route of the API, for what is not part of `trait Cluster`.
     pub async fn call<T: DeserializeOwned>(
         &self,

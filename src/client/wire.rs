@@ -10,6 +10,7 @@ use hyper_util::rt::TokioIo;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 use crate::model::id::sha256_hex;
 use crate::model::{Error, Kind, Result};
@@ -36,19 +37,42 @@ const MAX_ANSWER: usize = 256 << 20;
 /// Sends requests, each over a connection of its own.
 #[derive(Debug, Clone)]
 pub struct Wire {
-    endpoint: Endpoint,
+    to: Target,
 }
+
+#[derive(Debug, Clone)]
+enum Target {
+    Fixed(Endpoint),
+    /// Whoever it is at the moment.
+    Following(watch::Receiver<Option<Endpoint>>),
+}
+
+/// The header of a request that a daemon sends on for somebody: it is sent on once only.
+pub const FORWARDED: &str = "neap-forwarded";
 
 impl Wire {
     /// To `endpoint`.
     pub fn new(endpoint: Endpoint) -> Self {
-        Wire { endpoint }
+        Wire { to: Target::Fixed(endpoint) }
+    }
+
+    /// To whoever leads at the moment.
+    pub fn following(leader: watch::Receiver<Option<Endpoint>>) -> Self {
+        Wire { to: Target::Following(leader) }
+    }
+
+    fn endpoint(&self) -> Option<Endpoint> {
+        match &self.to {
+            Target::Fixed(endpoint) => Some(endpoint.clone()),
+            Target::Following(leader) => leader.borrow().clone(),
+        }
     }
 
     fn subject(&self) -> String {
-        match &self.endpoint {
-            Endpoint::Unix(path) => format!("daemon at {}", path.display()),
-            Endpoint::Tls { address, .. } => format!("daemon at {address}"),
+        match self.endpoint() {
+            Some(Endpoint::Unix(path)) => format!("daemon at {}", path.display()),
+            Some(Endpoint::Tls { address, .. }) => format!("daemon at {address}"),
+            None => "cluster".into(),
         }
     }
 
@@ -90,6 +114,22 @@ impl Wire {
     }
 
     async fn send(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<Incoming> {
+        let Target::Following(leader) = &self.to else { return self.send_once(method, path, body).await };
+        let mut leader = leader.clone();
+        let asked = leader.borrow_and_update().clone();
+        let another = async {
+            // Whoever was asked may have stopped in the middle of it, and will never answer.
+            while leader.changed().await.is_ok() && *leader.borrow_and_update() == asked {}
+        };
+        tokio::select! {
+            answer = self.send_once(method, path, body) => answer,
+            () = another => Err(Error::new(Kind::Unavailable, "daemon", "lost the lead before it answered")
+                .help("see whether it was done, and ask again")
+                .retry(true)),
+        }
+    }
+
+    async fn send_once(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<Incoming> {
         if path.split('?').next().is_some_and(|path| path.split('/').skip(1).any(str::is_empty)) {
             return Err(Error::invalid("name", "is empty"));
         }
@@ -98,18 +138,26 @@ impl Wire {
                 .map_err(|error| Error::internal("request", "cannot be written").cause(error))?,
             None => Vec::new(),
         };
+        let endpoint = self.endpoint().ok_or_else(|| {
+            Error::new(Kind::Unavailable, "cluster", "no daemon leads for now")
+                .help("try again in a few seconds")
+                .retry(true)
+        })?;
         let mut request = hyper::Request::builder()
             .method(method)
             .uri(path)
             .header("host", "neap")
             .header("content-type", "application/json")
             .header("neap-version", env!("CARGO_PKG_VERSION"));
-        if let Endpoint::Tls { token, .. } = &self.endpoint {
+        if matches!(self.to, Target::Following(_)) {
+            request = request.header(FORWARDED, "1");
+        }
+        if let Endpoint::Tls { token, .. } = &endpoint {
             request = request.header("authorization", format!("Bearer {token}"));
         }
         let request =
             request.body(Full::new(Bytes::from(body))).map_err(|error| Error::invalid("request", error.to_string()))?;
-        let response = match &self.endpoint {
+        let response = match &endpoint {
             Endpoint::Unix(path) => {
                 let stream = tokio::net::UnixStream::connect(path).await.map_err(|error| self.unreachable(&error))?;
                 self.exchange(stream, request).await?

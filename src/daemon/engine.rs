@@ -9,7 +9,7 @@ use crate::engines::docker::{self, Address, DockerEngine, DockerOptions};
 use crate::engines::process::{ProcessEngine, ProcessOptions};
 use crate::engines::swarm::{self, SwarmEngine, SwarmOptions};
 use crate::model::{Error, Kind, Result};
-use crate::store::Store;
+use crate::store::{EmbeddedStore, Store};
 
 /// Which engine is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -31,6 +31,8 @@ pub enum Choice {
 pub struct EngineOptions {
     /// Which one.
     pub choice: Choice,
+    /// Where desired state is.
+    pub store: StoreChoice,
     /// Ports for replicas that are processes.
     pub task_ports: std::ops::RangeInclusive<u16>,
     /// Docker Engines, as `URL` or `NAME=URL`; the local one where none is named.
@@ -44,9 +46,36 @@ pub struct EngineOptions {
 /// The file in the data folder that says which engine its services run on.
 const FILE: &str = "engine";
 
-/// Opens the engine for a data folder.
-pub async fn open(cluster: &str, data: &Path, store: &dyn Store, options: &EngineOptions) -> Result<Arc<dyn Engine>> {
-    let used = !store.list("service/")?.is_empty();
+/// Where desired state is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
+pub enum StoreChoice {
+    /// In the Swarm for the swarm engine, in the data folder otherwise
+    #[default]
+    Auto,
+    /// In a file of the data folder; this daemon is the only one
+    Redb,
+    /// In the Swarm; a daemon on each manager, one of which leads
+    Swarm,
+}
+
+/// What it came to.
+pub enum Chosen {
+    /// A store of this daemon's own, and the engine's name.
+    Own(Arc<EmbeddedStore>, &'static str),
+    /// The store in the Swarm of this Docker Engine, shared with other daemons.
+    Shared(Address),
+}
+
+/// Decides for a data folder.
+pub async fn choose(data: &Path, options: &EngineOptions) -> Result<Chosen> {
+    let path = data.join("neap.redb");
+    let subject = || format!("data folder {}", data.display());
+    // Looked into only where there is one: opening it makes it.
+    let own = if path.exists() { Some(Arc::new(EmbeddedStore::open(&path)?)) } else { None };
+    let used = match &own {
+        Some(store) => !store.list("service/")?.is_empty(),
+        None => false,
+    };
     let before = std::fs::read_to_string(data.join(FILE)).ok().map(|text| text.trim().to_owned());
     // What a folder without that file holds was made before there was a choice.
     let before = before.or_else(|| used.then(|| "process".to_owned()));
@@ -56,11 +85,8 @@ pub async fn open(cluster: &str, data: &Path, store: &dyn Store, options: &Engin
         (Choice::Docker, _) | (Choice::Auto, Some("docker")) => "docker",
         (Choice::Swarm, _) | (Choice::Auto, Some("swarm")) => "swarm",
         (Choice::Auto, Some(other)) => {
-            return Err(Error::new(
-                Kind::Corrupt,
-                format!("data folder {}", data.display()),
-                format!("was used with the engine {other:.20?}, which this neap does not have"),
-            ));
+            let message = format!("was used with the engine {other:.20?}, which this neap does not have");
+            return Err(Error::new(Kind::Corrupt, subject(), message));
         }
         (Choice::Auto, None) if hosts.len() == 1 && swarm::manages(&hosts[0]).await => "swarm",
         (Choice::Auto, None) if !options.docker_hosts.is_empty() || docker::answers(&hosts[0]).await => "docker",
@@ -68,11 +94,35 @@ pub async fn open(cluster: &str, data: &Path, store: &dyn Store, options: &Engin
     };
     if let Some(uses) = before.filter(|uses| used && uses != name) {
         let message = format!("has services of the {uses} engine, and the {name} engine cannot take them over");
-        return Err(Error::new(Kind::Conflict, format!("data folder {}", data.display()), message)
+        return Err(Error::new(Kind::Conflict, subject(), message)
             .help(format!("start with --engine {uses}, remove them, or name another folder (--data)")));
     }
+    let shared = match options.store {
+        StoreChoice::Auto => name == "swarm" && !used,
+        StoreChoice::Swarm if name != "swarm" => {
+            let message = format!("goes with --engine swarm; this is the {name} engine");
+            return Err(Error::invalid("--store swarm", message));
+        }
+        StoreChoice::Swarm if used => {
+            return Err(Error::new(Kind::Conflict, subject(), "has services in a store of its own")
+                .help("start with --store redb, remove them, or name another folder (--data)"));
+        }
+        choice => choice == StoreChoice::Swarm,
+    };
     let failed = |error: std::io::Error| Error::io(data.join(FILE).display().to_string(), "write it", &error);
     std::fs::write(data.join(FILE), format!("{name}\n")).map_err(failed)?;
+    match (shared, hosts.into_iter().next()) {
+        (true, Some(address)) => Ok(Chosen::Shared(address)),
+        (true, None) => Err(Error::invalid("--docker-host", "names no Docker Engine")),
+        (false, _) => {
+            let own = own.map_or_else(|| EmbeddedStore::open(&path).map(Arc::new), Ok)?;
+            Ok(Chosen::Own(own, name))
+        }
+    }
+}
+
+/// Opens the engine of this name.
+pub async fn open(cluster: &str, data: &Path, name: &str, options: &EngineOptions) -> Result<Arc<dyn Engine>> {
     if name == "process" {
         let engine = ProcessEngine::open(ProcessOptions {
             folder: data.join("tasks"),
@@ -82,15 +132,19 @@ pub async fn open(cluster: &str, data: &Path, store: &dyn Store, options: &Engin
         })?;
         return Ok(Arc::new(engine));
     }
+    let hosts = addresses(options)?;
     if name == "swarm" {
-        let Some(address) = hosts.into_iter().next() else {
-            return Err(Error::invalid("--docker-host", "names no Docker Engine"));
-        };
-        return Ok(Arc::new(SwarmEngine::open(SwarmOptions { cluster: cluster.to_owned(), address }).await?));
+        let first = hosts.into_iter().next();
+        return swarm(cluster, first.ok_or_else(|| Error::invalid("--docker-host", "names no Docker Engine"))?).await;
     }
     let secrets = if nix::unistd::geteuid().is_root() { PathBuf::from(SECRETS) } else { data.join("secrets") };
     let engine = DockerEngine::open(DockerOptions { cluster: cluster.to_owned(), hosts, secrets }).await?;
     Ok(Arc::new(engine))
+}
+
+/// Opens the engine of the Swarm that this Docker Engine manages.
+pub async fn swarm(cluster: &str, address: Address) -> Result<Arc<dyn Engine>> {
+    Ok(Arc::new(SwarmEngine::open(SwarmOptions { cluster: cluster.to_owned(), address }).await?))
 }
 
 /// Where root keeps what containers read: in memory.

@@ -3,6 +3,7 @@
 mod audit;
 pub mod config;
 pub mod engine;
+mod shared;
 mod standalone;
 mod tls;
 
@@ -10,11 +11,12 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use self::engine::EngineOptions;
+use self::engine::{Chosen, EngineOptions};
 pub use self::standalone::{Standalone, sweep};
 
 use crate::api::{self, Api};
 use crate::client::Cluster;
+use crate::engines::Engine;
 use crate::model::clock::Clock;
 use crate::model::{Error, Kind, Result};
 use crate::network::balancer::Balancer;
@@ -23,7 +25,7 @@ use crate::runtime::{Parts, Runtime};
 use crate::script::api::Reach;
 use crate::script::host::ScriptHost;
 use crate::script::lane::Threads;
-use crate::store::EmbeddedStore;
+use crate::store::Store;
 use crate::store::vault::Vault;
 
 /// Everything that `neap up` can be told.
@@ -41,6 +43,8 @@ pub struct Options {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// What runs replicas.
     pub engine: EngineOptions,
+    /// Where other daemons of the cluster reach this one.
+    pub peer: Option<SocketAddr>,
     /// A folder of hosted scripts that is followed.
     pub scripts: Option<PathBuf>,
 }
@@ -116,23 +120,35 @@ pub fn program() -> PathBuf {
     PathBuf::from("/proc/self/exe")
 }
 
+/// What a runtime stands on.
+pub struct Parted {
+    /// Where desired state lives.
+    pub store: Arc<dyn Store>,
+    /// What starts replicas.
+    pub engine: Arc<dyn Engine>,
+    /// Seals secrets.
+    pub vault: Vault,
+    /// Whether everything ends with this process.
+    pub lifeline: bool,
+}
+
 /// The parts of a runtime over the data folder `data`.
-pub async fn assemble(cluster: &str, data: &Path, engine: &EngineOptions) -> Result<(Parts, Box<dyn Balancer>)> {
-    let store = Arc::new(EmbeddedStore::open(&data.join("neap.redb"))?);
-    let lifeline = engine.lifeline;
-    let engine = engine::open(cluster, data, &*store, engine).await?;
+pub fn parts(cluster: &str, data: &Path, parted: Parted) -> Result<(Parts, Box<dyn Balancer>)> {
     let reach = Reach::default();
     let parts = Parts {
         cluster: cluster.to_owned(),
-        store,
-        engine,
+        store: parted.store,
+        engine: parted.engine,
         clock: reach.clock.clone(),
         network: reach.network.clone(),
         host: Arc::new(ScriptHost::with(reach, Threads::Own)?),
-        vault: Vault::open(data)?,
+        vault: parted.vault,
     };
-    let options = BalancerOptions { folder: data.to_owned(), program: program(), lifeline };
-    Ok((parts, Box::new(BalancerClient::new(options))))
+    Ok((parts, balancer(data, parted.lifeline)))
+}
+
+fn balancer(data: &Path, lifeline: bool) -> Box<dyn Balancer> {
+    Box::new(BalancerClient::new(BalancerOptions { folder: data.to_owned(), program: program(), lifeline }))
 }
 
 /// Runs the daemon until it is told to end (TERM or INT). Replicas and balancer stay.
@@ -140,19 +156,18 @@ pub async fn up(options: Options) -> Result<()> {
     let _lock = lock_data(&options.data)?;
     // Bound before anything is taken over: a second daemon on the same socket stops here.
     let socket = api::server::bind_unix(&options.socket)?;
-    let (parts, balancer) = assemble(&options.cluster, &options.data, &options.engine).await?;
+    let (store, chosen) = match engine::choose(&options.data, &options.engine).await? {
+        Chosen::Shared(address) => return shared::up(options, socket, address).await,
+        Chosen::Own(store, engine) => (store, engine),
+    };
+    let engine = engine::open(&options.cluster, &options.data, chosen, &options.engine).await?;
+    let parted = Parted { store, engine, vault: Vault::open(&options.data)?, lifeline: false };
+    let (parts, balancer) = parts(&options.cluster, &options.data, parted)?;
     let (store, clock): (_, Arc<dyn Clock>) = (parts.store.clone(), parts.clock.clone());
     let runtime = Runtime::start(parts, balancer).await?;
-    match &options.scripts {
-        Some(folder) => crate::runtime::folder::watch(&runtime, folder.clone()).await?,
-        None => {
-            if let Err(error) = crate::runtime::folder::forget(&runtime).await {
-                tracing::warn!(%error, "scripts of an earlier scripts folder still serve");
-            }
-        }
-    }
+    follow_scripts(&options, &runtime).await?;
     let audit = Arc::new(audit::AuditFile::open(&options.data, clock.clone())?);
-    let router = api::router(Arc::new(Api { cluster: runtime.clone(), store, audit, clock }));
+    let router = api::router(Arc::new(Api { cluster: runtime.clone(), store, audit, clock, daemons: None }));
     tokio::spawn(api::server::serve_unix(socket, router.clone()));
     if let Some(address) = options.listen {
         let (config, fingerprint) = tls::server_config(&options.data, options.tls.as_ref())?;
@@ -169,13 +184,36 @@ pub async fn up(options: Options) -> Result<()> {
         info.engine,
         options.socket.display()
     );
+    end_signal()?.await;
+    leave(&options)
+}
+
+async fn follow_scripts(options: &Options, runtime: &Arc<Runtime>) -> Result<()> {
+    match &options.scripts {
+        Some(folder) => crate::runtime::folder::watch(runtime, folder.clone()).await?,
+        None => {
+            if let Err(error) = crate::runtime::folder::forget(runtime).await {
+                tracing::warn!(%error, "scripts of an earlier scripts folder still serve");
+            }
+        }
+    }
+    Ok(())
+}
+
+// Resolves when this process is told to end.
+fn end_signal() -> Result<impl Future<Output = ()>> {
     let failed = |error: std::io::Error| Error::io("signals", "wait for them", &error);
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).map_err(failed)?;
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
+}
+
+fn leave(options: &Options) -> ! {
     let _ = std::fs::remove_file(&options.socket);
     println!("neap ends; replicas and published ports go on without it");
     // What is acknowledged is written. Taking the runtime down under its threads would only make them stumble.

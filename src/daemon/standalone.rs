@@ -9,12 +9,14 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 
-use super::engine::{Choice, EngineOptions};
-use super::{DataLock, assemble, lock_data, program};
+use super::{DataLock, Parted, lock_data, parts, program};
 use crate::client::Cluster;
 use crate::engines::process::ports::DEFAULT_RANGE;
+use crate::engines::process::{ProcessEngine, ProcessOptions};
 use crate::model::{Error, Result};
 use crate::runtime::Runtime;
+use crate::store::EmbeddedStore;
+use crate::store::vault::Vault;
 
 /// A cluster that ends with this process.
 pub struct Standalone {
@@ -40,14 +42,15 @@ impl Standalone {
         std::os::unix::process::CommandExt::process_group(&mut command, 0);
         let mut sweeper = command.spawn().map_err(failed)?;
         let lifeline = sweeper.stdin.take().ok_or_else(|| Error::internal("sweeper", "has no standard input"))?;
-        let engine = EngineOptions {
-            choice: Choice::Process,
-            task_ports: DEFAULT_RANGE,
-            docker_hosts: Vec::new(),
-            docker_certs: None,
+        let engine = ProcessEngine::open(ProcessOptions {
+            folder: folder.join("tasks"),
+            program: program(),
+            ports: DEFAULT_RANGE,
             lifeline: true,
-        };
-        let (parts, balancer) = assemble("standalone", &folder, &engine).await?;
+        })?;
+        let store = Arc::new(EmbeddedStore::open(&folder.join("neap.redb"))?);
+        let parted = Parted { store, engine: Arc::new(engine), vault: Vault::open(&folder)?, lifeline: true };
+        let (parts, balancer) = parts("standalone", &folder, parted)?;
         let runtime = Runtime::start(parts, balancer).await?;
         Ok(Standalone { runtime, sweeper: Some((sweeper, lifeline)), _lock: lock })
     }

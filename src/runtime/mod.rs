@@ -10,6 +10,7 @@ mod commands;
 mod conductor;
 mod cron;
 mod drains;
+pub mod fence;
 pub mod folder;
 mod follow;
 mod handlers;

@@ -4,6 +4,7 @@
 mod embedded;
 mod memory;
 mod record;
+pub mod swarm;
 pub mod vault;
 
 use async_trait::async_trait;

@@ -15,8 +15,12 @@ const KEY: usize = 32;
 /// Seals and opens.
 pub struct Vault {
     key: LessSafeKey,
+    bytes: Vec<u8>,
     random: SystemRandom,
 }
+
+/// What the key is sealed under where it goes from one manager to another.
+const WRAP: &str = "the key of the vault";
 
 impl Vault {
     /// With the key in `folder`; made on first use, readable by its owner only.
@@ -44,7 +48,52 @@ impl Vault {
         };
         let key = UnboundKey::new(&CHACHA20_POLY1305, &bytes)
             .map_err(|_| Error::new(Kind::Corrupt, subject, "is not a key").help("restore it from a backup"))?;
-        Ok(Vault { key: LessSafeKey::new(key), random })
+        Ok(Vault { key: LessSafeKey::new(key), bytes, random })
+    }
+
+    /// Whether there is a key in `folder`.
+    pub fn is_in(folder: &Path) -> bool {
+        folder.join("secrets.key").exists()
+    }
+
+    /// The key itself, sealed with another one.
+    pub fn wrapped(&self, with: &[u8; KEY]) -> Result<Vec<u8>> {
+        Vault::of(with.to_vec())?.seal(WRAP, &self.bytes)
+    }
+
+    /// The key that `wrapped` holds, put into `folder` where there is none yet.
+    pub fn unwrap(folder: &Path, wrapped: &[u8], with: &[u8; KEY]) -> Result<Self> {
+        let bytes = Vault::of(with.to_vec())?.unseal(WRAP, wrapped)?;
+        let path = folder.join("secrets.key");
+        let subject = path.display().to_string();
+        let failed = |error: std::io::Error| Error::io(subject.clone(), "keep the key of the secrets", &error);
+        if path.exists() {
+            if std::fs::read(&path).map_err(failed)? != bytes {
+                return Err(Error::new(Kind::Conflict, subject, "is the key of another cluster").help(
+                    "give this daemon another data folder (--data), or remove that key if nothing is sealed with it",
+                ));
+            }
+            return Vault::of(bytes);
+        }
+        let temporary = folder.join("secrets.key.new");
+        let mut options = std::fs::OpenOptions::new();
+        let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&temporary).map_err(failed)?;
+        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed)?;
+        std::fs::rename(&temporary, &path).map_err(failed)?;
+        Vault::of(bytes)
+    }
+
+    /// A secret that those who have the key share, for this purpose; hexadecimal digits.
+    pub fn shared_secret(&self, purpose: &str) -> String {
+        let key = ring::hmac::Key::new(ring::hmac::HMAC_SHA256, &self.bytes);
+        let tag = ring::hmac::sign(&key, purpose.as_bytes());
+        tag.as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+
+    fn of(bytes: Vec<u8>) -> Result<Self> {
+        let key = UnboundKey::new(&CHACHA20_POLY1305, &bytes)
+            .map_err(|_| Error::new(Kind::Corrupt, "key of the secrets", "is not a key"))?;
+        Ok(Vault { key: LessSafeKey::new(key), bytes, random: SystemRandom::new() })
     }
 
     /// With a key that nothing outlives, beside a store in memory.
@@ -52,8 +101,7 @@ impl Vault {
         let random = SystemRandom::new();
         let mut bytes = [0; KEY];
         random.fill(&mut bytes).map_err(|_| Error::internal("vault", "no randomness for a key"))?;
-        let key = UnboundKey::new(&CHACHA20_POLY1305, &bytes).map_err(|_| Error::internal("vault", "makes no key"))?;
-        Ok(Vault { key: LessSafeKey::new(key), random })
+        Vault::of(bytes.to_vec())
     }
 
     /// Seals `value` for the thing called `name`; it opens under no other name.
@@ -96,6 +144,15 @@ mod tests {
         assert!(vault.unseal("shop/other", &sealed).is_err());
         assert!(Vault::open(other.path()).unwrap().unseal("shop/url", &sealed).is_err());
         assert!(vault.unseal("shop/url", b"short").is_err());
+        // From one folder to another, under a third key.
+        let (kek, wrong) = ([1; KEY], [2; KEY]);
+        let wrapped = vault.wrapped(&kek).unwrap();
+        let third = tempfile::tempdir().unwrap();
+        assert!(Vault::unwrap(third.path(), &wrapped, &wrong).is_err());
+        let copied = Vault::unwrap(third.path(), &wrapped, &kek).unwrap();
+        assert_eq!(copied.unseal("shop/url", &sealed).unwrap(), b"s3cret");
+        assert_eq!(copied.shared_secret("peers"), vault.shared_secret("peers"));
+        assert_eq!(Vault::unwrap(other.path(), &wrapped, &kek).err().unwrap().kind, Kind::Conflict);
         let mode = std::os::unix::fs::MetadataExt::mode(&std::fs::metadata(one.path().join("secrets.key")).unwrap());
         assert_eq!(mode & 0o777, 0o600);
     }

@@ -206,10 +206,19 @@ pub struct LabDaemon<'a> {
 impl<'a> LabDaemon<'a> {
     /// Starts one and waits until it answers.
     pub fn start(lab: &'a Lab, node: &str, flags: &[&str]) -> Self {
-        let daemon =
-            LabDaemon { lab, node: node.to_owned(), flags: flags.iter().map(|flag| (*flag).to_owned()).collect() };
+        let daemon = Self::new(lab, node, flags);
         daemon.up(&[]);
         daemon
+    }
+
+    /// One that is not started yet.
+    pub fn new(lab: &'a Lab, node: &str, flags: &[&str]) -> Self {
+        LabDaemon { lab, node: node.to_owned(), flags: flags.iter().map(|flag| (*flag).to_owned()).collect() }
+    }
+
+    /// Sends a signal to the daemon.
+    pub fn signal(&self, signal: &str) {
+        self.lab.run(&self.node, &["sh", "-c", &format!("kill -{signal} $(cat /run/neap.pid)")]);
     }
 
     /// Starts it again, with these variables in its environment, and waits until it answers.

@@ -1,0 +1,253 @@
+//! A daemon beside others: the store is in the Swarm, every daemon serves the API, and one of them leads.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bollard::Docker;
+use tokio::net::UnixListener;
+use tokio::sync::watch;
+
+use super::{Options, Parted, audit, tls};
+use crate::api::switch::Switch;
+use crate::api::{self, Api};
+use crate::client::remote::RemoteCluster;
+use crate::client::wire::Endpoint;
+use crate::engines::docker::Address;
+use crate::model::clock::{Clock, SystemClock};
+use crate::model::{Error, Kind, Result};
+use crate::runtime::Runtime;
+use crate::runtime::fence::Fenced;
+use crate::store::swarm::{Leader, SwarmConfigs, SwarmStore};
+use crate::store::vault::Vault;
+use crate::store::{Store, Write, decode, encode};
+
+/// Where the daemons of a cluster reach each other, unless told otherwise.
+pub const PORT: u16 = 8377;
+/// How much longer a daemon waits before it takes over the lead when another one sits beside Swarm's leader.
+const HANDICAP: Duration = Duration::from_secs(1);
+/// How often the key of the secrets is sealed anew if the Swarm's manager token has changed.
+const REWRAP: Duration = Duration::from_secs(30);
+/// How often a daemon that follows looks for that key before there is one.
+const FIND_KEY: Duration = Duration::from_millis(300);
+/// What the secret that the daemons share is for.
+const DAEMONS: &str = "daemons";
+/// The record with the key of the secrets, sealed with a key that every manager of the Swarm can find out.
+const VAULT: &str = "meta/vault";
+
+#[derive(serde::Serialize, serde::Deserialize)]
+struct Wrapped {
+    key: Vec<u8>,
+    // Which manager token it was sealed with.
+    token: String,
+}
+
+/// Runs the daemon: follows, leads when it is its turn, and begins anew as a follower when it has lost the lead.
+pub async fn up(options: Options, socket: UnixListener, address: Address) -> Result<()> {
+    let subject = || format!("Docker Engine {}", address.url);
+    let broken = |act: &str, error: &dyn std::fmt::Display| {
+        Error::new(Kind::Unavailable, subject(), format!("cannot {act}")).cause(error)
+    };
+    let docker = address.client()?.negotiate_version().await.map_err(|error| broken("connect to it", &error))?;
+    let info = docker.info().await.map_err(|error| broken("ask it", &error))?;
+    let swarm = info.swarm.unwrap_or_default();
+    if swarm.control_available != Some(true) {
+        return Err(Error::new(Kind::Conflict, subject(), "is no manager of a Swarm")
+            .help("docker swarm init, or run the daemon on a manager"));
+    }
+    let node = swarm.node_id.unwrap_or_default();
+    let own = swarm.node_addr.as_deref().and_then(|address| address.parse::<IpAddr>().ok());
+    let peer = options.peer.unwrap_or_else(|| SocketAddr::new(own.unwrap_or(IpAddr::from([0, 0, 0, 0])), PORT));
+    let store =
+        SwarmStore::open(Arc::new(SwarmConfigs::new(docker.clone(), &options.cluster)), &options.cluster).await?;
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
+
+    // Everything that is asked here goes to whoever leads.
+    let leader = endpoints(&options, &docker, &store);
+    let audit = Arc::new(audit::AuditFile::open(&options.data, clock.clone())?);
+    let api = |cluster, daemons| {
+        let (store, audit, clock): (Arc<dyn Store>, _, _) = (store.clone(), audit.clone(), clock.clone());
+        api::router(Arc::new(Api { cluster, store, audit, clock, daemons }))
+    };
+    let switch = Switch::new(api(Arc::new(RemoteCluster::following(leader)), None));
+    let (config, fingerprint) = tls::server_config(&options.data, options.tls.as_ref())?;
+    tokio::spawn(api::server::serve_unix(socket, switch.router()));
+    let listener = api::server::bind_tcp(peer).await?;
+    tokio::spawn(api::server::serve_tls(listener, config.clone(), switch.router()));
+    if let Some(address) = options.listen.filter(|address| *address != peer) {
+        let listener = api::server::bind_tcp(address).await?;
+        println!("control API: https://{address}, fingerprint {fingerprint}");
+        tokio::spawn(api::server::serve_tls(listener, config, switch.router()));
+    }
+    println!(
+        "neap {} follows: cluster {}, engine swarm, control socket {}",
+        env!("CARGO_PKG_VERSION"),
+        options.cluster,
+        options.socket.display()
+    );
+    let me = Leader {
+        id: format!("{node}-{:016x}", clock.random()),
+        hostname: info.name.unwrap_or_default(),
+        address: peer.to_string(),
+        fingerprint,
+    };
+    tokio::spawn(clear_balancer(options.data.clone(), store.clone(), me.id.clone()));
+    let end = super::end_signal()?;
+    tokio::pin!(end);
+    let handicap = async || if is_leader(&docker, &node).await { Duration::ZERO } else { HANDICAP };
+    tokio::select! {
+        led = store.lead(&me, handicap) => led?,
+        () = &mut end => super::leave(&options),
+    }
+    // The first daemon that ever leads makes the key, before anything is sealed with it.
+    let known = find_vault(&options, &docker, &store).await?;
+    let vault = known.map_or_else(|| Vault::open(&options.data), Ok)?;
+    let daemons = Some(vault.shared_secret(DAEMONS));
+    leave_key(&docker, &store, &vault).await?;
+    tokio::spawn(keep_key(docker.clone(), store.clone(), Vault::open(&options.data)?));
+    let engine = super::engine::swarm(&options.cluster, address).await?;
+    let fence = store.clone();
+    let engine = Arc::new(Fenced::new(engine, move || fence.leads()));
+    let parted = Parted { store: store.clone(), engine, vault, lifeline: false };
+    let (parts, balancer) = super::parts(&options.cluster, &options.data, parted)?;
+    let lost = store.keep_lead();
+    tokio::pin!(lost);
+    let leading = async {
+        let runtime = Runtime::start(parts, balancer).await?;
+        super::follow_scripts(&options, &runtime).await?;
+        switch.set(api(runtime.clone(), daemons));
+        println!("neap {} is up: cluster {}, engine swarm, leads", env!("CARGO_PKG_VERSION"), options.cluster);
+        // Alive for as long as this daemon leads.
+        std::future::pending::<()>().await;
+        drop(runtime);
+        Ok::<(), Error>(())
+    };
+    tokio::select! {
+        biased;
+        () = &mut end => {
+            if let Err(error) = store.give_up().await {
+                tracing::warn!(%error, "the lead could not be handed over; another daemon takes it in a few seconds");
+            }
+            super::leave(&options)
+        }
+        why = &mut lost => {
+            tracing::warn!(%why, "this daemon begins anew");
+            Err(again())
+        }
+        result = leading => result,
+    }
+}
+
+// A balancer that this daemon left behind when it led knows of nothing that another leader does since.
+async fn clear_balancer(data: std::path::PathBuf, store: Arc<SwarmStore>, me: String) {
+    let mut balancer = super::balancer(&data, false);
+    if !balancer.is_left_over() {
+        return;
+    }
+    loop {
+        tokio::time::sleep(FIND_KEY).await;
+        match store.leader().borrow().as_ref() {
+            Some(leader) if leader.id == me => return,
+            Some(_) if store.age() < crate::store::swarm::LEASE => break,
+            _ => {}
+        }
+    }
+    if let Err(error) = balancer.stop().await {
+        tracing::warn!(%error, "a balancer with an old table could not be stopped");
+    }
+}
+
+// The same program from the beginning: nothing of what was decided under a lost lead is left in it.
+fn again() -> Error {
+    use std::os::unix::process::CommandExt;
+    let mut arguments = std::env::args_os();
+    let mut command = std::process::Command::new(super::program());
+    if let Some(name) = arguments.next() {
+        command.arg0(name);
+    }
+    Error::io("daemon", "begin anew", &command.args(arguments).exec())
+}
+
+async fn is_leader(docker: &Docker, node: &str) -> bool {
+    let node = docker.inspect_node(node).await;
+    node.is_ok_and(|node| node.manager_status.and_then(|manager| manager.leader) == Some(true))
+}
+
+// Where the leader is reached, as it changes; nobody, until the key that the daemons share is there.
+fn endpoints(options: &Options, docker: &Docker, store: &Arc<SwarmStore>) -> watch::Receiver<Option<Endpoint>> {
+    let (sender, receiver) = watch::channel(None);
+    let (options, docker, store) = (options.clone(), docker.clone(), store.clone());
+    tokio::spawn(async move {
+        let mut leader = store.leader();
+        let token = loop {
+            match find_vault(&options, &docker, &store).await {
+                Ok(Some(vault)) => break vault.shared_secret(DAEMONS),
+                Ok(None) => {}
+                Err(error) => tracing::warn!(%error, "this daemon cannot ask the one that leads"),
+            }
+            tokio::time::sleep(FIND_KEY).await;
+        };
+        loop {
+            let now = leader.borrow_and_update().clone().map(|leader| Endpoint::Tls {
+                address: leader.address,
+                token: token.clone(),
+                fingerprint: leader.fingerprint,
+            });
+            sender.send_replace(now);
+            if leader.changed().await.is_err() {
+                return;
+            }
+        }
+    });
+    receiver
+}
+
+// What only managers of the Swarm can ask for: the token with which a manager joins.
+async fn manager_token(docker: &Docker) -> Result<([u8; 32], String)> {
+    use sha2::Digest;
+    let swarm = docker.inspect_swarm().await;
+    let swarm = swarm.map_err(|error| Error::new(Kind::Unavailable, "Swarm", "cannot be inspected").cause(error))?;
+    let token = swarm.join_tokens.and_then(|tokens| tokens.manager).unwrap_or_default();
+    if token.is_empty() {
+        return Err(Error::new(Kind::Unavailable, "Swarm", "tells no manager token"));
+    }
+    let key = sha2::Sha256::digest(format!("neap: the key of the vault\0{token}"));
+    let name = crate::model::id::sha256_hex(format!("name\0{token}").as_bytes())[..16].to_owned();
+    Ok((key.into(), name))
+}
+
+// The key of the secrets that the cluster has; nothing before a daemon has led for the first time.
+async fn find_vault(options: &Options, docker: &Docker, store: &Arc<SwarmStore>) -> Result<Option<Vault>> {
+    let Some(entry) = store.get(VAULT)? else { return Ok(None) };
+    let wrapped: Wrapped = decode(VAULT, &entry.value)?;
+    let (key, token) = manager_token(docker).await?;
+    if wrapped.token != token && Vault::is_in(&options.data) {
+        return Vault::open(&options.data).map(Some);
+    }
+    Vault::unwrap(&options.data, &wrapped.key, &key).map(Some).map_err(|error| match error.kind {
+        Kind::Conflict => error,
+        _ => {
+            error.help("the Swarm's manager token was changed while no daemon led; start one that has led before first")
+        }
+    })
+}
+
+// Sealed with the manager token of the moment, so that a daemon on another manager finds it.
+async fn keep_key(docker: Docker, store: Arc<SwarmStore>, vault: Vault) {
+    loop {
+        tokio::time::sleep(REWRAP).await;
+        if let Err(error) = leave_key(&docker, &store, &vault).await {
+            tracing::warn!(%error, "the key of the secrets could not be left for other managers");
+        }
+    }
+}
+
+async fn leave_key(docker: &Docker, store: &Arc<SwarmStore>, vault: &Vault) -> Result<()> {
+    let (key, token) = manager_token(docker).await?;
+    let known = store.get(VAULT)?.map(|entry| decode::<Wrapped>(VAULT, &entry.value)).transpose()?;
+    if known.is_none_or(|known| known.token != token) {
+        let record = encode(&Wrapped { key: vault.wrapped(&key)?, token });
+        store.commit(vec![Write::put(VAULT, record)]).await?;
+    }
+    Ok(())
+}

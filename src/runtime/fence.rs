@@ -1,0 +1,99 @@
+//! An engine that does nothing unless this daemon leads: whoever slept through the loss of its lead wakes up with
+//! decisions that are no longer its to carry out.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use tokio::sync::{mpsc, watch};
+
+use crate::engines::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight, StartRequest};
+use crate::model::id::TaskId;
+use crate::model::node::{Node, NodeUpdate};
+use crate::model::service::ServiceSpec;
+use crate::model::units::Duration;
+use crate::model::{Error, Kind, Result};
+
+/// The engine behind the fence.
+pub struct Fenced {
+    inner: Arc<dyn Engine>,
+    leads: Box<dyn Fn() -> bool + Send + Sync>,
+}
+
+impl Fenced {
+    /// Lets through what is asked while `leads` holds.
+    pub fn new(inner: Arc<dyn Engine>, leads: impl Fn() -> bool + Send + Sync + 'static) -> Self {
+        Fenced { inner, leads: Box::new(leads) }
+    }
+
+    fn engine(&self) -> Result<&Arc<dyn Engine>> {
+        if (self.leads)() {
+            return Ok(&self.inner);
+        }
+        Err(Error::new(Kind::Unavailable, "this daemon", "cannot prove that it leads, and so does nothing").retry(true))
+    }
+}
+
+#[async_trait]
+impl Engine for Fenced {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn accepts(&self, spec: &mut ServiceSpec) -> Result<()> {
+        self.inner.accepts(spec)
+    }
+
+    fn nodes(&self) -> watch::Receiver<Arc<Vec<Node>>> {
+        self.inner.nodes()
+    }
+
+    async fn update_node(&self, id: &str, update: &NodeUpdate) -> Result<bool> {
+        self.engine()?.update_node(id, update).await
+    }
+
+    async fn start(&self, request: StartRequest) -> Result<()> {
+        self.engine()?.start(request).await
+    }
+
+    async fn stop(&self, task: &TaskId, grace: Duration) -> Result<bool> {
+        self.engine()?.stop(task, grace).await
+    }
+
+    async fn remove(&self, task: &TaskId) -> Result<()> {
+        self.engine()?.remove(task).await
+    }
+
+    async fn prune(&self, keep: &BTreeSet<TaskId>) -> Result<()> {
+        self.engine()?.prune(keep).await
+    }
+
+    async fn list(&self) -> Result<Vec<Observed>> {
+        self.inner.list().await
+    }
+
+    fn observe(&self) -> mpsc::UnboundedReceiver<Sight> {
+        self.inner.observe()
+    }
+
+    async fn log_end(&self, tasks: &[TaskId]) -> Result<LogPosition> {
+        self.inner.log_end(tasks).await
+    }
+
+    async fn logs(
+        &self,
+        tasks: &[TaskId],
+        query: LogQuery,
+        until: Option<LogPosition>,
+    ) -> Result<mpsc::Receiver<Result<Vec<LogLine>>>> {
+        self.inner.logs(tasks, query, until).await
+    }
+
+    async fn follow(&self, tasks: &[TaskId], position: &mut LogPosition) -> Result<Vec<LogLine>> {
+        self.inner.follow(tasks, position).await
+    }
+
+    async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {
+        self.engine()?.exec(task, command, timeout).await
+    }
+}

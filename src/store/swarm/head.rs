@@ -1,0 +1,158 @@
+//! The store's head: who leads, and where the log stands. It lives in the labels of one config, and every commit is a
+//! compare-and-set of it: whoever has been overtaken can write nothing any more.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::configs::STORE;
+use crate::model::id::sha256_hex;
+use crate::model::{Error, Kind, Result};
+use crate::store::Write;
+
+/// The format that this build writes, and the newest it reads.
+const FORMAT: u32 = 1;
+/// The label with the head.
+const HEAD: &str = "neap.head";
+
+/// Who leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leader {
+    /// The daemon: another one each time it is started.
+    pub id: String,
+    /// The host that it runs on.
+    pub hostname: String,
+    /// Where the others reach it: `address:port`.
+    pub address: String,
+    /// SHA-256 of its certificate.
+    pub fingerprint: String,
+}
+
+/// One key's new value, or none where it is removed.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Put(pub String, pub Option<Value>);
+
+/// A value: text where it is one, which nearly all are.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Value {
+    /// UTF-8.
+    Text(String),
+    /// Anything else.
+    Bytes(Vec<u8>),
+}
+
+impl From<Vec<u8>> for Value {
+    fn from(bytes: Vec<u8>) -> Self {
+        String::from_utf8(bytes).map_or_else(|error| Value::Bytes(error.into_bytes()), Value::Text)
+    }
+}
+
+impl From<Value> for Vec<u8> {
+    fn from(value: Value) -> Self {
+        match value {
+            Value::Text(text) => text.into_bytes(),
+            Value::Bytes(bytes) => bytes,
+        }
+    }
+}
+
+/// One commit.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Its number.
+    pub seq: u64,
+    /// What it writes.
+    pub puts: Vec<Put>,
+}
+
+impl Record {
+    /// Of these writes.
+    pub fn new(seq: u64, writes: &[Write]) -> Self {
+        let put = |write: &Write| Put(write.key.clone(), write.value.clone().map(Value::from));
+        Record { seq, puts: writes.iter().map(put).collect() }
+    }
+}
+
+/// Where the log stands.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Head {
+    /// Grows with every change of leader.
+    pub term: u64,
+    /// Who leads.
+    pub leader: Option<Leader>,
+    /// Grows with every sign of life between commits.
+    pub beat: u64,
+    /// The number of the last commit.
+    pub seq: u64,
+    /// The commit that the snapshot holds everything up to, and its number of parts.
+    pub snapshot: (u64, u32),
+    /// The log after the snapshot: each config's term and last commit.
+    pub logs: Vec<(u64, u64)>,
+    /// The commits after those.
+    pub tail: Vec<Record>,
+}
+
+impl Head {
+    /// As labels of the config.
+    pub fn labels(&self, cluster: &str) -> Result<BTreeMap<String, String>> {
+        let text = serde_json::to_string(self).map_err(|error| Error::internal("store", error.to_string()))?;
+        Ok(BTreeMap::from([(STORE.to_owned(), cluster.to_owned()), (HEAD.to_owned(), format!("{FORMAT} {text}"))]))
+    }
+
+    /// From labels of the config.
+    pub fn read(labels: &BTreeMap<String, String>) -> Result<Self> {
+        let subject = "store in the Swarm";
+        let text = labels.get(HEAD).map_or("", String::as_str);
+        let (format, json) = text.split_once(' ').unwrap_or_default();
+        match format.parse::<u32>() {
+            Ok(format) if format > FORMAT => {
+                let message = format!("has format {format}; this neap knows up to {FORMAT}");
+                Err(Error::new(Kind::Corrupt, subject, message).help("run the newer neap that wrote it"))
+            }
+            Ok(_) => serde_json::from_str(json)
+                .map_err(|error| Error::new(Kind::Corrupt, subject, "has a damaged head").cause(error)),
+            Err(_) => Err(Error::new(Kind::Corrupt, subject, "has a damaged head")),
+        }
+    }
+
+    /// How much the commits in it take.
+    pub fn tail_size(&self) -> usize {
+        let size = |put: &Put| put.0.len() + put.1.as_ref().map_or(0, size_of_value) + 16;
+        self.tail.iter().flat_map(|record| &record.puts).map(size).sum()
+    }
+}
+
+fn size_of_value(value: &Value) -> usize {
+    match value {
+        Value::Text(text) => text.len(),
+        Value::Bytes(bytes) => bytes.len() * 4,
+    }
+}
+
+/// The names of a store's configs.
+#[derive(Debug, Clone)]
+pub struct Names(String);
+
+impl Names {
+    /// For a cluster. Names may hold 64 characters of a few kinds, so it is a hash that stands for the cluster's.
+    pub fn new(cluster: &str) -> Self {
+        Names(format!("neap-{}", &sha256_hex(cluster.as_bytes())[..12]))
+    }
+
+    /// The head.
+    pub fn head(&self) -> String {
+        format!("{}-head", self.0)
+    }
+
+    /// The part of the log that ends with this commit. Two leaders that each believe to write the same commit do not
+    /// share a name.
+    pub fn log(&self, term: u64, seq: u64) -> String {
+        format!("{}-log-{term:06x}-{seq:012x}", self.0)
+    }
+
+    /// A part of a snapshot.
+    pub fn snapshot(&self, seq: u64, part: u32) -> String {
+        format!("{}-all-{seq:012x}-{part:03}", self.0)
+    }
+}
