@@ -117,6 +117,33 @@ fn the_practice() {
 }
 
 #[test]
+fn the_practice_by_a_script() {
+    with_swarm(1, |lab| {
+        let daemon = LabDaemon::start(lab, "n1", &[]);
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/containers.lua");
+        let url = format!("http://{}:8080/", lab.address("n1"));
+        let said = daemon.ok(&["run", script, &lab.image("demo:1"), &lab.image("demo:2"), &url]);
+        assert!(said.contains("requests, 0 failed") && said.contains("shop.4"), "{said}");
+        assert!(lab.docker("n1", &["service", "ls", "-q"]).is_empty());
+
+        // Roles, and a node that leaves.
+        daemon.ok(&["node", "promote", "n2"]);
+        assert_eq!(lab.docker("n1", &["node", "inspect", "-f", "{{.Spec.Role}}", "n2"]), "manager");
+        // Not before it has joined the managers' Raft.
+        eventually("it is made a worker again", 30, || {
+            daemon.neap(&["node", "demote", "n2"]).status.success().then_some(())
+        });
+        let refused = daemon.fails(&["node", "rm", "n3"]);
+        assert!(refused.contains("is not down"), "{refused}");
+        lab.docker("n3", &["swarm", "leave"]);
+        eventually("it can be removed", 60, || daemon.neap(&["node", "rm", "n3"]).status.success().then_some(()));
+        eventually("it is gone", 10, || {
+            (daemon.json(&["node", "ls", "--format", "json"]).as_array().unwrap().len() == 2).then_some(())
+        });
+    });
+}
+
+#[test]
 fn a_node_is_lost_and_comes_back() {
     with_swarm(1, |lab| {
         let daemon = LabDaemon::start(lab, "n1", &[]);

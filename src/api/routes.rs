@@ -149,8 +149,15 @@ pub fn all() -> Vec<Route> {
             change: Some("node.update"),
             request: schema::<NodeUpdate>(),
             response: schema::<Node>(),
-            ..route("PATCH", "/v1/nodes/{name}", "Changes a node's availability and labels", Admin, |call| {
+            ..route("PATCH", "/v1/nodes/{name}", "Changes a node's availability, role and labels", Admin, |call| {
                 Box::pin(update_node(call))
+            })
+        },
+        Route {
+            change: Some("node.remove"),
+            query: &[("force", "true: also one that is not down")],
+            ..route("DELETE", "/v1/nodes/{name}", "Takes a node out of the cluster", Admin, |call| {
+                Box::pin(remove_node(call))
             })
         },
         Route {
@@ -270,6 +277,11 @@ async fn may_bring(call: &Call, bundle: Bundle) -> Result<()> {
 
 async fn nodes(call: Call) -> Result<Answer> {
     json(&call.api.cluster.nodes().await?)
+}
+
+async fn remove_node(call: Call) -> Result<Answer> {
+    let force = call.query.get("force").is_some_and(|force| force == "true");
+    json(&call.api.cluster.remove_node(call.name(), force).await?)
 }
 
 async fn update_node(call: Call) -> Result<Answer> {

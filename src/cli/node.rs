@@ -5,7 +5,7 @@ use clap::Subcommand;
 use super::output::{self, FormatArg};
 use crate::client::remote::RemoteCluster;
 use crate::client::{Cluster, show};
-use crate::model::node::{Availability, Node, NodeUpdate};
+use crate::model::node::{Availability, Node, NodeUpdate, Role};
 use crate::model::{Error, Result};
 
 /// Subcommands.
@@ -19,13 +19,48 @@ pub enum Command {
         /// Id or hostname
         node: String,
     },
-    /// Change availability and labels
+    /// List the tasks on a node
+    Ps {
+        /// Id or hostname
+        node: String,
+        #[command(flatten)]
+        format: FormatArg,
+        /// Ended tasks as well
+        #[arg(long, short)]
+        all: bool,
+    },
+    /// Make workers managers (Swarm)
+    Promote {
+        /// Ids or hostnames
+        #[arg(required = true)]
+        nodes: Vec<String>,
+    },
+    /// Make managers workers (Swarm)
+    Demote {
+        /// Ids or hostnames
+        #[arg(required = true)]
+        nodes: Vec<String>,
+    },
+    /// Take nodes out of the cluster (Swarm)
+    #[command(visible_alias = "remove")]
+    Rm {
+        /// Ids or hostnames
+        #[arg(required = true)]
+        nodes: Vec<String>,
+        /// Also a node that is not down
+        #[arg(long, short)]
+        force: bool,
+    },
+    /// Change availability, role and labels
     Update {
         /// Id or hostname
         node: String,
         /// Whether it takes work
         #[arg(long, value_enum)]
         availability: Option<AvailabilityArg>,
+        /// manager or worker (Swarm)
+        #[arg(long, value_enum)]
+        role: Option<RoleArg>,
         /// Add or change a label
         #[arg(long, value_name = "KEY=VALUE")]
         label_add: Vec<String>,
@@ -46,6 +81,15 @@ pub enum AvailabilityArg {
     Drain,
 }
 
+/// Docker's words.
+#[derive(clap::ValueEnum, Clone, Copy)]
+pub enum RoleArg {
+    /// Takes part in decisions
+    Manager,
+    /// Runs replicas only
+    Worker,
+}
+
 /// Runs a subcommand.
 pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     match command {
@@ -57,7 +101,29 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let found = find(cluster, &node).await?;
             output::print(output::Format::Json, &found, String::new)
         }
-        Command::Update { node, availability, label_add, label_rm } => {
+        Command::Ps { node, format, all } => {
+            let found = find(cluster, &node).await?;
+            let mut services = cluster.services().await?;
+            for status in &mut services {
+                status.tasks.retain(|task| task.node.as_ref() == Some(&found.id));
+            }
+            let tasks: Vec<_> = services.iter().flat_map(|status| &status.tasks).collect();
+            output::print(format.format, &tasks, || show::tasks_of(&services, all, show::now()))
+        }
+        Command::Promote { nodes } => change_roles(cluster, nodes, Role::Manager).await,
+        Command::Demote { nodes } => change_roles(cluster, nodes, Role::Worker).await,
+        Command::Rm { nodes, force } => {
+            for node in nodes {
+                cluster.remove_node(&node, force).await?;
+                output::line(&node)?;
+            }
+            Ok(())
+        }
+        Command::Update { node, availability, role, label_add, label_rm } => {
+            let role = role.map(|word| match word {
+                RoleArg::Manager => Role::Manager,
+                RoleArg::Worker => Role::Worker,
+            });
             let availability = availability.map(|word| match word {
                 AvailabilityArg::Active => Availability::Active,
                 AvailabilityArg::Pause => Availability::Pause,
@@ -71,10 +137,18 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                         .ok_or_else(|| Error::invalid(format!("--label-add {text:.60?}"), "is not KEY=VALUE"))
                 })
                 .collect::<Result<_>>()?;
-            let node = cluster.update_node(&node, NodeUpdate { availability, label_add, label_rm }).await?;
+            let node = cluster.update_node(&node, NodeUpdate { availability, role, label_add, label_rm }).await?;
             output::line(&node.hostname)
         }
     }
+}
+
+async fn change_roles(cluster: &RemoteCluster, nodes: Vec<String>, role: Role) -> Result<()> {
+    for node in nodes {
+        let update = NodeUpdate { role: Some(role), ..NodeUpdate::default() };
+        output::line(&cluster.update_node(&node, update).await?.hostname)?;
+    }
+    Ok(())
 }
 
 async fn find(cluster: &RemoteCluster, name: &str) -> Result<Node> {

@@ -184,8 +184,10 @@ pub trait Cluster: Send + Sync {
 
     /// All nodes.
     async fn nodes(&self) -> Result<Vec<Node>>;
-    /// Changes a node's availability and labels.
+    /// Changes a node's availability, role and labels.
     async fn update_node(&self, id: &str, update: NodeUpdate) -> Result<Node>;
+    /// Takes a node out of the cluster; one that is not down only with `force`.
+    async fn remove_node(&self, id: &str, force: bool) -> Result<()>;
 
     /// What happens from now on.
     async fn events(&self) -> Result<Stream1<Event>>;

@@ -140,6 +140,10 @@ impl Cluster for RemoteCluster {
         self.get("/v1/nodes").await
     }
 
+    async fn remove_node(&self, id: &str, force: bool) -> Result<()> {
+        self.wire.call("DELETE", &format!("/v1/nodes/{}?force={force}", segment(id)), None::<&()>).await
+    }
+
     async fn update_node(&self, id: &str, update: NodeUpdate) -> Result<Node> {
         self.wire.call("PATCH", &format!("/v1/nodes/{}", segment(id)), Some(&update)).await
     }

@@ -165,6 +165,13 @@ pub trait Engine: Send + Sync {
         Ok(false)
     }
 
+    /// Takes a node out of the cluster for good; one that answers only with `force`.
+    async fn remove_node(&self, id: &str, force: bool) -> Result<()> {
+        let _ = force;
+        let message = format!("the {} engine has the nodes that the daemon was started with", self.name());
+        Err(crate::model::Error::new(crate::model::Kind::Unsupported, format!("node \"{id:.70}\""), message))
+    }
+
     /// Starts a task. Asking twice for the same task starts it once; the outcome comes through `observe`. An error that
     /// says that a retry can help is no outcome.
     async fn start(&self, request: StartRequest) -> Result<()>;

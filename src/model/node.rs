@@ -138,6 +138,9 @@ pub struct NodeUpdate {
     /// A new availability.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub availability: Option<Availability>,
+    /// A new role, where the engine knows roles: a Swarm.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
     /// Labels to add or change.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub label_add: BTreeMap<String, String>,

@@ -310,6 +310,7 @@ pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update:
     let found = draft.world.nodes.values().find(|node| *node.id == *id || node.hostname == id);
     let mut node = Node::clone(found.ok_or_else(|| missing_node(id))?);
     node.availability = update.availability.unwrap_or(node.availability);
+    node.role = update.role.unwrap_or(node.role);
     node.labels.extend(update.label_add);
     for key in &update.label_rm {
         node.labels.remove(key);

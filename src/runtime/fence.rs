@@ -52,6 +52,10 @@ impl Engine for Fenced {
         self.engine()?.update_node(id, update).await
     }
 
+    async fn remove_node(&self, id: &str, force: bool) -> Result<()> {
+        self.engine()?.remove_node(id, force).await
+    }
+
     async fn start(&self, request: StartRequest) -> Result<()> {
         self.engine()?.start(request).await
     }

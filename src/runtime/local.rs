@@ -200,10 +200,23 @@ impl Cluster for Runtime {
         let at_once =
             NodeUpdate { availability: update.availability.filter(|a| *a != Availability::Drain), ..update.clone() };
         let kept = self.parts.engine.update_node(&wanted, &at_once).await?;
+        if update.role.is_some() && !kept {
+            let message = format!("role: the {} engine knows no roles", self.parts.engine.name());
+            return Err(Error::new(crate::model::Kind::Unsupported, format!("node \"{id:.70}\""), message));
+        }
         self.command(move |draft, writes| commands::update_node(draft, writes, &wanted, update, kept)).await?;
         let world = self.world();
         let node = world.nodes.values().find(|node| *node.id == *id || node.hostname == id);
         node.map(|node| Node::clone(node)).ok_or_else(|| commands::missing_node(id))
+    }
+
+    async fn remove_node(&self, id: &str, force: bool) -> Result<()> {
+        let id = {
+            let world = self.world();
+            let found = world.nodes.values().find(|node| *node.id == *id || node.hostname == id);
+            found.ok_or_else(|| commands::missing_node(id))?.id.to_string()
+        };
+        self.parts.engine.remove_node(&id, force).await
     }
 
     async fn events(&self) -> Result<Stream1<Event>> {

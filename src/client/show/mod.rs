@@ -100,14 +100,20 @@ pub fn state(status: &ServiceStatus) -> String {
 
 /// `service ps`: `all` shows ended tasks as well; nodes are shown by their host names.
 pub fn tasks(status: &ServiceStatus, all: bool, now: Timestamp) -> String {
-    let ServiceStatus { tasks, nodes, .. } = status;
+    tasks_of(std::slice::from_ref(status), all, now)
+}
+
+/// `node ps`: the tasks of several services.
+pub fn tasks_of(services: &[ServiceStatus], all: bool, now: Timestamp) -> String {
     let node = |task: &Task| {
         let id = task.node.as_deref()?;
-        Some(nodes.get(id).map_or(id, String::as_str).to_owned())
+        let name = services.iter().find_map(|status| status.nodes.get(id));
+        Some(name.map_or(id, String::as_str).to_owned())
     };
+    let tasks = services.iter().flat_map(|status| &status.tasks);
     let mut table = table(&["TASK", "REVISION", "NODE", "STATE", "HEALTH", "PID", "PORTS", "SINCE", "REASON"]);
-    let mut rows: Vec<&Task> = tasks.iter().filter(|task| all || !task.state.is_final()).collect();
-    rows.sort_by(|a, b| (&a.slot, &a.id).cmp(&(&b.slot, &b.id)));
+    let mut rows: Vec<&Task> = tasks.filter(|task| all || !task.state.is_final()).collect();
+    rows.sort_by(|a, b| (&a.service, &a.slot, &a.id).cmp(&(&b.service, &b.slot, &b.id)));
     for task in rows {
         let since = task.finished_at.or(task.started_at).unwrap_or(task.created_at);
         let ports: Vec<&str> = task.ports.values().map(String::as_str).collect();

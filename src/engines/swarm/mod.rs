@@ -182,6 +182,10 @@ impl Engine for SwarmEngine {
         self.shared.nodes.update(id, update).await.map(|()| true)
     }
 
+    async fn remove_node(&self, id: &str, force: bool) -> Result<()> {
+        self.shared.nodes.remove(id, force).await
+    }
+
     async fn start(&self, request: StartRequest) -> Result<()> {
         if !self.shared.tasks.begin_start(&request.task, &request.node) {
             return Ok(());

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use bollard::Docker;
 use bollard::models::{Node as SwarmNode, NodeSpecAvailabilityEnum, NodeSpecRoleEnum, NodeState as SwarmState};
-use bollard::query_parameters::{ListNodesOptions, UpdateNodeOptions};
+use bollard::query_parameters::{DeleteNodeOptions, ListNodesOptions, UpdateNodeOptions};
 use tokio::sync::watch;
 
 use crate::engines::docker::trouble;
@@ -102,7 +102,20 @@ impl Nodes {
         }
     }
 
-    /// Changes availability and labels in the Swarm itself.
+    /// Removes a node from the Swarm; one that is not down only with `force`.
+    pub async fn remove(&self, id: &str, force: bool) -> Result<()> {
+        match self.docker.delete_node(id, Some(DeleteNodeOptions { force })).await {
+            Ok(()) => Ok(()),
+            Err(error) if trouble::said(&error).contains("not down") => {
+                let subject = format!("node \"{id:.70}\"");
+                Err(Error::new(crate::model::Kind::Conflict, subject, "is not down")
+                    .help("let it leave the Swarm first (docker swarm leave on it), or remove it with --force"))
+            }
+            Err(error) => Err(trouble::error(format!("node \"{id:.70}\""), "remove it", &error)),
+        }
+    }
+
+    /// Changes availability, role and labels in the Swarm itself.
     pub async fn update(&self, id: &str, update: &NodeUpdate) -> Result<()> {
         let subject = || format!("node \"{id:.70}\"");
         for _ in 0..ATTEMPTS {
@@ -115,6 +128,12 @@ impl Nodes {
                     Availability::Active => NodeSpecAvailabilityEnum::ACTIVE,
                     Availability::Pause => NodeSpecAvailabilityEnum::PAUSE,
                     Availability::Drain => NodeSpecAvailabilityEnum::DRAIN,
+                });
+            }
+            if let Some(role) = update.role {
+                spec.role = Some(match role {
+                    Role::Manager => NodeSpecRoleEnum::MANAGER,
+                    Role::Worker => NodeSpecRoleEnum::WORKER,
                 });
             }
             let labels = spec.labels.get_or_insert_default();

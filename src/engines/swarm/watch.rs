@@ -23,6 +23,8 @@ use crate::model::{Error, Result};
 /// How often tasks are listed while some are under way, and while none is.
 const UNDER_WAY: Duration = Duration::from_millis(100);
 const AT_REST: Duration = Duration::from_secs(1);
+/// How many times as long as a list took nothing is asked.
+const SPARED: u32 = 3;
 /// What Swarm says of a task that ran and ended with an error.
 const EXITED: &str = "task: non-zero exit";
 /// The wait before an event stream that ended is opened again.
@@ -38,10 +40,16 @@ impl Shared {
     /// Lists tasks for ever.
     pub async fn follow(self: Arc<Self>) {
         let mut failed = false;
+        let mut took = Duration::ZERO;
         loop {
-            let wait = if self.tasks.under_way() { UNDER_WAY } else { AT_REST };
+            // A list of many tasks costs the manager more than the news are worth: it gets most of the time for its work.
+            let wait = if self.tasks.under_way() { UNDER_WAY.max(took * SPARED).min(AT_REST) } else { AT_REST };
+            tokio::time::sleep(UNDER_WAY / 4).await;
             let _ = tokio::time::timeout(wait, self.stirred.notified()).await;
-            match self.look().await {
+            let begun = tokio::time::Instant::now();
+            let looked = self.look().await;
+            took = begun.elapsed();
+            match looked {
                 Ok(()) => failed = false,
                 Err(error) if !failed => {
                     tracing::warn!(%error, "what the Swarm's tasks do is not known for now");

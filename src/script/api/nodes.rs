@@ -9,7 +9,7 @@ use crate::model::node::{Node, NodeUpdate};
 use crate::model::{Error, strict};
 use crate::script::value::{from_record, raise, to_json};
 
-const FIELDS: [&str; 13] = [
+const FIELDS: [&str; 15] = [
     "id",
     "hostname",
     "role",
@@ -23,6 +23,8 @@ const FIELDS: [&str; 13] = [
     "labels",
     "engine_labels",
     "update",
+    "remove",
+    "tasks",
 ];
 
 /// Sets `nodes`.
@@ -68,6 +70,29 @@ fn node_table(lua: &Lua, cluster: &Arc<dyn Cluster>, node: &Node) -> mlua::Resul
             labels.set_readonly(true);
         }
     }
+    let (shared, id) = (cluster.clone(), node.id.clone());
+    let remove = lua.create_async_function(move |_, (_, options): (Value, Option<Table>)| {
+        let (cluster, id) = (shared.clone(), id.clone());
+        async move {
+            let force = match options {
+                Some(options) => options.get::<Option<bool>>("force")?.unwrap_or_default(),
+                None => false,
+            };
+            cluster.remove_node(&id, force).await.map_err(raise)
+        }
+    })?;
+    table.raw_set("remove", remove)?;
+    let (shared, id) = (cluster.clone(), node.id.clone());
+    let tasks = lua.create_async_function(move |lua, _: Value| {
+        let (cluster, id) = (shared.clone(), id.clone());
+        async move {
+            let services = cluster.services().await.map_err(raise)?;
+            let here = |task: &&crate::model::task::Task| task.node.as_ref() == Some(&id) && !task.state.is_final();
+            let labels = services.iter().flat_map(|status| &status.tasks).filter(here).map(|task| task.label());
+            lua.create_sequence_from(labels)
+        }
+    })?;
+    table.raw_set("tasks", tasks)?;
     let (cluster, id) = (cluster.clone(), node.id.clone());
     let update = lua.create_async_function(move |lua, (_, changes): (Value, Table)| {
         let (cluster, id) = (cluster.clone(), id.clone());

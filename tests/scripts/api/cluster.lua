@@ -5,6 +5,11 @@ assert(nodes.get(node.hostname).id == node.id and node.cpu > 0)
 node:update { label_add = { tested = "yes" } }
 assert(nodes.get(node.id).labels.tested == "yes")
 node:update { label_rm = { "tested" } }
+assert(#node:tasks() == 0)
+local removed, why_not = pcall(node.remove, node, { force = true })
+assert(not removed and why_not.kind == "unsupported", tostring(why_not))
+local promoted, why_no_role = pcall(node.update, node, { role = "manager" })
+assert(not promoted and tostring(why_no_role):find "knows no roles", tostring(why_no_role))
 
 local first = kv.set("t/a", "one", { version = 0 })
 local value, version = kv.get "t/a"

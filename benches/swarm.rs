@@ -1,0 +1,164 @@
+//! Replicas from the command to all of them running, and a rolling update, beside Docker Swarm itself on the same three
+//! machines in the same run: `cargo bench --bench swarm`. Needs what tests/lab needs.
+
+use std::time::{Duration, Instant};
+
+#[path = "../tests/support/lab.rs"]
+mod lab;
+#[path = "../tests/support/mod.rs"]
+mod support;
+
+use lab::{Lab, LabDaemon};
+
+/// How often a round is made; the best one counts.
+const ROUNDS: u32 = 3;
+
+fn main() {
+    if lab::missing().is_some() {
+        return;
+    }
+    let lab = Lab::up(3, 1);
+    let daemon = LabDaemon::start(&lab, "n1", &["--log", "warn"]);
+    println!("{:<44} {:>8} {:>8} {:>6}", "", "Swarm", "Neap", "ratio");
+    for replicas in [30, 100] {
+        let swarm = best(|| create_by_swarm(&lab, replicas));
+        let neap = best(|| create_by_neap(&lab, &daemon, replicas));
+        row(&format!("{replicas} replicas, command to all running"), swarm, neap);
+    }
+    let swarm = best(|| update_by_swarm(&lab, 30));
+    let neap = best(|| update_by_neap(&lab, &daemon, 30));
+    row("rolling update of 30, 2 at once, start-first", swarm, neap);
+    at_rest(&lab, &daemon);
+}
+
+fn best(mut round: impl FnMut() -> Duration) -> Duration {
+    (0..ROUNDS).map(|_| round()).min().unwrap()
+}
+
+fn row(what: &str, swarm: Duration, neap: Duration) {
+    let (swarm, neap) = (swarm.as_secs_f64(), neap.as_secs_f64());
+    println!("{what:<44} {swarm:>6.2} s {neap:>6.2} s {:>6.2}", neap / swarm);
+}
+
+// Tasks that the Swarm has as running with this image: asked in the same way for both.
+fn running(lab: &Lab, image: &str) -> usize {
+    let socket = lab.folder().join("n1/docker.sock");
+    let url = "http://docker/v1.41/tasks?filters=%7B%22desired-state%22%3A%5B%22running%22%5D%7D";
+    let output =
+        std::process::Command::new("curl").args(["-s", "--unix-socket"]).arg(socket).arg(url).output().unwrap();
+    let tasks: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    let is = |task: &&serde_json::Value| {
+        task["Status"]["State"] == "running" && task["Spec"]["ContainerSpec"]["Image"] == image
+    };
+    tasks.iter().filter(is).count()
+}
+
+fn wait_for(lab: &Lab, image: &str, replicas: usize) {
+    let until = Instant::now() + Duration::from_secs(180);
+    while running(lab, image) != replicas {
+        assert!(Instant::now() < until, "not {replicas} of {image}: {}", running(lab, image));
+        std::thread::sleep(Duration::from_millis(50));
+    }
+}
+
+fn clear(lab: &Lab) {
+    for node in ["n1", "n2", "n3"] {
+        let until = Instant::now() + Duration::from_secs(120);
+        while !lab.docker(node, &["ps", "-aq"]).is_empty() {
+            assert!(Instant::now() < until, "containers are left on {node}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+fn swarm_service(lab: &Lab, replicas: usize) {
+    let count = replicas.to_string();
+    #[rustfmt::skip]
+    lab.docker("n1", &[
+        "service", "create", "--detach", "--no-resolve-image", "--name", "theirs", "--replicas", &count,
+        "--publish", "mode=host,target=8080", "--update-order", "start-first", "--update-parallelism", "2",
+        "--update-monitor", "1ms", "--stop-grace-period", "2s", &lab.image("demo:1"),
+    ]);
+}
+
+fn create_by_swarm(lab: &Lab, replicas: usize) -> Duration {
+    let begun = Instant::now();
+    swarm_service(lab, replicas);
+    wait_for(lab, &lab.image("demo:1"), replicas);
+    let took = begun.elapsed();
+    lab.docker("n1", &["service", "rm", "theirs"]);
+    clear(lab);
+    took
+}
+
+fn neap_service(lab: &Lab, daemon: &LabDaemon, replicas: usize) {
+    let count = replicas.to_string();
+    #[rustfmt::skip]
+    daemon.ok(&[
+        "service", "create", "--detach", "--name", "ours", "--replicas", &count, "--publish", "8080:8080",
+        "--update-order", "start-first", "--update-parallelism", "2", "--update-monitor", "0s", "--stop-drain", "0s",
+        "--stop-grace-period", "2s", &lab.image("demo:1"),
+    ]);
+}
+
+fn create_by_neap(lab: &Lab, daemon: &LabDaemon, replicas: usize) -> Duration {
+    let begun = Instant::now();
+    neap_service(lab, daemon, replicas);
+    wait_for(lab, &lab.image("demo:1"), replicas);
+    let took = begun.elapsed();
+    daemon.ok(&["service", "rm", "ours"]);
+    clear(lab);
+    took
+}
+
+fn update_by_swarm(lab: &Lab, replicas: usize) -> Duration {
+    swarm_service(lab, replicas);
+    wait_for(lab, &lab.image("demo:1"), replicas);
+    let begun = Instant::now();
+    lab.docker(
+        "n1",
+        &["service", "update", "--detach", "--no-resolve-image", "--image", &lab.image("demo:2"), "theirs"],
+    );
+    wait_for(lab, &lab.image("demo:2"), replicas);
+    let took = begun.elapsed();
+    lab.docker("n1", &["service", "rm", "theirs"]);
+    clear(lab);
+    took
+}
+
+fn update_by_neap(lab: &Lab, daemon: &LabDaemon, replicas: usize) -> Duration {
+    neap_service(lab, daemon, replicas);
+    wait_for(lab, &lab.image("demo:1"), replicas);
+    let begun = Instant::now();
+    daemon.ok(&["service", "update", "ours", "--detach", "--image", &lab.image("demo:2")]);
+    wait_for(lab, &lab.image("demo:2"), replicas);
+    let took = begun.elapsed();
+    daemon.ok(&["service", "rm", "ours"]);
+    clear(lab);
+    took
+}
+
+// What a daemon with many services costs while nothing happens.
+fn at_rest(lab: &Lab, daemon: &LabDaemon) {
+    let pid = std::fs::read_to_string(lab.folder().join("n1/run/neap.pid")).unwrap();
+    let line = format!("cat /proc/{0}/stat; grep -E 'VmRSS|RssAnon' /proc/{0}/status", pid.trim());
+    let look = || lab.run("n1", &["sh", "-c", &line]);
+    let ticks = |text: &str| -> u64 {
+        let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
+        fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
+    };
+    neap_service(lab, daemon, 100);
+    wait_for(lab, &lab.image("demo:1"), 100);
+    std::thread::sleep(Duration::from_secs(3));
+    let before = ticks(&look());
+    std::thread::sleep(Duration::from_secs(10));
+    let after = look();
+    let memory: Vec<&str> = after.lines().filter(|line| line.contains("Rss") || line.contains("RSS")).collect();
+    println!(
+        "at rest with 100 replicas: {:.2}% of a core, {}",
+        (ticks(&after) - before) as f64 / 10.0,
+        memory.join(", ")
+    );
+    daemon.ok(&["service", "rm", "ours"]);
+    clear(lab);
+}
