@@ -347,3 +347,70 @@ fn several_engines_are_several_nodes() {
         });
     });
 }
+
+/// A registry on the laboratory's bridge that asks for a name and a password.
+struct Registry {
+    child: std::process::Child,
+    folder: tempfile::TempDir,
+    address: String,
+}
+
+impl Registry {
+    fn start(lab: &Lab) -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        let address = format!("{}:5001", lab.host_address());
+        // neap, secret (bcrypt, as the registry wants it).
+        let users = "neap:$2b$04$qbJ/MKgCGBDS0aZW6WXVZ.9NzSRc7BLy/O5ddcL4hGtImmsdyIRJ2\n";
+        std::fs::write(folder.path().join("users"), users).unwrap();
+        let config = format!(
+            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {0}/data\nhttp:\n  addr: {address}\n\
+             auth:\n  htpasswd:\n    realm: lab\n    path: {0}/users\n",
+            folder.path().display()
+        );
+        std::fs::write(folder.path().join("config.yml"), config).unwrap();
+        let child = std::process::Command::new("docker-registry")
+            .arg("serve")
+            .arg(folder.path().join("config.yml"))
+            .stdout(std::process::Stdio::null())
+            .stderr(std::process::Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("the registry answers", 20, || std::net::TcpStream::connect(&address).ok());
+        Registry { child, folder, address }
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[test]
+fn images_come_from_a_registry_that_wants_a_password() {
+    with_lab(1, |lab| {
+        let registry = Registry::start(lab);
+        let image = format!("{}/demo:1", registry.address);
+        let config = format!("DOCKER_CONFIG={}", registry.folder.path().join("docker").display());
+        let docker = |line: &str| lab.run("n1", &["env", &config, "sh", "-c", line]);
+        docker(&format!("echo secret | docker login -u neap --password-stdin {}", registry.address));
+        docker(&format!("docker tag demo:1 {image} && docker push -q {image} && docker rmi {image}"));
+
+        // Without credentials: said, and tried again.
+        let daemon = LabDaemon::start(lab, "n1", &["--engine", "docker"]);
+        daemon.ok(&["service", "create", "--detach", "--name", "web", &image]);
+        daemon.task_that("web", "is refused", |task| {
+            task["state"] == "rejected" && task["reason"].to_string().contains("no basic auth credentials")
+        });
+        daemon.end("TERM");
+        daemon.up(&[&config]);
+        daemon.task_that("web", "runs", |task| task["state"] == "running");
+
+        // Pulled anew before each start, and the image that is there serves while the registry is away.
+        daemon.ok(&["service", "update", "web", "--pull", "always", "--env", "A=1", "--update-monitor", "100ms"]);
+        drop(registry);
+        daemon.ok(&["service", "update", "web", "--env", "A=2", "--update-monitor", "100ms"]);
+        assert_eq!(daemon.live("web").len(), 1);
+    });
+}
