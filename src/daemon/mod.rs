@@ -3,6 +3,7 @@
 mod audit;
 pub mod config;
 pub mod engine;
+mod identity;
 mod shared;
 mod standalone;
 mod tls;
@@ -160,7 +161,8 @@ pub async fn up(options: Options) -> Result<()> {
         Chosen::Shared(address) => return shared::up(options, socket, address).await,
         Chosen::Own(store, engine) => (store, engine),
     };
-    let engine = engine::open(&options.cluster, &options.data, chosen, &options.engine).await?;
+    let identity = identity::of(&options.cluster, &*store, &crate::model::clock::SystemClock::start()).await?;
+    let engine = engine::open(&identity, &options.data, chosen, &options.engine).await?;
     let parted = Parted { store, engine, vault: Vault::open(&options.data)?, lifeline: false };
     let (parts, balancer) = parts(&options.cluster, &options.data, parted)?;
     let (store, clock): (_, Arc<dyn Clock>) = (parts.store.clone(), parts.clock.clone());

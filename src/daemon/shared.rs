@@ -105,7 +105,8 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     let daemons = Some(vault.shared_secret(DAEMONS));
     leave_key(&docker, &store, &vault).await?;
     tokio::spawn(keep_key(docker.clone(), store.clone(), Vault::open(&options.data)?));
-    let engine = super::engine::swarm(&options.cluster, address).await?;
+    let identity = super::identity::of(&options.cluster, &*store, &*clock).await?;
+    let engine = super::engine::swarm(&identity, address).await?;
     let fence = store.clone();
     let engine = Arc::new(Fenced::new(engine, move || fence.leads()));
     let parted = Parted { store: store.clone(), engine, vault, lifeline: false };

@@ -52,7 +52,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                 let versions = revision.secrets.clone();
                 let (parts, messages, slots, now) = (parts.clone(), messages.clone(), slots.clone(), seen.clone());
                 tokio::spawn(async move {
-                    let _slot = slots.acquire().await;
+                    let mut slot = slots.acquire().await;
                     // It may have been told to end while it waited for its turn.
                     if !now.borrow().tasks.get(&request.task).is_some_and(|task| task.wanted()) {
                         return;
@@ -69,8 +69,11 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                                     let state = ObservedState::Preparing { said: error.to_string() };
                                     let observed = Observed { task: id, state, warnings: Vec::new() };
                                     let _ = messages.send(Message::Observed(observed));
+                                    // Others need not wait for a node that is away.
+                                    drop(slot);
                                     tokio::time::sleep(wait).await;
                                     wait = (wait * 2).min(AGAIN.1);
+                                    slot = slots.acquire().await;
                                     if !now.borrow().tasks.get(&id).is_some_and(|task| task.wanted()) {
                                         return;
                                     }
@@ -82,6 +85,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     if let Err(error) = started {
                         let _ = messages.send(Message::Rejected(id, error.to_string()));
                     }
+                    drop(slot);
                     fault::point("runtime.after-start");
                 });
             }

@@ -37,7 +37,7 @@ const FIRST: std::time::Duration = std::time::Duration::from_secs(3);
 /// How the engine is set up.
 #[derive(Debug, Clone)]
 pub struct DockerOptions {
-    /// The cluster's name: containers of another one are not ours.
+    /// The cluster's name and its store's id: containers of another one are not ours.
     pub cluster: String,
     /// The Docker Engines, each a node.
     pub hosts: Vec<Address>,

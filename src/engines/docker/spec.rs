@@ -16,7 +16,7 @@ use crate::model::id::TaskId;
 use crate::model::mount::{Mount, MountKind};
 use crate::model::service::{LogPolicy, ServiceSpec};
 
-/// The label with the cluster's name: what carries it is Neap's.
+/// The label with the cluster's name and its store's id: what carries it is that cluster's.
 pub const CLUSTER: &str = "neap.cluster";
 /// The label with the task's id.
 pub const TASK: &str = "neap.task";

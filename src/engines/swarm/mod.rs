@@ -27,7 +27,7 @@ use crate::model::{Error, Kind, Result, fault};
 /// How the engine is set up.
 #[derive(Debug, Clone)]
 pub struct SwarmOptions {
-    /// The cluster's name: services of another one are not ours.
+    /// The cluster's name and its store's id: services of another one are not ours.
     pub cluster: String,
     /// The Docker Engine of this host, which has to be a manager.
     pub address: Address,

@@ -74,6 +74,17 @@ impl Record {
     }
 }
 
+/// Everything up to a commit, written down whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Snapshot {
+    /// The term of the leader that wrote it: another one's is another.
+    pub term: u64,
+    /// The last commit that it holds.
+    pub seq: u64,
+    /// The number of its configs.
+    pub parts: u32,
+}
+
 /// Where the log stands.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Head {
@@ -85,8 +96,8 @@ pub struct Head {
     pub beat: u64,
     /// The number of the last commit.
     pub seq: u64,
-    /// The commit that the snapshot holds everything up to, and its number of parts.
-    pub snapshot: (u64, u32),
+    /// The snapshot that the log begins behind.
+    pub snapshot: Snapshot,
     /// The log after the snapshot: each config's term and last commit.
     pub logs: Vec<(u64, u64)>,
     /// The commits after those.
@@ -152,7 +163,15 @@ impl Names {
     }
 
     /// A part of a snapshot.
-    pub fn snapshot(&self, seq: u64, part: u32) -> String {
-        format!("{}-all-{seq:012x}-{part:03}", self.0)
+    pub fn snapshot(&self, snapshot: Snapshot, part: u32) -> String {
+        format!("{}-all-{:06x}-{:012x}-{part:03}", self.0, snapshot.term, snapshot.seq)
+    }
+
+    /// Term and commit in the name of a part of log or snapshot.
+    pub fn read(&self, name: &str) -> Option<(u64, u64)> {
+        let rest = name.strip_prefix(&self.0)?;
+        let mut fields = rest.strip_prefix("-log-").or_else(|| rest.strip_prefix("-all-"))?.split('-');
+        let mut number = || u64::from_str_radix(fields.next()?, 16).ok();
+        Some((number()?, number()?))
     }
 }

@@ -18,7 +18,7 @@ use tokio::sync::{broadcast, watch};
 
 pub use self::configs::{Config, Configs, SwarmConfigs};
 pub use self::head::Leader;
-use self::head::{Head, Names, Put, Record};
+use self::head::{Head, Names, Put, Record, Snapshot};
 use super::{Change, Entry, Store, Write};
 use crate::model::{Error, Kind, Result, fault};
 
@@ -130,20 +130,20 @@ impl SwarmStore {
             (inner.data.clone(), inner.head.seq)
         };
         let mut changed = Vec::new();
-        if head.snapshot.0 > seq {
+        if head.snapshot.seq > seq {
             let mut whole = String::new();
-            for part in 0..head.snapshot.1 {
-                let name = self.names.snapshot(head.snapshot.0, part);
+            for part in 0..head.snapshot.parts {
+                let name = self.names.snapshot(head.snapshot, part);
                 let Some(config) = self.configs.read(&name).await? else { return Ok(None) };
                 whole.push_str(&String::from_utf8_lossy(&config.data));
             }
             let now: BTreeMap<String, (u64, head::Value)> = parse(&whole)?;
             let gone = data.keys().filter(|key| !now.contains_key(*key)).cloned();
-            changed.extend(gone.map(|key| Change { key, version: head.snapshot.0, removed: true }));
-            let version = head.snapshot.0;
+            let version = head.snapshot.seq;
+            changed.extend(gone.map(|key| Change { key, version, removed: true }));
             changed.extend(now.keys().map(|key| Change { key: key.clone(), version, removed: false }));
             data = now.into_iter().map(|(key, (version, value))| (key, (version, value.into()))).collect();
-            seq = head.snapshot.0;
+            seq = version;
         }
         for (term, last) in head.logs.iter().filter(|(_, last)| *last > seq) {
             let Some(config) = self.configs.read(&self.names.log(*term, *last)).await? else { return Ok(None) };
@@ -292,7 +292,6 @@ impl SwarmStore {
             let inner = self.inner();
             (inner.head.clone(), inner.data.clone())
         };
-        let before = next.clone();
         let mut changed = Vec::new();
         if !writes.is_empty() {
             next.seq += 1;
@@ -302,16 +301,17 @@ impl SwarmStore {
             data.iter().map(|(key, (version, value))| (key, (*version, value.clone().into()))).collect();
         let text = serde_json::to_string(&whole).map_err(|error| Error::internal("store", error.to_string()))?;
         let labels = BTreeMap::from([(configs::STORE.to_owned(), self.cluster.clone())]);
-        let mut parts = 0;
+        let mut snapshot = Snapshot { term: next.term, seq: next.seq, parts: 0 };
         for part in chunks(&text) {
-            let name = self.names.snapshot(next.seq, parts);
+            let name = self.names.snapshot(snapshot, snapshot.parts);
+            // An attempt before this one may have left it there.
             if !self.configs.create(&name, &labels, part.as_bytes()).await.map_err(|error| refused(&error))? {
                 self.configs.remove(&name).await.map_err(|error| refused(&error))?;
                 self.configs.create(&name, &labels, part.as_bytes()).await.map_err(|error| refused(&error))?;
             }
-            parts += 1;
+            snapshot.parts += 1;
         }
-        (next.snapshot, next.logs, next.tail) = ((next.seq, parts), Vec::new(), Vec::new());
+        (next.snapshot, next.logs, next.tail) = (snapshot, Vec::new(), Vec::new());
         fault::point("swarm-store.before-anew");
         self.advance(&next).await?;
         {
@@ -321,24 +321,21 @@ impl SwarmStore {
         for change in changed {
             let _ = self.changes.send(change);
         }
-        // What the head does not name any more.
-        for (term, last) in before.logs {
-            let _ = self.configs.remove(&self.names.log(term, last)).await;
-        }
-        for part in 0..before.snapshot.1 {
-            if before.snapshot.0 != next.snapshot.0 || part >= parts {
-                let _ = self.configs.remove(&self.names.snapshot(before.snapshot.0, part)).await;
-            }
-        }
+        self.clear(snapshot).await;
         Ok(())
     }
 
-    /// Removes all of it from the Swarm. Nobody may lead.
-    pub async fn destroy(&self) -> Result<()> {
-        for name in self.configs.names().await? {
-            self.configs.remove(&name).await?;
+    // What the snapshot makes needless, what attempts that failed have left included. A leader after this one has a later
+    // term, and nothing of its own is touched.
+    async fn clear(&self, snapshot: Snapshot) {
+        let kept: Vec<String> = (0..snapshot.parts).map(|part| self.names.snapshot(snapshot, part)).collect();
+        let Ok(names) = self.configs.names().await else { return };
+        for name in names {
+            let old = self.names.read(&name).is_some_and(|(term, seq)| term <= snapshot.term && seq <= snapshot.seq);
+            if old && !kept.contains(&name) {
+                let _ = self.configs.remove(&name).await;
+            }
         }
-        Ok(())
     }
 }
 

@@ -148,6 +148,19 @@ async fn whoever_is_overtaken_writes_nothing_more() {
     assert_eq!(second.get("k").unwrap().unwrap().value, b"2");
     let fresh = SwarmStore::open(configs.clone(), "test").await.unwrap();
     assert_eq!(contents(&fresh), [("k".to_owned(), "2".to_owned())]);
+    // In the middle of writing everything down, at the very same commit.
+    let third = daemon(&configs, "c").await;
+    second.change().proven = Some(Instant::now());
+    third.write_down(&[]).await.unwrap();
+    second.commit(vec![Write::put("k", b"4".to_vec())]).await.unwrap_err();
+    second.change().proven = Some(Instant::now());
+    second.write_down(&[Write::put("k", b"5".to_vec())]).await.unwrap_err();
+    let fresh = SwarmStore::open(configs.clone(), "test").await.unwrap();
+    assert_eq!(contents(&fresh), [("k".to_owned(), "2".to_owned())]);
+    // What such attempts leave behind goes with the next snapshot.
+    third.commit(vec![Write::put("k", b"6".to_vec())]).await.unwrap();
+    third.write_down(&[]).await.unwrap();
+    assert_eq!(configs.all.lock().unwrap().len(), 2, "the head and one part");
 }
 
 #[tokio::test]
