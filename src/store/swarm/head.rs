@@ -85,6 +85,17 @@ pub struct Snapshot {
     pub parts: u32,
 }
 
+/// Some commits in a row, in a config of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Log {
+    /// The term of the leader that wrote it.
+    pub term: u64,
+    /// The last commit that it holds.
+    pub seq: u64,
+    /// Whether it was put together from smaller ones.
+    pub merged: bool,
+}
+
 /// Where the log stands.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Head {
@@ -98,8 +109,8 @@ pub struct Head {
     pub seq: u64,
     /// The snapshot that the log begins behind.
     pub snapshot: Snapshot,
-    /// The log after the snapshot: each config's term and last commit.
-    pub logs: Vec<(u64, u64)>,
+    /// The log after the snapshot.
+    pub logs: Vec<Log>,
     /// The commits after those.
     pub tail: Vec<Record>,
 }
@@ -156,10 +167,10 @@ impl Names {
         format!("{}-head", self.0)
     }
 
-    /// The part of the log that ends with this commit. Two leaders that each believe to write the same commit do not
-    /// share a name.
-    pub fn log(&self, term: u64, seq: u64) -> String {
-        format!("{}-log-{term:06x}-{seq:012x}", self.0)
+    /// A part of the log. Two leaders that each believe to write the same commit do not share a name.
+    pub fn log(&self, log: Log) -> String {
+        let kind = if log.merged { "sum" } else { "log" };
+        format!("{}-{kind}-{:06x}-{:012x}", self.0, log.term, log.seq)
     }
 
     /// A part of a snapshot.
@@ -170,7 +181,8 @@ impl Names {
     /// Term and commit in the name of a part of log or snapshot.
     pub fn read(&self, name: &str) -> Option<(u64, u64)> {
         let rest = name.strip_prefix(&self.0)?;
-        let mut fields = rest.strip_prefix("-log-").or_else(|| rest.strip_prefix("-all-"))?.split('-');
+        let kinds = ["-log-", "-sum-", "-all-"];
+        let mut fields = kinds.iter().find_map(|kind| rest.strip_prefix(kind))?.split('-');
         let mut number = || u64::from_str_radix(fields.next()?, 16).ok();
         Some((number()?, number()?))
     }

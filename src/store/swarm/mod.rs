@@ -18,7 +18,7 @@ use tokio::sync::{broadcast, watch};
 
 pub use self::configs::{Config, Configs, SwarmConfigs};
 pub use self::head::Leader;
-use self::head::{Head, Names, Put, Record, Snapshot};
+use self::head::{Head, Log, Names, Put, Record, Snapshot};
 use super::{Change, Entry, Store, Write};
 use crate::model::{Error, Kind, Result, fault};
 
@@ -26,9 +26,11 @@ use crate::model::{Error, Kind, Result, fault};
 const TAIL: usize = 8 << 10;
 /// Most bytes in one config of log or snapshot; a Swarm takes 1,000 KiB.
 const PART: usize = 400 << 10;
-/// So many configs of log are written down whole, or so many bytes.
-const LOGS: usize = 64;
-const LOG_BYTES: usize = 8 << 20;
+/// So many small configs of log are put together into one.
+const MERGED: usize = 32;
+/// All is written down whole once the log is as large as all, and at least this large: no byte is written more than a few
+/// times, however much there is.
+const LOG_BYTES: usize = 1 << 20;
 /// A leader that could not prove that it leads for so long does nothing more.
 pub const LEASE: Duration = Duration::from_secs(3);
 /// How long it is tried to find out what became of a write whose answer was lost.
@@ -57,8 +59,9 @@ struct Inner {
     seen: Instant,
     // When this daemon last proved that it leads: the time before it sent what was accepted.
     proven: Option<Instant>,
-    // Bytes of log since the snapshot.
+    // Bytes of log since the snapshot, and of the snapshot, as far as this daemon wrote them.
     logged: usize,
+    whole: usize,
 }
 
 impl SwarmStore {
@@ -75,6 +78,7 @@ impl SwarmStore {
                 seen: Instant::now(),
                 proven: None,
                 logged: 0,
+                whole: 0,
             }),
             changes: broadcast::channel(4096).0,
             leader: watch::Sender::new(None),
@@ -145,19 +149,22 @@ impl SwarmStore {
             data = now.into_iter().map(|(key, (version, value))| (key, (version, value.into()))).collect();
             seq = version;
         }
-        for (term, last) in head.logs.iter().filter(|(_, last)| *last > seq) {
-            let Some(config) = self.configs.read(&self.names.log(*term, *last)).await? else { return Ok(None) };
-            let records: Vec<Record> = parse(&String::from_utf8_lossy(&config.data))?;
+        for log in head.logs.iter().filter(|log| log.seq > seq) {
+            let Some(records) = self.read_log(*log).await? else { return Ok(None) };
             for record in records.into_iter().filter(|record| record.seq > seq) {
                 apply(&mut data, record, &mut changed);
             }
         }
-        for record in head.tail.iter().filter(|record| record.seq > seq) {
-            if head.logs.last().is_none_or(|(_, last)| record.seq > *last) {
-                apply(&mut data, record.clone(), &mut changed);
-            }
+        let logged = head.logs.last().map_or(0, |log| log.seq);
+        for record in head.tail.iter().filter(|record| record.seq > seq.max(logged)) {
+            apply(&mut data, record.clone(), &mut changed);
         }
         Ok(Some((data, changed)))
+    }
+
+    async fn read_log(&self, log: Log) -> Result<Option<Vec<Record>>> {
+        let Some(config) = self.configs.read(&self.names.log(log)).await? else { return Ok(None) };
+        parse(&String::from_utf8_lossy(&config.data)).map(Some)
     }
 
     fn take(&self, head: Head, index: u64, data: Data, changed: Vec<Change>) {
@@ -241,26 +248,15 @@ impl SwarmStore {
         next.tail.push(Record::new(next.seq, writes));
         let mut size = next.tail_size();
         if size > TAIL {
-            // A commit larger than one config is parted; all but its last part count only with it.
-            let mut puts: Vec<Put> = Vec::new();
-            let mut part = Vec::new();
-            for record in std::mem::take(&mut next.tail) {
-                puts.extend(record.puts.iter().cloned());
-                part.push(record);
-            }
-            let text = serde_json::to_vec(&part).map_err(|error| Error::internal("store", error.to_string()))?;
+            let text = serde_json::to_vec(&std::mem::take(&mut next.tail))
+                .map_err(|error| Error::internal("store", error.to_string()))?;
             if text.len() > PART * 2 {
                 return self.write_whole(writes).await;
             }
-            let name = self.names.log(next.term, next.seq);
-            let labels = BTreeMap::from([(configs::STORE.to_owned(), self.cluster.clone())]);
+            let log = Log { term: next.term, seq: next.seq, merged: false };
             size = text.len();
-            // An attempt before this one may have left it there, with other contents.
-            if !self.configs.create(&name, &labels, &text).await.map_err(|error| refused(&error))? {
-                self.configs.remove(&name).await.map_err(|error| refused(&error))?;
-                self.configs.create(&name, &labels, &text).await.map_err(|error| refused(&error))?;
-            }
-            next.logs.push((next.term, next.seq));
+            self.put(&self.names.log(log), &text).await?;
+            next.logs.push(log);
         }
         fault::point("swarm-store.before-head");
         self.advance(&next).await?;
@@ -274,10 +270,65 @@ impl SwarmStore {
         for change in changed {
             let _ = self.changes.send(change);
         }
-        if next.logs.len() >= LOGS || logged + size >= LOG_BYTES {
-            self.write_down(&[]).await?;
+        // What follows keeps the store small; the commit is made, and stays so whatever becomes of that.
+        let small = next.logs.iter().rev().take_while(|log| !log.merged).count();
+        let kept = if logged + size >= LOG_BYTES.max(self.inner().whole) {
+            self.write_down(&[]).await
+        } else if small >= MERGED {
+            self.merge(small).await
+        } else {
+            Ok(())
+        };
+        if let Err(error) = kept {
+            tracing::debug!(%error, "the log could not be made shorter for now");
         }
         Ok(next.seq)
+    }
+
+    // Puts the last `count` configs of the log together, as far as one config holds them.
+    async fn merge(&self, count: usize) -> Result<()> {
+        let mut next = self.inner().head.clone();
+        let (begin, next_term) = (next.logs.len() - count, next.term);
+        let (mut text, mut last) = (String::new(), 0);
+        let mut merged = Vec::new();
+        let sum = |seq| Log { term: next_term, seq, merged: true };
+        for log in next.logs.split_off(begin) {
+            let gone = || Error::new(Kind::Corrupt, "store in the Swarm", "lacks a part of its log");
+            let records = self.read_log(log).await?.ok_or_else(gone)?;
+            let part = serde_json::to_string(&records).map_err(|error| Error::internal("store", error.to_string()))?;
+            let inside = part[1..part.len() - 1].to_owned();
+            if !text.is_empty() && text.len() + inside.len() > PART {
+                merged.push((sum(last), std::mem::take(&mut text)));
+            }
+            if !text.is_empty() {
+                text.push(',');
+            }
+            text.push_str(&inside);
+            last = log.seq;
+        }
+        if !text.is_empty() {
+            merged.push((sum(last), text));
+        }
+        for (log, text) in merged {
+            self.put(&self.names.log(log), format!("[{text}]").as_bytes()).await?;
+            next.logs.push(log);
+        }
+        let old: Vec<Log> = self.inner().head.logs[begin..].to_vec();
+        self.advance(&next).await?;
+        for log in old {
+            let _ = self.configs.remove(&self.names.log(log)).await;
+        }
+        Ok(())
+    }
+
+    // A config of this name and no other contents: an attempt before may have left it there with other ones.
+    async fn put(&self, name: &str, data: &[u8]) -> Result<()> {
+        let labels = BTreeMap::from([(configs::STORE.to_owned(), self.cluster.clone())]);
+        if !self.configs.create(name, &labels, data).await.map_err(|error| refused(&error))? {
+            self.configs.remove(name).await.map_err(|error| refused(&error))?;
+            self.configs.create(name, &labels, data).await.map_err(|error| refused(&error))?;
+        }
+        Ok(())
     }
 
     // A commit too large for the log is part of what is written down whole.
@@ -300,15 +351,9 @@ impl SwarmStore {
         let whole: BTreeMap<&String, (u64, head::Value)> =
             data.iter().map(|(key, (version, value))| (key, (*version, value.clone().into()))).collect();
         let text = serde_json::to_string(&whole).map_err(|error| Error::internal("store", error.to_string()))?;
-        let labels = BTreeMap::from([(configs::STORE.to_owned(), self.cluster.clone())]);
         let mut snapshot = Snapshot { term: next.term, seq: next.seq, parts: 0 };
         for part in chunks(&text) {
-            let name = self.names.snapshot(snapshot, snapshot.parts);
-            // An attempt before this one may have left it there.
-            if !self.configs.create(&name, &labels, part.as_bytes()).await.map_err(|error| refused(&error))? {
-                self.configs.remove(&name).await.map_err(|error| refused(&error))?;
-                self.configs.create(&name, &labels, part.as_bytes()).await.map_err(|error| refused(&error))?;
-            }
+            self.put(&self.names.snapshot(snapshot, snapshot.parts), part.as_bytes()).await?;
             snapshot.parts += 1;
         }
         (next.snapshot, next.logs, next.tail) = (snapshot, Vec::new(), Vec::new());
@@ -316,7 +361,7 @@ impl SwarmStore {
         self.advance(&next).await?;
         {
             let mut inner = self.change();
-            (inner.data, inner.logged) = (data, 0);
+            (inner.data, inner.logged, inner.whole) = (data, 0, text.len());
         }
         for change in changed {
             let _ = self.changes.send(change);

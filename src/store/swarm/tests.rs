@@ -13,6 +13,7 @@ struct MemoryConfigs {
     // The answers to so many of the next writes are lost, though they are carried out.
     lost: AtomicU32,
     refused: AtomicU32,
+    written: std::sync::atomic::AtomicU64,
 }
 
 impl MemoryConfigs {
@@ -42,6 +43,7 @@ impl Configs for MemoryConfigs {
     async fn create(&self, name: &str, labels: &BTreeMap<String, String>, data: &[u8]) -> Result<bool> {
         self.refuses()?;
         assert!(name.len() <= 64 && data.len() <= 1000 << 10, "{name}: {} bytes", data.len());
+        self.written.fetch_add(data.len() as u64, Ordering::SeqCst);
         {
             let mut all = self.all.lock().unwrap();
             if all.contains_key(name) {
@@ -59,6 +61,7 @@ impl Configs for MemoryConfigs {
 
     async fn update(&self, name: &str, index: u64, labels: &BTreeMap<String, String>) -> Result<bool> {
         self.refuses()?;
+        self.written.fetch_add(labels.values().map(String::len).sum::<usize>() as u64, Ordering::SeqCst);
         {
             let mut all = self.all.lock().unwrap();
             let config = all.get_mut(name).unwrap();
@@ -199,4 +202,34 @@ async fn a_lead_that_stands_still_is_taken_over() {
     assert!(second.leads());
     assert_eq!(contents(&second), contents(&first));
     assert_eq!(second.leader().borrow().as_ref().unwrap().id, "b");
+}
+
+#[tokio::test]
+async fn five_thousand_services_are_little_for_raft() {
+    let configs = Arc::new(MemoryConfigs::default());
+    let store = daemon(&configs, "a").await;
+    // As large as real ones: a service, its revision, two tasks, each of which is written four times until it runs.
+    let record =
+        |size: usize, n: u32| format!("1 00000000 {{\"n\":{n},\"text\":\"{}\"}}", "x".repeat(size)).into_bytes();
+    for n in 0..5000 {
+        let task = |slot: u32, state: u32| Write::put(format!("task/{n:05}-{slot}"), record(700, state));
+        let described = [("service", 1200), ("revision", 1100)]
+            .map(|(kind, size)| Write::put(format!("{kind}/s{n}"), record(size, n)));
+        store.commit([&described[..], &[task(1, 0), task(2, 0)]].concat()).await.unwrap();
+        for state in 1..4 {
+            store.commit(vec![task(1, state), task(2, state)]).await.unwrap();
+        }
+    }
+    let fresh = SwarmStore::open(configs.clone(), "test").await.unwrap();
+    assert_eq!(fresh.list("task/").unwrap().len(), 10_000);
+    assert_eq!(contents(&fresh), contents(&store));
+    let all = configs.all.lock().unwrap();
+    let size = |config: &Config| config.data.len() + config.labels.values().map(String::len).sum::<usize>();
+    let (count, largest, sum) =
+        (all.len(), all.values().map(size).max().unwrap(), all.values().map(size).sum::<usize>());
+    let written = configs.written.load(Ordering::SeqCst) as usize;
+    println!("{count} configs, {sum} bytes, the largest {largest}; {written} bytes written for 20000 commits");
+    assert!(count < 250 && largest <= 800 << 10 && sum < 60 << 20, "{count} configs, {largest}, {sum}");
+    // Twice 95 MB of commits would be a fair price; the head's share of small commits is the rest.
+    assert!(written < 500 << 20, "{written} bytes");
 }
