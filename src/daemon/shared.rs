@@ -26,6 +26,8 @@ use crate::store::{Store, Write, decode, encode};
 pub const PORT: u16 = 8377;
 /// How much longer a daemon waits before it takes over the lead when another one sits beside Swarm's leader.
 const HANDICAP: Duration = Duration::from_secs(1);
+/// The wait before something that failed is begun anew.
+const RECOVER: Duration = Duration::from_secs(2);
 /// How often the key of the secrets is sealed anew if the Swarm's manager token has changed.
 const REWRAP: Duration = Duration::from_secs(30);
 /// How often a daemon that follows looks for that key before there is one.
@@ -57,9 +59,17 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     }
     let node = swarm.node_id.unwrap_or_default();
     let own = swarm.node_addr.as_deref().and_then(|address| address.parse::<IpAddr>().ok());
-    let peer = options.peer.unwrap_or_else(|| SocketAddr::new(own.unwrap_or(IpAddr::from([0, 0, 0, 0])), PORT));
-    let store =
-        SwarmStore::open(Arc::new(SwarmConfigs::new(docker.clone(), &options.cluster)), &options.cluster).await?;
+    let unknown = || {
+        Error::new(Kind::Invalid, "--peer", "is needed: this Swarm node does not tell its address")
+            .help("name the address at which the other managers reach this one, such as --peer 10.0.0.1:8377")
+    };
+    let peer = match options.peer {
+        Some(peer) => peer,
+        None => SocketAddr::new(own.ok_or_else(unknown)?, PORT),
+    };
+    // Listening on all addresses is no address that others can be told.
+    let told = if peer.ip().is_unspecified() { SocketAddr::new(own.ok_or_else(unknown)?, peer.port()) } else { peer };
+    let store = open_store(&options, &docker).await;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
 
     // Everything that is asked here goes to whoever leads.
@@ -88,7 +98,7 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     let me = Leader {
         id: format!("{node}-{:016x}", clock.random()),
         hostname: info.name.unwrap_or_default(),
-        address: peer.to_string(),
+        address: told.to_string(),
         fingerprint,
     };
     tokio::spawn(clear_balancer(options.data.clone(), store.clone(), me.id.clone()));
@@ -99,21 +109,22 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         led = store.lead(&me, handicap) => led?,
         () = &mut end => super::leave(&options),
     }
-    // The first daemon that ever leads makes the key, before anything is sealed with it.
-    let known = find_vault(&options, &docker, &store).await?;
-    let vault = known.map_or_else(|| Vault::open(&options.data), Ok)?;
-    let daemons = Some(vault.shared_secret(DAEMONS));
-    leave_key(&docker, &store, &vault).await?;
-    tokio::spawn(keep_key(docker.clone(), store.clone(), Vault::open(&options.data)?));
-    let identity = super::identity::of(&options.cluster, &*store, &*clock).await?;
-    let engine = super::engine::swarm(&identity, address).await?;
-    let fence = store.clone();
-    let engine = Arc::new(Fenced::new(engine, move || fence.leads()));
-    let parted = Parted { store: store.clone(), engine, vault, lifeline: false };
-    let (parts, balancer) = super::parts(&options.cluster, &options.data, parted)?;
+    // The lead is kept from the first moment on: what is set up below may take its time.
     let lost = store.keep_lead();
     tokio::pin!(lost);
     let leading = async {
+        // The first daemon that ever leads makes the key, before anything is sealed with it.
+        let known = find_vault(&options, &docker, &store).await?;
+        let vault = known.map_or_else(|| Vault::open(&options.data), Ok)?;
+        let daemons = Some(vault.shared_secret(DAEMONS));
+        leave_key(&docker, &store, &vault).await?;
+        tokio::spawn(keep_key(docker.clone(), store.clone(), Vault::open(&options.data)?));
+        let identity = super::identity::of(&options.cluster, &*store, &*clock).await?;
+        let engine = super::engine::swarm(&identity, address).await?;
+        let fence = store.clone();
+        let engine = Arc::new(Fenced::new(engine, move || fence.leads()));
+        let parted = Parted { store: store.clone(), engine, vault, lifeline: false };
+        let (parts, balancer) = super::parts(&options.cluster, &options.data, parted)?;
         let runtime = Runtime::start(parts, balancer).await?;
         super::follow_scripts(&options, &runtime).await?;
         switch.set(api(runtime.clone(), daemons));
@@ -126,16 +137,46 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     tokio::select! {
         biased;
         () = &mut end => {
-            if let Err(error) = store.give_up().await {
-                tracing::warn!(%error, "the lead could not be handed over; another daemon takes it in a few seconds");
-            }
+            hand_over(&store).await;
             super::leave(&options)
         }
         why = &mut lost => {
             tracing::warn!(%why, "this daemon begins anew");
             Err(again())
         }
-        result = leading => result,
+        result = leading => {
+            // Another daemon may have more luck; this one tries again as well.
+            if let Err(error) = result {
+                tracing::error!(%error, "this daemon cannot lead; it hands over and begins anew");
+            }
+            hand_over(&store).await;
+            tokio::time::sleep(RECOVER).await;
+            Err(again())
+        }
+    }
+}
+
+// Managers that are starting have no quorum yet; it is waited for.
+async fn open_store(options: &Options, docker: &Docker) -> Arc<SwarmStore> {
+    let mut told = false;
+    loop {
+        let configs = Arc::new(SwarmConfigs::new(docker.clone(), &options.cluster));
+        match SwarmStore::open(configs, &options.cluster).await {
+            Ok(store) => return store,
+            Err(error) if !told => {
+                tracing::warn!(%error, "the store cannot be read yet; it is waited for");
+                told = true;
+            }
+            Err(_) => {}
+        }
+        tokio::time::sleep(RECOVER).await;
+    }
+}
+
+async fn hand_over(store: &Arc<SwarmStore>) {
+    let given = tokio::time::timeout(RECOVER * 2, store.give_up()).await;
+    if !matches!(given, Ok(Ok(()))) {
+        tracing::warn!("the lead could not be handed over; another daemon takes it in a few seconds");
     }
 }
 

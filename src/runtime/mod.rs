@@ -149,6 +149,7 @@ impl Runtime {
                 let _ = messages.send(Message::Observed(Observed { task: task.id, state, warnings: Vec::new() }));
             }
         }
+        starter::stop_again(&parts, &world, &known);
         for observed in known {
             let _ = messages.send(Message::Observed(observed));
         }

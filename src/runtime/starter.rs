@@ -16,6 +16,8 @@ use crate::scheduler::world::World;
 
 /// Most tasks that are being started at once.
 const STARTS: usize = 32;
+/// Most ended tasks that are being removed at once.
+const REMOVALS: usize = 8;
 /// The first and the longest wait before a start that could not be made is tried again.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(5));
 
@@ -24,6 +26,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
     tokio::spawn(async move {
         let slots = Arc::new(Semaphore::new(STARTS));
         let mut asked: BTreeSet<TaskId> = BTreeSet::new();
+        let removals = Arc::new(Semaphore::new(REMOVALS));
         let mut known: BTreeSet<TaskId> = BTreeSet::new();
         // What was given up before this daemon is found by what the engine lists.
         let mut given_up: BTreeSet<TaskId> = lost(&seen.borrow()).map(|task| task.id).collect();
@@ -93,15 +96,30 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
             for id in known.difference(&present) {
                 asked.remove(id);
                 given_up.remove(id);
-                fault::point("runtime.before-remove");
-                if let Err(error) = parts.engine.remove(id).await {
-                    tracing::warn!(%error, "what is left of a task could not be removed");
-                }
-                fault::point("runtime.after-remove");
+                remove(&parts, *id, &removals);
             }
             known = present;
             if seen.changed().await.is_err() {
                 return;
+            }
+        }
+    });
+}
+
+// Whoever waits for a node that is away holds up nobody else, and tries again when it may be back.
+fn remove(parts: &Arc<Parts>, id: TaskId, turns: &Arc<Semaphore>) {
+    let (parts, turns) = (parts.clone(), turns.clone());
+    tokio::spawn(async move {
+        loop {
+            let turn = turns.acquire().await;
+            fault::point("runtime.before-remove");
+            let removed = parts.engine.remove(&id).await;
+            fault::point("runtime.after-remove");
+            drop(turn);
+            match removed {
+                Err(error) if error.retry => tokio::time::sleep(AGAIN.1).await,
+                Err(error) => return tracing::warn!(%error, "what is left of a task could not be removed"),
+                Ok(()) => return,
             }
         }
     });
@@ -129,6 +147,22 @@ fn with_secrets(parts: &Parts, mut request: StartRequest, versions: &BTreeMap<St
         request.secrets.0.insert(name.clone(), super::kv::reveal(parts, secret, version)?);
     }
     Ok(request)
+}
+
+/// At the start: what was told to end by a daemon before this one, and still runs, is told again.
+pub fn stop_again(parts: &Arc<Parts>, world: &World, known: &[Observed]) {
+    for observed in known.iter().filter(|observed| matches!(observed.state, ObservedState::Running { .. })) {
+        let Some(task) = world.tasks.get(&observed.task).filter(|task| task.state == TaskState::Stopping) else {
+            continue;
+        };
+        let grace = world.task_spec(&task.id).map_or(LEFT_OVER, |spec| spec.stop.grace);
+        let (parts, id) = (parts.clone(), task.id);
+        tokio::spawn(async move {
+            if let Err(error) = parts.engine.stop(&id, grace).await {
+                tracing::warn!(%error, task = %id, "it could not be told again to end");
+            }
+        });
+    }
 }
 
 /// Whether what was seen runs although nobody asks for it: left over by a task that was given up with its node, or whose

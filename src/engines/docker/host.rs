@@ -28,6 +28,8 @@ const PING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(
 const DOWN: Duration = Duration::from_secs(4);
 /// How long an attempt to connect may take: while the engine may be back in a moment, and once it is known to be down.
 const CONNECT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(15));
+/// How often an engine that does not answer is asked about a container; after that the next stock-taking tells.
+const LOOKS: usize = 300;
 /// The wait before the next attempt to connect.
 const AGAIN: Duration = Duration::from_millis(250);
 
@@ -288,12 +290,24 @@ impl Host {
         None
     }
 
+    /// Looks until the engine answers: what happens in between may have been told to nobody.
+    pub async fn look_until_known(&self, task: &TaskId, id: &str) {
+        for _ in 0..LOOKS {
+            if let Ok(connection) = self.connected()
+                && (self.look_at(&connection, task, id).await.is_some() || self.tasks.is_over(task))
+            {
+                return;
+            }
+            tokio::time::sleep(PING.0).await;
+        }
+    }
+
     /// Starts a container that was made, and reports what became of it.
     pub async fn start(&self, connection: &Connection, task: &TaskId, id: &str) {
         match connection.docker.start_container(id, None).await {
             Ok(()) => drop(self.look_at(connection, task, id).await),
-            // Whether it was started is told by the next stock-taking.
-            Err(error) if trouble::error("", "", &error).retry => {}
+            // Whether it was started is found by looking.
+            Err(error) if trouble::error("", "", &error).retry => self.look_until_known(task, id).await,
             Err(error) => {
                 // A network that was removed by hand is made again with the next task.
                 self.forget_networks().await;
@@ -327,7 +341,11 @@ impl Host {
             // Whatever else it is, an inspection tells how things stand; others need not wait for it.
             _ => {
                 let (host, connection) = (self.clone(), connection.clone());
-                tokio::spawn(async move { host.look_at(&connection, &task, &id).await });
+                tokio::spawn(async move {
+                    if host.look_at(&connection, &task, &id).await.is_none() {
+                        host.look_until_known(&task, &id).await;
+                    }
+                });
             }
         }
     }

@@ -2,6 +2,7 @@
 //! nanoseconds: Docker gives every line one.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -165,6 +166,7 @@ struct Following {
     lines: Arc<Mutex<VecDeque<LogLine>>>,
     asked: Instant,
     reader: tokio::task::AbortHandle,
+    broken: Arc<AtomicBool>,
 }
 
 impl Drop for Following {
@@ -181,8 +183,8 @@ impl Followed {
         let mut lines = Vec::new();
         for source in sources {
             let place = position.0.entry(source.task).or_default();
-            let mut following =
-                all.remove(&(source.task, place.1)).unwrap_or_else(|| Following::begin(&source, place.1));
+            let known = all.remove(&(source.task, place.1)).filter(|known| !known.is_broken());
+            let mut following = known.unwrap_or_else(|| Following::begin(&source, place.1));
             let new: Vec<LogLine> = following.lines.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
             if let Some(last) = new.last() {
                 place.1 = u64::try_from(last.at).unwrap_or_default();
@@ -202,8 +204,14 @@ impl Following {
         let lines: Arc<Mutex<VecDeque<LogLine>>> = Arc::default();
         let mut stream = source.lines(i64::try_from(after).unwrap_or_default(), None, true);
         let waiting = lines.clone();
+        let broken: Arc<AtomicBool> = Arc::default();
+        let marked = broken.clone();
         let reader = tokio::spawn(async move {
-            while let Some(Ok(line)) = stream.next().await {
+            while let Some(line) = stream.next().await {
+                let Ok(line) = line else {
+                    marked.store(true, Ordering::SeqCst);
+                    return;
+                };
                 // Whoever is slower than the container waits for it no further: the reader waits for him.
                 while waiting.lock().unwrap_or_else(PoisonError::into_inner).len() >= WAITING {
                     tokio::time::sleep(Duration::from_millis(20)).await;
@@ -211,7 +219,12 @@ impl Following {
                 waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(line);
             }
         });
-        Following { lines, asked: Instant::now(), reader: reader.abort_handle() }
+        Following { lines, asked: Instant::now(), reader: reader.abort_handle(), broken }
+    }
+
+    // Its stream broke off, and all that came before was taken.
+    fn is_broken(&self) -> bool {
+        self.broken.load(Ordering::SeqCst) && self.lines.lock().unwrap_or_else(PoisonError::into_inner).is_empty()
     }
 }
 

@@ -31,6 +31,8 @@ use crate::model::service::ServiceSpec;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result, fault};
 
+/// The wait before a container that did not stop is told again.
+const STOP_AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
 /// How long a start of the daemon waits for Docker Engines that do not answer.
 const FIRST: std::time::Duration = std::time::Duration::from_secs(3);
 
@@ -297,18 +299,30 @@ impl Engine for DockerEngine {
         let seconds = grace.millis().div_ceil(1000);
         // It answers when the container has ended.
         let patience = std::time::Duration::from_secs(seconds + 60);
-        let docker = connection.docker.clone().with_timeout(patience);
-        let (task, tasks) = (*task, self.tasks.clone());
+        let (task, tasks, host) = (*task, self.tasks.clone(), self.host(&host)?.clone());
         tokio::spawn(async move {
-            let options = StopContainerOptions { t: i32::try_from(seconds).ok(), ..StopContainerOptions::default() };
-            match docker.stop_container(&id, Some(options)).await {
-                // Its end is told by its event; one that never ran has none.
-                Ok(()) => {}
-                Err(error) if trouble::is_status(&error, 304) || trouble::is_status(&error, 404) => {
-                    let state = ObservedState::Rejected { reason: "told to end before it was started".into() };
-                    tasks.report(Observed { task, state, warnings: Vec::new() });
+            let mut connection = connection;
+            // Until it has ended: a Docker Engine that is restarted in between forgets what it was asked.
+            while !tasks.is_over(&task) {
+                let docker = connection.docker.clone().with_timeout(patience);
+                let options =
+                    StopContainerOptions { t: i32::try_from(seconds).ok(), ..StopContainerOptions::default() };
+                match docker.stop_container(&id, Some(options)).await {
+                    // Its end is told by its event as well; one that is missed is found by looking.
+                    Ok(()) => host.look_until_known(&task, &id).await,
+                    Err(error) if trouble::is_status(&error, 304) || trouble::is_status(&error, 404) => {
+                        host.look_until_known(&task, &id).await;
+                        // It was never started, and will not be.
+                        let state = ObservedState::Rejected { reason: "told to end before it was started".into() };
+                        tasks.report(Observed { task, state, warnings: Vec::new() });
+                        return;
+                    }
+                    Err(error) => tracing::warn!(%task, %error, "a container could not be stopped; it is tried again"),
                 }
-                Err(error) => tracing::warn!(%task, %error, "a container could not be stopped"),
+                tokio::time::sleep(STOP_AGAIN).await;
+                if let Ok(now) = host.connected() {
+                    connection = now;
+                }
             }
         });
         Ok(true)

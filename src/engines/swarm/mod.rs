@@ -120,13 +120,7 @@ impl Shared {
             Ok(made) => made.id.unwrap_or(name),
             // The name is unique to the task: an attempt before this one has made it.
             Err(error) if trouble::is_status(&error, 409) => name,
-            Err(error) => {
-                let mut error = trouble::error(subject, "make its Swarm service", &error);
-                // Without a quorum, or a leader, nothing is refused for good.
-                let cause = error.cause.clone().unwrap_or_default();
-                error.retry |= ["leader", "deadline", "Unavailable"].iter().any(|sign| cause.contains(sign));
-                return Err(error);
-            }
+            Err(error) => return Err(trouble::error(subject, "make its Swarm service", &error)),
         };
         fault::point("swarm.after-create");
         self.tasks.found(&request.task, &request.node, &id);
@@ -192,7 +186,13 @@ impl Engine for SwarmEngine {
         }
         let result = self.shared.begin(&request).await;
         self.shared.tasks.end_start(&request.task);
-        result
+        // Without a quorum, or a leader, nothing is refused for good.
+        result.map_err(|error| {
+            let cause = error.cause.clone().unwrap_or_default();
+            let passing = ["leader", "deadline", "Unavailable", "transport"].iter().any(|sign| cause.contains(sign));
+            let retry = error.retry || passing;
+            error.retry(retry)
+        })
     }
 
     // The grace period is the service's own.

@@ -29,8 +29,8 @@ const SPARED: u32 = 3;
 const EXITED: &str = "task: non-zero exit";
 /// The wait before an event stream that ended is opened again.
 const AGAIN: Duration = Duration::from_millis(500);
-/// How often a service is held back anew when somebody else changed it in between.
-const ATTEMPTS: usize = 20;
+/// The longest wait before a service is held back anew: less than Swarm waits before it restarts.
+const HOLD_BACK: Duration = Duration::from_secs(3);
 
 impl Shared {
     fn filter(&self) -> HashMap<String, Vec<String>> {
@@ -202,16 +202,15 @@ impl Shared {
     fn hold_back(&self, task: &TaskId, service: String) {
         let (docker, task) = (self.docker.clone(), *task);
         tokio::spawn(async move {
-            for _ in 0..ATTEMPTS {
+            let mut wait = UNDER_WAY;
+            loop {
                 match scale_to_zero(&docker, &service).await {
                     Ok(()) => return,
-                    Err(error) if error.retry => tokio::time::sleep(UNDER_WAY).await,
                     Err(error) if error.kind == crate::model::Kind::NotFound => return,
-                    Err(error) => {
-                        tracing::warn!(%task, %error, "Swarm may restart what ended");
-                        return;
-                    }
+                    Err(error) => tracing::debug!(%task, %error, "Swarm is told again not to restart what ended"),
                 }
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(HOLD_BACK);
             }
         });
     }
@@ -228,6 +227,9 @@ async fn scale_to_zero(docker: &bollard::Docker, service: &str) -> Result<()> {
     let version = known.version.and_then(|version| version.index).unwrap_or_default();
     let mut spec = known.spec.unwrap_or_default();
     if let Some(replicated) = spec.mode.as_mut().and_then(|mode| mode.replicated.as_mut()) {
+        if replicated.replicas == Some(0) {
+            return Ok(());
+        }
         replicated.replicas = Some(0);
     }
     let options = UpdateServiceOptions {

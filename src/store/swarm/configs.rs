@@ -71,9 +71,9 @@ fn failed(act: &str, error: &Trouble) -> Error {
     let message = format!("cannot {act}");
     match error {
         Trouble::DockerResponseServerError { status_code, message: said } => {
-            // Without a leader nothing was even proposed; a deadline that passed leaves it open.
-            let open = said.contains("deadline") || said.contains("context canceled");
-            let kind = if *status_code >= 500 { Kind::Unavailable } else { Kind::Internal };
+            // What a manager answers while leaders change leaves it open whether the request went through.
+            let open = *status_code >= 500;
+            let kind = if open { Kind::Unavailable } else { Kind::Internal };
             Error::new(kind, subject, message).cause(said.trim()).retry(open)
         }
         other => Error::new(Kind::Unavailable, subject, message).cause(other).retry(true),

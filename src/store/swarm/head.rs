@@ -81,8 +81,12 @@ pub struct Snapshot {
     pub term: u64,
     /// The last commit that it holds.
     pub seq: u64,
+    /// Counts what this leader has written, so that a name is never used twice.
+    pub attempt: u64,
     /// The number of its configs.
     pub parts: u32,
+    /// How large it is.
+    pub bytes: usize,
 }
 
 /// Some commits in a row, in a config of their own.
@@ -92,8 +96,12 @@ pub struct Log {
     pub term: u64,
     /// The last commit that it holds.
     pub seq: u64,
+    /// Counts what this leader has written, so that a name is never used twice.
+    pub attempt: u64,
     /// Whether it was put together from smaller ones.
     pub merged: bool,
+    /// How large it is.
+    pub bytes: usize,
 }
 
 /// Where the log stands.
@@ -138,6 +146,11 @@ impl Head {
         }
     }
 
+    /// Bytes of log since the snapshot.
+    pub fn logged(&self) -> usize {
+        self.logs.iter().map(|log| log.bytes).sum::<usize>() + self.tail_size()
+    }
+
     /// How much the commits in it take.
     pub fn tail_size(&self) -> usize {
         let size = |put: &Put| put.0.len() + put.1.as_ref().map_or(0, size_of_value) + 16;
@@ -170,12 +183,12 @@ impl Names {
     /// A part of the log. Two leaders that each believe to write the same commit do not share a name.
     pub fn log(&self, log: Log) -> String {
         let kind = if log.merged { "sum" } else { "log" };
-        format!("{}-{kind}-{:06x}-{:012x}", self.0, log.term, log.seq)
+        format!("{}-{kind}-{:05x}-{:010x}-{:x}", self.0, log.term, log.seq, log.attempt)
     }
 
     /// A part of a snapshot.
     pub fn snapshot(&self, snapshot: Snapshot, part: u32) -> String {
-        format!("{}-all-{:06x}-{:012x}-{part:03}", self.0, snapshot.term, snapshot.seq)
+        format!("{}-all-{:05x}-{:010x}-{:x}-{part}", self.0, snapshot.term, snapshot.seq, snapshot.attempt)
     }
 
     /// Term and commit in the name of a part of log or snapshot.

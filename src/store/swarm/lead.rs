@@ -10,7 +10,7 @@ use super::{LEASE, SwarmStore};
 use crate::model::{Error, Kind, Result};
 
 /// How often a leader that has nothing to commit gives a sign of life.
-const BEAT: Duration = Duration::from_secs(1);
+pub(super) const BEAT: Duration = Duration::from_secs(1);
 /// How often the others look, though no event tells of a change.
 const LOOK: Duration = Duration::from_millis(500);
 /// How long a lead has to stand still before another takes it over: longer than the lease, which its holder counts from
@@ -57,8 +57,9 @@ impl SwarmStore {
         Ok(())
     }
 
-    /// Keeps the lead for as long as possible; returns when it is lost.
+    /// Keeps the lead for as long as possible; returns when another daemon has it.
     pub async fn keep_lead(self: &Arc<Self>) -> Error {
+        let mut told = false;
         loop {
             tokio::time::sleep(BEAT / 2).await;
             let Some(proven) = self.inner().proven else { return lost() };
@@ -69,8 +70,13 @@ impl SwarmStore {
             let mut next = self.inner().head.clone();
             next.beat += 1;
             // Without a quorum nobody else can take it over either: it is tried again until it is known.
-            if let Err(error) = self.advance(&next).await {
-                tracing::warn!(%error, "the lead could not be renewed");
+            match self.advance(&next).await {
+                Ok(()) => told = false,
+                Err(error) if !told => {
+                    tracing::warn!(%error, "the lead could not be renewed");
+                    told = true;
+                }
+                Err(_) => {}
             }
         }
     }

@@ -5,20 +5,23 @@
 //! that was overtaken, even one that slept through it, can write nothing: the head has changed under it. From time to time
 //! all of it is written down whole, and the log begins anew. Every daemon follows the head and has all of it in memory.
 
+mod compact;
 mod configs;
 mod head;
 mod lead;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::{broadcast, watch};
+use tokio::time::Instant;
 
 pub use self::configs::{Config, Configs, SwarmConfigs};
 pub use self::head::Leader;
-use self::head::{Head, Log, Names, Put, Record, Snapshot};
+use self::head::{Head, Log, Names, Put, Record};
 use super::{Change, Entry, Store, Write};
 use crate::model::{Error, Kind, Result, fault};
 
@@ -48,6 +51,7 @@ pub struct SwarmStore {
     leader: watch::Sender<Option<Leader>>,
     // One write of the head at a time.
     writer: tokio::sync::Mutex<()>,
+    attempts: AtomicU64,
 }
 
 struct Inner {
@@ -57,11 +61,10 @@ struct Inner {
     index: u64,
     // When the head was last seen to change.
     seen: Instant,
-    // When this daemon last proved that it leads: the time before it sent what was accepted.
+    // When this daemon last proved that it leads: the time before it sent what was accepted. None: it does not lead.
     proven: Option<Instant>,
-    // Bytes of log since the snapshot, and of the snapshot, as far as this daemon wrote them.
-    logged: usize,
-    whole: usize,
+    // A head that was sent, and of which nobody knows yet whether it was accepted.
+    unsure: Option<Head>,
 }
 
 impl SwarmStore {
@@ -77,12 +80,12 @@ impl SwarmStore {
                 index: 0,
                 seen: Instant::now(),
                 proven: None,
-                logged: 0,
-                whole: 0,
+                unsure: None,
             }),
             changes: broadcast::channel(4096).0,
             leader: watch::Sender::new(None),
             writer: tokio::sync::Mutex::default(),
+            attempts: AtomicU64::new(0),
         };
         store.refresh().await?;
         Ok(Arc::new(store))
@@ -113,11 +116,17 @@ impl SwarmStore {
 
     /// Takes in what others have written.
     pub async fn refresh(&self) -> Result<()> {
+        let mut incomplete = None;
         loop {
             let Some(config) = self.configs.read(&self.names.head()).await? else { return Ok(()) };
             if config.index == self.inner().index {
                 return Ok(());
             }
+            if incomplete == Some(config.index) {
+                return Err(Error::new(Kind::Corrupt, "store in the Swarm", "lacks a part that its head names")
+                    .help("a config of it was removed by hand; restore the Swarm's managers from a backup"));
+            }
+            incomplete = Some(config.index);
             let head = Head::read(&config.labels)?;
             if let Some((data, changed)) = self.gather(&head).await? {
                 self.take(head, config.index, data, changed);
@@ -191,50 +200,84 @@ impl SwarmStore {
 
     // Makes `next` the head, if it is still what this daemon knows. `sent` proves the lead.
     async fn advance(&self, next: &Head) -> Result<()> {
-        let index = self.inner().index;
         let name = self.names.head();
         let labels = next.labels(&self.cluster)?;
+        self.find_out().await?;
+        let index = self.inner().index;
         let sent = Instant::now();
         let written = match index {
             0 => self.configs.create(&name, &labels, b"the head of a store of Neap; do not change").await,
             _ => self.configs.update(&name, index, &labels).await,
         };
-        let accepted = match written {
-            Ok(accepted) => accepted,
-            Err(error) if !error.retry => return Err(refused(&error)),
+        let open = match written {
+            Ok(true) => false,
+            Ok(false) => {
+                self.change().proven = None;
+                return Err(overtaken("is written by another daemon, which leads now"));
+            }
             // Whether it got there is found out below.
-            Err(_) => false,
+            Err(error) if error.retry => true,
+            Err(error) => return Err(refused(&error)),
         };
+        self.change().unsure = Some(next.clone());
         let until = Instant::now() + FIND_OUT;
-        let now = loop {
+        loop {
             match self.configs.read(&name).await {
-                Ok(Some(config)) => break config,
-                Ok(None) => return Err(overtaken("was removed")),
-                Err(error) if Instant::now() >= until => {
-                    self.change().proven = None;
-                    return Err(refused(&error));
+                Ok(Some(now)) if Head::read(&now.labels)? == *next => {
+                    let mut inner = self.change();
+                    (inner.index, inner.head, inner.unsure) = (now.index, next.clone(), None);
+                    (inner.seen, inner.proven) = (Instant::now(), Some(sent));
+                    return Ok(());
                 }
+                // It may still be on its way; if it arrives, the next write finds the head changed.
+                Ok(now) if open && now.as_ref().map_or(0, |now| now.index) == index => {
+                    self.change().unsure = None;
+                    return Err(Error::new(Kind::Unavailable, "store in the Swarm", "did not take a write").retry(true));
+                }
+                Ok(_) => {
+                    self.change().proven = None;
+                    return Err(overtaken("is written by another daemon, which leads now"));
+                }
+                Err(error) if Instant::now() >= until => return Err(refused(&error)),
                 Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
             }
+        }
+    }
+
+    // What became of a write whose answer never came. If it was accepted after all, what this daemon decided since stands
+    // on something else, and it has to begin anew.
+    async fn find_out(&self) -> Result<()> {
+        let (unsure, index) = {
+            let inner = self.inner();
+            (inner.unsure.is_some(), inner.index)
         };
-        if Head::read(&now.labels)? == *next {
-            let mut inner = self.change();
-            inner.index = now.index;
-            inner.head = next.clone();
-            inner.seen = Instant::now();
-            inner.proven = Some(sent);
+        if !unsure {
             return Ok(());
         }
-        if now.index == index && !accepted {
-            return Err(Error::new(Kind::Unavailable, "store in the Swarm", "did not take a write").retry(true));
+        let now = self.configs.read(&self.names.head()).await.map_err(|error| refused(&error))?;
+        let mut inner = self.change();
+        inner.unsure = None;
+        if now.map_or(0, |now| now.index) == index {
+            return Ok(());
         }
-        self.change().proven = None;
-        Err(overtaken("is written by another daemon, which leads now"))
+        inner.proven = None;
+        Err(overtaken("took a write that was given up"))
+    }
+
+    // A sign of life in the midst of long work, if it is time for one.
+    async fn renew(&self) -> Result<()> {
+        let due = self.inner().proven.is_some_and(|at| at.elapsed() >= lead::BEAT);
+        if due {
+            let mut next = self.inner().head.clone();
+            next.beat += 1;
+            self.advance(&next).await?;
+        }
+        Ok(())
     }
 
     // With the right to write: the log grows by these writes.
     async fn append(&self, writes: &[Write]) -> Result<u64> {
-        let (mut next, logged) = {
+        let mut next = {
             let inner = self.inner();
             if inner.proven.is_none() {
                 return Err(not_leading(inner.head.leader.as_ref()));
@@ -242,19 +285,17 @@ impl SwarmStore {
             for write in writes {
                 write.meets(inner.data.get(&write.key).map(|(version, _)| *version))?;
             }
-            (inner.head.clone(), inner.logged)
+            inner.head.clone()
         };
         next.seq += 1;
         next.tail.push(Record::new(next.seq, writes));
-        let mut size = next.tail_size();
-        if size > TAIL {
+        if next.tail_size() > TAIL {
             let text = serde_json::to_vec(&std::mem::take(&mut next.tail))
                 .map_err(|error| Error::internal("store", error.to_string()))?;
             if text.len() > PART * 2 {
                 return self.write_whole(writes).await;
             }
-            let log = Log { term: next.term, seq: next.seq, merged: false };
-            size = text.len();
+            let log = self.log(&next, next.seq, false, text.len());
             self.put(&self.names.log(log), &text).await?;
             next.logs.push(log);
         }
@@ -264,7 +305,6 @@ impl SwarmStore {
         let mut changed = Vec::new();
         {
             let mut inner = self.change();
-            inner.logged = logged + size;
             apply(&mut inner.data, Record::new(next.seq, writes), &mut changed);
         }
         for change in changed {
@@ -272,7 +312,7 @@ impl SwarmStore {
         }
         // What follows keeps the store small; the commit is made, and stays so whatever becomes of that.
         let small = next.logs.iter().rev().take_while(|log| !log.merged).count();
-        let kept = if logged + size >= LOG_BYTES.max(self.inner().whole) {
+        let kept = if next.logged() >= LOG_BYTES.max(next.snapshot.bytes) {
             self.write_down(&[]).await
         } else if small >= MERGED {
             self.merge(small).await
@@ -285,101 +325,17 @@ impl SwarmStore {
         Ok(next.seq)
     }
 
-    // Puts the last `count` configs of the log together, as far as one config holds them.
-    async fn merge(&self, count: usize) -> Result<()> {
-        let mut next = self.inner().head.clone();
-        let (begin, next_term) = (next.logs.len() - count, next.term);
-        let (mut text, mut last) = (String::new(), 0);
-        let mut merged = Vec::new();
-        let sum = |seq| Log { term: next_term, seq, merged: true };
-        for log in next.logs.split_off(begin) {
-            let gone = || Error::new(Kind::Corrupt, "store in the Swarm", "lacks a part of its log");
-            let records = self.read_log(log).await?.ok_or_else(gone)?;
-            let part = serde_json::to_string(&records).map_err(|error| Error::internal("store", error.to_string()))?;
-            let inside = part[1..part.len() - 1].to_owned();
-            if !text.is_empty() && text.len() + inside.len() > PART {
-                merged.push((sum(last), std::mem::take(&mut text)));
-            }
-            if !text.is_empty() {
-                text.push(',');
-            }
-            text.push_str(&inside);
-            last = log.seq;
-        }
-        if !text.is_empty() {
-            merged.push((sum(last), text));
-        }
-        for (log, text) in merged {
-            self.put(&self.names.log(log), format!("[{text}]").as_bytes()).await?;
-            next.logs.push(log);
-        }
-        let old: Vec<Log> = self.inner().head.logs[begin..].to_vec();
-        self.advance(&next).await?;
-        for log in old {
-            let _ = self.configs.remove(&self.names.log(log)).await;
-        }
-        Ok(())
+    fn log(&self, head: &Head, seq: u64, merged: bool, bytes: usize) -> Log {
+        Log { term: head.term, seq, attempt: self.attempts.fetch_add(1, Ordering::SeqCst), merged, bytes }
     }
 
-    // A config of this name and no other contents: an attempt before may have left it there with other ones.
+    // A config that no other has the name of. One whose answer is lost is not counted on; it goes with the next clearing.
     async fn put(&self, name: &str, data: &[u8]) -> Result<()> {
         let labels = BTreeMap::from([(configs::STORE.to_owned(), self.cluster.clone())]);
-        if !self.configs.create(name, &labels, data).await.map_err(|error| refused(&error))? {
-            self.configs.remove(name).await.map_err(|error| refused(&error))?;
-            self.configs.create(name, &labels, data).await.map_err(|error| refused(&error))?;
-        }
-        Ok(())
-    }
-
-    // A commit too large for the log is part of what is written down whole.
-    async fn write_whole(&self, writes: &[Write]) -> Result<u64> {
-        self.write_down(writes).await?;
-        Ok(self.inner().head.seq)
-    }
-
-    // Everything, with `writes` on top, in configs of its own; the log begins anew behind it.
-    async fn write_down(&self, writes: &[Write]) -> Result<()> {
-        let (mut next, mut data) = {
-            let inner = self.inner();
-            (inner.head.clone(), inner.data.clone())
-        };
-        let mut changed = Vec::new();
-        if !writes.is_empty() {
-            next.seq += 1;
-            apply(&mut data, Record::new(next.seq, writes), &mut changed);
-        }
-        let whole: BTreeMap<&String, (u64, head::Value)> =
-            data.iter().map(|(key, (version, value))| (key, (*version, value.clone().into()))).collect();
-        let text = serde_json::to_string(&whole).map_err(|error| Error::internal("store", error.to_string()))?;
-        let mut snapshot = Snapshot { term: next.term, seq: next.seq, parts: 0 };
-        for part in chunks(&text) {
-            self.put(&self.names.snapshot(snapshot, snapshot.parts), part.as_bytes()).await?;
-            snapshot.parts += 1;
-        }
-        (next.snapshot, next.logs, next.tail) = (snapshot, Vec::new(), Vec::new());
-        fault::point("swarm-store.before-anew");
-        self.advance(&next).await?;
-        {
-            let mut inner = self.change();
-            (inner.data, inner.logged, inner.whole) = (data, 0, text.len());
-        }
-        for change in changed {
-            let _ = self.changes.send(change);
-        }
-        self.clear(snapshot).await;
-        Ok(())
-    }
-
-    // What the snapshot makes needless, what attempts that failed have left included. A leader after this one has a later
-    // term, and nothing of its own is touched.
-    async fn clear(&self, snapshot: Snapshot) {
-        let kept: Vec<String> = (0..snapshot.parts).map(|part| self.names.snapshot(snapshot, part)).collect();
-        let Ok(names) = self.configs.names().await else { return };
-        for name in names {
-            let old = self.names.read(&name).is_some_and(|(term, seq)| term <= snapshot.term && seq <= snapshot.seq);
-            if old && !kept.contains(&name) {
-                let _ = self.configs.remove(&name).await;
-            }
+        match self.configs.create(name, &labels, data).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Error::internal("store in the Swarm", format!("config {name} is there already"))),
+            Err(error) => Err(refused(&error)),
         }
     }
 }
@@ -398,22 +354,6 @@ fn apply(data: &mut Data, record: Record, changed: &mut Vec<Change>) {
 fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Result<T> {
     serde_json::from_str(text)
         .map_err(|error| Error::new(Kind::Corrupt, "store in the Swarm", "is damaged").cause(error))
-}
-
-// Pieces of at most `PART` bytes that end between characters.
-fn chunks(text: &str) -> Vec<&str> {
-    let mut parts = Vec::new();
-    let mut rest = text;
-    while !rest.is_empty() {
-        let mut end = rest.len().min(PART);
-        while !rest.is_char_boundary(end) {
-            end -= 1;
-        }
-        let (part, behind) = rest.split_at(end);
-        parts.push(part);
-        rest = behind;
-    }
-    parts
 }
 
 fn refused(error: &Error) -> Error {
