@@ -325,3 +325,13 @@ impl<'a> LabDaemon<'a> {
         }
     }
 }
+
+impl Drop for LabDaemon<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = self.log();
+            let lines: Vec<&str> = log.lines().collect();
+            eprintln!("--- the daemon on {} ---\n{}", self.node, lines[lines.len().saturating_sub(80)..].join("\n"));
+        }
+    }
+}
