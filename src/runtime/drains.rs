@@ -12,11 +12,15 @@ use crate::model::node::{Availability, NodeSettings, NodeUpdate};
 use crate::scheduler::world::World;
 use crate::store::{Write, encode};
 
+/// The wait before an engine that could not be told is told again.
+const AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
+
 /// Follows the world for as long as it is published.
 pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>) {
     tokio::spawn(async move {
         loop {
             let world = seen.borrow_and_update().clone();
+            let mut failed = false;
             for id in empty(&world, &parts) {
                 let update = NodeUpdate { availability: Some(Availability::Drain), ..NodeUpdate::default() };
                 let told = match parts.engine.update_node(&id, &update).await {
@@ -29,10 +33,13 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>) {
                     Err(error) => Err(error),
                 };
                 if let Err(error) = told {
+                    failed = true;
                     tracing::warn!(node = &*id, %error, "the engine could not be told that a node is drained");
                 }
             }
-            if seen.changed().await.is_err() {
+            // An engine that could not be told is told again, though nothing else happens.
+            let wait = if failed { AGAIN } else { std::time::Duration::MAX };
+            if let Ok(Err(_)) = tokio::time::timeout(wait, seen.changed()).await {
                 return;
             }
         }

@@ -1,4 +1,4 @@
-//! Floor 1, memory: `trait Store`, and redb behind it. What a commit acknowledged survives kill -9 and power loss. A
+//! Floor 1, memory: `trait Store`, with redb or a Docker Swarm's configs behind it. What a commit acknowledged survives kill -9 and power loss. A
 //! simulation keeps its store in memory.
 
 mod embedded;

@@ -100,16 +100,7 @@ fn host_config(spec: &ServiceSpec, site: &Site<'_>) -> HostConfig {
         memory_reservation: spec.reservations.memory.map(bytes),
         nano_cpus: spec.limits.cpu.map(|cpu| i64::from(cpu.0) * 1_000_000),
         pids_limit: spec.limits.pids.map(i64::from),
-        ulimits: some(
-            spec.ulimits
-                .iter()
-                .map(|(name, limit)| ResourcesUlimits {
-                    name: Some(name.clone()),
-                    soft: Some(limit.soft),
-                    hard: Some(limit.hard),
-                })
-                .collect(),
-        ),
+        ulimits: ulimits(spec),
         mounts: some(mounts),
         network_mode: spec.networks.first().map(|network| network.name.clone()),
         extra_hosts: some(spec.hosts.iter().map(|(name, address)| format!("{name}:{address}")).collect()),
@@ -127,6 +118,16 @@ fn host_config(spec: &ServiceSpec, site: &Site<'_>) -> HostConfig {
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
         ..HostConfig::default()
     }
+}
+
+/// The kernel's limits in Docker's form.
+pub fn ulimits(spec: &ServiceSpec) -> Option<Vec<ResourcesUlimits>> {
+    let limit = |(name, limit): (&String, &crate::model::container::Ulimit)| ResourcesUlimits {
+        name: Some(name.clone()),
+        soft: Some(limit.soft),
+        hard: Some(limit.hard),
+    };
+    some(spec.ulimits.iter().map(limit).collect())
 }
 
 /// A list, or nothing where it is empty.

@@ -6,7 +6,7 @@ mod objects;
 mod spec;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -267,6 +267,3 @@ impl Engine for SwarmEngine {
         exec::run(&self.shared.docker, task, &id, command, timeout).await
     }
 }
-
-/// Which tasks' newest state is still on its way.
-type Newest<'a> = BTreeMap<TaskId, Vec<&'a bollard::models::Task>>;

@@ -1,7 +1,7 @@
 //! What becomes of our tasks in the Swarm. Managers tell of changes to services and nodes by events, but not of tasks:
 //! those are listed, in one request for all, often while something is under way and seldom while nothing is.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use bollard::query_parameters::{
 use futures_util::StreamExt;
 use tokio::sync::Notify;
 
-use super::{Newest, Shared};
+use super::Shared;
 use crate::engines::docker::{spec, trouble};
 use crate::engines::{Observed, ObservedState};
 use crate::model::clock::Timestamp;
@@ -101,15 +101,15 @@ impl Shared {
         let options = ListTasksOptions { filters: Some(self.filter()) };
         let tasks = self.docker.list_tasks(Some(options)).await;
         let tasks = tasks.map_err(|error| trouble::error("Swarm", "list its tasks", &error))?;
-        let mut newest = Newest::new();
+        let mut attempts: BTreeMap<TaskId, Vec<&Task>> = BTreeMap::new();
         for task in &tasks {
             let template = task.spec.as_ref().and_then(|spec| spec.container_spec.as_ref());
             let labels = template.and_then(|template| template.labels.as_ref());
             if let Some(id) = labels.and_then(|labels| spec::task_of(labels, &self.cluster)) {
-                newest.entry(id).or_default().push(task);
+                attempts.entry(id).or_default().push(task);
             }
         }
-        for (id, mut tasks) in newest {
+        for (id, mut tasks) in attempts {
             tasks.sort_by_key(|task| created(task));
             self.take_in(&id, &tasks);
         }
@@ -184,11 +184,11 @@ impl Shared {
     }
 
     // The host chose each replica's ports; the task's status tells them.
-    fn ports(&self, task: &Task) -> std::collections::BTreeMap<String, String> {
+    fn ports(&self, task: &Task) -> BTreeMap<String, String> {
         let template = task.spec.as_ref().and_then(|spec| spec.container_spec.as_ref());
         let labels = template.and_then(|template| template.labels.clone()).unwrap_or_default();
         let node = task.node_id.as_deref().unwrap_or_default();
-        let Some(address) = self.nodes.address(node) else { return std::collections::BTreeMap::new() };
+        let Some(address) = self.nodes.address(node) else { return BTreeMap::new() };
         let status = task.status.as_ref().and_then(|status| status.port_status.as_ref()?.ports.clone());
         let found = spec::ports_of(&labels).into_iter().filter_map(|(name, target)| {
             let port = status.iter().flatten().find(|port| port.target_port == Some(i64::from(target)))?;
