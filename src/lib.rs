@@ -1,6 +1,7 @@
 //! Neap: a scripting platform for container clusters. ARCHITECTURE.md draws the house.
 #![warn(missing_docs)]
 
+pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod client;

@@ -306,18 +306,17 @@ fn what_goes_wrong_is_said() {
             lab.docker(node, &["tag", "demo:1", &lab.image("absent:1")]);
         }
         daemon.task_that("no-image", "runs", |task| task["state"] == "running");
-        let refused = daemon.fails(&[
-            "service",
-            "create",
-            "--name",
-            "x",
-            "--health-cmd",
-            "true",
-            "--health-on-fail",
-            "none",
-            &busybox,
-        ]);
-        assert!(refused.contains("needs an agent on each node"), "{refused}");
+        // A command whose failure is not to end the replica is run beside Swarm, by whoever acts on its node.
+        let line = ["--health-cmd", "true", "--health-on-fail", "none", "--health-interval", "300ms"];
+        for (name, node) in [("near", "n1"), ("far", "n2")] {
+            let constraint = format!("node.hostname=={node}");
+            let start = ["service", "create", "--detach", "--name", name, "--constraint", &constraint];
+            daemon.ok(&[&start[..], &line[..], &[&busybox, "sleep", "1000"]].concat());
+        }
+        daemon.task_that("near", "is healthy", |task| task["health"] == "healthy");
+        daemon.task_that("far", "lacks an agent", |task| {
+            task["reason"].as_str().is_some_and(|why| why.contains("needs an agent on node \"n2\""))
+        });
     });
 }
 

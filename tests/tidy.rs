@@ -10,14 +10,15 @@ const FLOORS: [&[&str]; 8] = [
     &["scheduler", "client"],
     &["script"],
     &["runtime"],
-    &["api", "daemon", "demo", "sim"],
+    &["agent", "api", "daemon", "demo", "sim"],
     &["cli"],
 ];
 
 /// Rooms that may know a neighbour on their own floor, and why.
-const NEIGHBOURS: [(&str, &str); 1] = [
-    // The assembly room puts the parts together, the API among them.
+const NEIGHBOURS: [(&str, &str); 2] = [
+    // The assembly room puts the parts together, the API and the agent among them.
     ("daemon", "api"),
+    ("daemon", "agent"),
 ];
 
 const MAX_LINES: usize = 500;

@@ -2,6 +2,7 @@
 //! gives; rights, audit, errors and the OpenAPI description follow from that.
 
 pub mod auth;
+mod node_routes;
 mod openapi;
 mod routes;
 mod script_routes;
@@ -21,7 +22,7 @@ use serde_json::Value;
 
 use self::auth::Peer;
 use crate::client::{Cluster, Stream1};
-use crate::model::right::{Principal, Role};
+use crate::model::right::{Audit, Principal, Role};
 use crate::model::{Error, Kind, Result};
 use crate::store::Store;
 
@@ -40,12 +41,6 @@ pub struct Api {
     pub clock: Arc<dyn crate::model::clock::Clock>,
     /// What the daemons of this cluster show each other, where there can be several.
     pub daemons: Option<String>,
-}
-
-/// The one hook for changes: who asked for what, and how it ended.
-pub trait Audit: Send + Sync {
-    /// Takes down one entry.
-    fn record(&self, principal: &Principal, action: &str, subject: &str, outcome: &Result<()>);
 }
 
 /// A request that has passed its checks.

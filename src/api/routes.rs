@@ -8,7 +8,6 @@ use super::{About, Answer, Call, Handler, Route, Schema, json, lines, openapi, t
 use crate::client::{Apply, Info, LogEntry, LogsAsk, ReleaseAction, ServiceStatus};
 use crate::model::bundle::Bundle;
 use crate::model::event::Event;
-use crate::model::node::{Node, NodeUpdate};
 use crate::model::plan::Plan;
 use crate::model::right::{MadeToken, NewToken, Role, Token};
 use crate::model::service::Revision;
@@ -142,25 +141,6 @@ pub fn all() -> Vec<Route> {
             })
         },
         Route {
-            response: schema::<Vec<Node>>(),
-            ..route("GET", "/v1/nodes", "All nodes", Viewer, |call| Box::pin(nodes(call)))
-        },
-        Route {
-            change: Some("node.update"),
-            request: schema::<NodeUpdate>(),
-            response: schema::<Node>(),
-            ..route("PATCH", "/v1/nodes/{name}", "Changes a node's availability, role and labels", Admin, |call| {
-                Box::pin(update_node(call))
-            })
-        },
-        Route {
-            change: Some("node.remove"),
-            query: &[("force", "true: also one that is not down")],
-            ..route("DELETE", "/v1/nodes/{name}", "Takes a node out of the cluster", Admin, |call| {
-                Box::pin(remove_node(call))
-            })
-        },
-        Route {
             response: schema::<Event>(),
             stream: true,
             ..route("GET", "/v1/events", "What happens from now on, a line each", Viewer, |call| Box::pin(events(call)))
@@ -184,6 +164,7 @@ pub fn all() -> Vec<Route> {
             ..route("DELETE", "/v1/tokens/{name}", "Removes a token", Admin, |call| Box::pin(tokens::remove(call)))
         },
     ];
+    routes.extend(super::node_routes::all());
     routes.extend(super::script_routes::all());
     routes
 }
@@ -273,20 +254,6 @@ async fn may_bring(call: &Call, bundle: Bundle) -> Result<()> {
         }
         None => Ok(()),
     }
-}
-
-async fn nodes(call: Call) -> Result<Answer> {
-    json(&call.api.cluster.nodes().await?)
-}
-
-async fn remove_node(call: Call) -> Result<Answer> {
-    let force = call.query.get("force").is_some_and(|force| force == "true");
-    json(&call.api.cluster.remove_node(call.name(), force).await?)
-}
-
-async fn update_node(call: Call) -> Result<Answer> {
-    let update: NodeUpdate = strict::read("node", &call.body)?;
-    json(&call.api.cluster.update_node(call.name(), update).await?)
 }
 
 async fn events(call: Call) -> Result<Answer> {

@@ -10,10 +10,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tower::ServiceExt;
 
 use super::auth::Peer;
+use crate::client::wire::PeerCertificate;
+use crate::model::id::sha256_hex;
 use crate::model::{Error, Kind, Result};
 
 /// Most connections at once.
@@ -57,15 +59,15 @@ pub async fn serve_unix(listener: UnixListener, router: axum::Router) {
         let peer = stream.peer_cred().map_or(Peer::Unknown, |credentials| Peer::Unix(credentials.uid()));
         let router = router.clone();
         tokio::spawn(async move {
-            serve(stream, peer, router).await;
+            serve(stream, peer, None, router).await;
             drop(slot);
         });
     }
 }
 
 /// Serves TCP with TLS until the process ends.
-pub async fn serve_tls(listener: TcpListener, tls: Arc<rustls::ServerConfig>, router: axum::Router) {
-    let acceptor = tokio_rustls::TlsAcceptor::from(tls);
+/// `tls`: what is shown, which may change.
+pub async fn serve_tls(listener: TcpListener, tls: watch::Receiver<Arc<rustls::ServerConfig>>, router: axum::Router) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
@@ -73,25 +75,37 @@ pub async fn serve_tls(listener: TcpListener, tls: Arc<rustls::ServerConfig>, ro
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let (acceptor, router) = (acceptor.clone(), router.clone());
+        let (acceptor, router) = (tokio_rustls::TlsAcceptor::from(tls.borrow().clone()), router.clone());
         tokio::spawn(async move {
+            let _ = stream.set_nodelay(true);
             if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
-                serve(stream, Peer::Tls(address.to_string()), router).await;
+                let shown = stream.get_ref().1.peer_certificates().and_then(|all| all.first());
+                let shown = shown.map(|certificate| PeerCertificate(sha256_hex(certificate)));
+                serve(stream, Peer::Tls(address.to_string()), shown, router).await;
             }
             drop(slot);
         });
     }
 }
 
-async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(stream: S, peer: Peer, router: axum::Router) {
+async fn serve<S: AsyncRead + AsyncWrite + Unpin + Send + 'static>(
+    stream: S,
+    peer: Peer,
+    shown: Option<PeerCertificate>,
+    router: axum::Router,
+) {
     let service = router.map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
         request.extensions_mut().insert(peer.clone());
+        if let Some(shown) = &shown {
+            request.extensions_mut().insert(shown.clone());
+        }
         request
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
-        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service));
+        .serve_connection(TokioIo::new(stream), TowerToHyperService::new(service))
+        .with_upgrades();
     // A client that breaks off is no event.
     let _ = connection.await;
 }

@@ -5,6 +5,7 @@ mod context;
 mod cron;
 mod demo;
 mod events;
+mod host;
 mod kv;
 mod node;
 mod output;
@@ -59,6 +60,16 @@ struct Global {
 enum Command {
     /// Run the daemon
     Up(Box<up::Args>),
+    /// Make a cluster of this host: a Swarm, and the daemon beside it
+    Init(host::InitArgs),
+    /// Let this host join a cluster: its Swarm, and the agent (or, as a manager, the daemon) beside it
+    Join(host::JoinArgs),
+    /// Let this host leave its cluster
+    Leave(host::LeaveArgs),
+    /// Print how a host joins as a worker or a manager
+    JoinToken(host::TokenArgs),
+    /// Run the agent of a host that has joined (started by `neap join`)
+    Agent(host::AgentArgs),
     /// Run a Lua script
     Run(run::Args),
     /// Test scripts on a cluster in memory
@@ -168,6 +179,11 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Up(args) => threaded(up::main(&args, global.load()?)).map(done),
+        Command::Init(args) => single(host::init(&args, global.load()?)).map(done),
+        Command::Join(args) => single(host::join(&args, global.load()?)).map(done),
+        Command::Leave(args) => single(host::leave(&args, global.load()?)).map(done),
+        Command::JoinToken(args) => single(host::join_token(&args, &global.cluster()?)).map(done),
+        Command::Agent(args) => threaded(host::agent(&args, global.load()?)).map(done),
         Command::Run(args) => run::main(&args, &global).map(done),
         Command::Test(args) => test::main(&args).map(done),
         Command::Repl(args) => repl::main(&args, &global).map(done),

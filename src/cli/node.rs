@@ -5,7 +5,8 @@ use clap::Subcommand;
 use super::output::{self, FormatArg};
 use crate::client::remote::RemoteCluster;
 use crate::client::{Cluster, show};
-use crate::model::node::{Availability, Node, NodeUpdate, Role};
+use crate::model::node::{Availability, ImagePrune, Node, NodeState, NodeUpdate, Role};
+use crate::model::units::Duration;
 use crate::model::{Error, Result};
 
 /// Subcommands.
@@ -51,6 +52,27 @@ pub enum Command {
         #[arg(long, short)]
         force: bool,
     },
+    /// Remove images that nothing uses; what services run, or could go back to, stays
+    PruneImages {
+        /// Ids or hostnames; all nodes where none is named
+        nodes: Vec<String>,
+        /// Only images made at least so long ago, such as 72h
+        #[arg(long, value_name = "AGE")]
+        created_before: Option<Duration>,
+        /// An image that stays as well
+        #[arg(long, value_name = "IMAGE")]
+        keep: Vec<String>,
+        /// Say what would go, and remove nothing
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        format: FormatArg,
+    },
+    /// Forget a node's agent: it is not listened to any more, and another may take its place (Swarm)
+    Forget {
+        /// Id or hostname
+        node: String,
+    },
     /// Change availability, role and labels
     Update {
         /// Id or hostname
@@ -90,6 +112,16 @@ pub enum RoleArg {
     Worker,
 }
 
+impl RoleArg {
+    /// The role.
+    pub fn role(self) -> Role {
+        match self {
+            RoleArg::Manager => Role::Manager,
+            RoleArg::Worker => Role::Worker,
+        }
+    }
+}
+
 /// Runs a subcommand.
 pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     match command {
@@ -119,11 +151,16 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             }
             Ok(())
         }
+        Command::PruneImages { nodes, created_before, keep, dry_run, format } => {
+            let ask = ImagePrune { created_before, dry_run, keep };
+            prune_images(cluster, nodes, ask, format.format).await
+        }
+        Command::Forget { node } => {
+            cluster.forget_agent(&node).await?;
+            output::line(&node)
+        }
         Command::Update { node, availability, role, label_add, label_rm } => {
-            let role = role.map(|word| match word {
-                RoleArg::Manager => Role::Manager,
-                RoleArg::Worker => Role::Worker,
-            });
+            let role = role.map(RoleArg::role);
             let availability = availability.map(|word| match word {
                 AvailabilityArg::Active => Availability::Active,
                 AvailabilityArg::Pause => Availability::Pause,
@@ -141,6 +178,44 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             output::line(&node.hostname)
         }
     }
+}
+
+// Each node for itself: one that cannot be asked keeps the others from nothing, and is told of at the end.
+async fn prune_images(
+    cluster: &RemoteCluster,
+    mut nodes: Vec<String>,
+    ask: ImagePrune,
+    format: output::Format,
+) -> Result<()> {
+    if nodes.is_empty() {
+        let ready = |node: &Node| node.state == NodeState::Ready;
+        nodes = cluster.nodes().await?.into_iter().filter(ready).map(|node| node.hostname).collect();
+    }
+    let mut pruned = std::collections::BTreeMap::new();
+    let mut failed = None;
+    for node in nodes {
+        match cluster.prune_images(&node, ask.clone()).await {
+            Ok(images) => drop(pruned.insert(node, images)),
+            Err(error) => {
+                if let Some(before) = failed.replace(error) {
+                    output::print_error(&before);
+                }
+            }
+        }
+    }
+    output::print(format, &pruned, || {
+        let rows =
+            pruned.iter().flat_map(|(node, images)| images.removed.iter().map(|image| [node.clone(), image.clone()]));
+        let total = crate::model::units::Bytes(pruned.values().map(|images| images.bytes.0).sum());
+        let word = if ask.dry_run { "would be freed" } else { "freed" };
+        let said = format!("{total} {word}");
+        if pruned.values().all(|images| images.removed.is_empty()) {
+            said
+        } else {
+            format!("{}\n{said}", show::rows(&["NODE", "IMAGE"], rows))
+        }
+    })?;
+    failed.map_or(Ok(()), Err)
 }
 
 async fn change_roles(cluster: &RemoteCluster, nodes: Vec<String>, role: Role) -> Result<()> {

@@ -2,6 +2,7 @@
 //! know nothing else; the runtime implements the same trait in process.
 
 pub mod kv;
+pub mod members;
 pub mod remote;
 pub mod scripts;
 pub mod show;
@@ -18,12 +19,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use self::kv::{KvChange, KvEntry, KvSet, SecretInfo, SecretSet};
+use self::members::JoinTicket;
 use self::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
 use crate::model::Result;
 use crate::model::bundle::Bundle;
 use crate::model::cron::CronRun;
 use crate::model::event::Event;
-use crate::model::node::{Node, NodeUpdate};
+use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::plan::Plan;
 use crate::model::release::Release;
 use crate::model::service::{Revision, Service};
@@ -188,6 +190,13 @@ pub trait Cluster: Send + Sync {
     async fn update_node(&self, id: &str, update: NodeUpdate) -> Result<Node>;
     /// Takes a node out of the cluster; one that is not down only with `force`.
     async fn remove_node(&self, id: &str, force: bool) -> Result<()>;
+    /// Removes images on a node that nothing uses. What services run, and what they could go back to, stays.
+    async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages>;
+    /// Forgets a node's agent: it is not listened to any more, and another may take its place.
+    async fn forget_agent(&self, node: &str) -> Result<()>;
+
+    /// What lets a host of that role in; `rotate`: made anew, so that the one before lets nobody in any more.
+    async fn join_ticket(&self, role: Role, rotate: bool) -> Result<JoinTicket>;
 
     /// What happens from now on.
     async fn events(&self) -> Result<Stream1<Event>>;

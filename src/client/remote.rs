@@ -6,13 +6,14 @@ use serde::de::DeserializeOwned;
 use serde_json::json;
 
 use super::kv::{KvChange, KvEntry, KvSet, SecretInfo, SecretSet};
+use super::members::JoinTicket;
 use super::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
 use super::wire::{Endpoint, Wire};
 use super::{Apply, Cluster, Info, LogEntry, LogsAsk, NameKind, ReleaseAction, ServiceStatus, Stream1};
 use crate::model::Result;
 use crate::model::cron::CronRun;
 use crate::model::event::Event;
-use crate::model::node::{Node, NodeUpdate};
+use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::plan::Plan;
 use crate::model::service::Revision;
 
@@ -142,6 +143,22 @@ impl Cluster for RemoteCluster {
 
     async fn remove_node(&self, id: &str, force: bool) -> Result<()> {
         self.wire.call("DELETE", &format!("/v1/nodes/{}?force={force}", segment(id)), None::<&()>).await
+    }
+
+    async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
+        self.wire.call("POST", &format!("/v1/nodes/{}/prune-images", segment(node)), Some(&ask)).await
+    }
+
+    async fn forget_agent(&self, node: &str) -> Result<()> {
+        self.wire.call("DELETE", &format!("/v1/nodes/{}/agent", segment(node)), None::<&()>).await
+    }
+
+    async fn join_ticket(&self, role: Role, rotate: bool) -> Result<JoinTicket> {
+        let path = format!("/v1/join-tokens/{}", role.as_str());
+        match rotate {
+            true => self.wire.call("POST", &format!("{path}/rotate"), None::<&()>).await,
+            false => self.get(&path).await,
+        }
     }
 
     async fn update_node(&self, id: &str, update: NodeUpdate) -> Result<Node> {

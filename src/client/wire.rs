@@ -47,6 +47,10 @@ enum Target {
     Following(watch::Receiver<Option<Endpoint>>),
 }
 
+/// The fingerprint of the certificate that a client showed, and that the cluster's authority signed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerCertificate(pub String);
+
 /// The header of a request that a daemon sends on for somebody: it is sent on once only.
 pub const FORWARDED: &str = "neap-forwarded";
 

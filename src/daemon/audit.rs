@@ -7,9 +7,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use serde_json::json;
 
-use crate::api::Audit;
 use crate::model::clock::Clock;
-use crate::model::right::Principal;
+use crate::model::right::{Audit, Principal};
 use crate::model::{Error, Result};
 
 /// Size at which the log is put aside; the one before it is kept as `audit.log.1`.

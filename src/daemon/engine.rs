@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::program;
 use crate::engines::Engine;
 use crate::engines::docker::{self, Address, DockerEngine, DockerOptions};
+use crate::engines::hosts::Hosts;
 use crate::engines::process::{ProcessEngine, ProcessOptions};
 use crate::engines::swarm::{self, SwarmEngine, SwarmOptions};
 use crate::model::{Error, Kind, Result};
@@ -41,6 +42,20 @@ pub struct EngineOptions {
     pub docker_certs: Option<PathBuf>,
     /// Whether replicas end with this process.
     pub lifeline: bool,
+}
+
+impl EngineOptions {
+    // Nothing said.
+    fn bare() -> Self {
+        EngineOptions {
+            choice: Choice::Auto,
+            store: StoreChoice::Auto,
+            task_ports: crate::engines::process::ports::DEFAULT_RANGE,
+            docker_hosts: Vec::new(),
+            docker_certs: None,
+            lifeline: false,
+        }
+    }
 }
 
 /// The file in the data folder that says which engine its services run on.
@@ -135,20 +150,29 @@ pub async fn open(cluster: &str, data: &Path, name: &str, options: &EngineOption
     let hosts = addresses(options)?;
     if name == "swarm" {
         let first = hosts.into_iter().next();
-        return swarm(cluster, first.ok_or_else(|| Error::invalid("--docker-host", "names no Docker Engine"))?).await;
+        let first = first.ok_or_else(|| Error::invalid("--docker-host", "names no Docker Engine"))?;
+        return swarm(cluster, first, None).await;
     }
     let secrets = if nix::unistd::geteuid().is_root() { PathBuf::from(SECRETS) } else { data.join("secrets") };
     let engine = DockerEngine::open(DockerOptions { cluster: cluster.to_owned(), hosts, secrets }).await?;
     Ok(Arc::new(engine))
 }
 
-/// Opens the engine of the Swarm that this Docker Engine manages.
-pub async fn swarm(cluster: &str, address: Address) -> Result<Arc<dyn Engine>> {
-    Ok(Arc::new(SwarmEngine::open(SwarmOptions { cluster: cluster.to_owned(), address }).await?))
+/// Opens the engine of the Swarm that this Docker Engine manages; `hosts`: who acts on its nodes.
+pub async fn swarm(cluster: &str, address: Address, hosts: Option<Arc<dyn Hosts>>) -> Result<Arc<dyn Engine>> {
+    Ok(Arc::new(SwarmEngine::open(SwarmOptions { cluster: cluster.to_owned(), address, hosts }).await?))
 }
 
 /// Where root keeps what containers read: in memory.
 const SECRETS: &str = "/run/neap-containers";
+
+/// The Docker Engine of this host: the one that is named, else as Docker's own variables say.
+pub fn local_address(named: Option<&str>) -> Result<Address> {
+    let options =
+        EngineOptions { docker_hosts: named.map(str::to_owned).into_iter().collect(), ..EngineOptions::bare() };
+    let first = addresses(&options)?.into_iter().next();
+    first.ok_or_else(|| Error::invalid("--docker-host", "names no Docker Engine"))
+}
 
 fn addresses(options: &EngineOptions) -> Result<Vec<Address>> {
     let here = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());

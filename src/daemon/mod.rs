@@ -1,13 +1,17 @@
 //! Floor 6, assembly: puts the parts together, as a daemon (`neap up`) or for one script (`neap run --standalone`).
 
+pub mod agent;
 mod audit;
+pub mod background;
 pub mod config;
 pub mod engine;
+mod hosts;
 mod identity;
-mod shared;
+pub mod shared;
 mod standalone;
 mod tls;
 
+use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,6 +21,7 @@ pub use self::standalone::{Standalone, sweep};
 
 use crate::api::{self, Api};
 use crate::client::Cluster;
+use crate::client::members::Members;
 use crate::engines::Engine;
 use crate::model::clock::Clock;
 use crate::model::{Error, Kind, Result};
@@ -78,6 +83,10 @@ pub fn lock_data(folder: &Path) -> Result<DataLock> {
     match file.try_lock() {
         Ok(()) => {
             check_format(folder)?;
+            // Whom to end, for whoever wants the folder to be free.
+            // On a full disk the daemon starts all the same.
+            let pid = format!("{}\n", std::process::id());
+            let _ = file.set_len(0).and_then(|()| (&file).write_all(pid.as_bytes()));
             Ok(DataLock(file))
         }
         Err(std::fs::TryLockError::WouldBlock) => {
@@ -86,6 +95,34 @@ pub fn lock_data(folder: &Path) -> Result<DataLock> {
         }
         Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
     }
+}
+
+/// The process that uses a data folder, if one does.
+pub fn holder(folder: &Path) -> Result<Option<i32>> {
+    let path = folder.join("lock");
+    let failed = |error: std::io::Error| Error::io(path.display().to_string(), "see who holds it", &error);
+    let mut file = match std::fs::File::open(&path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        other => other.map_err(failed)?,
+    };
+    match file.try_lock() {
+        Ok(()) => Ok(None),
+        Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
+        Err(std::fs::TryLockError::WouldBlock) => {
+            let mut text = String::new();
+            std::io::Read::read_to_string(&mut file, &mut text).map_err(failed)?;
+            let unknown = || {
+                Error::new(Kind::Conflict, path.display().to_string(), "is held by a process that does not name itself")
+                    .help("end that process yourself")
+            };
+            text.trim().parse().map(Some).map_err(|_| unknown())
+        }
+    }
+}
+
+/// Ends the balancer of a data folder, if one runs.
+pub async fn stop_balancer(folder: &Path) -> Result<()> {
+    balancer(folder, false).stop().await
 }
 
 /// The layout of a data folder that this build makes, and the newest it knows.
@@ -129,14 +166,14 @@ pub struct Parted {
     pub engine: Arc<dyn Engine>,
     /// Seals secrets.
     pub vault: Vault,
-    /// Whether everything ends with this process.
-    pub lifeline: bool,
+    /// Who keeps the door, where hosts can join.
+    pub members: Option<Arc<dyn Members>>,
 }
 
-/// The parts of a runtime over the data folder `data`.
-pub fn parts(cluster: &str, data: &Path, parted: Parted) -> Result<(Parts, Box<dyn Balancer>)> {
+/// The parts of a runtime.
+pub fn parts(cluster: &str, parted: Parted) -> Result<Parts> {
     let reach = Reach::default();
-    let parts = Parts {
+    Ok(Parts {
         cluster: cluster.to_owned(),
         store: parted.store,
         engine: parted.engine,
@@ -144,8 +181,8 @@ pub fn parts(cluster: &str, data: &Path, parted: Parted) -> Result<(Parts, Box<d
         network: reach.network.clone(),
         host: Arc::new(ScriptHost::with(reach, Threads::Own)?),
         vault: parted.vault,
-    };
-    Ok((parts, balancer(data, parted.lifeline)))
+        members: parted.members,
+    })
 }
 
 fn balancer(data: &Path, lifeline: bool) -> Box<dyn Balancer> {
@@ -163,20 +200,21 @@ pub async fn up(options: Options) -> Result<()> {
     };
     let identity = identity::of(&options.cluster, &*store, &crate::model::clock::SystemClock::start()).await?;
     let engine = engine::open(&identity, &options.data, chosen, &options.engine).await?;
-    let parted = Parted { store, engine, vault: Vault::open(&options.data)?, lifeline: false };
-    let (parts, balancer) = parts(&options.cluster, &options.data, parted)?;
+    let parted = Parted { store, engine, vault: Vault::open(&options.data)?, members: None };
+    let parts = parts(&options.cluster, parted)?;
     let (store, clock): (_, Arc<dyn Clock>) = (parts.store.clone(), parts.clock.clone());
-    let runtime = Runtime::start(parts, balancer).await?;
+    let runtime = Runtime::start(parts, balancer(&options.data, false)).await?;
     follow_scripts(&options, &runtime).await?;
     let audit = Arc::new(audit::AuditFile::open(&options.data, clock.clone())?);
     let router = api::router(Arc::new(Api { cluster: runtime.clone(), store, audit, clock, daemons: None }));
     tokio::spawn(api::server::serve_unix(socket, router.clone()));
     if let Some(address) = options.listen {
-        let (config, fingerprint) = tls::server_config(&options.data, options.tls.as_ref())?;
+        let (face, fingerprint) = tls::own_face(&options.data, options.tls.as_ref())?;
+        let config = tls::server_config(face)?;
         let listener = api::server::bind_tcp(address).await?;
         tracing::info!(%address, fingerprint, "control API with TLS");
         println!("control API: https://{address}, fingerprint {fingerprint}");
-        tokio::spawn(api::server::serve_tls(listener, config, router));
+        tokio::spawn(api::server::serve_tls(listener, config.subscribe(), router));
     }
     let info = runtime.info().await?;
     println!(

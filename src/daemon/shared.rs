@@ -8,11 +8,16 @@ use bollard::Docker;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
+use super::hosts::{self, Keys};
 use super::{Options, Parted, audit, tls};
+use crate::agent::door;
+use crate::agent::hub::Hub;
+use crate::agent::work::Worker;
 use crate::api::switch::Switch;
 use crate::api::{self, Api};
 use crate::client::remote::RemoteCluster;
 use crate::client::wire::Endpoint;
+
 use crate::engines::docker::Address;
 use crate::model::clock::{Clock, SystemClock};
 use crate::model::{Error, Kind, Result};
@@ -32,8 +37,6 @@ const RECOVER: Duration = Duration::from_secs(2);
 const REWRAP: Duration = Duration::from_secs(30);
 /// How often a daemon that follows looks for that key before there is one.
 const FIND_KEY: Duration = Duration::from_millis(300);
-/// What the secret that the daemons share is for.
-const DAEMONS: &str = "daemons";
 /// The record with the key of the secrets, sealed with a key that every manager of the Swarm can find out.
 const VAULT: &str = "meta/vault";
 
@@ -79,16 +82,30 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         let (store, audit, clock): (Arc<dyn Store>, _, _) = (store.clone(), audit.clone(), clock.clone());
         api::router(Arc::new(Api { cluster, store, audit, clock, daemons }))
     };
-    let switch = Switch::new(api(Arc::new(RemoteCluster::following(leader)), None));
-    let (config, fingerprint) = tls::server_config(&options.data, options.tls.as_ref())?;
+    let following = api(Arc::new(RemoteCluster::following(leader)), None);
+    let switch = Switch::new(door::elsewhere(store.leader()).merge(following));
+    let (face, fingerprint) = tls::own_face(&options.data, options.tls.as_ref())?;
+    let config = Arc::new(tls::server_config(face.clone())?);
+    let face = hosts::Face { own: face, shown: config.clone() };
     tokio::spawn(api::server::serve_unix(socket, switch.router()));
     let listener = api::server::bind_tcp(peer).await?;
-    tokio::spawn(api::server::serve_tls(listener, config.clone(), switch.router()));
+    tokio::spawn(api::server::serve_tls(listener, config.subscribe(), switch.router()));
     if let Some(address) = options.listen.filter(|address| *address != peer) {
         let listener = api::server::bind_tcp(address).await?;
         println!("control API: https://{address}, fingerprint {fingerprint}");
-        tokio::spawn(api::server::serve_tls(listener, config, switch.router()));
+        tokio::spawn(api::server::serve_tls(listener, config.subscribe(), switch.router()));
     }
+    // What is done on this host is done here whoever leads.
+    let worker = Arc::new(Worker::new(address.clone(), super::balancer(&options.data, false)));
+    let keys = {
+        let (options, docker, store) = (options.clone(), docker.clone(), store.clone());
+        Keys::new(store.clone(), clock.clone(), move || {
+            let (options, docker, store) = (options.clone(), docker.clone(), store.clone());
+            Box::pin(async move { find_vault(&options, &docker, &store).await })
+        })
+    };
+    tokio::spawn(hosts::keep_face(keys.clone(), face.clone()));
+    let agent = tokio::spawn(hosts::follow(keys, store.leader(), worker.clone(), node.clone(), told.to_string()));
     println!(
         "neap {} follows: cluster {}, engine swarm, control socket {}",
         env!("CARGO_PKG_VERSION"),
@@ -101,7 +118,6 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         address: told.to_string(),
         fingerprint,
     };
-    tokio::spawn(clear_balancer(options.data.clone(), store.clone(), me.id.clone()));
     let end = super::end_signal()?;
     tokio::pin!(end);
     let handicap = async || if is_leader(&docker, &node).await { Duration::ZERO } else { HANDICAP };
@@ -109,6 +125,7 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         led = store.lead(&me, handicap) => led?,
         () = &mut end => super::leave(&options),
     }
+    agent.abort();
     // The lead is kept from the first moment on: what is set up below may take its time.
     let lost = store.keep_lead();
     tokio::pin!(lost);
@@ -116,18 +133,32 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         // The first daemon that ever leads makes the key, before anything is sealed with it.
         let known = find_vault(&options, &docker, &store).await?;
         let vault = known.map_or_else(|| Vault::open(&options.data), Ok)?;
-        let daemons = Some(vault.shared_secret(DAEMONS));
+        let daemons = Some(vault.shared_secret(hosts::DAEMONS));
         leave_key(&docker, &store, &vault).await?;
         tokio::spawn(keep_key(docker.clone(), store.clone(), Vault::open(&options.data)?));
         let identity = super::identity::of(&options.cluster, &*store, &*clock).await?;
-        let engine = super::engine::swarm(&identity, address).await?;
+        let hub = Hub::new(&node, worker);
+        let engine = super::engine::swarm(&identity, address, Some(hub.clone())).await?;
+        let lead = hosts::Lead {
+            node: node.clone(),
+            address: told,
+            face,
+            hub,
+            docker: docker.clone(),
+            store: store.clone(),
+            nodes: engine.nodes(),
+            name: options.cluster.clone(),
+            cluster: identity,
+            secret: vault.shared_secret(hosts::DAEMONS),
+            audit: audit.clone(),
+        };
+        let (door, fleet) = hosts::lead(lead, Vault::open(&options.data)?, &clock).await?;
         let fence = store.clone();
         let engine = Arc::new(Fenced::new(engine, move || fence.leads()));
-        let parted = Parted { store: store.clone(), engine, vault, lifeline: false };
-        let (parts, balancer) = super::parts(&options.cluster, &options.data, parted)?;
-        let runtime = Runtime::start(parts, balancer).await?;
+        let parted = Parted { store: store.clone(), engine, vault, members: Some(door.clone()) };
+        let runtime = Runtime::start(super::parts(&options.cluster, parted)?, Box::new(fleet)).await?;
         super::follow_scripts(&options, &runtime).await?;
-        switch.set(api(runtime.clone(), daemons));
+        switch.set(door.router()?.merge(api(runtime.clone(), daemons)));
         println!("neap {} is up: cluster {}, engine swarm, leads", env!("CARGO_PKG_VERSION"), options.cluster);
         // Alive for as long as this daemon leads.
         std::future::pending::<()>().await;
@@ -180,25 +211,6 @@ async fn hand_over(store: &Arc<SwarmStore>) {
     }
 }
 
-// A balancer that this daemon left behind when it led knows of nothing that another leader does since.
-async fn clear_balancer(data: std::path::PathBuf, store: Arc<SwarmStore>, me: String) {
-    let mut balancer = super::balancer(&data, false);
-    if !balancer.is_left_over() {
-        return;
-    }
-    loop {
-        tokio::time::sleep(FIND_KEY).await;
-        match store.leader().borrow().as_ref() {
-            Some(leader) if leader.id == me => return,
-            Some(_) if store.age() < crate::store::swarm::LEASE => break,
-            _ => {}
-        }
-    }
-    if let Err(error) = balancer.stop().await {
-        tracing::warn!(%error, "a balancer with an old table could not be stopped");
-    }
-}
-
 // The same program from the beginning: nothing of what was decided under a lost lead is left in it.
 fn again() -> Error {
     use std::os::unix::process::CommandExt;
@@ -223,7 +235,7 @@ fn endpoints(options: &Options, docker: &Docker, store: &Arc<SwarmStore>) -> wat
         let mut leader = store.leader();
         let token = loop {
             match find_vault(&options, &docker, &store).await {
-                Ok(Some(vault)) => break vault.shared_secret(DAEMONS),
+                Ok(Some(vault)) => break vault.shared_secret(hosts::DAEMONS),
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "this daemon cannot ask the one that leads"),
             }

@@ -49,8 +49,9 @@ impl Standalone {
             lifeline: true,
         })?;
         let store = Arc::new(EmbeddedStore::open(&folder.join("neap.redb"))?);
-        let parted = Parted { store, engine: Arc::new(engine), vault: Vault::open(&folder)?, lifeline: true };
-        let (parts, balancer) = parts("standalone", &folder, parted)?;
+        let parted = Parted { store, engine: Arc::new(engine), vault: Vault::open(&folder)?, members: None };
+        let parts = parts("standalone", parted)?;
+        let balancer = super::balancer(&folder, true);
         let runtime = Runtime::start(parts, balancer).await?;
         Ok(Standalone { runtime, sweeper: Some((sweeper, lifeline)), _lock: lock })
     }

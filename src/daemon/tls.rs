@@ -5,12 +5,15 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::sign::CertifiedKey;
+use tokio::sync::watch;
 
+use crate::agent;
 use crate::model::id::sha256_hex;
 use crate::model::{Error, Kind, Result};
 
-/// The TLS configuration and the certificate's fingerprint, which clients pin.
-pub fn server_config(data: &Path, given: Option<&(PathBuf, PathBuf)>) -> Result<(Arc<rustls::ServerConfig>, String)> {
+/// The certificate that the control API shows, with its fingerprint, which clients pin.
+pub fn own_face(data: &Path, given: Option<&(PathBuf, PathBuf)>) -> Result<(Arc<CertifiedKey>, String)> {
     let (certificate, key) = match given {
         Some(paths) => paths.clone(),
         None => own(data)?,
@@ -25,16 +28,15 @@ pub fn server_config(data: &Path, given: Option<&(PathBuf, PathBuf)>) -> Result<
         chain.first().ok_or_else(|| Error::invalid(certificate.display().to_string(), "holds no certificate"))?;
     let fingerprint = sha256_hex(first);
     let private = PrivateKeyDer::from_pem_file(&key).map_err(|error| wrong(&key, &error))?;
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = rustls::ServerConfig::builder_with_provider(provider)
-        .with_safe_default_protocol_versions()
-        .expect("ring supports the default protocol versions")
-        .with_no_client_auth()
-        .with_single_cert(chain, private)
-        .map_err(|error| {
-            Error::new(Kind::Invalid, certificate.display().to_string(), "does not go with its key").cause(error)
-        })?;
-    Ok((Arc::new(config), fingerprint))
+    let face = agent::tls::certified(chain, private).map_err(|error| {
+        Error::new(Kind::Invalid, certificate.display().to_string(), "does not go with its key").cause(error)
+    })?;
+    Ok((face, fingerprint))
+}
+
+/// The TLS configuration with that certificate alone, as a server takes it.
+pub fn server_config(face: Arc<CertifiedKey>) -> Result<watch::Sender<Arc<rustls::ServerConfig>>> {
+    Ok(watch::Sender::new(agent::tls::server(face, None)?))
 }
 
 fn own(data: &Path) -> Result<(PathBuf, PathBuf)> {

@@ -1,6 +1,7 @@
 //! Floor 2, world: whatever starts replicas. Only this room does; the runtime sees `trait Engine`.
 
 pub mod docker;
+pub mod hosts;
 pub mod process;
 mod secrets;
 pub mod sim;
@@ -16,7 +17,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::model::clock::Timestamp;
 use crate::model::id::{NodeId, Slot, TaskId};
-use crate::model::node::{Node, NodeUpdate};
+use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::service::ServiceSpec;
 use crate::model::task::{Exit, Health};
 use crate::model::units::Duration;
@@ -59,7 +60,7 @@ impl std::fmt::Debug for Secrets {
 }
 
 /// What an engine sees of a task.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Observed {
     /// The task.
     pub task: TaskId,
@@ -79,7 +80,8 @@ pub enum Sight {
 }
 
 /// How far a task is, as its engine sees it.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum ObservedState {
     /// Not there yet: its image is being pulled, say.
     Preparing {
@@ -138,7 +140,7 @@ pub struct LogQuery {
 }
 
 /// What a command run beside a task answered.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ExecResult {
     /// Its exit code; 128 and the signal's number where a signal ended it.
     pub code: i32,
@@ -205,6 +207,13 @@ pub trait Engine: Send + Sync {
 
     /// What the tasks wrote since `position`, which moves on; start with an empty one to get all.
     async fn follow(&self, tasks: &[TaskId], position: &mut LogPosition) -> Result<Vec<LogLine>>;
+
+    /// Removes images of a node that no container uses, older than asked, and not among those to keep.
+    async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
+        let _ = ask;
+        let message = format!("the {} engine has no images", self.name());
+        Err(crate::model::Error::new(crate::model::Kind::Unsupported, format!("node \"{node:.70}\""), message))
+    }
 
     /// Runs a command with a task's environment.
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult>;

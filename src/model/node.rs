@@ -39,6 +39,54 @@ pub struct Node {
     /// Labels of the engine itself.
     #[serde(default)]
     pub engine_labels: BTreeMap<String, String>,
+    /// Neap's agent on it, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub agent: Option<Agent>,
+}
+
+/// Who acts for the cluster on a node.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Agent {
+    /// Whether it answers.
+    pub connected: bool,
+    /// Whether it is part of a daemon.
+    pub daemon: bool,
+    /// Its version, once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+impl Agent {
+    /// As in tables.
+    pub fn as_str(&self) -> &'static str {
+        match (self.connected, self.daemon) {
+            (false, _) => "away",
+            (true, true) => "daemon",
+            (true, false) => "connected",
+        }
+    }
+}
+
+/// Which images go.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct ImagePrune {
+    /// Only those that were made at least so long ago.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub created_before: Option<super::units::Duration>,
+    /// Say what would go, and remove nothing.
+    pub dry_run: bool,
+    /// Images that stay whatever their age; those of all revisions that services keep are added to it.
+    pub keep: Vec<String>,
+}
+
+/// What became of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct PrunedImages {
+    /// The images that went, by name, or by id where they had none.
+    pub removed: Vec<String>,
+    /// Their sizes together, without what other images share with them.
+    pub bytes: Bytes,
 }
 
 impl Node {
@@ -57,6 +105,7 @@ impl Node {
             memory: Bytes::default(),
             labels: BTreeMap::new(),
             engine_labels: BTreeMap::new(),
+            agent: None,
         }
     }
 

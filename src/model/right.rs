@@ -90,6 +90,12 @@ impl Principal {
     }
 }
 
+/// The one hook for changes: who asked for what, and how it ended.
+pub trait Audit: Send + Sync {
+    /// Takes down one entry.
+    fn record(&self, principal: &Principal, action: &str, subject: &str, outcome: &Result<()>);
+}
+
 /// A token as it is stored: never the secret, only its hash.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Token {

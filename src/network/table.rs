@@ -56,4 +56,8 @@ pub struct Status {
     pub accepted: u64,
     /// Connections closed because no backend took them.
     pub refused: u64,
+    /// Where there are several balancers: the nodes whose balancer could not be asked, and why. They may still have an
+    /// older table.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub missing: BTreeMap<String, String>,
 }

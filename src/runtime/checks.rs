@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
 use super::{Message, Parts};
+use crate::model::Kind;
 use crate::model::bundle::HostedKind;
 use crate::model::check::{CheckSpec, OnFail};
 use crate::model::id::TaskId;
@@ -94,7 +95,16 @@ impl Runner {
                 Ok(()) => Ok(()),
                 Err(Miss::Failed(why)) => Err(why),
                 Err(Miss::Unasked(why)) => {
-                    tracing::warn!(task = self.task.label(), why, "a check could not be asked");
+                    // Said once; what was found before goes on to hold.
+                    if last.as_ref() != Some(&why) {
+                        tracing::warn!(task = self.task.label(), why, "a check could not be asked");
+                        last = Some(why.clone());
+                        if starting {
+                            let (task, reason) = (self.task.id, Some(why));
+                            let health = Health::Starting;
+                            let _ = self.messages.send(Message::Health { task, health, reason, restart: false });
+                        }
+                    }
                     tokio::time::sleep_until(begun + every).await;
                     continue;
                 }
@@ -138,7 +148,11 @@ impl Runner {
         }
         if !check.exec.is_empty() {
             let result = self.parts.engine.exec(&self.task.id, &check.exec, timeout.into()).await;
-            let result = result.map_err(|error| error.to_string())?;
+            // That nobody is there to run it says nothing of the replica.
+            let result = result.map_err(|error| match error.kind {
+                Kind::Unsupported | Kind::Unavailable => Miss::Unasked(error.to_string()),
+                _ => Miss::Failed(error.to_string()),
+            })?;
             let said = result.output.trim().lines().next().unwrap_or_default().to_owned();
             return if result.code == 0 { Ok(()) } else { Err(format!("exit code {}: {said}", result.code).into()) };
         }

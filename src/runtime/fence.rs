@@ -9,7 +9,7 @@ use tokio::sync::{mpsc, watch};
 
 use crate::engines::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight, StartRequest};
 use crate::model::id::TaskId;
-use crate::model::node::{Node, NodeUpdate};
+use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::service::ServiceSpec;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
@@ -95,6 +95,10 @@ impl Engine for Fenced {
 
     async fn follow(&self, tasks: &[TaskId], position: &mut LogPosition) -> Result<Vec<LogLine>> {
         self.inner.follow(tasks, position).await
+    }
+
+    async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
+        self.engine()?.prune_images(node, ask).await
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 use super::follow::Follower;
 use super::{Runtime, commands, cron, kv, prepare, scripts, status};
 use crate::client::kv::{KvChange, KvEntry, KvSet, SecretInfo, SecretSet};
+use crate::client::members::JoinTicket;
 use crate::client::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
 use crate::client::{Apply, Cluster, Info, LogEntry, LogsAsk, NameKind, ReleaseAction, ServiceStatus, Stream1};
 use crate::model::bundle::{HostedKind, Source};
@@ -15,7 +16,7 @@ use crate::model::cron::CronRun;
 use crate::model::event::Event;
 use crate::model::id::ServiceId;
 use crate::model::name::check_loose;
-use crate::model::node::{Availability, Node, NodeUpdate};
+use crate::model::node::{Availability, ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::plan::Plan;
 use crate::model::service::{Revision, Service};
 use crate::model::{Error, Kind, Result};
@@ -190,11 +191,7 @@ impl Cluster for Runtime {
                 return Err(Error::invalid(format!("node \"{id:.70}\""), why));
             }
         }
-        let wanted = {
-            let world = self.world();
-            let found = world.nodes.values().find(|node| *node.id == *id || node.hostname == id);
-            found.ok_or_else(|| commands::missing_node(id))?.id.to_string()
-        };
+        let wanted = self.node_id(id)?.to_string();
         // An engine that keeps settings itself is told; but of a drain only when the node is empty, since a Swarm would
         // end at once what runs there.
         let at_once =
@@ -211,12 +208,19 @@ impl Cluster for Runtime {
     }
 
     async fn remove_node(&self, id: &str, force: bool) -> Result<()> {
-        let id = {
-            let world = self.world();
-            let found = world.nodes.values().find(|node| *node.id == *id || node.hostname == id);
-            found.ok_or_else(|| commands::missing_node(id))?.id.to_string()
-        };
-        self.parts.engine.remove_node(&id, force).await
+        self.take_out(id, force).await
+    }
+
+    async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
+        self.prune(node, ask).await
+    }
+
+    async fn forget_agent(&self, node: &str) -> Result<()> {
+        self.forget(node).await
+    }
+
+    async fn join_ticket(&self, role: Role, rotate: bool) -> Result<JoinTicket> {
+        self.members()?.join_ticket(role, rotate).await
     }
 
     async fn events(&self) -> Result<Stream1<Event>> {

@@ -14,6 +14,7 @@ pub mod fence;
 pub mod folder;
 mod follow;
 mod handlers;
+mod hosts;
 mod kv;
 mod local;
 mod persist;
@@ -30,6 +31,7 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use self::publish::Listeners;
+use crate::client::members::Members;
 use crate::engines::{Engine, Observed, ObservedState, Sight};
 use crate::model::Result;
 use crate::model::clock::Clock;
@@ -61,6 +63,8 @@ pub struct Parts {
     pub network: Arc<dyn Network>,
     /// Seals secrets.
     pub vault: Vault,
+    /// Who keeps the door, where hosts can join.
+    pub members: Option<Arc<dyn Members>>,
 }
 
 impl Parts {

@@ -143,10 +143,12 @@ impl Traffic {
                 }
             }
         }
-        if self.stop_all(&stopping, world, true).await {
-            return DRAIN;
+        // A balancer that could not be asked may still send somebody to whoever is to stop.
+        let all = self.status.missing.is_empty();
+        if self.stop_all(&stopping, world, all).await {
+            return if all { DRAIN } else { RETRY };
         }
-        if self.status.failed.is_empty() { WATCH } else { RETRY }
+        if all && self.status.failed.is_empty() { WATCH } else { RETRY }
     }
 
     // Tells those whose connections are over, or whose time is; true while some still drain.
@@ -207,6 +209,11 @@ impl Traffic {
                     message: why.clone(),
                 };
                 let _ = self.messages.send(Message::Note(note));
+            }
+        }
+        for (node, why) in &status.missing {
+            if !self.status.missing.contains_key(node) {
+                tracing::warn!(node, why, "the balancer there is not known to follow; what is planned waits for it");
             }
         }
         // Said only for the version that was sent.

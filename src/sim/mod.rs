@@ -73,6 +73,7 @@ pub async fn start(setup: &Setup, seed: u64) -> Result<Stage> {
         clock,
         network,
         vault: Vault::in_memory()?,
+        members: None,
     };
     let runtime = Runtime::start(parts, Box::new(SimBalancer(routes))).await?;
     let history = Rc::new(History::new(runtime.record()));

@@ -251,7 +251,9 @@ impl<'a> LabDaemon<'a> {
 
     /// Its log.
     pub fn log(&self) -> String {
-        std::fs::read_to_string(self.lab.folder().join(&self.node).join("run/neap.log")).unwrap_or_default()
+        let run = self.lab.folder().join(&self.node).join("run");
+        let files = ["neap.log", "neap/neap.log", "neap/neap-agent.log"];
+        files.iter().filter_map(|file| std::fs::read_to_string(run.join(file)).ok()).collect()
     }
 
     /// Sets a secret.

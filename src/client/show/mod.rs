@@ -167,7 +167,7 @@ fn coarse(period: Duration) -> String {
 
 /// `node ls`.
 pub fn nodes(nodes: &[Node]) -> String {
-    let mut table = table(&["ID", "HOSTNAME", "ROLE", "AVAILABILITY", "STATE", "CPU", "MEMORY", "LABELS"]);
+    let mut table = table(&["ID", "HOSTNAME", "ROLE", "AVAILABILITY", "STATE", "AGENT", "CPU", "MEMORY", "LABELS"]);
     for node in nodes {
         let labels: Vec<String> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let state = match node.state {
@@ -180,6 +180,7 @@ pub fn nodes(nodes: &[Node]) -> String {
             node.role.as_str().into(),
             node.availability.as_str().into(),
             state.into(),
+            node.agent.as_ref().map_or("-", crate::model::node::Agent::as_str).into(),
             node.cpu.to_string(),
             node.memory.to_string(),
             labels.join(","),

@@ -8,6 +8,7 @@ pub mod exec;
 mod host;
 mod image;
 pub mod logs;
+pub mod prune;
 pub mod spec;
 pub mod tasks;
 pub mod trouble;
@@ -26,7 +27,7 @@ use self::tasks::Tasks;
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
 use crate::model::container::Pull;
 use crate::model::id::TaskId;
-use crate::model::node::{Node, NodeState};
+use crate::model::node::{ImagePrune, Node, NodeState, PrunedImages};
 use crate::model::service::ServiceSpec;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result, fault};
@@ -375,6 +376,11 @@ impl Engine for DockerEngine {
 
     async fn follow(&self, tasks: &[TaskId], position: &mut LogPosition) -> Result<Vec<LogLine>> {
         Ok(self.logs.take(self.places(tasks), position))
+    }
+
+    async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
+        let connection = self.host(node)?.connected()?;
+        prune::images(&connection.docker, &ask).await
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

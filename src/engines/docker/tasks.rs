@@ -140,6 +140,13 @@ impl Tasks {
         })
     }
 
+    /// Whether it was seen running last, with these ports.
+    pub fn runs_with(&self, task: &TaskId, now: &BTreeMap<String, String>) -> bool {
+        let all = self.known();
+        let seen = all.get(task).and_then(|known| known.seen.as_ref());
+        seen.is_some_and(|seen| matches!(&seen.state, ObservedState::Running { ports, .. } if ports == now))
+    }
+
     /// Whether its end was told.
     pub fn is_over(&self, task: &TaskId) -> bool {
         self.known().get(task).and_then(|known| known.seen.as_ref()).is_some_and(|seen| rank(&seen.state) == OVER)

@@ -1,6 +1,8 @@
 //! The swarm engine: each replica is one Swarm service with one replica, pinned to its node. The Engine API cannot
 //! assign a task to a node, and like this every replica has a revision and a node of its own.
 
+pub mod host;
+pub mod join;
 mod nodes;
 mod objects;
 mod spec;
@@ -15,22 +17,25 @@ use tokio::sync::{Notify, mpsc};
 
 use self::nodes::Nodes;
 use super::docker::tasks::Tasks;
-use super::docker::{Address, credentials, exec, logs, trouble};
+use super::docker::{Address, credentials, logs, trouble};
+use super::hosts::{ExecAsk, Hosts};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight, StartRequest};
 use crate::model::check::OnFail;
 use crate::model::id::TaskId;
-use crate::model::node::{Node, NodeUpdate};
+use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::service::ServiceSpec;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result, fault};
 
 /// How the engine is set up.
-#[derive(Debug, Clone)]
+#[derive(Clone)]
 pub struct SwarmOptions {
     /// The cluster's name and its store's id: services of another one are not ours.
     pub cluster: String,
     /// The Docker Engine of this host, which has to be a manager.
     pub address: Address,
+    /// Who acts on the other hosts, where anybody does.
+    pub hosts: Option<Arc<dyn Hosts>>,
 }
 
 /// Runs tasks as services of a Swarm.
@@ -46,6 +51,7 @@ struct Shared {
     tasks: Arc<Tasks>,
     // There may be news: a service was made or removed.
     stirred: Notify,
+    hosts: Option<Arc<dyn Hosts>>,
 }
 
 /// Whether the Docker Engine at `address` is a manager of a Swarm.
@@ -82,11 +88,18 @@ impl SwarmEngine {
             nodes: nodes.clone(),
             tasks: Arc::new(Tasks::default()),
             stirred: Notify::new(),
+            hosts: options.hosts.clone(),
         });
         // All that is there before anybody asks.
         shared.take_stock().await?;
         let changed = Arc::new(Notify::new());
-        tokio::spawn(nodes.follow(changed.clone()));
+        let agents = options.hosts.as_ref().map(|hosts| hosts.agents());
+        tokio::spawn(nodes.follow(changed.clone(), agents));
+        if let Some(hosts) = options.hosts {
+            // From now on, whenever the task below has its turn.
+            let seen = hosts.observe();
+            tokio::spawn(shared.clone().hear(seen));
+        }
         tokio::spawn(shared.clone().listen(changed));
         tokio::spawn(shared.clone().follow());
         Ok(SwarmEngine { shared, logs: logs::Followed::default() })
@@ -131,6 +144,16 @@ impl Shared {
         Ok(())
     }
 
+    // Who acts on that node.
+    fn host_of(&self, node: &str, subject: &str) -> Result<&Arc<dyn Hosts>> {
+        let there = |hosts: &&Arc<dyn Hosts>| hosts.agents().borrow().get(node).is_some_and(|agent| agent.connected);
+        self.hosts.as_ref().filter(there).ok_or_else(|| {
+            let name = self.nodes.hostname(node).unwrap_or_else(|| node.to_owned());
+            Error::new(Kind::Unsupported, subject.to_owned(), format!("needs an agent on node \"{name}\""))
+                .help("`neap join-token worker` shows how to start one there")
+        })
+    }
+
     async fn remove_service(&self, task: &TaskId, id: &str) -> Result<()> {
         match self.docker.delete_service(id).await {
             Ok(()) => Ok(()),
@@ -157,13 +180,9 @@ impl Engine for SwarmEngine {
             return Err(wrong("platform: Swarm takes the one of each node".into()));
         }
         if let Some(check) = spec.check.as_mut().filter(|check| !check.exec.is_empty()) {
-            // Swarm ends a task whose own check fails; for another outcome somebody has to run it beside Swarm.
-            if check.timing(None).on_fail != OnFail::Restart {
-                let message = "check: a command with on_fail other than \"restart\" needs an agent on each node";
-                return Err(Error::new(Kind::Unsupported, spec.subject(), message)
-                    .help("check by http or tcp, or leave on_fail at \"restart\""));
-            }
-            check.by_engine = true;
+            // Swarm ends a task whose own check fails. For another outcome the check is run beside it, by the agent of its
+            // node.
+            check.by_engine = check.timing(None).on_fail == OnFail::Restart;
         }
         Ok(())
     }
@@ -250,20 +269,11 @@ impl Engine for SwarmEngine {
             .tasks
             .place(task)
             .ok_or_else(|| Error::new(Kind::Unavailable, subject.clone(), "has no container"))?;
-        if node != self.shared.nodes.own {
-            let name = self.shared.nodes.hostname(&node).unwrap_or(node);
-            return Err(Error::new(Kind::Unsupported, subject, format!("needs an agent on node \"{name}\"")));
-        }
-        // On this very host its container is at hand.
-        let label = format!("{}={task}", super::docker::spec::TASK);
-        let options = bollard::query_parameters::ListContainersOptions {
-            filters: Some([("label".to_owned(), vec![label])].into()),
-            ..bollard::query_parameters::ListContainersOptions::default()
-        };
-        let found = self.shared.docker.list_containers(Some(options)).await;
-        let found = found.map_err(|error| trouble::error(subject.clone(), "find its container", &error))?;
-        let id = found.into_iter().find_map(|container| container.id);
-        let id = id.ok_or_else(|| Error::new(Kind::Unavailable, subject, "has no container"))?;
-        exec::run(&self.shared.docker, task, &id, command, timeout).await
+        let ask = ExecAsk { task: *task, command: command.to_vec(), timeout };
+        self.shared.host_of(&node, &subject)?.exec(&node, ask).await
+    }
+
+    async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
+        self.shared.host_of(node, "images")?.prune_images(node, ask).await
     }
 }

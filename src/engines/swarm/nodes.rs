@@ -13,7 +13,7 @@ use tokio::sync::watch;
 
 use crate::engines::docker::trouble;
 use crate::model::id::NodeId;
-use crate::model::node::{Availability, Node, NodeState, NodeUpdate, Role};
+use crate::model::node::{Agent, Availability, Node, NodeState, NodeUpdate, Role};
 use crate::model::units::{Bytes, Cpu};
 use crate::model::{Error, Result};
 
@@ -65,12 +65,28 @@ impl Nodes {
     }
 
     /// Keeps it up for ever; `changed` says that Swarm told of a change.
-    pub async fn follow(self: Arc<Self>, changed: Arc<tokio::sync::Notify>) {
+    /// `agents`: who acts on which of them.
+    pub async fn follow(
+        self: Arc<Self>,
+        changed: Arc<tokio::sync::Notify>,
+        mut agents: Option<watch::Receiver<Arc<BTreeMap<NodeId, Agent>>>>,
+    ) {
         let mut listed: Vec<Node> = self.known.borrow().to_vec();
         let mut at = Instant::now();
         let mut heard: BTreeMap<NodeId, Heard> = BTreeMap::new();
         loop {
-            let told = tokio::time::timeout(PROBE.0, changed.notified()).await.is_ok();
+            let known = agents.as_mut().map(|agents| agents.borrow_and_update().clone()).unwrap_or_default();
+            let joined = async {
+                match agents.as_mut() {
+                    Some(agents) => drop(agents.changed().await),
+                    None => std::future::pending().await,
+                }
+            };
+            let told = tokio::select! {
+                () = changed.notified() => true,
+                () = joined => false,
+                () = tokio::time::sleep(PROBE.0) => false,
+            };
             if told || at.elapsed() >= LIST {
                 match self.list().await {
                     Ok(now) => (listed, at) = (now, Instant::now()),
@@ -92,6 +108,7 @@ impl Nodes {
                 if now - heard.host >= SILENT || now - heard.engine >= REFUSED {
                     node.state = NodeState::Down;
                 }
+                node.agent = known.get(&node.id).cloned();
             }
             let nodes = Arc::new(nodes);
             self.known.send_if_modified(|known| {

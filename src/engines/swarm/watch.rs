@@ -10,13 +10,13 @@ use bollard::query_parameters::{
     EventsOptions, InspectServiceOptions, ListServicesOptions, ListTasksOptions, UpdateServiceOptions,
 };
 use futures_util::StreamExt;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 
 use super::Shared;
 use crate::engines::docker::{spec, trouble};
 use crate::engines::{Observed, ObservedState};
 use crate::model::clock::Timestamp;
-use crate::model::id::TaskId;
+use crate::model::id::{NodeId, TaskId};
 use crate::model::task::{Exit, Health};
 use crate::model::{Error, Result};
 
@@ -58,6 +58,34 @@ impl Shared {
                 Err(_) => {}
             }
         }
+    }
+
+    /// Hears from the hosts themselves for ever: earlier than through the managers.
+    pub async fn hear(self: Arc<Self>, mut seen: mpsc::UnboundedReceiver<(NodeId, Observed)>) {
+        while let Some((node, observed)) = seen.recv().await {
+            // An agent has a say in what is on its own node, and in nothing else.
+            let Some((place, service)) = self.tasks.place(&observed.task) else { continue };
+            if place != *node {
+                continue;
+            }
+            self.take_in_state(observed, service);
+        }
+    }
+
+    // A second word that it runs is no news: the two ways of hearing of it differ in when it began.
+    fn take_in_state(&self, observed: Observed, service: String) {
+        let id = observed.task;
+        if let ObservedState::Running { ports, .. } = &observed.state
+            && observed.warnings.is_empty()
+            && self.tasks.runs_with(&id, ports)
+        {
+            return;
+        }
+        let over = matches!(observed.state, ObservedState::Ended { .. } | ObservedState::Rejected { .. });
+        if over && !self.tasks.is_over(&id) && !self.tasks.is_forbidden(&id) {
+            self.hold_back(&id, service);
+        }
+        self.tasks.report(observed);
     }
 
     /// Hears of changes to nodes and services for ever.
@@ -146,12 +174,8 @@ impl Shared {
         if error.starts_with(EXITED) && error.contains("unhealthy") {
             warnings.push("ended by Swarm: it failed its check".to_owned());
         }
-        let observed = self.describe(shown);
-        let over = matches!(observed, ObservedState::Ended { .. } | ObservedState::Rejected { .. });
-        if over && !self.tasks.is_over(id) && !self.tasks.is_forbidden(id) {
-            self.hold_back(id, shown.service_id.clone().unwrap_or_default());
-        }
-        self.tasks.report(Observed { task: *id, state: observed, warnings });
+        let observed = Observed { task: *id, state: self.describe(shown), warnings };
+        self.take_in_state(observed, shown.service_id.clone().unwrap_or_default());
     }
 
     fn describe(&self, task: &Task) -> ObservedState {

@@ -400,6 +400,7 @@ impl Loop {
             failed: self.failed.clone(),
             accepted: self.accepted,
             refused: self.refused,
+            missing: BTreeMap::new(),
         }
     }
 }

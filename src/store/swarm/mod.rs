@@ -109,6 +109,11 @@ impl SwarmStore {
         self.inner().proven.is_some_and(|at| at.elapsed() < LEASE)
     }
 
+    /// How often the lead has changed hands.
+    pub fn term(&self) -> u64 {
+        self.inner().head.term
+    }
+
     /// How long ago the head was seen to change: the age of all that is read here.
     pub fn age(&self) -> Duration {
         self.inner().seen.elapsed()

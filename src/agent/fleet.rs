@@ -1,0 +1,158 @@
+//! The balancers of all hosts, as one: a table is taken when every one that can be reached follows it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures_util::future::join_all;
+use tokio::sync::watch;
+
+use super::hub::{Hub, QUICK};
+use super::protocol::Ask;
+use crate::engines::hosts::Hosts;
+use crate::model::id::NodeId;
+use crate::model::node::{Node, NodeState};
+use crate::model::{Error, Result};
+use crate::network::balancer::Balancer;
+use crate::network::table::{Status, Table};
+
+/// Speaks to all of them.
+pub struct Fleet {
+    hub: Arc<Hub>,
+    nodes: watch::Receiver<Arc<Vec<Node>>>,
+    own: NodeId,
+    leads: Box<dyn Fn() -> bool + Send + Sync>,
+    // The version of the last table.
+    sent: u64,
+}
+
+impl Fleet {
+    /// `own`: the node of this daemon, whose balancer has to be there; `leads`: whether this daemon may say anything.
+    pub fn new(
+        hub: Arc<Hub>,
+        nodes: watch::Receiver<Arc<Vec<Node>>>,
+        own: &str,
+        leads: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Self {
+        Fleet { hub, nodes, own: own.into(), leads: Box::new(leads), sent: 0 }
+    }
+
+    async fn ask(&self, ask: Ask) -> Result<Status> {
+        if !(self.leads)() {
+            let message = "cannot prove that it leads, and so does nothing";
+            return Err(Error::new(crate::model::Kind::Unavailable, "this daemon", message).retry(true));
+        }
+        // A node that is down serves nobody, whatever its balancer has for a table.
+        let nodes = self.nodes.borrow().clone();
+        let up: BTreeMap<NodeId, String> = nodes
+            .iter()
+            .filter(|node| node.state == NodeState::Ready || node.id == self.own)
+            .map(|node| (node.id.clone(), node.hostname.clone()))
+            .collect();
+        let agents = self.hub.agents().borrow().clone();
+        let asked = agents.keys().filter(|node| up.contains_key(*node) || **node == self.own);
+        let answers = asked.map(|node| {
+            let ask = ask.clone();
+            async move { (node.clone(), self.hub.ask::<Status>(node, ask, QUICK).await) }
+        });
+        let mut all = Vec::new();
+        for (node, answer) in join_all(answers).await {
+            let name = up.get(&node).cloned().unwrap_or_else(|| node.to_string());
+            match answer {
+                Err(error) if node == self.own => return Err(error),
+                answer => all.push((name, answer)),
+            }
+        }
+        Ok(together(all, self.sent))
+    }
+}
+
+// What several say, as one would say it. Its version is the one that was sent only if all who answer have that one: else
+// the highest, which a new table has to pass, or none at all.
+fn together(all: Vec<(String, Result<Status>)>, sent: u64) -> Status {
+    let mut whole = Status::default();
+    let versions: BTreeSet<u64> = all.iter().filter_map(|(_, answer)| Some(answer.as_ref().ok()?.version)).collect();
+    whole.version = match versions.last() {
+        Some(highest) if *highest > sent || versions.len() == 1 => *highest,
+        _ => 0,
+    };
+    for (name, answer) in all {
+        let status = match answer {
+            Ok(status) => status,
+            Err(error) => {
+                whole.missing.insert(name, error.to_string());
+                continue;
+            }
+        };
+        whole.pid = whole.pid.max(status.pid);
+        whole.accepted += status.accepted;
+        whole.refused += status.refused;
+        for (task, count) in status.connections {
+            *whole.connections.entry(task).or_default() += count;
+        }
+        for (listener, why) in status.failed {
+            let why = format!("on node \"{name}\": {why}");
+            whole.failed.entry(listener).and_modify(|all| *all = format!("{all}; {why}")).or_insert(why);
+        }
+    }
+    whole
+}
+
+#[async_trait]
+impl Balancer for Fleet {
+    // Others may have the table of a daemon that led before.
+    fn is_left_over(&self) -> bool {
+        true
+    }
+
+    async fn push(&mut self, table: &Table) -> Result<Status> {
+        self.sent = table.version;
+        self.ask(Ask::Table(table.clone())).await
+    }
+
+    async fn status(&mut self) -> Result<Status> {
+        self.ask(Ask::Balancer).await
+    }
+
+    async fn gone(&mut self) {
+        self.hub.stirred.notified().await;
+    }
+
+    async fn stop(&mut self) -> Result<()> {
+        self.ask(Ask::StopBalancer).await.map(drop)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Kind;
+    use crate::model::id::TaskId;
+
+    #[test]
+    fn several_as_one() {
+        let task = TaskId::numbered(1);
+        let status = |version: u64, connections: u32, failed: &str| Status {
+            version,
+            connections: [(task, connections)].into(),
+            failed: (!failed.is_empty()).then(|| ("web/http".to_owned(), failed.to_owned())).into_iter().collect(),
+            ..Status::default()
+        };
+        let away = || Err(Error::new(Kind::Unavailable, "agent", "is not connected"));
+        let all = vec![
+            ("n1".to_owned(), Ok(status(7, 1, ""))),
+            ("n2".to_owned(), Ok(status(7, 2, "port 80 is taken"))),
+            ("n3".to_owned(), Ok(status(7, 0, "no right to bind"))),
+            ("n4".to_owned(), away()),
+        ];
+        let whole = together(all, 7);
+        assert_eq!((whole.version, whole.connections[&task]), (7, 3));
+        assert_eq!(whole.failed["web/http"], "on node \"n2\": port 80 is taken; on node \"n3\": no right to bind");
+        assert_eq!(whole.missing.keys().collect::<Vec<_>>(), ["n4"]);
+        // One that was started anew, one with the table before, one that another daemon gave a later table.
+        let versions = |second| {
+            together(vec![("a".into(), Ok(status(7, 0, ""))), ("b".into(), Ok(status(second, 0, "")))], 7).version
+        };
+        assert_eq!([0, 6, 7, 9].map(versions), [0, 0, 7, 9]);
+    }
+}

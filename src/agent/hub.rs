@@ -1,0 +1,253 @@
+//! The daemon's side: who is connected, what they are asked, what they tell.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
+
+use super::link::{self, Reader};
+use super::protocol::{Ask, Frame, Hello, Welcome};
+use super::work::Worker;
+use crate::engines::hosts::{ExecAsk, Hosts};
+use crate::engines::{ExecResult, Observed};
+use crate::model::id::NodeId;
+use crate::model::node::{Agent, ImagePrune, PrunedImages};
+use crate::model::{Error, Kind, Result};
+
+/// How long an agent has for what takes no time: a table, a status.
+pub const QUICK: Duration = Duration::from_secs(2);
+/// How long it has to remove images.
+const PRUNE: Duration = Duration::from_secs(600);
+
+type Answers = HashMap<u64, oneshot::Sender<Result<Value>>>;
+
+// An agent's connection.
+struct Member {
+    connection: u64,
+    frames: mpsc::Sender<Frame>,
+    waiting: Arc<Mutex<Answers>>,
+    version: String,
+    daemon: bool,
+}
+
+#[derive(Default)]
+struct State {
+    // Those that are to be there, and whether they are part of a daemon.
+    known: BTreeMap<NodeId, bool>,
+    connected: BTreeMap<NodeId, Member>,
+}
+
+/// All agents of the cluster, and this daemon's own work on its host.
+pub struct Hub {
+    own: NodeId,
+    worker: Arc<Worker>,
+    state: Mutex<State>,
+    next: AtomicU64,
+    agents: watch::Sender<Arc<BTreeMap<NodeId, Agent>>>,
+    observer: Mutex<Option<mpsc::UnboundedSender<(NodeId, Observed)>>>,
+    /// Something changed that balancers have to do with: one has come, gone or begun anew.
+    pub stirred: Notify,
+}
+
+impl Hub {
+    /// With nobody but this daemon itself, on the node `own`.
+    pub fn new(own: &str, worker: Arc<Worker>) -> Arc<Self> {
+        let hub = Hub {
+            own: own.into(),
+            worker,
+            state: Mutex::default(),
+            next: AtomicU64::new(1),
+            agents: watch::Sender::default(),
+            observer: Mutex::default(),
+            stirred: Notify::new(),
+        };
+        hub.publish(&hub.state());
+        Arc::new(hub)
+    }
+
+    fn state(&self) -> std::sync::MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is done on this daemon's own host.
+    pub fn worker(&self) -> &Arc<Worker> {
+        &self.worker
+    }
+
+    /// Says who is to be there, and whether they are part of a daemon. Whoever is not is not listened to any more.
+    pub fn set_known(&self, known: BTreeMap<NodeId, bool>) {
+        let mut state = self.state();
+        state.connected.retain(|node, _| known.contains_key(node));
+        state.known = known;
+        self.publish(&state);
+        self.stirred.notify_one();
+    }
+
+    fn publish(&self, state: &State) {
+        let mut agents = BTreeMap::new();
+        for (node, daemon) in &state.known {
+            agents.insert(node.clone(), Agent { connected: false, daemon: *daemon, version: None });
+        }
+        for (node, member) in &state.connected {
+            let version = Some(member.version.clone());
+            agents.insert(node.clone(), Agent { connected: true, daemon: member.daemon, version });
+        }
+        let version = Some(env!("CARGO_PKG_VERSION").to_owned());
+        agents.insert(self.own.clone(), Agent { connected: true, daemon: true, version });
+        self.agents.send_if_modified(|now| {
+            let changed = **now != agents;
+            *now = Arc::new(agents);
+            changed
+        });
+    }
+
+    /// Serves an agent's connection to its end. `hello`: what it said first.
+    pub async fn serve(
+        self: &Arc<Self>,
+        node: NodeId,
+        stream: impl AsyncRead + AsyncWrite + Send + 'static,
+        welcome: Welcome,
+        heard: impl AsyncFnOnce(&Hello) -> Result<()>,
+    ) -> Result<()> {
+        let (read, write) = tokio::io::split(stream);
+        let frames = link::writer(write);
+        let mut reader = Reader(read);
+        let _ = frames.send(Frame::Welcome(welcome)).await;
+        let hello = match reader.next().await? {
+            Frame::Hello(hello) => hello,
+            _ => return Err(Error::invalid("agent", "does not say who it is")),
+        };
+        heard(&hello).await?;
+        let connection = self.next.fetch_add(1, Ordering::Relaxed);
+        let waiting = Arc::<Mutex<Answers>>::default();
+        {
+            let mut state = self.state();
+            if !state.known.contains_key(&node) {
+                return Err(Error::new(Kind::Forbidden, "agent", "is not known any more"));
+            }
+            let member = Member {
+                connection,
+                frames,
+                waiting: waiting.clone(),
+                version: hello.version.clone(),
+                daemon: hello.daemon.is_some(),
+            };
+            state.connected.insert(node.clone(), member);
+            self.publish(&state);
+        }
+        self.stirred.notify_one();
+        let ended = loop {
+            let frame = match reader.next().await {
+                Ok(frame) => frame,
+                Err(error) => break error,
+            };
+            if !self.is_current(&node, connection) {
+                break Error::new(Kind::Conflict, "agent", "has connected anew");
+            }
+            match frame {
+                Frame::Answer { id, result } => {
+                    let asked = waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+                    if let Some(asked) = asked {
+                        let _ = asked.send(result);
+                    }
+                }
+                Frame::Seen(observed) => self.tell(&node, observed),
+                Frame::Balancer => self.stirred.notify_one(),
+                _ => {}
+            }
+        };
+        {
+            let mut state = self.state();
+            if state.connected.get(&node).is_some_and(|member| member.connection == connection) {
+                state.connected.remove(&node);
+                self.publish(&state);
+            }
+        }
+        // Whoever waits for an answer is told by the sender's end.
+        waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+        self.stirred.notify_one();
+        Err(ended)
+    }
+
+    fn is_current(&self, node: &NodeId, connection: u64) -> bool {
+        self.state().connected.get(node).is_some_and(|member| member.connection == connection)
+    }
+
+    /// Tells what was seen on this daemon's own host, or on another.
+    pub fn tell(&self, node: &NodeId, observed: Observed) {
+        if let Some(observer) = self.observer.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            let _ = observer.send((node.clone(), observed));
+        }
+    }
+
+    /// Tells all agents where daemons are.
+    pub fn tell_daemons(&self, daemons: &[String]) {
+        for member in self.state().connected.values() {
+            // One that takes nothing now hears it when it connects anew.
+            let _ = member.frames.try_send(Frame::Daemons(daemons.to_vec()));
+        }
+    }
+
+    /// Asks whoever acts on `node`.
+    pub async fn ask<T: DeserializeOwned>(&self, node: &str, ask: Ask, patience: Duration) -> Result<T> {
+        let subject = || format!("agent on node \"{node:.70}\"");
+        let answer = if *self.own == *node {
+            tokio::time::timeout(patience, self.worker.serve(ask)).await
+        } else {
+            let text = serde_json::to_value(&ask).map_err(|error| Error::internal(subject(), error.to_string()))?;
+            let id = self.next.fetch_add(1, Ordering::Relaxed);
+            let (sender, receiver) = oneshot::channel();
+            let (frames, waiting) = {
+                let state = self.state();
+                let member = state.connected.get(node).ok_or_else(|| away(subject()))?;
+                member.waiting.lock().unwrap_or_else(PoisonError::into_inner).insert(id, sender);
+                (member.frames.clone(), member.waiting.clone())
+            };
+            let exchange = async {
+                frames.send(Frame::Ask { id, ask: text }).await.map_err(|_| away(subject()))?;
+                receiver.await.map_err(|_| away(subject()))?
+            };
+            let answer = tokio::time::timeout(patience, exchange).await;
+            waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
+            answer
+        };
+        let late = |_| Error::new(Kind::Timeout, subject(), format!("no answer within {} s", patience.as_secs()));
+        let value = answer.map_err(late)??;
+        serde_json::from_value(value).map_err(|error| {
+            Error::new(Kind::Unsupported, subject(), "answers in words of another version").cause(error)
+        })
+    }
+}
+
+fn away(subject: String) -> Error {
+    Error::new(Kind::Unavailable, subject, "is not connected").retry(true)
+}
+
+#[async_trait]
+impl Hosts for Hub {
+    fn agents(&self) -> watch::Receiver<Arc<BTreeMap<NodeId, Agent>>> {
+        self.agents.subscribe()
+    }
+
+    fn observe(&self) -> mpsc::UnboundedReceiver<(NodeId, Observed)> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        *self.observer.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
+    async fn exec(&self, node: &str, ask: ExecAsk) -> Result<ExecResult> {
+        // The agent counts the time of the command; what is added is for the way.
+        let patience = ask.timeout.std() + QUICK;
+        self.ask(node, Ask::Exec(ask), patience).await
+    }
+
+    async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
+        self.ask(node, Ask::PruneImages(ask), PRUNE).await
+    }
+}

@@ -1,0 +1,120 @@
+//! Frames over a connection: a length of four bytes, then JSON. Each side beats, and a side that is silent is gone.
+
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::mpsc;
+
+use super::protocol::Frame;
+use crate::model::{Error, Kind, Result};
+
+/// How often a side gives a sign of life.
+pub const BEAT: Duration = Duration::from_millis(500);
+/// A side that is silent for this long is gone: sooner than a daemon loses its lead, so that nobody listens any more to one
+/// that was stopped for longer than its lease.
+pub const SILENT: Duration = Duration::from_millis(2500);
+/// The longest frame, in bytes.
+const LONGEST: usize = 64 << 20;
+/// How many frames may wait to be written.
+const WAITING: usize = 1024;
+
+fn broken(error: impl std::fmt::Display) -> Error {
+    Error::new(Kind::Unavailable, "agent's connection", "broke").cause(error).retry(true)
+}
+
+/// Writes frames, with beats between them, until the receiver is closed or the connection breaks. The sender's end.
+pub fn writer<W: AsyncWrite + Unpin + Send + 'static>(mut to: W) -> mpsc::Sender<Frame> {
+    let (sender, mut frames) = mpsc::channel::<Frame>(WAITING);
+    tokio::spawn(async move {
+        loop {
+            let frame = match tokio::time::timeout(BEAT, frames.recv()).await {
+                Ok(Some(frame)) => frame,
+                Ok(None) => return,
+                Err(_) => Frame::Beat,
+            };
+            let Ok(bytes) = serde_json::to_vec(&frame) else { continue };
+            let Ok(length) = u32::try_from(bytes.len()) else { continue };
+            let write = async {
+                to.write_all(&length.to_be_bytes()).await?;
+                to.write_all(&bytes).await?;
+                to.flush().await
+            };
+            // Whoever does not read is as good as gone.
+            if !matches!(tokio::time::timeout(SILENT, write).await, Ok(Ok(()))) {
+                return;
+            }
+        }
+    });
+    sender
+}
+
+/// Reads frames.
+pub struct Reader<R>(pub R);
+
+impl<R: AsyncRead + Unpin> Reader<R> {
+    /// The next one that is no beat. An error when the other side is gone or silent. What is of a later version, and not
+    /// known here, is passed over.
+    pub async fn next(&mut self) -> Result<Frame> {
+        loop {
+            let frame = tokio::time::timeout(SILENT, self.read());
+            let frame = frame.await.map_err(|_| broken(format!("nothing was heard for {} ms", SILENT.as_millis())))?;
+            match serde_json::from_value(frame?) {
+                Ok(Frame::Beat) => {}
+                Ok(frame) => return Ok(frame),
+                Err(error) => tracing::debug!(%error, "a message that this version does not know"),
+            }
+        }
+    }
+
+    async fn read(&mut self) -> Result<Value> {
+        let mut length = [0; 4];
+        self.0.read_exact(&mut length).await.map_err(broken)?;
+        let length = u32::from_be_bytes(length) as usize;
+        if length > LONGEST {
+            return Err(broken(format!("a frame of {length} bytes")));
+        }
+        // Taken in as it comes: what a length promises costs nothing.
+        let mut bytes = Vec::new();
+        let read = (&mut self.0).take(length as u64).read_to_end(&mut bytes).await.map_err(broken)?;
+        if read < length {
+            return Err(broken("it ended within a frame"));
+        }
+        serde_json::from_slice(&bytes).map_err(broken)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn frames_beats_and_silence() {
+        let (near, far) = tokio::io::duplex(64);
+        let sender = writer(near);
+        let mut reader = Reader(far);
+        let daemons = vec!["10.0.0.1:8377".to_owned(); 20];
+        sender.send(Frame::Daemons(daemons.clone())).await.unwrap();
+        assert!(matches!(reader.next().await, Ok(Frame::Daemons(read)) if read == daemons));
+        // Beats alone keep it up; they are not shown.
+        let (sent, later) = (sender.clone(), SILENT * 3);
+        tokio::spawn(async move {
+            tokio::time::sleep(later).await;
+            let _ = sent.send(Frame::Balancer).await;
+            // Open, and silent: as of a process that was stopped.
+            std::future::pending::<()>().await;
+        });
+        assert!(matches!(reader.next().await, Ok(Frame::Balancer)));
+        drop(sender);
+
+        let (mut near, far) = tokio::io::duplex(64);
+        let mut reader = Reader(far);
+        assert_eq!(reader.next().await.unwrap_err().kind, Kind::Unavailable, "nothing comes");
+        near.write_all(&[0xff; 4]).await.unwrap();
+        assert!(reader.next().await.unwrap_err().to_string().contains("a frame of 4294967295 bytes"));
+        let mut reader = Reader(&b"\0\0\0\x0d{\"later\":\"x\"}\0\0\0\x0a\"balancer\""[..]);
+        assert!(matches!(reader.next().await, Ok(Frame::Balancer)), "what is not known is passed over");
+        let mut reader = Reader(&b"\0\0\0\x09{}"[..]);
+        assert!(reader.next().await.unwrap_err().to_string().contains("ended within a frame"));
+    }
+}

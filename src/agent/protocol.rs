@@ -1,0 +1,83 @@
+//! What the leading daemon and an agent say to each other.
+
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::engines::Observed;
+use crate::engines::hosts::ExecAsk;
+use crate::model::Error;
+use crate::model::node::ImagePrune;
+use crate::network::table::Table;
+
+/// The protocol's name in the request that begins it.
+pub const UPGRADE: &str = "neap-agent";
+
+/// One message, in either direction.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Frame {
+    /// A sign of life.
+    Beat,
+    /// The first word of a daemon.
+    Welcome(Welcome),
+    /// The first word of an agent.
+    Hello(Hello),
+    /// The daemon asks. What an agent does not know it says so of.
+    Ask {
+        /// Names the answer.
+        id: u64,
+        /// What is asked: an `Ask`.
+        ask: Value,
+    },
+    /// The agent answers.
+    Answer {
+        /// What was asked.
+        id: u64,
+        /// How it went.
+        result: Result<Value, Error>,
+    },
+    /// The agent tells what a container of its host does.
+    Seen(Observed),
+    /// The agent tells that its balancer was started anew.
+    Balancer,
+    /// The daemon tells where daemons are reached now.
+    Daemons(Vec<String>),
+}
+
+/// What a daemon says first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Welcome {
+    /// Counts the changes of leader: one with a lower term does not lead any more.
+    pub term: u64,
+    /// The cluster as labels of containers name it.
+    pub cluster: String,
+    /// The node's address, as the others reach it.
+    pub address: std::net::IpAddr,
+    /// Where daemons are reached, the one that leads first.
+    pub daemons: Vec<String>,
+}
+
+/// What an agent says first.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hello {
+    /// Its version.
+    pub version: String,
+    /// Where the daemon that it is part of is reached, if it is.
+    pub daemon: Option<String>,
+}
+
+/// What can be asked of an agent.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Ask {
+    /// Hand this table to the balancer; the answer is its status.
+    Table(Table),
+    /// The balancer's status.
+    Balancer,
+    /// End the balancer.
+    StopBalancer,
+    /// Run a command in a container.
+    Exec(ExecAsk),
+    /// Remove images.
+    PruneImages(ImagePrune),
+}

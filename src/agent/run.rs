@@ -1,0 +1,226 @@
+//! The agent's side of the connection: finds whoever leads, does what it asks, tells what it sees.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::mpsc;
+
+use super::call::Caller;
+use super::door::{CertifyAnswer, CertifyAsk};
+use super::identity::Identity;
+use super::link::{self, Reader};
+use super::protocol::{Ask, Frame, Hello};
+use super::work::Worker;
+use super::{authority, tls};
+use crate::model::clock::Clock;
+use crate::model::{Error, Kind, Result};
+
+/// The wait before the next daemon is tried: while one may answer in a moment, and at the longest.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
+/// How often it is seen whether the certificate has to be made anew.
+const RENEW: Duration = Duration::from_secs(3600);
+
+/// Whom to call, and as whom.
+pub struct Site {
+    /// What is shown.
+    pub caller: Caller,
+    /// Where daemons are reached, the most likely first.
+    pub daemons: Vec<String>,
+    /// Where the daemon that this is part of is reached.
+    pub daemon: Option<String>,
+    /// The highest number of a lead that was heard of: one with a lower number does not lead any more.
+    pub term: u64,
+}
+
+/// Shared between the connection and whoever keeps it up to date.
+pub type Shared = Arc<Mutex<Site>>;
+
+fn site(shared: &Shared) -> std::sync::MutexGuard<'_, Site> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Says where daemons are reached.
+pub fn set_daemons(shared: &Shared, daemons: Vec<String>) {
+    site(shared).daemons = daemons;
+}
+
+/// The agent of a host: connects, and begins again when the connection is lost. Ends only with an error that nothing but its
+/// owner can mend.
+pub async fn agent(
+    folder: &std::path::Path,
+    mut identity: Identity,
+    worker: Arc<Worker>,
+    clock: Arc<dyn Clock>,
+    mut connected: impl FnMut(&str),
+) -> Result<()> {
+    let config = tls::agent(&identity.authority, Some(&identity.issued()))?;
+    let shared = Arc::new(Mutex::new(Site {
+        caller: Caller { config, headers: Vec::new() },
+        daemons: identity.daemons.clone(),
+        daemon: None,
+        term: identity.term,
+    }));
+    loop {
+        let age = clock.wall().0.saturating_sub(identity.certified_at) / 86_400_000;
+        if age >= u64::try_from(authority::RENEW_DAYS).unwrap_or_default()
+            && let Err(error) = renew(folder, &mut identity, &shared, &*clock).await
+        {
+            tracing::warn!(%error, "the agent's certificate cannot be made anew yet; it is tried again");
+        }
+        let serve = follow(&worker, &shared, |at| {
+            connected(at);
+            let site = site(&shared);
+            if (identity.term, &identity.daemons) != (site.term, &site.daemons) {
+                (identity.term, identity.daemons) = (site.term, site.daemons.clone());
+                if let Err(error) = identity.save(folder) {
+                    tracing::warn!(%error, "where daemons are cannot be kept");
+                }
+            }
+        });
+        match tokio::time::timeout(RENEW, serve).await {
+            Ok(Err(error)) => return Err(error),
+            // Looked at once an hour; the connection is made anew in a moment.
+            _ => continue,
+        }
+    }
+}
+
+async fn renew(folder: &std::path::Path, identity: &mut Identity, shared: &Shared, clock: &dyn Clock) -> Result<()> {
+    let (caller, daemons) = {
+        let site = site(shared);
+        (site.caller.clone(), site.daemons.clone())
+    };
+    let key = authority::public_key(&identity.key)?;
+    let ask = CertifyAsk { secret: String::new(), node: identity.node.clone(), key };
+    let mut last = Error::new(Kind::Unavailable, "cluster", "no daemon is known");
+    for address in &daemons {
+        match caller.post::<CertifyAnswer>(address, "/v1/join/agent", &ask).await {
+            Ok(answer) => {
+                identity.certificate = answer.certificate;
+                identity.certified_at = clock.wall().0;
+                identity.save(folder)?;
+                site(shared).caller.config = tls::agent(&identity.authority, Some(&identity.issued()))?;
+                tracing::info!("the agent's certificate was made anew");
+                return Ok(());
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Connects to whoever leads and serves it; when that ends, to whoever leads then. `connected` hears of each connection.
+/// Returns only with an error that another try cannot mend.
+pub async fn follow(worker: &Arc<Worker>, shared: &Shared, mut connected: impl FnMut(&str)) -> Result<()> {
+    let mut wait = AGAIN.0;
+    let mut told = false;
+    loop {
+        let (caller, daemons) = {
+            let site = site(shared);
+            (site.caller.clone(), site.daemons.clone())
+        };
+        let mut why = Error::new(Kind::Unavailable, "cluster", "no daemon is known yet");
+        for address in &daemons {
+            match caller.upgrade(address).await {
+                Ok((at, stream)) => {
+                    let began = tokio::time::Instant::now();
+                    why = serve(worker, shared, stream, || connected(&at)).await;
+                    if began.elapsed() > AGAIN.1 {
+                        (wait, told) = (AGAIN.0, false);
+                    }
+                    break;
+                }
+                // What one daemon says may be a matter of that one.
+                Err(error) => why = error,
+            }
+        }
+        if !told {
+            tracing::warn!(%why, "this host's agent is not connected; it tries again");
+            told = true;
+        }
+        tokio::time::sleep(wait).await;
+        wait = (wait * 2).min(AGAIN.1);
+    }
+}
+
+// One connection, to its end.
+async fn serve(
+    worker: &Arc<Worker>,
+    shared: &Shared,
+    stream: impl AsyncRead + AsyncWrite + Send + 'static,
+    connected: impl FnOnce(),
+) -> Error {
+    let (read, write) = tokio::io::split(stream);
+    let frames = link::writer(write);
+    let hello = Hello { version: env!("CARGO_PKG_VERSION").into(), daemon: site(shared).daemon.clone() };
+    let gone = || Error::new(Kind::Unavailable, "connection to the daemon", "broke").retry(true);
+    if frames.send(Frame::Hello(hello)).await.is_err() {
+        return gone();
+    }
+    let mut reader = Reader(read);
+    let welcome = match reader.next().await {
+        Ok(Frame::Welcome(welcome)) => welcome,
+        Ok(_) => return Error::invalid("daemon", "does not greet"),
+        Err(error) => return error,
+    };
+    {
+        let mut site = site(shared);
+        if welcome.term < site.term {
+            let message = format!("leads with the number {}, and {} has been seen", welcome.term, site.term);
+            return Error::new(Kind::Conflict, "daemon", message);
+        }
+        (site.term, site.daemons) = (welcome.term, welcome.daemons.clone());
+    }
+    tracing::info!(cluster = welcome.cluster, term = welcome.term, "connected to the daemon that leads");
+    connected();
+    let mut seen = worker.watch(&welcome);
+    // Read on a task of its own: a frame is not left half read for something else.
+    let (inbox, mut asked) = mpsc::channel(64);
+    let reading = tokio::spawn(async move {
+        loop {
+            let next = reader.next().await;
+            let over = next.is_err();
+            if inbox.send(next).await.is_err() || over {
+                return;
+            }
+        }
+    });
+    let ended = loop {
+        let told = tokio::select! {
+            frame = asked.recv() => match frame {
+                Some(Ok(Frame::Ask { id, ask })) => {
+                    let (worker, frames) = (worker.clone(), frames.clone());
+                    tokio::spawn(async move {
+                        let result = match serde_json::from_value::<Ask>(ask) {
+                            Ok(ask) => worker.serve(ask).await,
+                            Err(error) => {
+                                let message = "does not know what it is asked; it is of another version";
+                                Err(Error::new(Kind::Unsupported, "agent", message).cause(error))
+                            }
+                        };
+                        let _ = frames.send(Frame::Answer { id, result }).await;
+                    });
+                    continue;
+                }
+                Some(Ok(Frame::Daemons(daemons))) => {
+                    site(shared).daemons = daemons;
+                    continue;
+                }
+                Some(Ok(_)) => continue,
+                Some(Err(error)) => break error,
+                None => break gone(),
+            },
+            observed = seen.recv() => match observed {
+                Some(observed) => Frame::Seen(observed),
+                None => break gone(),
+            },
+            () = worker.restarted.notified() => Frame::Balancer,
+        };
+        if frames.send(told).await.is_err() {
+            break gone();
+        }
+    };
+    reading.abort();
+    ended
+}

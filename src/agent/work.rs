@@ -1,0 +1,172 @@
+//! What is done on a host for the cluster: its balancer kept, its containers watched, commands run, images removed.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::task::JoinHandle;
+
+use super::protocol::{Ask, Welcome};
+use crate::engines::Observed;
+use crate::engines::docker::Address;
+use crate::engines::swarm::host::SwarmHost;
+use crate::model::{Error, Kind, Result};
+use crate::network::balancer::Balancer;
+use crate::network::table::{Status, Table};
+
+/// The wait before a balancer that could not be started is tried again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// Does it. Dropped, it ends; the balancer goes on with its last table.
+pub struct Worker {
+    docker: Address,
+    watched: Mutex<Option<Watched>>,
+    balancer: mpsc::Sender<(Order, oneshot::Sender<Result<Status>>)>,
+    /// The balancer had ended and was started anew.
+    pub restarted: Arc<Notify>,
+    keeper: JoinHandle<()>,
+}
+
+struct Watched {
+    cluster: String,
+    address: std::net::IpAddr,
+    host: Arc<SwarmHost>,
+    follower: JoinHandle<()>,
+}
+
+enum Order {
+    Table(Table),
+    Status,
+    Stop,
+}
+
+impl Worker {
+    /// On the Docker Engine at `docker`, with this balancer. Call inside a tokio runtime.
+    pub fn new(docker: Address, balancer: Box<dyn Balancer>) -> Self {
+        let (orders, inbox) = mpsc::channel(16);
+        let restarted = Arc::<Notify>::default();
+        let keeper = tokio::spawn(keep(balancer, inbox, restarted.clone()));
+        Worker { docker, watched: Mutex::default(), balancer: orders, restarted, keeper }
+    }
+
+    /// Watches the containers of that cluster from now on; everything as it is, and what happens next.
+    pub fn watch(&self, welcome: &Welcome) -> mpsc::UnboundedReceiver<Observed> {
+        let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        let same = |known: &Watched| known.cluster == welcome.cluster && known.address == welcome.address;
+        if let Some(known) = watched.as_ref().filter(|known| same(known)) {
+            return known.host.observe();
+        }
+        if let Some(before) = watched.take() {
+            before.follower.abort();
+        }
+        let host = SwarmHost::new(self.docker.clone(), &welcome.cluster, welcome.address);
+        let seen = host.observe();
+        let follower = tokio::spawn(host.clone().follow());
+        let (cluster, address) = (welcome.cluster.clone(), welcome.address);
+        *watched = Some(Watched { cluster, address, host, follower });
+        seen
+    }
+
+    fn host(&self) -> Result<Arc<SwarmHost>> {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        watched
+            .as_ref()
+            .map(|watched| watched.host.clone())
+            .ok_or_else(|| Error::new(Kind::Unavailable, "agent", "has not been told of its cluster yet").retry(true))
+    }
+
+    /// Does what is asked.
+    pub async fn serve(&self, ask: Ask) -> Result<Value> {
+        fn value(answer: impl serde::Serialize) -> Result<Value> {
+            serde_json::to_value(answer).map_err(|error| Error::internal("answer", error.to_string()))
+        }
+        match ask {
+            Ask::Table(table) => value(self.order(Order::Table(table)).await?),
+            Ask::Balancer => value(self.order(Order::Status).await?),
+            Ask::StopBalancer => value(self.order(Order::Stop).await?),
+            Ask::Exec(ask) => value(self.host()?.exec(&ask).await?),
+            Ask::PruneImages(ask) => value(self.host()?.prune_images(&ask).await?),
+        }
+    }
+
+    async fn order(&self, order: Order) -> Result<Status> {
+        let gone = || Error::new(Kind::Unavailable, "agent", "is stopping");
+        let (sender, answer) = oneshot::channel();
+        self.balancer.send((order, sender)).await.map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())?
+    }
+}
+
+impl Drop for Worker {
+    fn drop(&mut self) {
+        self.keeper.abort();
+        if let Some(watched) = self.watched.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            watched.follower.abort();
+        }
+    }
+}
+
+// One balancer, one order at a time. One that ends is started anew with the last table, whoever leads.
+async fn keep(
+    mut balancer: Box<dyn Balancer>,
+    mut orders: mpsc::Receiver<(Order, oneshot::Sender<Result<Status>>)>,
+    restarted: Arc<Notify>,
+) {
+    let mut last: Option<Table> = None;
+    let mut runs = balancer.is_left_over();
+    let mut ended = false;
+    loop {
+        tokio::select! {
+            biased;
+            order = orders.recv() => {
+                let Some((order, answer)) = order else { return };
+                let result = match order {
+                    // A host where nothing is published needs none.
+                    Order::Table(table) if !runs && table.listeners.is_empty() => {
+                        let status = Status { version: table.version, ..Status::default() };
+                        last = Some(table);
+                        Ok(status)
+                    }
+                    Order::Table(table) => {
+                        let result = balancer.push(&table).await;
+                        runs = true;
+                        // Two on their way at once may come in either order.
+                        if last.as_ref().is_none_or(|last| last.version <= table.version) {
+                            last = Some(table);
+                        }
+                        result
+                    }
+                    Order::Status if !runs => {
+                        let version = last.as_ref().map_or(0, |table| table.version);
+                        Ok(Status { version, ..Status::default() })
+                    }
+                    Order::Status => balancer.status().await,
+                    Order::Stop => {
+                        runs = false;
+                        last = None;
+                        balancer.stop().await.map(|()| Status::default())
+                    }
+                };
+                let _ = answer.send(result);
+            }
+            () = balancer.gone(), if runs && !ended => {
+                ended = begin_again(&mut *balancer, last.as_ref()).await;
+                restarted.notify_one();
+            }
+            () = tokio::time::sleep(AGAIN), if runs && ended => {
+                ended = begin_again(&mut *balancer, last.as_ref()).await;
+            }
+        }
+    }
+}
+
+// True if it could not.
+async fn begin_again(balancer: &mut dyn Balancer, last: Option<&Table>) -> bool {
+    let Some(table) = last else { return false };
+    let result = balancer.push(table).await;
+    if let Err(error) = &result {
+        tracing::warn!(%error, "the balancer has ended, and cannot be started; it is tried again");
+    }
+    result.is_err()
+}

@@ -1,0 +1,115 @@
+//! The routes for nodes, and for hosts that are to become some.
+
+use super::routes::{route, schema};
+use super::{Answer, Call, Route, json};
+use crate::client::members::JoinTicket;
+use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
+use crate::model::{Error, Result, strict};
+
+/// All of them.
+pub fn all() -> Vec<Route> {
+    use crate::model::right::Role::{Admin, Viewer};
+    vec![
+        Route {
+            response: schema::<Vec<Node>>(),
+            ..route("GET", "/v1/nodes", "All nodes", Viewer, |call| Box::pin(nodes(call)))
+        },
+        Route {
+            change: Some("node.update"),
+            request: schema::<NodeUpdate>(),
+            response: schema::<Node>(),
+            ..route("PATCH", "/v1/nodes/{name}", "Changes a node's availability, role and labels", Admin, |call| {
+                Box::pin(update_node(call))
+            })
+        },
+        Route {
+            change: Some("node.remove"),
+            query: &[("force", "true: also one that is not down")],
+            ..route("DELETE", "/v1/nodes/{name}", "Takes a node out of the cluster", Admin, |call| {
+                Box::pin(remove_node(call))
+            })
+        },
+        Route {
+            change: Some("node.prune_images"),
+            request: schema::<ImagePrune>(),
+            response: schema::<PrunedImages>(),
+            ..route(
+                "POST",
+                "/v1/nodes/{name}/prune-images",
+                "Removes images that nothing uses; what services run or could go back to stays",
+                Admin,
+                |call| Box::pin(prune_images(call)),
+            )
+        },
+        Route {
+            change: Some("agent.forget"),
+            ..route(
+                "DELETE",
+                "/v1/nodes/{name}/agent",
+                "Forgets a node's agent; another may take its place",
+                Admin,
+                |call| Box::pin(forget_agent(call)),
+            )
+        },
+        Route {
+            response: schema::<JoinTicket>(),
+            ..route(
+                "GET",
+                "/v1/join-tokens/{name}",
+                "What lets a host in as worker or manager: the token, and where to join",
+                Admin,
+                |call| Box::pin(join_ticket(call)),
+            )
+        },
+        Route {
+            change: Some("join-token.rotate"),
+            response: schema::<JoinTicket>(),
+            ..route(
+                "POST",
+                "/v1/join-tokens/{name}/rotate",
+                "Makes a join token anew; the one before lets nobody in any more",
+                Admin,
+                |call| Box::pin(rotate_join_token(call)),
+            )
+        },
+    ]
+}
+
+async fn nodes(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.nodes().await?)
+}
+
+async fn remove_node(call: Call) -> Result<Answer> {
+    let force = call.query.get("force").is_some_and(|force| force == "true");
+    json(&call.api.cluster.remove_node(call.name(), force).await?)
+}
+
+async fn update_node(call: Call) -> Result<Answer> {
+    let update: NodeUpdate = strict::read("node", &call.body)?;
+    json(&call.api.cluster.update_node(call.name(), update).await?)
+}
+
+async fn prune_images(call: Call) -> Result<Answer> {
+    let ask: ImagePrune = strict::read("prune", &call.body)?;
+    json(&call.api.cluster.prune_images(call.name(), ask).await?)
+}
+
+async fn forget_agent(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.forget_agent(call.name()).await?)
+}
+
+fn role(call: &Call) -> Result<Role> {
+    match call.name() {
+        "worker" => Ok(Role::Worker),
+        "manager" => Ok(Role::Manager),
+        other => Err(Error::invalid("join token", format!("role {other:.40?} is neither worker nor manager"))),
+    }
+}
+
+async fn join_ticket(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.join_ticket(role(&call)?, false).await?)
+}
+
+async fn rotate_join_token(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.join_ticket(role(&call)?, true).await?)
+}

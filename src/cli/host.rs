@@ -1,0 +1,343 @@
+//! `neap init`, `join`, `leave`, `agent`, `join-token`: hosts and their cluster.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::output::{self, FormatArg};
+use super::up::start_log;
+use crate::agent::authority::JoinToken;
+use crate::agent::identity::Identity;
+use crate::agent::join;
+use crate::client::Cluster;
+use crate::client::remote::RemoteCluster;
+use crate::client::wire::Endpoint;
+use crate::daemon::agent::{self, AgentOptions};
+use crate::daemon::config::{self, Config};
+use crate::daemon::{background, engine, shared};
+use crate::engines::docker::Address;
+use crate::engines::swarm::join::{LocalSwarm, Terms};
+use crate::model::clock::SystemClock;
+use crate::model::node::Role;
+use crate::model::{Error, Kind, Result};
+
+/// How long what was started has until it works.
+const READY: Duration = Duration::from_secs(60);
+
+/// Where this host's part is.
+#[derive(clap::Args, Clone)]
+pub struct Place {
+    /// Data folder [default: /var/lib/neap for root, else ~/.local/share/neap]
+    #[arg(long, env = "NEAP_DATA", value_name = "FOLDER")]
+    data: Option<PathBuf>,
+    /// The Docker Engine of this host [default: DOCKER_HOST, else unix:///var/run/docker.sock]
+    #[arg(long, env = "NEAP_DOCKER_HOST", value_name = "URL")]
+    docker_host: Option<String>,
+}
+
+impl Place {
+    fn data(&self, file: &Config) -> PathBuf {
+        self.data.clone().or_else(|| file.data.clone()).unwrap_or_else(config::default_data)
+    }
+
+    fn docker(&self) -> Result<Address> {
+        engine::local_address(self.docker_host.as_deref())
+    }
+}
+
+/// Docker's words for a node's addresses.
+#[derive(clap::Args)]
+pub struct Addresses {
+    /// Address that the other hosts are told [default: the one of the interface that leads to them]
+    #[arg(long, value_name = "ADDRESS")]
+    advertise_addr: Option<String>,
+    /// Where the Swarm's manager listens [default: 0.0.0.0:2377]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    listen_addr: Option<String>,
+    /// Address for the containers' traffic [default: as advertised]
+    #[arg(long, value_name = "ADDRESS")]
+    data_path_addr: Option<String>,
+}
+
+impl Addresses {
+    fn terms(&self) -> Terms {
+        Terms {
+            advertise_addr: self.advertise_addr.clone(),
+            listen_addr: self.listen_addr.clone(),
+            data_path_addr: self.data_path_addr.clone(),
+        }
+    }
+}
+
+/// Arguments of `init`.
+#[derive(clap::Args)]
+pub struct InitArgs {
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    addresses: Addresses,
+    /// Name of the cluster
+    #[arg(long, env = "NEAP_CLUSTER")]
+    cluster: Option<String>,
+    /// Control socket [default: /run/neap.sock for root]
+    #[arg(long, env = "NEAP_SOCKET", value_name = "FILE")]
+    socket: Option<PathBuf>,
+}
+
+/// Arguments of `join`.
+#[derive(clap::Args)]
+pub struct JoinArgs {
+    /// A daemon of the cluster, as `neap join-token` prints it [port: 8377]
+    address: String,
+    /// What `neap join-token` prints
+    #[arg(long, env = "NEAP_JOIN_TOKEN", value_name = "TOKEN", hide_env_values = true)]
+    token: String,
+    #[command(flatten)]
+    place: Place,
+    #[command(flatten)]
+    addresses: Addresses,
+    /// Control socket of the daemon, where this host becomes a manager [default: /run/neap.sock for root]
+    #[arg(long, env = "NEAP_SOCKET", value_name = "FILE")]
+    socket: Option<PathBuf>,
+    /// Join only; start `neap agent` (or `neap up` on a manager) yourself
+    #[arg(long)]
+    no_start: bool,
+}
+
+/// Arguments of `leave`.
+#[derive(clap::Args)]
+pub struct LeaveArgs {
+    #[command(flatten)]
+    place: Place,
+    /// Also as a manager, and without regard to what is lost by it
+    #[arg(long, short)]
+    force: bool,
+}
+
+/// Arguments of `agent`.
+#[derive(clap::Args)]
+pub struct AgentArgs {
+    #[command(flatten)]
+    place: Place,
+    /// What is logged: error, warn, info, debug, or filters such as neap=debug
+    #[arg(long, env = "NEAP_LOG", default_value = "info", value_name = "FILTER")]
+    log: String,
+}
+
+/// Arguments of `join-token`.
+#[derive(clap::Args)]
+pub struct TokenArgs {
+    /// What the host is to become
+    #[arg(value_enum)]
+    role: super::node::RoleArg,
+    /// Make the token anew: the one before lets nobody in any more
+    #[arg(long)]
+    rotate: bool,
+    /// The token alone
+    #[arg(long, short)]
+    quiet: bool,
+    #[command(flatten)]
+    format: FormatArg,
+}
+
+/// Runs `neap init`.
+pub async fn init(args: &InitArgs, file: Config) -> Result<()> {
+    let docker = args.place.docker()?;
+    let local = LocalSwarm::open(&docker).await?;
+    match local.membership().await? {
+        Some(membership) if !membership.manager => {
+            return Err(Error::new(Kind::Conflict, "this host", "is a worker of a Swarm already")
+                .help("leave it first (neap leave), or run this on a manager"));
+        }
+        Some(membership) => {
+            output::line(&format!("this host is a manager of a Swarm already (node {})", membership.node))?
+        }
+        None => {
+            let node = local.init(&args.addresses.terms()).await?;
+            output::line(&format!("a Swarm is made, with this host as its manager (node {node})"))?;
+        }
+    }
+    let socket = args.socket.clone().or_else(|| file.socket.clone()).unwrap_or_else(config::default_socket);
+    let cluster = args.cluster.clone().or_else(|| file.cluster.clone());
+    daemon(&args.place, &file, &socket, cluster.as_deref()).await?;
+    let cluster = RemoteCluster::new(Endpoint::Unix(socket));
+    let ticket = cluster.join_ticket(Role::Worker, false).await?;
+    output::line(&format!("other hosts join with:\n\n  {}\n", ticket.command()))?;
+    output::line("as managers, with the token that `neap join-token manager` prints")
+}
+
+// Starts the daemon, unless one answers, and waits until it leads or follows.
+async fn daemon(place: &Place, file: &Config, socket: &Path, cluster: Option<&str>) -> Result<()> {
+    let remote = RemoteCluster::new(Endpoint::Unix(socket.to_owned()));
+    if let Ok(info) = remote.info().await {
+        return output::line(&format!("its daemon runs already (cluster {})", info.cluster));
+    }
+    let data = place.data(file);
+    let mut arguments = vec!["up".to_owned(), "--engine".into(), "swarm".into()];
+    arguments.extend(["--data".into(), text(&data)?, "--socket".into(), text(socket)?]);
+    arguments.extend(cluster.into_iter().flat_map(|name| ["--cluster".to_owned(), name.to_owned()]));
+    arguments.extend(docker_flag(place));
+    let started = background::start("neap", &arguments, &data)?;
+    let mut last = None;
+    let answers = async || match remote.info().await {
+        Ok(info) => Some(info),
+        Err(error) => {
+            last = Some(error);
+            None
+        }
+    };
+    match until(&started, answers).await? {
+        Some(info) => output::line(&format!("its daemon is up: cluster {}, {started}", info.cluster)),
+        None => {
+            let error = Error::new(Kind::Timeout, "daemon", format!("does not answer yet; it is {started}"));
+            Err(last.map_or(error.clone(), |last| error.cause(last)))
+        }
+    }
+}
+
+fn docker_flag(place: &Place) -> Vec<String> {
+    place.docker_host.iter().flat_map(|host| ["--docker-host".to_owned(), host.clone()]).collect()
+}
+
+fn text(path: &Path) -> Result<String> {
+    let text = path.to_str().map(str::to_owned);
+    text.ok_or_else(|| Error::invalid(format!("path {}", path.display()), "is not UTF-8"))
+}
+
+// Asks until it says yes; an error as soon as what was started has ended.
+async fn until<T>(started: &background::Started, mut ready: impl AsyncFnMut() -> Option<T>) -> Result<Option<T>> {
+    let deadline = Instant::now() + READY;
+    while Instant::now() < deadline {
+        if let Some(found) = ready().await {
+            return Ok(Some(found));
+        }
+        if let background::Started::Process(pid, log) = started
+            && let Ok(nix::sys::wait::WaitStatus::Exited(..) | nix::sys::wait::WaitStatus::Signaled(..)) =
+                nix::sys::wait::waitpid(
+                    nix::unistd::Pid::from_raw(pid.cast_signed()),
+                    Some(nix::sys::wait::WaitPidFlag::WNOHANG),
+                )
+        {
+            let said = std::fs::read_to_string(log).unwrap_or_default();
+            let lines: Vec<&str> = said.lines().collect();
+            let tail = lines[lines.len().saturating_sub(5)..].join("\n");
+            return Err(Error::new(Kind::Failed, format!("process {pid}"), "ended at once").cause(tail));
+        }
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    Ok(None)
+}
+
+/// Runs `neap join`.
+pub async fn join(args: &JoinArgs, file: Config) -> Result<()> {
+    let token: JoinToken = args.token.parse()?;
+    let address = with_port(&args.address)?;
+    let (docker, data) = (args.place.docker()?, args.place.data(&file));
+    let clock = SystemClock::start();
+    let joined = join::join(&address, &token, &docker, &args.addresses.terms(), &data, &clock).await?;
+    let (cluster, node) = (&joined.cluster, &joined.membership.node);
+    let how = if joined.was_node { "is" } else { "has become" };
+    output::line(&format!("this host {how} a {} of cluster {cluster} (node {node})", joined.role.as_str()))?;
+    let socket = args.socket.clone().or_else(|| file.socket.clone()).unwrap_or_else(config::default_socket);
+    if args.no_start {
+        let next = if joined.role == Role::Manager { "up --engine swarm" } else { "agent" };
+        return output::line(&format!("now start: neap {next} --data {}", data.display()));
+    }
+    if joined.role == Role::Manager {
+        return daemon(&args.place, &file, &socket, Some(cluster)).await;
+    }
+    if crate::daemon::holder(&data)?.is_some() {
+        return output::line("its agent runs already");
+    }
+    let _ = std::fs::remove_file(agent::connected_file(&data));
+    let mut arguments = vec!["agent".to_owned(), "--data".into(), text(&data)?];
+    arguments.extend(docker_flag(&args.place));
+    let started = background::start("neap-agent", &arguments, &data)?;
+    let connected = async || std::fs::read_to_string(agent::connected_file(&data)).ok();
+    match until(&started, connected).await? {
+        Some(at) => output::line(&format!("its agent is connected to {}: {started}", at.trim())),
+        None => Err(Error::new(Kind::Timeout, "agent", format!("is not connected yet; it is {started}"))),
+    }
+}
+
+fn with_port(address: &str) -> Result<String> {
+    let wrong = || Error::invalid(format!("address {address:.80?}"), "is no ADDRESS or ADDRESS:PORT");
+    let address = address.trim();
+    if address.is_empty() || address.contains("//") || address.contains(char::is_whitespace) {
+        return Err(wrong());
+    }
+    if let Ok(ip) = address.trim_matches(['[', ']']).parse::<std::net::IpAddr>() {
+        return Ok(std::net::SocketAddr::new(ip, shared::PORT).to_string());
+    }
+    match address.rsplit_once(':') {
+        Some((host, port)) if !host.is_empty() && port.parse::<u16>().is_ok() => Ok(address.to_owned()),
+        Some(_) => Err(wrong()),
+        None => Ok(format!("{address}:{}", shared::PORT)),
+    }
+}
+
+/// Runs `neap leave`.
+pub async fn leave(args: &LeaveArgs, file: Config) -> Result<()> {
+    let data = args.place.data(&file);
+    let local = LocalSwarm::open(&args.place.docker()?).await?;
+    let membership = local.membership().await?;
+    if membership.as_ref().is_some_and(|membership| membership.manager) && !args.force {
+        return Err(Error::new(Kind::Conflict, "this host", "is a manager of the Swarm")
+            .help("make it a worker first (neap node demote NODE), or lose what only it knows: --force"));
+    }
+    for name in ["neap-agent", "neap"] {
+        background::stop(name, &data)?;
+    }
+    match membership {
+        Some(membership) => {
+            local.leave(args.force).await?;
+            output::line(&format!("this host has left the Swarm (it was node {})", membership.node))?;
+        }
+        None => output::line("this host is in no Swarm")?,
+    }
+    // Published ports lead nowhere from here any more.
+    crate::daemon::stop_balancer(&data).await?;
+    Identity::remove(&data)?;
+    output::line("neither daemon nor agent runs here any more; what is left is the data folder")?;
+    output::line(&format!("{}; on a manager, take the node off the list: neap node rm NODE", data.display()))
+}
+
+/// Runs `neap agent`.
+pub async fn agent(args: &AgentArgs, file: Config) -> Result<()> {
+    start_log(&args.log)?;
+    agent::run(AgentOptions { data: args.place.data(&file), docker: args.place.docker()? }).await
+}
+
+/// Runs `neap join-token`.
+pub async fn join_token(args: &TokenArgs, cluster: &RemoteCluster) -> Result<()> {
+    let role = args.role.role();
+    let ticket = cluster.join_ticket(role, args.rotate).await?;
+    if args.quiet {
+        return output::line(&ticket.token);
+    }
+    output::print(args.format.format, &ticket, || {
+        format!("a host joins as a {} with:\n\n  {}\n", role.as_str(), ticket.command())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str, expected: &str) {
+        let got = with_port(text).unwrap_or_else(|error| error.message);
+        assert_eq!(got, expected, "for {text:?}");
+    }
+
+    #[test]
+    fn addresses() {
+        check("10.0.0.1", "10.0.0.1:8377");
+        check("10.0.0.1:9000", "10.0.0.1:9000");
+        check("fd00::1", "[fd00::1]:8377");
+        check("[fd00::1]:9000", "[fd00::1]:9000");
+        check("eu-1.example.org", "eu-1.example.org:8377");
+        let wrong = "is no ADDRESS or ADDRESS:PORT";
+        for text in ["", "tcp://10.0.0.1", "a:b", ":8377", "a b"] {
+            check(text, wrong);
+        }
+    }
+}

@@ -1,0 +1,42 @@
+//! What only somebody on a host can do for its containers, and what only they see at once: the agents, as engines know
+//! them.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+
+use super::{ExecResult, Observed};
+use crate::model::Result;
+use crate::model::id::{NodeId, TaskId};
+use crate::model::node::{Agent, ImagePrune, PrunedImages};
+use crate::model::units::Duration;
+
+/// A command for a task's container.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ExecAsk {
+    /// The task.
+    pub task: TaskId,
+    /// The command with its arguments.
+    pub command: Vec<String>,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// The hosts that somebody of ours is on.
+#[async_trait]
+pub trait Hosts: Send + Sync {
+    /// Which they are, now and as that changes.
+    fn agents(&self) -> watch::Receiver<Arc<BTreeMap<NodeId, Agent>>>;
+
+    /// What they see of tasks on their own host from now on. One receiver at a time; the newest call wins.
+    fn observe(&self) -> mpsc::UnboundedReceiver<(NodeId, Observed)>;
+
+    /// Runs a command in a task's container on that node.
+    async fn exec(&self, node: &str, ask: ExecAsk) -> Result<ExecResult>;
+
+    /// Removes images on that node.
+    async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages>;
+}

@@ -1,0 +1,243 @@
+//! One host of a Swarm, seen from itself: what its containers do is known here at once, while managers hear of it with
+//! the next report of the node; and commands can be run in them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use bollard::Docker;
+use bollard::models::EventMessage;
+use bollard::query_parameters::{EventsOptions, ListContainersOptions};
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+
+use crate::engines::docker::container::{self, Reach};
+use crate::engines::docker::{Address, exec, prune, spec, trouble};
+use crate::engines::hosts::ExecAsk;
+use crate::engines::{ExecResult, Observed, ObservedState};
+use crate::model::clock::Timestamp;
+use crate::model::id::TaskId;
+use crate::model::node::{ImagePrune, PrunedImages};
+use crate::model::task::{Exit, Health};
+use crate::model::{Error, Kind, Result};
+
+/// The wait before a Docker Engine that does not answer is asked again.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// A container of ours on this host.
+#[derive(Debug, Clone)]
+struct Known {
+    container: String,
+    created: i64,
+    // What it was seen as last, without what is no news to anybody.
+    seen: Option<Observed>,
+}
+
+/// The Docker Engine of this host, and our tasks on it.
+pub struct SwarmHost {
+    address: Address,
+    cluster: String,
+    /// Where its ports are reached, as others name it.
+    host: String,
+    docker: Mutex<Option<Docker>>,
+    tasks: Mutex<BTreeMap<TaskId, Known>>,
+    observer: Mutex<Option<mpsc::UnboundedSender<Observed>>>,
+}
+
+impl SwarmHost {
+    /// One that is not connected yet. `cluster`: as in the label; `host`: the address of the node, for ports.
+    pub fn new(address: Address, cluster: &str, host: std::net::IpAddr) -> Arc<Self> {
+        let host = if host.is_ipv6() { format!("[{host}]") } else { host.to_string() };
+        Arc::new(SwarmHost {
+            address,
+            cluster: cluster.to_owned(),
+            host,
+            docker: Mutex::default(),
+            tasks: Mutex::default(),
+            observer: Mutex::default(),
+        })
+    }
+
+    fn tasks(&self) -> std::sync::MutexGuard<'_, BTreeMap<TaskId, Known>> {
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Everything as it is, and what is seen from now on. The newest call wins.
+    pub fn observe(&self) -> mpsc::UnboundedReceiver<Observed> {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        // Under the tasks' lock, so that nothing falls between what is known and what comes.
+        let tasks = self.tasks();
+        for known in tasks.values() {
+            if let Some(seen) = &known.seen {
+                let _ = sender.send(seen.clone());
+            }
+        }
+        *self.observer.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);
+        receiver
+    }
+
+    fn connected(&self) -> Result<Docker> {
+        let docker = self.docker.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        docker.ok_or_else(|| {
+            Error::new(Kind::Unavailable, format!("Docker Engine {}", self.address.url), "does not answer").retry(true)
+        })
+    }
+
+    /// Connects, listens, and begins again when the connection is lost. Never ends.
+    pub async fn follow(self: Arc<Self>) {
+        let mut told = false;
+        loop {
+            match self.listen().await {
+                Ok(()) => told = false,
+                Err(error) if !told => {
+                    tracing::warn!(%error, "the Docker Engine of this host does not answer; it is asked again");
+                    told = true;
+                }
+                Err(_) => {}
+            }
+            *self.docker.lock().unwrap_or_else(PoisonError::into_inner) = None;
+            tokio::time::sleep(AGAIN).await;
+        }
+    }
+
+    async fn listen(&self) -> Result<()> {
+        let failed = |act: &str, error| trouble::error(format!("Docker Engine {}", self.address.url), act, &error);
+        let docker = self.address.client()?.negotiate_version().await.map_err(|e| failed("connect to it", e))?;
+        let info = docker.info().await.map_err(|error| failed("ask it", error))?;
+        let since = info.system_time.as_deref().and_then(|time| time.parse::<jiff::Timestamp>().ok());
+        let since = since.map(|time| format!("{}.{:09}", time.as_second(), time.subsec_nanosecond()));
+        *self.docker.lock().unwrap_or_else(PoisonError::into_inner) = Some(docker.clone());
+        self.take_stock(&docker).await?;
+        let filters = HashMap::from([
+            ("type".to_owned(), vec!["container".to_owned()]),
+            ("event".to_owned(), ["start", "die", "destroy", "health_status"].map(str::to_owned).to_vec()),
+            ("label".to_owned(), vec![format!("{}={}", spec::CLUSTER, self.cluster)]),
+        ]);
+        let options = EventsOptions { since, filters: Some(filters), ..EventsOptions::default() };
+        let mut events = Box::pin(docker.events(Some(options)));
+        while let Some(event) = events.next().await {
+            self.take_in(&docker, event.map_err(|error| failed("follow its events", error))?).await;
+        }
+        Ok(())
+    }
+
+    // All our containers here. Swarm keeps those of earlier attempts at a task: the newest is the one that counts.
+    async fn take_stock(&self, docker: &Docker) -> Result<()> {
+        let filters = HashMap::from([("label".to_owned(), vec![format!("{}={}", spec::CLUSTER, self.cluster)])]);
+        let options = ListContainersOptions { all: true, filters: Some(filters), ..ListContainersOptions::default() };
+        let listed = docker.list_containers(Some(options)).await;
+        let listed = listed.map_err(|error| trouble::error("containers", "list them", &error))?;
+        let mut newest: BTreeMap<TaskId, (i64, String)> = BTreeMap::new();
+        for summary in listed {
+            let (Some(id), Some(labels)) = (summary.id, summary.labels) else { continue };
+            let Some(task) = spec::task_of(&labels, &self.cluster) else { continue };
+            let created = summary.created.unwrap_or_default();
+            if newest.get(&task).is_none_or(|(other, _)| created >= *other) {
+                newest.insert(task, (created, id));
+            }
+        }
+        self.tasks().retain(|task, _| newest.contains_key(task));
+        for (task, (created, id)) in newest {
+            self.note(&task, &id, created);
+            self.look_at(docker, &task, &id).await;
+        }
+        Ok(())
+    }
+
+    // A container of a task; false if a newer one is known.
+    fn note(&self, task: &TaskId, container: &str, created: i64) -> bool {
+        let mut tasks = self.tasks();
+        match tasks.get_mut(task) {
+            Some(known) if known.container == container => true,
+            Some(known) if known.created > created => false,
+            _ => {
+                tasks.insert(*task, Known { container: container.to_owned(), created, seen: None });
+                true
+            }
+        }
+    }
+
+    async fn look_at(&self, docker: &Docker, task: &TaskId, id: &str) {
+        let Ok(inspected) = docker.inspect_container(id, None).await else { return };
+        let reach = Reach { direct: false, host: self.host.clone() };
+        let (state, warnings) = container::state(&inspected, &reach);
+        let Some(state) = as_swarm_sees(state) else { return };
+        self.report(id, Observed { task: *task, state, warnings });
+    }
+
+    fn report(&self, container: &str, observed: Observed) {
+        let mut tasks = self.tasks();
+        let Some(known) = tasks.get_mut(&observed.task).filter(|known| known.container == container) else { return };
+        if known.seen.as_ref() == Some(&observed) {
+            return;
+        }
+        known.seen = Some(observed.clone());
+        if let Some(observer) = self.observer.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
+            let _ = observer.send(observed);
+        }
+    }
+
+    async fn take_in(&self, docker: &Docker, event: EventMessage) {
+        let Some(actor) = event.actor else { return };
+        let (Some(action), Some(id)) = (event.action, actor.id) else { return };
+        let attributes = actor.attributes.unwrap_or_default();
+        let Some(task) = spec::task_of(&attributes, &self.cluster) else { return };
+        let nanos = event.time_nano.unwrap_or_default();
+        match action.split(':').next().unwrap_or_default() {
+            "die" => {
+                let code = attributes.get("exitCode").and_then(|code| code.parse().ok());
+                let millis = u64::try_from(nanos / 1_000_000).unwrap_or_default();
+                let state = ObservedState::Ended {
+                    exit: code.map_or(Exit::Unknown, Exit::Code),
+                    finished_at: Timestamp(millis),
+                };
+                // What the kernel did to it an inspection knows; the event is told first, since it may be gone by then.
+                let warnings = match docker.inspect_container(&id, None).await {
+                    Ok(inspected) => container::state(&inspected, &Reach { direct: false, host: String::new() }).1,
+                    Err(_) => Vec::new(),
+                };
+                self.report(&id, Observed { task, state, warnings });
+            }
+            "destroy" => {
+                let mut tasks = self.tasks();
+                if tasks.get(&task).is_some_and(|known| known.container == id) {
+                    tasks.remove(&task);
+                }
+            }
+            _ => {
+                if self.note(&task, &id, nanos / 1_000_000_000) {
+                    self.look_at(docker, &task, &id).await;
+                }
+            }
+        }
+    }
+
+    /// Runs a command in a task's container.
+    pub async fn exec(&self, ask: &ExecAsk) -> Result<ExecResult> {
+        let docker = self.connected()?;
+        let known = self.tasks().get(&ask.task).map(|known| known.container.clone());
+        let id = known.ok_or_else(|| {
+            Error::new(Kind::Unavailable, format!("task {}", ask.task), "has no container on its node")
+        })?;
+        exec::run(&docker, &ask.task, &id, &ask.command, ask.timeout).await
+    }
+
+    /// Removes images that nothing uses.
+    pub async fn prune_images(&self, ask: &ImagePrune) -> Result<PrunedImages> {
+        let docker = self.connected()?;
+        prune::images(&docker, ask).await
+    }
+}
+
+// Swarm counts a task as running once its own check passes, and ends it when that fails: until then it is starting here
+// as well, so that both ways of hearing of it tell the same.
+fn as_swarm_sees(state: ObservedState) -> Option<ObservedState> {
+    match state {
+        ObservedState::Running { health: Health::Starting, .. } => Some(ObservedState::Starting),
+        ObservedState::Running { health: Health::Unhealthy, .. } => None,
+        ObservedState::Running { pid, ports, started_at, .. } => {
+            Some(ObservedState::Running { pid, ports, started_at, health: Health::None, said: None })
+        }
+        other => Some(other),
+    }
+}

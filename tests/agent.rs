@@ -1,0 +1,141 @@
+//! Hosts that join with one command, and what is done on each of them.
+
+use std::collections::BTreeSet;
+
+#[path = "support/lab.rs"]
+mod lab;
+#[path = "support/mod.rs"]
+mod support;
+
+use lab::{Lab, LabDaemon, Load};
+use support::{NEAP, eventually};
+
+// One after the other: each has machines of its own, and there are two cores.
+static ONE_AT_A_TIME: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+fn with_machines(machines: u32, test: impl FnOnce(&Lab)) {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if lab::missing().is_none() {
+        test(&Lab::engines(machines));
+    }
+}
+
+const PLACE: [&str; 4] = ["--data", "/run/neap", "--socket", "/run/neap.sock"];
+
+/// Runs `neap` on a machine, as its owner would.
+fn neap(lab: &Lab, node: &str, args: &[&str]) -> String {
+    lab.run(node, &[&["env", "NEAP_CONFIG=/run/neap.toml", NEAP], args].concat())
+}
+
+fn refused(lab: &Lab, node: &str, args: &[&str]) -> String {
+    let output = lab.exec(node, &[&["env", "NEAP_CONFIG=/run/neap.toml", NEAP], args].concat());
+    assert!(!output.status.success(), "neap {args:?} should fail: {}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// Makes a cluster of all machines: n1 its manager, the others workers.
+fn cluster(lab: &Lab) -> LabDaemon<'_> {
+    let said = neap(lab, "n1", &[&["init"], &PLACE[..]].concat());
+    let line = said.lines().find(|line| line.trim().starts_with("neap join ")).unwrap_or_else(|| panic!("{said}"));
+    let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+    for node in 2..=lab.machines {
+        let said = neap(lab, &format!("n{node}"), &[&words[..], &PLACE[..]].concat());
+        assert!(said.contains("its agent is connected to"), "{said}");
+    }
+    let daemon = LabDaemon::new(lab, "n1", &[]);
+    all_ready(&daemon, lab.machines as usize);
+    daemon
+}
+
+fn agents(daemon: &LabDaemon) -> Vec<(String, bool)> {
+    let nodes = daemon.json(&["node", "ls", "--format", "json"]);
+    let agent = |node: &serde_json::Value| {
+        (node["hostname"].as_str().unwrap().to_owned(), node["agent"]["connected"] == true && node["state"] == "ready")
+    };
+    let mut all: Vec<_> = nodes.as_array().unwrap().iter().map(agent).collect();
+    all.sort();
+    all
+}
+
+fn all_ready(daemon: &LabDaemon, count: usize) {
+    eventually("all agents are connected", 20, || {
+        let agents = agents(daemon);
+        (agents.len() == count && agents.iter().all(|(_, connected)| *connected)).then_some(())
+    });
+}
+
+fn containers(lab: &Lab, node: &str, service: &str) -> BTreeSet<String> {
+    let ids = lab.docker(node, &["ps", "-q", "--filter", &format!("label=neap.service={service}")]);
+    ids.lines().map(str::to_owned).collect()
+}
+
+fn everywhere(lab: &Lab, port: u16) -> Vec<Load> {
+    (1..=lab.machines).map(|n| Load::start(format!("http://{}:{port}/", lab.address(&format!("n{n}"))))).collect()
+}
+
+#[test]
+fn three_commands_make_a_cluster() {
+    with_machines(3, |lab| {
+        let daemon = cluster(lab);
+        let (demo1, demo2) = (lab.image("demo:1"), lab.image("demo:2"));
+        daemon.ok(&[
+            "service",
+            "create",
+            "--name",
+            "web",
+            "--replicas",
+            "2",
+            "--publish",
+            "8080:8080",
+            "--update-monitor",
+            "200ms",
+            "--stop-grace-period",
+            "2s",
+            &demo1,
+        ]);
+        // Every host answers, whoever it runs on; and nothing is lost in a rollout, whichever is asked.
+        let loads = everywhere(lab, 8080);
+        daemon.ok(&["service", "scale", "web=4"]);
+        daemon.ok(&["service", "update", "web", "--image", &demo2, "--update-parallelism", "2"]);
+        loads.iter().for_each(|load| load.saw("\"version\":\"2\""));
+        daemon.ok(&["service", "rollback", "web"]);
+        loads.iter().for_each(|load| load.saw("\"version\":\"1\""));
+        daemon.ok(&["node", "update", "n3", "--availability", "drain"]);
+        eventually("n3 is empty", 30, || containers(lab, "n3", "web").is_empty().then_some(()));
+        loads.into_iter().for_each(Load::end);
+        daemon.ok(&["node", "update", "n3", "--availability", "active"]);
+
+        // One that is killed is replaced.
+        let node = ["n1", "n2"].into_iter().find(|node| !containers(lab, node, "web").is_empty()).unwrap();
+        let victim = containers(lab, node, "web").into_iter().next().unwrap();
+        lab.docker(node, &["kill", &victim]);
+        daemon.task_that("web", "failed", |task| task["state"] == "failed" && task["reason"] == "exit code 137");
+
+        // A port that somebody has on one host stops that port there, and names its owner.
+        let line = format!("{NEAP} demo --address 0.0.0.0 --port 9090 >/dev/null 2>&1 & echo $! >/run/demo.pid");
+        lab.run("n2", &["sh", "-c", &line]);
+        eventually("the port is taken", 5, || {
+            std::net::TcpStream::connect((lab.address("n2"), 9090)).is_ok().then_some(())
+        });
+        let said = daemon.fails(&["service", "create", "--name", "other", "--publish", "9090:8080", &demo1]);
+        assert!(said.contains("on node \"n2\"") && said.contains("9090"), "{said}");
+        lab.run("n2", &["sh", "-c", "kill $(cat /run/demo.pid)"]);
+        eventually("it heals", 20, || {
+            let status = &daemon.json(&["service", "inspect", "other"])["status"];
+            (status["settled"] == true).then_some(())
+        });
+        daemon.ok(&["service", "rm", "web", "other"]);
+
+        // A host leaves.
+        let said = refused(lab, "n1", &["leave", "--data", "/run/neap"]);
+        assert!(said.contains("is a manager"), "{said}");
+        let said = neap(lab, "n3", &["leave", "--data", "/run/neap"]);
+        assert!(said.contains("has left the Swarm"), "{said}");
+        assert_eq!(lab.docker("n3", &["info", "-f", "{{.Swarm.LocalNodeState}}"]), "inactive");
+        eventually("it is taken off the list", 60, || {
+            daemon.neap(&["node", "rm", "n3"]).status.success().then_some(())
+        });
+        let left = lab.run("n3", &["sh", "-c", "ps -e | grep -c '[n]eap' || true"]);
+        assert_eq!(left.trim(), "0", "nothing of ours runs there");
+    });
+}
