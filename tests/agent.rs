@@ -48,7 +48,9 @@ fn cluster(lab: &Lab) -> LabDaemon<'_> {
 }
 
 fn agents(daemon: &LabDaemon) -> Vec<(String, bool)> {
-    let nodes = daemon.json(&["node", "ls", "--format", "json"]);
+    // A daemon that is just being started says nothing.
+    let output = daemon.neap(&["node", "ls", "--format", "json"]);
+    let nodes: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or(serde_json::json!([]));
     let agent = |node: &serde_json::Value| {
         (node["hostname"].as_str().unwrap().to_owned(), node["agent"]["connected"] == true && node["state"] == "ready")
     };
@@ -137,5 +139,119 @@ fn three_commands_make_a_cluster() {
         });
         let left = lab.run("n3", &["sh", "-c", "ps -e | grep -c '[n]eap' || true"]);
         assert_eq!(left.trim(), "0", "nothing of ours runs there");
+    });
+}
+
+#[test]
+fn what_is_done_on_each_host() {
+    with_machines(2, |lab| {
+        let daemon = cluster(lab);
+        let (demo1, demo2, busybox) = (lab.image("demo:1"), lab.image("demo:2"), lab.image("busybox"));
+        daemon.ok(&[
+            "service",
+            "create",
+            "--name",
+            "web",
+            "--replicas",
+            "2",
+            "--publish",
+            "8080:8080",
+            "--update-monitor",
+            "200ms",
+            &demo1,
+        ]);
+        // A command whose failure takes a replica out of the balancer, and leaves it running.
+        daemon.ok(&[
+            "service",
+            "create",
+            "--name",
+            "far",
+            "--constraint",
+            "node.hostname==n2",
+            "--health-cmd",
+            "test -e /tmp/ok",
+            "--health-interval",
+            "300ms",
+            "--health-retries",
+            "1",
+            "--health-on-fail",
+            "unroute",
+            &busybox,
+            "sh",
+            "-c",
+            "touch /tmp/ok; sleep 1000",
+        ]);
+        let id = containers(lab, "n2", "far").into_iter().next().unwrap();
+        lab.docker("n2", &["exec", &id, "rm", "/tmp/ok"]);
+        daemon.task_that("far", "fails its check", |task| task["health"] == "unhealthy" && task["state"] == "running");
+        assert_eq!(containers(lab, "n2", "far"), BTreeSet::from([id]), "the same container");
+
+        // Images: what runs, and what can be gone back to, stays.
+        daemon.ok(&["service", "update", "web", "--image", &demo2]);
+        let has = |image: &str| !lab.docker("n2", &["images", "-q", image]).is_empty();
+        let would = daemon.ok(&["node", "prune-images", "n2", "--dry-run"]);
+        assert!(would.contains("demo:3") && would.contains("would be freed") && has("demo:3"), "{would}");
+        daemon.ok(&["node", "prune-images", "n2"]);
+        assert!(has(&demo1) && has(&demo2) && has(&busybox) && !has("demo:3"));
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/images.lua");
+        daemon.ok(&["script", "push", "images", script]);
+        let ran = daemon.ok(&["cron", "run", "prune-images"]);
+        assert!(ran.contains("n1: 0 images") && ran.contains("n2: 0 images"), "{ran}");
+
+        // Whoever dies: traffic goes on at every host.
+        let loads = everywhere(lab, 8080);
+        let kill = |node: &str, what: &str| {
+            lab.run(node, &["sh", "-c", &format!("kill -9 $(pgrep -f '{what}') && sleep 0.1")]);
+        };
+        kill("n2", "neap [a]gent");
+        eventually("it is missed", 10, || agents(&daemon).contains(&("n2".into(), false)).then_some(()));
+        lab.run("n2", &["sh", "-c", &format!("{NEAP} agent --data /run/neap >>/run/neap.log 2>&1 &")]);
+        all_ready(&daemon, 2);
+        lab.run("n1", &["sh", "-c", "kill -9 $(cat /run/neap/lock)"]);
+        daemon.spawn(&[]);
+        all_ready(&daemon, 2);
+        daemon.ok(&["service", "update", "web", "--image", &demo1]);
+        loads.iter().for_each(|load| load.saw("\"version\":\"1\""));
+        loads.into_iter().for_each(Load::end);
+        // A balancer that dies is started anew with its table, whoever leads.
+        kill("n2", "neap [b]alancer");
+        let load = Load::start(format!("http://{}:8080/", lab.address("n2")));
+        load.end();
+
+        // Who may come.
+        let address = format!("{}:8377", lab.address("n1"));
+        let token = daemon.ok(&["join-token", "worker", "--quiet"]).trim().to_owned();
+        let by_script = daemon.ok(&["repl", "--eval", "print(cluster.join_token('worker').token)"]);
+        assert_eq!(by_script.trim(), token);
+        let join = |token: &str, data: &str| {
+            ["join", &address, "--token", token, "--no-start", "--data", data].map(str::to_owned)
+        };
+        let refuse = |token: &str, data: &str| {
+            let words = join(token, data);
+            refused(lab, "n2", &words.iter().map(String::as_str).collect::<Vec<_>>())
+        };
+        let said = refuse(&token, "/run/other");
+        assert!(said.contains("has an agent already") && said.contains("neap node forget n2"), "{said}");
+        let (head, _) = token.rsplit_once('-').unwrap();
+        let said = refuse(&format!("{head}-{}", "0".repeat(32)), "/run/other");
+        assert!(said.contains("is not known here"), "{said}");
+        let said = refuse(&format!("NEAP-1-{}-{}", "0".repeat(64), "0".repeat(32)), "/run/other");
+        assert!(said.contains("is no daemon of this cluster"), "{said}");
+        // Forgotten, it is not listened to, and another takes its place.
+        daemon.ok(&["node", "forget", "n2"]);
+        eventually("it is gone", 10, || {
+            let nodes = daemon.json(&["node", "ls", "--format", "json"]);
+            let there =
+                nodes.as_array().unwrap().iter().any(|node| node["hostname"] == "n2" && !node["agent"].is_null());
+            (!there).then_some(())
+        });
+        let words = join(&token, "/run/other");
+        neap(lab, "n2", &words.iter().map(String::as_str).collect::<Vec<_>>());
+        lab.run("n2", &["sh", "-c", &format!("{NEAP} agent --data /run/other >>/run/neap.log 2>&1 &")]);
+        all_ready(&daemon, 2);
+        // A token that was made anew: the one before lets nobody in.
+        daemon.ok(&["join-token", "worker", "--rotate"]);
+        let said = refuse(&token, "/run/third");
+        assert!(said.contains("is not known here"), "{said}");
     });
 }

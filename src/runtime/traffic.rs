@@ -42,6 +42,8 @@ struct Traffic {
     looked: bool,
     status: Status,
     told: BTreeSet<TaskId>,
+    // Nodes whose balancer does not answer, and of which that was said.
+    missed: BTreeSet<String>,
 }
 
 /// Follows the world for as long as it is published.
@@ -63,6 +65,7 @@ pub fn spawn(
         looked: false,
         status: Status::default(),
         told: BTreeSet::new(),
+        missed: BTreeSet::new(),
         parts,
     };
     tokio::spawn(async move {
@@ -211,8 +214,10 @@ impl Traffic {
                 let _ = self.messages.send(Message::Note(note));
             }
         }
+        self.missed.retain(|node| status.missing.contains_key(node));
         for (node, why) in &status.missing {
-            if !self.status.missing.contains_key(node) {
+            // Not of one that is just coming or going: it is asked again in a moment.
+            if self.status.missing.contains_key(node) && self.missed.insert(node.clone()) {
                 tracing::warn!(node, why, "the balancer there is not known to follow; what is planned waits for it");
             }
         }

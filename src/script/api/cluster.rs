@@ -6,13 +6,13 @@ use std::sync::Arc;
 
 use mlua::{Lua, MultiValue, Table, Value};
 
-use super::{Reach, crons, kv, nodes, services};
+use super::{Reach, crons, hosts, kv, nodes, services};
 use crate::client::Cluster;
 use crate::client::scripts::{Back, Push};
 use crate::script::value::{from_timed, raise};
 
 /// What `install` sets.
-pub const NAMES: [&str; 7] = ["service", "services", "nodes", "kv", "secrets", "crons", "events"];
+pub const NAMES: [&str; 8] = ["cluster", "service", "services", "nodes", "kv", "secrets", "crons", "events"];
 
 /// Who does what a script does.
 const BY: &str = "a script";
@@ -27,6 +27,7 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>, reach: &Reach) -> mlua::Re
 /// Sets them for somebody who is there to see; `scripts` as well, for files that they have.
 pub fn install_with(lua: &Lua, context: &services::Context) -> mlua::Result<()> {
     services::install(lua, context)?;
+    hosts::install(lua, &context.cluster)?;
     nodes::install(lua, &context.cluster)?;
     kv::install(lua, &context.cluster)?;
     crons::install(lua, &context.cluster)?;

@@ -4,6 +4,7 @@ pub mod check;
 pub mod cluster;
 pub mod crons;
 pub mod formats;
+pub mod hosts;
 pub mod http;
 pub mod kv;
 pub mod load;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 use mlua::{Lua, Table, Value};
 
 use crate::client::Cluster;
-use crate::model::node::{Node, NodeUpdate};
+use crate::model::node::{ImagePrune, Node, NodeUpdate};
 use crate::model::{Error, strict};
 use crate::script::value::{from_record, raise, to_json};
 
-const FIELDS: [&str; 15] = [
+const FIELDS: [&str; 18] = [
     "id",
     "hostname",
     "role",
@@ -22,9 +22,12 @@ const FIELDS: [&str; 15] = [
     "memory",
     "labels",
     "engine_labels",
+    "agent",
     "update",
     "remove",
     "tasks",
+    "prune_images",
+    "forget_agent",
 ];
 
 /// Sets `nodes`.
@@ -93,6 +96,26 @@ fn node_table(lua: &Lua, cluster: &Arc<dyn Cluster>, node: &Node) -> mlua::Resul
         }
     })?;
     table.raw_set("tasks", tasks)?;
+    let (shared, id) = (cluster.clone(), node.id.clone());
+    let prune = lua.create_async_function(move |lua, (_, options): (Value, Option<Table>)| {
+        let (cluster, id) = (shared.clone(), id.clone());
+        async move {
+            let options = options.map_or_else(|| Ok(serde_json::json!({})), |table| to_json(&Value::Table(table)));
+            let ask: ImagePrune = strict::read("prune_images", &options.map_err(raise)?).map_err(raise)?;
+            let pruned = cluster.prune_images(&id, ask).await.map_err(raise)?;
+            let table = lua.create_table()?;
+            table.raw_set("removed", pruned.removed)?;
+            table.raw_set("bytes", pruned.bytes.0 as f64)?;
+            Ok(table)
+        }
+    })?;
+    table.raw_set("prune_images", prune)?;
+    let (shared, id) = (cluster.clone(), node.id.clone());
+    let forget = lua.create_async_function(move |_, _: Value| {
+        let (cluster, id) = (shared.clone(), id.clone());
+        async move { cluster.forget_agent(&id).await.map_err(raise) }
+    })?;
+    table.raw_set("forget_agent", forget)?;
     let (cluster, id) = (cluster.clone(), node.id.clone());
     let update = lua.create_async_function(move |lua, (_, changes): (Value, Table)| {
         let (cluster, id) = (cluster.clone(), id.clone());

@@ -6,6 +6,17 @@ node:update { label_add = { tested = "yes" } }
 assert(nodes.get(node.id).labels.tested == "yes")
 node:update { label_rm = { "tested" } }
 assert(#node:tasks() == 0)
+local info = cluster.info()
+assert(info.engine == "process" and info.pid > 0)
+-- A daemon alone: there is nobody to join, and processes have no images.
+local joined, why_alone = pcall(cluster.join_token, "worker")
+assert(not joined and tostring(why_alone):find "its state is not in a Swarm", tostring(why_alone))
+assert(not pcall(cluster.rotate_join_token, "worker"))
+local joined, why_role = pcall(cluster.join_token, "leader")
+assert(not joined and tostring(why_role):find "neither", tostring(why_role))
+local pruned, why_pruned = pcall(node.prune_images, node, { created_before = "72h" })
+assert(not pruned and tostring(why_pruned):find "no images", tostring(why_pruned))
+assert(node.agent == nil and not pcall(function() node:forget_agent() end))
 local removed, why_not = pcall(node.remove, node, { force = true })
 assert(not removed and why_not.kind == "unsupported", tostring(why_not))
 local promoted, why_no_role = pcall(node.update, node, { role = "manager" })
