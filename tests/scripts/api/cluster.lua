@@ -14,7 +14,7 @@ assert(not joined and tostring(why_alone):find "its state is not in a Swarm", to
 assert(not pcall(cluster.rotate_join_token, "worker"))
 local joined, why_role = pcall(cluster.join_token, "leader")
 assert(not joined and tostring(why_role):find "neither", tostring(why_role))
-local pruned, why_pruned = pcall(node.prune_images, node, { created_before = "72h" })
+local pruned, why_pruned = pcall(function() return node:prune_images { created_before = "72h" } end)
 assert(not pruned and tostring(why_pruned):find "no images", tostring(why_pruned))
 assert(node.agent == nil and not pcall(function() node:forget_agent() end))
 local removed, why_not = pcall(node.remove, node, { force = true })
