@@ -19,6 +19,7 @@ fn main() {
     }
     let lab = Lab::up(3, 1);
     let daemon = LabDaemon::start(&lab, "n1", &["--log", "warn"]);
+    join(&lab, &daemon);
     println!("{:<44} {:>8} {:>8} {:>6}", "", "Swarm", "Neap", "ratio");
     for replicas in [30, 100] {
         let swarm = best(|| create_by_swarm(&lab, replicas));
@@ -29,6 +30,18 @@ fn main() {
     let neap = best(|| update_by_neap(&lab, &daemon, 30));
     row("rolling update of 30, 2 at once, start-first", swarm, neap);
     at_rest(&lab, &daemon);
+}
+
+// As its owner has it: somebody on every host.
+fn join(lab: &Lab, daemon: &LabDaemon) {
+    let token = daemon.ok(&["join-token", "worker", "--quiet"]);
+    for node in ["n2", "n3"] {
+        let address = format!("{}:8377", lab.address("n1"));
+        lab.run(
+            node,
+            &["env", "NEAP_LOG=warn", support::NEAP, "join", &address, "--token", token.trim(), "--data", "/run/neap"],
+        );
+    }
 }
 
 fn best(mut round: impl FnMut() -> Duration) -> Duration {

@@ -17,12 +17,16 @@ use crate::engines::docker::{spec, trouble};
 use crate::engines::{Observed, ObservedState};
 use crate::model::clock::Timestamp;
 use crate::model::id::{NodeId, TaskId};
+use crate::model::node::{Node, NodeState};
 use crate::model::task::{Exit, Health};
 use crate::model::{Error, Result};
 
 /// How often tasks are listed while some are under way, and while none is.
 const UNDER_WAY: Duration = Duration::from_millis(100);
 const AT_REST: Duration = Duration::from_secs(1);
+/// The same while some are under way and every node that is up tells by itself what its containers do: the list is then
+/// for what never becomes a container.
+const ALL_TELL: Duration = Duration::from_millis(500);
 /// How many times as long as a list took nothing is asked.
 const SPARED: u32 = 3;
 /// What Swarm says of a task that ran and ended with an error.
@@ -43,8 +47,13 @@ impl Shared {
         let mut took = Duration::ZERO;
         loop {
             // A list of many tasks costs the manager more than the news are worth: it gets most of the time for its work.
-            let wait = if self.tasks.under_way() { UNDER_WAY.max(took * SPARED).min(AT_REST) } else { AT_REST };
-            tokio::time::sleep(UNDER_WAY / 4).await;
+            let (hurried, all_tell) = (self.tasks.under_way(), self.all_tell());
+            let wait = match (hurried, all_tell) {
+                (false, _) => AT_REST,
+                (true, true) => ALL_TELL,
+                (true, false) => UNDER_WAY.max(took * SPARED).min(AT_REST),
+            };
+            tokio::time::sleep(if all_tell { ALL_TELL / 2 } else { UNDER_WAY / 4 }).await;
             let _ = tokio::time::timeout(wait, self.stirred.notified()).await;
             let begun = tokio::time::Instant::now();
             let looked = self.look().await;
@@ -86,6 +95,11 @@ impl Shared {
             self.hold_back(&id, service);
         }
         self.tasks.report(observed);
+    }
+
+    fn all_tell(&self) -> bool {
+        let tells = |node: &Node| node.agent.as_ref().is_some_and(|agent| agent.connected);
+        self.nodes.known.borrow().iter().all(|node| node.state == NodeState::Down || tells(node))
     }
 
     /// Hears of changes to nodes and services for ever.
