@@ -205,12 +205,13 @@ impl Door {
     }
 
     async fn certify(&self, ask: &CertifyAsk, shown: Option<&str>) -> Result<CertifyAnswer> {
-        let node = self.node(&ask.node).await?;
-        let known = self.records()?.get(&node.id).cloned().unwrap_or_default();
+        // Before anything is said of nodes: who asks.
+        let known = self.records()?.get(ask.node.as_str()).cloned().unwrap_or_default();
         let renews = shown.is_some_and(|shown| known.certificates.iter().any(|print| print == shown));
         if !renews {
             self.authority.role(&ask.secret)?;
         }
+        let node = self.node(&ask.node).await?;
         // Whoever has the token may join, and may ask again where the answer was lost; but not in the place of another.
         let taken = |record: &Record| !renews && record.key.as_ref().is_some_and(|key| *key != ask.key);
         let refused = || {

@@ -18,8 +18,9 @@ use crate::model::{Error, Kind, Result};
 
 /// The wait before the next daemon is tried: while one may answer in a moment, and at the longest.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
-/// How often it is seen whether the certificate has to be made anew.
+/// The wait before the certificate is asked for anew where that failed.
 const RENEW: Duration = Duration::from_secs(3600);
+const DAY: u64 = 86_400_000;
 
 /// Whom to call, and as whom.
 pub struct Site {
@@ -45,8 +46,8 @@ pub fn set_daemons(shared: &Shared, daemons: Vec<String>) {
     site(shared).daemons = daemons;
 }
 
-/// The agent of a host: connects, and begins again when the connection is lost. Ends only with an error that nothing but its
-/// owner can mend.
+/// The agent of a host: connects, and begins again when the connection is lost. Ends only where what it has of its own
+/// cannot be used.
 pub async fn agent(
     folder: &std::path::Path,
     mut identity: Identity,
@@ -62,12 +63,16 @@ pub async fn agent(
         term: identity.term,
     }));
     loop {
-        let age = clock.wall().0.saturating_sub(identity.certified_at) / 86_400_000;
-        if age >= u64::try_from(authority::RENEW_DAYS).unwrap_or_default()
+        let due = |identity: &Identity| {
+            let at = identity.certified_at + u64::try_from(authority::RENEW_DAYS).unwrap_or_default() * DAY;
+            Duration::from_millis(at.saturating_sub(clock.wall().0))
+        };
+        if due(&identity).is_zero()
             && let Err(error) = renew(folder, &mut identity, &shared, &*clock).await
         {
             tracing::warn!(%error, "the agent's certificate cannot be made anew yet; it is tried again");
         }
+        let wait = due(&identity).max(RENEW);
         let serve = follow(&worker, &shared, |at| {
             connected(at);
             let site = site(&shared);
@@ -78,11 +83,8 @@ pub async fn agent(
                 }
             }
         });
-        match tokio::time::timeout(RENEW, serve).await {
-            Ok(Err(error)) => return Err(error),
-            // Looked at once an hour; the connection is made anew in a moment.
-            _ => continue,
-        }
+        // The next connection shows the new certificate.
+        let _ = tokio::time::timeout(wait, serve).await;
     }
 }
 
@@ -111,8 +113,8 @@ async fn renew(folder: &std::path::Path, identity: &mut Identity, shared: &Share
 }
 
 /// Connects to whoever leads and serves it; when that ends, to whoever leads then. `connected` hears of each connection.
-/// Returns only with an error that another try cannot mend.
-pub async fn follow(worker: &Arc<Worker>, shared: &Shared, mut connected: impl FnMut(&str)) -> Result<()> {
+/// Never ends: what a daemon refuses now it may take later.
+pub async fn follow(worker: &Arc<Worker>, shared: &Shared, mut connected: impl FnMut(&str)) {
     let mut wait = AGAIN.0;
     let mut told = false;
     loop {

@@ -132,12 +132,7 @@ pub async fn follow(
         let now = leader.borrow_and_update().clone();
         run::set_daemons(&shared, now.map(|leader| leader.address).into_iter().collect());
         tokio::select! {
-            ended = run::follow(&worker, &shared, |_| {}) => {
-                if let Err(error) = ended {
-                    tracing::error!(%error, "this daemon does not act for the one that leads any more");
-                }
-                return;
-            }
+            () = run::follow(&worker, &shared, |_| {}) => return,
             changed = leader.changed() => if changed.is_err() { return },
         }
     }
