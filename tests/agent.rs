@@ -207,7 +207,7 @@ fn what_is_done_on_each_host() {
         eventually("it is missed", 10, || agents(&daemon).contains(&("n2".into(), false)).then_some(()));
         lab.run("n2", &["sh", "-c", &format!("{NEAP} agent --data /run/neap >>/run/neap.log 2>&1 &")]);
         all_ready(&daemon, 2);
-        lab.run("n1", &["sh", "-c", "kill -9 $(cat /run/neap/lock)"]);
+        kill("n1", "neap [u]p");
         daemon.spawn(&[]);
         all_ready(&daemon, 2);
         daemon.ok(&["service", "update", "web", "--image", &demo1]);

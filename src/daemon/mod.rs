@@ -11,7 +11,6 @@ pub mod shared;
 mod standalone;
 mod tls;
 
-use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -83,10 +82,6 @@ pub fn lock_data(folder: &Path) -> Result<DataLock> {
     match file.try_lock() {
         Ok(()) => {
             check_format(folder)?;
-            // Whom to end, for whoever wants the folder to be free.
-            // On a full disk the daemon starts all the same.
-            let pid = format!("{}\n", std::process::id());
-            let _ = file.set_len(0).and_then(|()| (&file).write_all(pid.as_bytes()));
             Ok(DataLock(file))
         }
         Err(std::fs::TryLockError::WouldBlock) => {
@@ -97,27 +92,40 @@ pub fn lock_data(folder: &Path) -> Result<DataLock> {
     }
 }
 
-/// The process that uses a data folder, if one does.
+/// The process that uses a data folder, if one does: the kernel knows who holds a lock (proc(5), /proc/locks), so that
+/// nothing has to be written for it.
 pub fn holder(folder: &Path) -> Result<Option<i32>> {
+    use std::os::unix::fs::MetadataExt;
     let path = folder.join("lock");
     let failed = |error: std::io::Error| Error::io(path.display().to_string(), "see who holds it", &error);
-    let mut file = match std::fs::File::open(&path) {
+    let file = match std::fs::File::open(&path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         other => other.map_err(failed)?,
     };
     match file.try_lock() {
-        Ok(()) => Ok(None),
-        Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
-        Err(std::fs::TryLockError::WouldBlock) => {
-            let mut text = String::new();
-            std::io::Read::read_to_string(&mut file, &mut text).map_err(failed)?;
-            let unknown = || {
-                Error::new(Kind::Conflict, path.display().to_string(), "is held by a process that does not name itself")
-                    .help("end that process yourself")
-            };
-            text.trim().parse().map(Some).map_err(|_| unknown())
-        }
+        Ok(()) => return Ok(None),
+        Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
+        Err(std::fs::TryLockError::WouldBlock) => {}
     }
+    let lock = file.metadata().map_err(failed)?;
+    let locks = std::fs::read_to_string("/proc/locks").map_err(failed)?;
+    let inode = format!(":{}", lock.ino());
+    // "1: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF". Inodes are unique to a file system only: the file has to be open.
+    let holds = |pid: &i32| {
+        let open = std::fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let same = |meta: std::fs::Metadata| (meta.dev(), meta.ino()) == (lock.dev(), lock.ino());
+        open.into_iter().any(|entry| std::fs::metadata(entry.path()).is_ok_and(same))
+    };
+    let candidates = locks.lines().filter_map(|line| {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        let flock = words.get(1) == Some(&"FLOCK") && words.get(5)?.ends_with(&inode);
+        if flock { words.get(4)?.parse::<i32>().ok() } else { None }
+    });
+    let found = candidates.filter(|pid| *pid > 0).find(holds);
+    found.map(Some).ok_or_else(|| {
+        Error::new(Kind::Conflict, path.display().to_string(), "is held by a process that cannot be seen from here")
+            .help("end that process yourself")
+    })
 }
 
 /// Ends the balancer of a data folder, if one runs.
@@ -258,4 +266,19 @@ fn leave(options: &Options) -> ! {
     println!("neap ends; replicas and published ports go on without it");
     // What is acknowledged is written. Taking the runtime down under its threads would only make them stumble.
     std::process::exit(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_holds_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(holder(folder.path()).unwrap(), None);
+        let lock = lock_data(folder.path()).unwrap();
+        assert_eq!(holder(folder.path()).unwrap(), i32::try_from(std::process::id()).ok());
+        drop(lock);
+        assert_eq!(holder(folder.path()).unwrap(), None);
+    }
 }

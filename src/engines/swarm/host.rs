@@ -31,6 +31,8 @@ struct Known {
     created: i64,
     // What it was seen as last, without what is no news to anybody.
     seen: Option<Observed>,
+    // Its own check failed: Swarm ends it. Not to be read off a container that has ended, which is always unhealthy.
+    unhealthy: bool,
 }
 
 /// The Docker Engine of this host, and our tasks on it.
@@ -151,7 +153,7 @@ impl SwarmHost {
             Some(known) if known.container == container => true,
             Some(known) if known.created > created => false,
             _ => {
-                tasks.insert(*task, Known { container: container.to_owned(), created, seen: None });
+                tasks.insert(*task, Known { container: container.to_owned(), created, seen: None, unhealthy: false });
                 true
             }
         }
@@ -161,8 +163,17 @@ impl SwarmHost {
         let Ok(inspected) = docker.inspect_container(id, None).await else { return };
         let reach = Reach { direct: false, host: self.host.clone() };
         let (state, warnings) = container::state(&inspected, &reach);
+        if matches!(state, ObservedState::Running { health: Health::Unhealthy, .. }) {
+            self.fails(task, id);
+        }
         let Some(state) = as_swarm_sees(state) else { return };
         self.report(id, Observed { task: *task, state, warnings });
+    }
+
+    fn fails(&self, task: &TaskId, container: &str) {
+        if let Some(known) = self.tasks().get_mut(task).filter(|known| known.container == container) {
+            known.unhealthy = true;
+        }
     }
 
     fn report(&self, container: &str, observed: Observed) {
@@ -192,10 +203,13 @@ impl SwarmHost {
                     finished_at: Timestamp(millis),
                 };
                 // What the kernel did to it an inspection knows; the event is told first, since it may be gone by then.
-                let warnings = match docker.inspect_container(&id, None).await {
+                let mut warnings = match docker.inspect_container(&id, None).await {
                     Ok(inspected) => container::state(&inspected, &Reach { direct: false, host: String::new() }).1,
                     Err(_) => Vec::new(),
                 };
+                if self.tasks().get(&task).is_some_and(|known| known.container == id && known.unhealthy) {
+                    warnings.push(super::watch::FAILED_CHECK.to_owned());
+                }
                 self.report(&id, Observed { task, state, warnings });
             }
             "destroy" => {
@@ -205,6 +219,10 @@ impl SwarmHost {
                 }
             }
             _ => {
+                // Told by the event: an inspection may come when Swarm has ended it already.
+                if action.ends_with(": unhealthy") {
+                    self.fails(&task, &id);
+                }
                 if self.note(&task, &id, nanos / 1_000_000_000) {
                     self.look_at(docker, &task, &id).await;
                 }

@@ -31,6 +31,8 @@ const ALL_TELL: Duration = Duration::from_millis(500);
 const SPARED: u32 = 3;
 /// What Swarm says of a task that ran and ended with an error.
 const EXITED: &str = "task: non-zero exit";
+/// What is said of a task that Swarm ended because its own check failed.
+pub const FAILED_CHECK: &str = "ended by Swarm: it failed its check";
 /// The wait before an event stream that ended is opened again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// The longest wait before a service is held back anew: less than Swarm waits before it restarts.
@@ -186,7 +188,7 @@ impl Shared {
         }
         let error = shown.status.as_ref().and_then(|status| status.err.as_deref()).unwrap_or_default();
         if error.starts_with(EXITED) && error.contains("unhealthy") {
-            warnings.push("ended by Swarm: it failed its check".to_owned());
+            warnings.push(FAILED_CHECK.to_owned());
         }
         let observed = Observed { task: *id, state: self.describe(shown), warnings };
         self.take_in_state(observed, shown.service_id.clone().unwrap_or_default());
