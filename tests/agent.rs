@@ -66,9 +66,11 @@ fn all_ready(daemon: &LabDaemon, count: usize) {
     });
 }
 
-fn containers(lab: &Lab, node: &str, service: &str) -> BTreeSet<String> {
-    let ids = lab.docker(node, &["ps", "-q", "--filter", &format!("label=neap.service={service}")]);
-    ids.lines().map(str::to_owned).collect()
+/// Two replicas behind a port.
+fn web(daemon: &LabDaemon, image: &str) {
+    let flags = "--name web --replicas 2 --publish 8080:8080 --update-monitor 200ms --stop-grace-period 2s";
+    let words = ["service", "create"].into_iter().chain(flags.split(' ')).chain([image]);
+    daemon.ok(&words.collect::<Vec<_>>());
 }
 
 fn everywhere(lab: &Lab, port: u16) -> Vec<Load> {
@@ -80,21 +82,7 @@ fn three_commands_make_a_cluster() {
     with_machines(3, |lab| {
         let daemon = cluster(lab);
         let (demo1, demo2) = (lab.image("demo:1"), lab.image("demo:2"));
-        daemon.ok(&[
-            "service",
-            "create",
-            "--name",
-            "web",
-            "--replicas",
-            "2",
-            "--publish",
-            "8080:8080",
-            "--update-monitor",
-            "200ms",
-            "--stop-grace-period",
-            "2s",
-            &demo1,
-        ]);
+        web(&daemon, &demo1);
         // Every host answers, whoever it runs on; and nothing is lost in a rollout, whichever is asked.
         let loads = everywhere(lab, 8080);
         daemon.ok(&["service", "scale", "web=4"]);
@@ -103,13 +91,13 @@ fn three_commands_make_a_cluster() {
         daemon.ok(&["service", "rollback", "web"]);
         loads.iter().for_each(|load| load.saw("\"version\":\"1\""));
         daemon.ok(&["node", "update", "n3", "--availability", "drain"]);
-        eventually("n3 is empty", 30, || containers(lab, "n3", "web").is_empty().then_some(()));
+        eventually("n3 is empty", 30, || lab.containers("n3", "web").is_empty().then_some(()));
         loads.into_iter().for_each(Load::end);
         daemon.ok(&["node", "update", "n3", "--availability", "active"]);
 
         // One that is killed is replaced.
-        let node = ["n1", "n2"].into_iter().find(|node| !containers(lab, node, "web").is_empty()).unwrap();
-        let victim = containers(lab, node, "web").into_iter().next().unwrap();
+        let node = ["n1", "n2"].into_iter().find(|node| !lab.containers(node, "web").is_empty()).unwrap();
+        let victim = lab.containers(node, "web").into_iter().next().unwrap();
         lab.docker(node, &["kill", &victim]);
         daemon.task_that("web", "failed", |task| task["state"] == "failed" && task["reason"] == "exit code 137");
 
@@ -147,19 +135,7 @@ fn what_is_done_on_each_host() {
     with_machines(2, |lab| {
         let daemon = cluster(lab);
         let (demo1, demo2, busybox) = (lab.image("demo:1"), lab.image("demo:2"), lab.image("busybox"));
-        daemon.ok(&[
-            "service",
-            "create",
-            "--name",
-            "web",
-            "--replicas",
-            "2",
-            "--publish",
-            "8080:8080",
-            "--update-monitor",
-            "200ms",
-            &demo1,
-        ]);
+        web(&daemon, &demo1);
         // A command whose failure takes a replica out of the balancer, and leaves it running.
         daemon.ok(&[
             "service",
@@ -181,10 +157,10 @@ fn what_is_done_on_each_host() {
             "-c",
             "touch /tmp/ok; sleep 1000",
         ]);
-        let id = containers(lab, "n2", "far").into_iter().next().unwrap();
+        let id = lab.containers("n2", "far").into_iter().next().unwrap();
         lab.docker("n2", &["exec", &id, "rm", "/tmp/ok"]);
         daemon.task_that("far", "fails its check", |task| task["health"] == "unhealthy" && task["state"] == "running");
-        assert_eq!(containers(lab, "n2", "far"), BTreeSet::from([id]), "the same container");
+        assert_eq!(lab.containers("n2", "far"), BTreeSet::from([id]), "the same container");
 
         // Images: what runs, and what can be gone back to, stays.
         daemon.ok(&["service", "update", "web", "--image", &demo2]);

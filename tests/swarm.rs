@@ -1,6 +1,5 @@
 //! The swarm engine on a real Docker Swarm of three machines.
 
-use std::collections::BTreeSet;
 use std::time::Instant;
 
 #[path = "support/lab.rs"]
@@ -21,14 +20,8 @@ fn with_swarm(managers: u32, test: impl FnOnce(&Lab)) {
     }
 }
 
-/// Running containers of a service on a machine.
-fn containers(lab: &Lab, node: &str, service: &str) -> BTreeSet<String> {
-    let ids = lab.docker(node, &["ps", "-q", "--filter", &format!("label=neap.service={service}")]);
-    ids.lines().map(str::to_owned).collect()
-}
-
 fn all_containers(lab: &Lab, service: &str) -> usize {
-    ["n1", "n2", "n3"].iter().map(|node| containers(lab, node, service).len()).sum()
+    ["n1", "n2", "n3"].iter().map(|node| lab.containers(node, service).len()).sum()
 }
 
 fn running_on(daemon: &LabDaemon, service: &str) -> Vec<String> {
@@ -66,7 +59,7 @@ fn the_practice() {
         ]);
         let (node, container) = ["n1", "n2", "n3"]
             .iter()
-            .find_map(|node| Some((*node, containers(lab, node, "asks").into_iter().next()?)))
+            .find_map(|node| Some((*node, lab.containers(node, "asks").into_iter().next()?)))
             .unwrap();
         let found = lab.docker(node, &["exec", &container, "nslookup", "web"]);
         assert_eq!(found.matches("Address").count() - 1, 2, "both replicas:\n{found}");
@@ -74,8 +67,8 @@ fn the_practice() {
         let subnet = lab.docker("n1", &["network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", "shop"]);
         assert!(subnet.ends_with("/20"), "{subnet}");
         // What a replica sees.
-        let web = containers(lab, "n1", "web").into_iter().map(|id| ("n1", id));
-        let (node, id) = web.chain(containers(lab, "n2", "web").into_iter().map(|id| ("n2", id))).next().unwrap();
+        let web = lab.containers("n1", "web").into_iter().map(|id| ("n1", id));
+        let (node, id) = web.chain(lab.containers("n2", "web").into_iter().map(|id| ("n2", id))).next().unwrap();
         assert_eq!(lab.docker(node, &["exec", &id, "cat", "/run/secrets/password"]), "hunter2");
         let env = lab.docker(node, &["exec", &id, "env"]);
         assert!(env.contains(&format!("HOST={node}")) && env.contains("HOSTNAME=web-"), "{env}");
@@ -86,7 +79,7 @@ fn the_practice() {
         assert!(lines.contains("listens on 0.0.0.0:8080"), "{lines}");
 
         // One that is killed is replaced.
-        let victim = containers(lab, node, "web").into_iter().next().unwrap();
+        let victim = lab.containers(node, "web").into_iter().next().unwrap();
         lab.docker(node, &["kill", &victim]);
         daemon.task_that("web", "failed", |task| task["state"] == "failed" && task["reason"] == "exit code 137");
         eventually("four run again", 30, || (running_on(&daemon, "web").len() == 4).then_some(()));
@@ -157,7 +150,7 @@ fn a_node_is_lost_and_comes_back() {
             });
             println!("{lose}: healthy elsewhere after {:.1} s", lost.elapsed().as_secs_f32());
             lab.ok(&[back, "n3"]);
-            eventually("what ran there is gone", 40, || containers(lab, "n3", "web").is_empty().then_some(()));
+            eventually("what ran there is gone", 40, || lab.containers("n3", "web").is_empty().then_some(()));
             eventually("the node is ready", 60, || {
                 let nodes = daemon.json(&["node", "ls", "--format", "json"]);
                 nodes.as_array().unwrap().iter().all(|node| node["state"] == "ready").then_some(())
@@ -179,7 +172,7 @@ fn a_drained_node_gives_away_first() {
         let availability = || lab.docker("n1", &["node", "inspect", "-f", "{{.Spec.Availability}}", "n2"]);
         daemon.ok(&["node", "update", "n2", "--availability", "drain", "--label-add", "disk=ssd"]);
         eventually("Swarm knows it", 30, || (availability() == "drain").then_some(()));
-        assert!(containers(lab, "n2", "web").is_empty());
+        assert!(lab.containers("n2", "web").is_empty());
         assert_eq!(running_on(&daemon, "web").len(), 4);
         assert_eq!(lab.docker("n1", &["node", "inspect", "-f", "{{.Spec.Labels.disk}}", "n2"]), "ssd");
         load.end();
@@ -187,7 +180,7 @@ fn a_drained_node_gives_away_first() {
         // Paused: nothing new. Active again, by docker's own command.
         daemon.ok(&["node", "update", "n2", "--availability", "pause"]);
         daemon.ok(&["service", "scale", "web=8"]);
-        assert!(containers(lab, "n2", "web").is_empty());
+        assert!(lab.containers("n2", "web").is_empty());
         lab.docker("n1", &["node", "update", "--availability", "active", "n2"]);
         eventually("it takes replicas", 20, || {
             let nodes = daemon.json(&["node", "ls", "--format", "json"]);
@@ -211,10 +204,10 @@ fn docker_used_beside() {
         let daemon = LabDaemon::start(lab, "n1", &[]);
         daemon.ok(&["service", "create", "--name", "web", "--replicas", "3", &lab.image("demo:1")]);
         // A daemon that dies takes back what runs, and finds out what happened meanwhile.
-        let before: Vec<_> = ["n1", "n2", "n3"].map(|node| containers(lab, node, "web")).into();
+        let before: Vec<_> = ["n1", "n2", "n3"].map(|node| lab.containers(node, "web")).into();
         daemon.end("KILL");
         daemon.up(&[]);
-        let after: Vec<_> = ["n1", "n2", "n3"].map(|node| containers(lab, node, "web")).into();
+        let after: Vec<_> = ["n1", "n2", "n3"].map(|node| lab.containers(node, "web")).into();
         assert_eq!(before, after);
 
         // A replica's service removed by hand comes back, and it is said.
@@ -290,7 +283,7 @@ fn what_goes_wrong_is_said() {
         );
         daemon.task_that("checked", "runs", |task| task["state"] == "running");
         let on = running_on(&daemon, "checked").remove(0);
-        let id = containers(lab, &on, "checked").into_iter().next().unwrap();
+        let id = lab.containers(&on, "checked").into_iter().next().unwrap();
         lab.docker(&on, &["exec", &id, "rm", "/tmp/ok"]);
         daemon
             .task_that("checked", "failed its check", |task| task["warnings"].to_string().contains("failed its check"));
@@ -347,7 +340,7 @@ fn a_policy_decides_exact_replicas() {
         std::fs::write(folder.path().join("run.lua"), script).unwrap();
         daemon.ok(&["run", folder.path().join("run.lua").to_str().unwrap()]);
         assert_eq!(running_on(&daemon, "web"), ["n1", "n2", "n2", "n2", "n2", "n3"]);
-        assert_eq!(containers(lab, "n2", "web").len(), 4);
+        assert_eq!(lab.containers("n2", "web").len(), 4);
     });
 }
 

@@ -32,21 +32,48 @@ use crate::store::{Expect, Store, Write, decode, encode};
 
 /// Records of those who act on hosts, by node.
 const AGENTS: &str = "agent/";
-/// How many certificates of one agent are good at a time: the one it has, and the one it is about to use.
-const CERTIFICATES: usize = 2;
 /// How long a node that has just joined may take to be known here.
 const KNOWN: Duration = Duration::from_secs(10);
+/// The longest id of a node, in bytes.
+const LONGEST_NODE: usize = 64;
+/// How long a request's body may take.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// The longest request, in bytes.
 const LONGEST: usize = 64 << 10;
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Record {
-    // Fingerprints of its certificates, the newest last.
+    // Fingerprints of its certificates: the one it has, and the one it is about to use.
     certificates: Vec<String>,
     // The public key that they are for.
     key: Option<String>,
     // Where the daemon on that node is reached, if there is one.
     daemon: Option<String>,
+}
+
+impl Record {
+    fn has(&self, certificate: &str) -> bool {
+        self.certificates.iter().any(|print| print == certificate)
+    }
+}
+
+// Who connects, and what they showed.
+enum Caller {
+    Daemon(NodeId),
+    Agent(NodeId, String),
+}
+
+impl Caller {
+    fn node(&self) -> &NodeId {
+        match self {
+            Caller::Daemon(node) | Caller::Agent(node, _) => node,
+        }
+    }
+}
+
+fn stranger() -> Error {
+    Error::new(Kind::Unauthenticated, "agent", "is not known here")
+        .help("let it join with a token: `neap join-token worker` prints one")
 }
 
 /// A host asks to join.
@@ -121,17 +148,17 @@ pub struct Door {
 }
 
 impl Door {
-    /// Its routes. Also makes known who is to be connected.
-    pub fn router(self: &Arc<Self>) -> Result<Router> {
-        self.publish()?;
-        Ok(Router::new()
+    /// Its routes.
+    pub fn router(self: &Arc<Self>) -> Router {
+        Router::new()
             .route("/v1/join", post(join))
             .route("/v1/join/agent", post(certify))
             .route("/v1/agent", get(connect))
-            .with_state(self.clone()))
+            .with_state(self.clone())
     }
 
-    /// Writes down that there is a daemon on this node.
+    /// Writes down that there is a daemon on this node, and makes known who is to be connected: before anything is asked of
+    /// those who are.
     pub async fn know(&self, own: &str) -> Result<()> {
         let change = |record: &mut Record| {
             record.daemon = Some(self.address.clone());
@@ -146,9 +173,9 @@ impl Door {
     }
 
     fn publish(&self) -> Result<()> {
-        let records = self.records()?;
-        self.hub.set_known(records.into_iter().map(|(node, record)| (node, record.daemon.is_some())).collect());
-        Ok(())
+        self.hub.set_known(|| {
+            Ok(self.records()?.into_iter().map(|(node, record)| (node, record.daemon.is_some())).collect())
+        })
     }
 
     fn daemons(&self) -> Result<Vec<String>> {
@@ -168,7 +195,7 @@ impl Door {
             let mut record = before.clone().unwrap_or_default();
             change(&mut record)?;
             if before.as_ref() == Some(&record) {
-                return Ok(());
+                return self.publish();
             }
             let expect = entry.map_or(Expect::Absent, |entry| Expect::Version(entry.version));
             match self.store.commit(vec![Write::put(key.clone(), encode(&record)).expect(expect)]).await {
@@ -207,55 +234,92 @@ impl Door {
     async fn certify(&self, ask: &CertifyAsk, shown: Option<&str>) -> Result<CertifyAnswer> {
         // Before anything is said of nodes: who asks.
         let known = self.records()?.get(ask.node.as_str()).cloned().unwrap_or_default();
-        let renews = shown.is_some_and(|shown| known.certificates.iter().any(|print| print == shown));
-        if !renews {
+        let shown = shown.filter(|shown| known.has(shown));
+        if shown.is_none() {
             self.authority.role(&ask.secret)?;
         }
         let node = self.node(&ask.node).await?;
-        // Whoever has the token may join, and may ask again where the answer was lost; but not in the place of another.
-        let taken = |record: &Record| !renews && record.key.as_ref().is_some_and(|key| *key != ask.key);
-        let refused = || {
-            Error::new(Kind::Conflict, node.subject(), "has an agent already")
-                .help(format!("let another take its place first: neap node forget {}", node.hostname))
+        // Whoever has the token may join, and may ask again where the answer was lost; but not in the place of another, and
+        // least of all of a daemon.
+        let refused = |record: &Record| {
+            if shown.is_some() {
+                return None;
+            }
+            let conflict = |message| Error::new(Kind::Conflict, node.subject(), message);
+            if node.role == Role::Manager {
+                let help = "start `neap up` on it; or make it a worker first: neap node demote NODE";
+                return Some(conflict("is a manager: a daemon acts for it, not an agent").help(help));
+            }
+            let taken = record.daemon.is_some() || record.key.as_ref().is_some_and(|key| *key != ask.key);
+            let help = || format!("let another take its place first: neap node forget {}", node.hostname);
+            taken.then(|| conflict("has an agent already").help(help()))
         };
-        if taken(&known) {
-            return Err(refused());
+        if let Some(error) = refused(&known) {
+            return Err(error);
         }
         let certificate = self.authority.agent(&ask.key)?;
         let print = fingerprint(&certificate)?;
         let change = |record: &mut Record| {
-            if taken(record) {
-                return Err(refused());
+            if let Some(error) = refused(record) {
+                return Err(error);
             }
             record.key = Some(ask.key.clone());
+            // The one that was shown stays good: the answer may be lost, however often.
+            match shown {
+                Some(shown) => record.certificates = vec![shown.to_owned()],
+                None => record.certificates.drain(..record.certificates.len().saturating_sub(1)).for_each(drop),
+            }
             record.certificates.push(print.clone());
-            let surplus = record.certificates.len().saturating_sub(CERTIFICATES);
-            record.certificates.drain(..surplus);
             Ok(())
         };
         self.change(&node.id, change).await?;
         Ok(CertifyAnswer { certificate, authority: self.authority.certificate.clone(), daemons: self.daemons()? })
     }
 
-    // The node of whoever wants to connect.
-    fn who(&self, headers: &HeaderMap, certificate: Option<&str>) -> Result<NodeId> {
+    // Who wants to connect.
+    fn who(&self, headers: &HeaderMap, certificate: Option<&str>) -> Result<Caller> {
         let bearer = headers.get("authorization").and_then(|value| value.to_str().ok());
         let bearer = bearer.and_then(|value| value.strip_prefix("Bearer "));
         if bearer.is_some_and(|bearer| sha256_hex(bearer.as_bytes()) == sha256_hex(self.secret.as_bytes())) {
             let node = headers.get(NODE).and_then(|value| value.to_str().ok());
-            return node.map(Into::into).ok_or_else(|| Error::invalid("daemon", "does not name its node"));
+            let node = node.ok_or_else(|| Error::invalid("daemon", "does not name its node"))?;
+            return Ok(Caller::Daemon(node.into()));
         }
-        let stranger = || {
-            Error::new(Kind::Unauthenticated, "agent", "is not known here")
-                .help("let it join with a token: `neap join-token worker` prints one")
-        };
         let certificate = certificate.ok_or_else(stranger)?;
         let records = self.records()?;
-        let found = records.iter().find(|(_, record)| record.certificates.iter().any(|print| print == certificate));
-        found.map(|(node, _)| node.clone()).ok_or_else(stranger)
+        let found = records.iter().find(|(_, record)| record.has(certificate));
+        match found {
+            // A daemon has begun to act for that node since.
+            Some((_, record)) if record.daemon.is_some() => {
+                Err(Error::new(Kind::Conflict, "agent", "is on a node for which a daemon acts"))
+            }
+            Some((node, _)) => Ok(Caller::Agent(node.clone(), certificate.to_owned())),
+            None => Err(stranger()),
+        }
+    }
+
+    // Somebody has said who they are: whether that still holds.
+    async fn heard(&self, caller: &Caller, hello: &Hello) -> Result<()> {
+        match caller {
+            Caller::Daemon(node) => {
+                let change = |record: &mut Record| {
+                    record.daemon.clone_from(&hello.daemon);
+                    Ok(())
+                };
+                self.change(node, change).await?;
+                self.hub.tell_daemons(&self.daemons()?);
+                Ok(())
+            }
+            // It may have been forgotten while it was silent; and what it says of daemons is not for an agent to say.
+            Caller::Agent(_, certificate) => self.who(&HeaderMap::new(), Some(certificate)).map(drop),
+        }
     }
 
     fn note(&self, who: &str, action: &str, subject: &str, outcome: &Result<()>) {
+        // Anybody can come without a secret, as often as they like: they are not to push out what others did.
+        if outcome.as_ref().is_err_and(|error| error.kind == Kind::Unauthenticated) {
+            return tracing::debug!(action, "somebody came with a join token that is not known");
+        }
         let principal = Principal { name: who.into(), role: crate::model::right::Role::Viewer, prefix: String::new() };
         self.audit.record(&principal, action, subject, outcome);
     }
@@ -298,6 +362,9 @@ async fn certify(State(door): State<Arc<Door>>, request: Request) -> Response {
     let shown = request.extensions().get::<PeerCertificate>().cloned();
     let answer = async {
         let ask: CertifyAsk = read(request).await?;
+        if ask.node.len() > LONGEST_NODE || !ask.node.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+            return Err(Error::invalid(format!("node {:.70?}", ask.node), "is no id of a Swarm node"));
+        }
         let result = door.certify(&ask, shown.as_ref().map(|shown| shown.0.as_str())).await;
         let outcome = result.as_ref().map(drop).map_err(Clone::clone);
         door.note(if shown.is_some() { "agent" } else { "join token" }, "agent.certify", &ask.node, &outcome);
@@ -307,12 +374,13 @@ async fn certify(State(door): State<Arc<Door>>, request: Request) -> Response {
 }
 
 async fn connect(State(door): State<Arc<Door>>, mut request: Request) -> Response {
-    let begin = || -> Result<(Node, Welcome)> {
+    let begin = || -> Result<(Caller, Node, Welcome)> {
         if !(door.leads)() {
             return Err(Error::new(Kind::Unavailable, "daemon", "does not lead any more").retry(true));
         }
         let shown = request.extensions().get::<PeerCertificate>().cloned();
-        let node = door.who(request.headers(), shown.as_ref().map(|shown| shown.0.as_str()))?;
+        let caller = door.who(request.headers(), shown.as_ref().map(|shown| shown.0.as_str()))?;
+        let node = caller.node().clone();
         let wanted = request.headers().get("upgrade").and_then(|value| value.to_str().ok());
         if wanted != Some(UPGRADE) {
             return Err(Error::invalid("request", format!("lacks the header Upgrade: {UPGRADE}")));
@@ -322,29 +390,19 @@ async fn connect(State(door): State<Arc<Door>>, mut request: Request) -> Respons
         let known = known.ok_or_else(|| Error::not_found(format!("node \"{node:.70}\"")))?;
         let address = known.address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
         let daemons = door.daemons()?;
-        Ok((known, Welcome { term: door.term, cluster: door.cluster.clone(), address, daemons }))
+        Ok((caller, known, Welcome { term: door.term, cluster: door.cluster.clone(), address, daemons }))
     };
-    let (node, welcome) = match begin() {
+    let (caller, node, welcome) = match begin() {
         Ok(begun) => begun,
         Err(error) => return failure(&error),
     };
     let upgrade = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         let Ok(stream) = upgrade.await else { return };
-        let heard = async |hello: &Hello| {
-            let daemon = hello.daemon.clone();
-            let change = |record: &mut Record| {
-                record.daemon.clone_from(&daemon);
-                Ok(())
-            };
-            door.change(&node.id, change).await?;
-            if daemon.is_some() {
-                door.hub.tell_daemons(&door.daemons()?);
-            }
-            Ok(())
-        };
         let stream = hyper_util::rt::TokioIo::new(stream);
-        if let Err(why) = door.hub.serve(node.id.clone(), stream, welcome, heard).await {
+        let daemon = matches!(caller, Caller::Daemon(_));
+        let heard = async |hello: &Hello| door.heard(&caller, hello).await;
+        if let Err(why) = door.hub.serve(node.id.clone(), daemon, stream, welcome, heard).await {
             tracing::info!(node = node.hostname, %why, "an agent's connection has ended");
         }
     });
@@ -377,7 +435,9 @@ pub fn elsewhere(leader: watch::Receiver<Option<Leader>>) -> Router {
 }
 
 async fn read<T: DeserializeOwned>(request: Request) -> Result<T> {
-    let bytes: Bytes = axum::body::to_bytes(request.into_body(), LONGEST).await.map_err(|error| {
+    let body = tokio::time::timeout(PATIENCE, axum::body::to_bytes(request.into_body(), LONGEST)).await;
+    let body = body.map_err(|_| Error::new(Kind::Timeout, "request body", "did not come within 10s"))?;
+    let bytes: Bytes = body.map_err(|error| {
         Error::new(Kind::Exhausted, "request body", format!("is larger than {LONGEST} bytes, or broke off"))
             .cause(error)
     })?;
@@ -399,3 +459,7 @@ fn failure(error: &Error) -> Response {
     *response.status_mut() = axum::http::StatusCode::from_u16(error.kind.status()).unwrap_or_default();
     response
 }
+
+#[cfg(test)]
+#[path = "door_tests.rs"]
+mod tests;

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::join_all;
@@ -15,6 +16,9 @@ use crate::model::node::{Node, NodeState};
 use crate::model::{Error, Result};
 use crate::network::balancer::Balancer;
 use crate::network::table::{Status, Table};
+
+/// How long an agent has to take a table over: it may be large, and the way slow. One that is gone is known sooner.
+const TABLE: Duration = Duration::from_secs(10);
 
 /// Speaks to all of them.
 pub struct Fleet {
@@ -42,24 +46,23 @@ impl Fleet {
             let message = "cannot prove that it leads, and so does nothing";
             return Err(Error::new(crate::model::Kind::Unavailable, "this daemon", message).retry(true));
         }
-        // A node that is down serves nobody, whatever its balancer has for a table.
+        let patience = if matches!(ask, Ask::Table(_)) { TABLE } else { QUICK };
         let nodes = self.nodes.borrow().clone();
-        let up: BTreeMap<NodeId, String> = nodes
-            .iter()
-            .filter(|node| node.state == NodeState::Ready || node.id == self.own)
-            .map(|node| (node.id.clone(), node.hostname.clone()))
-            .collect();
+        let nodes: BTreeMap<&NodeId, &Node> = nodes.iter().map(|node| (&node.id, node)).collect();
         let agents = self.hub.agents().borrow().clone();
-        let asked = agents.keys().filter(|node| up.contains_key(*node) || **node == self.own);
-        let answers = asked.map(|node| {
+        // Also on a node that is down: where only the Docker Engine is, the balancer goes on.
+        let answers = agents.keys().map(|node| {
             let ask = ask.clone();
-            async move { (node.clone(), self.hub.ask::<Status>(node, ask, QUICK).await) }
+            async move { (node, self.hub.ask::<Status>(node, ask, patience).await) }
         });
         let mut all = Vec::new();
         for (node, answer) in join_all(answers).await {
-            let name = up.get(&node).cloned().unwrap_or_else(|| node.to_string());
+            let known = nodes.get(node);
+            let name = known.map_or_else(|| node.to_string(), |node| node.hostname.clone());
             match answer {
-                Err(error) if node == self.own => return Err(error),
+                Err(error) if *node == self.own => return Err(error),
+                // Nobody reaches it, so its balancer sends nobody anywhere.
+                Err(_) if known.is_none_or(|node| node.state == NodeState::Down) => {}
                 answer => all.push((name, answer)),
             }
         }

@@ -80,13 +80,16 @@ impl Hub {
         &self.worker
     }
 
-    /// Says who is to be there, and whether they are part of a daemon. Whoever is not is not listened to any more.
-    pub fn set_known(&self, known: BTreeMap<NodeId, bool>) {
+    /// Finds out who is to be there, and whether they are part of a daemon. Whoever is not is not listened to any more.
+    /// `find` is not called by two at once, so that what is kept is what was found last.
+    pub fn set_known(&self, find: impl FnOnce() -> Result<BTreeMap<NodeId, bool>>) -> Result<()> {
         let mut state = self.state();
+        let known = find()?;
         state.connected.retain(|node, _| known.contains_key(node));
         state.known = known;
         self.publish(&state);
         self.stirred.notify_one();
+        Ok(())
     }
 
     fn publish(&self, state: &State) {
@@ -107,10 +110,11 @@ impl Hub {
         });
     }
 
-    /// Serves an agent's connection to its end. `hello`: what it said first.
+    /// Serves the connection of a node's agent, or daemon, to its end. `heard` decides when it has said who it is.
     pub async fn serve(
         self: &Arc<Self>,
         node: NodeId,
+        daemon: bool,
         stream: impl AsyncRead + AsyncWrite + Send + 'static,
         welcome: Welcome,
         heard: impl AsyncFnOnce(&Hello) -> Result<()>,
@@ -119,7 +123,8 @@ impl Hub {
         let frames = link::writer(write);
         let mut reader = Reader(read);
         let _ = frames.send(Frame::Welcome(welcome)).await;
-        let hello = match reader.next().await? {
+        let late = |_| Error::new(Kind::Timeout, "agent", "does not say who it is");
+        let hello = match tokio::time::timeout(link::SILENT, reader.next()).await.map_err(late)?? {
             Frame::Hello(hello) => hello,
             _ => return Err(Error::invalid("agent", "does not say who it is")),
         };
@@ -131,13 +136,8 @@ impl Hub {
             if !state.known.contains_key(&node) {
                 return Err(Error::new(Kind::Forbidden, "agent", "is not known any more"));
             }
-            let member = Member {
-                connection,
-                frames,
-                waiting: waiting.clone(),
-                version: hello.version.clone(),
-                daemon: hello.daemon.is_some(),
-            };
+            let member =
+                Member { connection, frames, waiting: waiting.clone(), version: hello.version.clone(), daemon };
             state.connected.insert(node.clone(), member);
             self.publish(&state);
         }
@@ -148,7 +148,7 @@ impl Hub {
                 Err(error) => break error,
             };
             if !self.is_current(&node, connection) {
-                break Error::new(Kind::Conflict, "agent", "has connected anew");
+                break Error::new(Kind::Conflict, "agent", "has connected anew, or is not known any more");
             }
             match frame {
                 Frame::Answer { id, result } => {
@@ -217,7 +217,7 @@ impl Hub {
             waiting.lock().unwrap_or_else(PoisonError::into_inner).remove(&id);
             answer
         };
-        let late = |_| Error::new(Kind::Timeout, subject(), format!("no answer within {} s", patience.as_secs()));
+        let late = |_| Error::new(Kind::Unavailable, subject(), format!("no answer within {} s", patience.as_secs()));
         let value = answer.map_err(late)??;
         serde_json::from_value(value).map_err(|error| {
             Error::new(Kind::Unsupported, subject(), "answers in words of another version").cause(error)
@@ -242,8 +242,9 @@ impl Hosts for Hub {
     }
 
     async fn exec(&self, node: &str, ask: ExecAsk) -> Result<ExecResult> {
-        // The agent counts the time of the command; what is added is for the way.
-        let patience = ask.timeout.std() + QUICK;
+        // The agent counts the time of the command. What is added is for the way, and longer than a host that is cut off is
+        // listened to: its silence says nothing of the replica.
+        let patience = ask.timeout.std() + link::SILENT + QUICK;
         self.ask(node, Ask::Exec(ask), patience).await
     }
 

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::authority::{JoinToken, agent_key, public_key};
+use super::authority::{JoinToken, agent_key, fingerprint, public_key};
 use super::call::Caller;
 use super::door::{CertifyAnswer, CertifyAsk, JoinAnswer, JoinAsk};
 use super::identity::Identity;
@@ -26,7 +26,8 @@ pub struct Joined {
     pub was_node: bool,
 }
 
-/// Joins the cluster behind `address` (`host:port`). A worker's identity is left in `data`; doing it twice is harmless.
+/// Joins the cluster behind `address` (`host:port`). A worker's identity is left in `data`; `free` makes sure that no agent
+/// uses that folder. Doing it twice is harmless, and mends an identity that is not good any more.
 pub async fn join(
     address: &str,
     token: &JoinToken,
@@ -34,6 +35,7 @@ pub async fn join(
     terms: &Terms,
     data: &Path,
     clock: &dyn Clock,
+    free: impl FnOnce() -> Result<()>,
 ) -> Result<Joined> {
     let local = LocalSwarm::open(docker).await?;
     let caller = Caller { config: tls::joining(&token.fingerprint), headers: Vec::new() };
@@ -47,6 +49,10 @@ pub async fn join(
                 return Err(Error::new(Kind::Conflict, "this host", "is a worker of a Swarm already")
                     .help("make it a manager on one that is: neap node promote NODE; then start `neap up` here"));
             }
+            if answer.role == Role::Worker && membership.manager {
+                return Err(Error::new(Kind::Conflict, "this host", "is a manager of a Swarm already")
+                    .help("a daemon acts for it, not an agent: start `neap up` here"));
+            }
             membership
         }
         None => {
@@ -57,9 +63,14 @@ pub async fn join(
         }
     };
     if answer.role == Role::Worker {
-        let known = Identity::load(data)?.filter(|known| known.node == membership.node);
+        free()?;
+        let same = |known: &Identity| {
+            let ours =
+                known.authority.is_empty() || fingerprint(&known.authority).ok().as_ref() == Some(&token.fingerprint);
+            known.node == membership.node && ours
+        };
         // Kept before it is asked with: if the answer is lost, the same key is asked for again.
-        let mut identity = match known {
+        let mut identity = match Identity::load(data)?.filter(same) {
             Some(known) => known,
             None => Identity {
                 cluster: answer.cluster.clone(),
@@ -72,15 +83,13 @@ pub async fn join(
                 term: 0,
             },
         };
-        if !identity.is_whole() {
-            identity.save(data)?;
-            let key = public_key(&identity.key)?;
-            let ask = CertifyAsk { secret: token.secret.clone(), node: membership.node.clone(), key };
-            let certified: CertifyAnswer = caller.post(address, "/v1/join/agent", &ask).await?;
-            (identity.authority, identity.certificate) = (certified.authority, certified.certificate);
-            (identity.daemons, identity.certified_at) = (certified.daemons, clock.wall().0);
-            identity.save(data)?;
-        }
+        identity.save(data)?;
+        let key = public_key(&identity.key)?;
+        let ask = CertifyAsk { secret: token.secret.clone(), node: membership.node.clone(), key };
+        let certified: CertifyAnswer = caller.post(address, "/v1/join/agent", &ask).await?;
+        (identity.authority, identity.certificate) = (certified.authority, certified.certificate);
+        (identity.daemons, identity.certified_at) = (certified.daemons, clock.wall().0);
+        identity.save(data)?;
     }
     Ok(Joined { role: answer.role, cluster: answer.cluster, membership, was_node })
 }

@@ -16,6 +16,8 @@ pub const BEAT: Duration = Duration::from_millis(500);
 pub const SILENT: Duration = Duration::from_millis(2500);
 /// The longest frame, in bytes.
 const LONGEST: usize = 64 << 20;
+/// How much is written before the other side has to have taken it, in bytes.
+const PART: usize = 64 << 10;
 /// How many frames may wait to be written.
 const WAITING: usize = 1024;
 
@@ -35,14 +37,16 @@ pub fn writer<W: AsyncWrite + Unpin + Send + 'static>(mut to: W) -> mpsc::Sender
             };
             let Ok(bytes) = serde_json::to_vec(&frame) else { continue };
             let Ok(length) = u32::try_from(bytes.len()) else { continue };
-            let write = async {
-                to.write_all(&length.to_be_bytes()).await?;
-                to.write_all(&bytes).await?;
-                to.flush().await
-            };
-            // Whoever does not read is as good as gone.
-            if !matches!(tokio::time::timeout(SILENT, write).await, Ok(Ok(()))) {
-                return;
+            let bytes = [&length.to_be_bytes()[..], &bytes].concat();
+            for part in bytes.chunks(PART) {
+                let write = async {
+                    to.write_all(part).await?;
+                    to.flush().await
+                };
+                // Whoever does not read is as good as gone.
+                if !matches!(tokio::time::timeout(SILENT, write).await, Ok(Ok(()))) {
+                    return;
+                }
             }
         }
     });
@@ -57,9 +61,7 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     /// known here, is passed over.
     pub async fn next(&mut self) -> Result<Frame> {
         loop {
-            let frame = tokio::time::timeout(SILENT, self.read());
-            let frame = frame.await.map_err(|_| broken(format!("nothing was heard for {} ms", SILENT.as_millis())))?;
-            match serde_json::from_value(frame?) {
+            match serde_json::from_value(self.read().await?) {
                 Ok(Frame::Beat) => {}
                 Ok(frame) => return Ok(frame),
                 Err(error) => tracing::debug!(%error, "a message that this version does not know"),
@@ -68,19 +70,29 @@ impl<R: AsyncRead + Unpin> Reader<R> {
     }
 
     async fn read(&mut self) -> Result<Value> {
-        let mut length = [0; 4];
-        self.0.read_exact(&mut length).await.map_err(broken)?;
-        let length = u32::from_be_bytes(length) as usize;
+        let length = self.take(4).await?;
+        let length = length.iter().fold(0, |length, byte| length << 8 | usize::from(*byte));
         if length > LONGEST {
             return Err(broken(format!("a frame of {length} bytes")));
         }
-        // Taken in as it comes: what a length promises costs nothing.
-        let mut bytes = Vec::new();
-        let read = (&mut self.0).take(length as u64).read_to_end(&mut bytes).await.map_err(broken)?;
-        if read < length {
-            return Err(broken("it ended within a frame"));
-        }
+        let bytes = self.take(length).await?;
         serde_json::from_slice(&bytes).map_err(broken)
+    }
+
+    // So many bytes. They may take their time, but not be silent; and what a length promises costs nothing before it comes.
+    async fn take(&mut self, length: usize) -> Result<Vec<u8>> {
+        let mut bytes = Vec::new();
+        while bytes.len() < length {
+            let missing = (length - bytes.len()) as u64;
+            let mut rest = (&mut self.0).take(missing);
+            let read = tokio::time::timeout(SILENT, rest.read_buf(&mut bytes)).await;
+            match read.map_err(|_| broken(format!("nothing was heard for {} ms", SILENT.as_millis())))? {
+                Ok(0) => return Err(broken("it ended")),
+                Ok(_) => {}
+                Err(error) => return Err(broken(error)),
+            }
+        }
+        Ok(bytes)
     }
 }
 
@@ -115,6 +127,6 @@ mod tests {
         let mut reader = Reader(&b"\0\0\0\x0d{\"later\":\"x\"}\0\0\0\x0a\"balancer\""[..]);
         assert!(matches!(reader.next().await, Ok(Frame::Balancer)), "what is not known is passed over");
         let mut reader = Reader(&b"\0\0\0\x09{}"[..]);
-        assert!(reader.next().await.unwrap_err().to_string().contains("ended within a frame"));
+        assert!(reader.next().await.unwrap_err().to_string().contains("it ended"));
     }
 }

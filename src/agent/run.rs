@@ -179,7 +179,9 @@ async fn serve(
     let mut seen = worker.watch(&welcome);
     // Read on a task of its own: a frame is not left half read for something else.
     let (inbox, mut asked) = mpsc::channel(64);
-    let reading = tokio::spawn(async move {
+    // Nothing of it lives on when the connection is given up.
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(async move {
         loop {
             let next = reader.next().await;
             let over = next.is_err();
@@ -188,12 +190,13 @@ async fn serve(
             }
         }
     });
-    let ended = loop {
+    loop {
+        while tasks.try_join_next().is_some() {}
         let told = tokio::select! {
             frame = asked.recv() => match frame {
                 Some(Ok(Frame::Ask { id, ask })) => {
                     let (worker, frames) = (worker.clone(), frames.clone());
-                    tokio::spawn(async move {
+                    tasks.spawn(async move {
                         let result = match serde_json::from_value::<Ask>(ask) {
                             Ok(ask) => worker.serve(ask).await,
                             Err(error) => {
@@ -210,19 +213,17 @@ async fn serve(
                     continue;
                 }
                 Some(Ok(_)) => continue,
-                Some(Err(error)) => break error,
-                None => break gone(),
+                Some(Err(error)) => return error,
+                None => return gone(),
             },
             observed = seen.recv() => match observed {
                 Some(observed) => Frame::Seen(observed),
-                None => break gone(),
+                None => return gone(),
             },
             () = worker.restarted.notified() => Frame::Balancer,
         };
         if frames.send(told).await.is_err() {
-            break gone();
+            return gone();
         }
-    };
-    reading.abort();
-    ended
+    }
 }

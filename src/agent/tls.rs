@@ -3,17 +3,18 @@
 use std::sync::Arc;
 
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use rustls::server::{ClientHello, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
 use super::authority::{DAEMON, Issued};
+use crate::client::trust;
 use crate::model::id::sha256_hex;
 use crate::model::{Error, Kind, Result};
 
@@ -84,16 +85,17 @@ pub fn agent(authority: &str, own: Option<&Issued>) -> Result<Arc<ClientConfig>>
     Ok(Arc::new(config))
 }
 
-/// How a host that has nothing but a join token finds the right cluster: by the authority's fingerprint.
+/// How a host that has nothing but a join token finds the right cluster: the daemon brings its authority along, and what
+/// makes that the right one is its fingerprint.
 pub fn joining(fingerprint: &str) -> Arc<ClientConfig> {
-    let verifier = ByFingerprint { fingerprint: fingerprint.to_owned() };
-    let config = ClientConfig::builder_with_provider(provider())
-        .with_safe_default_protocol_versions()
-        .expect("ring supports the default protocol versions")
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    Arc::new(config)
+    let fingerprint = fingerprint.to_owned();
+    Arc::new(trust::trusting(move |(certificate, rest, name, now)| {
+        let authority = rest.iter().find(|certificate| sha256_hex(certificate) == fingerprint);
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.ok_or(trust::REFUSED)?.clone().into_owned())?;
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
+        verifier.map_err(|_| trust::REFUSED)?.verify_server_cert(certificate, &[], name, &[], now).map(drop)
+    }))
 }
 
 /// A connection to the daemon at `address`, `host:port`.
@@ -132,63 +134,6 @@ fn roots(authority: &str) -> Result<RootCertStore> {
         roots.add(certificate).map_err(|error| wrong("authority", &error))?;
     }
     Ok(roots)
-}
-
-// The daemon brings its authority along; what makes it the right one is the fingerprint.
-#[derive(Debug)]
-struct ByFingerprint {
-    fingerprint: String,
-}
-
-impl ServerCertVerifier for ByFingerprint {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        rest: &[CertificateDer<'_>],
-        name: &ServerName<'_>,
-        staple: &[u8],
-        now: UnixTime,
-    ) -> std::result::Result<ServerCertVerified, rustls::Error> {
-        let refused = rustls::Error::InvalidCertificate(rustls::CertificateError::ApplicationVerificationFailure);
-        let authority = rest.iter().find(|certificate| sha256_hex(certificate) == self.fingerprint);
-        let authority = authority.ok_or_else(|| refused.clone())?;
-        let mut roots = RootCertStore::empty();
-        roots.add(authority.clone().into_owned())?;
-        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider()).build();
-        verifier.map_err(|_| refused)?.verify_server_cert(certificate, &[], name, staple, now)
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &provider().signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> std::result::Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &provider().signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        provider().signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

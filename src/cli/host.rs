@@ -233,7 +233,15 @@ pub async fn join(args: &JoinArgs, file: Config) -> Result<()> {
     let address = with_port(&args.address)?;
     let (docker, data) = (args.place.docker()?, args.place.data(&file));
     let clock = SystemClock::start();
-    let joined = join::join(&address, &token, &docker, &args.addresses.terms(), &data, &clock).await?;
+    // An agent that runs begins anew with what it is given now; the balancer goes on meanwhile.
+    let free = || {
+        if crate::daemon::holder(&data)?.is_some() && Identity::load(&data)?.is_none() {
+            return Err(Error::new(Kind::Conflict, format!("data folder {}", data.display()), "is in use by a daemon")
+                .help("stop it, or give the agent another folder (--data)"));
+        }
+        background::stop("neap-agent", &data)
+    };
+    let joined = join::join(&address, &token, &docker, &args.addresses.terms(), &data, &clock, free).await?;
     let (cluster, node) = (&joined.cluster, &joined.membership.node);
     let how = if joined.was_node { "is" } else { "has become" };
     output::line(&format!("this host {how} a {} of cluster {cluster} (node {node})", joined.role.as_str()))?;
@@ -244,9 +252,6 @@ pub async fn join(args: &JoinArgs, file: Config) -> Result<()> {
     }
     if joined.role == Role::Manager {
         return daemon(&args.place, &file, &socket, Some(cluster)).await;
-    }
-    if crate::daemon::holder(&data)?.is_some() {
-        return output::line("its agent runs already");
     }
     let _ = std::fs::remove_file(agent::connected_file(&data));
     let mut arguments = vec!["agent".to_owned(), "--data".into(), text(&data)?];

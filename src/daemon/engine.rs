@@ -44,20 +44,6 @@ pub struct EngineOptions {
     pub lifeline: bool,
 }
 
-impl EngineOptions {
-    // Nothing said.
-    fn bare() -> Self {
-        EngineOptions {
-            choice: Choice::Auto,
-            store: StoreChoice::Auto,
-            task_ports: crate::engines::process::ports::DEFAULT_RANGE,
-            docker_hosts: Vec::new(),
-            docker_certs: None,
-            lifeline: false,
-        }
-    }
-}
-
 /// The file in the data folder that says which engine its services run on.
 const FILE: &str = "engine";
 
@@ -94,7 +80,7 @@ pub async fn choose(data: &Path, options: &EngineOptions) -> Result<Chosen> {
     let before = std::fs::read_to_string(data.join(FILE)).ok().map(|text| text.trim().to_owned());
     // What a folder without that file holds was made before there was a choice.
     let before = before.or_else(|| used.then(|| "process".to_owned()));
-    let hosts = addresses(options)?;
+    let hosts = addresses(&options.docker_hosts, options.docker_certs.as_deref())?;
     let name = match (options.choice, before.as_deref()) {
         (Choice::Process, _) | (Choice::Auto, Some("process")) => "process",
         (Choice::Docker, _) | (Choice::Auto, Some("docker")) => "docker",
@@ -147,7 +133,7 @@ pub async fn open(cluster: &str, data: &Path, name: &str, options: &EngineOption
         })?;
         return Ok(Arc::new(engine));
     }
-    let hosts = addresses(options)?;
+    let hosts = addresses(&options.docker_hosts, options.docker_certs.as_deref())?;
     if name == "swarm" {
         let first = hosts.into_iter().next();
         let first = first.ok_or_else(|| Error::invalid("--docker-host", "names no Docker Engine"))?;
@@ -168,23 +154,22 @@ const SECRETS: &str = "/run/neap-containers";
 
 /// The Docker Engine of this host: the one that is named, else as Docker's own variables say.
 pub fn local_address(named: Option<&str>) -> Result<Address> {
-    let options =
-        EngineOptions { docker_hosts: named.map(str::to_owned).into_iter().collect(), ..EngineOptions::bare() };
-    let first = addresses(&options)?.into_iter().next();
+    let named: Vec<String> = named.map(str::to_owned).into_iter().collect();
+    let first = addresses(&named, None)?.into_iter().next();
     first.ok_or_else(|| Error::invalid("--docker-host", "names no Docker Engine"))
 }
 
-fn addresses(options: &EngineOptions) -> Result<Vec<Address>> {
+fn addresses(hosts: &[String], certificates: Option<&Path>) -> Result<Vec<Address>> {
     let here = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
     let here = here.unwrap_or_else(|| "localhost".into());
     let variable = std::env::var("DOCKER_HOST").ok().filter(|host| !host.is_empty());
-    let named = match options.docker_hosts.is_empty() {
+    let named = match hosts.is_empty() {
         true => vec![variable.unwrap_or_else(|| docker::DEFAULT.to_owned())],
-        false => options.docker_hosts.clone(),
+        false => hosts.to_vec(),
     };
     // Docker's own variables, where nothing else is said.
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
-    let certificates = options.docker_certs.clone().or_else(|| {
+    let certificates = certificates.map(Path::to_owned).or_else(|| {
         set("DOCKER_TLS_VERIFY")?;
         set("DOCKER_CERT_PATH").map(PathBuf::from).or_else(|| Some(PathBuf::from(set("HOME")?).join(".docker")))
     });

@@ -158,7 +158,7 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         let parted = Parted { store: store.clone(), engine, vault, members: Some(door.clone()) };
         let runtime = Runtime::start(super::parts(&options.cluster, parted)?, Box::new(fleet)).await?;
         super::follow_scripts(&options, &runtime).await?;
-        switch.set(door.router()?.merge(api(runtime.clone(), daemons)));
+        switch.set(door.router().merge(api(runtime.clone(), daemons)));
         println!("neap {} is up: cluster {}, engine swarm, leads", env!("CARGO_PKG_VERSION"), options.cluster);
         // Alive for as long as this daemon leads.
         std::future::pending::<()>().await;

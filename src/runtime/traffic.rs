@@ -106,8 +106,8 @@ impl Traffic {
         self.told.retain(|id| world.tasks.get(id).is_some_and(|task| !task.state.is_final()));
         // A host without published ports needs no balancer. One that runs has the table of a daemon before this one.
         let left_over = !self.looked && self.balancer.is_left_over();
-        self.looked = true;
         if wanted.listeners.is_empty() && self.table.listeners.is_empty() && !self.pushed && !left_over {
+            self.looked = true;
             self.stop_all(&stopping, world, true).await;
             return WATCH;
         }
@@ -131,7 +131,7 @@ impl Traffic {
                 }
             }
             fault::point("traffic.after-push");
-            self.pushed = true;
+            (self.pushed, self.looked) = (true, true);
         } else {
             match self.balancer.status().await {
                 // A balancer that was started anew has no table.

@@ -1,6 +1,7 @@
 //! A laboratory of machines with Docker Engines (`tests/lab`), for tests. Dropped, it is gone.
 #![allow(dead_code, reason = "each test file uses its part")]
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::process::{Command, Output, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
@@ -77,6 +78,12 @@ impl Lab {
         let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "docker {args:?} on {node}: {out}{err}");
         out.trim_end().to_owned()
+    }
+
+    /// Running containers of a service on a machine.
+    pub fn containers(&self, node: &str, service: &str) -> BTreeSet<String> {
+        let ids = self.docker(node, &["ps", "-q", "--filter", &format!("label=neap.service={service}")]);
+        ids.lines().map(str::to_owned).collect()
     }
 
     /// Its folder.

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, HealthStatusEnum};
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, HealthStatusEnum, SystemInfo};
 
 use super::spec;
 use crate::engines::ObservedState;
@@ -94,6 +94,16 @@ fn ports(inspected: &ContainerInspectResponse, reach: &Reach) -> BTreeMap<String
         Some((name, address))
     });
     found.collect()
+}
+
+/// The engine's own time.
+pub fn engine_time(info: &SystemInfo) -> Option<jiff::Timestamp> {
+    info.system_time.as_deref().and_then(|time| time.parse().ok())
+}
+
+/// The same, as the moment from which its events are asked for.
+pub fn since(info: &SystemInfo) -> Option<String> {
+    engine_time(info).map(|time| format!("{}.{:09}", time.as_second(), time.subsec_nanosecond()))
 }
 
 /// Docker's times (RFC 3339 with nanoseconds); its zero time is none.

@@ -173,8 +173,7 @@ impl Host {
         };
         let late = |_| Error::new(Kind::Timeout, subject(), "does not answer").retry(true);
         let (docker, info, direct) = tokio::time::timeout(patience, agree).await.map_err(late)??;
-        let since = info.system_time.as_deref().and_then(|time| time.parse::<jiff::Timestamp>().ok());
-        let since = since.map(|time| format!("{}.{:09}", time.as_second(), time.subsec_nanosecond()));
+        let since = container::since(&info);
         self.describe(&info);
         Ok((Connection { docker, direct, log_driver: info.logging_driver }, since))
     }

@@ -6,7 +6,7 @@ use bollard::Docker;
 use bollard::models::ImageSummary;
 use bollard::query_parameters::{ListContainersOptions, ListImagesOptions, RemoveImageOptions};
 
-use super::trouble;
+use super::{container, trouble};
 use crate::model::Result;
 use crate::model::node::{ImagePrune, PrunedImages};
 
@@ -15,8 +15,7 @@ use crate::model::node::{ImagePrune, PrunedImages};
 pub async fn images(docker: &Docker, ask: &ImagePrune) -> Result<PrunedImages> {
     let failed = |act: &str, error| trouble::error("images", act, &error);
     let info = docker.info().await.map_err(|error| failed("ask for the time", error))?;
-    let now = info.system_time.as_deref().and_then(|time| time.parse::<jiff::Timestamp>().ok());
-    let now = now.map_or(0, |now| now.as_second());
+    let now = container::engine_time(&info).map_or(0, |now| now.as_second());
     let mut kept = BTreeSet::new();
     for name in &ask.keep {
         // One that is not there needs no keeping.

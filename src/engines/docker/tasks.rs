@@ -22,6 +22,8 @@ struct Known {
     starting: bool,
     // It was told to end; a start that is on its way stops where it is.
     forbidden: bool,
+    // Whoever would restart it is told not to.
+    held: bool,
     // Said with whatever is told next.
     warnings: Vec<String>,
 }
@@ -138,6 +140,11 @@ impl Tasks {
             Some(RUNNING) => known.forbidden,
             _ => known.container.is_some() || known.starting,
         })
+    }
+
+    /// Whether nobody has begun to keep it from being restarted yet.
+    pub fn begin_hold(&self, task: &TaskId) -> bool {
+        self.known().get_mut(task).is_some_and(|known| !std::mem::replace(&mut known.held, true))
     }
 
     /// Whether it was seen running last, with these ports.

@@ -106,8 +106,7 @@ impl SwarmHost {
         let failed = |act: &str, error| trouble::error(format!("Docker Engine {}", self.address.url), act, &error);
         let docker = self.address.client()?.negotiate_version().await.map_err(|e| failed("connect to it", e))?;
         let info = docker.info().await.map_err(|error| failed("ask it", error))?;
-        let since = info.system_time.as_deref().and_then(|time| time.parse::<jiff::Timestamp>().ok());
-        let since = since.map(|time| format!("{}.{:09}", time.as_second(), time.subsec_nanosecond()));
+        let since = container::since(&info);
         *self.docker.lock().unwrap_or_else(PoisonError::into_inner) = Some(docker.clone());
         self.take_stock(&docker).await?;
         let filters = HashMap::from([
@@ -202,7 +201,7 @@ impl SwarmHost {
                     exit: code.map_or(Exit::Unknown, Exit::Code),
                     finished_at: Timestamp(millis),
                 };
-                // What the kernel did to it an inspection knows; the event is told first, since it may be gone by then.
+                // What the kernel did to it only an inspection knows; it may be gone by then.
                 let mut warnings = match docker.inspect_container(&id, None).await {
                     Ok(inspected) => container::state(&inspected, &Reach { direct: false, host: String::new() }).1,
                     Err(_) => Vec::new(),
@@ -253,9 +252,33 @@ fn as_swarm_sees(state: ObservedState) -> Option<ObservedState> {
     match state {
         ObservedState::Running { health: Health::Starting, .. } => Some(ObservedState::Starting),
         ObservedState::Running { health: Health::Unhealthy, .. } => None,
+        // A start that failed may be tried again by Swarm: whether it was the last one the managers tell.
+        ObservedState::Rejected { .. } => None,
         ObservedState::Running { pid, ports, started_at, .. } => {
             Some(ObservedState::Running { pid, ports, started_at, health: Health::None, said: None })
         }
         other => Some(other),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_swarm_would_not_say_is_not_said() {
+        let running = |health| ObservedState::Running {
+            pid: Some(1),
+            ports: BTreeMap::new(),
+            started_at: Timestamp(1),
+            health,
+            said: None,
+        };
+        assert_eq!(as_swarm_sees(running(Health::Starting)), Some(ObservedState::Starting));
+        assert_eq!(as_swarm_sees(running(Health::Healthy)), Some(running(Health::None)));
+        assert_eq!(as_swarm_sees(running(Health::Unhealthy)), None, "Swarm ends it");
+        assert_eq!(as_swarm_sees(ObservedState::Rejected { reason: "no network yet".into() }), None);
+        let ended = ObservedState::Ended { exit: Exit::Code(1), finished_at: Timestamp(2) };
+        assert_eq!(as_swarm_sees(ended.clone()), Some(ended));
     }
 }

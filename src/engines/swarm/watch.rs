@@ -75,26 +75,20 @@ impl Shared {
     pub async fn hear(self: Arc<Self>, mut seen: mpsc::UnboundedReceiver<(NodeId, Observed)>) {
         while let Some((node, observed)) = seen.recv().await {
             // An agent has a say in what is on its own node, and in nothing else.
-            let Some((place, service)) = self.tasks.place(&observed.task) else { continue };
-            if place != *node {
-                continue;
+            let place = self.tasks.place(&observed.task);
+            if place.is_some_and(|(place, _)| place == *node) {
+                self.report(observed);
             }
-            self.take_in_state(observed, service);
         }
     }
 
     // A second word that it runs is no news: the two ways of hearing of it differ in when it began.
-    fn take_in_state(&self, observed: Observed, service: String) {
-        let id = observed.task;
+    fn report(&self, observed: Observed) {
         if let ObservedState::Running { ports, .. } = &observed.state
             && observed.warnings.is_empty()
-            && self.tasks.runs_with(&id, ports)
+            && self.tasks.runs_with(&observed.task, ports)
         {
             return;
-        }
-        let over = matches!(observed.state, ObservedState::Ended { .. } | ObservedState::Rejected { .. });
-        if over && !self.tasks.is_over(&id) && !self.tasks.is_forbidden(&id) {
-            self.hold_back(&id, service);
         }
         self.tasks.report(observed);
     }
@@ -160,19 +154,30 @@ impl Shared {
         // Services that were there before this look and have no task any more.
         for (id, service) in asked {
             let has_task = tasks.iter().any(|task| task.service_id.as_deref() == Some(&service));
-            if !has_task && !self.tasks.is_over(&id) && self.is_gone(&service).await {
+            if has_task || self.tasks.is_over(&id) {
+                continue;
+            }
+            if let Some(warning) = self.why_nothing_runs(&service).await {
                 let told = self.tasks.is_forbidden(&id);
-                let warning = "its Swarm service was removed by somebody else".to_owned();
                 let state = ObservedState::Ended { exit: Exit::Unknown, finished_at: Timestamp(0) };
-                self.tasks.report(Observed { task: id, state, warnings: if told { vec![] } else { vec![warning] } });
+                let warnings = if told { Vec::new() } else { vec![warning.to_owned()] };
+                self.tasks.report(Observed { task: id, state, warnings });
             }
         }
         Ok(())
     }
 
-    async fn is_gone(&self, service: &str) -> bool {
-        let inspected = self.docker.inspect_service(service, None::<InspectServiceOptions>).await;
-        inspected.err().is_some_and(|error| trouble::is_status(&error, 404))
+    // Of a service without any task: removed, or held back by whoever led before, or scaled by hand. None of them comes
+    // back by itself.
+    async fn why_nothing_runs(&self, service: &str) -> Option<&'static str> {
+        match self.docker.inspect_service(service, None::<InspectServiceOptions>).await {
+            Ok(known) => {
+                let mode = known.spec.and_then(|spec| spec.mode);
+                let replicas = mode.and_then(|mode| mode.replicated).and_then(|replicated| replicated.replicas);
+                (replicas == Some(0)).then_some("its Swarm service has no replica, and how it ended was not seen")
+            }
+            Err(error) => trouble::is_status(&error, 404).then_some("its Swarm service was removed by somebody else"),
+        }
     }
 
     // `tasks`: Swarm's attempts at one of ours, oldest first.
@@ -191,7 +196,13 @@ impl Shared {
             warnings.push(FAILED_CHECK.to_owned());
         }
         let observed = Observed { task: *id, state: self.describe(shown), warnings };
-        self.take_in_state(observed, shown.service_id.clone().unwrap_or_default());
+        // On the managers' word alone, though the host's own comes sooner: a task that Swarm still has for running would be
+        // removed with what it wrote.
+        let over = matches!(observed.state, ObservedState::Ended { .. } | ObservedState::Rejected { .. });
+        if over && !self.tasks.is_forbidden(id) && self.tasks.begin_hold(id) {
+            self.hold_back(id, shown.service_id.clone().unwrap_or_default());
+        }
+        self.report(observed);
     }
 
     fn describe(&self, task: &Task) -> ObservedState {
