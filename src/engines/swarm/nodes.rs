@@ -209,7 +209,11 @@ fn described(node: &SwarmNode) -> Option<Node> {
         Some(NodeSpecAvailabilityEnum::PAUSE) => Availability::Pause,
         _ => Availability::Active,
     };
-    described.state = if status.state == Some(SwarmState::READY) { NodeState::Ready } else { NodeState::Down };
+    // A Swarm that has just changed its leader does not know of any node yet; whether one answers is seen by asking it.
+    described.state = match status.state {
+        Some(SwarmState::READY | SwarmState::UNKNOWN) => NodeState::Ready,
+        _ => NodeState::Down,
+    };
     let as_manager = node.manager_status.as_ref().and_then(|manager| manager.addr.as_deref());
     let as_manager = as_manager.and_then(|address| address.parse::<SocketAddr>().ok()).map(|address| address.ip());
     let address = status.addr.as_deref().and_then(|address| address.parse::<IpAddr>().ok());
@@ -226,4 +230,19 @@ fn described(node: &SwarmNode) -> Option<Node> {
     let engine = description.engine.and_then(|engine| engine.labels).unwrap_or_default();
     described.engine_labels = engine.into_iter().collect();
     Some(described)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn after_a_change_of_leader_nodes_are_not_down() {
+        let state = |state: &str| {
+            let node = serde_json::json!({ "ID": "x", "Status": { "State": state, "Addr": "10.0.0.1" } });
+            described(&serde_json::from_value(node).unwrap()).unwrap().state
+        };
+        assert_eq!(["ready", "unknown"].map(state), [NodeState::Ready; 2]);
+        assert_eq!(["down", "disconnected"].map(state), [NodeState::Down; 2]);
+    }
 }

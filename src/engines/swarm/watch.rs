@@ -33,6 +33,8 @@ const SPARED: u32 = 3;
 const EXITED: &str = "task: non-zero exit";
 /// What is said of a task that Swarm ended because its own check failed.
 pub const FAILED_CHECK: &str = "ended by Swarm: it failed its check";
+/// What is said of one whose service is not there any more.
+const REMOVED: &str = "its Swarm service was removed by somebody else";
 /// The wait before an event stream that ended is opened again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// The longest wait before a service is held back anew: less than Swarm waits before it restarts.
@@ -75,11 +77,24 @@ impl Shared {
     pub async fn hear(self: Arc<Self>, mut seen: mpsc::UnboundedReceiver<(NodeId, Observed)>) {
         while let Some((node, observed)) = seen.recv().await {
             // An agent has a say in what is on its own node, and in nothing else.
-            let place = self.tasks.place(&observed.task);
-            if place.is_some_and(|(place, _)| place == *node) {
+            let Some((place, service)) = self.tasks.place(&observed.task) else { continue };
+            if place != *node {
+                continue;
+            }
+            let ended = matches!(observed.state, ObservedState::Ended { .. });
+            if ended && !self.tasks.is_forbidden(&observed.task) && !self.tasks.is_over(&observed.task) {
+                tokio::spawn(self.clone().report_end(observed, service));
+            } else {
                 self.report(observed);
             }
         }
+    }
+
+    // An end that nobody here has asked for: the host does not know whether somebody removed the service.
+    async fn report_end(self: Arc<Self>, mut observed: Observed, service: String) {
+        let why = tokio::time::timeout(AGAIN, self.why_nothing_runs(&service)).await;
+        observed.warnings.extend(why.ok().flatten().filter(|why| *why == REMOVED).map(str::to_owned));
+        self.report(observed);
     }
 
     // A second word that it runs is no news: the two ways of hearing of it differ in when it began.
@@ -176,7 +191,7 @@ impl Shared {
                 let replicas = mode.and_then(|mode| mode.replicated).and_then(|replicated| replicated.replicas);
                 (replicas == Some(0)).then_some("its Swarm service has no replica, and how it ended was not seen")
             }
-            Err(error) => trouble::is_status(&error, 404).then_some("its Swarm service was removed by somebody else"),
+            Err(error) => trouble::is_status(&error, 404).then_some(REMOVED),
         }
     }
 
