@@ -68,6 +68,11 @@ pub struct Task {
 }
 
 impl Task {
+    /// Whether it was told to end and nobody could be asked how it did: lost with its node, it failed in nothing.
+    pub fn went_with_its_node(&self) -> bool {
+        self.state == TaskState::Lost && self.stop.is_some()
+    }
+
     /// As users call it: `web.3`.
     pub fn label(&self) -> String {
         format!("{}.{}", self.service, self.slot)

@@ -18,9 +18,7 @@ pub enum Again {
 pub fn again(policy: &RestartPolicy, last: Option<&Task>) -> Again {
     let Some(last) = last else { return Again::At(None, 0) };
     let failed = matches!(last.state, TaskState::Failed | TaskState::Rejected | TaskState::Lost);
-    // A task that is lost with its node failed in nothing.
-    let told = last.stop.is_some() && last.state == TaskState::Lost;
-    let by_itself = !told && (failed || last.state == TaskState::Complete);
+    let by_itself = !last.went_with_its_node() && (failed || last.state == TaskState::Complete);
     if !by_itself {
         return Again::At(None, 0);
     }

@@ -287,14 +287,16 @@ fn batch_done(draft: &mut Draft, service: &Service, release: &mut Release, batch
 
 // How a task of the new revision failed in this slot since the release began.
 fn failure(tasks: &InSlot, release: &Release) -> Option<String> {
-    let failed = |task: &&Arc<Task>| {
-        task.revision == release.to
-            && task.created_at >= release.judged_from
-            && (matches!(task.state, TaskState::Failed | TaskState::Rejected | TaskState::Lost | TaskState::Complete)
-                || task.health == Health::Unhealthy)
-    };
-    let task = tasks.ended.iter().chain(&tasks.stopping).chain(&tasks.wanted).find(failed)?;
+    let counts =
+        |task: &&Arc<Task>| task.revision == release.to && task.created_at >= release.judged_from && has_failed(task);
+    let task = tasks.ended.iter().chain(&tasks.stopping).chain(&tasks.wanted).find(counts)?;
     Some(format!("{}: {}", task.label(), task.reason.as_deref().unwrap_or(task.state.as_str())))
+}
+
+fn has_failed(task: &Task) -> bool {
+    let ended = matches!(task.state, TaskState::Failed | TaskState::Rejected | TaskState::Lost | TaskState::Complete);
+    // That a node was lost says nothing of the revision.
+    (ended && !task.went_with_its_node()) || task.health == Health::Unhealthy
 }
 
 fn view(draft: &Draft, service: &Service, release: &Release) -> ReleaseView {
@@ -381,4 +383,27 @@ fn all_healthy(draft: &Draft, service: &Service, release: &Release, revision: u3
         let good = tasks.and_then(|tasks| tasks.good(&draft.world, service, revision));
         good.is_some_and(|task| task.is_healthy()) || tasks.is_some_and(|tasks| tasks.is_over(service, revision))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lost_node_is_no_failure_of_the_revision() {
+        let failed = |state: &str, health: &str, stop: serde_json::Value| {
+            let task = serde_json::json!({
+                "id": "01arz3ndektsv4rrffq69g5fav", "service": "web", "service_id": crate::model::id::ServiceId::numbered(1),
+                "slot": { "replica": 1 }, "revision": 1, "state": state, "health": health, "created_at": 0, "stop": stop,
+            });
+            has_failed(&serde_json::from_value(task).unwrap())
+        };
+        let told = |why: &str| serde_json::json!({ "why": why, "at": 0 });
+        let not = serde_json::Value::Null;
+        assert!(failed("failed", "none", not.clone()) && failed("lost", "none", not.clone()));
+        assert!(failed("complete", "none", not.clone()) && failed("running", "unhealthy", not.clone()));
+        assert!(!failed("running", "healthy", not) && !failed("shutdown", "healthy", told("drained")));
+        assert!(!failed("lost", "healthy", told("drained")), "moved away from a node that is down");
+        assert!(failed("lost", "unhealthy", told("unhealthy")), "it had failed its check before");
+    }
 }

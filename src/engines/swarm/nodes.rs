@@ -43,7 +43,21 @@ impl Nodes {
     /// Reads the list for the first time. `own`: id and address of this host's node.
     pub async fn open(docker: &Docker, own: (String, Option<IpAddr>)) -> Result<Arc<Self>> {
         let nodes = Nodes { docker: docker.clone(), known: watch::Sender::new(Arc::default()), own: own.0 };
-        let listed = nodes.list().await?;
+        let told = docker.list_nodes(None::<ListNodesOptions>).await;
+        let told = told.map_err(|error| trouble::error("Swarm", "list its nodes", &error))?;
+        let mut listed: Vec<Node> = told.iter().filter_map(described).collect();
+        // A Swarm that has just changed its leader knows nothing of any: what is taken for up is what answers.
+        let unknown =
+            |node: &SwarmNode| node.status.as_ref().and_then(|status| status.state) == Some(SwarmState::UNKNOWN);
+        if told.iter().any(unknown) {
+            let probes = listed.iter().map(|node| probe(node, *node.id == *nodes.own));
+            let answers = futures_util::future::join_all(probes).await;
+            for (node, answer) in listed.iter_mut().zip(answers) {
+                if matches!(answer, Answer::Silent) {
+                    node.state = NodeState::Down;
+                }
+            }
+        }
         nodes.known.send_replace(Arc::new(listed));
         Ok(Arc::new(nodes))
     }
@@ -74,6 +88,11 @@ impl Nodes {
         let mut listed: Vec<Node> = self.known.borrow().to_vec();
         let mut at = Instant::now();
         let mut heard: BTreeMap<NodeId, Heard> = BTreeMap::new();
+        // What was down at first stays so until it answers, whatever a list says that is just being made.
+        if let Some(long_ago) = at.checked_sub(REFUSED) {
+            let silent = listed.iter().filter(|node| node.state == NodeState::Down);
+            heard.extend(silent.map(|node| (node.id.clone(), Heard { engine: long_ago, host: long_ago })));
+        }
         loop {
             let known = agents.as_mut().map(|agents| agents.borrow_and_update().clone()).unwrap_or_default();
             let joined = async {
