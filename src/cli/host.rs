@@ -235,7 +235,7 @@ pub async fn join(args: &JoinArgs, file: Config) -> Result<()> {
     let clock = SystemClock::start();
     // An agent that runs begins anew with what it is given now; the balancer goes on meanwhile.
     let free = || {
-        if crate::daemon::holder(&data)?.is_some() && Identity::load(&data)?.is_none() {
+        if crate::daemon::is_held(&data)? && Identity::load(&data)?.is_none() {
             return Err(Error::new(Kind::Conflict, format!("data folder {}", data.display()), "is in use by a daemon")
                 .help("stop it, or give the agent another folder (--data)"));
         }

@@ -72,7 +72,7 @@ pub fn stop(name: &str, data: &Path) -> Result<()> {
     let failed = |error: nix::errno::Errno| Error::io(subject(), "end it", &error.into());
     nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGTERM).map_err(failed)?;
     let until = Instant::now() + END;
-    while super::holder(data)?.is_some() {
+    while super::is_held(data)? {
         if Instant::now() > until {
             return Err(Error::new(Kind::Timeout, subject(), format!("did not end within {} s", END.as_secs())));
         }

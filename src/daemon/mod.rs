@@ -92,22 +92,45 @@ pub fn lock_data(folder: &Path) -> Result<DataLock> {
     }
 }
 
-/// The process that uses a data folder, if one does: the kernel knows who holds a lock (proc(5), /proc/locks), so that
-/// nothing has to be written for it.
-pub fn holder(folder: &Path) -> Result<Option<i32>> {
-    use std::os::unix::fs::MetadataExt;
+/// Whether a process uses a data folder.
+pub fn is_held(folder: &Path) -> Result<bool> {
     let path = folder.join("lock");
-    let failed = |error: std::io::Error| Error::io(path.display().to_string(), "see who holds it", &error);
+    let failed = |error: std::io::Error| Error::io(path.display().to_string(), "see whether it is held", &error);
     let file = match std::fs::File::open(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(false),
         other => other.map_err(failed)?,
     };
     match file.try_lock() {
-        Ok(()) => return Ok(None),
-        Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
-        Err(std::fs::TryLockError::WouldBlock) => {}
+        Ok(()) => Ok(false),
+        Err(std::fs::TryLockError::WouldBlock) => Ok(true),
+        Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
     }
-    let lock = file.metadata().map_err(failed)?;
+}
+
+/// The process that uses a data folder, if one does: the kernel knows who holds a lock (proc(5), /proc/locks), so that
+/// nothing has to be written for it.
+pub fn holder(folder: &Path) -> Result<Option<i32>> {
+    // One that is just ending has let go of its files, of the lock a moment later: it is asked about once more.
+    let mut tries = 0;
+    while is_held(folder)? {
+        if let Some(pid) = seen_holder(&folder.join("lock"))? {
+            return Ok(Some(pid));
+        }
+        tries += 1;
+        if tries == 50 {
+            let subject = folder.join("lock").display().to_string();
+            return Err(Error::new(Kind::Conflict, subject, "is held by a process that cannot be seen from here")
+                .help("end that process yourself"));
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    Ok(None)
+}
+
+fn seen_holder(path: &Path) -> Result<Option<i32>> {
+    use std::os::unix::fs::MetadataExt;
+    let failed = |error: std::io::Error| Error::io(path.display().to_string(), "see who holds it", &error);
+    let lock = std::fs::metadata(path).map_err(failed)?;
     let locks = std::fs::read_to_string("/proc/locks").map_err(failed)?;
     let inode = format!(":{}", lock.ino());
     // "1: FLOCK  ADVISORY  WRITE 1234 fd:01:5678 0 EOF". Inodes are unique to a file system only: the file has to be open.
@@ -121,11 +144,7 @@ pub fn holder(folder: &Path) -> Result<Option<i32>> {
         let flock = words.get(1) == Some(&"FLOCK") && words.get(5)?.ends_with(&inode);
         if flock { words.get(4)?.parse::<i32>().ok() } else { None }
     });
-    let found = candidates.filter(|pid| *pid > 0).find(holds);
-    found.map(Some).ok_or_else(|| {
-        Error::new(Kind::Conflict, path.display().to_string(), "is held by a process that cannot be seen from here")
-            .help("end that process yourself")
-    })
+    Ok(candidates.filter(|pid| *pid > 0).find(holds))
 }
 
 /// Ends the balancer of a data folder, if one runs.
