@@ -199,6 +199,7 @@ fn world(nodes: u32, services: u32, each: u32, setting: &Setting, bundle: &str, 
             bundle: None,
             kv: Default::default(),
             secrets: Default::default(),
+            configs: Default::default(),
             created_at: Timestamp(0),
         };
         // Services are not all made in the same millisecond; ids sort by it.

@@ -71,6 +71,7 @@ fn flags_reach_the_container() {
     with_lab(1, |lab| {
         let daemon = LabDaemon::start(lab, "n1", &["--engine", "docker"]);
         daemon.secret("shop/password", "hunter2");
+        daemon.config("shop/nginx", "listen 80;\n");
         #[rustfmt::skip]
         daemon.ok(&[
             "service", "create", "--name", "all", "--hostname", "here", "--env", "A=1", "--user", "65534:65534",
@@ -81,7 +82,8 @@ fn flags_reach_the_container() {
             "--container-label", "team=shop", "--log-driver", "json-file", "--log-opt", "tag=x", "--limit-memory", "64M",
             "--limit-cpu", "0.5", "--limit-pids", "50", "--reserve-memory", "16M", "--stop-signal", "USR1",
             "--stop-grace-period", "3s", "--secret", "source=shop/password,target=password", "--no-healthcheck",
-            "--entrypoint", "/bin/sh", "busybox", "-c", "cat /run/secrets/password; id; echo up; trap 'exit 0' USR1; while :; do sleep 0.1; done",
+            "--config", "source=shop/nginx,target=/etc/nginx/site.conf,uid=65534,gid=100,mode=0440",
+            "--entrypoint", "/bin/sh", "busybox", "-c", "cat /run/secrets/password /etc/nginx/site.conf; stat -c %u:%g:%a /etc/nginx/site.conf; id; echo up; trap 'exit 0' USR1; while :; do sleep 0.1; done",
         ]);
         let inspected: serde_json::Value =
             serde_json::from_str(&lab.docker("n1", &["inspect", containers(lab).first().unwrap()])).unwrap();
@@ -122,7 +124,13 @@ fn flags_reach_the_container() {
             container["Mounts"].as_array().unwrap().iter().filter_map(|mount| mount["Destination"].as_str()).collect();
         assert!(targets.is_superset(&BTreeSet::from(["/data", "/scratch", "/run/secrets"])), "{targets:?}");
         let lines = daemon.ok(&["service", "logs", "all"]);
-        assert!(lines.contains("hunter2") && lines.contains("uid=65534"), "{lines}");
+        assert!(
+            lines.contains("hunter2")
+                && lines.contains("listen 80;")
+                && lines.contains("65534:100:440")
+                && lines.contains("uid=65534"),
+            "{lines}"
+        );
 
         // It is a container's secret, and nobody's on the host.
         let mode = lab.run("n1", &["stat", "-c", "%a", "/run/neap-containers"]);

@@ -1,11 +1,11 @@
-//! Hosted scripts of the whole cluster on the real binary: pushed, refused, taken back; cron, events, keys, secrets.
+//! Hosted scripts of the whole cluster on the real binary: pushed, refused, taken back; cron, events.
 
 use std::path::PathBuf;
 
 #[path = "support/mod.rs"]
 mod support;
 
-use support::{Daemon, NEAP, eventually};
+use support::{Daemon, eventually};
 
 fn write(daemon: &Daemon, name: &str, text: &str) -> String {
     let path: PathBuf = daemon.folder.path().join("files").join(name);
@@ -378,79 +378,4 @@ on "service.created" { name = "picky", filter = function(event) return event.sub
         &write(&daemon, "bad.lua", "on 'task.faild' { name = 'x', run = function() end }"),
     ]);
     assert!(code == 3 && error.contains("did you mean \"task.failed\"?"), "{error}");
-}
-
-#[test]
-fn keys_have_versions_and_services_keep_the_one_they_were_applied_with() {
-    let daemon = Daemon::start();
-    let set = |value: &str, version: &str| {
-        daemon.neap(&["kv", "set", "shop/level", value, "--version", version, "--format", "json"])
-    };
-    let first: serde_json::Value = serde_json::from_slice(&set("info", "0").stdout).unwrap();
-    let version = first["version"].as_u64().unwrap().to_string();
-    let again = set("debug", "0");
-    assert_eq!(again.status.code(), Some(5));
-    assert!(set("debug", &version).status.success());
-    assert_eq!(set("warn", &version).status.code(), Some(5));
-    let (code, error) = daemon.fails(&["kv", "set", "/bad/", "x"]);
-    assert!(code == 2 && error.contains("begins or ends with"), "{error}");
-
-    std::fs::write(daemon.folder.path().join("apply.lua"), "service 'app' { command = { 'sh', '-c', 'echo level $LEVEL secret $(cat $NEAP_SECRETS/url); stat -c %a $NEAP_SECRETS/url; sleep 1000' }, env = { LEVEL = kv.ref 'shop/level' }, secrets = { url = 'shop/url' } }:apply { wait = '10s' }").unwrap();
-    let script = daemon.folder.path().join("apply.lua").to_string_lossy().into_owned();
-    let (code, error) = daemon.fails(&["run", &script]);
-    assert!(code == 4 && error.contains("there is no secret \"shop/url\""), "{error}");
-    let secret = |value: &str| {
-        let mut child = std::process::Command::new(NEAP)
-            .args(["secret", "set", "shop/url"])
-            .env("NEAP_HOST", format!("unix://{}", daemon.socket().display()))
-            .env("NEAP_CONFIG", "/dev/null")
-            .stdin(std::process::Stdio::piped())
-            .stdout(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        std::io::Write::write_all(&mut child.stdin.take().unwrap(), value.as_bytes()).unwrap();
-        assert!(child.wait().unwrap().success());
-    };
-    secret("postgres://s3cret\n");
-    daemon.ok(&["run", &script]);
-    let logs = |what: &str| {
-        eventually(what, 10, || daemon.ok(&["service", "logs", "app"]).contains(what).then_some(()));
-    };
-    logs("level debug secret postgres://s3cret");
-    logs("400");
-    // Neither is changed by a change of the key alone; the next apply takes it over, and only then is there a revision.
-    daemon.ok(&["kv", "set", "shop/level", "trace"]);
-    secret("postgres://n3w");
-    let revisions = || daemon.json(&["service", "inspect", "app"])["status"]["service"]["revision"].as_u64().unwrap();
-    assert_eq!(revisions(), 1);
-    daemon.ok(&["run", &script]);
-    logs("level trace secret postgres://n3w");
-    assert_eq!(revisions(), 2);
-    daemon.ok(&["run", &script]);
-    assert_eq!(revisions(), 2, "nothing has changed since");
-    // Back to the revision before: with what belonged to it.
-    daemon.ok(&["service", "rollback", "app"]);
-    eventually("the old values are back", 20, || {
-        let text = daemon.ok(&["service", "logs", "app", "--tail", "20"]);
-        (text.matches("level debug secret postgres://s3cret").count() >= 2).then_some(())
-    });
-    // It is used, so it stays; and nobody is shown it.
-    let (code, error) = daemon.fails(&["secret", "rm", "shop/url"]);
-    assert!(code == 5 && error.contains("is used by app"), "{error}");
-    let listed = daemon.ok(&["secret", "ls"]);
-    assert!(listed.contains("shop/url") && !listed.contains("s3cret"), "{listed}");
-    for place in [daemon.data(), daemon.folder.path().join("log")] {
-        assert!(!holds(&place, b"n3w\"") && !holds(&place, b"s3cret\""), "{} holds a secret", place.display());
-    }
-    let inspect = daemon.ok(&["service", "inspect", "app"]);
-    assert!(!inspect.contains("s3cret") && !inspect.contains("n3w"));
-}
-
-// Whether a file at or below `path`, other than a replica's own output, holds the bytes.
-fn holds(path: &std::path::Path, bytes: &[u8]) -> bool {
-    if path.is_dir() {
-        return std::fs::read_dir(path).unwrap().flatten().any(|entry| holds(&entry.path(), bytes));
-    }
-    let text = std::fs::read(path).unwrap_or_default();
-    text.windows(bytes.len()).any(|window| window == bytes)
 }

@@ -44,10 +44,12 @@ fn the_practice() {
         assert!(daemon.log().contains("engine swarm"), "found by itself:\n{}", daemon.log());
         let (demo1, demo2) = (lab.image("demo:1"), lab.image("demo:2"));
         daemon.secret("shop/password", "hunter2");
+        daemon.config("shop/nginx", "listen 80;\n");
         #[rustfmt::skip]
         daemon.ok(&[
             "service", "create", "--name", "web", "--replicas", "2", "--publish", "8080:8080", "--network", "shop",
-            "--secret", "source=shop/password,target=password", "--hostname", "{{.Service.Name}}-{{.Task.Slot}}",
+            "--secret", "source=shop/password,target=password", "--config",
+            "source=shop/nginx,target=/etc/nginx/site.conf,uid=1,mode=0440", "--hostname", "{{.Service.Name}}-{{.Task.Slot}}",
             "--env", "HOST={{.Node.Hostname}}", "--limit-memory", "64M", "--stop-grace-period", "2s", &demo1,
         ]);
         let load = Load::start(format!("http://{}:8080/", lab.address("n1")));
@@ -70,6 +72,9 @@ fn the_practice() {
         let web = lab.containers("n1", "web").into_iter().map(|id| ("n1", id));
         let (node, id) = web.chain(lab.containers("n2", "web").into_iter().map(|id| ("n2", id))).next().unwrap();
         assert_eq!(lab.docker(node, &["exec", &id, "cat", "/run/secrets/password"]), "hunter2");
+        assert_eq!(lab.docker(node, &["exec", &id, "cat", "/etc/nginx/site.conf"]), "listen 80;");
+        let mode = lab.docker(node, &["exec", &id, "stat", "-c", "%u:%g:%a", "/etc/nginx/site.conf"]);
+        assert_eq!(mode, "1:0:440");
         let env = lab.docker(node, &["exec", &id, "env"]);
         assert!(env.contains(&format!("HOST={node}")) && env.contains("HOSTNAME=web-"), "{env}");
 
@@ -100,6 +105,17 @@ fn the_practice() {
         load.saw("\"version\":\"2\"");
         daemon.ok(&["service", "rollback", "web"]);
         load.saw("\"version\":\"1\"");
+        // Another value of a config: its users are rolled out with it, as carefully.
+        daemon.config("shop/nginx", "listen 81;\n");
+        eventually("all have the new one", 30, || {
+            let web = ["n1", "n2", "n3"].iter().flat_map(|node| {
+                lab.containers(node, "web")
+                    .into_iter()
+                    .map(move |id| lab.exec_in(node, &id, "cat /etc/nginx/site.conf"))
+            });
+            let all: Vec<Option<String>> = web.collect();
+            (all.len() == 4 && all.iter().all(|text| text.as_deref() == Some("listen 81;"))).then_some(())
+        });
         load.end();
 
         daemon.ok(&["service", "rm", "web", "asks"]);

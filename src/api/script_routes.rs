@@ -1,11 +1,11 @@
-//! Routes of hosted scripts, cron scripts, keys and secrets.
+//! Routes of hosted scripts, cron scripts, keys, secrets and configs.
 
 use serde_json::Value;
 
 use super::routes::{route, schema};
 use super::{About, Answer, Call, Route, json, lines};
 use crate::client::NameKind;
-use crate::client::kv::{KvChange, KvEntry, KvSet, SecretInfo, SecretSet};
+use crate::client::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use crate::client::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
 use crate::model::cron::CronRun;
 use crate::model::right::Role;
@@ -127,27 +127,58 @@ pub fn all() -> Vec<Route> {
             })
         },
         Route {
-            response: schema::<Vec<SecretInfo>>(),
-            ..route("GET", "/v1/secrets", "All secrets, without their values", Viewer, |call| Box::pin(secrets(call)))
+            response: schema::<Vec<ValueInfo>>(),
+            ..route("GET", "/v1/secrets", "All secrets, without their values", Viewer, |call| {
+                Box::pin(values(call, ValueKind::Secret))
+            })
         },
         Route {
             about: About::Path,
             change: Some("secret.set"),
-            request: schema::<SecretSet>(),
-            response: schema::<SecretInfo>(),
-            ..route("PUT", "/v1/secrets/{name}", "Sets a secret", Deployer, |call| Box::pin(set_secret(call)))
+            request: schema::<ValueSet>(),
+            response: schema::<ValueChange>(),
+            ..route("PUT", "/v1/secrets/{name}", "Sets a secret, and rolls its users out", Deployer, |call| {
+                Box::pin(set_value(call, ValueKind::Secret))
+            })
         },
         Route {
             about: About::Path,
             change: Some("secret.remove"),
             ..route("DELETE", "/v1/secrets/{name}", "Removes a secret that nothing uses", Deployer, |call| {
-                Box::pin(remove_secret(call))
+                Box::pin(remove_value(call, ValueKind::Secret))
+            })
+        },
+        Route {
+            response: schema::<Vec<ValueInfo>>(),
+            ..route("GET", "/v1/configs", "All configs, without their values", Viewer, |call| {
+                Box::pin(values(call, ValueKind::Config))
+            })
+        },
+        Route {
+            about: About::Path,
+            response: schema::<ConfigValue>(),
+            ..route("GET", "/v1/configs/{name}", "One config with its value", Viewer, |call| Box::pin(config(call)))
+        },
+        Route {
+            about: About::Path,
+            change: Some("config.set"),
+            request: schema::<ValueSet>(),
+            response: schema::<ValueChange>(),
+            ..route("PUT", "/v1/configs/{name}", "Sets a config, and rolls its users out", Deployer, |call| {
+                Box::pin(set_value(call, ValueKind::Config))
+            })
+        },
+        Route {
+            about: About::Path,
+            change: Some("config.remove"),
+            ..route("DELETE", "/v1/configs/{name}", "Removes a config that nothing uses", Deployer, |call| {
+                Box::pin(remove_value(call, ValueKind::Config))
             })
         },
         Route {
             response: schema::<Vec<String>>(),
             query: &[
-                ("of", "service, node, cron, script, kv or secret"),
+                ("of", "service, node, cron, script, kv, secret or config"),
                 ("prefix", "only names that begin so"),
                 ("limit", "at most so many (100)"),
             ],
@@ -238,23 +269,36 @@ async fn kv_watch(call: Call) -> Result<Answer> {
     lines(Box::pin(changes.filter(move |change| future::ready(seen(change)))))
 }
 
-async fn secrets(call: Call) -> Result<Answer> {
-    let mut secrets = call.api.cluster.secrets().await?;
-    secrets.retain(|secret| secret.name.starts_with(&call.principal.prefix));
-    json(&secrets)
+async fn values(call: Call, of: ValueKind) -> Result<Answer> {
+    let mut values = call.api.cluster.values(of).await?;
+    values.retain(|value| value.name.starts_with(&call.principal.prefix));
+    json(&values)
 }
 
-async fn set_secret(call: Call) -> Result<Answer> {
+async fn set_value(call: Call, of: ValueKind) -> Result<Answer> {
     // Read by hand: an error must not repeat what was sent.
-    let value = call.body.get("value").and_then(Value::as_str);
-    let value = value.ok_or_else(|| Error::invalid("secret", "value is missing, or is no text"))?;
-    let set = SecretSet { value: value.to_owned() };
-    json(&call.api.cluster.set_secret(call.name(), set).await?)
+    let wrong = |why: &str| Error::invalid(of.as_str(), why.to_owned());
+    let fields = call.body.as_object().ok_or_else(|| wrong("is no table with a value"))?;
+    if fields.keys().any(|key| !matches!(key.as_str(), "value" | "only_new" | "no_rollout")) {
+        return Err(wrong("has an unknown field; known are value, only_new and no_rollout"));
+    }
+    let flag = |key: &str| match fields.get(key) {
+        None | Some(Value::Null) => Ok(false),
+        Some(value) => value.as_bool().ok_or_else(|| wrong(&format!("{key} is neither true nor false"))),
+    };
+    let value = fields.get("value").and_then(Value::as_str);
+    let value = value.ok_or_else(|| wrong("value is missing, or is no text"))?.to_owned();
+    let set = ValueSet { value, only_new: flag("only_new")?, no_rollout: flag("no_rollout")? };
+    json(&call.api.cluster.set_value(of, call.name(), set).await?)
 }
 
-async fn remove_secret(call: Call) -> Result<Answer> {
-    call.api.cluster.remove_secret(call.name()).await?;
+async fn remove_value(call: Call, of: ValueKind) -> Result<Answer> {
+    call.api.cluster.remove_value(of, call.name()).await?;
     Ok(Answer::Json(Value::Null))
+}
+
+async fn config(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.config(call.name()).await?)
 }
 
 async fn names(call: Call) -> Result<Answer> {
@@ -266,7 +310,7 @@ async fn names(call: Call) -> Result<Answer> {
     let limit = number(&call, "limit")?.map_or(100, |limit| usize::try_from(limit).unwrap_or(MAX_NAMES));
     let (prefix, own) = within(&call);
     let mut names = call.api.cluster.names(kind, &prefix, limit.min(MAX_NAMES)).await?;
-    if matches!(kind, NameKind::Service | NameKind::Kv | NameKind::Secret) {
+    if matches!(kind, NameKind::Service | NameKind::Kv | NameKind::Secret | NameKind::Config) {
         names.retain(|name| name.starts_with(&own));
     }
     json(&names)

@@ -1,12 +1,11 @@
-//! `neap kv` and `neap secret`.
-
-use std::io::{IsTerminal, Read};
+//! `neap kv`.
 
 use clap::Subcommand;
 use futures_util::StreamExt;
 
 use super::output::{self, Format, FormatArg};
-use crate::client::kv::{KvSet, SecretSet};
+use super::value::text_from_input;
+use crate::client::kv::KvSet;
 use crate::client::remote::RemoteCluster;
 use crate::client::{Cluster, NameKind, show};
 use crate::model::{Error, Kind, Result};
@@ -114,90 +113,4 @@ async fn missing(cluster: &RemoteCluster, key: &str) -> Error {
     let hint = crate::model::suggest::nearest(key, known.iter().map(String::as_str));
     let help = hint.map_or("`neap kv ls` lists them".into(), |near| format!("did you mean \"{near}\"?"));
     Error::not_found(format!("key \"{key:.70}\"")).help(help)
-}
-
-/// Subcommands of `neap secret`.
-#[derive(Subcommand)]
-pub enum SecretCommand {
-    /// Set a secret, read from standard input: neap secret set shop/database_url < url.txt
-    Set {
-        /// Its name
-        name: String,
-        /// Keep a line end at the end of what is read
-        #[arg(long)]
-        raw: bool,
-    },
-    /// List secrets; their values are never shown
-    #[command(visible_alias = "list")]
-    Ls(FormatArg),
-    /// Remove secrets that nothing uses
-    #[command(visible_alias = "remove")]
-    Rm {
-        /// Their names
-        #[arg(required = true)]
-        names: Vec<String>,
-    },
-}
-
-/// Runs a subcommand of `neap secret`.
-pub async fn secret(command: SecretCommand, cluster: &RemoteCluster) -> Result<()> {
-    match command {
-        SecretCommand::Set { name, raw } => {
-            let value = if std::io::stdin().is_terminal() { typed(&name)? } else { text_from_input(raw)? };
-            if value.is_empty() {
-                return Err(
-                    Error::invalid(format!("secret \"{name}\""), "is empty").help("give its value on standard input")
-                );
-            }
-            let info = cluster.set_secret(&name, SecretSet { value }).await?;
-            output::line(&format!("{name} version {}", info.version))
-        }
-        SecretCommand::Ls(args) => {
-            let all = cluster.secrets().await?;
-            output::print(args.format, &all, || show::secrets(&all, show::now()))
-        }
-        SecretCommand::Rm { names } => {
-            for name in names {
-                cluster.remove_secret(&name).await?;
-                output::line(&name)?;
-            }
-            Ok(())
-        }
-    }
-}
-
-// A line at a terminal, which does not show it.
-fn typed(name: &str) -> Result<String> {
-    use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
-    let failed = |error: std::io::Error| Error::io("terminal", "read a line from it", &error);
-    let stdin = std::io::stdin();
-    let before = tcgetattr(&stdin).map_err(|errno| failed(errno.into()))?;
-    let mut silent = before.clone();
-    silent.local_flags.remove(LocalFlags::ECHO);
-    eprint!("secret \"{name}\", ends with Enter, is not shown: ");
-    tcsetattr(&stdin, SetArg::TCSAFLUSH, &silent).map_err(|errno| failed(errno.into()))?;
-    let mut line = String::new();
-    let read = stdin.read_line(&mut line).map_err(failed);
-    let _ = tcsetattr(&stdin, SetArg::TCSAFLUSH, &before);
-    eprintln!();
-    read?;
-    Ok(line.trim_end_matches(['\r', '\n']).to_owned())
-}
-
-// A text is what stands before the last line end, unless all of it is asked for.
-fn text_from_input(raw: bool) -> Result<String> {
-    let mut text = String::new();
-    std::io::stdin().read_to_string(&mut text).map_err(|error| match error.kind() {
-        std::io::ErrorKind::InvalidData => {
-            Error::invalid("standard input", "is not UTF-8 text").help("write other data as text, base64 for example")
-        }
-        _ => Error::io("standard input", "read a text from it", &error),
-    })?;
-    if !raw && text.ends_with('\n') {
-        text.pop();
-        if text.ends_with('\r') {
-            text.pop();
-        }
-    }
-    Ok(text)
 }

@@ -18,6 +18,7 @@ mod spec;
 mod test;
 mod token;
 mod up;
+mod value;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -93,7 +94,10 @@ enum Command {
     Kv(kv::Command),
     /// Secrets for services; never shown
     #[command(subcommand)]
-    Secret(kv::SecretCommand),
+    Secret(value::SecretCommand),
+    /// Configs for services: files that replicas read
+    #[command(subcommand)]
+    Config(value::ConfigCommand),
     /// Print what happens
     Events(events::Args),
     /// Manage named daemons elsewhere
@@ -193,7 +197,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Script(command) => single(script::main(command, || global.cluster())).map(done),
         Command::Cron(command) => single(cron::main(command, &global.cluster()?)).map(done),
         Command::Kv(command) => single(kv::main(command, &global.cluster()?)).map(done),
-        Command::Secret(command) => single(kv::secret(command, &global.cluster()?)).map(done),
+        Command::Secret(command) => single(value::secret(command, &global.cluster()?)).map(done),
+        Command::Config(command) => single(value::config(command, &global.cluster()?)).map(done),
         Command::Events(args) => single(events::main(args, || global.cluster())).map(done),
         Command::Token(command) => single(token::main(command, &global.cluster()?)).map(done),
         Command::Context(command) => context::main(command, &global.config_path()).map(done),

@@ -47,6 +47,16 @@ pub fn line(text: &str) -> Result<()> {
     }
 }
 
+/// Prints a text as it is.
+pub fn raw(text: &str) -> Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
+        Err(error) => Err(Error::io("standard output", "write to it", &error)),
+        Ok(()) => Ok(()),
+    }
+}
+
 /// Prints an error to standard error, coloured on a terminal.
 pub fn print_error(error: &Error) {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();

@@ -1,4 +1,6 @@
-//! Keys and values, and secrets, as they are asked for and shown.
+//! Keys and values, secrets and configs, as they are asked for and shown.
+
+use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -37,9 +39,29 @@ pub struct KvChange {
     pub entry: Option<KvEntry>,
 }
 
-/// A secret: that there is one, never what it is.
+/// What holds values in versions that belong to revisions: services name them, and replicas read them as files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ValueKind {
+    /// Sealed, and never shown again.
+    Secret,
+    /// To be read by whoever may see services.
+    Config,
+}
+
+impl ValueKind {
+    /// As in keys, paths and errors.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ValueKind::Secret => "secret",
+            ValueKind::Config => "config",
+        }
+    }
+}
+
+/// A secret or config: that there is one, not what it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct SecretInfo {
+pub struct ValueInfo {
     /// Its name: a path such as `shop/database_url`.
     pub name: String,
     /// Counts the times that it was set.
@@ -50,15 +72,44 @@ pub struct SecretInfo {
     pub used_by: Vec<String>,
 }
 
-/// A secret's value, on its way in.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct SecretSet {
+/// What setting a secret or config led to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ValueChange {
+    /// As it is now.
+    #[serde(flatten)]
+    pub info: ValueInfo,
+    /// The services that are rolled out with it.
+    pub rolled_out: Vec<String>,
+    /// Services that use it and could not be, with the reason: they go on with what they had.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refused: BTreeMap<String, String>,
+}
+
+/// A config with its value.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ConfigValue {
+    /// What is known of it.
+    #[serde(flatten)]
+    pub info: ValueInfo,
     /// The value.
     pub value: String,
 }
 
-impl std::fmt::Debug for SecretSet {
+/// A secret's or config's value, on its way in.
+#[derive(Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+pub struct ValueSet {
+    /// The value.
+    pub value: String,
+    /// Only where there is none of that name.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub only_new: bool,
+    /// Services go on with what they have, until they are applied.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_rollout: bool,
+}
+
+impl std::fmt::Debug for ValueSet {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("SecretSet(not shown)")
+        f.write_str("ValueSet(not shown)")
     }
 }

@@ -19,7 +19,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use self::kv::{KvChange, KvEntry, KvSet, SecretInfo, SecretSet};
+use self::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use self::members::JoinTicket;
 use self::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
 use crate::model::Result;
@@ -237,12 +237,14 @@ pub trait Cluster: Send + Sync {
     /// The entries whose key begins with `prefix`, and each change from then on.
     async fn kv_watch(&self, prefix: &str) -> Result<Stream1<KvChange>>;
 
-    /// All secrets, without their values.
-    async fn secrets(&self) -> Result<Vec<SecretInfo>>;
-    /// Sets a secret; services get it when they are applied again.
-    async fn set_secret(&self, name: &str, set: SecretSet) -> Result<SecretInfo>;
-    /// Removes a secret that no service uses.
-    async fn remove_secret(&self, name: &str) -> Result<()>;
+    /// All secrets or configs, without their values.
+    async fn values(&self, of: ValueKind) -> Result<Vec<ValueInfo>>;
+    /// Sets a secret or config, and rolls out the services that use it.
+    async fn set_value(&self, of: ValueKind, name: &str, set: ValueSet) -> Result<ValueChange>;
+    /// Removes a secret or config that no service uses.
+    async fn remove_value(&self, of: ValueKind, name: &str) -> Result<()>;
+    /// A config with its value.
+    async fn config(&self, name: &str) -> Result<ConfigValue>;
 
     /// Names that begin with `prefix`, at most `limit`: for completion.
     async fn names(&self, of: NameKind, prefix: &str, limit: usize) -> Result<Vec<String>>;
@@ -264,12 +266,21 @@ pub enum NameKind {
     Kv,
     /// Secrets.
     Secret,
+    /// Configs.
+    Config,
 }
 
 impl NameKind {
     /// All of them.
-    pub const ALL: [NameKind; 6] =
-        [NameKind::Service, NameKind::Node, NameKind::Cron, NameKind::Script, NameKind::Kv, NameKind::Secret];
+    pub const ALL: [NameKind; 7] = [
+        NameKind::Service,
+        NameKind::Node,
+        NameKind::Cron,
+        NameKind::Script,
+        NameKind::Kv,
+        NameKind::Secret,
+        NameKind::Config,
+    ];
 
     /// As in queries.
     pub fn as_str(self) -> &'static str {
@@ -280,6 +291,7 @@ impl NameKind {
             NameKind::Script => "script",
             NameKind::Kv => "kv",
             NameKind::Secret => "secret",
+            NameKind::Config => "config",
         }
     }
 }

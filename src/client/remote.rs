@@ -5,7 +5,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::kv::{KvChange, KvEntry, KvSet, SecretInfo, SecretSet};
+use super::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use super::members::JoinTicket;
 use super::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
 use super::wire::{Endpoint, Wire};
@@ -237,16 +237,20 @@ impl Cluster for RemoteCluster {
         self.stream(&format!("/v1/kv-watch?prefix={}", segment(prefix))).await
     }
 
-    async fn secrets(&self) -> Result<Vec<SecretInfo>> {
-        self.get("/v1/secrets").await
+    async fn values(&self, of: ValueKind) -> Result<Vec<ValueInfo>> {
+        self.get(&format!("/v1/{}s", of.as_str())).await
     }
 
-    async fn set_secret(&self, name: &str, set: SecretSet) -> Result<SecretInfo> {
-        self.wire.call("PUT", &format!("/v1/secrets/{}", segment(name)), Some(&set)).await
+    async fn set_value(&self, of: ValueKind, name: &str, set: ValueSet) -> Result<ValueChange> {
+        self.wire.call("PUT", &format!("/v1/{}s/{}", of.as_str(), segment(name)), Some(&set)).await
     }
 
-    async fn remove_secret(&self, name: &str) -> Result<()> {
-        self.wire.call("DELETE", &format!("/v1/secrets/{}", segment(name)), None::<&()>).await
+    async fn remove_value(&self, of: ValueKind, name: &str) -> Result<()> {
+        self.wire.call("DELETE", &format!("/v1/{}s/{}", of.as_str(), segment(name)), None::<&()>).await
+    }
+
+    async fn config(&self, name: &str) -> Result<ConfigValue> {
+        self.get(&format!("/v1/configs/{}", segment(name))).await
     }
 
     async fn names(&self, of: NameKind, prefix: &str, limit: usize) -> Result<Vec<String>> {

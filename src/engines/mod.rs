@@ -1,9 +1,9 @@
 //! Floor 2, world: whatever starts replicas. Only this room does; the runtime sees `trait Engine`.
 
 pub mod docker;
+mod files;
 pub mod hosts;
 pub mod process;
-mod secrets;
 pub mod sim;
 pub mod swarm;
 mod template;
@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use crate::model::clock::Timestamp;
+use crate::model::container::ConfigUse;
 use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::service::ServiceSpec;
@@ -42,6 +43,20 @@ pub struct StartRequest {
     /// What replicas read as files, by name. Never written down with the rest.
     #[serde(skip)]
     pub secrets: Secrets,
+    /// Further files that they read. Never written down with the rest either: they may be large.
+    #[serde(skip)]
+    pub configs: Vec<ConfigFile>,
+}
+
+/// A config's value, and the file that a replica finds.
+#[derive(Debug, Clone)]
+pub struct ConfigFile {
+    /// Its path: absolute, or below the root folder; in the process engine a name below `$NEAP_CONFIGS`.
+    pub target: String,
+    /// What it holds.
+    pub value: Vec<u8>,
+    /// Owner and mode.
+    pub owner: ConfigUse,
 }
 
 // What the process engine wrote down before it was told the node.

@@ -75,6 +75,7 @@ mod tests {
             revision: 1,
             spec: spec.into(),
             secrets: crate::engines::Secrets::default(),
+            configs: Vec::new(),
         };
         let filled = expand(&request, None);
         assert_eq!(filled.hostname.as_deref(), Some("web-3"));

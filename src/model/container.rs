@@ -33,6 +33,30 @@ pub struct NetworkUse {
     pub aliases: Vec<String>,
 }
 
+/// A config that replicas read as a file: its name, or a table.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(remote = "Self", default, deny_unknown_fields)]
+pub struct ConfigUse {
+    /// The config's name: a path such as `shop/nginx`.
+    pub name: String,
+    /// The file's owner, by number; 0 where not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uid: Option<u32>,
+    /// The file's group, by number; 0 where not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gid: Option<u32>,
+    /// The file's mode in octal digits; "0444" where not said.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+}
+
+impl ConfigUse {
+    /// The file's mode.
+    pub fn mode(&self) -> u32 {
+        self.mode.as_deref().and_then(|mode| u32::from_str_radix(mode, 8).ok()).unwrap_or(0o444)
+    }
+}
+
 /// A limit of the kernel for a process: `"nofile=1024:2048"` in flags.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -93,6 +117,34 @@ impl<'de> Deserialize<'de> for NetworkUse {
 impl Serialize for NetworkUse {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         NetworkUse::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for ConfigUse {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = ConfigUse;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a config's name, or a table with \"name\", \"uid\", \"gid\" and \"mode\"")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<ConfigUse, E> {
+                Ok(ConfigUse { name: text.to_owned(), ..ConfigUse::default() })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ConfigUse, A::Error> {
+                ConfigUse::deserialize(de::value::MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl Serialize for ConfigUse {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        ConfigUse::serialize(self, serializer)
     }
 }
 
@@ -171,8 +223,25 @@ pub fn check(spec: &ServiceSpec) -> Result<(), (String, String)> {
     for (number, mount) in spec.mounts.iter().enumerate() {
         let field = format!("mounts[{}]", number + 1);
         mount.check().map_err(|why| (field.clone(), why))?;
-        if !targets.insert(mount.target.trim_end_matches('/')) {
+        if !targets.insert(mount.target.trim_end_matches('/').to_owned()) {
             return wrong(&field, format!("target {:.80?} is there twice", mount.target));
+        }
+    }
+    for (target, config) in &spec.configs {
+        let field = format!("configs.{target:.80}");
+        let parts = target.strip_prefix('/').unwrap_or(target).split('/');
+        if target.len() > 4096 || parts.into_iter().any(|part| matches!(part, "" | "." | "..") || part.contains('\0')) {
+            return wrong(&field, "is not a file's path".into());
+        }
+        if !targets.insert(format!("/{}", target.trim_start_matches('/'))) {
+            return wrong(&field, "is another one's or a mount's target as well".into());
+        }
+        if config.name.is_empty() {
+            return wrong(&field, "names no config".into());
+        }
+        let octal = |mode: &str| u32::from_str_radix(mode, 8).is_ok_and(|mode| mode <= 0o777);
+        if config.mode.as_deref().is_some_and(|mode| !octal(mode)) {
+            return wrong(&field, "has a mode that is not octal, such as \"0440\"".into());
         }
     }
     for (name, address) in &spec.hosts {

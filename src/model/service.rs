@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::check::CheckSpec;
 use super::clock::Timestamp;
 use super::constraint::Constraint;
-use super::container::{self, NetworkUse, Pull, Ulimit};
+use super::container::{self, ConfigUse, NetworkUse, Pull, Ulimit};
 use super::error::{Error, Result};
 use super::id::{ServiceId, sha256_hex};
 use super::mount::Mount;
@@ -63,6 +63,9 @@ pub struct ServiceSpec {
     /// Secrets by the name that replicas see: `{ database_url = "shop/database_url" }`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<String, String>,
+    /// Configs by the file that replicas see: `{ ["/etc/nginx/nginx.conf"] = "shop/nginx" }`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub configs: BTreeMap<String, ConfigUse>,
     /// The folder in which the command runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
@@ -223,6 +226,7 @@ impl ServiceSpec {
             ("command", self.command.len()),
             ("env", self.env.len() + self.env_kv.len()),
             ("secrets", self.secrets.len()),
+            ("configs", self.configs.len()),
             ("ports", self.ports.len()),
             ("constraints", self.constraints.len()),
             ("policy", self.policy.len()),
@@ -328,6 +332,9 @@ impl ServiceSpec {
         if !container::fields(self).is_empty() {
             parts.push(container::template(self));
         }
+        if !self.configs.is_empty() {
+            parts.push(serde_json::json!(self.configs));
+        }
         sha256_hex(template.to_string().as_bytes())[..12].to_owned()
     }
 }
@@ -386,6 +393,9 @@ pub struct Revision {
     /// The versions of the secrets that its replicas get.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub secrets: BTreeMap<String, u64>,
+    /// The versions of the configs that its replicas get.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub configs: BTreeMap<String, u64>,
     /// When it was made.
     pub created_at: Timestamp,
 }

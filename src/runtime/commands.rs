@@ -128,6 +128,7 @@ fn revision(draft: &Draft, resolved: &Resolved, bundle: Option<&String>, number:
         bundle: bundle.cloned(),
         kv: resolved.kv.clone(),
         secrets: resolved.secrets.clone(),
+        configs: resolved.configs.clone(),
         created_at: draft.clock.wall(),
     }))
 }

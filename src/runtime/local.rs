@@ -1,13 +1,14 @@
 //! `trait Cluster` in process.
 
+use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
 use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::follow::Follower;
-use super::{Runtime, commands, cron, kv, prepare, scripts, status};
-use crate::client::kv::{KvChange, KvEntry, KvSet, SecretInfo, SecretSet};
+use super::{Runtime, commands, cron, kv, prepare, scripts, status, values};
+use crate::client::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use crate::client::members::JoinTicket;
 use crate::client::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
 use crate::client::{Apply, Cluster, Info, LogEntry, LogsAsk, NameKind, ReleaseAction, ServiceStatus, Stream1};
@@ -305,16 +306,24 @@ impl Cluster for Runtime {
         Ok(stream)
     }
 
-    async fn secrets(&self) -> Result<Vec<SecretInfo>> {
-        kv::secrets(&self.parts, &self.world())
+    async fn values(&self, of: ValueKind) -> Result<Vec<ValueInfo>> {
+        values::list(&self.parts, &self.world(), of)
     }
 
-    async fn set_secret(&self, name: &str, set: SecretSet) -> Result<SecretInfo> {
-        kv::set_secret(&self.parts, &self.world(), name, set).await
+    async fn set_value(&self, of: ValueKind, name: &str, set: ValueSet) -> Result<ValueChange> {
+        let info = values::set(&self.parts, &self.world(), of, name, &set).await?;
+        match set.no_rollout {
+            true => Ok(ValueChange { info, rolled_out: Vec::new(), refused: BTreeMap::new() }),
+            false => Ok(self.roll_out_users(of, name, info).await),
+        }
     }
 
-    async fn remove_secret(&self, name: &str) -> Result<()> {
-        kv::remove_secret(&self.parts, &self.world(), name).await
+    async fn remove_value(&self, of: ValueKind, name: &str) -> Result<()> {
+        values::remove(&self.parts, &self.world(), of, name).await
+    }
+
+    async fn config(&self, name: &str) -> Result<ConfigValue> {
+        values::config(&self.parts, &self.world(), name)
     }
 
     async fn names(&self, of: NameKind, prefix: &str, limit: usize) -> Result<Vec<String>> {
@@ -339,7 +348,7 @@ impl Cluster for Runtime {
                 crons.map(|(_, name)| name.as_str()).filter(begins).take(limit).map(str::to_owned).collect()
             }
             NameKind::Kv => kv::names(&self.parts, "kv", prefix, limit)?,
-            NameKind::Secret => kv::names(&self.parts, "secret", prefix, limit)?,
+            NameKind::Secret | NameKind::Config => kv::names(&self.parts, of.as_str(), prefix, limit)?,
         })
     }
 }

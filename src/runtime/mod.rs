@@ -24,6 +24,7 @@ mod scripts;
 mod starter;
 mod status;
 mod traffic;
+mod values;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;

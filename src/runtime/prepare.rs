@@ -7,7 +7,8 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::commands::missing;
-use super::{Parts, kv};
+use super::{Parts, kv, values};
+use crate::client::kv::ValueKind;
 use crate::client::{Apply, Only};
 use crate::model::bundle::{Bundle, HostedKind};
 use crate::model::check::CheckSpec;
@@ -42,16 +43,20 @@ pub struct Resolved {
     pub kv: BTreeMap<String, u64>,
     /// The secrets' versions.
     pub secrets: BTreeMap<String, u64>,
+    /// The configs' versions.
+    pub configs: BTreeMap<String, u64>,
 }
 
 impl Resolved {
     /// The hash of all that tasks are made of.
     pub fn hash(&self) -> String {
         let template = self.spec.template_hash();
-        if self.secrets.is_empty() {
-            return template;
-        }
-        let all = serde_json::json!([template, self.secrets]).to_string();
+        let all = match (self.secrets.is_empty(), self.configs.is_empty()) {
+            (true, true) => return template,
+            (false, true) => serde_json::json!([template, self.secrets]),
+            (_, false) => serde_json::json!([template, self.secrets, self.configs]),
+        };
+        let all = all.to_string();
         crate::model::id::sha256_hex(all.as_bytes())[..12].to_owned()
     }
 }
@@ -130,7 +135,8 @@ pub fn prepare(world: &World, parts: &Parts, ask: Apply) -> Result<Prepared> {
 
 // Keys and secrets as they are now: from here on they belong to the revision.
 fn resolve(parts: &Parts, spec: &ServiceSpec) -> Result<Resolved> {
-    let mut resolved = Resolved { spec: spec.clone(), kv: BTreeMap::new(), secrets: BTreeMap::new() };
+    let mut resolved =
+        Resolved { spec: spec.clone(), kv: BTreeMap::new(), secrets: BTreeMap::new(), configs: BTreeMap::new() };
     for (name, key) in &spec.env_kv {
         let entry = kv::get(parts, key).map_err(|error| error.about(spec.subject()))?;
         let entry = entry.ok_or_else(|| {
@@ -140,12 +146,19 @@ fn resolve(parts: &Parts, spec: &ServiceSpec) -> Result<Resolved> {
         resolved.kv.insert(key.clone(), entry.version);
         resolved.spec.env.insert(name.clone(), entry.value);
     }
-    for (name, secret) in &spec.secrets {
-        let version = kv::secret_version(parts, secret)?.ok_or_else(|| {
-            let message = format!("secrets.{name}: there is no secret \"{secret:.70}\"");
-            Error::new(Kind::NotFound, spec.subject(), message).help(format!("set it first: neap secret set {secret}"))
-        })?;
-        resolved.secrets.insert(secret.clone(), version);
+    let version = |of: ValueKind, field: &str, name: &String| {
+        let of_spec = |error: Error| error.about(spec.subject());
+        values::version(parts, of, name).map_err(of_spec)?.ok_or_else(|| {
+            let what = of.as_str();
+            let message = format!("{what}s.{field}: there is no {what} \"{name:.70}\"");
+            Error::new(Kind::NotFound, spec.subject(), message).help(format!("set it first: neap {what} set {name}"))
+        })
+    };
+    for (file, secret) in &spec.secrets {
+        resolved.secrets.insert(secret.clone(), version(ValueKind::Secret, file, secret)?);
+    }
+    for (target, config) in &spec.configs {
+        resolved.configs.insert(config.name.clone(), version(ValueKind::Config, target, &config.name)?);
     }
     resolved.spec.validate()?;
     Ok(resolved)

@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use super::{Message, Parts};
-use crate::engines::{Engine, Observed, ObservedState, Secrets, StartRequest};
+use super::{Message, Parts, values};
+use crate::client::kv::ValueKind;
+use crate::engines::{ConfigFile, Engine, Observed, ObservedState, Secrets, StartRequest};
 use crate::model::Result;
 use crate::model::fault;
 use crate::model::id::TaskId;
@@ -51,8 +52,9 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     revision: task.revision,
                     spec: Arc::new(revision.spec.clone()),
                     secrets: Secrets::default(),
+                    configs: Vec::new(),
                 };
-                let versions = revision.secrets.clone();
+                let versions = (revision.secrets.clone(), revision.configs.clone());
                 let (parts, messages, slots, now) = (parts.clone(), messages.clone(), slots.clone(), seen.clone());
                 tokio::spawn(async move {
                     let mut slot = slots.acquire().await;
@@ -63,7 +65,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     fault::point("runtime.before-start");
                     let id = request.task;
                     let mut wait = AGAIN.0;
-                    let started = match with_secrets(&parts, request, &versions) {
+                    let started = match with_files(&parts, request, &versions) {
                         Err(error) => Err(error),
                         Ok(request) => loop {
                             match parts.engine.start(request.clone()).await {
@@ -140,11 +142,20 @@ fn give_up(parts: &Arc<Parts>, task: &Arc<Task>) {
     });
 }
 
-// Opened only here, on their way to the replica.
-fn with_secrets(parts: &Parts, mut request: StartRequest, versions: &BTreeMap<String, u64>) -> Result<StartRequest> {
+// Secrets are opened only here, on their way to the replica.
+fn with_files(
+    parts: &Parts,
+    mut request: StartRequest,
+    (secrets, configs): &(BTreeMap<String, u64>, BTreeMap<String, u64>),
+) -> Result<StartRequest> {
     for (name, secret) in &request.spec.secrets {
-        let version = versions.get(secret).copied().unwrap_or_default();
-        request.secrets.0.insert(name.clone(), super::kv::reveal(parts, secret, version)?);
+        let version = secrets.get(secret).copied().unwrap_or_default();
+        request.secrets.0.insert(name.clone(), values::reveal(parts, ValueKind::Secret, secret, version)?);
+    }
+    for (target, config) in &request.spec.configs {
+        let version = configs.get(&config.name).copied().unwrap_or_default();
+        let value = values::reveal(parts, ValueKind::Config, &config.name, version)?;
+        request.configs.push(ConfigFile { target: target.clone(), value, owner: config.clone() });
     }
     Ok(request)
 }

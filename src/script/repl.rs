@@ -246,6 +246,9 @@ fn object(line: &str) -> Option<(NameKind, usize)> {
         ("kv.ref", NameKind::Kv),
         ("secrets.set", NameKind::Secret),
         ("secrets.remove", NameKind::Secret),
+        ("configs.set", NameKind::Config),
+        ("configs.get", NameKind::Config),
+        ("configs.remove", NameKind::Config),
         ("service", NameKind::Service),
     ];
     let kind = known.into_iter().find(|(call, _)| {

@@ -71,6 +71,14 @@ impl Lab {
         self.ok(&[&["exec", node], args].concat())
     }
 
+    /// What a command in a container prints; nothing where the container is gone or the command fails.
+    pub fn exec_in(&self, node: &str, container: &str, command: &str) -> Option<String> {
+        let socket = format!("unix://{}", self.folder().join(node).join("docker.sock").display());
+        let words = ["-H", &socket, "exec", container, "sh", "-c", command];
+        let output = Command::new("docker").args(words).output().unwrap();
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim_end().to_owned())
+    }
+
     /// docker on a machine, without the way through its namespaces.
     pub fn docker(&self, node: &str, args: &[&str]) -> String {
         let socket = format!("unix://{}", self.folder().join(node).join("docker.sock").display());
@@ -265,7 +273,16 @@ impl<'a> LabDaemon<'a> {
 
     /// Sets a secret.
     pub fn secret(&self, name: &str, value: &str) {
-        let mut child = self.command(&["secret", "set", name]).stdin(Stdio::piped()).spawn().unwrap();
+        self.set("secret", name, value);
+    }
+
+    /// Sets a config.
+    pub fn config(&self, name: &str, value: &str) {
+        self.set("config", name, value);
+    }
+
+    fn set(&self, kind: &str, name: &str, value: &str) {
+        let mut child = self.command(&[kind, "set", name]).stdin(Stdio::piped()).spawn().unwrap();
         std::io::Write::write_all(&mut child.stdin.take().unwrap(), value.as_bytes()).unwrap();
         assert!(child.wait().unwrap().success());
     }

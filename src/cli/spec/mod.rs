@@ -1,11 +1,13 @@
 //! The flags of `service create` and `service update`, under Docker's names, as a description.
 
 mod container;
+mod files;
 mod ports;
 mod refused;
 mod words;
 
 use container::{ContainerArgs, change_list};
+use files::FileArgs;
 use refused::RefusedArgs;
 use serde_json::{Map, Value, json};
 pub use words::{CommandArgs, Words};
@@ -44,12 +46,8 @@ pub struct SpecArgs {
     /// Remove a label (update)
     #[arg(long, value_name = "KEY")]
     label_rm: Vec<String>,
-    /// Give replicas a secret as a file: NAME, or source=NAME,target=FILE
-    #[arg(long, visible_alias = "secret-add", value_name = "SECRET")]
-    secret: Vec<String>,
-    /// Take a secret away, by its file's name (update)
-    #[arg(long, value_name = "FILE")]
-    secret_rm: Vec<String>,
+    #[command(flatten)]
+    files: FileArgs,
     /// Working folder
     #[arg(long, short = 'w', value_name = "FOLDER")]
     workdir: Option<String>,
@@ -248,13 +246,7 @@ impl SpecArgs {
         for key in &self.label_rm {
             table(spec, "labels").remove(key);
         }
-        for text in &self.secret {
-            let (source, target) = secret(text)?;
-            table(spec, "secrets").insert(target, json!(source));
-        }
-        for target in &self.secret_rm {
-            table(spec, "secrets").remove(target);
-        }
+        self.files.describe(spec)?;
         ports::describe(spec, &self.publish, &self.publish_rm)
     }
 
@@ -398,30 +390,6 @@ fn mode(text: &str) -> Result<Value> {
 fn constraints(texts: &[String]) -> Result<Vec<String>> {
     let read = |text: &String| text.parse::<crate::model::constraint::Constraint>().map(|read| read.to_string());
     texts.iter().map(read).collect()
-}
-
-// `NAME`, or `source=NAME,target=FILE`; the secret, and the file that replicas find.
-fn secret(text: &str) -> Result<(String, String)> {
-    let wrong = |why: String| Error::invalid(format!("--secret {text:.80?}"), why);
-    let (mut source, mut target) = (None, None);
-    if text.contains('=') {
-        for field in crate::model::spellings::comma_separated(text).map_err(wrong)? {
-            match field.split_once('=') {
-                Some(("source" | "src", value)) => source = Some(value.to_owned()),
-                Some(("target", value)) => target = Some(value.to_owned()),
-                Some((key @ ("uid" | "gid" | "mode"), _)) => {
-                    return Err(wrong(format!("{key} is not supported"))
-                        .help("a secret can be read by its replica, and by nobody else"));
-                }
-                _ => return Err(wrong(format!("has an unknown field {field:.40?}"))),
-            }
-        }
-    } else {
-        source = Some(text.to_owned());
-    }
-    let source = source.ok_or_else(|| wrong("has no source".into()))?;
-    let target = target.unwrap_or_else(|| source.rsplit('/').next().unwrap_or_default().to_owned());
-    Ok((source, target))
 }
 
 // `spread,over=labels.zone`.

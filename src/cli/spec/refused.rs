@@ -27,8 +27,6 @@ pub struct RefusedArgs {
     rollback_order: Option<String>,
     #[arg(long, hide = true)]
     rollback_parallelism: Option<String>,
-    #[arg(long, hide = true)]
-    config: Vec<String>,
 }
 
 impl RefusedArgs {
@@ -56,7 +54,6 @@ impl RefusedArgs {
             ("--rollback-monitor", self.rollback_monitor.is_some(), back),
             ("--rollback-order", self.rollback_order.is_some(), back),
             ("--rollback-parallelism", self.rollback_parallelism.is_some(), back),
-            ("--config", !self.config.is_empty(), "mount a file, or use --secret"),
         ];
         match given.into_iter().find(|(_, is_given, _)| *is_given) {
             Some((flag, _, help)) => Err(Error::new(Kind::Unsupported, flag, "is not supported").help(help)),

@@ -5,7 +5,7 @@ mod scripts;
 use comfy_table::{ContentArrangement, Table, presets};
 
 pub use scripts::{
-    crons, event, failed, history, kv, last_line, registrations, script_calls, scripts, secrets, source,
+    crons, event, failed, history, kv, last_line, registrations, script_calls, scripts, source, value, values,
 };
 
 use super::ServiceStatus;

@@ -1,7 +1,7 @@
 //! Hosted scripts, cron scripts, keys, secrets and events as people read them.
 
 use super::{ago, rows};
-use crate::client::kv::{KvEntry, SecretInfo};
+use crate::client::kv::{KvEntry, ValueInfo};
 use crate::client::scripts::{CronStatus, FailedDelivery, ScriptCalls, ScriptSource, ScriptStatus};
 use crate::model::bundle::{Registration, Source};
 use crate::model::clock::Timestamp;
@@ -114,12 +114,17 @@ pub fn kv(entries: &[KvEntry]) -> String {
     rows(&["KEY", "VERSION", "VALUE"], entries.iter().map(row))
 }
 
-/// `secret ls`.
-pub fn secrets(all: &[SecretInfo], now: Timestamp) -> String {
-    let row = |secret: &SecretInfo| {
-        [secret.name.clone(), secret.version.to_string(), ago(now, secret.at), secret.used_by.join(", ")]
-    };
+/// `secret ls` and `config ls`.
+pub fn values(all: &[ValueInfo], now: Timestamp) -> String {
+    let row =
+        |info: &ValueInfo| [info.name.clone(), info.version.to_string(), ago(now, info.at), info.used_by.join(", ")];
     rows(&["NAME", "VERSION", "SET", "USED BY"], all.iter().map(row))
+}
+
+/// One of them.
+pub fn value(info: &ValueInfo, now: Timestamp) -> String {
+    let used = if info.used_by.is_empty() { "nothing".to_owned() } else { info.used_by.join(", ") };
+    format!("Name:     {}\nVersion:  {}\nSet:      {}\nUsed by:  {used}", info.name, info.version, ago(now, info.at))
 }
 
 /// An event in a line.

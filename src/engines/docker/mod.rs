@@ -44,7 +44,7 @@ pub struct DockerOptions {
     pub cluster: String,
     /// The Docker Engines, each a node.
     pub hosts: Vec<Address>,
-    /// A folder for what containers of this host read and nobody else may: their secrets.
+    /// A folder for what containers of this host read and nobody else may: their secrets and configs.
     pub secrets: std::path::PathBuf,
 }
 
@@ -119,8 +119,8 @@ impl DockerEngine {
         for network in &request.spec.networks {
             host.ensure_network(docker, &network.name).await?;
         }
-        let secrets = self.write_secrets(host, request)?;
-        let id = self.create(host, connection, request, secrets.as_deref()).await?;
+        let files = self.write_files(host, request)?;
+        let id = self.create(host, connection, request, &files).await?;
         fault::point("docker.after-create");
         self.tasks.found(&request.task, &host.address.name, &id);
         // Those beyond the first, which the creation takes along.
@@ -153,7 +153,7 @@ impl DockerEngine {
         host: &Arc<Host>,
         connection: &Connection,
         request: &StartRequest,
-        secrets: Option<&str>,
+        files: &spec::Files,
     ) -> Result<String> {
         let docker = &connection.docker;
         let image = request.spec.image.as_deref().unwrap_or_default();
@@ -173,7 +173,7 @@ impl DockerEngine {
             direct: connection.direct,
             listen: if host.address.is_local() { "127.0.0.1" } else { "" },
             log_driver: connection.log_driver.as_deref(),
-            secrets,
+            files,
         };
         let mut pulled = false;
         loop {
@@ -224,19 +224,31 @@ impl DockerEngine {
     }
 
     // Only where the engine reads this host's files: anywhere else they would come to rest on a disk.
-    fn write_secrets(&self, host: &Arc<Host>, request: &StartRequest) -> Result<Option<String>> {
-        if request.secrets.0.is_empty() {
-            return Ok(None);
+    fn write_files(&self, host: &Arc<Host>, request: &StartRequest) -> Result<spec::Files> {
+        let mut files = spec::Files::default();
+        if request.secrets.0.is_empty() && request.configs.is_empty() {
+            return Ok(files);
         }
         let subject = format!("task {}.{}", request.service, request.slot);
         if !host.address.is_local() {
-            let message = format!("secrets need an agent on node \"{}\"", request.node);
+            let message = format!("secrets and configs need an agent on node \"{}\"", request.node);
             return Err(Error::new(Kind::Unsupported, subject, message)
                 .help("a Docker Engine elsewhere could only keep them on its disk"));
         }
         let folder = self.options.secrets.join(request.task.to_string());
-        super::secrets::write(&folder, &request.secrets, super::secrets::Reader::Container)?;
-        Ok(Some(folder.to_string_lossy().into_owned()))
+        let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
+        if !request.secrets.0.is_empty() {
+            let secrets = request.secrets.0.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
+            let place = folder.join("secrets");
+            super::files::write(&place, secrets, super::files::Reader::Container)?;
+            files.secrets = Some(text(&place));
+        }
+        if !request.configs.is_empty() {
+            let paths = super::files::write_configs(&folder.join("configs"), &request.configs)?;
+            let targets = request.configs.iter().map(|config| spec::absolute(&config.target));
+            files.configs = paths.iter().map(|path| text(path)).zip(targets).collect();
+        }
+        Ok(files)
     }
 }
 
@@ -330,7 +342,7 @@ impl Engine for DockerEngine {
     }
 
     async fn remove(&self, task: &TaskId) -> Result<()> {
-        super::secrets::remove(&self.options.secrets.join(task.to_string()));
+        super::files::remove(&self.options.secrets.join(task.to_string()));
         let Some((connection, id)) = self.place(task)? else {
             self.tasks.forget(task);
             return Ok(());
@@ -349,7 +361,7 @@ impl Engine for DockerEngine {
         for task in self.tasks.unwanted(keep) {
             self.remove(&task).await?;
         }
-        super::secrets::prune(&self.options.secrets, keep);
+        super::files::prune(&self.options.secrets, keep);
         Ok(())
     }
 

@@ -33,8 +33,22 @@ pub struct Site<'a> {
     pub listen: &'a str,
     /// The host's own log driver.
     pub log_driver: Option<&'a str>,
-    /// The folder on the host with the task's secrets, if it has any.
-    pub secrets: Option<&'a str>,
+    /// What of the host is mounted into it.
+    pub files: &'a Files,
+}
+
+/// Where on the host the task's files are.
+#[derive(Debug, Default)]
+pub struct Files {
+    /// The folder with its secrets, if it has any.
+    pub secrets: Option<String>,
+    /// Its configs, each with its path in the container.
+    pub configs: Vec<(String, String)>,
+}
+
+/// A config's path in a container: one that is not absolute begins in its root folder, as with Docker.
+pub fn absolute(target: &str) -> String {
+    if target.starts_with('/') { target.to_owned() } else { format!("/{target}") }
 }
 
 /// A container's name: shortened service, slot, and the end of the task's id. Never parsed: labels are the truth.
@@ -62,7 +76,7 @@ pub fn body(request: &StartRequest, site: &Site<'_>) -> ContainerCreateBody {
         hostname: spec.hostname.clone(),
         user: spec.user.clone(),
         tty: spec.tty.then_some(true),
-        env: Some(environment(request, &ports, site.secrets.is_some())),
+        env: Some(environment(request, &ports, site.files.secrets.is_some())),
         cmd: some(spec.command.clone()),
         entrypoint: some(spec.entrypoint.clone()),
         working_dir: spec.workdir.clone(),
@@ -86,15 +100,15 @@ pub fn body(request: &StartRequest, site: &Site<'_>) -> ContainerCreateBody {
 fn host_config(spec: &ServiceSpec, site: &Site<'_>) -> HostConfig {
     let bytes = |size: crate::model::units::Bytes| i64::try_from(size.0).unwrap_or(i64::MAX);
     let mut mounts: Vec<DockerMount> = spec.mounts.iter().map(mount).collect();
-    if let Some(folder) = site.secrets {
-        mounts.push(DockerMount {
-            typ: Some(MountType::BIND),
-            source: Some(folder.to_owned()),
-            target: Some(SECRETS.to_owned()),
-            read_only: Some(true),
-            ..DockerMount::default()
-        });
-    }
+    let bind = |source: &String, target: &str| DockerMount {
+        typ: Some(MountType::BIND),
+        source: Some(source.clone()),
+        target: Some(target.to_owned()),
+        read_only: Some(true),
+        ..DockerMount::default()
+    };
+    mounts.extend(site.files.secrets.iter().map(|folder| bind(folder, SECRETS)));
+    mounts.extend(site.files.configs.iter().map(|(source, target)| bind(source, target)));
     HostConfig {
         memory: spec.limits.memory.map(bytes),
         memory_reservation: spec.reservations.memory.map(bytes),
@@ -296,12 +310,14 @@ mod tests {
             revision: 2,
             spec: spec.into(),
             secrets: crate::engines::Secrets::default(),
+            configs: Vec::new(),
         }
     }
 
     // What of the request is not the same for all.
     fn check(spec: &serde_json::Value, direct: bool, expected: &serde_json::Value) {
-        let site = Site { cluster: "test", direct, listen: "", log_driver: Some("json-file"), secrets: None };
+        let site =
+            Site { cluster: "test", direct, listen: "", log_driver: Some("json-file"), files: &Files::default() };
         let mut got = serde_json::to_value(body(&request(spec), &site)).unwrap();
         for key in ["Labels", "StopTimeout"] {
             got.as_object_mut().unwrap().remove(key);
@@ -350,7 +366,7 @@ mod tests {
     fn a_check_of_ones_own_replaces_the_images() {
         let test = |check: serde_json::Value| {
             let spec = serde_json::json!({ "name": "web", "image": "a", "ports": { "http": 80 }, "check": check });
-            let site = Site { cluster: "test", direct: true, listen: "", log_driver: None, secrets: None };
+            let site = Site { cluster: "test", direct: true, listen: "", log_driver: None, files: &Files::default() };
             body(&request(&spec), &site).healthcheck.and_then(|health| health.test)
         };
         assert_eq!(test(serde_json::json!({ "http": "/" })), Some(vec!["NONE".into()]));

@@ -212,8 +212,8 @@ impl Keeper {
             Some((None, Some(signal))) => Exit::Signal(signal),
             _ => Exit::Unknown,
         };
-        if let Some(secrets) = &self.task.secrets {
-            crate::engines::secrets::remove(secrets);
+        for files in self.task.secrets.iter().chain(&self.task.configs) {
+            crate::engines::files::remove(files);
         }
         let oom = self.cgroup.out_of_memory();
         self.cgroup.remove();

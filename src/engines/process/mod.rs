@@ -1,6 +1,7 @@
 //! The process engine: replicas are local processes, each under a keeper. The engine can be killed at any moment and
 //! finds everything again by the task folders and their locks.
 
+mod accept;
 mod cgroup;
 mod exec;
 pub mod keeper;
@@ -30,7 +31,6 @@ use self::ports::PortPool;
 use self::taskdir::{Record, TaskFile, records};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
 use crate::model::clock::Timestamp;
-use crate::model::container;
 use crate::model::id::TaskId;
 use crate::model::node::Node;
 use crate::model::service::{ServiceSpec, StopPolicy};
@@ -317,15 +317,7 @@ impl Engine for ProcessEngine {
     }
 
     fn accepts(&self, spec: &mut ServiceSpec) -> Result<()> {
-        if let Some(check) = &mut spec.check {
-            check.by_engine = false;
-        }
-        if let Some(field) = container::fields(spec).first() {
-            let message = format!("{field}: is for containers, and the process engine runs commands");
-            return Err(Error::new(Kind::Unsupported, spec.subject(), message)
-                .help("leave it out, or run the daemon with --engine docker"));
-        }
-        Ok(())
+        accept::accepts(spec)
     }
 
     fn nodes(&self) -> watch::Receiver<Arc<Vec<Node>>> {
@@ -357,7 +349,8 @@ impl Engine for ProcessEngine {
         }
         let ports =
             held(&shared.ports).choose(request.spec.ports.keys()).map_err(|error| error.about(subject.clone()))?;
-        let secrets = taskdir::write_secrets(&folder, &request).map_err(|error| error.about(subject.clone()))?;
+        let (secrets, configs) =
+            taskdir::write_files(&folder, &request).map_err(|error| error.about(subject.clone()))?;
         let file = TaskFile {
             format: 1,
             request,
@@ -365,6 +358,7 @@ impl Engine for ProcessEngine {
             inherited: shared.inherited.clone(),
             lifeline: shared.options.lifeline,
             secrets,
+            configs,
         };
         file.write(&folder).map_err(failed)?;
         fault::point("engine.before-keeper");
@@ -411,8 +405,10 @@ impl Engine for ProcessEngine {
             return Err(Error::new(Kind::Conflict, format!("task {task}"), "still runs"));
         }
         // A keeper that was killed has left them.
-        if let Ok(TaskFile { secrets: Some(secrets), .. }) = TaskFile::read(&folder) {
-            super::secrets::remove(&secrets);
+        if let Ok(file) = TaskFile::read(&folder) {
+            for files in file.secrets.iter().chain(&file.configs) {
+                super::files::remove(files);
+            }
         }
         self.shared.release_ports(task);
         match std::fs::remove_dir_all(&folder) {

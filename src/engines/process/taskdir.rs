@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::sys::Identity;
 use crate::engines::StartRequest;
-use crate::engines::secrets::{self, Reader};
+use crate::engines::files::{self, Reader};
 use crate::model::service::StopPolicy;
 use crate::model::task::Exit;
 use crate::model::{Error, Result};
@@ -29,6 +29,9 @@ pub struct TaskFile {
     /// Where its secrets are, if it has any.
     #[serde(default)]
     pub secrets: Option<PathBuf>,
+    /// Where its configs are, if it has any.
+    #[serde(default)]
+    pub configs: Option<PathBuf>,
 }
 
 impl TaskFile {
@@ -64,6 +67,9 @@ impl TaskFile {
         if let Some(folder) = &self.secrets {
             env.insert("NEAP_SECRETS".into(), folder.to_string_lossy().into_owned());
         }
+        if let Some(folder) = &self.configs {
+            env.insert("NEAP_CONFIGS".into(), folder.to_string_lossy().into_owned());
+        }
         env.extend(request.spec.env.clone());
         env
     }
@@ -75,21 +81,36 @@ impl TaskFile {
     }
 }
 
-/// Where root keeps secrets for replicas of other users: in memory, and not below a folder that is root's alone.
-const RUN: &str = "/run/neap-secrets";
+/// Where root keeps files for replicas of other users: in memory, and not below a folder that is root's alone.
+const SECRETS: &str = "/run/neap-secrets";
+const CONFIGS: &str = "/run/neap-configs";
 
-/// Writes the secrets as files that only the replica's user can read; tells where. The folder goes when the replica has
-/// ended.
-pub fn write_secrets(folder: &Path, request: &StartRequest) -> Result<Option<PathBuf>> {
-    if request.secrets.0.is_empty() {
+/// Writes secrets and configs as files that only the replica's user can read; tells where. The folders go when the
+/// replica has ended.
+pub fn write_files(folder: &Path, request: &StartRequest) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
+    let secrets = request.secrets.0.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
+    let configs = request.configs.iter().map(|config| (config.target.as_str(), config.value.as_slice())).collect();
+    Ok((
+        write_some(secrets, Path::new(SECRETS), folder.join("secrets"), request)?,
+        write_some(configs, Path::new(CONFIGS), folder.join("configs"), request)?,
+    ))
+}
+
+fn write_some(
+    files: Vec<(&str, &[u8])>,
+    for_root: &Path,
+    else_in: PathBuf,
+    request: &StartRequest,
+) -> Result<Option<PathBuf>> {
+    if files.is_empty() {
         return Ok(None);
     }
     let owner = request.spec.user.as_deref().map(identity).transpose().map_err(|why| Error::invalid("user", why))?;
     let reader = owner.map_or(Reader::Same, |owner| Reader::User(owner.uid.as_raw(), owner.gid.as_raw()));
     let root = nix::unistd::geteuid().is_root();
-    let secrets = if root { Path::new(RUN).join(request.task.to_string()) } else { folder.join("secrets") };
-    secrets::write(&secrets, &request.secrets, reader)?;
-    Ok(Some(secrets))
+    let folder = if root { for_root.join(request.task.to_string()) } else { else_in };
+    files::write(&folder, files, reader)?;
+    Ok(Some(folder))
 }
 
 /// Writes a file so that a reader sees the old or the new one, never a part.

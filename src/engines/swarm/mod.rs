@@ -120,14 +120,14 @@ impl Shared {
         for network in &request.spec.networks {
             objects::ensure_network(&self.docker, &self.cluster, &network.name).await?;
         }
-        let secrets = objects::ensure_secrets(&self.docker, &self.cluster, request).await?;
+        let files = objects::ensure_files(&self.docker, &self.cluster, request).await?;
         // The service's own name and slot are filled in here, its node's by Swarm.
         let filled = Arc::new(super::template::expand(request, None));
         let request = StartRequest { spec: filled, ..request.clone() };
         let image = request.spec.image.clone().unwrap_or_default();
         let credentials = tokio::task::spawn_blocking(move || credentials::find(&image)).await.ok().flatten();
         fault::point("swarm.before-create");
-        let body = spec::service(&request, &self.cluster, &secrets);
+        let body = spec::service(&request, &self.cluster, &files);
         let name = body.name.clone().unwrap_or_default();
         let id = match self.docker.create_service(body, credentials).await {
             Ok(made) => made.id.unwrap_or(name),
@@ -234,7 +234,7 @@ impl Engine for SwarmEngine {
         for task in self.shared.tasks.unwanted(keep) {
             self.remove(&task).await?;
         }
-        objects::prune_secrets(&self.shared.docker, &self.shared.cluster).await
+        objects::prune_files(&self.shared.docker, &self.shared.cluster).await
     }
 
     async fn list(&self) -> Result<Vec<Observed>> {

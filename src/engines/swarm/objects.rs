@@ -1,14 +1,14 @@
-//! What replicas need besides their service: networks and secrets of the Swarm.
+//! What replicas need besides their service: networks, secrets and configs of the Swarm.
 
 use std::collections::{BTreeMap, HashMap};
 use std::net::Ipv4Addr;
 
 use base64::Engine;
 use bollard::Docker;
-use bollard::models::{Ipam, IpamConfig, NetworkCreateRequest, SecretSpec};
-use bollard::query_parameters::{ListNetworksOptions, ListSecretsOptions};
+use bollard::models::{ConfigSpec, Ipam, IpamConfig, NetworkCreateRequest, SecretSpec};
+use bollard::query_parameters::{ListConfigsOptions, ListNetworksOptions, ListSecretsOptions};
 
-use super::spec::SecretUse;
+use super::spec::{FileUse, Files};
 use crate::engines::StartRequest;
 use crate::engines::docker::{spec, trouble};
 use crate::model::id::sha256_hex;
@@ -16,6 +16,8 @@ use crate::model::{Error, Kind, Result};
 
 /// Networks get subnets of this size, out of 10.128.0.0/9: Swarm's own default, a /24, is full after 250 replicas.
 const PREFIX: u8 = 20;
+/// The label of a config that replicas read. The store's own configs carry others.
+const CONFIG: &str = "neap.config";
 
 /// Makes a network that is not there: an overlay to which containers outside of services can be attached too.
 pub async fn ensure_network(docker: &Docker, cluster: &str, name: &str) -> Result<()> {
@@ -76,35 +78,46 @@ fn free_subnet(taken: &[(u32, u8)], name: &str) -> Option<String> {
     })
 }
 
-// What it holds is part of its name: another version is another secret.
-fn secret_name(cluster: &str, value: &[u8], salt: &str) -> String {
+// What it holds is part of its name: another version is another object.
+fn object_name(cluster: &str, value: &[u8], salt: &str) -> String {
     let hash = sha256_hex(format!("{cluster}\0{salt}\0{}", sha256_hex(value)).as_bytes());
     format!("neap-{}", &hash[..40])
 }
 
-/// Makes the Swarm's secrets that a task reads, where they are not there yet.
-pub async fn ensure_secrets(docker: &Docker, cluster: &str, request: &StartRequest) -> Result<Vec<SecretUse>> {
-    let mut uses = Vec::new();
-    if request.secrets.0.is_empty() {
-        return Ok(uses);
+/// Makes the Swarm's secrets and configs that a task reads, where they are not there yet.
+pub async fn ensure_files(docker: &Docker, cluster: &str, request: &StartRequest) -> Result<Files> {
+    let mut files = Files::default();
+    if !request.secrets.0.is_empty() {
+        let known = list_secrets(docker, cluster).await?;
+        for (file, value) in &request.secrets.0 {
+            let salt = request.spec.secrets.get(file).map_or("", String::as_str);
+            let name = object_name(cluster, value, salt);
+            let id = match known.get(&name) {
+                Some(id) => id.clone(),
+                None => create_secret(docker, cluster, &name, value).await?,
+            };
+            files.secrets.push(FileUse { file: file.clone(), id, name });
+        }
     }
-    let known = list_secrets(docker, cluster).await?;
-    for (file, value) in &request.secrets.0 {
-        let salt = request.spec.secrets.get(file).map_or("", String::as_str);
-        let name = secret_name(cluster, value, salt);
-        let id = match known.get(&name) {
-            Some(id) => id.clone(),
-            None => create_secret(docker, cluster, &name, value).await?,
+    for config in &request.configs {
+        let name = object_name(cluster, &config.value, &config.owner.name);
+        let id = match config_id(docker, &name).await? {
+            Some(id) => id,
+            None => create_config(docker, cluster, &name, &config.value).await?,
         };
-        uses.push(SecretUse { file: file.clone(), id, name });
+        files.configs.push((FileUse { file: config.target.clone(), id, name }, config.owner.clone()));
     }
-    Ok(uses)
+    Ok(files)
+}
+
+fn labels(key: &str, cluster: &str) -> Option<HashMap<String, String>> {
+    Some(HashMap::from([(key.to_owned(), cluster.to_owned())]))
 }
 
 async fn create_secret(docker: &Docker, cluster: &str, name: &str, value: &[u8]) -> Result<String> {
     let spec = SecretSpec {
         name: Some(name.to_owned()),
-        labels: Some(HashMap::from([(spec::CLUSTER.to_owned(), cluster.to_owned())])),
+        labels: labels(spec::CLUSTER, cluster),
         data: Some(base64::engine::general_purpose::STANDARD.encode(value)),
         ..SecretSpec::default()
     };
@@ -119,21 +132,52 @@ async fn create_secret(docker: &Docker, cluster: &str, name: &str, value: &[u8])
     }
 }
 
+async fn create_config(docker: &Docker, cluster: &str, name: &str, value: &[u8]) -> Result<String> {
+    let spec = ConfigSpec {
+        name: Some(name.to_owned()),
+        labels: labels(CONFIG, cluster),
+        data: Some(base64::engine::general_purpose::STANDARD.encode(value)),
+        ..ConfigSpec::default()
+    };
+    match docker.create_config(spec).await {
+        Ok(made) => Ok(made.id),
+        Err(error) if trouble::is_status(&error, 409) => Ok(config_id(docker, name).await?.unwrap_or_default()),
+        Err(error) => Err(trouble::error("config", "make it in the Swarm", &error)),
+    }
+}
+
+async fn config_id(docker: &Docker, name: &str) -> Result<Option<String>> {
+    match docker.inspect_config(name).await {
+        Ok(found) => Ok(found.id),
+        Err(error) if trouble::is_status(&error, 404) => Ok(None),
+        Err(error) => Err(trouble::error("config", "look it up in the Swarm", &error)),
+    }
+}
+
+fn filters(key: &str, cluster: &str) -> Option<HashMap<String, Vec<String>>> {
+    Some(HashMap::from([("label".to_owned(), vec![format!("{key}={cluster}")])]))
+}
+
 async fn list_secrets(docker: &Docker, cluster: &str) -> Result<BTreeMap<String, String>> {
-    let filters = HashMap::from([("label".to_owned(), vec![format!("{}={cluster}", spec::CLUSTER)])]);
-    let listed = docker.list_secrets(Some(ListSecretsOptions { filters: Some(filters) })).await;
+    let listed = docker.list_secrets(Some(ListSecretsOptions { filters: filters(spec::CLUSTER, cluster) })).await;
     let listed = listed.map_err(|error| trouble::error("Swarm", "list its secrets", &error))?;
     Ok(listed.into_iter().filter_map(|secret| Some((secret.spec?.name?, secret.id?))).collect())
 }
 
-/// Removes our secrets that no service uses any more; Swarm itself keeps those that one does.
-pub async fn prune_secrets(docker: &Docker, cluster: &str) -> Result<()> {
+/// Removes our secrets and configs that no service uses any more; Swarm itself keeps those that one does.
+pub async fn prune_files(docker: &Docker, cluster: &str) -> Result<()> {
+    let gone = |what: &str, result: std::result::Result<(), bollard::errors::Error>| match result {
+        Ok(()) => {}
+        Err(error) if trouble::is_status(&error, 404) || trouble::said(&error).contains("in use") => {}
+        Err(error) => tracing::warn!(%error, "a {what} that nothing uses could not be removed from the Swarm"),
+    };
     for id in list_secrets(docker, cluster).await?.values() {
-        match docker.delete_secret(id).await {
-            Ok(()) => {}
-            Err(error) if trouble::is_status(&error, 404) || trouble::said(&error).contains("in use") => {}
-            Err(error) => tracing::warn!(%error, "a secret that nothing uses could not be removed from the Swarm"),
-        }
+        gone("secret", docker.delete_secret(id).await);
+    }
+    let listed = docker.list_configs(Some(ListConfigsOptions { filters: filters(CONFIG, cluster) })).await;
+    let listed = listed.map_err(|error| trouble::error("Swarm", "list its configs", &error))?;
+    for id in listed.into_iter().filter_map(|config| config.id) {
+        gone("config", docker.delete_config(&id).await);
     }
     Ok(())
 }

@@ -5,9 +5,10 @@ use std::collections::HashMap;
 use bollard::models::{
     EndpointPortConfig, EndpointPortConfigProtocolEnum, EndpointPortConfigPublishModeEnum, EndpointSpec,
     EndpointSpecModeEnum, HealthConfig, Limit, NetworkAttachmentConfig, ResourceObject, ServiceSpec as SwarmSpec,
-    ServiceSpecMode, ServiceSpecModeReplicated, TaskSpec, TaskSpecContainerSpec, TaskSpecContainerSpecDnsConfig,
-    TaskSpecContainerSpecFile, TaskSpecContainerSpecSecrets, TaskSpecLogDriver, TaskSpecPlacement, TaskSpecResources,
-    TaskSpecRestartPolicy, TaskSpecRestartPolicyConditionEnum,
+    ServiceSpecMode, ServiceSpecModeReplicated, TaskSpec, TaskSpecContainerSpec, TaskSpecContainerSpecConfigs,
+    TaskSpecContainerSpecDnsConfig, TaskSpecContainerSpecFile, TaskSpecContainerSpecFile1,
+    TaskSpecContainerSpecSecrets, TaskSpecLogDriver, TaskSpecPlacement, TaskSpecResources, TaskSpecRestartPolicy,
+    TaskSpecRestartPolicyConditionEnum,
 };
 
 use crate::engines::StartRequest;
@@ -17,9 +18,18 @@ use crate::model::service::{RestartCondition, ServiceSpec};
 /// Swarm waits at least this long before it restarts what ended: long enough for a daemon that lives to act first.
 const RESTART: crate::model::units::Duration = crate::model::units::Duration::from_secs(10);
 
-/// A secret of the Swarm, and the file that replicas find.
-pub struct SecretUse {
-    /// The file's name.
+/// What replicas read as files, as objects of the Swarm.
+#[derive(Default)]
+pub struct Files {
+    /// Secrets.
+    pub secrets: Vec<FileUse>,
+    /// Configs, each with its owner and mode.
+    pub configs: Vec<(FileUse, crate::model::container::ConfigUse)>,
+}
+
+/// A secret or config of the Swarm, and the file that replicas find.
+pub struct FileUse {
+    /// A secret's file name, a config's path.
     pub file: String,
     /// Its id in the Swarm.
     pub id: String,
@@ -28,14 +38,14 @@ pub struct SecretUse {
 }
 
 /// The whole description. The templates in it are Swarm's to fill in.
-pub fn service(request: &StartRequest, cluster: &str, secrets: &[SecretUse]) -> SwarmSpec {
+pub fn service(request: &StartRequest, cluster: &str, files: &Files) -> SwarmSpec {
     let spec = &*request.spec;
     let labels = container::labels(request, cluster);
     SwarmSpec {
         name: Some(container::container_name(request)),
         labels: Some(labels.clone()),
         task_template: Some(TaskSpec {
-            container_spec: Some(container_spec(request, labels, secrets)),
+            container_spec: Some(container_spec(request, labels, files)),
             resources: Some(resources(spec)),
             restart_policy: Some(restart(spec)),
             placement: Some(TaskSpecPlacement {
@@ -83,11 +93,7 @@ pub fn service(request: &StartRequest, cluster: &str, secrets: &[SecretUse]) -> 
     }
 }
 
-fn container_spec(
-    request: &StartRequest,
-    labels: HashMap<String, String>,
-    secrets: &[SecretUse],
-) -> TaskSpecContainerSpec {
+fn container_spec(request: &StartRequest, labels: HashMap<String, String>, files: &Files) -> TaskSpecContainerSpec {
     let spec = &*request.spec;
     let nanos = |period: crate::model::units::Duration| i64::try_from(period.millis() * 1_000_000).ok();
     TaskSpecContainerSpec {
@@ -96,7 +102,7 @@ fn container_spec(
         command: some(spec.entrypoint.clone()),
         args: some(spec.command.clone()),
         hostname: spec.hostname.clone(),
-        env: Some(container::environment(request, &container::ports(spec), !secrets.is_empty())),
+        env: Some(container::environment(request, &container::ports(spec), !files.secrets.is_empty())),
         dir: spec.workdir.clone(),
         user: spec.user.clone(),
         groups: some(spec.groups.clone()),
@@ -114,7 +120,8 @@ fn container_spec(
             options: some(spec.dns_options.clone()),
         }),
         secrets: some(
-            secrets
+            files
+                .secrets
                 .iter()
                 .map(|secret| TaskSpecContainerSpecSecrets {
                     file: Some(TaskSpecContainerSpecFile {
@@ -128,6 +135,7 @@ fn container_spec(
                 })
                 .collect(),
         ),
+        configs: some(files.configs.iter().map(config).collect()),
         init: spec.init,
         sysctls: (!spec.sysctls.is_empty()).then(|| spec.sysctls.clone().into_iter().collect()),
         // Swarm wants them with their prefix.
@@ -135,6 +143,20 @@ fn container_spec(
         capability_drop: some(spec.cap_drop.iter().map(|name| capability(name)).collect()),
         ulimits: container::ulimits(spec),
         ..TaskSpecContainerSpec::default()
+    }
+}
+
+fn config((file, owner): &(FileUse, crate::model::container::ConfigUse)) -> TaskSpecContainerSpecConfigs {
+    TaskSpecContainerSpecConfigs {
+        file: Some(TaskSpecContainerSpecFile1 {
+            name: Some(container::absolute(&file.file)),
+            uid: Some(owner.uid.unwrap_or(0).to_string()),
+            gid: Some(owner.gid.unwrap_or(0).to_string()),
+            mode: Some(owner.mode()),
+        }),
+        config_id: Some(file.id.clone()),
+        config_name: Some(file.name.clone()),
+        ..TaskSpecContainerSpecConfigs::default()
     }
 }
 

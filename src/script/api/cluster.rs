@@ -12,7 +12,7 @@ use crate::client::scripts::{Back, Push};
 use crate::script::value::{from_timed, raise};
 
 /// What `install` sets.
-pub const NAMES: [&str; 8] = ["cluster", "service", "services", "nodes", "kv", "secrets", "crons", "events"];
+pub const NAMES: [&str; 9] = ["cluster", "service", "services", "nodes", "kv", "secrets", "configs", "crons", "events"];
 
 /// Who does what a script does.
 const BY: &str = "a script";

@@ -1,4 +1,4 @@
-//! `kv` and `secrets`: keys with values, and what is never read back.
+//! `kv`, `secrets` and `configs`: keys with values, and what services read as files.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::time::duration;
 use crate::client::Cluster;
-use crate::client::kv::{KvSet, SecretSet};
+use crate::client::kv::{KvSet, ValueKind, ValueSet};
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
 use crate::script::value::{from_timed, raise, to_json};
@@ -36,7 +36,7 @@ fn text(what: &str, value: &Value) -> mlua::Result<String> {
     }
 }
 
-/// Sets `kv` and `secrets`.
+/// Sets `kv`, `secrets` and `configs`.
 pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
     let kv = lua.create_table()?;
     let shared = cluster.clone();
@@ -107,36 +107,83 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
     kv.set_readonly(true);
     lua.globals().set("kv", kv)?;
 
-    let secrets = lua.create_table()?;
+    for (name, of) in [("secrets", ValueKind::Secret), ("configs", ValueKind::Config)] {
+        lua.globals().set(name, values(lua, cluster, name, of)?)?;
+    }
+    Ok(())
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct SetOptions {
+    only_new: bool,
+    rollout: Option<bool>,
+}
+
+// What secrets and configs have in common; a config's value can be read.
+fn values(lua: &Lua, cluster: &Arc<dyn Cluster>, name: &'static str, of: ValueKind) -> mlua::Result<Table> {
+    let table = lua.create_table()?;
     let shared = cluster.clone();
-    secrets.set(
+    table.set(
         "set",
-        lua.create_async_function(move |_, (name, value): (String, Value)| {
+        lua.create_async_function(move |lua, (key, value, options): (String, Value, Option<Table>)| {
             let cluster = shared.clone();
             async move {
-                let set = SecretSet { value: text("secrets.set", &value)? };
-                Ok(cluster.set_secret(&name, set).await.map_err(raise)?.version as f64)
+                let what = format!("{name}.set");
+                let options: SetOptions = match options {
+                    Some(table) => {
+                        let json = to_json(&Value::Table(table)).map_err(raise)?;
+                        crate::model::strict::read(&what, &json).map_err(raise)?
+                    }
+                    None => SetOptions::default(),
+                };
+                let no_rollout = options.rollout == Some(false);
+                let set = ValueSet { value: text(&what, &value)?, only_new: options.only_new, no_rollout };
+                let change = cluster.set_value(of, &key, set).await.map_err(raise)?;
+                if let Some((service, why)) = change.refused.first_key_value() {
+                    let message = format!("is set, but service \"{service}\" goes on with what it had");
+                    return Err(raise(
+                        Error::new(Kind::Failed, format!("{} \"{key}\"", of.as_str()), message).cause(why),
+                    ));
+                }
+                Ok((change.info.version as f64, lua.create_sequence_from(change.rolled_out)?))
             }
         })?,
     )?;
     let shared = cluster.clone();
-    secrets.set(
+    table.set(
         "list",
         lua.create_async_function(move |lua, ()| {
             let cluster = shared.clone();
-            async move { from_timed(&lua, &cluster.secrets().await.map_err(raise)?) }
+            async move { from_timed(&lua, &cluster.values(of).await.map_err(raise)?) }
         })?,
     )?;
     let shared = cluster.clone();
-    secrets.set(
+    table.set(
         "remove",
-        lua.create_async_function(move |_, name: String| {
+        lua.create_async_function(move |_, key: String| {
             let cluster = shared.clone();
-            async move { cluster.remove_secret(&name).await.map_err(raise) }
+            async move { cluster.remove_value(of, &key).await.map_err(raise) }
         })?,
     )?;
-    secrets.set_readonly(true);
-    lua.globals().set("secrets", secrets)
+    if of == ValueKind::Config {
+        let shared = cluster.clone();
+        table.set(
+            "get",
+            lua.create_async_function(move |_, key: String| {
+                let cluster = shared.clone();
+                async move {
+                    match cluster.config(&key).await {
+                        Ok(config) => Ok((Some(config.value), Some(config.info.version as f64))),
+                        Err(error) if error.kind == Kind::NotFound => Ok((None, None)),
+                        Err(error) => Err(raise(error)),
+                    }
+                }
+            })?,
+        )?;
+    }
+    table.set_readonly(true);
+    Ok(table)
 }
 
 // Calls `each(key, value, version)` for what is there and for each change, until it returns something that counts as true,

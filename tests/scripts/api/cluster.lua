@@ -43,6 +43,16 @@ assert(listed[1].name == "t/secret" and listed[1].version == 2 and listed[1].val
 secrets.remove "t/secret"
 assert(not pcall(secrets.remove, "t/secret"))
 
+local version, rolled_out = configs.set("t/config", "a = 1\n", { only_new = true })
+assert(version == 1 and #rolled_out == 0)
+assert(not pcall(configs.set, "t/config", "a = 2", { only_new = true }))
+assert(configs.set("t/config", "a = 2", { rollout = false }) == 2)
+local value, number = configs.get "t/config"
+assert(value == "a = 2" and number == 2 and configs.get "t/none" == nil)
+assert(configs.list()[1].name == "t/config" and configs.list()[1].value == nil)
+configs.remove "t/config"
+assert(not pcall(configs.remove, "t/config"))
+
 local brought = scripts "hosted/*.lua"
 scripts.push("tested", brought)
 assert(scripts.list()[1].set.name == "tested")

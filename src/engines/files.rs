@@ -1,9 +1,9 @@
-//! Secrets as files that only the replica can read.
+//! Secrets and configs as files of the host: secrets for nobody but the replica.
 
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use super::Secrets;
+use super::ConfigFile;
 use crate::model::id::TaskId;
 use crate::model::{Error, Result};
 
@@ -18,10 +18,10 @@ pub enum Reader {
     Container,
 }
 
-/// Writes them into a new folder. What an attempt before left there goes.
-pub fn write(folder: &Path, secrets: &Secrets, reader: Reader) -> Result<()> {
+/// Writes files by their names into a new folder. What an attempt before left there goes.
+pub fn write<'a>(folder: &Path, files: impl IntoIterator<Item = (&'a str, &'a [u8])>, reader: Reader) -> Result<()> {
     use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, chown};
-    let failed = |error: std::io::Error| Error::io("secrets", "write them for the replica", &error);
+    let failed = |error: std::io::Error| Error::io("secrets and configs", "write them for the replica", &error);
     if let Some(parent) = folder.parent() {
         // Passed through by replicas of other users, listed by nobody.
         let mode = if matches!(reader, Reader::Container) { 0o700 } else { 0o711 };
@@ -34,7 +34,7 @@ pub fn write(folder: &Path, secrets: &Secrets, reader: Reader) -> Result<()> {
         Reader::User(user, group) => chown(path, Some(user), Some(group)),
         Reader::Same | Reader::Container => Ok(()),
     };
-    for (name, value) in &secrets.0 {
+    for (name, value) in files {
         let path = folder.join(name);
         let mut options = std::fs::OpenOptions::new();
         let mut file = options.create_new(true).write(true).mode(file_mode).open(&path).map_err(failed)?;
@@ -42,6 +42,25 @@ pub fn write(folder: &Path, secrets: &Secrets, reader: Reader) -> Result<()> {
         hand_over(&path).map_err(failed)?;
     }
     hand_over(folder).map_err(failed)
+}
+
+/// Writes configs for a container, into which each is mounted by itself: their paths, in the same order.
+pub fn write_configs(folder: &Path, configs: &[ConfigFile]) -> Result<Vec<std::path::PathBuf>> {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let names: Vec<String> = (0..configs.len()).map(|number| number.to_string()).collect();
+    let files = names.iter().map(String::as_str).zip(configs.iter().map(|config| config.value.as_slice()));
+    write(folder, files, Reader::Container)?;
+    let finish = |(name, config): (&String, &ConfigFile)| {
+        let path = folder.join(name);
+        let (use_, subject) = (&config.owner, format!("config \"{}\"", config.owner.name));
+        let failed = |error: std::io::Error| Error::io(subject.clone(), "give the file its owner and mode", &error);
+        if use_.uid.is_some() || use_.gid.is_some() {
+            chown(&path, Some(use_.uid.unwrap_or(0)), Some(use_.gid.unwrap_or(0))).map_err(failed)?;
+        }
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(use_.mode())).map_err(failed)?;
+        Ok(path)
+    };
+    names.iter().zip(configs).map(finish).collect()
 }
 
 /// Removes what `write` wrote.
