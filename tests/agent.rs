@@ -130,6 +130,39 @@ fn three_commands_make_a_cluster() {
     });
 }
 
+// A volume is a host's own; which has it, and who mounts it, is seen from anywhere.
+fn volumes_of_hosts(lab: &Lab, daemon: &LabDaemon, busybox: &str) {
+    let said = daemon.ok(&["volume", "create", "data", "--label", "scratch=yes"]);
+    assert_eq!(said, "data on n1\ndata on n2\n");
+    assert_eq!(daemon.ok(&["volume", "create", "data", "--label", "scratch=yes"]), said, "said again");
+    daemon.ok(&["volume", "create", "extra", "--node", "n2", "--opt", "type=tmpfs", "--opt", "device=tmpfs"]);
+    let said = daemon.fails(&["volume", "create", "extra", "--node", "n2"]);
+    assert!(said.contains("another driver or other options"), "{said}");
+    let mount = ["--name", "keeps", "--mount", "source=data,target=/data", "--constraint", "node.hostname==n2"];
+    daemon.ok(&[&["service", "create"], &mount[..], &[busybox, "sleep", "1000"]].concat());
+    let listed: serde_json::Value = serde_json::from_str(&daemon.ok(&["volume", "inspect", "data", "extra"])).unwrap();
+    let row = |volume: &serde_json::Value| {
+        format!("{} {} {}", volume["name"], volume["hostname"], volume["used_by"]).replace('"', "")
+    };
+    let rows: Vec<String> = listed.as_array().unwrap().iter().map(row).collect();
+    assert_eq!(rows, ["data n1 []", "data n2 [keeps.1]", "extra n2 []"]);
+    let said = daemon.fails(&["volume", "rm", "data", "--node", "n2"]);
+    assert!(said.contains("is in use"), "{said}");
+    daemon.ok(&["service", "rm", "keeps"]);
+    eventually("it is free", 20, || daemon.ok(&["volume", "ls"]).contains("keeps").eq(&false).then_some(()));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/volumes.lua");
+    eventually("a script removes it", 20, || {
+        let said = daemon.ok(&["run", script, "--remove"]);
+        said.contains("n2: data is removed").then_some(())
+    });
+    let made = daemon.ok(&["repl", "--eval", "print(#volumes.create { name = 'both' }, #volumes.remove 'both')"]);
+    assert_eq!(made.trim(), "2\t2");
+    let left = lab.docker("n2", &["volume", "ls", "-q"]);
+    assert!(left.contains("extra") && !left.contains("data") && !left.contains("both"), "{left}");
+    daemon.ok(&["volume", "rm", "extra"]);
+    assert!(daemon.fails(&["volume", "rm", "extra"]).contains("neap volume ls"));
+}
+
 #[test]
 fn what_is_done_on_each_host() {
     with_machines(2, |lab| {
@@ -161,6 +194,8 @@ fn what_is_done_on_each_host() {
         lab.docker("n2", &["exec", &id, "rm", "/tmp/ok"]);
         daemon.task_that("far", "fails its check", |task| task["health"] == "unhealthy" && task["state"] == "running");
         assert_eq!(lab.containers("n2", "far"), BTreeSet::from([id]), "the same container");
+
+        volumes_of_hosts(lab, &daemon, &busybox);
 
         // Images: what runs, and what can be gone back to, stays.
         daemon.ok(&["service", "update", "web", "--image", &demo2]);

@@ -54,6 +54,15 @@ fn the_practice_on_one_engine() {
         assert!(version().contains(r#""version":"2""#), "{}", version());
         daemon.ok(&["service", "rollback", "web"]);
         assert!(version().contains(r#""version":"1""#), "{}", version());
+        daemon.ok(&["network", "create", "own", "--subnet", "10.78.0.0/24", "--gateway", "10.78.0.9"]);
+        let gateway = lab.docker("n1", &["network", "inspect", "-f", "{{(index .IPAM.Config 0).Gateway}}", "own"]);
+        assert_eq!(gateway, "10.78.0.9");
+        assert!(daemon.ok(&["network", "ls", "--quiet"]).contains("own"));
+        daemon.ok(&["network", "rm", "own"]);
+        assert!(daemon.fails(&["network", "rm", "own"]).contains("neap network ls"));
+        daemon.ok(&["volume", "create", "data"]);
+        assert!(daemon.json(&["volume", "ls", "--format", "json"])[0]["mountpoint"].as_str().unwrap().contains("data"));
+        daemon.ok(&["volume", "rm", "data"]);
         let lines = daemon.ok(&["service", "logs", "web"]);
         assert!(lines.contains("listens on 0.0.0.0:8080"), "{lines}");
 

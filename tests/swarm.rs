@@ -68,6 +68,34 @@ fn the_practice() {
         // Its network has room for more than Swarm's default.
         let subnet = lab.docker("n1", &["network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", "shop"]);
         assert!(subnet.ends_with("/20"), "{subnet}");
+        // One that was made before is what it was made as.
+        daemon.ok(&[
+            "network",
+            "create",
+            "--opt",
+            "encrypted",
+            "--subnet",
+            "10.77.0.0/24",
+            "--label",
+            "team=shop",
+            "safe",
+        ]);
+        let made = lab.docker("n1", &["network", "inspect", "safe"]);
+        let made: serde_json::Value = serde_json::from_str(&made).unwrap();
+        assert!(made[0]["Options"].get("encrypted").is_some() && made[0]["Attachable"] == true, "{made}");
+        assert_eq!((&made[0]["Driver"], &made[0]["Labels"]["team"]), (&"overlay".into(), &"shop".into()));
+        let said = daemon.fails(&["network", "create", "safe"]);
+        assert!(said.contains("is there already"), "{said}");
+        let listed = daemon.ok(&["network", "ls"]);
+        let line =
+            |name: &str| listed.lines().find(|line| line.starts_with(name)).unwrap_or_else(|| panic!("{listed}"));
+        assert!(line("safe").contains("swarm, encrypted  10.77.0.0/24"), "{listed}");
+        assert!(line("shop").contains("asks, web"), "{listed}");
+        let said = daemon.fails(&["network", "rm", "shop"]);
+        assert!(said.contains("is used by asks, web"), "{said}");
+        let eval = "networks.remove 'safe'; print(networks.create({ name = 'inner', internal = true }).internal, #networks.list())";
+        assert!(daemon.ok(&["repl", "--eval", eval]).starts_with("true"));
+        daemon.ok(&["network", "rm", "inner"]);
         // What a replica sees.
         let web = lab.containers("n1", "web").into_iter().map(|id| ("n1", id));
         let (node, id) = web.chain(lab.containers("n2", "web").into_iter().map(|id| ("n2", id))).next().unwrap();

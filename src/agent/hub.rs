@@ -18,12 +18,15 @@ use crate::engines::hosts::{ExecAsk, Hosts};
 use crate::engines::{ExecResult, Observed};
 use crate::model::id::NodeId;
 use crate::model::node::{Agent, ImagePrune, PrunedImages};
+use crate::model::objects::{VolumeAsk, VolumeInfo};
 use crate::model::{Error, Kind, Result};
 
 /// How long an agent has for what takes no time: a table, a status.
 pub const QUICK: Duration = Duration::from_secs(2);
 /// How long it has to remove images.
 const PRUNE: Duration = Duration::from_secs(600);
+/// How long it has for volumes: a driver may ask a storage elsewhere.
+const VOLUMES: Duration = Duration::from_secs(60);
 
 type Answers = HashMap<u64, oneshot::Sender<Result<Value>>>;
 
@@ -246,6 +249,10 @@ impl Hosts for Hub {
         // listened to: its silence says nothing of the replica.
         let patience = ask.timeout.std() + link::SILENT + QUICK;
         self.ask(node, Ask::Exec(ask), patience).await
+    }
+
+    async fn volumes(&self, node: &str, ask: VolumeAsk) -> Result<Vec<VolumeInfo>> {
+        self.ask(node, Ask::Volumes(ask), VOLUMES).await
     }
 
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {

@@ -7,6 +7,7 @@ use crate::engines::Observed;
 use crate::engines::hosts::ExecAsk;
 use crate::model::Error;
 use crate::model::node::ImagePrune;
+use crate::model::objects::VolumeAsk;
 use crate::network::table::Table;
 
 /// The protocol's name in the request that begins it.
@@ -78,6 +79,8 @@ pub enum Ask {
     StopBalancer,
     /// Run a command in a container.
     Exec(ExecAsk),
+    /// List, make or remove volumes.
+    Volumes(VolumeAsk),
     /// Remove images.
     PruneImages(ImagePrune),
 }

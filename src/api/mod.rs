@@ -3,6 +3,7 @@
 
 pub mod auth;
 mod node_routes;
+mod object_routes;
 mod openapi;
 mod routes;
 mod script_routes;

@@ -8,6 +8,7 @@ mod events;
 mod host;
 mod kv;
 mod node;
+mod object;
 mod output;
 mod progress;
 mod repl;
@@ -83,6 +84,12 @@ enum Command {
     /// Manage nodes
     #[command(subcommand)]
     Node(node::Command),
+    /// Networks that services are attached to
+    #[command(subcommand)]
+    Network(object::NetworkCommand),
+    /// Volumes of the nodes
+    #[command(subcommand)]
+    Volume(object::VolumeCommand),
     /// Manage hosted scripts: policies, checks, rollouts, cron scripts, handlers of events
     #[command(subcommand)]
     Script(script::Command),
@@ -194,6 +201,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Demo(args) => single(demo::main(args)).map(ExitCode::from),
         Command::Service(command) => single(service::main(command, &global.cluster()?)).map(done),
         Command::Node(command) => single(node::main(command, &global.cluster()?)).map(done),
+        Command::Network(command) => single(object::network(command, &global.cluster()?)).map(done),
+        Command::Volume(command) => single(object::volume(command, &global.cluster()?)).map(done),
         Command::Script(command) => single(script::main(command, || global.cluster())).map(done),
         Command::Cron(command) => single(cron::main(command, &global.cluster()?)).map(done),
         Command::Kv(command) => single(kv::main(command, &global.cluster()?)).map(done),

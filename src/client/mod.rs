@@ -27,6 +27,7 @@ use crate::model::bundle::Bundle;
 use crate::model::cron::CronRun;
 use crate::model::event::Event;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
+use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
 use crate::model::plan::Plan;
 use crate::model::release::Release;
 use crate::model::service::{Revision, Service};
@@ -193,6 +194,18 @@ pub trait Cluster: Send + Sync {
     async fn remove_node(&self, id: &str, force: bool) -> Result<()>;
     /// Removes images on a node that nothing uses. What services run, and what they could go back to, stays.
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages>;
+    /// All networks that services can be attached to.
+    async fn networks(&self) -> Result<Vec<NetworkInfo>>;
+    /// Makes a network.
+    async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkInfo>;
+    /// Removes a network that no service uses.
+    async fn remove_network(&self, name: &str) -> Result<()>;
+    /// The volumes of a node, or of all.
+    async fn volumes(&self, node: Option<&str>) -> Result<Volumes>;
+    /// Makes a volume on a node, or on all; those made.
+    async fn create_volume(&self, node: Option<&str>, spec: VolumeSpec) -> Result<Volumes>;
+    /// Removes a volume from a node, or from all; those removed.
+    async fn remove_volume(&self, node: Option<&str>, name: &str, force: bool) -> Result<Volumes>;
     /// Forgets a node's agent: it is not listened to any more, and another may take its place.
     async fn forget_agent(&self, node: &str) -> Result<()>;
 

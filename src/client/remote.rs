@@ -14,6 +14,7 @@ use crate::model::Result;
 use crate::model::cron::CronRun;
 use crate::model::event::Event;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
+use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
 use crate::model::plan::Plan;
 use crate::model::service::Revision;
 
@@ -77,6 +78,10 @@ pub fn segment(text: &str) -> String {
         }
         out
     })
+}
+
+fn node_query(node: Option<&str>) -> String {
+    node.map(|node| format!("?node={}", segment(node))).unwrap_or_default()
 }
 
 #[async_trait]
@@ -147,6 +152,31 @@ impl Cluster for RemoteCluster {
 
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
         self.wire.call("POST", &format!("/v1/nodes/{}/prune-images", segment(node)), Some(&ask)).await
+    }
+
+    async fn networks(&self) -> Result<Vec<NetworkInfo>> {
+        self.get("/v1/networks").await
+    }
+
+    async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkInfo> {
+        self.wire.call("POST", "/v1/networks", Some(&spec)).await
+    }
+
+    async fn remove_network(&self, name: &str) -> Result<()> {
+        self.wire.call("DELETE", &format!("/v1/networks/{}", segment(name)), None::<&()>).await
+    }
+
+    async fn volumes(&self, node: Option<&str>) -> Result<Volumes> {
+        self.get(&format!("/v1/volumes{}", node_query(node))).await
+    }
+
+    async fn create_volume(&self, node: Option<&str>, spec: VolumeSpec) -> Result<Volumes> {
+        self.wire.call("POST", &format!("/v1/volumes{}", node_query(node)), Some(&spec)).await
+    }
+
+    async fn remove_volume(&self, node: Option<&str>, name: &str, force: bool) -> Result<Volumes> {
+        let query = format!("?force={force}{}", node_query(node).replace('?', "&"));
+        self.wire.call("DELETE", &format!("/v1/volumes/{}{query}", segment(name)), None::<&()>).await
     }
 
     async fn forget_agent(&self, node: &str) -> Result<()> {

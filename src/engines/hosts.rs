@@ -12,6 +12,7 @@ use super::{ExecResult, Observed};
 use crate::model::Result;
 use crate::model::id::{NodeId, TaskId};
 use crate::model::node::{Agent, ImagePrune, PrunedImages};
+use crate::model::objects::{VolumeAsk, VolumeInfo};
 use crate::model::units::Duration;
 
 /// A command for a task's container.
@@ -36,6 +37,9 @@ pub trait Hosts: Send + Sync {
 
     /// Runs a command in a task's container on that node.
     async fn exec(&self, node: &str, ask: ExecAsk) -> Result<ExecResult>;
+
+    /// Lists, makes or removes volumes of that node.
+    async fn volumes(&self, node: &str, ask: VolumeAsk) -> Result<Vec<VolumeInfo>>;
 
     /// Removes images on that node.
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages>;

@@ -19,6 +19,7 @@ use crate::model::clock::Timestamp;
 use crate::model::container::ConfigUse;
 use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
+use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::service::ServiceSpec;
 use crate::model::task::{Exit, Health};
 use crate::model::units::Duration;
@@ -228,6 +229,20 @@ pub trait Engine: Send + Sync {
         let _ = ask;
         let message = format!("the {} engine has no images", self.name());
         Err(crate::model::Error::new(crate::model::Kind::Unsupported, format!("node \"{node:.70}\""), message))
+    }
+
+    /// Networks: lists them, makes one, removes one. The answer to a change is what was changed.
+    async fn networks(&self, ask: NetworkAsk) -> Result<Vec<NetworkInfo>> {
+        let _ = ask;
+        let message = format!("the {} engine has none", self.name());
+        Err(crate::model::Error::new(crate::model::Kind::Unsupported, "networks", message))
+    }
+
+    /// Volumes of a node.
+    async fn volumes(&self, node: &str, ask: VolumeAsk) -> Result<Vec<VolumeInfo>> {
+        let _ = (node, ask);
+        let message = format!("the {} engine has none", self.name());
+        Err(crate::model::Error::new(crate::model::Kind::Unsupported, "volumes", message))
     }
 
     /// Runs a command with a task's environment.

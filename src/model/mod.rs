@@ -13,6 +13,7 @@ pub mod id;
 pub mod mount;
 pub mod name;
 pub mod node;
+pub mod objects;
 pub mod plan;
 pub mod policy;
 pub mod port;

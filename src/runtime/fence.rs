@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use crate::engines::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight, StartRequest};
 use crate::model::id::TaskId;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
+use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::service::ServiceSpec;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
@@ -99,6 +100,20 @@ impl Engine for Fenced {
 
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
         self.engine()?.prune_images(node, ask).await
+    }
+
+    async fn networks(&self, ask: NetworkAsk) -> Result<Vec<NetworkInfo>> {
+        match ask {
+            NetworkAsk::List => self.inner.networks(ask).await,
+            change => self.engine()?.networks(change).await,
+        }
+    }
+
+    async fn volumes(&self, node: &str, ask: VolumeAsk) -> Result<Vec<VolumeInfo>> {
+        match ask {
+            VolumeAsk::List => self.inner.volumes(node, ask).await,
+            change => self.engine()?.volumes(node, change).await,
+        }
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

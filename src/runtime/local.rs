@@ -18,6 +18,7 @@ use crate::model::event::Event;
 use crate::model::id::ServiceId;
 use crate::model::name::check_loose;
 use crate::model::node::{Availability, ImagePrune, Node, NodeUpdate, PrunedImages, Role};
+use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeAsk, VolumeSpec, Volumes};
 use crate::model::plan::Plan;
 use crate::model::service::{Revision, Service};
 use crate::model::{Error, Kind, Result};
@@ -214,6 +215,30 @@ impl Cluster for Runtime {
 
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
         self.prune(node, ask).await
+    }
+
+    async fn networks(&self) -> Result<Vec<NetworkInfo>> {
+        self.list_networks().await
+    }
+
+    async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkInfo> {
+        self.make_network(spec).await
+    }
+
+    async fn remove_network(&self, name: &str) -> Result<()> {
+        self.drop_network(name).await
+    }
+
+    async fn volumes(&self, node: Option<&str>) -> Result<Volumes> {
+        self.ask_volumes(node, VolumeAsk::List).await
+    }
+
+    async fn create_volume(&self, node: Option<&str>, spec: VolumeSpec) -> Result<Volumes> {
+        self.make_volume(node, spec).await
+    }
+
+    async fn remove_volume(&self, node: Option<&str>, name: &str, force: bool) -> Result<Volumes> {
+        self.drop_volume(node, name, force).await
     }
 
     async fn forget_agent(&self, node: &str) -> Result<()> {

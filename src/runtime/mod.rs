@@ -17,6 +17,7 @@ mod handlers;
 mod hosts;
 mod kv;
 mod local;
+mod objects;
 mod persist;
 mod prepare;
 mod publish;

@@ -1,9 +1,11 @@
 //! Records as tables that people read: the same in the CLI and in scripts.
 
+mod objects;
 mod scripts;
 
 use comfy_table::{ContentArrangement, Table, presets};
 
+pub use objects::{networks, volumes};
 pub use scripts::{
     crons, event, failed, history, kv, last_line, registrations, script_calls, scripts, source, value, values,
 };

@@ -13,11 +13,12 @@ use tokio::sync::watch;
 use super::address::Address;
 use super::container::{self, Reach};
 use super::tasks::Tasks;
-use super::{spec, trouble};
+use super::{networks, spec, trouble};
 use crate::engines::{Observed, ObservedState};
 use crate::model::clock::Timestamp;
 use crate::model::id::TaskId;
 use crate::model::node::{Node, NodeState};
+use crate::model::objects::NetworkSpec;
 use crate::model::task::Exit;
 use crate::model::units::{Bytes, Cpu};
 use crate::model::{Error, Kind, Result};
@@ -116,11 +117,8 @@ impl Host {
         match docker.inspect_network(name, None).await {
             Ok(_) => {}
             Err(error) if trouble::is_status(&error, 404) => {
-                let request = bollard::models::NetworkCreateRequest {
-                    name: name.to_owned(),
-                    labels: Some(HashMap::from([(spec::CLUSTER.to_owned(), self.cluster.clone())])),
-                    ..bollard::models::NetworkCreateRequest::default()
-                };
+                let network = NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() };
+                let request = networks::request(&network, "bridge", &[], &self.cluster);
                 docker.create_network(request).await.map_err(|error| failed("make it", error))?;
             }
             Err(error) => return Err(failed("look it up", error)),

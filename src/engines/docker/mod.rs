@@ -8,10 +8,12 @@ pub mod exec;
 mod host;
 mod image;
 pub mod logs;
+pub mod networks;
 pub mod prune;
 pub mod spec;
 pub mod tasks;
 pub mod trouble;
+pub mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -28,6 +30,7 @@ use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Observ
 use crate::model::container::Pull;
 use crate::model::id::TaskId;
 use crate::model::node::{ImagePrune, Node, NodeState, PrunedImages};
+use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::service::ServiceSpec;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result, fault};
@@ -393,6 +396,42 @@ impl Engine for DockerEngine {
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
         let connection = self.host(node)?.connected()?;
         prune::images(&connection.docker, &ask).await
+    }
+
+    // A network is each host's own: made on all of them, and shown once.
+    async fn networks(&self, ask: NetworkAsk) -> Result<Vec<NetworkInfo>> {
+        let mut all: BTreeMap<String, NetworkInfo> = BTreeMap::new();
+        let mut removed = false;
+        for host in self.hosts.values() {
+            let docker = host.connected()?.docker;
+            match &ask {
+                NetworkAsk::List => {
+                    for mut network in networks::list(&docker).await? {
+                        let known = all.entry(network.name.clone()).or_insert_with(|| {
+                            network.nodes.clear();
+                            network
+                        });
+                        known.nodes.push(host.node().borrow().hostname.clone());
+                    }
+                }
+                NetworkAsk::Create(network) => {
+                    let request = networks::request(network, "bridge", &network.subnets, &host.cluster);
+                    networks::create(&docker, request).await?;
+                }
+                NetworkAsk::Remove(name) => {
+                    removed |= networks::remove(&docker, name).await?;
+                    host.forget_networks().await;
+                }
+            }
+        }
+        match ask {
+            NetworkAsk::Remove(name) if !removed => Err(networks::missing(&name)),
+            _ => Ok(all.into_values().collect()),
+        }
+    }
+
+    async fn volumes(&self, node: &str, ask: VolumeAsk) -> Result<Vec<VolumeInfo>> {
+        volumes::serve(&self.host(node)?.connected()?.docker, ask).await
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

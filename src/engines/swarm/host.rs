@@ -12,12 +12,13 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use crate::engines::docker::container::{self, Reach};
-use crate::engines::docker::{Address, exec, prune, spec, trouble};
+use crate::engines::docker::{Address, exec, prune, spec, trouble, volumes};
 use crate::engines::hosts::ExecAsk;
 use crate::engines::{ExecResult, Observed, ObservedState};
 use crate::model::clock::Timestamp;
 use crate::model::id::TaskId;
 use crate::model::node::{ImagePrune, PrunedImages};
+use crate::model::objects::{VolumeAsk, VolumeInfo};
 use crate::model::task::{Exit, Health};
 use crate::model::{Error, Kind, Result};
 
@@ -237,6 +238,11 @@ impl SwarmHost {
             Error::new(Kind::Unavailable, format!("task {}", ask.task), "has no container on its node")
         })?;
         exec::run(&docker, &ask.task, &id, &ask.command, ask.timeout).await
+    }
+
+    /// Volumes of this host.
+    pub async fn volumes(&self, ask: VolumeAsk) -> Result<Vec<VolumeInfo>> {
+        volumes::serve(&self.connected()?, ask).await
     }
 
     /// Removes images that nothing uses.

@@ -23,6 +23,7 @@ use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight,
 use crate::model::check::OnFail;
 use crate::model::id::TaskId;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
+use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::service::ServiceSpec;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result, fault};
@@ -271,6 +272,14 @@ impl Engine for SwarmEngine {
             .ok_or_else(|| Error::new(Kind::Unavailable, subject.clone(), "has no container"))?;
         let ask = ExecAsk { task: *task, command: command.to_vec(), timeout };
         self.shared.host_of(&node, &subject)?.exec(&node, ask).await
+    }
+
+    async fn networks(&self, ask: NetworkAsk) -> Result<Vec<NetworkInfo>> {
+        objects::networks(&self.shared.docker, &self.shared.cluster, ask).await
+    }
+
+    async fn volumes(&self, node: &str, ask: VolumeAsk) -> Result<Vec<VolumeInfo>> {
+        self.shared.host_of(node, "volumes")?.volumes(node, ask).await
     }
 
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {

@@ -5,13 +5,14 @@ use std::net::Ipv4Addr;
 
 use base64::Engine;
 use bollard::Docker;
-use bollard::models::{ConfigSpec, Ipam, IpamConfig, NetworkCreateRequest, SecretSpec};
-use bollard::query_parameters::{ListConfigsOptions, ListNetworksOptions, ListSecretsOptions};
+use bollard::models::{ConfigSpec, SecretSpec};
+use bollard::query_parameters::{ListConfigsOptions, ListSecretsOptions};
 
 use super::spec::{FileUse, Files};
 use crate::engines::StartRequest;
-use crate::engines::docker::{spec, trouble};
+use crate::engines::docker::{networks, spec, trouble};
 use crate::model::id::sha256_hex;
+use crate::model::objects::{NetworkAsk, NetworkInfo, NetworkSpec};
 use crate::model::{Error, Kind, Result};
 
 /// Networks get subnets of this size, out of 10.128.0.0/9: Swarm's own default, a /24, is full after 250 replicas.
@@ -24,39 +25,47 @@ pub async fn ensure_network(docker: &Docker, cluster: &str, name: &str) -> Resul
     if matches!(name, "host" | "none" | "bridge") {
         return Ok(());
     }
-    let failed = |act: &str, error| trouble::error(format!("network \"{name}\""), act, &error);
-    let listed = docker.list_networks(None::<ListNetworksOptions>).await.map_err(|e| failed("look it up", e))?;
-    match listed.iter().find(|network| network.name.as_deref() == Some(name)) {
-        Some(network) if network.scope.as_deref() == Some("swarm") => return Ok(()),
+    let listed = networks::list(docker).await?;
+    match listed.iter().find(|network| network.name == name) {
+        Some(network) if network.scope == "swarm" => return Ok(()),
         Some(_) => {
             let message = "is there on this host, but is no network of the Swarm";
             return Err(Error::new(Kind::Conflict, format!("network \"{name}\""), message).help("use another name"));
         }
         None => {}
     }
-    let taken: Vec<(u32, u8)> = listed
-        .iter()
-        .flat_map(|network| network.ipam.iter().flat_map(|ipam| ipam.config.iter().flatten()))
-        .filter_map(|config| subnet(config.subnet.as_deref()?))
-        .collect();
-    let free = free_subnet(&taken, name);
-    let request = NetworkCreateRequest {
-        name: name.to_owned(),
-        driver: Some("overlay".into()),
-        attachable: Some(true),
-        ipam: Some(Ipam {
-            config: free.map(|subnet| vec![IpamConfig { subnet: Some(subnet), ..IpamConfig::default() }]),
-            ..Ipam::default()
-        }),
-        labels: Some(HashMap::from([(spec::CLUSTER.to_owned(), cluster.to_owned())])),
-        ..NetworkCreateRequest::default()
-    };
-    match docker.create_network(request).await {
-        Ok(_) => Ok(()),
+    match create(docker, cluster, &NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() }, &listed).await {
         // Another replica's start was faster.
-        Err(error) if trouble::said(&error).contains("already exists") => Ok(()),
-        Err(error) => Err(failed("make it", error)),
+        Err(error) if error.kind == Kind::Conflict => Ok(()),
+        other => other,
     }
+}
+
+async fn create(docker: &Docker, cluster: &str, network: &NetworkSpec, known: &[NetworkInfo]) -> Result<()> {
+    let mut subnets = network.subnets.clone();
+    if subnets.is_empty() && network.driver.as_deref().is_none_or(|driver| driver == "overlay") {
+        let taken = known.iter().flat_map(|network| &network.subnets).filter_map(|text| subnet(text));
+        subnets.extend(free_subnet(&taken.collect::<Vec<_>>(), &network.name));
+    }
+    networks::create(docker, networks::request(network, "overlay", &subnets, cluster)).await
+}
+
+/// Networks of the Swarm.
+pub async fn networks(docker: &Docker, cluster: &str, ask: NetworkAsk) -> Result<Vec<NetworkInfo>> {
+    let mut known = networks::list(docker).await?;
+    known.retain(|network| network.scope == "swarm");
+    match ask {
+        NetworkAsk::List => return Ok(known),
+        NetworkAsk::Create(network) => create(docker, cluster, &network, &networks::list(docker).await?).await?,
+        NetworkAsk::Remove(name) => {
+            let found = known.iter().find(|network| network.name == name).ok_or_else(|| networks::missing(&name))?;
+            // By id: a network of this host may have the same name.
+            if !networks::remove(docker, &found.id).await.map_err(|error| error.about(format!("network \"{name}\"")))? {
+                return Err(networks::missing(&name));
+            }
+        }
+    }
+    Ok(Vec::new())
 }
 
 fn subnet(text: &str) -> Option<(u32, u8)> {

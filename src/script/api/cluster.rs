@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use mlua::{Lua, MultiValue, Table, Value};
 
-use super::{Reach, crons, hosts, kv, nodes, services};
+use super::{Reach, crons, hosts, kv, nodes, objects, services};
 use crate::client::Cluster;
 use crate::client::scripts::{Back, Push};
 use crate::script::value::{from_timed, raise};
 
 /// What `install` sets.
-pub const NAMES: [&str; 9] = ["cluster", "service", "services", "nodes", "kv", "secrets", "configs", "crons", "events"];
+pub const NAMES: [&str; 11] =
+    ["cluster", "service", "services", "nodes", "networks", "volumes", "kv", "secrets", "configs", "crons", "events"];
 
 /// Who does what a script does.
 const BY: &str = "a script";
@@ -29,6 +30,7 @@ pub fn install_with(lua: &Lua, context: &services::Context) -> mlua::Result<()> 
     services::install(lua, context)?;
     hosts::install(lua, &context.cluster)?;
     nodes::install(lua, &context.cluster)?;
+    objects::install(lua, &context.cluster)?;
     kv::install(lua, &context.cluster)?;
     crons::install(lua, &context.cluster)?;
     install_scripts(lua, context)

@@ -10,6 +10,7 @@ pub mod kv;
 pub mod load;
 pub mod local;
 pub mod nodes;
+pub mod objects;
 pub mod policy;
 pub mod rollout;
 pub mod run;

@@ -43,6 +43,11 @@ assert(listed[1].name == "t/secret" and listed[1].version == 2 and listed[1].val
 secrets.remove "t/secret"
 assert(not pcall(secrets.remove, "t/secret"))
 
+-- Processes have neither.
+local ok, why = pcall(networks.list)
+assert(not ok and tostring(why):find("the process engine has none"), tostring(why))
+assert(not pcall(volumes.list) and not pcall(volumes.create, { name = "data" }))
+
 local version, rolled_out = configs.set("t/config", "a = 1\n", { only_new = true })
 assert(version == 1 and #rolled_out == 0)
 assert(not pcall(configs.set, "t/config", "a = 2", { only_new = true }))

@@ -1,0 +1,31 @@
+//! Networks and volumes as people read them.
+
+use super::rows;
+use crate::model::objects::{NetworkInfo, VolumeInfo};
+
+/// `network ls`.
+pub fn networks(all: &[NetworkInfo]) -> String {
+    let row = |network: &NetworkInfo| {
+        let id: String = network.id.chars().take(12).collect();
+        let mut kind = vec![network.scope.clone()];
+        kind.extend(network.internal.then(|| "internal".to_owned()));
+        kind.extend(network.encrypted.then(|| "encrypted".to_owned()));
+        [
+            network.name.clone(),
+            id,
+            network.driver.clone(),
+            kind.join(", "),
+            network.subnets.join(", "),
+            network.used_by.join(", "),
+        ]
+    };
+    rows(&["NAME", "ID", "DRIVER", "SCOPE", "SUBNETS", "USED BY"], all.iter().map(row))
+}
+
+/// `volume ls`.
+pub fn volumes(all: &[VolumeInfo]) -> String {
+    let row = |volume: &VolumeInfo| {
+        [volume.name.clone(), volume.hostname.clone(), volume.driver.clone(), volume.used_by.join(", ")]
+    };
+    rows(&["NAME", "NODE", "DRIVER", "USED BY"], all.iter().map(row))
+}

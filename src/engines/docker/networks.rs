@@ -1,0 +1,100 @@
+//! Networks in Docker's form, and back.
+
+use std::collections::{BTreeMap, HashMap};
+
+use bollard::Docker;
+use bollard::models::{Ipam, IpamConfig, Network, NetworkCreateRequest};
+use bollard::query_parameters::ListNetworksOptions;
+
+use super::{spec, trouble};
+use crate::model::objects::{NetworkInfo, NetworkSpec};
+use crate::model::{Error, Kind, Result};
+
+/// A request that makes one, with these subnets.
+pub fn request(network: &NetworkSpec, driver: &str, subnets: &[String], cluster: &str) -> NetworkCreateRequest {
+    let mut options: HashMap<String, String> = network.options.clone().into_iter().collect();
+    if network.encrypted {
+        options.entry("encrypted".into()).or_default();
+    }
+    let mut labels: HashMap<String, String> = network.labels.clone().into_iter().collect();
+    labels.insert(spec::CLUSTER.to_owned(), cluster.to_owned());
+    let config = |(number, subnet): (usize, &String)| IpamConfig {
+        subnet: Some(subnet.clone()),
+        gateway: network.gateways.get(number).cloned(),
+        ..IpamConfig::default()
+    };
+    let driver = network.driver.as_deref().unwrap_or(driver);
+    NetworkCreateRequest {
+        name: network.name.clone(),
+        driver: Some(driver.to_owned()),
+        internal: network.internal.then_some(true),
+        attachable: (driver == "overlay").then_some(network.attachable.unwrap_or(true)),
+        enable_ipv6: network.ipv6.then_some(true),
+        ipam: (!subnets.is_empty())
+            .then(|| Ipam { config: Some(subnets.iter().enumerate().map(config).collect()), ..Ipam::default() }),
+        options: (!options.is_empty()).then_some(options),
+        labels: Some(labels),
+        ..NetworkCreateRequest::default()
+    }
+}
+
+/// All that an engine has.
+pub async fn list(docker: &Docker) -> Result<Vec<NetworkInfo>> {
+    let listed = docker.list_networks(None::<ListNetworksOptions>).await;
+    let listed = listed.map_err(|error| trouble::error("networks", "list them", &error))?;
+    Ok(listed.into_iter().filter_map(info).collect())
+}
+
+fn info(network: Network) -> Option<NetworkInfo> {
+    let map = |map: Option<HashMap<String, String>>| map.unwrap_or_default().into_iter().collect::<BTreeMap<_, _>>();
+    let options = map(network.options);
+    let subnets = network.ipam.and_then(|ipam| ipam.config).unwrap_or_default();
+    Some(NetworkInfo {
+        name: network.name?,
+        id: network.id.unwrap_or_default(),
+        driver: network.driver.unwrap_or_default(),
+        scope: network.scope.unwrap_or_default(),
+        nodes: Vec::new(),
+        internal: network.internal.unwrap_or_default(),
+        attachable: network.attachable.unwrap_or_default(),
+        encrypted: options.contains_key("encrypted"),
+        subnets: subnets.into_iter().filter_map(|config| config.subnet).collect(),
+        options,
+        labels: map(network.labels),
+        used_by: Vec::new(),
+    })
+}
+
+/// Makes one.
+pub async fn create(docker: &Docker, request: NetworkCreateRequest) -> Result<()> {
+    let subject = format!("network \"{}\"", request.name);
+    match docker.create_network(request).await {
+        Ok(_) => Ok(()),
+        Err(error) if trouble::said(&error).contains("already exists") => {
+            Err(Error::new(Kind::Conflict, subject, "is there already").help("remove it first, or use another name"))
+        }
+        Err(error) => Err(trouble::error(subject, "make it", &error)),
+    }
+}
+
+/// Removes one; false: there is none.
+pub async fn remove(docker: &Docker, name: &str) -> Result<bool> {
+    let subject = format!("network \"{name:.70}\"");
+    match docker.remove_network(name).await {
+        Ok(()) => Ok(true),
+        Err(error) if trouble::is_status(&error, 404) => Ok(false),
+        Err(error)
+            if trouble::said(&error).contains("active endpoints") || trouble::said(&error).contains("in use") =>
+        {
+            Err(Error::new(Kind::Conflict, subject, "is in use")
+                .cause(trouble::said(&error))
+                .help("detach what is attached to it first"))
+        }
+        Err(error) => Err(trouble::error(subject, "remove it", &error)),
+    }
+}
+
+/// The error where there is none of that name.
+pub fn missing(name: &str) -> Error {
+    Error::not_found(format!("network \"{name:.70}\"")).help("`neap network ls` lists them")
+}
