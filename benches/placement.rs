@@ -238,6 +238,7 @@ fn task(service: &Name, service_id: ServiceId, slot: u32, clock: &ManualClock) -
         ports: std::collections::BTreeMap::new(),
         pid: None,
         stop: None,
+        leaving: None,
         exit: None,
         failures: 0,
         not_before: None,

@@ -67,7 +67,7 @@ fn one(host: &Arc<ScriptHost>, hash: &str, policy: &str, node: &str) -> Result<V
         bundle: Some(hash.to_owned()),
         on_error: OnPolicyError::Pending,
         on: Vec::new(),
-        slots: vec![SlotAsk { slot: Slot::Replica(3), replaces: Vec::new() }],
+        slots: vec![SlotAsk { slot: Slot::Replica(3), replaces: Vec::new(), stays: None }],
     };
     let mut answer = None;
     Scripts::new(host)

@@ -100,7 +100,7 @@ fn place(host: &Arc<ScriptHost>, bundle: &str, name: &str) -> Result<(), Error> 
         bundle: Some(bundle.to_owned()),
         on_error: OnPolicyError::Pending,
         on: Vec::new(),
-        slots: vec![SlotAsk { slot: Slot::Replica(1), replaces: Vec::new() }],
+        slots: vec![SlotAsk { slot: Slot::Replica(1), replaces: Vec::new(), stays: None }],
     };
     let mut answer = None;
     Scripts::new(host).place(&board, &mut std::iter::once(ask), &mut |_, answers| answer = answers.into_iter().next());

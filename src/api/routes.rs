@@ -8,7 +8,7 @@ use super::{About, Answer, Call, Handler, Route, Schema, json, lines, openapi, t
 use crate::client::{Apply, Info, LogEntry, LogsAsk, ReleaseAction, ServiceStatus};
 use crate::model::bundle::Bundle;
 use crate::model::event::Event;
-use crate::model::plan::Plan;
+use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::right::{MadeToken, NewToken, Role, Token};
 use crate::model::service::Revision;
 use crate::model::{Error, Kind, Result, strict};
@@ -114,6 +114,18 @@ pub fn all() -> Vec<Route> {
             })
         },
         Route {
+            change: Some("service.rebalance"),
+            request: schema::<Rebalance>(),
+            response: schema::<Rebalanced>(),
+            ..route(
+                "POST",
+                "/v1/services/{name}/rebalance",
+                "Moves tasks to nodes that their policy likes better by now; answers what moves",
+                Deployer,
+                |call| Box::pin(rebalance(call)),
+            )
+        },
+        Route {
             change: Some("service.release"),
             request: schema::<Act>(),
             response: schema::<ServiceStatus>(),
@@ -212,6 +224,11 @@ async fn logs(call: Call) -> Result<Answer> {
     };
     let ask = LogsAsk { since: number("since")?, tail, follow, slot: call.query.get("slot").cloned() };
     lines(call.api.cluster.logs(call.name(), ask).await?)
+}
+
+async fn rebalance(call: Call) -> Result<Answer> {
+    let ask: Rebalance = strict::read("rebalance", &call.body)?;
+    json(&call.api.cluster.rebalance(call.name(), ask).await?)
 }
 
 async fn scale(call: Call) -> Result<Answer> {

@@ -12,6 +12,7 @@ use super::spec::{CommandArgs, SpecArgs, Words};
 use crate::client::remote::RemoteCluster;
 use crate::client::{Apply, Cluster, LogsAsk, Only, ReleaseAction, ServiceStatus, show, wait};
 use crate::model::clock::Timestamp;
+use crate::model::plan::Rebalance;
 use crate::model::units::Duration;
 use crate::model::{Error, Result};
 
@@ -93,6 +94,25 @@ pub enum Command {
         /// SERVICE=REPLICAS
         #[arg(required = true)]
         scales: Vec<String>,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Move replicas to nodes that their policy likes better by now, each healthy there before it ends here
+    Rebalance {
+        /// The services
+        #[arg(required = true)]
+        services: Vec<String>,
+        /// Say what would move, and move nothing
+        #[arg(long)]
+        dry_run: bool,
+        /// Move so many at most, of each service
+        #[arg(long, value_name = "N")]
+        max: Option<u32>,
+        /// Move only where the other node's score is higher by more than this
+        #[arg(long, value_name = "SCORE", default_value_t = 0.0)]
+        min_gain: f64,
+        #[command(flatten)]
+        format: FormatArg,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -247,6 +267,22 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                 finish(cluster, "scale", status, &wait).await?;
             }
             Ok(())
+        }
+        Command::Rebalance { services, dry_run, max, min_gain, format, wait } => {
+            let mut all = Vec::new();
+            for service in &services {
+                let done = cluster.rebalance(service, Rebalance { dry_run, max, min_gain }).await?;
+                if format.format == Format::Table {
+                    output::line(&show::rebalanced(&done))?;
+                }
+                let moves = !done.moves.is_empty() && !dry_run;
+                all.push(done);
+                if moves {
+                    let status = cluster.service(service).await?;
+                    finish(cluster, "rebalance", status, &wait).await?;
+                }
+            }
+            if format.format == Format::Json { output::print(Format::Json, &all, String::new) } else { Ok(()) }
         }
         Command::Rollback { service, wait } => {
             let status = cluster.release(&service, ReleaseAction::Rollback).await?;

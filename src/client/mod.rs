@@ -28,7 +28,7 @@ use crate::model::cron::CronRun;
 use crate::model::event::Event;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
-use crate::model::plan::Plan;
+use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::release::Release;
 use crate::model::service::{Revision, Service};
 use crate::model::task::Task;
@@ -179,6 +179,8 @@ pub trait Cluster: Send + Sync {
     async fn apply(&self, ask: Apply) -> Result<ServiceStatus>;
     /// Changes the number of replicas.
     async fn scale(&self, name: &str, replicas: u32) -> Result<ServiceStatus>;
+    /// Moves tasks to nodes that their policy likes better by now; what moves.
+    async fn rebalance(&self, name: &str, ask: Rebalance) -> Result<Rebalanced>;
     /// Acts on the open release; `Rollback` without one starts a release back to the revision before.
     async fn release(&self, name: &str, action: ReleaseAction) -> Result<ServiceStatus>;
     /// Removes a service: its tasks are drained and stopped.

@@ -15,7 +15,7 @@ use crate::model::cron::CronRun;
 use crate::model::event::Event;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
-use crate::model::plan::Plan;
+use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::service::Revision;
 
 /// A cluster behind a daemon's control API.
@@ -118,6 +118,10 @@ impl Cluster for RemoteCluster {
         self.wire
             .call("POST", &format!("/v1/services/{}/scale", segment(name)), Some(&json!({ "replicas": replicas })))
             .await
+    }
+
+    async fn rebalance(&self, name: &str, ask: Rebalance) -> Result<Rebalanced> {
+        self.wire.call("POST", &format!("/v1/services/{}/rebalance", segment(name)), Some(&ask)).await
     }
 
     async fn release(&self, name: &str, action: ReleaseAction) -> Result<ServiceStatus> {

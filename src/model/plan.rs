@@ -58,3 +58,40 @@ impl PlanAction {
         }
     }
 }
+
+/// What is asked of a rebalance.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct Rebalance {
+    /// Say what would move, and move nothing.
+    pub dry_run: bool,
+    /// Move so many tasks at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max: Option<u32>,
+    /// Move only where the other node's score is higher by more than this.
+    pub min_gain: f64,
+}
+
+/// What a rebalance moves.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Rebalanced {
+    /// The service.
+    pub service: Name,
+    /// Task by task.
+    pub moves: Vec<Move>,
+}
+
+/// A task that goes to another node.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Move {
+    /// As users call it: `web.3`.
+    pub task: String,
+    /// The host name of its node.
+    pub from: String,
+    /// The host name of the better one.
+    pub to: String,
+    /// The deciding policy's score of its node; none: it refuses that node by now.
+    pub before: Option<f64>,
+    /// The score of the better one.
+    pub after: f64,
+}

@@ -45,6 +45,9 @@ pub struct Task {
     /// Set once it is to end.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stop: Option<Stop>,
+    /// Set while a rebalance is to move it: it serves until its successor elsewhere is healthy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub leaving: Option<Timestamp>,
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
@@ -196,6 +199,8 @@ pub enum StopReason {
     Unhealthy,
     /// Its node is to be empty, or no longer fits.
     Drained,
+    /// Its successor runs on a node that suits the policy better.
+    Moved,
 }
 
 impl StopReason {
@@ -207,6 +212,7 @@ impl StopReason {
             StopReason::Removed => "service removed",
             StopReason::Unhealthy => "failed its check",
             StopReason::Drained => "node drained or no longer fits",
+            StopReason::Moved => "moved by a rebalance",
         }
     }
 }

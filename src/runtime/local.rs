@@ -19,7 +19,7 @@ use crate::model::id::ServiceId;
 use crate::model::name::check_loose;
 use crate::model::node::{Availability, ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeAsk, VolumeSpec, Volumes};
-use crate::model::plan::Plan;
+use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::service::{Revision, Service};
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::plan;
@@ -149,6 +149,10 @@ impl Cluster for Runtime {
         let owned = name.to_owned();
         self.command(move |draft, _| commands::scale(draft, &owned, replicas)).await?;
         self.status(name)
+    }
+
+    async fn rebalance(&self, name: &str, ask: Rebalance) -> Result<Rebalanced> {
+        self.move_tasks(name, ask).await
     }
 
     async fn release(&self, name: &str, action: ReleaseAction) -> Result<ServiceStatus> {

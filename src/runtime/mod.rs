@@ -17,6 +17,7 @@ mod handlers;
 mod hosts;
 mod kv;
 mod local;
+mod moves;
 mod objects;
 mod persist;
 mod prepare;

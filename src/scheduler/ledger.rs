@@ -223,9 +223,13 @@ struct Work<'a> {
 impl Work<'_> {
     // Nothing if it has to be tried again with another group.
     fn one(&mut self, wanted: &SlotAsk) -> Result<Option<Result<Placement>>> {
-        let replaced: Vec<usize> = wanted.replaces.iter().filter_map(|node| self.board.position(node)).collect();
+        let stays = wanted.stays.as_ref().and_then(|stay| Some((self.board.position(&stay.node)?, stay.min_gain)));
+        let own = stays.map(|(at, _)| at);
+        let counted: Vec<usize> = wanted.replaces.iter().filter_map(|node| self.board.position(node)).collect();
+        let replaced: Vec<usize> = counted.iter().copied().chain(own).collect();
         let was_current = self.group.is_current(self.board);
-        self.discount(&replaced, -1);
+        self.discount(&counted, -1);
+        self.count_itself(own, -1);
         let ready = self.catch_up(&replaced);
         let found = match &wanted.slot {
             _ if self.outgrown || ready.is_err() => None,
@@ -235,11 +239,20 @@ impl Work<'_> {
             }
             Slot::Replica(_) => self.group.best(),
         };
+        let before = own.filter(|_| ready.is_ok() && !self.outgrown).and_then(|at| self.group.candidate(at));
+        // Where it is, it stays, unless another place is better by more than was asked for.
+        let found = match (found, stays, before) {
+            (Some((_, best)), Some((at, min_gain)), Some(score)) if best - score <= min_gain => Some((at, score)),
+            (found, ..) => found,
+        };
         let refusals = match found {
             None if ready.is_ok() && !self.outgrown => Some(self.refusals(&wanted.slot)),
             _ => None,
         };
-        self.discount(&replaced, 1);
+        self.discount(&counted, 1);
+        if found.is_none() {
+            self.count_itself(own, 1);
+        }
         ready?;
         let place = match (found, refusals) {
             (Some((at, score)), _) => {
@@ -247,7 +260,7 @@ impl Work<'_> {
                 // A failure from here on is the next task's: this one has its place.
                 let caught = self.catch_up(&replaced).and_then(|()| self.catch_up(&[at]));
                 self.outgrown |= caught.is_err();
-                Ok(Placement { at: at as u32, score })
+                Ok(Placement { at: at as u32, score, before })
             }
             (None, Some(refusals)) => {
                 self.catch_up(&replaced)?;
@@ -264,6 +277,13 @@ impl Work<'_> {
     fn discount(&mut self, nodes: &[usize], sign: i64) {
         for at in nodes {
             self.board.alter_at(*at, &self.ask.service, true, &Resources::default(), sign);
+        }
+    }
+
+    // A task that is asked about again, with all that is reserved for it.
+    fn count_itself(&mut self, at: Option<usize>, sign: i64) {
+        if let Some(at) = at {
+            self.board.alter_at(at, &self.ask.service, true, &self.ask.filter.reservations, sign);
         }
     }
 

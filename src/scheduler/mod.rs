@@ -14,6 +14,7 @@ pub mod observe;
 pub mod place;
 pub mod plan;
 pub mod reads;
+pub mod rebalance;
 pub mod reconcile;
 pub mod release;
 pub mod routing;

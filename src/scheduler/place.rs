@@ -42,6 +42,17 @@ pub struct SlotAsk {
     pub slot: Slot,
     /// Nodes with a task whose place it takes: no neighbour to be counted.
     pub replaces: Vec<NodeId>,
+    /// Where it is, for one that is asked about again: it is counted out first, and stays unless another node is better.
+    pub stays: Option<Stay>,
+}
+
+/// A task that has a place.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Stay {
+    /// Its node.
+    pub node: NodeId,
+    /// By how much another node's score has to be higher.
+    pub min_gain: f64,
 }
 
 impl Ask {
@@ -137,6 +148,8 @@ pub struct Placement {
     pub at: u32,
     /// The first policy's score.
     pub score: f64,
+    /// The score of the node where it was, for one that was asked about again; none: it may not be there any more.
+    pub before: Option<f64>,
 }
 
 /// What is answered for one task.

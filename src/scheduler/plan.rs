@@ -53,7 +53,10 @@ pub fn plan(world: &World, old: Option<&Service>, service: &Service, hash: &str,
         bundle: service.bundle.clone(),
         on_error: service.spec.on_policy_error,
         on: world.tasks_of(&service.spec.name).filter_map(|task| task.node.clone()).collect(),
-        slots: wanted.iter().map(|(slot, ..)| SlotAsk { slot: slot.clone(), replaces: replaces(slot) }).collect(),
+        slots: wanted
+            .iter()
+            .map(|(slot, ..)| SlotAsk { slot: slot.clone(), replaces: replaces(slot), stays: None })
+            .collect(),
     };
     let mut steps = Vec::new();
     placer.place(world.board(), &mut std::iter::once(ask), &mut |_, answers| {

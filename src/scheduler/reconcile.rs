@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use super::backoff::{Again, again};
 use super::place::{Answer, Ask, Filter, Placer, SlotAsk};
+use super::rebalance;
 use super::release::{self, Rollouts};
 use super::slots::{self, InSlot};
 use super::world::{Change, Decision, Draft, World};
@@ -68,9 +69,18 @@ fn fill(draft: &mut Draft, service: &Arc<Service>) {
         .filter(|release| !matches!(release.state, ReleaseState::Promoted | ReleaseState::RolledBack));
     let order = latest.map_or(Order::StartFirst, |release| release.order);
     let mut healthy = 0;
+    // A release moves tasks itself. Besides it, some at a time.
+    let mut moves = if open.is_some() { 0 } else { moves_at_once(desired.len()) };
     for slot in &desired {
-        let tasks = present.remove(slot).unwrap_or_default();
+        let mut tasks = present.remove(slot).unwrap_or_default();
         let revision = draft.world.revision_for(service, slot);
+        rebalance::give_up(draft, &mut tasks, revision);
+        if tasks.wanted.iter().any(|task| task.leaving.is_some()) {
+            match moves {
+                0 => tasks.stay(),
+                _ => moves -= 1,
+            }
+        }
         healthy += u32::from(fill_slot(draft, service, slot, &tasks, revision, order));
     }
     let all = healthy as usize == desired.len() && !service.removing;
@@ -79,6 +89,11 @@ fn fill(draft: &mut Draft, service: &Arc<Service>) {
         service.stable = Some(service.active);
         draft.change(Change::Service(Arc::new(service)));
     }
+}
+
+// A tenth, and at least one.
+fn moves_at_once(slots: usize) -> usize {
+    slots.div_ceil(10).max(1)
 }
 
 fn failed_half_way(world: &World, service: &Service) -> bool {
@@ -94,16 +109,15 @@ fn fill_slot(
     revision: u32,
     order: Order,
 ) -> bool {
-    let good = tasks.good(&draft.world, service, revision).cloned();
+    let good = tasks.successor(&draft.world, service, revision).cloned();
     let outgoing: Vec<Arc<Task>> =
         tasks.wanted.iter().filter(|task| good.as_ref().is_none_or(|good| good.id != task.id)).cloned().collect();
     if let Some(good) = good {
         for task in outgoing {
             // Two of the right revision, or an old one whose successor is ready, or one that never came up.
-            let same = task.revision == revision && good.node == task.node;
+            let same = task.revision == revision && good.node == task.node && task.leaving.is_none();
             if same || good.is_healthy() || task.state < TaskState::Running || task.health == Health::Unhealthy {
-                let why = if task.revision == revision { StopReason::Drained } else { StopReason::Replaced };
-                draft.stop(&task, why);
+                draft.stop(&task, why(&task, revision));
             }
         }
         return good.is_healthy();
@@ -113,14 +127,14 @@ fn fill_slot(
     for task in &outgoing {
         // A drained node's task stays until its successor is healthy, whatever the order of the rollout is.
         if (order == Order::StopFirst && !unfit(task)) || task.state < TaskState::Running {
-            let why = if unfit(task) { StopReason::Drained } else { StopReason::Replaced };
-            draft.stop(task, why);
+            draft.stop(task, why(task, revision));
             blocked |= task.state != TaskState::Pending;
         }
     }
     for task in &tasks.stopping {
         let why = task.stop.as_ref().map(|stop| stop.why);
-        let may_overlap = order == Order::StartFirst && matches!(why, Some(StopReason::Replaced | StopReason::Drained));
+        let may_overlap = order == Order::StartFirst
+            && matches!(why, Some(StopReason::Replaced | StopReason::Drained | StopReason::Moved));
         blocked |= !may_overlap;
     }
     if blocked {
@@ -128,6 +142,14 @@ fn fill_slot(
     }
     create(draft, service, slot, tasks, revision);
     false
+}
+
+fn why(task: &Task, revision: u32) -> StopReason {
+    match task.leaving {
+        _ if task.revision != revision => StopReason::Replaced,
+        Some(_) => StopReason::Moved,
+        None => StopReason::Drained,
+    }
 }
 
 fn create(draft: &mut Draft, service: &Arc<Service>, slot: &Slot, tasks: &InSlot, revision: u32) {
@@ -149,6 +171,7 @@ fn create(draft: &mut Draft, service: &Arc<Service>, slot: &Slot, tasks: &InSlot
         ports: std::collections::BTreeMap::new(),
         pid: None,
         stop: None,
+        leaving: None,
         exit: None,
         failures,
         not_before,
@@ -270,9 +293,9 @@ fn ask(world: &World, service: &Service, revision: u32, tasks: &[Arc<Task>], sea
     let mut filter = Filter::of(spec);
     filter.reservations = world.revision(name, revision)?.spec.reservations;
     // The task whose place it takes is no neighbour to be counted.
-    let slots = tasks
-        .iter()
-        .map(|task| SlotAsk { slot: task.slot.clone(), replaces: seated.get(&task.slot).cloned().unwrap_or_default() });
+    let replaces = |slot: &Slot| seated.get(slot).cloned().unwrap_or_default();
+    let slots =
+        tasks.iter().map(|task| SlotAsk { slot: task.slot.clone(), replaces: replaces(&task.slot), stays: None });
     Some(Ask {
         service: name.clone(),
         revision,

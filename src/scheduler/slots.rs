@@ -90,8 +90,25 @@ impl InSlot {
                 && task.service_id == service.id
                 && task.node.as_deref().is_none_or(|node| suits(world, spec, node))
         };
-        let rank = |task: &Arc<Task>| (!task.is_healthy(), task.state != TaskState::Running, task.id);
+        let rank = |task: &Arc<Task>| (!task.is_healthy(), task.state != TaskState::Running, task.leaving, task.id);
         self.wanted.iter().filter(fits).min_by_key(|task| rank(task))
+    }
+
+    /// The same among those that no rebalance is to move.
+    pub fn successor(&self, world: &World, service: &Service, revision: u32) -> Option<&Arc<Task>> {
+        let staying = InSlot {
+            wanted: self.wanted.iter().filter(|task| task.leaving.is_none()).cloned().collect(),
+            ..InSlot::default()
+        };
+        let id = staying.good(world, service, revision)?.id;
+        self.wanted.iter().find(|task| task.id == id)
+    }
+
+    /// Leaves those where they are that a rebalance is to move, for now.
+    pub fn stay(&mut self) {
+        for task in self.wanted.iter_mut().filter(|task| task.leaving.is_some()) {
+            Arc::make_mut(task).leaving = None;
+        }
     }
 }
 
@@ -105,5 +122,6 @@ pub fn settled(world: &World, service: &Service) -> bool {
     });
     filled
         && slots.values().all(|slot| slot.stopping.is_empty() && slot.wanted.len() <= 1)
+        && slots.values().flat_map(|slot| &slot.wanted).all(|task| task.leaving.is_none())
         && slots.iter().all(|(slot, tasks)| tasks.wanted.is_empty() || wanted.contains(slot))
 }

@@ -13,7 +13,7 @@ pub use scripts::{
 use super::ServiceStatus;
 use crate::model::clock::Timestamp;
 use crate::model::node::Node;
-use crate::model::plan::Plan;
+use crate::model::plan::{Plan, Rebalanced};
 use crate::model::port::PortSpec;
 use crate::model::release::{Release, ReleaseState};
 use crate::model::service::Mode;
@@ -213,6 +213,24 @@ pub fn plan(plan: &Plan) -> String {
         lines.extend(text(table).lines().map(|line| format!("  {line}")));
     }
     lines.join("\n")
+}
+
+/// What a rebalance moves.
+pub fn rebalanced(done: &Rebalanced) -> String {
+    if done.moves.is_empty() {
+        return format!("service \"{}\": every replica is where its policy wants it", done.service);
+    }
+    let score = |score: f64| format!("{:.3}", score + 0.0);
+    let row = |step: &crate::model::plan::Move| {
+        [
+            step.task.clone(),
+            step.from.clone(),
+            step.to.clone(),
+            step.before.map_or_else(|| "-".into(), score),
+            score(step.after),
+        ]
+    };
+    rows(&["TASK", "FROM", "TO", "SCORE", "BETTER"], done.moves.iter().map(row))
 }
 
 /// A release in a line.

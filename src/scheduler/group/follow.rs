@@ -13,7 +13,8 @@ impl Group {
 
     /// Whether it has taken over all that is on the board.
     pub fn is_current(&self, board: &Board) -> bool {
-        self.board_stamp == board.stamp()
+        // After a pass of which nothing came (a plan) the board is the one that it began with.
+        self.board_stamp == board.stamp() && self.unsure.is_empty()
     }
 
     /// All that is on the board has been taken over, node by node.

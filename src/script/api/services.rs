@@ -12,7 +12,7 @@ use super::Reach;
 use super::time::duration;
 use crate::client::{Apply, Cluster, LogsAsk, Only, ReleaseAction, ServiceStatus, show, wait};
 use crate::model::bundle::Bundle;
-use crate::model::plan::Plan;
+use crate::model::plan::{Plan, Rebalance};
 use crate::model::release::ReleaseState;
 use crate::model::service::ServiceSpec;
 use crate::model::units::Duration;
@@ -111,9 +111,27 @@ pub fn brought(what: &str, value: &Value) -> mlua::Result<Bundle> {
 }
 
 /// The fields and methods of a service.
-pub const SERVICE: [&str; 19] = [
-    "name", "revision", "replicas", "healthy", "settled", "spec", "release", "tasks", "refresh", "scale", "update",
-    "wait", "pause", "resume", "abort", "promote", "rollback", "remove", "logs",
+pub const SERVICE: [&str; 20] = [
+    "name",
+    "revision",
+    "replicas",
+    "healthy",
+    "settled",
+    "spec",
+    "release",
+    "tasks",
+    "refresh",
+    "scale",
+    "rebalance",
+    "update",
+    "wait",
+    "pause",
+    "resume",
+    "abort",
+    "promote",
+    "rollback",
+    "remove",
+    "logs",
 ];
 /// The fields and methods of a description.
 pub const DESCRIPTION: [&str; 4] = ["name", "spec", "plan", "apply"];
@@ -300,6 +318,22 @@ impl UserData for Handle {
             let period = options.map(|options| wait_time(&options.get("wait")?)).transpose()?.flatten();
             let status = this.context.cluster.scale(&this.name(), replicas).await.map_err(raise)?;
             Handle { context: this.context.clone(), status }.waited("scale", period).await
+        });
+        methods.add_async_method("rebalance", |lua, this, options: Option<Table>| async move {
+            let mut period = None;
+            let mut asked = json!({});
+            if let Some(options) = options {
+                period = wait_time(&options.get("wait")?)?;
+                asked = to_json(&Value::Table(options)).map_err(raise)?;
+                asked.as_object_mut().map(|fields| fields.remove("wait"));
+            }
+            let ask: Rebalance = crate::model::strict::read("rebalance", &asked).map_err(raise)?;
+            let done = this.context.cluster.rebalance(&this.name(), ask).await.map_err(raise)?;
+            if period.is_some() && !ask.dry_run && !done.moves.is_empty() {
+                let handle = Handle::fetch(this.context.clone(), &this.name()).await?;
+                handle.waited("rebalance", period).await?;
+            }
+            from_record(&lua, &done.moves)
         });
         methods.add_async_method("update", |_, this, (changes, options): (Table, Option<Table>)| async move {
             let mut spec = to_json(&Value::Table(changes)).map_err(raise)?;
