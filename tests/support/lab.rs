@@ -71,6 +71,11 @@ impl Lab {
         self.ok(&[&["exec", node], args].concat())
     }
 
+    /// How many containers of a service run, on all machines.
+    pub fn all_containers(&self, service: &str) -> usize {
+        (1..=self.machines).map(|n| self.containers(&format!("n{n}"), service).len()).sum()
+    }
+
     /// What a command in a container prints; nothing where the container is gone or the command fails.
     pub fn exec_in(&self, node: &str, container: &str, command: &str) -> Option<String> {
         let socket = format!("unix://{}", self.folder().join(node).join("docker.sock").display());
@@ -285,6 +290,17 @@ impl<'a> LabDaemon<'a> {
         let mut child = self.command(&[kind, "set", name]).stdin(Stdio::piped()).spawn().unwrap();
         std::io::Write::write_all(&mut child.stdin.take().unwrap(), value.as_bytes()).unwrap();
         assert!(child.wait().unwrap().success());
+    }
+
+    /// The host names of the nodes on which a service's tasks run, one for each task.
+    pub fn running_on(&self, service: &str) -> Vec<String> {
+        let status = &self.json(&["service", "inspect", service])["status"];
+        let name = |id: &str| status["nodes"][id].as_str().unwrap_or(id).to_owned();
+        let live = self.live(service);
+        let running = live.iter().filter(|task| task["state"] == "running" && task["stop"].is_null());
+        let mut on: Vec<String> = running.map(|task| name(task["node"].as_str().unwrap())).collect();
+        on.sort();
+        on
     }
 
     /// The CLI against it, from outside.
