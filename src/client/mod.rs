@@ -91,6 +91,12 @@ pub struct ServiceStatus {
     pub desired: u32,
     /// How many of them run their revision and are healthy.
     pub healthy: u32,
+    /// How many have run their revision to its end, where replicas may end.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub completed: u32,
+    /// A slot whose replica failed and is not started again, and why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub given_up: Option<String>,
     /// Whether all is as described and nothing is under way.
     pub settled: bool,
     /// Published ports that could not be opened, and why.
@@ -99,6 +105,10 @@ pub struct ServiceStatus {
     /// Why published ports do not lead where they should, where the balancer cannot be had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ports_pending: Option<String>,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// What a person may do with a release.

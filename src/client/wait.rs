@@ -118,6 +118,13 @@ fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error> {
             _ => return None,
         }
     }
+    if let Some(why) = &status.given_up {
+        return Some(
+            Error::new(Kind::Failed, subject, "a replica failed, and is not to be started again")
+                .cause(why)
+                .help(format!("look with: neap service logs {name}; its restart policy says so")),
+        );
+    }
     let looping =
         status.tasks.iter().find(|task| !task.state.is_final() && task.is_crash_looping() && task.stop.is_none())?;
     let why = looping.reason.clone().unwrap_or_default();

@@ -40,6 +40,16 @@ pub fn of(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceSta
         let revision = world.revision_for(service, slot);
         by_slot.get(slot).and_then(|tasks| tasks.good(world, service, revision)).is_some_and(|task| task.is_healthy())
     });
+    let given_up = desired.iter().find_map(|slot| {
+        let (tasks, revision) = (by_slot.get(slot)?, world.revision_for(service, slot));
+        let over = tasks.is_over(service, revision) && !tasks.is_complete(service, revision);
+        let last = tasks.last(service, revision).filter(|_| over)?;
+        Some(format!("{}: {}", last.label(), last.reason.as_deref().unwrap_or(last.state.as_str())))
+    });
+    let completed = desired.iter().filter(|slot| {
+        let revision = world.revision_for(service, slot);
+        by_slot.get(slot).is_some_and(|tasks| tasks.is_complete(service, revision))
+    });
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let prefix = format!("{name}/");
     let failures: Vec<String> =
@@ -53,6 +63,8 @@ pub fn of(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceSta
         tasks: world.tasks_of(name).map(|task| Task::clone(task)).collect(),
         desired: count(desired.len()),
         healthy: count(healthy.count()),
+        completed: count(completed.count()),
+        given_up,
         settled: !service.removing
             && world.open_release(name).is_none()
             && slots::settled(world, service)

@@ -100,7 +100,7 @@ fn failed_half_way(world: &World, service: &Service) -> bool {
     world.releases.get(&service.spec.name).is_some_and(|release| release.state == ReleaseState::Failed)
 }
 
-// Whether the slot runs its revision and is healthy.
+// Whether the slot runs its revision and is healthy, or has run it to its end.
 fn fill_slot(
     draft: &mut Draft,
     service: &Arc<Service>,
@@ -141,7 +141,7 @@ fn fill_slot(
         return false;
     }
     create(draft, service, slot, tasks, revision);
-    false
+    tasks.is_complete(service, revision)
 }
 
 fn why(task: &Task, revision: u32) -> StopReason {

@@ -14,7 +14,7 @@ use crate::model::id::Slot;
 use crate::model::release::{
     Answer, Batch, BatchAnswer, Intent, Order, Release, ReleaseState, ReleaseView, ShiftAnswer,
 };
-use crate::model::service::Service;
+use crate::model::service::{RestartCondition, Service};
 use crate::model::task::{Health, Task, TaskState};
 use crate::model::units::Duration;
 
@@ -239,7 +239,7 @@ fn judge_moved(draft: &Draft, service: &Service, release: &mut Release) -> bool 
     let slots = slots::by_slot(&draft.world, service);
     let before = release.failed.len();
     for slot in release.moved.clone() {
-        if let Some(reason) = slots.get(&slot).and_then(|tasks| failure(tasks, release)) {
+        if let Some(reason) = slots.get(&slot).and_then(|tasks| failure(tasks, service, release)) {
             release.failed.entry(slot).or_insert(reason);
         }
     }
@@ -259,8 +259,11 @@ fn batch_done(draft: &mut Draft, service: &Service, release: &mut Release, batch
             continue;
         }
         let tasks = slots.get(slot).unwrap_or(&empty);
-        if let Some(reason) = failure(tasks, release) {
+        if let Some(reason) = failure(tasks, service, release) {
             release.failed.insert(slot.clone(), reason);
+            continue;
+        }
+        if tasks.is_complete(service, release.to) {
             continue;
         }
         let good = tasks.good(&draft.world, service, release.to);
@@ -286,9 +289,12 @@ fn batch_done(draft: &mut Draft, service: &Service, release: &mut Release, batch
 }
 
 // How a task of the new revision failed in this slot since the release began.
-fn failure(tasks: &InSlot, release: &Release) -> Option<String> {
-    let counts =
-        |task: &&Arc<Task>| task.revision == release.to && task.created_at >= release.judged_from && has_failed(task);
+fn failure(tasks: &InSlot, service: &Service, release: &Release) -> Option<String> {
+    let may_end = service.spec.restart.condition != RestartCondition::Any;
+    let counts = |task: &&Arc<Task>| {
+        let is_new = task.revision == release.to && task.created_at >= release.judged_from;
+        is_new && has_failed(task) && !(may_end && task.state == TaskState::Complete)
+    };
     let task = tasks.ended.iter().chain(&tasks.stopping).chain(&tasks.wanted).find(counts)?;
     Some(format!("{}: {}", task.label(), task.reason.as_deref().unwrap_or(task.state.as_str())))
 }
@@ -306,10 +312,9 @@ fn view(draft: &Draft, service: &Service, release: &Release) -> ReleaseView {
     let healthy = moved
         .iter()
         .filter(|slot| {
-            slots
-                .get(**slot)
-                .and_then(|tasks| tasks.good(&draft.world, service, release.to))
-                .is_some_and(|task| task.is_healthy())
+            let Some(tasks) = slots.get(**slot) else { return false };
+            tasks.good(&draft.world, service, release.to).is_some_and(|task| task.is_healthy())
+                || tasks.is_complete(service, release.to)
         })
         .count();
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);

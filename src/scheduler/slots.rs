@@ -76,6 +76,12 @@ impl InSlot {
             && again(&service.spec.restart, self.last(service, revision).map(AsRef::as_ref)) == Again::Never
     }
 
+    /// Whether its last task of `revision` ended well, and was not to go on.
+    pub fn is_complete(&self, service: &Service, revision: u32) -> bool {
+        self.is_over(service, revision)
+            && self.last(service, revision).is_some_and(|task| task.state == TaskState::Complete)
+    }
+
     /// The newest ended task of `revision`.
     pub fn last(&self, service: &Service, revision: u32) -> Option<&Arc<Task>> {
         self.ended.iter().rev().find(|task| task.revision == revision && task.service_id == service.id)
@@ -112,13 +118,15 @@ impl InSlot {
     }
 }
 
-/// Whether every slot runs its revision, healthy, and nothing else is left running.
+/// Whether every slot runs its revision, healthy, or has run it to its end, and nothing else is left running.
 pub fn settled(world: &World, service: &Service) -> bool {
     let slots = by_slot(world, service);
     let wanted = desired(world, service);
     let filled = wanted.iter().all(|slot| {
         let revision = world.revision_for(service, slot);
-        slots.get(slot).and_then(|tasks| tasks.good(world, service, revision)).is_some_and(|task| task.is_healthy())
+        let Some(tasks) = slots.get(slot) else { return false };
+        tasks.good(world, service, revision).is_some_and(|task| task.is_healthy())
+            || tasks.is_complete(service, revision)
     });
     filled
         && slots.values().all(|slot| slot.stopping.is_empty() && slot.wanted.len() <= 1)

@@ -83,6 +83,12 @@ pub fn state(status: &ServiceStatus) -> String {
     if let Some(why) = status.ports_pending.as_ref().filter(|_| status.healthy == status.desired) {
         return why.clone();
     }
+    if status.settled && status.desired > 0 && status.completed == status.desired {
+        return "complete".into();
+    }
+    if let Some(why) = &status.given_up {
+        return format!("ended: {why}");
+    }
     if status.settled {
         return match &status.release {
             Some(release)
