@@ -106,7 +106,7 @@ fn restarts_back_off_into_a_crash_loop_and_stop_when_told() {
     assert!(lines(&daemon, "loop").len() >= 3);
 
     // Bounded attempts end for good; a clean end with on-failure is the end.
-    daemon.fails(&[
+    let (_, error) = daemon.fails(&[
         "service",
         "create",
         "--name",
@@ -120,7 +120,8 @@ fn restarts_back_off_into_a_crash_loop_and_stop_when_told() {
         "--",
         "/bin/false",
     ]);
-    daemon.fails(&[
+    assert!(error.contains("is not to be started again") && error.contains("few.1: exit code 1"), "{error}");
+    daemon.ok(&[
         "service",
         "create",
         "--name",
