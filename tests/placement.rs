@@ -144,10 +144,11 @@ fn scan(board: &mut Board, ask: &Ask, policies: &[Scan]) -> Vec<Option<String>> 
         for node in &wanted.replaces {
             board.alter(node, &ask.service, true, &Resources::default(), 1);
         }
-        if let (Some(stay), None) = (&wanted.stays, &found) {
+        if let Some(stay) = wanted.stays.as_ref().filter(|stay| found.is_none() || !stay.gone) {
             board.alter(&stay.node, &ask.service, true, &ask.filter.reservations, 1);
         }
-        if let Some(node) = &found {
+        let runs_on = wanted.stays.as_ref().filter(|stay| !stay.gone).map(|stay| &stay.node);
+        if let Some(node) = found.as_ref().filter(|node| runs_on != Some(node)) {
             board.alter(node, &ask.service, true, &ask.filter.reservations, 1);
         }
         places.push(found.map(|node| node.to_string()));
@@ -213,6 +214,7 @@ fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
                 let stays = again.map(|(node, ..)| Stay {
                     node: node.as_str().into(),
                     min_gain: [0.0, 0.0, 0.5, 2.0][dice.roll(4) as usize],
+                    gone: dice.roll(2) == 0,
                 });
                 let slots = (1..=1 + dice.roll(8) as u32).map(|slot| SlotAsk {
                     slot: Slot::Replica(slot),
@@ -254,7 +256,9 @@ fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
             });
             assert_eq!(found, expected, "cluster {clusters}: {asks:?}");
             for (ask, places) in asks.iter().zip(found) {
-                if let (Some(stay), Some(_)) = (&ask.slots[0].stays, &places[0]) {
+                if let (Some(stay), Some(to)) = (&ask.slots[0].stays, &places[0])
+                    && (stay.gone || *to == *stay.node)
+                {
                     let is_it = |(node, service, reserved): &(String, Name, Resources)| {
                         *node == *stay.node && *service == ask.service && *reserved == ask.filter.reservations
                     };

@@ -104,6 +104,8 @@ fn configs_roll_out_their_users() {
     // A new value is a new revision of whoever uses it.
     assert_eq!(daemon.ok(&["config", "set", "app/conf", &two]).trim(), "app/conf version 2; rolls out app");
     logs("level two");
+    // The same value again is no new one.
+    assert_eq!(daemon.ok(&["config", "set", "app/conf", &two]).trim(), "app/conf version 2");
     let set = daemon.ok(&["config", "set", "app/conf", &one, "--no-rollout"]);
     assert_eq!(set.trim(), "app/conf version 3");
     let inspected = daemon.json(&["config", "inspect", "app/conf"]);
@@ -118,6 +120,14 @@ fn configs_roll_out_their_users() {
     eventually("the old value is back", 20, || {
         (daemon.ok(&["service", "logs", "app"]).matches("level one").count() >= 2).then_some(())
     });
+    // What somebody holds half-way is not carried on by a new value.
+    let line = "echo 3; cat $NEAP_CONFIGS/app.conf; sleep 1000";
+    daemon.ok(&["service", "update", "app", "--detach", "--update-monitor", "1h", "--", "sh", "-c", line]);
+    daemon.ok(&["service", "rollout", "pause", "app"]);
+    let (_, error) = daemon.fails(&["config", "set", "app/conf", &file("three.conf", "level three\n")]);
+    assert!(error.contains("goes on with what it had") && error.contains("is paused"), "{error}");
+    assert_eq!(daemon.ok(&["config", "get", "app/conf"]), "level three\n");
+    daemon.ok(&["service", "rollback", "app"]);
     daemon.ok(&["service", "update", "app", "--config-rm", "app/conf"]);
     daemon.ok(&["service", "rm", "app"]);
     eventually("nothing uses it", 10, || daemon.neap(&["config", "rm", "app/conf"]).status.success().then_some(()));

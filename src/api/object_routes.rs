@@ -3,6 +3,7 @@
 use super::routes::{route, schema};
 use super::{Answer, Call, Route, json};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
+use crate::model::right::Role;
 use crate::model::{Result, strict};
 
 /// All of them.
@@ -54,7 +55,11 @@ pub fn all() -> Vec<Route> {
 }
 
 async fn networks(call: Call) -> Result<Answer> {
-    json(&call.api.cluster.networks().await?)
+    let mut networks = call.api.cluster.networks().await?;
+    for network in &mut networks {
+        network.used_by.retain(|user| user.starts_with(&call.principal.prefix));
+    }
+    json(&networks)
 }
 
 async fn create_network(call: Call) -> Result<Answer> {
@@ -71,7 +76,15 @@ fn node(call: &Call) -> Option<&str> {
 }
 
 async fn volumes(call: Call) -> Result<Answer> {
-    json(&call.api.cluster.volumes(node(&call)).await?)
+    let mut found = call.api.cluster.volumes(node(&call)).await?;
+    for volume in &mut found.volumes {
+        // They may hold a storage's password.
+        if call.principal.role < Role::Admin {
+            volume.options.clear();
+        }
+        volume.used_by.retain(|user| user.starts_with(&call.principal.prefix));
+    }
+    json(&found)
 }
 
 async fn create_volume(call: Call) -> Result<Answer> {

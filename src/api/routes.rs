@@ -3,6 +3,7 @@
 use futures_util::{StreamExt, future};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 use super::{About, Answer, Call, Handler, Route, Schema, json, lines, openapi, tokens};
 use crate::client::{Apply, Info, LogEntry, LogsAsk, ReleaseAction, ServiceStatus};
@@ -198,7 +199,7 @@ async fn service(call: Call) -> Result<Answer> {
 
 async fn remove(call: Call) -> Result<Answer> {
     call.api.cluster.remove(call.name()).await?;
-    Ok(Answer::Json(serde_json::Value::Null))
+    Ok(Answer::Json(Value::Null))
 }
 
 async fn watch(call: Call) -> Result<Answer> {
@@ -248,10 +249,27 @@ async fn plan(call: Call) -> Result<Answer> {
 
 async fn apply(call: Call) -> Result<Answer> {
     let ask: Apply = strict::read("apply", &call.body)?;
+    may_read(&call, &ask.service)?;
     if let Some(bundle) = ask.with.clone() {
         may_bring(&call, bundle).await?;
     }
     json(&call.api.cluster.apply(ask).await?)
+}
+
+// Whoever is confined to some names hands replicas nothing that has another.
+fn may_read(call: &Call, service: &Value) -> Result<()> {
+    if call.principal.prefix.is_empty() {
+        return Ok(());
+    }
+    let entries = |field: &str| service.get(field).and_then(Value::as_object).into_iter().flatten();
+    let named = |value: &Value, field: &str| value.as_str().or_else(|| value.get(field)?.as_str()).map(str::to_owned);
+    let files = entries("secrets").chain(entries("configs")).filter_map(|(_, value)| named(value, "name"));
+    let keys = entries("env").filter_map(|(_, value)| Some(value.get("kv")?.as_str()?.to_owned()));
+    let plain = entries("env_kv").filter_map(|(_, value)| Some(value.as_str()?.to_owned()));
+    for name in files.chain(keys).chain(plain) {
+        call.principal.require(Role::Deployer, Some(&name))?;
+    }
+    Ok(())
 }
 
 // Cron scripts and handlers act on the whole cluster: only who may do that may bring some along.

@@ -272,6 +272,9 @@ async fn kv_watch(call: Call) -> Result<Answer> {
 async fn values(call: Call, of: ValueKind) -> Result<Answer> {
     let mut values = call.api.cluster.values(of).await?;
     values.retain(|value| value.name.starts_with(&call.principal.prefix));
+    for value in &mut values {
+        value.used_by.retain(|user| user.starts_with(&call.principal.prefix));
+    }
     json(&values)
 }
 
@@ -279,8 +282,8 @@ async fn set_value(call: Call, of: ValueKind) -> Result<Answer> {
     // Read by hand: an error must not repeat what was sent.
     let wrong = |why: &str| Error::invalid(of.as_str(), why.to_owned());
     let fields = call.body.as_object().ok_or_else(|| wrong("is no table with a value"))?;
-    if fields.keys().any(|key| !matches!(key.as_str(), "value" | "only_new" | "no_rollout")) {
-        return Err(wrong("has an unknown field; known are value, only_new and no_rollout"));
+    if fields.keys().any(|key| !matches!(key.as_str(), "value" | "only_new" | "no_rollout" | "prefix")) {
+        return Err(wrong("has an unknown field; known are value, only_new, no_rollout and prefix"));
     }
     let flag = |key: &str| match fields.get(key) {
         None | Some(Value::Null) => Ok(false),
@@ -288,7 +291,11 @@ async fn set_value(call: Call, of: ValueKind) -> Result<Answer> {
     };
     let value = fields.get("value").and_then(Value::as_str);
     let value = value.ok_or_else(|| wrong("value is missing, or is no text"))?.to_owned();
-    let set = ValueSet { value, only_new: flag("only_new")?, no_rollout: flag("no_rollout")? };
+    // A principal that is confined to some names rolls out nothing else.
+    let asked = fields.get("prefix").and_then(Value::as_str).unwrap_or_default();
+    let own = &call.principal.prefix;
+    let prefix = if asked.starts_with(own.as_str()) { asked.to_owned() } else { own.clone() };
+    let set = ValueSet { value, only_new: flag("only_new")?, no_rollout: flag("no_rollout")?, prefix };
     json(&call.api.cluster.set_value(of, call.name(), set).await?)
 }
 

@@ -111,6 +111,9 @@ pub enum Command {
         /// Move only where the other node's score is higher by more than this
         #[arg(long, value_name = "SCORE", default_value_t = 0.0)]
         min_gain: f64,
+        /// Move nothing more: what a rebalance before is yet to move stays where it is
+        #[arg(long, conflicts_with_all = ["dry_run", "max", "min_gain"])]
+        cancel: bool,
         #[command(flatten)]
         format: FormatArg,
         #[command(flatten)]
@@ -268,19 +271,19 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             }
             Ok(())
         }
-        Command::Rebalance { services, dry_run, max, min_gain, format, wait } => {
+        Command::Rebalance { services, dry_run, max, min_gain, cancel, format, wait } => {
             let mut all = Vec::new();
             for service in &services {
-                let done = cluster.rebalance(service, Rebalance { dry_run, max, min_gain }).await?;
+                let done = cluster.rebalance(service, Rebalance { dry_run, max, min_gain, cancel }).await?;
                 if format.format == Format::Table {
-                    output::line(&show::rebalanced(&done))?;
+                    output::line(&if cancel { done.service.to_string() } else { show::rebalanced(&done) })?;
                 }
-                let moves = !done.moves.is_empty() && !dry_run;
-                all.push(done);
-                if moves {
+                if !done.moves.is_empty() && !dry_run && !wait.detach {
                     let status = cluster.service(service).await?;
-                    finish(cluster, "rebalance", status, &wait).await?;
+                    let status = watched(cluster, "rebalance", &status, &wait).await?;
+                    wait::moved(&status, &done.moves)?;
                 }
+                all.push(done);
             }
             if format.format == Format::Json { output::print(Format::Json, &all, String::new) } else { Ok(()) }
         }
@@ -321,18 +324,26 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
 }
 
 async fn finish(cluster: &RemoteCluster, doing: &str, status: ServiceStatus, args: &WaitArgs) -> Result<()> {
-    let name = status.service.spec.name.to_string();
     if !args.detach {
-        let mut reporter = Reporter::default();
-        let before = status.release.clone();
-        wait::settled(cluster, &name, before.as_ref(), args.timeout.std(), &mut |status| {
-            if !args.quiet {
-                reporter.report(doing, status);
-            }
-        })
-        .await?;
+        watched(cluster, doing, &status, args).await?;
     }
-    output::line(&name)
+    output::line(status.service.spec.name.as_str())
+}
+
+async fn watched(
+    cluster: &RemoteCluster,
+    doing: &str,
+    status: &ServiceStatus,
+    args: &WaitArgs,
+) -> Result<ServiceStatus> {
+    let mut reporter = Reporter::default();
+    let name = status.service.spec.name.as_str();
+    wait::settled(cluster, name, status.release.as_ref(), args.timeout.std(), &mut |status| {
+        if !args.quiet {
+            reporter.report(doing, status);
+        }
+    })
+    .await
 }
 
 async fn steer(cluster: &RemoteCluster, rollout: Rollout) -> Result<()> {

@@ -18,9 +18,6 @@ pub struct SetArgs {
     name: String,
     /// The file that holds the value; - or nothing: standard input
     file: Option<PathBuf>,
-    /// Keep a line end at the end of what is read from standard input
-    #[arg(long)]
-    raw: bool,
     /// Leave the services that use it as they are, until they are applied
     #[arg(long)]
     no_rollout: bool,
@@ -28,13 +25,23 @@ pub struct SetArgs {
     format: FormatArg,
 }
 
+/// The same for a secret, which seldom ends with a line end on purpose.
+#[derive(clap::Args)]
+pub struct SecretArgs {
+    #[command(flatten)]
+    set: SetArgs,
+    /// Keep a line end at the end of what is read
+    #[arg(long)]
+    raw: bool,
+}
+
 /// Subcommands of `neap secret`.
 #[derive(Subcommand)]
 pub enum SecretCommand {
     /// Make a secret: neap secret create shop/database_url url.txt
-    Create(SetArgs),
+    Create(SecretArgs),
     /// Set a secret, new or not, and roll out the services that use it: neap secret set shop/database_url < url.txt
-    Set(SetArgs),
+    Set(SecretArgs),
     /// List secrets; their values are never shown
     #[command(visible_alias = "list")]
     Ls(FormatArg),
@@ -96,8 +103,8 @@ impl Names {
 pub async fn secret(command: SecretCommand, cluster: &RemoteCluster) -> Result<()> {
     let of = ValueKind::Secret;
     match command {
-        SecretCommand::Create(args) => set(of, args, true, cluster).await,
-        SecretCommand::Set(args) => set(of, args, false, cluster).await,
+        SecretCommand::Create(args) => set(of, args.set, !args.raw, true, cluster).await,
+        SecretCommand::Set(args) => set(of, args.set, !args.raw, false, cluster).await,
         SecretCommand::Ls(args) => list(of, args, cluster).await,
         SecretCommand::Inspect(args) => {
             let all = cluster.values(of).await?;
@@ -114,8 +121,8 @@ pub async fn secret(command: SecretCommand, cluster: &RemoteCluster) -> Result<(
 pub async fn config(command: ConfigCommand, cluster: &RemoteCluster) -> Result<()> {
     let of = ValueKind::Config;
     match command {
-        ConfigCommand::Create(args) => set(of, args, true, cluster).await,
-        ConfigCommand::Set(args) => set(of, args, false, cluster).await,
+        ConfigCommand::Create(args) => set(of, args, false, true, cluster).await,
+        ConfigCommand::Set(args) => set(of, args, false, false, cluster).await,
         ConfigCommand::Get { name } => output::raw(&cluster.config(&name).await?.value),
         ConfigCommand::Ls(args) => list(of, args, cluster).await,
         ConfigCommand::Inspect(args) => {
@@ -155,8 +162,8 @@ async fn remove(of: ValueKind, names: Vec<String>, cluster: &RemoteCluster) -> R
     Ok(())
 }
 
-async fn set(of: ValueKind, args: SetArgs, only_new: bool, cluster: &RemoteCluster) -> Result<()> {
-    let value = match &args.file {
+async fn set(of: ValueKind, args: SetArgs, trim: bool, only_new: bool, cluster: &RemoteCluster) -> Result<()> {
+    let mut value = match &args.file {
         Some(path) if path.as_os_str() != "-" => {
             let subject = || format!("file {}", path.display());
             let bytes = std::fs::read(path).map_err(|error| Error::io(subject(), "read it", &error))?;
@@ -165,14 +172,16 @@ async fn set(of: ValueKind, args: SetArgs, only_new: bool, cluster: &RemoteClust
             })?
         }
         _ if of == ValueKind::Secret && std::io::stdin().is_terminal() => typed(&args.name)?,
-        // A config's last line has its end; a secret is seldom meant to have one.
-        _ => text_from_input(args.raw || of == ValueKind::Config)?,
+        _ => text_from_input(true)?,
     };
-    if value.is_empty() && of == ValueKind::Secret {
-        return Err(Error::invalid(format!("secret \"{}\"", args.name), "is empty")
+    if trim {
+        without_line_end(&mut value);
+    }
+    if value.is_empty() {
+        return Err(Error::invalid(format!("{} \"{}\"", of.as_str(), args.name), "is empty")
             .help("give its value in a file or on standard input"));
     }
-    let set = ValueSet { value, only_new, no_rollout: args.no_rollout };
+    let set = ValueSet { value, only_new, no_rollout: args.no_rollout, prefix: String::new() };
     let change = cluster.set_value(of, &args.name, set).await?;
     output::print(args.format.format, &change, || told(&change))?;
     match change.refused.first_key_value() {
@@ -218,11 +227,17 @@ pub fn text_from_input(raw: bool) -> Result<String> {
         }
         _ => Error::io("standard input", "read a text from it", &error),
     })?;
-    if !raw && text.ends_with('\n') {
+    if !raw {
+        without_line_end(&mut text);
+    }
+    Ok(text)
+}
+
+fn without_line_end(text: &mut String) {
+    if text.ends_with('\n') {
         text.pop();
         if text.ends_with('\r') {
             text.pop();
         }
     }
-    Ok(text)
 }

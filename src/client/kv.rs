@@ -106,6 +106,9 @@ pub struct ValueSet {
     /// Services go on with what they have, until they are applied.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub no_rollout: bool,
+    /// Roll out only services whose names begin so.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub prefix: String,
 }
 
 impl std::fmt::Debug for ValueSet {

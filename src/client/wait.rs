@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 
 use super::{Cluster, ServiceStatus};
+use crate::model::plan::Move;
 use crate::model::release::{Release, ReleaseState};
 use crate::model::task::TaskState;
 use crate::model::{Error, Kind, Result};
@@ -63,6 +64,22 @@ pub async fn settled(
             Err(error)
         }
     }
+}
+
+/// After a wait: an error that names what a rebalance was to move and did not.
+pub fn moved(status: &ServiceStatus, moves: &[Move]) -> Result<()> {
+    let stays = |step: &&Move| {
+        let live = status.tasks.iter().find(|task| !task.state.is_final() && task.label() == step.task);
+        live.and_then(|task| status.nodes.get(&**task.node.as_ref()?)).is_some_and(|node| *node == step.from)
+    };
+    let staying: Vec<&str> = moves.iter().filter(stays).map(|step| step.task.as_str()).collect();
+    if staying.is_empty() {
+        return Ok(());
+    }
+    let name = &status.service.spec.name;
+    let message = format!("{} of {} stay where they are: {}", staying.len(), moves.len(), staying.join(", "));
+    Err(Error::new(Kind::Failed, format!("service \"{name}\""), message)
+        .help(format!("`neap service ps -a {name}` shows what their successors died of")))
 }
 
 fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error> {

@@ -149,6 +149,12 @@ impl Error {
 
     /// Puts a subject where none was known below.
     #[must_use]
+    pub fn about_node(mut self, node: &str) -> Self {
+        self.message = format!("{} (node \"{node}\")", self.message);
+        self
+    }
+
+    /// About something else.
     pub fn about(mut self, subject: impl Into<String>) -> Self {
         if self.subject.is_empty() {
             self.subject = subject.into();

@@ -120,6 +120,8 @@ events! {
     TaskUnhealthy = "task.unhealthy",
     /// A task was told to end.
     TaskStopping = "task.stopping",
+    /// A task that was to be moved stays where it is.
+    TaskStays = "task.stays",
     /// A task ended as it should.
     TaskEnded = "task.ended",
     /// A task failed.

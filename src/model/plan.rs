@@ -68,6 +68,9 @@ pub struct Rebalance {
     /// Move so many tasks at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max: Option<u32>,
+    /// Move nothing more: those that a rebalance before this is yet to move stay where they are.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub cancel: bool,
     /// Move only where the other node's score is higher by more than this.
     pub min_gain: f64,
 }

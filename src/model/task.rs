@@ -47,7 +47,7 @@ pub struct Task {
     pub stop: Option<Stop>,
     /// Set while a rebalance is to move it: it serves until its successor elsewhere is healthy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub leaving: Option<Timestamp>,
+    pub leaving: Option<Leaving>,
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
@@ -70,7 +70,21 @@ pub struct Task {
     pub finished_at: Option<Timestamp>,
 }
 
+/// That a rebalance is to move a task.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Leaving {
+    /// Since when.
+    pub at: Timestamp,
+    /// By how much another node's score has to be higher.
+    pub min_gain: f64,
+}
+
 impl Task {
+    /// Whether it was to take the place of one that a rebalance moves, and did not: it says nothing of the slot.
+    pub fn was_on_trial(&self) -> bool {
+        self.stop.as_ref().is_some_and(|stop| stop.why == StopReason::Moved)
+    }
+
     /// Whether it was told to end and nobody could be asked how it did: lost with its node, it failed in nothing.
     pub fn went_with_its_node(&self) -> bool {
         self.state == TaskState::Lost && self.stop.is_some()

@@ -59,7 +59,7 @@ pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prep
     if let Some(release) = draft.world.open_release(&spec.name)
         && release.reason.as_deref() == Some(BY_HAND)
         && release.state == ReleaseState::Paused
-        && old.as_ref().is_some_and(|old| old.spec.template_hash() != spec.template_hash())
+        && draft.world.revision(&spec.name, release.to).is_some_and(|held| held.hash != resolved.hash())
     {
         return Err(Error::new(Kind::Conflict, spec.subject(), "its release was paused by hand").help(format!(
             "resume it (neap service rollout resume {0}) or roll it back (neap service rollback {0}) first",

@@ -340,10 +340,10 @@ impl Cluster for Runtime {
     }
 
     async fn set_value(&self, of: ValueKind, name: &str, set: ValueSet) -> Result<ValueChange> {
-        let info = values::set(&self.parts, &self.world(), of, name, &set).await?;
+        let info = self.set_one(of, name, &set).await?;
         match set.no_rollout {
             true => Ok(ValueChange { info, rolled_out: Vec::new(), refused: BTreeMap::new() }),
-            false => Ok(self.roll_out_users(of, name, info).await),
+            false => Ok(self.roll_out_users(of, name, &set, info).await),
         }
     }
 

@@ -42,17 +42,22 @@ impl Runtime {
     // Asks one host, or all that are there; where some cannot be asked, the others count.
     pub(super) async fn ask_volumes(&self, node: Option<&str>, ask: VolumeAsk) -> Result<Volumes> {
         let world = self.world();
-        let asked: Vec<NodeId> = match node {
-            Some(node) => vec![self.node_id(node)?],
+        let mut found = Volumes::default();
+        let mut asked: Vec<NodeId> = Vec::new();
+        match node {
+            Some(node) => asked.push(self.node_id(node)?),
             None => {
-                let there = world.nodes.values().filter(|node| node.state == NodeState::Ready);
-                there.map(|node| node.id.clone()).collect()
+                for node in world.nodes.values() {
+                    match node.state {
+                        NodeState::Ready => asked.push(node.id.clone()),
+                        NodeState::Down => drop(found.missing.insert(node.hostname.clone(), "it is down".into())),
+                    }
+                }
             }
-        };
+        }
         let name = |id: &NodeId| world.nodes.get(id).map_or_else(|| id.to_string(), |node| node.hostname.clone());
         let (engine, ask) = (&self.parts.engine, &ask);
         let answers = asked.iter().map(|id| async move { (id, engine.volumes(id, ask.clone()).await) });
-        let mut found = Volumes::default();
         for (id, answer) in futures_util::future::join_all(answers).await {
             match answer {
                 Ok(volumes) => found.volumes.extend(volumes.into_iter().map(|volume| VolumeInfo {
@@ -61,7 +66,9 @@ impl Runtime {
                     used_by: volume_users(&world, id, &volume.name),
                     ..volume
                 })),
-                Err(error) if node.is_some() || asked.len() == 1 || error.kind == Kind::Conflict => return Err(error),
+                Err(error) if node.is_some() || asked.len() == 1 => {
+                    return Err(error.about_node(&name(id)));
+                }
                 Err(error) => {
                     found.missing.insert(name(id), error.to_string());
                 }
@@ -74,18 +81,54 @@ impl Runtime {
     pub(super) async fn make_volume(&self, node: Option<&str>, spec: VolumeSpec) -> Result<Volumes> {
         spec.validate()?;
         let subject = format!("volume \"{}\"", spec.name);
+        if node.is_none() {
+            self.all_there(&subject).await?;
+        }
         let made = self.ask_volumes(node, VolumeAsk::Create(spec)).await?;
         whole(made, &subject, "made")
     }
 
     pub(super) async fn drop_volume(&self, node: Option<&str>, name: &str, force: bool) -> Result<Volumes> {
         let subject = format!("volume \"{name:.70}\"");
+        if node.is_none() {
+            let users = mounted_by(&self.world(), name);
+            if !users.is_empty() {
+                return Err(Error::new(Kind::Conflict, subject, format!("is used by {}", users.join(", ")))
+                    .help("change those services first, or name the node whose volume is meant (--node)"));
+            }
+            self.all_there(&subject).await?;
+        }
         let removed = self.ask_volumes(node, VolumeAsk::Remove { name: name.to_owned(), force }).await?;
         if removed.volumes.is_empty() && removed.missing.is_empty() {
             return Err(Error::not_found(subject).help("`neap volume ls` lists them"));
         }
         whole(removed, &subject, "removed")
     }
+}
+
+impl Runtime {
+    // Nothing is changed anywhere unless every host that is meant can be asked.
+    async fn all_there(&self, subject: &str) -> Result<()> {
+        let there = self.ask_volumes(None, VolumeAsk::List).await?;
+        let Some((node, why)) = there.missing.first_key_value() else { return Ok(()) };
+        Err(Error::new(
+            Kind::Unavailable,
+            subject,
+            format!("is meant on all nodes, and node \"{node}\" cannot be asked"),
+        )
+        .cause(why)
+        .help("name the nodes that are meant, one by one (--node)"))
+    }
+}
+
+// Services with a revision that mounts it.
+fn mounted_by(world: &World, name: &str) -> Vec<String> {
+    let mounts =
+        |mount: &crate::model::mount::Mount| mount.kind == MountKind::Volume && mount.source.as_deref() == Some(name);
+    let uses = world.revisions.values().filter(|revision| revision.spec.mounts.iter().any(mounts));
+    let mut users: Vec<String> = uses.map(|revision| revision.service.to_string()).collect();
+    users.dedup();
+    users
 }
 
 // A change that did not reach every host that it was meant for is no success.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::kv::check_key;
@@ -9,28 +11,50 @@ use super::{Parts, Runtime};
 use crate::client::kv::{ConfigValue, ValueChange, ValueInfo, ValueKind, ValueSet};
 use crate::client::{Apply, Cluster, Only};
 use crate::model::clock::Timestamp;
-use crate::model::service::Revision;
+use crate::model::id::TaskId;
+use crate::model::release::ReleaseState;
+use crate::model::service::{Revision, ServiceSpec};
+use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::world::World;
-use crate::store::{Entry, Expect, MAX_VALUE, Write, decode, encode};
+use crate::store::{Entry, Expect, Write, decode, encode};
 
-/// Largest value, in bytes (Docker's bound for secrets).
-const MAX: usize = 500 * 1024;
+/// Largest value, in bytes: a Swarm takes secrets of less than 500 KiB.
+const MAX: usize = 500 * 1024 - 1;
+/// A version that no revision uses is kept so long: an apply that has looked it up may be about to.
+const KEPT: Duration = Duration::from_secs(600);
 
-/// One as it is stored: all versions that something may still use.
+/// What is known of one. Its values are records of their own.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 struct Record {
-    // Counts the times that it was set.
+    // Counts the values that it was set to.
     version: u64,
     // When it was set.
     at: Timestamp,
-    // Versions and what they hold, the oldest first: a config's text, a secret sealed and in hexadecimal digits.
-    #[serde(rename = "sealed")]
-    held: Vec<(u64, String)>,
+    // Versions that something may still use, the oldest first.
+    versions: Vec<Held>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Held {
+    version: u64,
+    at: Timestamp,
+    // Where its value is: two that are set at once do not meet there.
+    id: String,
+}
+
+/// A value as it is stored: a config's text, or a secret, sealed and in base64.
+#[derive(Debug, Serialize, Deserialize)]
+struct Value {
+    value: String,
 }
 
 fn key(of: ValueKind, name: &str) -> String {
     format!("{}/{name}", of.as_str())
+}
+
+fn value_key(of: ValueKind, name: &str, id: &str) -> String {
+    format!("{}-value/{name}@{id}", of.as_str())
 }
 
 fn subject(of: ValueKind, name: &str) -> String {
@@ -81,66 +105,28 @@ fn missing(of: ValueKind, name: &str) -> Error {
 pub fn config(parts: &Parts, world: &World, name: &str) -> Result<ConfigValue> {
     let of = ValueKind::Config;
     let (record, _) = read(parts, of, name)?.ok_or_else(|| missing(of, name))?;
-    let value = record.held.last().map(|(_, value)| value.clone()).unwrap_or_default();
-    Ok(ConfigValue { info: info(world, of, name, &record), value })
+    let value = reveal(parts, of, name, record.version)?;
+    Ok(ConfigValue { info: info(world, of, name, &record), value: String::from_utf8_lossy(&value).into_owned() })
 }
 
-/// Sets one. Versions that a revision uses are kept beside it.
-pub async fn set(parts: &Parts, world: &World, of: ValueKind, name: &str, set: &ValueSet) -> Result<ValueInfo> {
-    check_key(of.as_str(), name)?;
-    if set.value.len() > MAX {
-        let message = format!("a value of {} bytes is too large", set.value.len());
-        return Err(Error::new(Kind::Exhausted, subject(of, name), message).help(format!("at most {MAX} bytes")));
-    }
-    for _ in 0..10 {
-        let old = read(parts, of, name)?;
-        if old.is_some() && set.only_new {
-            return Err(Error::new(Kind::Conflict, subject(of, name), "is there already")
-                .help(format!("`neap {} set` gives it another value", of.as_str())));
-        }
-        let expect = old.as_ref().map_or(Expect::Absent, |(_, version)| Expect::Version(*version));
-        let mut record = old.map(|(record, _)| record).unwrap_or_default();
-        let used =
-            |version: u64| world.revisions.values().any(|revision| versions(of, revision).get(name) == Some(&version));
-        // The last one as well: an apply that has looked it up may be about to use it.
-        let last = record.version;
-        record.held.retain(|(version, _)| used(*version) || *version == last);
-        record.version += 1;
-        record.at = parts.clock.wall();
-        let held = match of {
-            ValueKind::Secret => hex(&parts.vault.seal(&sealed_as(name, record.version), set.value.as_bytes())?),
-            ValueKind::Config => set.value.clone(),
-        };
-        record.held.push((record.version, held));
-        let bytes = encode(&record);
-        if bytes.len() > MAX_VALUE {
-            return Err(Error::new(Kind::Exhausted, subject(of, name), "its versions in use are too large together")
-                .help("apply the services that use it, so that older versions are forgotten"));
-        }
-        match parts.store.commit(vec![Write::put(key(of, name), bytes).expect(expect)]).await {
-            Ok(_) => return Ok(info(world, of, name, &record)),
-            // Somebody else set it in between: once more, on top of that.
-            Err(error) if error.kind == Kind::Conflict => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Err(Error::new(Kind::Conflict, subject(of, name), "is being set by others all the time").retry(true))
-}
-
-fn sealed_as(name: &str, version: u64) -> String {
-    format!("{name}@{version}")
+// A secret is sealed for its name and its place, so that it cannot be moved to another.
+fn sealed_as(name: &str, id: &str) -> String {
+    format!("{name}@{id}")
 }
 
 /// Removes one that nothing uses.
 pub async fn remove(parts: &Parts, world: &World, of: ValueKind, name: &str) -> Result<()> {
-    read(parts, of, name)?.ok_or_else(|| missing(of, name))?;
+    let (_, version) = read(parts, of, name)?.ok_or_else(|| missing(of, name))?;
     let users = users(world, of, name);
     if !users.is_empty() {
         let message = format!("is used by {}", users.join(", "));
         return Err(Error::new(Kind::Conflict, subject(of, name), message)
             .help("change those services first; the revisions that they may go back to count as well"));
     }
-    parts.store.commit(vec![Write::remove(key(of, name))]).await.map(drop)
+    let mut writes = vec![Write::remove(key(of, name)).expect(Expect::Version(version))];
+    let values = parts.store.list(&value_key(of, name, ""))?;
+    writes.extend(values.into_iter().map(|entry| Write::remove(entry.key)));
+    parts.store.commit(writes).await.map(drop)
 }
 
 /// The version that one has now.
@@ -152,27 +138,101 @@ pub fn version(parts: &Parts, of: ValueKind, name: &str) -> Result<Option<u64>> 
 pub fn reveal(parts: &Parts, of: ValueKind, name: &str, version: u64) -> Result<Vec<u8>> {
     let gone = || Error::not_found(format!("{}, version {version}", subject(of, name)));
     let (record, _) = read(parts, of, name)?.ok_or_else(gone)?;
-    let (_, held) = record.held.into_iter().find(|(of, _)| *of == version).ok_or_else(gone)?;
+    let held = record.versions.into_iter().find(|held| held.version == version).ok_or_else(gone)?;
+    let entry = parts.store.get(&value_key(of, name, &held.id))?.ok_or_else(gone)?;
+    let Value { value } = decode(&entry.key, &entry.value)?;
     match of {
-        ValueKind::Secret => parts.vault.unseal(&sealed_as(name, version), &unhex(&held).ok_or_else(gone)?),
-        ValueKind::Config => Ok(held.into_bytes()),
+        ValueKind::Secret => {
+            parts.vault.unseal(&sealed_as(name, &held.id), &STANDARD.decode(value).map_err(|_| gone())?)
+        }
+        ValueKind::Config => Ok(value.into_bytes()),
     }
 }
 
 impl Runtime {
+    /// Sets one. A value that is there already is no new version; versions that a revision uses are kept.
+    pub(super) async fn set_one(&self, of: ValueKind, name: &str, set: &ValueSet) -> Result<ValueInfo> {
+        let parts = &self.parts;
+        check_key(of.as_str(), name)?;
+        if set.value.is_empty() {
+            return Err(Error::invalid(subject(of, name), "is empty"));
+        }
+        if set.value.len() > MAX {
+            let message = format!("a value of {} bytes is too large", set.value.len());
+            return Err(Error::new(Kind::Exhausted, subject(of, name), message).help(format!("at most {MAX} bytes")));
+        }
+        for _ in 0..10 {
+            let world = self.world();
+            let old = read(parts, of, name)?;
+            if old.is_some() && set.only_new {
+                return Err(Error::new(Kind::Conflict, subject(of, name), "is there already")
+                    .help(format!("`neap {} set` gives it another value", of.as_str())));
+            }
+            let expect = old.as_ref().map_or(Expect::Absent, |(_, version)| Expect::Version(*version));
+            let mut record = old.map(|(record, _)| record).unwrap_or_default();
+            if record.version > 0 && reveal(parts, of, name, record.version)? == set.value.as_bytes() {
+                return Ok(info(&world, of, name, &record));
+            }
+            let now = parts.clock.wall();
+            let used = |version: u64| {
+                world.revisions.values().any(|revision| versions(of, revision).get(name) == Some(&version))
+            };
+            let last = record.version;
+            let stays = |held: &Held| used(held.version) || held.version == last || now.since(held.at) < KEPT;
+            let gone: Vec<Held> = record.versions.extract_if(.., |held| !stays(held)).collect();
+            record.version += 1;
+            record.at = now;
+            let id = TaskId::new(&*parts.clock).to_string();
+            let value = match of {
+                ValueKind::Secret => STANDARD.encode(parts.vault.seal(&sealed_as(name, &id), set.value.as_bytes())?),
+                ValueKind::Config => set.value.clone(),
+            };
+            // The value first, by itself since it may be large; nobody knows of it before the record does.
+            let place = value_key(of, name, &id);
+            parts.store.commit(vec![Write::put(&place, encode(&Value { value })).expect(Expect::Absent)]).await?;
+            record.versions.push(Held { version: record.version, at: now, id });
+            let mut writes = vec![Write::put(key(of, name), encode(&record)).expect(expect)];
+            writes.extend(gone.iter().map(|held| Write::remove(value_key(of, name, &held.id))));
+            match parts.store.commit(writes).await {
+                Ok(_) => return Ok(info(&world, of, name, &record)),
+                // Somebody else set it in between: once more, on top of that.
+                Err(error) => {
+                    let _ = parts.store.commit(vec![Write::remove(place)]).await;
+                    if error.kind != Kind::Conflict {
+                        return Err(error);
+                    }
+                }
+            }
+        }
+        Err(Error::new(Kind::Conflict, subject(of, name), "is being set by others all the time").retry(true))
+    }
+
     // Services whose description names it take the new version; each by a release of its own.
-    pub(super) async fn roll_out_users(&self, of: ValueKind, name: &str, info: ValueInfo) -> ValueChange {
+    pub(super) async fn roll_out_users(
+        &self,
+        of: ValueKind,
+        name: &str,
+        set: &ValueSet,
+        info: ValueInfo,
+    ) -> ValueChange {
         let world = self.world();
-        let uses = |spec: &crate::model::service::ServiceSpec| match of {
+        let uses = |spec: &ServiceSpec| match of {
             ValueKind::Secret => spec.secrets.values().any(|used| used == name),
             ValueKind::Config => spec.configs.values().any(|used| used.name == name),
         };
-        let users = world.services.values().filter(|service| !service.removing && uses(&service.spec));
-        let users: Vec<String> = users.map(|service| service.spec.name.to_string()).collect();
         let mut change = ValueChange { info, rolled_out: Vec::new(), refused: BTreeMap::new() };
-        for user in users {
-            let service = serde_json::json!({ "name": user });
-            match self.apply(Apply { service, with: None, only: Only::Update }).await {
+        for service in world.services.values().filter(|service| !service.removing && uses(&service.spec)) {
+            let user = service.spec.name.to_string();
+            let latest = world.revision(&service.spec.name, service.revision);
+            if latest.is_some_and(|latest| versions(of, latest).get(name) == Some(&change.info.version)) {
+                continue;
+            }
+            if let Some(why) = holds_back(&world, service, set) {
+                change.refused.insert(user, why);
+                continue;
+            }
+            let ask = serde_json::json!({ "name": user });
+            match self.apply(Apply { service: ask, with: None, only: Only::Update }).await {
                 Ok(_) => change.rolled_out.push(user),
                 Err(error) => {
                     change.refused.insert(user, error.to_string());
@@ -183,16 +243,15 @@ impl Runtime {
     }
 }
 
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
-}
-
-fn unhex(text: &str) -> Option<Vec<u8>> {
-    let digits = text.as_bytes();
-    let pair = |pair: &[u8]| u8::from_str_radix(std::str::from_utf8(pair).ok()?, 16).ok();
-    if digits.len().is_multiple_of(2) { digits.chunks(2).map(pair).collect() } else { None }
+// Why a service is left as it is. What somebody holds half-way is not to be carried on by a new value.
+fn holds_back(world: &World, service: &crate::model::service::Service, set: &ValueSet) -> Option<String> {
+    if !service.spec.name.as_str().starts_with(&set.prefix) {
+        return Some(format!("whoever set it may touch only names that begin with \"{}\"", set.prefix));
+    }
+    let release = world.releases.get(&service.spec.name)?;
+    match release.state {
+        ReleaseState::Paused => Some("its release is paused; apply it once that is over".into()),
+        ReleaseState::Failed => Some("its last release stopped half-way; apply it once that is mended".into()),
+        _ => None,
+    }
 }

@@ -18,7 +18,7 @@ pub enum Again {
 pub fn again(policy: &RestartPolicy, last: Option<&Task>) -> Again {
     let Some(last) = last else { return Again::At(None, 0) };
     let failed = matches!(last.state, TaskState::Failed | TaskState::Rejected | TaskState::Lost);
-    let by_itself = !last.went_with_its_node() && (failed || last.state == TaskState::Complete);
+    let by_itself = !last.went_with_its_node() && !last.was_on_trial() && (failed || last.state == TaskState::Complete);
     if !by_itself {
         return Again::At(None, 0);
     }

@@ -225,6 +225,7 @@ impl Work<'_> {
     fn one(&mut self, wanted: &SlotAsk) -> Result<Option<Result<Placement>>> {
         let stays = wanted.stays.as_ref().and_then(|stay| Some((self.board.position(&stay.node)?, stay.min_gain)));
         let own = stays.map(|(at, _)| at);
+        let gone = wanted.stays.as_ref().is_none_or(|stay| stay.gone);
         let counted: Vec<usize> = wanted.replaces.iter().filter_map(|node| self.board.position(node)).collect();
         let replaced: Vec<usize> = counted.iter().copied().chain(own).collect();
         let was_current = self.group.is_current(self.board);
@@ -250,13 +251,15 @@ impl Work<'_> {
             _ => None,
         };
         self.discount(&counted, 1);
-        if found.is_none() {
+        if found.is_none() || !gone {
             self.count_itself(own, 1);
         }
         ready?;
         let place = match (found, refusals) {
             (Some((at, score)), _) => {
-                self.board.alter_at(at, &self.ask.service, true, &self.ask.filter.reservations, 1);
+                if gone || own != Some(at) {
+                    self.board.alter_at(at, &self.ask.service, true, &self.ask.filter.reservations, 1);
+                }
                 // A failure from here on is the next task's: this one has its place.
                 let caught = self.catch_up(&replaced).and_then(|()| self.catch_up(&[at]));
                 self.outgrown |= caught.is_err();

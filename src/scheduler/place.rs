@@ -53,6 +53,8 @@ pub struct Stay {
     pub node: NodeId,
     /// By how much another node's score has to be higher.
     pub min_gain: f64,
+    /// Whether it is gone from there once it has another place; otherwise it runs on there for the time being.
+    pub gone: bool,
 }
 
 impl Ask {

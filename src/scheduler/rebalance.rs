@@ -1,16 +1,24 @@
 //! Moves tasks to nodes that their policy likes better by now: only those, and only as far as it says.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::backoff::{Again, again};
 use super::place::{Ask, Filter, Placer, SlotAsk, Stay};
 use super::slots::{self, InSlot};
 use super::world::{Change, Draft, World};
 use crate::model::event::What;
-use crate::model::id::{NodeId, TaskId};
+use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::plan::{Move, Rebalance};
 use crate::model::service::{Mode, Service};
-use crate::model::task::{Task, TaskState};
+use crate::model::task::{Health, Leaving, Stop, StopReason, Task, TaskState};
+use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
+
+/// How long a successor without a check has to run before the task whose place it takes ends.
+const PROVEN: Duration = Duration::from_secs(5);
+/// How long a successor may take to become healthy.
+const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A move, and the task that it concerns.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,8 +47,7 @@ pub fn moves(world: &World, service: &Service, ask: &Rebalance, placer: &mut dyn
     }
     let mut there: Vec<(Arc<Task>, NodeId)> = Vec::new();
     for (_, tasks) in slots::by_slot(world, service) {
-        let staying = |task: &&Arc<Task>| task.is_healthy() && task.leaving.is_none();
-        let task = tasks.good(world, service, service.active).filter(staying);
+        let task = tasks.good(world, service, service.active).filter(|task| task.is_healthy());
         there.extend(task.and_then(|task| Some((task.clone(), task.node.clone()?))));
     }
     let spec = slots::placement(world, service, service.active);
@@ -51,7 +58,7 @@ pub fn moves(world: &World, service: &Service, ask: &Rebalance, placer: &mut dyn
     let slot = |(task, node): &(Arc<Task>, NodeId)| SlotAsk {
         slot: task.slot.clone(),
         replaces: Vec::new(),
-        stays: Some(Stay { node: node.clone(), min_gain: ask.min_gain }),
+        stays: Some(Stay { node: node.clone(), min_gain: ask.min_gain, gone: true }),
     };
     let question = Ask {
         service: name.clone(),
@@ -61,7 +68,7 @@ pub fn moves(world: &World, service: &Service, ask: &Rebalance, placer: &mut dyn
         policies: service.spec.policy.clone(),
         bundle: service.bundle.clone(),
         on_error: service.spec.on_policy_error,
-        on: there.iter().map(|(_, node)| node.clone()).collect(),
+        on: world.tasks_of(name).filter_map(|task| task.node.clone()).collect(),
         slots: there.iter().map(slot).collect(),
     };
     let board = world.board();
@@ -103,41 +110,135 @@ pub fn moves(world: &World, service: &Service, ask: &Rebalance, placer: &mut dyn
 }
 
 /// Has them moved: those that are still as they were.
-pub fn begin(draft: &mut Draft, service: &Service, moves: &[Moved]) -> Result<()> {
+pub fn begin(draft: &mut Draft, service: &Service, ask: &Rebalance, moves: &[Moved]) -> Result<()> {
     let now = draft.clock.now();
-    if draft.world.open_release(&service.spec.name).is_some() {
-        return Err(Error::new(Kind::Conflict, service.spec.subject(), "has a release going on"));
-    }
+    may_begin(&draft.world, service)?;
     for moved in moves {
         let Some(task) = draft.world.tasks.get(&moved.task).filter(|task| task.wanted()) else { continue };
         let mut task = Task::clone(task);
-        task.leaving = Some(now);
+        task.leaving = Some(Leaving { at: now, min_gain: ask.min_gain });
         draft.change(Change::Task(Arc::new(task)));
     }
     draft.note(What::ServiceUpdated, &service.spec.name, format!("rebalanced: {} to move", moves.len()));
     Ok(())
 }
 
-/// A task whose successor failed, or has no place by now, stays where it is.
-pub fn give_up(draft: &mut Draft, tasks: &mut InSlot, revision: u32) {
-    let failed = |since, task: &&Arc<Task>| {
-        let ended = matches!(task.state, TaskState::Failed | TaskState::Rejected | TaskState::Complete);
-        task.revision == revision && ended && task.created_at >= since
-    };
-    let refused =
-        |task: &&Arc<Task>| task.leaving.is_none() && task.state == TaskState::Pending && task.reason.is_some();
-    let why = |since| {
-        let found = tasks.ended.iter().find(|task| failed(since, task)).or_else(|| tasks.wanted.iter().find(refused));
-        found.map(|task| task.reason.clone().unwrap_or_else(|| task.state.as_str().to_owned()))
-    };
-    let stays: Vec<(TaskId, String)> =
-        tasks.wanted.iter().filter_map(|task| Some((task.id, why(task.leaving?)?))).collect();
-    for (id, why) in stays {
-        let Some(task) = tasks.wanted.iter_mut().find(|task| task.id == id) else { continue };
-        let mut staying = Task::clone(task);
-        staying.leaving = None;
-        staying.reason = Some(crate::model::error::shorten(&format!("could not be moved: {why}")));
-        *task = Arc::new(staying);
-        draft.change(Change::Task(task.clone()));
+/// Moves nothing more.
+pub fn cancel(draft: &mut Draft, service: &Service) {
+    let tasks: Vec<Arc<Task>> = draft.world.tasks_of(&service.spec.name).cloned().collect();
+    for task in tasks.iter().filter(|task| task.wanted() && task.leaving.is_some()) {
+        stay(draft, task, "the rebalance was cancelled");
     }
+}
+
+// One at a time: a second one would not know where the first one's tasks will be.
+fn may_begin(world: &World, service: &Service) -> Result<()> {
+    let name = &service.spec.name;
+    let wrong = |why: &str| Error::new(Kind::Conflict, service.spec.subject(), why.to_owned());
+    if world.open_release(name).is_some() {
+        return Err(
+            wrong("has a release going on").help("wait until it is over; a rollout places its tasks anew anyway")
+        );
+    }
+    if world.tasks_of(name).any(|task| task.wanted() && task.leaving.is_some()) {
+        return Err(wrong("is being rebalanced already")
+            .help(format!("wait until that is over, or end it: neap service rebalance {name} --cancel")));
+    }
+    Ok(())
+}
+
+/// Leaves a task where it is after all.
+pub fn stay(draft: &mut Draft, task: &Arc<Task>, why: &str) {
+    let mut staying = Task::clone(task);
+    staying.leaving = None;
+    let staying = Arc::new(staying);
+    draft.note_task(What::TaskStays, &staying, why.to_owned());
+    draft.change(Change::Task(staying));
+}
+
+/// Whether a successor has shown that it works: it passes a check, or without one has run for a while.
+pub fn is_proven(draft: &mut Draft, service: &Service, task: &Task) -> bool {
+    if task.health == Health::Healthy {
+        return true;
+    }
+    let Some(proven) = task.healthy_at.map(|since| since.after(PROVEN)) else { return false };
+    if draft.clock.now() < proven {
+        draft.wake(&service.spec.name, proven);
+        return false;
+    }
+    true
+}
+
+/// Looks at the moves that are going on. Where a successor fails, has no place, or takes too long, its task stays where it
+/// is; and after one failure so do those that have not begun.
+pub fn judge(draft: &mut Draft, service: &Service, slots: &mut BTreeMap<Slot, InSlot>) {
+    let mut failed = false;
+    for (slot, tasks) in slots.iter_mut() {
+        let revision = draft.world.revision_for(service, slot);
+        let Some(old) = tasks.wanted.iter().find(|task| task.leaving.is_some()).cloned() else { continue };
+        let Some(why) = failure(draft, service, tasks, &old, revision) else { continue };
+        failed = true;
+        leave(draft, tasks, &old, &why);
+        // What was tried says nothing of the slot.
+        let since = old.leaving.map_or(old.created_at, |leaving| leaving.at);
+        let tried = tasks.ended.iter_mut().filter(|task| task.created_at >= since && task.stop.is_none());
+        for task in tried {
+            let mut tried = Task::clone(task);
+            tried.stop = Some(Stop { why: StopReason::Moved, at: draft.clock.now() });
+            *task = Arc::new(tried);
+            draft.change(Change::Task(task.clone()));
+        }
+        let successors = tasks.wanted.extract_if(.., |task| task.id != old.id && task.revision == revision);
+        for successor in successors.collect::<Vec<_>>() {
+            draft.stop(&successor, StopReason::Moved);
+            tasks.stopping.push(successor);
+        }
+    }
+    if failed {
+        for tasks in slots.values_mut().filter(|tasks| !tasks.is_moving()) {
+            for old in tasks.wanted.clone().iter().filter(|task| task.leaving.is_some()) {
+                leave(draft, tasks, old, "another one could not be moved");
+            }
+        }
+    }
+}
+
+fn leave(draft: &mut Draft, tasks: &mut InSlot, old: &Arc<Task>, why: &str) {
+    stay(draft, old, why);
+    if let (Some(known), Some(now)) =
+        (tasks.wanted.iter_mut().find(|task| task.id == old.id), draft.world.tasks.get(&old.id))
+    {
+        *known = now.clone();
+    }
+}
+
+// Why a task cannot be moved.
+fn failure(draft: &mut Draft, service: &Service, tasks: &InSlot, old: &Task, revision: u32) -> Option<String> {
+    let since = old.leaving?.at;
+    let told = |task: &Arc<Task>| crate::model::error::shorten(task.reason.as_deref().unwrap_or(task.state.as_str()));
+    let ended = |task: &&Arc<Task>| {
+        let failed = matches!(task.state, TaskState::Failed | TaskState::Rejected | TaskState::Complete);
+        failed && task.revision == revision && task.created_at >= since && task.stop.is_none()
+    };
+    if let Some(task) = tasks.ended.iter().find(ended) {
+        return Some(told(task));
+    }
+    let Some(successor) = tasks.wanted.iter().find(|task| task.leaving.is_none()) else {
+        // Nothing would be started here.
+        let last = tasks.last(service, revision).map(AsRef::as_ref);
+        let never = again(&service.spec.restart, last) == Again::Never;
+        return never.then(|| "its restart policy starts no other".to_owned());
+    };
+    if successor.health == Health::Unhealthy || (successor.state == TaskState::Pending && successor.reason.is_some()) {
+        return Some(told(successor));
+    }
+    let late = successor.created_at.after(PATIENCE);
+    if successor.is_healthy() {
+        return None;
+    }
+    if draft.clock.now() >= late {
+        return Some(format!("its successor was not healthy within {PATIENCE}"));
+    }
+    draft.wake(&service.spec.name, late);
+    None
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::backoff::{Again, again};
-use super::place::{Answer, Ask, Filter, Placer, SlotAsk};
+use super::place::{Answer, Ask, Filter, Placer, SlotAsk, Stay};
 use super::rebalance;
 use super::release::{self, Rollouts};
 use super::slots::{self, InSlot};
@@ -69,13 +69,14 @@ fn fill(draft: &mut Draft, service: &Arc<Service>) {
         .filter(|release| !matches!(release.state, ReleaseState::Promoted | ReleaseState::RolledBack));
     let order = latest.map_or(Order::StartFirst, |release| release.order);
     let mut healthy = 0;
-    // A release moves tasks itself. Besides it, some at a time.
-    let mut moves = if open.is_some() { 0 } else { moves_at_once(desired.len()) };
+    rebalance::judge(draft, service, &mut present);
+    // A release moves tasks itself. Besides it, some at a time; those that have begun go on.
+    let moving = present.values().filter(|tasks| tasks.is_moving()).count();
+    let mut moves = if open.is_some() { 0 } else { moves_at_once(desired.len()).saturating_sub(moving) };
     for slot in &desired {
         let mut tasks = present.remove(slot).unwrap_or_default();
         let revision = draft.world.revision_for(service, slot);
-        rebalance::give_up(draft, &mut tasks, revision);
-        if tasks.wanted.iter().any(|task| task.leaving.is_some()) {
+        if tasks.wanted.iter().any(|task| task.leaving.is_some()) && !tasks.is_moving() {
             match moves {
                 0 => tasks.stay(),
                 _ => moves -= 1,
@@ -116,7 +117,8 @@ fn fill_slot(
         for task in outgoing {
             // Two of the right revision, or an old one whose successor is ready, or one that never came up.
             let same = task.revision == revision && good.node == task.node && task.leaving.is_none();
-            if same || good.is_healthy() || task.state < TaskState::Running || task.health == Health::Unhealthy {
+            let ready = good.is_healthy() && (task.leaving.is_none() || rebalance::is_proven(draft, service, &good));
+            if same || ready || task.state < TaskState::Running || task.health == Health::Unhealthy {
                 draft.stop(&task, why(&task, revision));
             }
         }
@@ -226,18 +228,20 @@ pub fn assign(draft: &mut Draft, placer: &mut dyn Placer, scope: &BTreeSet<Name>
     // As it is before anything is placed: asks are made while the first ones are being answered.
     let world = draft.world.clone();
     let now = draft.clock.now();
-    let waiting: RefCell<Vec<Vec<Arc<Task>>>> = RefCell::default();
+    let waiting: RefCell<Vec<Vec<Waiting>>> = RefCell::default();
     let mut later = Vec::new();
     let mut asks = scope
         .iter()
         .filter_map(|name| world.services.get(name))
         .flat_map(|service| {
             let name = &service.spec.name;
-            let Due { tasks, seated, next } = due(&world, name, now);
-            later.extend(next.map(|at| (name.clone(), at)));
+            let mut due = due(&world, name, now);
+            later.extend(due.next.map(|at| (name.clone(), at)));
+            let tasks = std::mem::take(&mut due.tasks);
             let ask = |(revision, tasks): (u32, Vec<Arc<Task>>)| {
-                let ask = ask(&world, service, revision, &tasks, &seated)?;
-                waiting.borrow_mut().push(tasks);
+                let ask = ask(&world, service, revision, &tasks, &due)?;
+                let leaving = |task: &Arc<Task>| due.leaving.get(&task.slot).cloned();
+                waiting.borrow_mut().push(tasks.into_iter().map(|task| (leaving(&task), task)).collect());
                 Some(ask)
             };
             tasks.into_iter().filter_map(ask).collect::<Vec<Ask>>()
@@ -245,8 +249,8 @@ pub fn assign(draft: &mut Draft, placer: &mut dyn Placer, scope: &BTreeSet<Name>
         .peekable();
     if asks.peek().is_some() {
         placer.place(world.board(), &mut asks, &mut |number, answers| {
-            for (task, answer) in waiting.borrow()[number].iter().zip(answers) {
-                settle(draft, task, answer);
+            for ((leaving, task), answer) in waiting.borrow()[number].iter().zip(answers) {
+                settle(draft, task, leaving.as_ref(), answer);
             }
         });
     }
@@ -255,6 +259,9 @@ pub fn assign(draft: &mut Draft, placer: &mut dyn Placer, scope: &BTreeSet<Name>
         draft.wake(&name, at);
     }
 }
+
+/// A pending task, and the one that a rebalance moves and whose place it is to take.
+type Waiting = (Option<Arc<Task>>, Arc<Task>);
 
 /// Nodes that have tasks of a service, by slot.
 type Seated = BTreeMap<Slot, Vec<NodeId>>;
@@ -265,15 +272,20 @@ struct Due {
     tasks: BTreeMap<u32, Vec<Arc<Task>>>,
     /// Where its others are.
     seated: Seated,
+    /// Those that a rebalance moves.
+    leaving: BTreeMap<Slot, Arc<Task>>,
     /// When the time of the next one comes.
     next: Option<Timestamp>,
 }
 
 fn due(world: &World, name: &Name, now: Timestamp) -> Due {
-    let mut due = Due { tasks: BTreeMap::new(), seated: Seated::new(), next: None };
+    let mut due = Due { tasks: BTreeMap::new(), seated: Seated::new(), leaving: BTreeMap::new(), next: None };
     for task in world.tasks_of(name).filter(|task| task.wanted()) {
         if let Some(node) = &task.node {
             due.seated.entry(task.slot.clone()).or_default().push(node.clone());
+        }
+        if task.leaving.is_some() {
+            due.leaving.insert(task.slot.clone(), task.clone());
         }
         if task.state != TaskState::Pending {
             continue;
@@ -286,16 +298,25 @@ fn due(world: &World, name: &Name, now: Timestamp) -> Due {
     due
 }
 
-fn ask(world: &World, service: &Service, revision: u32, tasks: &[Arc<Task>], seated: &Seated) -> Option<Ask> {
+fn ask(world: &World, service: &Service, revision: u32, tasks: &[Arc<Task>], due: &Due) -> Option<Ask> {
     let name = &service.spec.name;
     // Placement follows the latest description, resources those of the task's own revision.
     let spec = slots::placement(world, service, revision);
     let mut filter = Filter::of(spec);
     filter.reservations = world.revision(name, revision)?.spec.reservations;
-    // The task whose place it takes is no neighbour to be counted.
-    let replaces = |slot: &Slot| seated.get(slot).cloned().unwrap_or_default();
-    let slots =
-        tasks.iter().map(|task| SlotAsk { slot: task.slot.clone(), replaces: replaces(&task.slot), stays: None });
+    // The task whose place it takes is no neighbour to be counted. One that a rebalance moves stays if it is not better
+    // elsewhere any more.
+    let slots = tasks.iter().map(|task| {
+        let leaving = due.leaving.get(&task.slot);
+        let mut replaces = due.seated.get(&task.slot).cloned().unwrap_or_default();
+        let stays = leaving.and_then(|task| {
+            let (node, why) = (task.node.clone()?, task.leaving?);
+            let at = replaces.iter().position(|known| *known == node)?;
+            replaces.remove(at);
+            Some(Stay { node, min_gain: why.min_gain, gone: false })
+        });
+        SlotAsk { slot: task.slot.clone(), replaces, stays }
+    });
     Some(Ask {
         service: name.clone(),
         revision,
@@ -304,16 +325,26 @@ fn ask(world: &World, service: &Service, revision: u32, tasks: &[Arc<Task>], sea
         policies: service.spec.policy.clone(),
         bundle: service.bundle.clone(),
         on_error: service.spec.on_policy_error,
-        on: seated.values().flatten().cloned().collect(),
+        on: due.seated.values().flatten().cloned().collect(),
         slots: slots.collect(),
     })
 }
 
-fn settle(draft: &mut Draft, task: &Arc<Task>, answer: Answer) {
+fn settle(draft: &mut Draft, task: &Arc<Task>, leaving: Option<&Arc<Task>>, answer: Answer) {
     if let Some(note) = answer.note {
         draft.note_task(What::ScriptFailed, task, note);
     }
     let mut placed = Task::clone(task);
+    let node_of = |placement: &super::place::Placement| {
+        draft.world.board().seat(placement.at as usize).map(|seat| seat.node.id.clone())
+    };
+    if let (Some(leaving), Ok(placement)) = (leaving, &answer.place)
+        && leaving.node == node_of(placement)
+    {
+        rebalance::stay(draft, leaving, "no other node is better by now");
+        draft.stop(task, StopReason::Moved);
+        return;
+    }
     match answer.place {
         Ok(placement) => {
             placed.state = TaskState::Assigned;

@@ -96,7 +96,8 @@ impl InSlot {
                 && task.service_id == service.id
                 && task.node.as_deref().is_none_or(|node| suits(world, spec, node))
         };
-        let rank = |task: &Arc<Task>| (!task.is_healthy(), task.state != TaskState::Running, task.leaving, task.id);
+        let rank =
+            |task: &Arc<Task>| (!task.is_healthy(), task.state != TaskState::Running, task.leaving.is_some(), task.id);
         self.wanted.iter().filter(fits).min_by_key(|task| rank(task))
     }
 
@@ -108,6 +109,11 @@ impl InSlot {
         };
         let id = staying.good(world, service, revision)?.id;
         self.wanted.iter().find(|task| task.id == id)
+    }
+
+    /// Whether the successor of one that is to be moved is on its way.
+    pub fn is_moving(&self) -> bool {
+        self.wanted.iter().any(|task| task.leaving.is_some()) && self.wanted.iter().any(|task| task.leaving.is_none())
     }
 
     /// Leaves those where they are that a rebalance is to move, for now.

@@ -401,22 +401,34 @@ impl Engine for DockerEngine {
     // A network is each host's own: made on all of them, and shown once.
     async fn networks(&self, ask: NetworkAsk) -> Result<Vec<NetworkInfo>> {
         let mut all: BTreeMap<String, NetworkInfo> = BTreeMap::new();
-        let mut removed = false;
+        let (mut removed, mut made) = (false, false);
+        // A change is begun only where all of them can be asked; otherwise those that are there tell.
+        let mut there = Vec::new();
         for host in self.hosts.values() {
-            let docker = host.connected()?.docker;
+            match host.connected() {
+                Ok(connection) => there.push((host, connection.docker)),
+                Err(error) if ask != NetworkAsk::List || self.hosts.len() == 1 => return Err(error),
+                Err(_) => {}
+            }
+        }
+        for (host, docker) in there {
             match &ask {
                 NetworkAsk::List => {
-                    for mut network in networks::list(&docker).await? {
-                        let known = all.entry(network.name.clone()).or_insert_with(|| {
-                            network.nodes.clear();
-                            network
-                        });
+                    for network in networks::list(&docker).await? {
+                        let known = all.entry(network.name.clone()).or_insert(network);
                         known.nodes.push(host.node().borrow().hostname.clone());
                     }
                 }
                 NetworkAsk::Create(network) => {
+                    // What an attempt before this one has made is as good.
+                    let known = networks::list(&docker).await?;
+                    let known = known.iter().find(|known| known.name == network.name);
+                    if known.is_some_and(|known| networks::is_like(known, network, "bridge")) {
+                        continue;
+                    }
                     let request = networks::request(network, "bridge", &network.subnets, &host.cluster);
                     networks::create(&docker, request).await?;
+                    made = true;
                 }
                 NetworkAsk::Remove(name) => {
                     removed |= networks::remove(&docker, name).await?;
@@ -426,6 +438,7 @@ impl Engine for DockerEngine {
         }
         match ask {
             NetworkAsk::Remove(name) if !removed => Err(networks::missing(&name)),
+            NetworkAsk::Create(network) if !made => Err(networks::is_there(&network.name)),
             _ => Ok(all.into_values().collect()),
         }
     }

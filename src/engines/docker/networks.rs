@@ -23,12 +23,15 @@ pub fn request(network: &NetworkSpec, driver: &str, subnets: &[String], cluster:
         gateway: network.gateways.get(number).cloned(),
         ..IpamConfig::default()
     };
+    // In a Swarm, one that is not the whole Swarm's would be of no use to services.
+    let scope = (driver == "overlay").then_some("swarm");
     let driver = network.driver.as_deref().unwrap_or(driver);
     NetworkCreateRequest {
         name: network.name.clone(),
         driver: Some(driver.to_owned()),
         internal: network.internal.then_some(true),
         attachable: (driver == "overlay").then_some(network.attachable.unwrap_or(true)),
+        scope: scope.map(str::to_owned),
         enable_ipv6: network.ipv6.then_some(true),
         ipam: (!subnets.is_empty())
             .then(|| Ipam { config: Some(subnets.iter().enumerate().map(config).collect()), ..Ipam::default() }),
@@ -67,14 +70,27 @@ fn info(network: Network) -> Option<NetworkInfo> {
 
 /// Makes one.
 pub async fn create(docker: &Docker, request: NetworkCreateRequest) -> Result<()> {
-    let subject = format!("network \"{}\"", request.name);
+    let (subject, name) = (format!("network \"{}\"", request.name), request.name.clone());
     match docker.create_network(request).await {
         Ok(_) => Ok(()),
-        Err(error) if trouble::said(&error).contains("already exists") => {
-            Err(Error::new(Kind::Conflict, subject, "is there already").help("remove it first, or use another name"))
-        }
+        Err(error) if trouble::said(&error).contains("already exists") => Err(is_there(&name)),
         Err(error) => Err(trouble::error(subject, "make it", &error)),
     }
+}
+
+/// The error where there is one already.
+pub fn is_there(name: &str) -> Error {
+    Error::new(Kind::Conflict, format!("network \"{name:.70}\""), "is there already")
+        .help("remove it first, or use another name")
+}
+
+/// Whether one that is there is what is asked for.
+pub fn is_like(known: &NetworkInfo, asked: &NetworkSpec, driver: &str) -> bool {
+    known.driver == asked.driver.as_deref().unwrap_or(driver)
+        && known.internal == asked.internal
+        && known.encrypted == (asked.encrypted || asked.options.contains_key("encrypted"))
+        && (asked.subnets.is_empty() || known.subnets == asked.subnets)
+        && asked.labels.iter().all(|(key, value)| known.labels.get(key) == Some(value))
 }
 
 /// Removes one; false: there is none.

@@ -50,7 +50,9 @@ async fn create(docker: &Docker, spec: VolumeSpec) -> Result<VolumeInfo> {
     let made = info(made.map_err(|error| trouble::error(subject.clone(), "make it", &error))?);
     // Docker answers with the one that is there, whatever it is.
     let driver = spec.driver.as_deref().unwrap_or("local");
-    if made.driver != driver || made.options != spec.options {
+    // A plugin's name comes back with its tag.
+    let same = made.driver.trim_end_matches(":latest") == driver.trim_end_matches(":latest");
+    if !same || made.options != spec.options {
         return Err(Error::new(Kind::Conflict, subject, "is there already, with another driver or other options")
             .help("remove it first, or use another name"));
     }

@@ -53,7 +53,12 @@ struct Shared {
     // There may be news: a service was made or removed.
     stirred: Notify,
     hosts: Option<Arc<dyn Hosts>>,
+    // Held for a start, which may need a secret before its service names it; taken whole to clear them up.
+    files: tokio::sync::RwLock<Option<std::time::Instant>>,
 }
+
+/// How often what no service reads any more is cleared up.
+const CLEAR_UP: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// Whether the Docker Engine at `address` is a manager of a Swarm.
 pub async fn manages(address: &Address) -> bool {
@@ -90,6 +95,7 @@ impl SwarmEngine {
             tasks: Arc::new(Tasks::default()),
             stirred: Notify::new(),
             hosts: options.hosts.clone(),
+            files: tokio::sync::RwLock::new(None),
         });
         // All that is there before anybody asks.
         shared.take_stock().await?;
@@ -121,6 +127,7 @@ impl Shared {
         for network in &request.spec.networks {
             objects::ensure_network(&self.docker, &self.cluster, &network.name).await?;
         }
+        let _held = self.files.read().await;
         let files = objects::ensure_files(&self.docker, &self.cluster, request).await?;
         // The service's own name and slot are filled in here, its node's by Swarm.
         let filled = Arc::new(super::template::expand(request, None));
@@ -143,6 +150,16 @@ impl Shared {
         }
         self.stirred.notify_one();
         Ok(())
+    }
+
+    // Now and then, and never while a start is on its way to need one.
+    async fn clear_up(&self) -> Result<()> {
+        let mut last = self.files.write().await;
+        if last.is_some_and(|last| last.elapsed() < CLEAR_UP) {
+            return Ok(());
+        }
+        *last = Some(std::time::Instant::now());
+        objects::prune_files(&self.docker, &self.cluster).await
     }
 
     // Who acts on that node.
@@ -228,6 +245,15 @@ impl Engine for SwarmEngine {
             self.shared.remove_service(task, &service).await?;
         }
         self.shared.tasks.forget(task);
+        let due = self.shared.files.try_read().is_ok_and(|last| last.is_none_or(|last| last.elapsed() >= CLEAR_UP));
+        if due {
+            let shared = self.shared.clone();
+            tokio::spawn(async move {
+                if let Err(error) = shared.clear_up().await {
+                    tracing::debug!(%error, "secrets and configs are cleared up later");
+                }
+            });
+        }
         Ok(())
     }
 
@@ -235,7 +261,7 @@ impl Engine for SwarmEngine {
         for task in self.shared.tasks.unwanted(keep) {
             self.remove(&task).await?;
         }
-        objects::prune_files(&self.shared.docker, &self.shared.cluster).await
+        self.shared.clear_up().await
     }
 
     async fn list(&self) -> Result<Vec<Observed>> {

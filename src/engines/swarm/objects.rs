@@ -59,6 +59,9 @@ pub async fn networks(docker: &Docker, cluster: &str, ask: NetworkAsk) -> Result
         NetworkAsk::Create(network) => create(docker, cluster, &network, &networks::list(docker).await?).await?,
         NetworkAsk::Remove(name) => {
             let found = known.iter().find(|network| network.name == name).ok_or_else(|| networks::missing(&name))?;
+            if name == "ingress" {
+                return Err(Error::new(Kind::Unsupported, "network \"ingress\"", "is Swarm's own"));
+            }
             // By id: a network of this host may have the same name.
             if !networks::remove(docker, &found.id).await.map_err(|error| error.about(format!("network \"{name}\"")))? {
                 return Err(networks::missing(&name));
@@ -178,7 +181,7 @@ pub async fn prune_files(docker: &Docker, cluster: &str) -> Result<()> {
     let gone = |what: &str, result: std::result::Result<(), bollard::errors::Error>| match result {
         Ok(()) => {}
         Err(error) if trouble::is_status(&error, 404) || trouble::said(&error).contains("in use") => {}
-        Err(error) => tracing::warn!(%error, "a {what} that nothing uses could not be removed from the Swarm"),
+        Err(error) => tracing::warn!(%error, what, "what nothing uses could not be removed from the Swarm"),
     };
     for id in list_secrets(docker, cluster).await?.values() {
         gone("secret", docker.delete_secret(id).await);

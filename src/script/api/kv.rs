@@ -138,7 +138,12 @@ fn values(lua: &Lua, cluster: &Arc<dyn Cluster>, name: &'static str, of: ValueKi
                     None => SetOptions::default(),
                 };
                 let no_rollout = options.rollout == Some(false);
-                let set = ValueSet { value: text(&what, &value)?, only_new: options.only_new, no_rollout };
+                let set = ValueSet {
+                    value: text(&what, &value)?,
+                    only_new: options.only_new,
+                    no_rollout,
+                    prefix: String::new(),
+                };
                 let change = cluster.set_value(of, &key, set).await.map_err(raise)?;
                 if let Some((service, why)) = change.refused.first_key_value() {
                     let message = format!("is set, but service \"{service}\" goes on with what it had");

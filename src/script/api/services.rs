@@ -331,7 +331,8 @@ impl UserData for Handle {
             let done = this.context.cluster.rebalance(&this.name(), ask).await.map_err(raise)?;
             if period.is_some() && !ask.dry_run && !done.moves.is_empty() {
                 let handle = Handle::fetch(this.context.clone(), &this.name()).await?;
-                handle.waited("rebalance", period).await?;
+                let handle = handle.waited("rebalance", period).await?;
+                wait::moved(&handle.status, &done.moves).map_err(raise)?;
             }
             from_record(&lua, &done.moves)
         });

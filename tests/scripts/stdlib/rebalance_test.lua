@@ -94,9 +94,75 @@ test "a replica whose successor fails stays where it is" {
     local web = services.get "web"
     assert(web.settled and web.healthy == 2 and counts "web" == "0 2 0", counts "web")
     for id in ids "web" do assert(before[id], "the same tasks") end
-    local told
-    for _, task in web.tasks do told = told or task.reason end
-    assert(told:find "could not be moved: .*no such image", tostring(told))
+    local stays = t.cluster:events "task.stays"
+    assert(#stays == 1 and stays[1].message:find "no such image", json.encode(stays))
+    -- What was tried says nothing of the slot: it is replaced and drained as before.
+    t.cluster:program("server", {})
+    nodes.get("n2"):update { availability = "drain" }
+    services.get("web"):wait "5m"
+    assert(counts "web" == "2 0 0", counts "web")
+    -- Whoever waits is told.
+    nodes.get("n2"):update { availability = "active" }
+    t.cluster:program("server", { exit_after = "2s", exit_code = 1 })
+    local ok, why = pcall(web.rebalance, web, { wait = "1m" })
+    assert(not ok and tostring(why):find "1 of 1 stay where they are", tostring(why))
+    assert(counts "web" == "2 0 0", counts "web")
+  end,
+}
+
+test "one that may not be started again stays, and can still be drained" {
+  nodes = 3,
+  run = function(t)
+    local once = service "web" { command = "server", replicas = 2, restart = { condition = "none" }, constraints = { "node.hostname!=n3" } }
+    once:apply { wait = "1m" }
+    nodes.get("n1"):update { availability = "drain" }
+    services.get("web"):wait "5m"
+    nodes.get("n1"):update { availability = "active" }
+    t.cluster:program("server", { exit_after = "100ms", exit_code = 1 })
+    services.get("web"):rebalance()
+    t.clock:advance "1m"
+    assert(services.get("web").settled and counts "web" == "0 2 0", counts "web")
+    t.cluster:program("server", {})
+    nodes.get("n2"):update { availability = "drain" }
+    services.get("web"):wait "5m"
+    assert(counts "web" == "2 0 0", counts "web")
+  end,
+}
+
+test "one rebalance at a time, and it can be ended" {
+  nodes = 3,
+  run = function(t)
+    service "web" { command = "server", replicas = 9 }:apply { wait = "1m" }
+    nodes.get("n1"):update { availability = "drain" }
+    services.get("web"):wait "5m"
+    nodes.get("n1"):update { availability = "active" }
+    t.cluster:program("server", { start = "20s" })
+    local web = services.get "web"
+    assert(#web:rebalance() == 3)
+    local ok, why = pcall(web.rebalance, web)
+    assert(not ok and tostring(why):find "is being rebalanced already", tostring(why))
+    t.clock:advance "5s"
+    assert(#web:rebalance { cancel = true } == 0)
+    t.clock:advance "1m"
+    assert(web:refresh().settled and counts "web" == "0 5 4" or counts "web" == "0 4 5", counts "web")
+    assert(#t.cluster:events "task.stays" == 3)
+    assert(#web:rebalance { wait = "5m" } == 3 and counts "web" == "3 3 3", counts "web")
+  end,
+}
+
+test "a rollout in the middle of it has its way" {
+  nodes = 3,
+  run = function(t)
+    service "web" { image = "web:1", replicas = 6 }:apply { wait = "1m" }
+    nodes.get("n1"):update { availability = "drain" }
+    services.get("web"):wait "5m"
+    nodes.get("n1"):update { availability = "active" }
+    t.cluster:program("web:1", { start = "3s" })
+    assert(#services.get("web"):rebalance() == 2)
+    t.clock:advance "1s"
+    local web = services.get("web"):update({ image = "web:2" }, { wait = "5m" })
+    assert(web.settled and web.healthy == 6 and #web.tasks == 6)
+    for _, task in web.tasks do assert(task.revision == 2 and not task.leaving) end
   end,
 }
 
