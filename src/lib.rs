@@ -5,6 +5,7 @@ pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod client;
+pub mod compose;
 pub mod daemon;
 pub mod demo;
 pub mod engines;

@@ -7,7 +7,7 @@ const FLOORS: [&[&str]; 8] = [
     &["model"],
     &["store"],
     &["engines", "network"],
-    &["scheduler", "client"],
+    &["scheduler", "client", "compose"],
     &["script"],
     &["runtime"],
     &["agent", "api", "daemon", "demo", "sim"],

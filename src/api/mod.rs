@@ -105,6 +105,7 @@ enum About {
     Nothing,
     Path,
     BodyService,
+    BodyName,
 }
 
 /// The router with all routes.
@@ -181,6 +182,7 @@ async fn serve(
     let about = match route.about {
         About::Nothing => None,
         About::Path => path.get("name").cloned(),
+        About::BodyName => body.get("name").and_then(Value::as_str).map(str::to_owned),
         About::BodyService => body.pointer("/service/name").and_then(Value::as_str).map(str::to_owned),
     };
     let allowed = principal.require(route.need, about.as_deref());

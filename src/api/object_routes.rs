@@ -1,14 +1,14 @@
 //! The routes for networks and volumes.
 
 use super::routes::{route, schema};
-use super::{Answer, Call, Route, json};
+use super::{About, Answer, Call, Route, json};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
 use crate::model::right::Role;
 use crate::model::{Result, strict};
 
 /// All of them.
 pub fn all() -> Vec<Route> {
-    use crate::model::right::Role::{Admin, Viewer};
+    use crate::model::right::Role::{Admin, Deployer, Viewer};
     const NODE: (&str, &str) = ("node", "a node's id or host name; all where none is named");
     vec![
         Route {
@@ -18,14 +18,16 @@ pub fn all() -> Vec<Route> {
             })
         },
         Route {
+            about: About::BodyName,
             change: Some("network.create"),
             request: schema::<NetworkSpec>(),
             response: schema::<NetworkInfo>(),
-            ..route("POST", "/v1/networks", "Makes a network", Admin, |call| Box::pin(create_network(call)))
+            ..route("POST", "/v1/networks", "Makes a network", Deployer, |call| Box::pin(create_network(call)))
         },
         Route {
+            about: About::Path,
             change: Some("network.remove"),
-            ..route("DELETE", "/v1/networks/{name}", "Removes a network that no service uses", Admin, |call| {
+            ..route("DELETE", "/v1/networks/{name}", "Removes a network that no service uses", Deployer, |call| {
                 Box::pin(remove_network(call))
             })
         },

@@ -16,6 +16,7 @@ mod run;
 mod script;
 mod service;
 mod spec;
+mod stack;
 mod test;
 mod token;
 mod up;
@@ -84,6 +85,9 @@ enum Command {
     /// Manage nodes
     #[command(subcommand)]
     Node(node::Command),
+    /// Compose files, and the services that belong together
+    #[command(subcommand)]
+    Stack(stack::Command),
     /// Networks that services are attached to
     #[command(subcommand)]
     Network(object::NetworkCommand),
@@ -201,6 +205,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Demo(args) => single(demo::main(args)).map(ExitCode::from),
         Command::Service(command) => single(service::main(command, &global.cluster()?)).map(done),
         Command::Node(command) => single(node::main(command, &global.cluster()?)).map(done),
+        Command::Stack(command) => single(stack::main(command, || global.cluster())).map(done),
         Command::Network(command) => single(object::network(command, &global.cluster()?)).map(done),
         Command::Volume(command) => single(object::volume(command, &global.cluster()?)).map(done),
         Command::Script(command) => single(script::main(command, || global.cluster())).map(done),

@@ -6,6 +6,7 @@ pub mod members;
 pub mod remote;
 pub mod scripts;
 pub mod show;
+pub mod stack;
 pub mod trust;
 pub mod wait;
 pub mod wire;

@@ -21,6 +21,7 @@ pub mod release;
 pub mod right;
 pub mod service;
 pub mod spellings;
+pub mod stack;
 pub mod strict;
 pub mod suggest;
 pub mod task;

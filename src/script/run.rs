@@ -159,6 +159,7 @@ pub fn prepare_with(
     api::load::install(&lua, context.reach.simulated)?;
     api::local::install(&lua, &script.cwd, &script.args, context.reach.simulated)?;
     api::cluster::install_with(&lua, context)?;
+    api::compose::install(&lua, &script.cwd, context)?;
     for kind in HostedKind::ALL {
         let word = kind.as_str();
         let refuse = lua.create_function(move |_, _: MultiValue| {

@@ -2,6 +2,7 @@
 
 pub mod check;
 pub mod cluster;
+pub mod compose;
 pub mod crons;
 pub mod formats;
 pub mod hosts;

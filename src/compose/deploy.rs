@@ -1,0 +1,195 @@
+//! How a service is deployed: `deploy`, and the older keys for the same.
+
+use serde_json::{Map, Value as Json, json};
+
+use super::Context;
+use super::fields::{Fields, list, text, unsupported, wrong};
+use super::service::{set, table};
+use crate::model::Result;
+
+/// `restart`, as Compose has it; `deploy.restart_policy` counts before it.
+pub fn restart(fields: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()> {
+    let path = fields.path_of("restart");
+    let Some(node) = fields.take("restart") else { return Ok(()) };
+    let policy = text(&path, node)?;
+    let restart = table(spec, "restart");
+    match policy.split_once(':').unwrap_or((&policy, "")) {
+        ("no", "") => drop(restart.insert("condition".into(), json!("none"))),
+        ("always" | "unless-stopped", "") => drop(restart.insert("condition".into(), json!("any"))),
+        ("on-failure", attempts) => {
+            restart.insert("condition".into(), json!("on-failure"));
+            if !attempts.is_empty() {
+                let attempts: u32 = attempts
+                    .parse()
+                    .map_err(|_| wrong(&node.at, &path, format!("{attempts:.20?} is not a number of attempts")))?;
+                restart.insert("max_attempts".into(), json!(attempts));
+            }
+        }
+        _ => {
+            let known = "is not one of no, always, unless-stopped, on-failure[:ATTEMPTS]";
+            return Err(wrong(&node.at, &path, format!("{policy:.40?} {known}")));
+        }
+    }
+    Ok(())
+}
+
+/// `scale`, `cpus`, `mem_limit`, `mem_reservation`, `pids_limit`.
+pub fn older(fields: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()> {
+    set(spec, "replicas", fields.number::<u32>("scale")?);
+    let (cpus, memory, pids) =
+        (fields.number::<f64>("cpus")?, fields.size("mem_limit")?, fields.number::<i64>("pids_limit")?);
+    let reserved = fields.size("mem_reservation")?;
+    if cpus.is_some() || memory.is_some() || pids.is_some() {
+        let limits = table(spec, "limits");
+        set(limits, "cpu", cpus);
+        set(limits, "memory", memory.map(|size| size.0));
+        set(limits, "pids", pids.filter(|pids| *pids > 0));
+    }
+    if let Some(reserved) = reserved {
+        table(spec, "reservations").insert("memory".into(), json!(reserved.0));
+    }
+    Ok(())
+}
+
+/// `deploy`.
+pub fn deploy(context: &mut Context<'_>, fields: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()> {
+    let path = fields.path_of("deploy");
+    let empty = super::yaml::Node {
+        at: context.at.clone(),
+        value: super::yaml::Value::Map(Vec::new()),
+        merge: super::yaml::Merge::Usual,
+    };
+    let node = fields.take("deploy").unwrap_or(&empty);
+    let mut deploy = Fields::of(path, node)?;
+    let mut labels = Map::new();
+    for (key, value) in deploy.pairs("labels")? {
+        labels.insert(key, json!(value.unwrap_or_default()));
+    }
+    labels.insert(crate::model::stack::NAMESPACE.into(), json!(context.stack));
+    spec.insert("labels".into(), Json::Object(labels));
+    match deploy.text("mode")?.as_deref() {
+        None => {}
+        Some(mode @ ("replicated" | "global")) => drop(spec.insert("mode".into(), json!(mode))),
+        Some(mode @ ("replicated-job" | "global-job")) => {
+            let help = "a replica that may end has restart_policy.condition none";
+            return Err(unsupported(&node.at, &format!("{} {mode}", deploy.path_of("mode")), help));
+        }
+        Some(other) => return Err(wrong(&node.at, &deploy.path_of("mode"), format!("{other:.40?} is not known"))),
+    }
+    set(spec, "replicas", deploy.number::<u32>("replicas")?);
+    for key in ["endpoint_mode", "rollback_config"] {
+        if let Some(at) = deploy.place(key) {
+            let why = match key {
+                "endpoint_mode" => "a published port leads to the balancer, and a name to every replica",
+                _ => "a rollback goes the way of the rollout",
+            };
+            let path = deploy.path_of(key);
+            context.warn(at, &path, why);
+        }
+    }
+    resources(&mut deploy, spec)?;
+    placement(&mut deploy, spec)?;
+    restart_policy(&mut deploy, spec)?;
+    update_config(&mut deploy, spec)?;
+    deploy.finish(&[])
+}
+
+fn resources(deploy: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()> {
+    let path = deploy.path_of("resources");
+    let Some(node) = deploy.take("resources") else { return Ok(()) };
+    let mut resources = Fields::of(path, node)?;
+    for key in ["limits", "reservations"] {
+        let path = resources.path_of(key);
+        let Some(node) = resources.take(key) else { continue };
+        let mut amounts = Fields::of(path, node)?;
+        let (cpus, memory) = (amounts.number::<f64>("cpus")?, amounts.size("memory")?);
+        let pids = if key == "limits" { amounts.number::<i64>("pids")? } else { None };
+        amounts.finish(&[
+            ("devices", "devices are not handed to containers"),
+            ("generic_resources", "label the nodes and use a constraint, or a policy"),
+        ])?;
+        let table = table(spec, key);
+        set(table, "cpu", cpus);
+        set(table, "memory", memory.map(|size| size.0));
+        set(table, "pids", pids.filter(|pids| *pids > 0));
+    }
+    resources.finish(&[])
+}
+
+fn placement(deploy: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()> {
+    let path = deploy.path_of("placement");
+    let Some(node) = deploy.take("placement") else { return Ok(()) };
+    let mut placement = Fields::of(path, node)?;
+    let constraints = placement.texts("constraints")?;
+    if !constraints.is_empty() {
+        spec.insert("constraints".into(), json!(constraints));
+    }
+    let path = placement.path_of("preferences");
+    if let Some(node) = placement.take("preferences") {
+        let mut policies = Vec::new();
+        for node in list(&path, node)? {
+            let mut preference = Fields::of(path.clone(), node)?;
+            let spread = preference.text("spread")?.unwrap_or_default();
+            let over = spread
+                .strip_prefix("node.")
+                .ok_or_else(|| wrong(&node.at, &path, format!("{spread:.60?} is not spread: node.labels.KEY")))?;
+            policies.push(json!({ "use": "spread", "over": over }));
+            preference.finish(&[])?;
+        }
+        if !policies.is_empty() {
+            spec.insert("policy".into(), Json::Array(policies));
+        }
+    }
+    set(spec, "max_replicas_per_node", placement.number::<u32>("max_replicas_per_node")?);
+    placement.finish(&[])
+}
+
+fn restart_policy(deploy: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()> {
+    let path = deploy.path_of("restart_policy");
+    let Some(node) = deploy.take("restart_policy") else { return Ok(()) };
+    let mut policy = Fields::of(path, node)?;
+    let restart = table(spec, "restart");
+    restart.clear();
+    match policy.text("condition")?.as_deref() {
+        None => {}
+        Some(condition @ ("none" | "on-failure" | "any")) => {
+            restart.insert("condition".into(), json!(condition));
+        }
+        Some(other) => {
+            let path = policy.path_of("condition");
+            return Err(wrong(&node.at, &path, format!("{other:.40?} is not one of none, on-failure, any")));
+        }
+    }
+    for key in ["delay", "window"] {
+        set(restart, key, policy.duration(key)?.map(|period| period.to_string()));
+    }
+    set(restart, "max_attempts", policy.number::<u32>("max_attempts")?);
+    policy.finish(&[])
+}
+
+fn update_config(deploy: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()> {
+    let path = deploy.path_of("update_config");
+    let Some(node) = deploy.take("update_config") else { return Ok(()) };
+    let mut update = Fields::of(path, node)?;
+    let mut rollout = Map::from_iter([("use".to_owned(), json!("rolling"))]);
+    // 0 means all at once.
+    let batch = update.number::<u32>("parallelism")?.map(|count| if count == 0 { json!("100%") } else { json!(count) });
+    set(&mut rollout, "batch", batch);
+    set(&mut rollout, "delay", update.duration("delay")?.filter(|delay| delay.millis() > 0).map(|d| d.to_string()));
+    set(&mut rollout, "min_healthy", update.duration("monitor")?.map(|period| period.to_string()));
+    set(&mut rollout, "max_failure_ratio", update.number::<f64>("max_failure_ratio")?);
+    for (from, to, known) in [
+        ("failure_action", "on_failure", &["continue", "pause", "rollback"][..]),
+        ("order", "order", &["start-first", "stop-first"][..]),
+    ] {
+        let Some(word) = update.text(from)? else { continue };
+        if !known.contains(&word.as_str()) {
+            let path = update.path_of(from);
+            return Err(wrong(&node.at, &path, format!("{word:.40?} is not one of {}", known.join(", "))));
+        }
+        rollout.insert(to.into(), json!(word));
+    }
+    update.finish(&[])?;
+    spec.insert("rollout".into(), Json::Object(rollout));
+    Ok(())
+}
