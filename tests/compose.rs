@@ -131,6 +131,16 @@ fn a_stack_from_start_to_end() {
     let (node, api) = at_home("shop-api");
     assert_eq!(lab.exec_in(node, &api, "cat /etc/site.conf").as_deref(), Some("level debug;"));
 
+    // From standard input; a variable that is no text is none.
+    let line = format!("cat '{file}' | {} stack config -c - piped", support::NEAP);
+    let mut shell = std::process::Command::new("sh");
+    shell.args(["-c", &line]).current_dir(folder.path());
+    let odd: std::ffi::OsString = std::os::unix::ffi::OsStringExt::from_vec(vec![0xff, 0xfe]);
+    shell.env("ODD", odd);
+    let output = shell.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert!(String::from_utf8_lossy(&output.stdout).contains("piped-web"));
+
     // A wrong key is named before anything is done; what is left out goes with --prune.
     std::fs::write(path("bad.yml"), FILE.replace("configs: [", "confgs: [")).unwrap();
     let said = daemon.fails(&["stack", "deploy", "-c", &path("bad.yml"), "shop"]);

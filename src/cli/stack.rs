@@ -20,7 +20,7 @@ use crate::script::bring::bring;
 /// Where a stack is described.
 #[derive(clap::Args)]
 pub struct Files {
-    /// A Compose file; several are put on top of each other
+    /// A Compose file; several are put on top of each other; -: standard input
     #[arg(
         long = "compose-file",
         short = 'c',
@@ -99,7 +99,7 @@ pub enum Command {
 
 fn read(path: &Path) -> Result<String> {
     let subject = || format!("file {}", path.display());
-    if path == Path::new("-") {
+    if path.ends_with("-") {
         return std::io::read_to_string(std::io::stdin())
             .map_err(|error| Error::io("standard input", "read it", &error));
     }
@@ -122,7 +122,7 @@ fn load(files: &Files) -> Result<Stack> {
     }
     let options = compose::Options {
         name: files.name.clone(),
-        variables: std::env::vars().collect(),
+        variables: compose::environment(),
         profiles: files.profile.iter().cloned().collect::<BTreeSet<_>>(),
         env_file: files.env_file.as_ref().map(|path| here.join(path)),
     };

@@ -37,6 +37,12 @@ pub struct Options {
     pub env_file: Option<PathBuf>,
 }
 
+/// The variables of this process that are text.
+pub fn environment() -> BTreeMap<String, String> {
+    let text = |text: std::ffi::OsString| text.into_string().ok();
+    std::env::vars_os().filter_map(|(key, value)| Some((text(key)?, text(value)?))).collect()
+}
+
 /// What is known while a file is being read.
 struct Context<'a> {
     stack: Name,

@@ -47,7 +47,7 @@ pub fn install(lua: &Lua, folder: &Path, context: &Context) -> mlua::Result<()> 
             }
             None => LoadOptions::default(),
         };
-        let mut variables: BTreeMap<String, String> = std::env::vars().collect();
+        let mut variables: BTreeMap<String, String> = compose::environment();
         variables.extend(options.variables);
         let env_file = options.env_file.map(|path| folder.join(path));
         let options = compose::Options { name: options.name, variables, profiles: options.profiles, env_file };
