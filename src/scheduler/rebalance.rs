@@ -40,11 +40,7 @@ pub fn moves(world: &World, service: &Service, ask: &Rebalance, placer: &mut dyn
     if service.removing {
         return Err(wrong("is just being removed"));
     }
-    if world.open_release(name).is_some() {
-        return Err(
-            wrong("has a release going on").help("wait until it is over; a rollout places its tasks anew anyway")
-        );
-    }
+    may_begin(world, service)?;
     let mut there: Vec<(Arc<Task>, NodeId)> = Vec::new();
     for (_, tasks) in slots::by_slot(world, service) {
         let task = tasks.good(world, service, service.active).filter(|task| task.is_healthy());

@@ -90,25 +90,31 @@ impl InSlot {
     /// The best wanted task of `revision` that may stay where it is: healthy before running before the rest, then the
     /// oldest.
     pub fn good(&self, world: &World, service: &Service, revision: u32) -> Option<&Arc<Task>> {
+        self.best(world, service, revision, |_| true)
+    }
+
+    /// The same among those that no rebalance is to move.
+    pub fn successor(&self, world: &World, service: &Service, revision: u32) -> Option<&Arc<Task>> {
+        self.best(world, service, revision, |task| task.leaving.is_none())
+    }
+
+    fn best(
+        &self,
+        world: &World,
+        service: &Service,
+        revision: u32,
+        among: impl Fn(&Task) -> bool,
+    ) -> Option<&Arc<Task>> {
         let spec = placement(world, service, revision);
         let fits = |task: &&Arc<Task>| {
-            task.revision == revision
+            among(task)
+                && task.revision == revision
                 && task.service_id == service.id
                 && task.node.as_deref().is_none_or(|node| suits(world, spec, node))
         };
         let rank =
             |task: &Arc<Task>| (!task.is_healthy(), task.state != TaskState::Running, task.leaving.is_some(), task.id);
         self.wanted.iter().filter(fits).min_by_key(|task| rank(task))
-    }
-
-    /// The same among those that no rebalance is to move.
-    pub fn successor(&self, world: &World, service: &Service, revision: u32) -> Option<&Arc<Task>> {
-        let staying = InSlot {
-            wanted: self.wanted.iter().filter(|task| task.leaving.is_none()).cloned().collect(),
-            ..InSlot::default()
-        };
-        let id = staying.good(world, service, revision)?.id;
-        self.wanted.iter().find(|task| task.id == id)
     }
 
     /// Whether the successor of one that is to be moved is on its way.
