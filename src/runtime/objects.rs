@@ -7,6 +7,7 @@ use crate::model::id::NodeId;
 use crate::model::mount::MountKind;
 use crate::model::node::NodeState;
 use crate::model::objects::{NetworkAsk, NetworkInfo, NetworkSpec, VolumeAsk, VolumeInfo, VolumeSpec, Volumes};
+use crate::model::service::Revision;
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::world::World;
 
@@ -125,8 +126,13 @@ impl Runtime {
 fn mounted_by(world: &World, name: &str) -> Vec<String> {
     let mounts =
         |mount: &crate::model::mount::Mount| mount.kind == MountKind::Volume && mount.source.as_deref() == Some(name);
-    let uses = world.revisions.values().filter(|revision| revision.spec.mounts.iter().any(mounts));
-    let mut users: Vec<String> = uses.map(|revision| revision.service.to_string()).collect();
+    users(world, |revision| revision.spec.mounts.iter().any(mounts))
+}
+
+/// Services with a revision that uses something; the revisions that they may go back to count as well.
+pub fn users(world: &World, uses: impl Fn(&Revision) -> bool) -> Vec<String> {
+    let using = world.revisions.values().filter(|revision| uses(revision));
+    let mut users: Vec<String> = using.map(|revision| revision.service.to_string()).collect();
     users.dedup();
     users
 }
@@ -142,10 +148,7 @@ fn whole(done: Volumes, subject: &str, what: &str) -> Result<Volumes> {
 }
 
 fn network_users(world: &World, name: &str) -> Vec<String> {
-    let uses = world.revisions.values().filter(|revision| revision.spec.networks.iter().any(|used| used.name == name));
-    let mut users: Vec<String> = uses.map(|revision| revision.service.to_string()).collect();
-    users.dedup();
-    users
+    users(world, |revision| revision.spec.networks.iter().any(|used| used.name == name))
 }
 
 fn volume_users(world: &World, node: &NodeId, name: &str) -> Vec<String> {

@@ -85,10 +85,7 @@ fn info(world: &World, of: ValueKind, name: &str, record: &Record) -> ValueInfo 
 
 // Services with a revision that uses it.
 fn users(world: &World, of: ValueKind, name: &str) -> Vec<String> {
-    let uses = world.revisions.values().filter(|revision| versions(of, revision).contains_key(name));
-    let mut users: Vec<String> = uses.map(|revision| revision.service.to_string()).collect();
-    users.dedup();
-    users
+    super::objects::users(world, |revision| versions(of, revision).contains_key(name))
 }
 
 fn read(parts: &Parts, of: ValueKind, name: &str) -> Result<Option<(Record, u64)>> {
