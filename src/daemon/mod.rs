@@ -14,6 +14,7 @@ mod tls;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use self::engine::{Chosen, EngineOptions};
 pub use self::standalone::{Standalone, sweep};
@@ -54,6 +55,9 @@ pub struct Options {
     pub scripts: Option<PathBuf>,
 }
 
+/// How long a data folder may still be held by what is just ending.
+const LOCK_PATIENCE: Duration = Duration::from_secs(2);
+
 /// The lock on a data folder; the folder is free again when it is dropped, or the process dies.
 pub struct DataLock(#[allow(dead_code, reason = "held, never read")] std::fs::File);
 
@@ -79,17 +83,24 @@ pub fn lock_data(folder: &Path) -> Result<DataLock> {
         .write(true)
         .open(folder.join("lock"))
         .map_err(failed)?;
-    match file.try_lock() {
-        Ok(()) => {
-            check_format(folder)?;
-            Ok(DataLock(file))
+    // A daemon that was killed while it started a process leaves its lock to the half-born child for a moment, until
+    // that runs a program of its own or ends; another command may just be asking who holds it.
+    let until = Instant::now() + LOCK_PATIENCE;
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(std::fs::TryLockError::WouldBlock) if Instant::now() < until => {
+                std::thread::sleep(Duration::from_millis(20));
+            }
+            Err(std::fs::TryLockError::WouldBlock) => {
+                return Err(Error::new(Kind::Conflict, subject, "is in use by another daemon")
+                    .help("stop it, or give this one another folder (--data)"));
+            }
+            Err(std::fs::TryLockError::Error(error)) => return Err(failed(error)),
         }
-        Err(std::fs::TryLockError::WouldBlock) => {
-            Err(Error::new(Kind::Conflict, subject, "is in use by another daemon")
-                .help("stop it, or give this one another folder (--data)"))
-        }
-        Err(std::fs::TryLockError::Error(error)) => Err(failed(error)),
     }
+    check_format(folder)?;
+    Ok(DataLock(file))
 }
 
 /// Whether a process uses a data folder.
@@ -122,7 +133,7 @@ pub fn holder(folder: &Path) -> Result<Option<i32>> {
             return Err(Error::new(Kind::Conflict, subject, "is held by a process that cannot be seen from here")
                 .help("end that process yourself"));
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
     Ok(None)
 }
@@ -299,5 +310,20 @@ mod tests {
         assert_eq!(holder(folder.path()).unwrap(), i32::try_from(std::process::id()).ok());
         drop(lock);
         assert_eq!(holder(folder.path()).unwrap(), None);
+    }
+
+    #[test]
+    fn a_lock_on_its_way_out_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let lock = lock_data(folder.path()).unwrap();
+        // A copy of the descriptor is what a child between fork and exec has.
+        let copy = lock.0.try_clone().unwrap();
+        drop(lock);
+        let path = folder.path().to_owned();
+        let next = std::thread::spawn(move || lock_data(&path).map(drop));
+        std::thread::sleep(Duration::from_millis(100));
+        assert!(!next.is_finished());
+        drop(copy);
+        next.join().unwrap().unwrap();
     }
 }

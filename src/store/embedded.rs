@@ -148,6 +148,19 @@ fn failed(error: impl std::fmt::Display) -> Error {
 }
 
 fn open_database(path: &Path) -> Result<Database> {
+    // As with the data folder's own lock: what a killed daemon was just starting may hold a copy of the file's
+    // descriptor for a moment.
+    let mut tries = 0;
+    loop {
+        match try_open(path) {
+            Err(error) if error.kind == Kind::Conflict && tries < 20 => tries += 1,
+            other => return other,
+        }
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+}
+
+fn try_open(path: &Path) -> Result<Database> {
     // redb asserts on some damage; a panic at the door is the same as an error.
     let opened = std::panic::catch_unwind(|| {
         let mut builder = Database::builder();
