@@ -213,6 +213,7 @@ fn world(nodes: u32, services: u32, each: u32, setting: &Setting, bundle: &str, 
             stable: None,
             bundle: Some(bundle.to_owned()),
             removing: false,
+            handover: None,
             created_at: Timestamp(0),
             updated_at: Timestamp(0),
         })));

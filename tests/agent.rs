@@ -7,7 +7,7 @@ mod lab;
 #[path = "support/mod.rs"]
 mod support;
 
-use lab::{Lab, LabDaemon, Load};
+use lab::{Lab, LabDaemon, Load, agents, all_ready, cluster, neap};
 use support::{NEAP, eventually};
 
 // One after the other: each has machines of its own, and there are two cores.
@@ -20,50 +20,10 @@ fn with_machines(machines: u32, test: impl FnOnce(&Lab)) {
     }
 }
 
-const PLACE: [&str; 4] = ["--data", "/run/neap", "--socket", "/run/neap.sock"];
-
-/// Runs `neap` on a machine, as its owner would.
-fn neap(lab: &Lab, node: &str, args: &[&str]) -> String {
-    lab.run(node, &[&["env", "NEAP_CONFIG=/run/neap.toml", NEAP], args].concat())
-}
-
 fn refused(lab: &Lab, node: &str, args: &[&str]) -> String {
     let output = lab.exec(node, &[&["env", "NEAP_CONFIG=/run/neap.toml", NEAP], args].concat());
     assert!(!output.status.success(), "neap {args:?} should fail: {}", String::from_utf8_lossy(&output.stdout));
     String::from_utf8_lossy(&output.stderr).into_owned()
-}
-
-/// Makes a cluster of all machines: n1 its manager, the others workers.
-fn cluster(lab: &Lab) -> LabDaemon<'_> {
-    let said = neap(lab, "n1", &[&["init"], &PLACE[..]].concat());
-    let line = said.lines().find(|line| line.trim().starts_with("neap join ")).unwrap_or_else(|| panic!("{said}"));
-    let words: Vec<&str> = line.split_whitespace().skip(1).collect();
-    for node in 2..=lab.machines {
-        let said = neap(lab, &format!("n{node}"), &[&words[..], &PLACE[..]].concat());
-        assert!(said.contains("its agent is connected to"), "{said}");
-    }
-    let daemon = LabDaemon::new(lab, "n1", &[]);
-    all_ready(&daemon, lab.machines as usize);
-    daemon
-}
-
-fn agents(daemon: &LabDaemon) -> Vec<(String, bool)> {
-    // A daemon that is just being started says nothing.
-    let output = daemon.neap(&["node", "ls", "--format", "json"]);
-    let nodes: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or(serde_json::json!([]));
-    let agent = |node: &serde_json::Value| {
-        (node["hostname"].as_str().unwrap().to_owned(), node["agent"]["connected"] == true && node["state"] == "ready")
-    };
-    let mut all: Vec<_> = nodes.as_array().unwrap().iter().map(agent).collect();
-    all.sort();
-    all
-}
-
-fn all_ready(daemon: &LabDaemon, count: usize) {
-    eventually("all agents are connected", 20, || {
-        let agents = agents(daemon);
-        (agents.len() == count && agents.iter().all(|(_, connected)| *connected)).then_some(())
-    });
 }
 
 /// Two replicas behind a port.

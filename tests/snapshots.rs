@@ -46,7 +46,15 @@ fn services() {
     settled.healthy = 3;
     let mut taken = settled.clone();
     taken.port_failures = vec!["port 8080 is taken by nginx (pid 812)".into()];
-    insta::assert_snapshot!(show::services(&[status(), settled, taken]));
+    let native = serde_json::from_value(json!({
+        "name": "old_web", "mode": "replicated", "desired": 3, "running": 2, "reason": "no suitable node",
+        "ports": [
+            { "published": 80, "target": 8080, "protocol": "tcp", "mode": "ingress" },
+            { "published": 53, "target": 53, "protocol": "udp", "mode": "host" },
+        ],
+    }))
+    .unwrap();
+    insta::assert_snapshot!(show::services(&[status(), settled, taken], &[native]));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! gives; rights, audit, errors and the OpenAPI description follow from that.
 
 pub mod auth;
+mod native_routes;
 mod node_routes;
 mod object_routes;
 mod openapi;

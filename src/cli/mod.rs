@@ -7,6 +7,7 @@ mod demo;
 mod events;
 mod host;
 mod kv;
+mod native;
 mod node;
 mod object;
 mod output;

@@ -6,6 +6,7 @@ use clap::Subcommand;
 use futures_util::StreamExt;
 use serde_json::json;
 
+use super::native;
 use super::output::{self, Format, FormatArg};
 use super::progress::Reporter;
 use super::spec::{CommandArgs, SpecArgs, Words};
@@ -39,6 +40,9 @@ pub enum Command {
         /// Names only
         #[arg(long, short)]
         quiet: bool,
+        /// Only those that the Swarm runs itself
+        #[arg(long)]
+        native: bool,
     },
     /// List a service's tasks
     Ps {
@@ -114,6 +118,24 @@ pub enum Command {
         /// Move nothing more: what a rebalance before is yet to move stays where it is
         #[arg(long, conflicts_with_all = ["dry_run", "max", "min_gain"])]
         cancel: bool,
+        #[command(flatten)]
+        format: FormatArg,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Take over a service that the Swarm runs itself: replicas beside it, then its ports, then it goes
+    Adopt {
+        #[command(flatten)]
+        args: native::AdoptArgs,
+        #[command(flatten)]
+        format: FormatArg,
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Give a service back to the Swarm, as an ordinary Swarm service
+    Release {
+        #[command(flatten)]
+        args: native::ReleaseArgs,
         #[command(flatten)]
         format: FormatArg,
         #[command(flatten)]
@@ -206,6 +228,13 @@ pub struct WaitArgs {
     timeout: Duration,
 }
 
+impl WaitArgs {
+    // How long is waited, if at all.
+    fn timeout(&self) -> Option<Duration> {
+        (!self.detach).then_some(self.timeout)
+    }
+}
+
 /// Runs a subcommand.
 pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     match command {
@@ -233,19 +262,46 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let plan = cluster.plan(Apply { service, with: spec.scripts()?, only: Only::Either }).await?;
             output::print(format.format, &plan, || show::plan(&plan))
         }
-        Command::Ls { format, quiet } => {
+        Command::Ls { format, quiet, native: true } => {
+            let natives = cluster.natives().await?;
+            if quiet {
+                return natives.iter().try_for_each(|native| output::line(&native.name));
+            }
+            output::print(format.format, &natives, || show::natives(&natives))
+        }
+        Command::Ls { format, quiet, native: false } => {
             let services = cluster.services().await?;
             if quiet {
                 return services.iter().try_for_each(|status| output::line(status.service.spec.name.as_str()));
             }
-            output::print(format.format, &services, || show::services(&services))
+            // What the Swarm runs is asked of it only where it is shown.
+            let natives = match format.format {
+                Format::Table => native::beside(cluster).await,
+                Format::Json => Vec::new(),
+            };
+            output::print(format.format, &services, || show::services(&services, &natives))
         }
-        Command::Ps { service, format, all } => {
-            let status = cluster.service(&service).await?;
-            output::print(format.format, &status.tasks, || show::tasks(&status, all, now()))
+        Command::Ps { service, format, all } => match cluster.service(&service).await {
+            Ok(status) => output::print(format.format, &status.tasks, || show::tasks(&status, all, now())),
+            Err(error) => {
+                let native = native::find(cluster, &service, error).await?;
+                output::print(format.format, &native.tasks, || show::native_tasks(&native, all))
+            }
+        },
+        Command::Adopt { args, format, wait } => {
+            native::adopt(cluster, args, format.format, wait.timeout(), wait.quiet).await
+        }
+        Command::Release { args, format, wait } => {
+            native::release(cluster, args, format.format, wait.timeout(), wait.quiet).await
         }
         Command::Inspect { service } => {
-            let status = cluster.service(&service).await?;
+            let status = match cluster.service(&service).await {
+                Ok(status) => status,
+                Err(error) => {
+                    let native = native::find(cluster, &service, error).await?;
+                    return output::print(Format::Json, &json!({ "native": native }), String::new);
+                }
+            };
             let revisions = cluster.revisions(&service).await?;
             output::print(Format::Json, &json!({ "status": status, "revisions": revisions }), String::new)
         }

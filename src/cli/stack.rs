@@ -179,7 +179,7 @@ pub async fn main(command: Command, cluster: impl FnOnce() -> Result<RemoteClust
         }
         Command::Services { name, format } => {
             let services = own(&cluster()?, &name).await?;
-            output::print(format.format, &services, || show::services(&services))
+            output::print(format.format, &services, || show::services(&services, &[]))
         }
         Command::Ps { name, all, format } => {
             let services = own(&cluster()?, &name).await?;

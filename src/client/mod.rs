@@ -3,6 +3,7 @@
 
 pub mod kv;
 pub mod members;
+pub mod native;
 pub mod remote;
 pub mod scripts;
 pub mod show;
@@ -27,6 +28,7 @@ use crate::model::Result;
 use crate::model::bundle::Bundle;
 use crate::model::cron::CronRun;
 use crate::model::event::Event;
+use crate::model::native::{Adopt, Adoption, HandBack, HandedBack, NativeService};
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
@@ -198,6 +200,13 @@ pub trait Cluster: Send + Sync {
     async fn remove(&self, name: &str) -> Result<()>;
     /// What its replicas wrote, merged by time.
     async fn logs(&self, name: &str, ask: LogsAsk) -> Result<Stream1<LogEntry>>;
+
+    /// Services that the engine runs itself.
+    async fn natives(&self) -> Result<Vec<NativeService>>;
+    /// Takes over one of them; what is made of it. It goes on when this returns.
+    async fn adopt(&self, native: &str, ask: Adopt) -> Result<Adoption>;
+    /// Gives a service back to the engine. It goes on when this returns.
+    async fn hand_back(&self, name: &str, ask: HandBack) -> Result<HandedBack>;
 
     /// All nodes.
     async fn nodes(&self) -> Result<Vec<Node>>;

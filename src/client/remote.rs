@@ -13,6 +13,7 @@ use super::{Apply, Cluster, Info, LogEntry, LogsAsk, NameKind, ReleaseAction, Se
 use crate::model::Result;
 use crate::model::cron::CronRun;
 use crate::model::event::Event;
+use crate::model::native::{Adopt, Adoption, HandBack, HandedBack, NativeService};
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
@@ -185,6 +186,18 @@ impl Cluster for RemoteCluster {
 
     async fn forget_agent(&self, node: &str) -> Result<()> {
         self.wire.call("DELETE", &format!("/v1/nodes/{}/agent", segment(node)), None::<&()>).await
+    }
+
+    async fn natives(&self) -> Result<Vec<NativeService>> {
+        self.get("/v1/native-services").await
+    }
+
+    async fn adopt(&self, native: &str, ask: Adopt) -> Result<Adoption> {
+        self.wire.call("POST", &format!("/v1/native-services/{}/adopt", segment(native)), Some(&ask)).await
+    }
+
+    async fn hand_back(&self, name: &str, ask: HandBack) -> Result<HandedBack> {
+        self.wire.call("POST", &format!("/v1/services/{}/hand-back", segment(name)), Some(&ask)).await
     }
 
     async fn join_ticket(&self, role: Role, rotate: bool) -> Result<JoinTicket> {

@@ -3,6 +3,7 @@
 pub mod docker;
 mod files;
 pub mod hosts;
+pub mod native;
 pub mod process;
 pub mod sim;
 pub mod swarm;
@@ -243,6 +244,11 @@ pub trait Engine: Send + Sync {
         let _ = (node, ask);
         let message = format!("the {} engine has none", self.name());
         Err(crate::model::Error::new(crate::model::Kind::Unsupported, "volumes", message))
+    }
+
+    /// What it schedules itself, where it does.
+    fn natives(&self) -> Option<&dyn native::Natives> {
+        None
     }
 
     /// Runs a command with a task's environment.

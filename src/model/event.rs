@@ -108,6 +108,12 @@ events! {
     ServiceUpdated = "service.updated",
     /// A service is gone.
     ServiceRemoved = "service.removed",
+    /// A service of the Swarm's own is Neap's from now on.
+    ServiceAdopted = "service.adopted",
+    /// A service is the Swarm's own from now on.
+    ServiceReleased = "service.released",
+    /// A change of who runs a service was given up.
+    HandoverFailed = "service.handover_failed",
     /// A task was made and waits.
     TaskPending = "task.pending",
     /// A task was placed on a node.

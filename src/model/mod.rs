@@ -12,6 +12,7 @@ pub mod fault;
 pub mod id;
 pub mod mount;
 pub mod name;
+pub mod native;
 pub mod node;
 pub mod objects;
 pub mod plan;

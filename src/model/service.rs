@@ -14,6 +14,7 @@ use super::error::{Error, Result};
 use super::id::{ServiceId, sha256_hex};
 use super::mount::Mount;
 use super::name::{Name, check_loose};
+use super::native::{Handover, Way};
 pub use super::policy::{LogPolicy, Resources, RestartCondition, RestartPolicy, StopPolicy, Use};
 use super::port::PortSpec;
 use super::spellings;
@@ -367,10 +368,25 @@ pub struct Service {
     /// Set once the service is to go away: its tasks are drained, then the record goes.
     #[serde(default)]
     pub removing: bool,
+    /// A change of who runs it, the Swarm or Neap: under way, or the last one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handover: Option<Handover>,
     /// When it was created.
     pub created_at: Timestamp,
     /// When its description last changed.
     pub updated_at: Timestamp,
+}
+
+impl Service {
+    /// The handover that is under way.
+    pub fn open_handover(&self) -> Option<&Handover> {
+        self.handover.as_ref().filter(|handover| handover.is_open())
+    }
+
+    /// Whether it is being given back to the Swarm.
+    pub fn is_leaving(&self) -> bool {
+        self.open_handover().is_some_and(|handover| handover.way == Way::Release)
+    }
 }
 
 /// One revision of a service: a number, and the description with its hash.

@@ -47,6 +47,7 @@ pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prep
                 .help("wait until it is gone")
                 .retry(true));
         }
+        refuse_leaving(old)?;
         if base.is_some_and(|base| base != old.spec) {
             return Err(Error::new(Kind::Conflict, spec.subject(), "was changed by somebody else just now").retry(true));
         }
@@ -145,6 +146,7 @@ fn create(draft: &mut Draft, spec: ServiceSpec, resolved: &Resolved, bundle: Opt
         stable: None,
         bundle,
         removing: false,
+        handover: None,
         created_at: now,
         updated_at: now,
     };
@@ -262,6 +264,15 @@ fn begin_release(draft: &mut Draft, service: &Service, to: u32, rollout: &Facts,
     draft.change(Change::Release(Arc::new(release)));
 }
 
+// What the Swarm is just taking over is not changed under its hands.
+fn refuse_leaving(service: &Service) -> Result<()> {
+    if !service.is_leaving() {
+        return Ok(());
+    }
+    Err(Error::new(Kind::Conflict, service.spec.subject(), "is just being given back to the Swarm")
+        .help(format!("wait until it is, or let it stay: neap service release {} --cancel", service.spec.name)))
+}
+
 fn present(draft: &Draft, name: &str) -> Result<Arc<Service>> {
     draft.world.services.get(name).cloned().ok_or_else(|| missing(&draft.world, name))
 }
@@ -272,6 +283,7 @@ pub fn scale(draft: &mut Draft, name: &str, replicas: u32) -> Result<()> {
     if old.removing {
         return Err(Error::new(Kind::Conflict, old.spec.subject(), "is just being removed"));
     }
+    refuse_leaving(&old)?;
     if old.spec.mode == crate::model::service::Mode::Global {
         return Err(Error::invalid(old.spec.subject(), "is global: it has one replica on each suitable node")
             .help("a replicated service can be scaled"));
@@ -343,6 +355,7 @@ pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update:
 /// A person's word on a release.
 pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: ReleaseAction) -> Result<()> {
     let service = present(draft, name)?;
+    refuse_leaving(&service)?;
     let open = draft.world.open_release(&service.spec.name).cloned();
     let Some(open) = open else {
         if action == ReleaseAction::Rollback {

@@ -7,8 +7,10 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
+use crate::engines::native::{Described, Natives, Wanted};
 use crate::engines::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight, StartRequest};
 use crate::model::id::TaskId;
+use crate::model::native::NativeService;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::service::ServiceSpec;
@@ -116,7 +118,43 @@ impl Engine for Fenced {
         }
     }
 
+    fn natives(&self) -> Option<&dyn Natives> {
+        self.inner.natives().map(|_| self as &dyn Natives)
+    }
+
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {
         self.engine()?.exec(task, command, timeout).await
+    }
+}
+
+// Only such an engine is asked as one that schedules services itself.
+const NONE: &str = "has no services of its own";
+
+impl Fenced {
+    fn inner_natives(&self) -> Result<&dyn Natives> {
+        self.inner.natives().ok_or_else(|| Error::new(Kind::Unsupported, "engine", NONE))
+    }
+
+    fn fenced_natives(&self) -> Result<&dyn Natives> {
+        self.engine()?.natives().ok_or_else(|| Error::new(Kind::Unsupported, "engine", NONE))
+    }
+}
+
+#[async_trait]
+impl Natives for Fenced {
+    async fn list(&self, only: Option<&str>) -> Result<Vec<NativeService>> {
+        self.inner_natives()?.list(only).await
+    }
+
+    async fn describe(&self, name: &str) -> Result<Described> {
+        self.inner_natives()?.describe(name).await
+    }
+
+    async fn place(&self, wanted: Wanted) -> Result<()> {
+        self.fenced_natives()?.place(wanted).await
+    }
+
+    async fn remove(&self, name: &str) -> Result<()> {
+        self.fenced_natives()?.remove(name).await
     }
 }

@@ -17,6 +17,7 @@ use crate::model::cron::CronRun;
 use crate::model::event::Event;
 use crate::model::id::ServiceId;
 use crate::model::name::check_loose;
+use crate::model::native::{Adopt, Adoption, HandBack, HandedBack, NativeService};
 use crate::model::node::{Availability, ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeAsk, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
@@ -34,7 +35,7 @@ impl Runtime {
     }
 
     // Scripts are loaded where waiting for them holds up nobody else.
-    async fn prepare(&self, ask: Apply) -> Result<prepare::Prepared> {
+    pub(super) async fn prepare(&self, ask: Apply) -> Result<prepare::Prepared> {
         let (world, parts) = (self.world(), self.parts.clone());
         self.parts.aside("apply", move || prepare::prepare(&world, &parts, ask)).await
     }
@@ -118,6 +119,7 @@ impl Cluster for Runtime {
                     stable: None,
                     bundle: None,
                     removing: false,
+                    handover: None,
                     created_at: parts.clock.wall(),
                     updated_at: parts.clock.wall(),
                 },
@@ -183,6 +185,18 @@ impl Cluster for Runtime {
             }
         });
         Ok(stream)
+    }
+
+    async fn natives(&self) -> Result<Vec<NativeService>> {
+        self.list_natives().await
+    }
+
+    async fn adopt(&self, native: &str, ask: Adopt) -> Result<Adoption> {
+        self.adopt_native(native, ask).await
+    }
+
+    async fn hand_back(&self, name: &str, ask: HandBack) -> Result<HandedBack> {
+        self.give_back(name, ask).await
     }
 
     async fn nodes(&self) -> Result<Vec<Node>> {

@@ -14,6 +14,7 @@ pub mod fence;
 pub mod folder;
 mod follow;
 mod handlers;
+mod handover;
 mod hosts;
 mod kv;
 mod local;
@@ -186,6 +187,7 @@ impl Runtime {
         drains::spawn(parts.clone(), seen.clone());
         checks::spawn(parts.clone(), seen.clone(), messages.clone());
         let traffic = traffic::spawn(parts.clone(), balancer, seen.clone(), messages.clone(), confirm);
+        handover::spawn(parts.clone(), seen.clone(), confirmed.clone(), messages.clone());
         let failed = handlers::Failed::default();
         let (cron, requests) = mpsc::unbounded_channel();
         let happened = events.listen(publish::WAITING);

@@ -142,8 +142,9 @@ fn give_up(parts: &Arc<Parts>, task: &Arc<Task>) {
     });
 }
 
-// Secrets are opened only here, on their way to the replica.
-fn with_files(
+/// The request with what its replicas read as files, in the versions of its revision. Secrets are opened only here, on
+/// their way to the engine.
+pub fn with_files(
     parts: &Parts,
     mut request: StartRequest,
     (secrets, configs): &(BTreeMap<String, u64>, BTreeMap<String, u64>),

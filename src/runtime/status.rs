@@ -67,6 +67,7 @@ pub fn of(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceSta
         given_up,
         settled: !service.removing
             && world.open_release(name).is_none()
+            && service.open_handover().is_none()
             && slots::settled(world, service)
             && failures.is_empty()
             && lacking.is_none(),

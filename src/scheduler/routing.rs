@@ -2,6 +2,7 @@
 
 use super::world::World;
 use crate::model::check::OnFail;
+use crate::model::native::Handover;
 use crate::model::release::ReleaseState;
 use crate::model::service::Service;
 use crate::model::task::{Health, Task, TaskState};
@@ -16,7 +17,9 @@ pub fn table(world: &World) -> Table {
 /// One service's listeners, by `service/port`.
 pub fn listeners<'a>(world: &'a World, service: &'a Service) -> impl Iterator<Item = (String, Listener)> + use<'a> {
     let name = &service.spec.name;
-    service.spec.ports.iter().filter_map(move |(port_name, port)| {
+    // While another has them, or is to have them, they are not ours to open.
+    let has_ports = service.handover.as_ref().is_none_or(Handover::has_ports);
+    service.spec.ports.iter().filter(move |_| has_ports).filter_map(move |(port_name, port)| {
         let backends = backends(world, name, port_name);
         let listener = Listener { address: port.address, port: port.published?, balance: port.balance, backends };
         Some((format!("{name}/{port_name}"), listener))

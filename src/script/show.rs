@@ -40,7 +40,7 @@ fn list(table: &Table) -> Option<Vec<Value>> {
 fn rows(items: &[Value]) -> mlua::Result<String> {
     let shown = &items[..items.len().min(MAX_ROWS)];
     let mut text = if let Some(statuses) = services::statuses(shown) {
-        show::services(&statuses)
+        show::services(&statuses, &[])
     } else if shown.iter().all(|item| item.as_table().is_some_and(|table| table.raw_len() == 0)) {
         table(shown)?
     } else {

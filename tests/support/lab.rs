@@ -143,6 +143,8 @@ struct LoadShared {
     over: AtomicBool,
     answered: AtomicU32,
     failed: Mutex<Vec<String>>,
+    // When it was answered last, and the longest that it was not.
+    gap: Mutex<(Option<std::time::Instant>, std::time::Duration)>,
     last: Mutex<String>,
 }
 
@@ -157,6 +159,10 @@ impl Load {
                 match request(&address) {
                     Ok(body) => {
                         state.answered.fetch_add(1, Ordering::SeqCst);
+                        let mut gap = state.gap.lock().unwrap();
+                        let now = std::time::Instant::now();
+                        gap.1 = gap.0.map_or(gap.1, |last| gap.1.max(now - last));
+                        gap.0 = Some(now);
                         *state.last.lock().unwrap() = body;
                     }
                     Err(error) => state.failed.lock().unwrap().push(error.to_string()),
@@ -180,6 +186,12 @@ impl Load {
     /// What failed so far was to be expected: a replica was killed under the load.
     pub fn forgive(&self) {
         self.shared.failed.lock().unwrap().clear();
+    }
+
+    /// The longest time without an answer since this was asked last; what failed in it is forgiven.
+    pub fn gap(&self) -> std::time::Duration {
+        self.forgive();
+        std::mem::take(&mut self.shared.gap.lock().unwrap().1)
     }
 
     /// Ends it; panics if a request failed.
@@ -234,6 +246,13 @@ impl<'a> LabDaemon<'a> {
     /// One that is not started yet.
     pub fn new(lab: &'a Lab, node: &str, flags: &[&str]) -> Self {
         LabDaemon { lab, node: node.to_owned(), flags: flags.iter().map(|flag| (*flag).to_owned()).collect() }
+    }
+
+    /// Takes the daemon that `neap init` has started for the one that is meant.
+    pub fn find(&self) {
+        let line = "for p in /proc/[0-9]*; do case \"$(tr '\\0' ' ' <$p/cmdline 2>/dev/null)\" in */[n]eap\\ up\\ *) \
+                    echo ${p#/proc/} >/run/neap.pid;; esac; done; test -s /run/neap.pid";
+        self.lab.run(&self.node, &["sh", "-c", line]);
     }
 
     /// Sends a signal to the daemon.
@@ -376,4 +395,47 @@ impl Drop for LabDaemon<'_> {
             eprintln!("--- the daemon on {} ---\n{}", self.node, lines[lines.len().saturating_sub(80)..].join("\n"));
         }
     }
+}
+
+/// Where everything of `neap` is on a machine.
+pub const PLACE: [&str; 4] = ["--data", "/run/neap", "--socket", "/run/neap.sock"];
+
+/// Runs `neap` on a machine, as its owner would.
+pub fn neap(lab: &Lab, node: &str, args: &[&str]) -> String {
+    lab.run(node, &[&["env", "NEAP_CONFIG=/run/neap.toml", NEAP], args].concat())
+}
+
+/// Makes a cluster of all machines: n1 its manager, the others workers.
+pub fn cluster(lab: &Lab) -> LabDaemon<'_> {
+    let said = neap(lab, "n1", &[&["init"], &PLACE[..]].concat());
+    let line = said.lines().find(|line| line.trim().starts_with("neap join ")).unwrap_or_else(|| panic!("{said}"));
+    let words: Vec<&str> = line.split_whitespace().skip(1).collect();
+    for node in 2..=lab.machines {
+        let said = neap(lab, &format!("n{node}"), &[&words[..], &PLACE[..]].concat());
+        assert!(said.contains("its agent is connected to"), "{said}");
+    }
+    let daemon = LabDaemon::new(lab, "n1", &[]);
+    all_ready(&daemon, lab.machines as usize);
+    daemon
+}
+
+/// The machines, and whether the agent of each is connected.
+pub fn agents(daemon: &LabDaemon) -> Vec<(String, bool)> {
+    // A daemon that is just being started says nothing.
+    let output = daemon.neap(&["node", "ls", "--format", "json"]);
+    let nodes: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap_or(serde_json::json!([]));
+    let agent = |node: &serde_json::Value| {
+        (node["hostname"].as_str().unwrap().to_owned(), node["agent"]["connected"] == true && node["state"] == "ready")
+    };
+    let mut all: Vec<_> = nodes.as_array().unwrap().iter().map(agent).collect();
+    all.sort();
+    all
+}
+
+/// Waits until all are.
+pub fn all_ready(daemon: &LabDaemon, count: usize) {
+    eventually("all agents are connected", 20, || {
+        let agents = agents(daemon);
+        (agents.len() == count && agents.iter().all(|(_, connected)| *connected)).then_some(())
+    });
 }

@@ -1,10 +1,12 @@
 //! Records as tables that people read: the same in the CLI and in scripts.
 
+mod native;
 mod objects;
 mod scripts;
 
 use comfy_table::{ContentArrangement, Table, presets};
 
+pub use native::{adoption, native_tasks, natives, notes};
 pub use objects::{networks, volumes};
 pub use scripts::{
     crons, event, failed, history, kv, last_line, registrations, script_calls, scripts, source, value, values,
@@ -12,6 +14,7 @@ pub use scripts::{
 
 use super::ServiceStatus;
 use crate::model::clock::Timestamp;
+use crate::model::native::NativeService;
 use crate::model::node::Node;
 use crate::model::plan::{Plan, Rebalanced};
 use crate::model::port::PortSpec;
@@ -40,8 +43,8 @@ fn text(mut table: Table) -> String {
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
-/// `service ls`.
-pub fn services(services: &[ServiceStatus]) -> String {
+/// `service ls`: Neap's own, and then those that the engine runs itself.
+pub fn services(services: &[ServiceStatus], natives: &[NativeService]) -> String {
     let mut table = table(&["NAME", "MODE", "REPLICAS", "REVISION", "STATE", "PORTS"]);
     for status in services {
         let spec = &status.service.spec;
@@ -54,6 +57,9 @@ pub fn services(services: &[ServiceStatus]) -> String {
             state(status),
             ports.join(", "),
         ]);
+    }
+    for native in natives {
+        table.add_row(native::cells(native));
     }
     text(table)
 }
@@ -70,6 +76,9 @@ fn port(name: &str, port: &PortSpec) -> String {
 pub fn state(status: &ServiceStatus) -> String {
     if status.service.removing {
         return "removing".into();
+    }
+    if let Some(handover) = status.service.open_handover() {
+        return handover.said();
     }
     if let Some(failure) = status.port_failures.first() {
         return failure.clone();

@@ -10,6 +10,7 @@ mod image;
 pub mod logs;
 pub mod networks;
 pub mod prune;
+pub mod raw;
 pub mod spec;
 pub mod tasks;
 pub mod trouble;

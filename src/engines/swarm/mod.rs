@@ -3,6 +3,7 @@
 
 pub mod host;
 pub mod join;
+mod native;
 mod nodes;
 mod objects;
 mod spec;
@@ -47,6 +48,7 @@ pub struct SwarmEngine {
 
 struct Shared {
     docker: Docker,
+    address: Address,
     cluster: String,
     nodes: Arc<Nodes>,
     tasks: Arc<Tasks>,
@@ -90,6 +92,7 @@ impl SwarmEngine {
         let nodes = Nodes::open(&docker, (swarm.node_id.unwrap_or_default(), address)).await?;
         let shared = Arc::new(Shared {
             docker,
+            address: options.address.clone(),
             cluster: options.cluster,
             nodes: nodes.clone(),
             tasks: Arc::new(Tasks::default()),
@@ -306,6 +309,10 @@ impl Engine for SwarmEngine {
 
     async fn volumes(&self, node: &str, ask: VolumeAsk) -> Result<Vec<VolumeInfo>> {
         self.shared.host_of(node, "volumes")?.volumes(node, ask).await
+    }
+
+    fn natives(&self) -> Option<&dyn super::native::Natives> {
+        Some(&*self.shared)
     }
 
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {

@@ -20,6 +20,9 @@ const PREFIX: u8 = 20;
 /// The label of a config that replicas read. The store's own configs carry others.
 const CONFIG: &str = "neap.config";
 
+/// The label of what was given to a native service: which of Neap's secrets or configs it was.
+pub const VALUE: &str = "neap.value";
+
 /// Makes a network that is not there: an overlay to which containers outside of services can be attached too.
 pub async fn ensure_network(docker: &Docker, cluster: &str, name: &str) -> Result<()> {
     if matches!(name, "host" | "none" | "bridge") {
@@ -106,7 +109,7 @@ pub async fn ensure_files(docker: &Docker, cluster: &str, request: &StartRequest
             let name = object_name(cluster, value, salt);
             let id = match known.get(&name) {
                 Some(id) => id.clone(),
-                None => create_secret(docker, cluster, &name, value).await?,
+                None => create_secret(docker, labels(spec::CLUSTER, cluster), &name, value).await?,
             };
             files.secrets.push(FileUse { file: file.clone(), id, name });
         }
@@ -115,21 +118,45 @@ pub async fn ensure_files(docker: &Docker, cluster: &str, request: &StartRequest
         let name = object_name(cluster, &config.value, &config.owner.name);
         let id = match config_id(docker, &name).await? {
             Some(id) => id,
-            None => create_config(docker, cluster, &name, &config.value).await?,
+            None => create_config(docker, labels(CONFIG, cluster), &name, &config.value).await?,
         };
         files.configs.push((FileUse { file: config.target.clone(), id, name }, config.owner.clone()));
     }
     Ok(files)
 }
 
-fn labels(key: &str, cluster: &str) -> Option<HashMap<String, String>> {
-    Some(HashMap::from([(key.to_owned(), cluster.to_owned())]))
+/// The same for a native service: under names that people know again, and nobody's to clear up.
+pub async fn native_files(docker: &Docker, request: &StartRequest) -> Result<Files> {
+    let name = |name: &str, value: &[u8]| {
+        let fit = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.') { c } else { '_' };
+        let plain: String = name.chars().map(fit).take(50).collect();
+        format!("{}-{}", plain.trim_start_matches(['-', '.', '_']), &sha256_hex(value)[..8])
+    };
+    let mut files = Files::default();
+    for (file, value) in &request.secrets.0 {
+        let of = request.spec.secrets.get(file).unwrap_or(file);
+        let name = name(of, value);
+        let id = create_secret(docker, labels(VALUE, of), &name, value).await?;
+        files.secrets.push(FileUse { file: file.clone(), id, name });
+    }
+    for config in &request.configs {
+        let name = name(&config.owner.name, &config.value);
+        let id = create_config(docker, labels(VALUE, &config.owner.name), &name, &config.value).await?;
+        files.configs.push((FileUse { file: config.target.clone(), id, name }, config.owner.clone()));
+    }
+    Ok(files)
 }
 
-async fn create_secret(docker: &Docker, cluster: &str, name: &str, value: &[u8]) -> Result<String> {
+fn labels(key: &str, value: &str) -> Labels {
+    Some(HashMap::from([(key.to_owned(), value.to_owned())]))
+}
+
+type Labels = Option<HashMap<String, String>>;
+
+async fn create_secret(docker: &Docker, labels: Labels, name: &str, value: &[u8]) -> Result<String> {
     let spec = SecretSpec {
         name: Some(name.to_owned()),
-        labels: labels(spec::CLUSTER, cluster),
+        labels,
         data: Some(base64::engine::general_purpose::STANDARD.encode(value)),
         ..SecretSpec::default()
     };
@@ -144,10 +171,10 @@ async fn create_secret(docker: &Docker, cluster: &str, name: &str, value: &[u8])
     }
 }
 
-async fn create_config(docker: &Docker, cluster: &str, name: &str, value: &[u8]) -> Result<String> {
+async fn create_config(docker: &Docker, labels: Labels, name: &str, value: &[u8]) -> Result<String> {
     let spec = ConfigSpec {
         name: Some(name.to_owned()),
-        labels: labels(CONFIG, cluster),
+        labels,
         data: Some(base64::engine::general_purpose::STANDARD.encode(value)),
         ..ConfigSpec::default()
     };

@@ -13,6 +13,7 @@ use bollard::models::{
 
 use crate::engines::StartRequest;
 use crate::engines::docker::spec::{self as container, some};
+use crate::model::check::CheckSpec;
 use crate::model::service::{RestartCondition, ServiceSpec};
 
 /// Swarm waits at least this long before it restarts what ended: long enough for a daemon that lives to act first.
@@ -168,19 +169,21 @@ fn capability(name: &str) -> String {
 // A command is left to the container engine, which every node has; everything else is asked by Neap.
 fn health(spec: &ServiceSpec) -> Option<HealthConfig> {
     let check = spec.check.as_ref()?;
-    if !check.by_engine {
-        return container::health(Some(check));
-    }
+    if check.by_engine { Some(command_check(check)) } else { container::health(Some(check)) }
+}
+
+/// A check's command as one that the container engine runs.
+pub fn command_check(check: &CheckSpec) -> HealthConfig {
     let timing = check.timing(None);
     let nanos = |period: crate::model::units::Duration| i64::try_from(period.millis() * 1_000_000).ok();
-    Some(HealthConfig {
+    HealthConfig {
         test: Some(std::iter::once("CMD".to_owned()).chain(check.exec.iter().cloned()).collect()),
         interval: nanos(timing.every),
         timeout: nanos(timing.timeout),
         retries: Some(i64::from(timing.unhealthy)),
         start_period: nanos(timing.start_period),
         start_interval: None,
-    })
+    }
 }
 
 fn resources(spec: &ServiceSpec) -> TaskSpecResources {

@@ -306,11 +306,12 @@ async fn scale_to_zero(docker: &bollard::Docker, service: &str) -> Result<()> {
     docker.update_service(service, spec, options, None).await.map(drop).map_err(failed)
 }
 
-fn state(task: &Task) -> TaskState {
+/// How far a task is.
+pub fn state(task: &Task) -> TaskState {
     task.status.as_ref().and_then(|status| status.state).unwrap_or(TaskState::NEW)
 }
 
-// A time that cannot be read sorts first.
-fn created(task: &Task) -> Option<jiff::Timestamp> {
+/// When it was made; a time that cannot be read sorts first.
+pub fn created(task: &Task) -> Option<jiff::Timestamp> {
     task.created_at.as_deref().and_then(|time| time.parse().ok())
 }

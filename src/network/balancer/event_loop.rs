@@ -20,6 +20,8 @@ use crate::network::table::{Listener, Status, Table};
 const CONNECT: Duration = Duration::from_secs(3);
 /// How often listeners that could not be opened, and an exhausted `accept`, are tried again.
 const RETRY: Duration = Duration::from_millis(500);
+/// How soon a listener that could not be opened is tried again at first: whoever hands a port over, is waited for.
+const REOPEN: Duration = Duration::from_millis(20);
 const BUFFER: usize = 64 * 1024;
 
 // A token is an index with the kind of socket in its lowest bits.
@@ -44,6 +46,8 @@ struct Loop {
     table: Table,
     listeners: BTreeMap<String, Open>,
     failed: BTreeMap<String, String>,
+    // Since when one could not be opened, and when it is tried again.
+    reopen: Option<(Instant, Instant)>,
     names: HashMap<Token, String>,
     next: usize,
     pairs: HashMap<usize, Pair>,
@@ -87,6 +91,7 @@ pub fn main(folder: &Path, lifeline: bool) -> io::Result<()> {
         table: Table::default(),
         listeners: BTreeMap::new(),
         failed: BTreeMap::new(),
+        reopen: None,
         names: HashMap::new(),
         next: 0,
         pairs: HashMap::new(),
@@ -122,7 +127,10 @@ impl Loop {
                 || self.listeners.values().any(|listener| listener.starved);
             let timeout = match (self.busy.is_empty(), waiting) {
                 (false, _) => Some(Duration::ZERO),
-                (true, true) => Some(retry_at.saturating_duration_since(Instant::now())),
+                (true, true) => {
+                    let next = self.reopen.map_or(retry_at, |(_, at)| at.min(retry_at));
+                    Some(next.saturating_duration_since(Instant::now()))
+                }
                 (true, false) => None,
             };
             match self.poll.poll(&mut events, timeout) {
@@ -139,6 +147,7 @@ impl Loop {
             for index in std::mem::take(&mut self.busy) {
                 self.pump(index);
             }
+            self.reopen();
             if waiting && Instant::now() >= retry_at {
                 retry_at = Instant::now() + RETRY;
                 self.retry();
@@ -294,6 +303,30 @@ impl Loop {
         if !self.failed.is_empty() {
             let table = self.table.clone();
             self.apply(table);
+        }
+    }
+
+    // Soon at first, then more and more seldom: after a minute as seldom as everything else.
+    fn reopen(&mut self) {
+        let now = Instant::now();
+        if self.failed.is_empty() {
+            self.reopen = None;
+            return;
+        }
+        let (since, at) = *self.reopen.get_or_insert((now, now + REOPEN));
+        if now < at {
+            return;
+        }
+        let wait = ((now - since) / 100).clamp(REOPEN, RETRY);
+        self.reopen = Some((since, now + wait));
+        for name in self.failed.keys().cloned().collect::<Vec<_>>() {
+            let Some(wanted) = self.table.listeners.get(&name).cloned() else { continue };
+            let Ok(socket) = owner::try_listen(wanted.address, wanted.port) else { continue };
+            if self.add_listener(name.clone(), socket, wanted).is_ok() {
+                self.failed.remove(&name);
+                let token = self.listeners.get(&name).map(|open| open.token);
+                token.into_iter().for_each(|token| self.accept(token));
+            }
         }
     }
 

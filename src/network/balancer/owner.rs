@@ -4,8 +4,22 @@ use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use mio::net::TcpListener as MioListener;
 
-/// Opens a listening socket: on one address, or on all interfaces, IPv6 and IPv4 together.
+/// Opens a listening socket: on one address, or on all interfaces, IPv6 and IPv4 together. An error says who is in the way.
 pub fn listen(address: Option<std::net::IpAddr>, port: u16) -> Result<MioListener, String> {
+    try_listen(address, port).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => match holder(port) {
+            Some(holder) => format!("port {port} is taken by {holder}"),
+            None => format!("port {port} is taken by another process"),
+        },
+        std::io::ErrorKind::PermissionDenied => {
+            format!("port {port}: no right to bind below 1024; run as root or give the capability CAP_NET_BIND_SERVICE")
+        }
+        _ => format!("port {port}: {error}"),
+    })
+}
+
+/// The same, without looking for who is in the way.
+pub fn try_listen(address: Option<std::net::IpAddr>, port: u16) -> std::io::Result<MioListener> {
     let first = match address {
         Some(address) => SocketAddr::new(address, port),
         None => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
@@ -17,17 +31,8 @@ pub fn listen(address: Option<std::net::IpAddr>, port: u16) -> Result<MioListene
         }
         _ => Err(error),
     });
-    let listener = opened.map_err(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse => match holder(port) {
-            Some(holder) => format!("port {port} is taken by {holder}"),
-            None => format!("port {port} is taken by another process"),
-        },
-        std::io::ErrorKind::PermissionDenied => {
-            format!("port {port}: no right to bind below 1024; run as root or give the capability CAP_NET_BIND_SERVICE")
-        }
-        _ => format!("port {port}: {error}"),
-    })?;
-    listener.set_nonblocking(true).map_err(|error| format!("port {port}: {error}"))?;
+    let listener = opened?;
+    listener.set_nonblocking(true)?;
     Ok(MioListener::from_std(listener))
 }
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use mlua::{Lua, MultiValue, Table, Value};
 
-use super::{Reach, crons, hosts, kv, nodes, objects, services};
+use super::{Reach, crons, hosts, kv, natives, nodes, objects, services};
 use crate::client::Cluster;
 use crate::client::scripts::{Back, Push};
 use crate::script::value::{from_timed, raise};
@@ -31,6 +31,7 @@ pub fn install_with(lua: &Lua, context: &services::Context) -> mlua::Result<()> 
     hosts::install(lua, &context.cluster)?;
     nodes::install(lua, &context.cluster)?;
     objects::install(lua, &context.cluster)?;
+    natives::install(lua, context)?;
     kv::install(lua, &context.cluster)?;
     crons::install(lua, &context.cluster)?;
     install_scripts(lua, context)

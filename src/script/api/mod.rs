@@ -10,6 +10,7 @@ pub mod http;
 pub mod kv;
 pub mod load;
 pub mod local;
+pub mod natives;
 pub mod nodes;
 pub mod objects;
 pub mod policy;

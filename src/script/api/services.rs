@@ -111,7 +111,7 @@ pub fn brought(what: &str, value: &Value) -> mlua::Result<Bundle> {
 }
 
 /// The fields and methods of a service.
-pub const SERVICE: [&str; 20] = [
+pub const SERVICE: [&str; 21] = [
     "name",
     "revision",
     "replicas",
@@ -131,6 +131,7 @@ pub const SERVICE: [&str; 20] = [
     "promote",
     "rollback",
     "remove",
+    "hand_back",
     "logs",
 ];
 /// The fields and methods of a description.
@@ -180,7 +181,8 @@ fn apply_options(table: Option<Table>) -> mlua::Result<ApplyOptions> {
     Ok(options)
 }
 
-fn wait_time(value: &Value) -> mlua::Result<Option<Duration>> {
+/// A `wait` option: a time, or true for the usual one.
+pub fn wait_time(value: &Value) -> mlua::Result<Option<Duration>> {
     match value {
         Value::Nil | Value::Boolean(false) => Ok(None),
         Value::Boolean(true) => Ok(Some(WAIT)),
@@ -235,7 +237,13 @@ pub struct Handle {
 }
 
 impl Handle {
-    async fn fetch(context: Context, name: &str) -> mlua::Result<Handle> {
+    /// As it was seen.
+    pub fn of(context: Context, status: ServiceStatus) -> Self {
+        Handle { context, status }
+    }
+
+    /// As it is now.
+    pub async fn fetch(context: Context, name: &str) -> mlua::Result<Handle> {
         let status = context.cluster.service(name).await.map_err(raise)?;
         Ok(Handle { context, status })
     }
@@ -376,6 +384,9 @@ impl UserData for Handle {
                 })?;
             }
             Ok(())
+        });
+        methods.add_async_method("hand_back", |lua, this, options: Option<Table>| async move {
+            super::natives::hand_back(lua, this.context.clone(), this.name(), options).await
         });
         methods.add_async_method("logs", |lua, this, options: Option<Table>| async move {
             let options: LogOptions = match options {

@@ -1,0 +1,54 @@
+//! Services that an engine schedules itself, beside the tasks that it is given: to be shown, taken over and given back.
+
+use std::collections::BTreeMap;
+
+use async_trait::async_trait;
+use serde_json::{Map, Value};
+
+use super::StartRequest;
+use crate::model::Result;
+use crate::model::native::{NativeService, PublishMode};
+
+/// A native service as a description of Neap's.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Described {
+    /// Its id.
+    pub id: String,
+    /// The description, without a name.
+    pub service: Map<String, Value>,
+    /// What would not be as it is now, and why.
+    pub notes: Vec<String>,
+    /// What Neap cannot run, and why.
+    pub refused: Vec<String>,
+    /// Configs that it reads, with what they hold.
+    pub configs: BTreeMap<String, Vec<u8>>,
+}
+
+/// A native service that is wanted.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Its name.
+    pub name: String,
+    /// What its tasks are made of. Task, slot, node and revision of it mean nothing here.
+    pub request: StartRequest,
+    /// Where its ports are published; not at all for now.
+    pub ports: Option<PublishMode>,
+    /// Whether all tasks are replaced at once where a change replaces them.
+    pub at_once: bool,
+}
+
+/// Those of an engine that has some.
+#[async_trait]
+pub trait Natives: Send + Sync {
+    /// All that are not this cluster's tasks, by name; or the one of this name or id.
+    async fn list(&self, only: Option<&str>) -> Result<Vec<NativeService>>;
+
+    /// One as a description.
+    async fn describe(&self, name: &str) -> Result<Described>;
+
+    /// Makes one, or changes the one that this made before.
+    async fn place(&self, wanted: Wanted) -> Result<()>;
+
+    /// Removes one; one that is not there is no error.
+    async fn remove(&self, name: &str) -> Result<()>;
+}

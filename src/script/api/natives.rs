@@ -1,0 +1,90 @@
+//! `natives`: services that the Swarm runs itself, and `Service:hand_back`, the way back.
+
+use mlua::{Lua, Table, Value};
+use serde::de::DeserializeOwned;
+use serde_json::{Value as Json, json};
+
+use super::services::{Context, Handle, wait_time};
+use crate::client::{ServiceStatus, native};
+use crate::model::native::{Adopt, HandBack};
+use crate::model::units::Duration;
+use crate::script::value::{from_record, raise, to_json};
+
+// The options with how long is waited, which is nobody's but the script's.
+fn options<T: DeserializeOwned>(what: &str, options: Option<Table>) -> mlua::Result<(T, Option<Duration>)> {
+    let mut asked = json!({});
+    let mut period = None;
+    if let Some(options) = options {
+        period = wait_time(&options.get("wait")?)?;
+        asked = to_json(&Value::Table(options)).map_err(raise)?;
+        asked.as_object_mut().map(|fields| fields.remove("wait"));
+        // An empty table may be a list as well.
+        if asked.get("change").is_some_and(|change| change.as_array().is_some_and(Vec::is_empty)) {
+            asked["change"] = json!({});
+        }
+    }
+    Ok((crate::model::strict::read(what, &asked).map_err(raise)?, period))
+}
+
+/// Sets `natives`.
+pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
+    let natives = lua.create_table()?;
+    let shared = context.clone();
+    natives.set(
+        "list",
+        lua.create_async_function(move |lua, ()| {
+            let context = shared.clone();
+            async move { from_record(&lua, &context.cluster.natives().await.map_err(raise)?) }
+        })?,
+    )?;
+    let shared = context.clone();
+    natives.set(
+        "adopt",
+        lua.create_async_function(move |lua, (name, asked): (String, Option<Table>)| {
+            let context = shared.clone();
+            async move {
+                let (ask, period) = options::<Adopt>("natives.adopt", asked)?;
+                let dry_run = ask.dry_run;
+                let adoption = context.cluster.adopt(&name, ask).await.map_err(raise)?;
+                let found = from_record(&lua, &adoption)?;
+                if dry_run {
+                    return Ok((found, None));
+                }
+                let name = adoption.service.get("name").and_then(Json::as_str).unwrap_or(&name);
+                let Some(period) = period else {
+                    return Ok((found, Some(Handle::fetch(context, name).await?)));
+                };
+                let reporter = context.reporter.clone();
+                let (sender, mut states) = tokio::sync::mpsc::unbounded_channel();
+                let mut progress = move |status: &ServiceStatus| drop(sender.send(status.clone()));
+                let shown = async {
+                    while let Some(status) = states.recv().await {
+                        reporter("adopt", &status);
+                    }
+                };
+                let waiting = async {
+                    let result = native::adopted(&*context.cluster, name, period.std(), &mut progress).await;
+                    drop(progress);
+                    result
+                };
+                let (result, ()) = tokio::join!(waiting, shown);
+                Ok((found, Some(Handle::of(context.clone(), result.map_err(raise)?))))
+            }
+        })?,
+    )?;
+    natives.set_readonly(true);
+    lua.globals().set("natives", natives)
+}
+
+/// Gives a service back to the Swarm.
+pub async fn hand_back(lua: Lua, context: Context, name: String, asked: Option<Table>) -> mlua::Result<Value> {
+    let (ask, period) = options::<HandBack>("hand_back", asked)?;
+    let over = ask.dry_run || ask.cancel;
+    let done = context.cluster.hand_back(&name, ask).await.map_err(raise)?;
+    let mut told = json!({ "notes": done.notes });
+    if let Some(period) = period.filter(|_| !over) {
+        let handover = native::released(&*context.cluster, &name, period.std(), &mut |_| {}).await.map_err(raise)?;
+        told["gaps"] = json!(handover.gaps);
+    }
+    from_record(&lua, &told)
+}
