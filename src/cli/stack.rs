@@ -204,7 +204,8 @@ pub async fn main(command: Command, cluster: impl FnOnce() -> Result<RemoteClust
 
 async fn own(cluster: &RemoteCluster, name: &str) -> Result<Vec<ServiceStatus>> {
     let mut services = cluster.services().await?;
-    services.retain(|status| stack::of(status) == Some(name));
+    let name = &crate::model::stack::stack_name(name);
+    services.retain(|status| stack::of(status) == Some(name.as_str()));
     if services.is_empty() {
         return Err(Error::new(Kind::NotFound, format!("stack \"{name:.70}\""), "has no services")
             .help("`neap stack ls` lists stacks"));

@@ -1,5 +1,6 @@
 //! Applies a stack: what it needs, then its services, each once those that it waits for are so far.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::StreamExt;
@@ -8,7 +9,9 @@ use super::kv::{ValueKind, ValueSet};
 use super::{Apply, Cluster, Only, ServiceStatus, wait};
 use crate::model::bundle::Bundle;
 use crate::model::objects::{NetworkInfo, NetworkSpec};
-use crate::model::stack::{NAMESPACE, Stack, StackNetwork, Until};
+use crate::model::release::{Release, ReleaseState};
+use crate::model::service::ServiceSpec;
+use crate::model::stack::{NAMESPACE, Need, Stack, StackNetwork, Until, stack_name};
 use crate::model::task::TaskState;
 use crate::model::{Error, Kind, Result};
 
@@ -43,7 +46,10 @@ pub fn of(status: &ServiceStatus) -> Option<&str> {
 
 /// Applies it. What was done before an error stays; done again, it goes on from there.
 pub async fn deploy(cluster: &dyn Cluster, stack: &Stack, ask: &Deploy, tell: Tell<'_>) -> Result<Vec<ServiceStatus>> {
-    let order = stack.order()?;
+    stack.order()?;
+    let there = cluster.services().await?;
+    refuse_others(stack, &there)?;
+    let order = stack.order_with(&ports_first(stack, &there)).or_else(|_| stack.order())?;
     let known = match stack.networks.is_empty() {
         true => Vec::new(),
         false => cluster.networks().await?,
@@ -63,36 +69,130 @@ pub async fn deploy(cluster: &dyn Cluster, stack: &Stack, ask: &Deploy, tell: Te
             tell(Step::Done(&format!("{} version {}", of.as_str(), change.info.version), &value.name));
         }
     }
-    let mut applied = Vec::new();
+    // Before anything is applied: what is named no more may have a port that another one is to have.
+    if ask.prune {
+        prune(cluster, stack, &there, ask.timeout, tell).await?;
+    }
+    let mut applied: Vec<(String, ServiceStatus)> = Vec::new();
     for key in order {
         let spec = &stack.services[&key];
-        for (needed, until) in stack.depends_on.get(&key).into_iter().flatten() {
-            let name = stack.service(needed)?;
-            reach(cluster, name, *until, ask.timeout, tell).await?;
+        for (needed, need) in stack.depends_on.get(&key).into_iter().flatten() {
+            let before = applied.iter().find(|(known, _)| known == needed).map(|(_, status)| status);
+            let release = before.and_then(|status| status.release.as_ref());
+            let reached = reach(cluster, stack.service(needed)?, need.until, release, ask.timeout, tell).await;
+            match reached {
+                Err(error) if !need.required => {
+                    let told = format!("waited for in vain, and not needed ({error})");
+                    tell(Step::Done(&told, stack.service(needed)?));
+                }
+                other => other?,
+            }
         }
         let service = Apply { service: spec.clone(), with: ask.with.clone(), only: Only::Either };
         let status = cluster.apply(service).await?;
         tell(Step::Done("service applied", status.service.spec.name.as_str()));
-        applied.push(status);
+        applied.push((key, status));
     }
-    if ask.prune {
-        for status in cluster.services().await? {
-            let name = status.service.spec.name.as_str();
-            let named = applied.iter().any(|applied| applied.service.spec.name.as_str() == name);
-            if of(&status) == Some(stack.name.as_str()) && !named {
-                cluster.remove(name).await?;
-                tell(Step::Done("service removed", name));
+    let optional = |key: &str| {
+        let named = |needs: &BTreeMap<String, Need>| needs.get(key).map(|need| need.required);
+        let all: Vec<bool> = stack.depends_on.values().filter_map(named).collect();
+        !all.is_empty() && all.iter().all(|required| !required)
+    };
+    if ask.wait {
+        for (key, status) in &mut applied {
+            let (name, before) = (status.service.spec.name.to_string(), status.release.clone());
+            let mut progress = |status: &ServiceStatus| tell(Step::Waits(status));
+            match wait::settled(cluster, &name, before.as_ref(), ask.timeout, &mut progress).await {
+                Err(error) if optional(key) => tell(Step::Done(&format!("is not as described ({error})"), &name)),
+                other => *status = other?,
             }
         }
     }
-    if ask.wait {
-        for status in &mut applied {
-            let (name, before) = (status.service.spec.name.to_string(), status.release.clone());
-            let mut progress = |status: &ServiceStatus| tell(Step::Waits(status));
-            *status = wait::settled(cluster, &name, before.as_ref(), ask.timeout, &mut progress).await?;
+    Ok(applied.into_iter().map(|(_, status)| status).collect())
+}
+
+// A name may be somebody else's: of another stack, or of none.
+fn refuse_others(stack: &Stack, there: &[ServiceStatus]) -> Result<()> {
+    for key in stack.services.keys() {
+        let name = stack.service(key)?;
+        let Some(known) = there.iter().find(|status| status.service.spec.name.as_str() == name) else { continue };
+        let whose = match of(known) {
+            Some(own) if own == stack.name.as_str() => continue,
+            Some(other) => format!("is there already, and is of stack \"{other}\""),
+            None => "is there already, and is of no stack".to_owned(),
+        };
+        return Err(Error::new(Kind::Conflict, format!("service \"{name}\""), whose).help(format!(
+            "deploy under another name, remove it, or make it this stack's: neap service update {name} --label-add {NAMESPACE}={}",
+            stack.name
+        )));
+    }
+    Ok(())
+}
+
+// For each service those that have a port now which it is to have, and are to have it no more.
+fn ports_first(stack: &Stack, there: &[ServiceStatus]) -> BTreeMap<String, Vec<String>> {
+    let wanted = |key: &str| -> BTreeSet<u16> {
+        let spec = ServiceSpec::read(&stack.services[key]);
+        spec.iter().flat_map(|spec| spec.ports.values().filter_map(|port| port.published)).collect()
+    };
+    let has = |key: &str| -> BTreeSet<u16> {
+        let name = stack.service(key).unwrap_or_default();
+        let known = there.iter().find(|status| status.service.spec.name.as_str() == name);
+        known
+            .into_iter()
+            .flat_map(|status| status.service.spec.ports.values().filter_map(|port| port.published))
+            .collect()
+    };
+    let all: Vec<(&String, BTreeSet<u16>, BTreeSet<u16>)> =
+        stack.services.keys().map(|key| (key, has(key), wanted(key))).collect();
+    let mut before = BTreeMap::new();
+    for (key, _, wants) in &all {
+        let gives = |(other, has, keeps): &&(&String, BTreeSet<u16>, BTreeSet<u16>)| {
+            other != key && has.intersection(wants).any(|port| !keeps.contains(port))
+        };
+        let givers: Vec<String> = all.iter().filter(gives).map(|(other, ..)| (*other).clone()).collect();
+        if !givers.is_empty() {
+            before.insert((*key).clone(), givers);
         }
     }
-    Ok(applied)
+    before
+}
+
+// Removes the services of the stack that it does not name any more, and waits until they are gone.
+async fn prune(
+    cluster: &dyn Cluster,
+    stack: &Stack,
+    there: &[ServiceStatus],
+    timeout: Duration,
+    tell: Tell<'_>,
+) -> Result<()> {
+    let named: BTreeSet<&str> = stack.services.keys().filter_map(|key| stack.service(key).ok()).collect();
+    let gone: Vec<&str> = there
+        .iter()
+        .filter(|status| of(status) == Some(stack.name.as_str()))
+        .map(|status| status.service.spec.name.as_str())
+        .filter(|name| !named.contains(name))
+        .collect();
+    for name in &gone {
+        cluster.remove(name).await?;
+        tell(Step::Done("service removed", name));
+    }
+    until_gone(cluster, &gone, stack.name.as_str(), timeout).await
+}
+
+async fn until_gone(cluster: &dyn Cluster, names: &[&str], stack: &str, timeout: Duration) -> Result<()> {
+    let gone = async {
+        for name in names {
+            match cluster.watch(name).await {
+                Ok(mut states) => while states.next().await.transpose()?.is_some() {},
+                Err(error) if error.kind == Kind::NotFound => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    };
+    let late = |_| Error::new(Kind::Timeout, format!("stack \"{stack}\""), "its services are not gone yet");
+    tokio::time::timeout(timeout, gone).await.map_err(late)?
 }
 
 // The network to make, where there is none; an error where there is another one, or none that there should be.
@@ -121,18 +221,35 @@ fn missing<'a>(network: &'a StackNetwork, known: &[NetworkInfo]) -> Result<Optio
     }
 }
 
-// Waits until a service is so far.
-async fn reach(cluster: &dyn Cluster, name: &str, until: Until, timeout: Duration, tell: Tell<'_>) -> Result<()> {
-    let now = cluster.service(name).await?;
+// Waits until a service is so far. `applied`: its release, as it was when it was applied; one that fails is no way to get there.
+async fn reach(
+    cluster: &dyn Cluster,
+    name: &str,
+    until: Until,
+    applied: Option<&Release>,
+    timeout: Duration,
+    tell: Tell<'_>,
+) -> Result<()> {
     if until == Until::Healthy {
         let mut progress = |status: &ServiceStatus| tell(Step::Waits(status));
-        return wait::settled(cluster, name, now.release.as_ref(), timeout, &mut progress).await.map(drop);
+        return wait::settled(cluster, name, applied, timeout, &mut progress).await.map(drop);
     }
     let subject = format!("service \"{name}\"");
     let watch = async {
         let mut states = cluster.watch(name).await?;
         while let Some(status) = states.next().await.transpose()? {
             tell(Step::Waits(&status));
+            if let Some(failure) = wait::failure(&status, applied) {
+                return Err(failure);
+            }
+            // Seen once all is quiet again, and told then.
+            let going_back = |release: &Release| {
+                matches!(release.state, ReleaseState::RollingBack | ReleaseState::RolledBack)
+                    && !wait::is_old(release, applied)
+            };
+            if status.release.as_ref().is_some_and(going_back) {
+                continue;
+            }
             if let Some(why) = &status.given_up {
                 return Err(Error::new(Kind::Failed, subject.clone(), "others wait for it, and it failed").cause(why));
             }
@@ -160,16 +277,17 @@ async fn reach(cluster: &dyn Cluster, name: &str, until: Until, timeout: Duratio
 
 /// Removes a stack's services, waits until they are gone, and removes its networks. Its volumes, secrets and configs stay.
 pub async fn remove(cluster: &dyn Cluster, name: &str, timeout: Duration, tell: Tell<'_>) -> Result<()> {
+    let name = &stack_name(name);
     let services = cluster.services().await?;
     let own: Vec<String> = services
         .iter()
-        .filter(|status| of(status) == Some(name))
+        .filter(|status| of(status) == Some(name.as_str()))
         .map(|status| status.service.spec.name.to_string())
         .collect();
-    let networks = match own.is_empty() {
+    let networks = match cluster.networks().await {
         // An engine without networks has none of a stack either.
-        true => cluster.networks().await.unwrap_or_default(),
-        false => cluster.networks().await?,
+        Err(error) if own.is_empty() || error.kind == Kind::Unsupported => Vec::new(),
+        other => other?,
     };
     let networks: Vec<&NetworkInfo> =
         networks.iter().filter(|network| network.labels.get(NAMESPACE).is_some_and(|of| of == name)).collect();
@@ -180,18 +298,8 @@ pub async fn remove(cluster: &dyn Cluster, name: &str, timeout: Duration, tell: 
         cluster.remove(service).await?;
         tell(Step::Done("service removed", service));
     }
-    let gone = async {
-        for service in &own {
-            match cluster.watch(service).await {
-                Ok(mut states) => while states.next().await.transpose()?.is_some() {},
-                Err(error) if error.kind == Kind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        Ok(())
-    };
-    let late = |_| Error::new(Kind::Timeout, format!("stack \"{name}\""), "its services are not gone yet");
-    tokio::time::timeout(timeout, gone).await.map_err(late)??;
+    let names: Vec<&str> = own.iter().map(String::as_str).collect();
+    until_gone(cluster, &names, name, timeout).await?;
     for network in networks {
         cluster.remove_network(&network.name).await?;
         tell(Step::Done("network removed", &network.name));

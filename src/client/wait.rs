@@ -82,11 +82,16 @@ pub fn moved(status: &ServiceStatus, moves: &[Move]) -> Result<()> {
         .help(format!("`neap service ps -a {name}` shows what their successors died of")))
 }
 
-fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error> {
+/// Whether a release was over already when `before` was seen.
+pub fn is_old(release: &Release, before: Option<&Release>) -> bool {
+    before.is_some_and(|old| old.state.is_final() && old.started_at == release.started_at)
+}
+
+/// Why it will not become so, if that is known. `before`: the release that was there when the wait began.
+pub fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error> {
     let name = &status.service.spec.name;
     let subject = format!("service \"{name}\"");
-    let known =
-        |release: &Release| before.is_some_and(|old| old.state.is_final() && old.started_at == release.started_at);
+    let known = |release: &Release| is_old(release, before);
     if let Some(failure) = status.port_failures.first() {
         return Some(
             Error::new(Kind::Conflict, subject, failure.clone())

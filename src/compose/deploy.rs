@@ -33,6 +33,20 @@ pub fn restart(fields: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<
     Ok(())
 }
 
+/// A service that others wait for until it has ended ends: where it does not say when it is restarted, it is not.
+pub fn ends(spec: &mut Json) -> std::result::Result<(), String> {
+    let Some(spec) = spec.as_object_mut() else { return Ok(()) };
+    let restart = table(spec, "restart");
+    match restart.get("condition").and_then(Json::as_str) {
+        Some("any") => Err("it is started again whenever it ends".into()),
+        Some(_) => Ok(()),
+        None => {
+            restart.insert("condition".into(), json!("none"));
+            Ok(())
+        }
+    }
+}
+
 /// `scale`, `cpus`, `mem_limit`, `mem_reservation`, `pids_limit`.
 pub fn older(fields: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()> {
     set(spec, "replicas", fields.number::<u32>("scale")?);
@@ -169,9 +183,20 @@ fn restart_policy(deploy: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Resu
 
 fn update_config(deploy: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()> {
     let path = deploy.path_of("update_config");
-    let Some(node) = deploy.take("update_config") else { return Ok(()) };
+    // What the specification says where the file does not: one at a time, the old one ends first, and a failure is left to
+    // its owner.
+    let usual = [
+        ("use", json!("rolling")),
+        ("batch", json!(1)),
+        ("order", json!("stop-first")),
+        ("on_failure", json!("pause")),
+    ];
+    let mut rollout = Map::from_iter(usual.map(|(key, value)| (key.to_owned(), value)));
+    let Some(node) = deploy.take("update_config") else {
+        spec.insert("rollout".into(), Json::Object(rollout));
+        return Ok(());
+    };
     let mut update = Fields::of(path, node)?;
-    let mut rollout = Map::from_iter([("use".to_owned(), json!("rolling"))]);
     // 0 means all at once.
     let batch = update.number::<u32>("parallelism")?.map(|count| if count == 0 { json!("100%") } else { json!(count) });
     set(&mut rollout, "batch", batch);

@@ -2,30 +2,51 @@
 
 use std::collections::BTreeMap;
 
-use super::yaml::{At, Node, Value};
+use super::yaml::{At, Node, Value, is_null};
 use crate::model::{Error, Result};
 
-/// Longest text that comes of one.
+/// Longest text that comes of one, and of all of a file.
 const MAX_TEXT: usize = 1 << 20;
+const MAX_ALL: usize = 16 << 20;
 
-/// Fills in all values of a tree; keys stay. `missing` gets the variables that are not set, each with where it is used.
-pub fn tree(node: &mut Node, variables: &BTreeMap<String, String>, missing: &mut Vec<(String, At)>) -> Result<()> {
+/// What filling in goes on with.
+#[derive(Default)]
+pub struct Filled {
+    /// The variables that are not set, each with where it is used.
+    pub missing: Vec<(String, At)>,
+    // Bytes that were filled in.
+    bytes: usize,
+}
+
+impl Filled {
+    fn count(&mut self, bytes: usize) -> std::result::Result<(), String> {
+        self.bytes += bytes;
+        if self.bytes > MAX_ALL { Err(format!("grows beyond {MAX_ALL} bytes, all variables together")) } else { Ok(()) }
+    }
+}
+
+/// Fills in all values of a tree; keys stay.
+pub fn tree(node: &mut Node, variables: &BTreeMap<String, String>, filled: &mut Filled) -> Result<()> {
     match &mut node.value {
-        Value::Text(text, _) => {
+        Value::Text(text, plain) => {
             if text.contains('$') {
                 let at = node.at.clone();
+                let missing = &mut filled.missing;
                 *text = fill_in(text, variables, &mut |name| missing.push((name.to_owned(), at.clone())))
+                    .and_then(|text| filled.count(text.len()).map(|()| text))
                     .map_err(|why| Error::invalid(at.to_string(), why))?;
+                // A variable that is empty is an empty text, not the absence of one.
+                *plain &= !is_null(text);
             }
         }
         Value::List(list) => {
             for node in list {
-                tree(node, variables, missing)?;
+                tree(node, variables, filled)?;
             }
         }
         Value::Map(map) => {
             for (_, _, node) in map {
-                tree(node, variables, missing)?;
+                tree(node, variables, filled)?;
             }
         }
     }
@@ -117,7 +138,7 @@ fn braced(
     let filled = set.filter(|value| !value.is_empty());
     let mut other = |text: &str| fill(text, variables, missing, depth + 1);
     let (operator, text) = match rest.strip_prefix(':') {
-        Some(rest) if !rest.is_empty() => (format!(":{}", &rest[..1]), rest.get(1..)),
+        Some(rest) if !rest.is_empty() => (format!(":{}", rest.chars().take(1).collect::<String>()), rest.get(1..)),
         _ if rest.is_empty() => (String::new(), Some("")),
         _ => (rest.chars().take(1).collect(), rest.get(1..)),
     };
@@ -144,7 +165,7 @@ fn braced(
 /// A key alone has no value of its own.
 pub fn env_file(name: &str, text: &str, known: &BTreeMap<String, String>) -> Result<Vec<(String, Option<String>)>> {
     let mut variables: BTreeMap<String, String> = known.clone();
-    let mut found = Vec::new();
+    let (mut found, mut all) = (Vec::new(), Filled::default());
     let mut lines = text.lines().enumerate();
     while let Some((number, line)) = lines.next() {
         let wrong = |why: String| Error::invalid(format!("{name}:{}", number + 1), why);
@@ -153,7 +174,7 @@ pub fn env_file(name: &str, text: &str, known: &BTreeMap<String, String>) -> Res
         if line.trim().is_empty() || line.starts_with('#') {
             continue;
         }
-        let Some((key, value)) = line.split_once('=') else {
+        let Some((key, value)) = line.split_once(['=', ':']) else {
             found.push((line.trim().to_owned(), None));
             continue;
         };
@@ -180,7 +201,7 @@ pub fn env_file(name: &str, text: &str, known: &BTreeMap<String, String>) -> Res
                 };
                 whole.truncate(end);
                 if quote == '\'' {
-                    whole
+                    whole.replace("\\'", "'")
                 } else {
                     fill_in(&unescaped(&whole), &variables, &mut |_| {}).map_err(|why| wrong(format!("{key} {why}")))?
                 }
@@ -191,6 +212,7 @@ pub fn env_file(name: &str, text: &str, known: &BTreeMap<String, String>) -> Res
                 fill_in(value, &variables, &mut |_| {}).map_err(|why| wrong(format!("{key} {why}")))?
             }
         };
+        all.count(value.len()).map_err(&wrong)?;
         variables.insert(key.to_owned(), value.clone());
         found.push((key.to_owned(), Some(value)));
     }
@@ -202,7 +224,7 @@ fn closing_quote(text: &str, quote: char) -> Option<usize> {
     for (at, c) in text.char_indices() {
         match c {
             _ if escaped => escaped = false,
-            '\\' if quote == '"' => escaped = true,
+            '\\' => escaped = true,
             c if c == quote => return Some(at),
             _ => {}
         }
@@ -254,11 +276,16 @@ mod tests {
         check("a$ b", "has a \"$\" that begins no variable in \"a$ b\"; write \"$$\" for the sign itself");
         check("${1}", "has \"${1}\", which names no variable");
         check("${A!}", "has \"${A!}\", which is no form of a variable");
+        check("${A:é}", "has \"${A:é}\", which is no form of a variable");
+        check("${A:", "has \"${\" without \"}\" in \"${A:\"");
         check("{{.Node.Hostname}}", "{{.Node.Hostname}}");
     }
 
     #[test]
     fn env_files() {
+        let quoted = env_file(".env", "A='Let\\'s go'\nURL: http://x/?a=b\n", &variables()).unwrap();
+        assert_eq!(quoted[0].1.as_deref(), Some("Let's go"));
+        assert_eq!((quoted[1].0.as_str(), quoted[1].1.as_deref()), ("URL", Some("http://x/?a=b")));
         let text = "# c\nB=2 # c\nexport C='$A'\nD=\"a\\n$A\"\nE=${B}x\nF\nG=\"two\nlines\"\n";
         let got = env_file(".env", text, &variables()).unwrap();
         let expected = [
@@ -277,7 +304,7 @@ mod tests {
 
     proptest::proptest! {
         #[test]
-        fn any_text_is_filled_in_or_an_error(text in "[A${}:?+\\- ]{0,40}") {
+        fn any_text_is_filled_in_or_an_error(text in "[A${}:?+\\- é]{0,40}") {
             let _ = fill_in(&text, &variables(), &mut |_| {});
         }
     }

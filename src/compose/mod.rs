@@ -3,7 +3,9 @@
 mod deploy;
 mod fields;
 mod interpolate;
+mod merge;
 mod mounts;
+mod place;
 mod ports;
 mod service;
 mod yaml;
@@ -18,7 +20,7 @@ use self::yaml::{At, Entry, Node, Value};
 use crate::model::name::Name;
 use crate::model::objects::NetworkSpec;
 use crate::model::service::ServiceSpec;
-use crate::model::stack::{MAX_SERVICES, NAMESPACE, Stack, StackNetwork, StackValue, Until};
+use crate::model::stack::{MAX_SERVICES, NAMESPACE, Need, Stack, StackNetwork, StackValue, Until, stack_name};
 use crate::model::{Error, Result};
 
 /// Reads a file.
@@ -73,15 +75,7 @@ impl Context<'_> {
             None if path == "~" => home().unwrap_or_default(),
             None => self.folder.join(path),
         };
-        let mut clean = PathBuf::new();
-        for part in whole.components() {
-            match part {
-                Component::CurDir => {}
-                Component::ParentDir => drop(clean.pop()),
-                other => clean.push(other),
-            }
-        }
-        clean
+        clean(&whole)
     }
 
     fn has_service(&self, key: &str) -> bool {
@@ -138,6 +132,19 @@ impl Context<'_> {
     }
 }
 
+// Without `.` and `..`.
+fn clean(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::ParentDir => drop(clean.pop()),
+            other => clean.push(other),
+        }
+    }
+    clean
+}
+
 fn unknown<'a>(what: &str, key: &str, known: impl Iterator<Item = &'a String>) -> String {
     let known: Vec<&str> = known.map(String::as_str).collect();
     let near = crate::model::suggest::nearest(key, known).map(|near| format!("; did you mean \"{near}\"?"));
@@ -147,7 +154,7 @@ fn unknown<'a>(what: &str, key: &str, known: impl Iterator<Item = &'a String>) -
 /// Reads files, each on top of the one before, as a stack.
 pub fn load(files: &[PathBuf], options: &Options, read: Read<'_>) -> Result<Stack> {
     let first = files.first().ok_or_else(|| Error::invalid("stack", "names no Compose file"))?;
-    let folder = first.parent().map(Path::to_path_buf).unwrap_or_default();
+    let folder = first.parent().map(clean).unwrap_or_default();
     let mut variables = BTreeMap::new();
     let env = options.env_file.clone().unwrap_or_else(|| folder.join(".env"));
     match read(&env) {
@@ -159,13 +166,13 @@ pub fn load(files: &[PathBuf], options: &Options, read: Read<'_>) -> Result<Stac
         Err(_) => {}
     }
     variables.extend(options.variables.clone());
-    let (mut document, mut missing): (Option<Node>, _) = (None, Vec::new());
+    let (mut document, mut filled): (Option<Node>, _) = (None, interpolate::Filled::default());
     for file in files {
         let shown = file.display().to_string();
         let mut node = yaml::parse(&shown, &read(file)?)?;
-        interpolate::tree(&mut node, &variables, &mut missing)?;
+        interpolate::tree(&mut node, &variables, &mut filled)?;
         document = Some(match document {
-            Some(base) => yaml::merge(base, node, &mut Vec::new()),
+            Some(base) => merge::merge(base, node, &mut Vec::new()),
             None => node,
         });
     }
@@ -173,9 +180,9 @@ pub fn load(files: &[PathBuf], options: &Options, read: Read<'_>) -> Result<Stac
     let mut root = Fields::of("", &document)?;
     root.text("version")?;
     let own = root.text("name")?;
-    let of_folder = || folder.file_name().map(|name| name.to_string_lossy().to_lowercase());
+    let of_folder = || folder.file_name().map(|name| name.to_string_lossy().into_owned());
     let name = options.name.clone().or(own).or_else(of_folder).unwrap_or_default();
-    let stack: Name = name.replace(['_', '.'], "-").parse().map_err(|error: Error| {
+    let stack: Name = stack_name(&name).parse().map_err(|error: Error| {
         Error::invalid("stack", format!("{} {}", error.subject, error.message)).help("name it")
     })?;
     let mut context = Context {
@@ -191,7 +198,7 @@ pub fn load(files: &[PathBuf], options: &Options, read: Read<'_>) -> Result<Stac
         used: BTreeSet::new(),
         warnings: Vec::new(),
     };
-    for (variable, at) in missing {
+    for (variable, at) in filled.missing {
         context.warnings.push(format!("{at}: variable {variable} is not set; nothing stands in its place"));
     }
     networks(&mut context, &mut root)?;
@@ -331,7 +338,7 @@ fn values(context: &mut Context<'_>, root: &mut Fields<'_>, of: &'static str) ->
     Ok(())
 }
 
-type Services = (BTreeMap<String, Json>, BTreeMap<String, BTreeMap<String, Until>>);
+type Services = (BTreeMap<String, Json>, BTreeMap<String, BTreeMap<String, Need>>);
 
 fn services(context: &mut Context<'_>, root: &mut Fields<'_>, options: &Options) -> Result<Services> {
     let all = entries(root, "services")?;
@@ -363,17 +370,34 @@ fn services(context: &mut Context<'_>, root: &mut Fields<'_>, options: &Options)
             let why = format!("comes to the same name as {other:.60?}: {}", spec["name"]);
             return Err(wrong(at, &format!("services.{key}"), why));
         }
-        ServiceSpec::read(&spec).map_err(|error| {
-            let help = error.help.clone();
-            let wrong = wrong(at, &format!("services.{key}"), error.message);
-            help.map_or(wrong.clone(), |help| wrong.help(help))
-        })?;
-        services.insert(key.clone(), spec);
+        services.insert(key.clone(), (spec, at, node));
         if !waits.is_empty() {
             depends_on.insert(key.clone(), waits);
         }
     }
-    Ok((services, depends_on))
+    let awaited: Vec<(&String, &String)> = depends_on
+        .iter()
+        .flat_map(|(key, waits)| waits.iter().map(move |(needed, need)| (key, needed, need)))
+        .filter(|(_, _, need)| need.until == Until::Completed)
+        .map(|(key, needed, _)| (key, needed))
+        .collect();
+    for (key, needed) in awaited {
+        let Some((spec, at, _)) = services.get_mut(needed) else { continue };
+        deploy::ends(spec).map_err(|why| {
+            wrong(at, &format!("services.{needed}"), format!("{key} waits for its end, and {why}"))
+                .help("give it restart: 'no', or on-failure")
+        })?;
+    }
+    let mut all = BTreeMap::new();
+    for (key, (spec, at, node)) in services {
+        ServiceSpec::read(&spec).map_err(|error| {
+            let (at, help) = (place::of(node, &error.message).unwrap_or(at), error.help.clone());
+            let wrong = wrong(at, &format!("services.{key}"), error.message);
+            help.map_or(wrong.clone(), |help| wrong.help(help))
+        })?;
+        all.insert(key, spec);
+    }
+    Ok((all, depends_on))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::interpolate::env_file;
 use super::yaml::{At, Node, Value};
 use super::{Context, deploy, mounts, ports};
 use crate::model::Result;
-use crate::model::stack::Until;
+use crate::model::stack::{NAMESPACE, Need, Until};
 
 /// What a service may say by the specification and not here.
 const REFUSED: [Refused; 38] = [
@@ -64,7 +64,7 @@ const LEFT_OUT: [(&str, &str); 6] = [
 ];
 
 /// The description, and what it waits for.
-pub fn service(context: &mut Context<'_>, key: &str, node: &Node) -> Result<(Json, BTreeMap<String, Until>)> {
+pub fn service(context: &mut Context<'_>, key: &str, node: &Node) -> Result<(Json, BTreeMap<String, Need>)> {
     let mut fields = Fields::of(format!("services.{key}"), node)?;
     let mut spec = Map::new();
     let name = context.service_name(key).map_err(|why| wrong(&node.at, &fields.path, why))?;
@@ -84,8 +84,14 @@ pub fn service(context: &mut Context<'_>, key: &str, node: &Node) -> Result<(Jso
     }
     set(&mut spec, "image", image);
     for (from, to) in [("command", "command"), ("entrypoint", "entrypoint")] {
+        let path = fields.path_of(from);
         if let Some(node) = fields.take(from) {
-            spec.insert(to.into(), json!(command_words(&fields.path_of(from), node)?));
+            let words = command_words(&path, node)?;
+            if words.is_empty() {
+                let help = "what the image has is run: leave it out, or name what is to run";
+                return Err(unsupported(&node.at, &format!("{path} that is empty"), help));
+            }
+            spec.insert(to.into(), json!(words));
         }
     }
     for (from, to) in [("user", "user"), ("working_dir", "workdir"), ("hostname", "hostname"), ("platform", "platform")]
@@ -110,7 +116,7 @@ pub fn service(context: &mut Context<'_>, key: &str, node: &Node) -> Result<(Jso
     }
     environment(context, &mut fields, &mut spec)?;
     let mut labels: BTreeMap<String, String> = pairs(&mut fields, "labels")?;
-    labels.insert(crate::model::stack::NAMESPACE.into(), context.stack.to_string());
+    labels.insert(NAMESPACE.into(), context.stack.to_string());
     spec.insert("container_labels".into(), json!(labels));
     let sysctls = pairs(&mut fields, "sysctls")?;
     if !sysctls.is_empty() {
@@ -136,7 +142,19 @@ pub fn service(context: &mut Context<'_>, key: &str, node: &Node) -> Result<(Jso
         let Json::Object(own) = fields::json(node) else {
             return Err(wrong(&node.at, &fields.path_of("x-neap"), "is no mapping of a description's fields"));
         };
-        spec.extend(own);
+        for (key, value) in own {
+            match (spec.get_mut(&key), value) {
+                // A script is used with its own options alone.
+                (Some(Json::Object(known)), Json::Object(more)) if !matches!(key.as_str(), "rollout" | "check") => {
+                    known.extend(more);
+                }
+                (_, value) => drop(spec.insert(key, value)),
+            }
+        }
+        // Without these it would be nobody's.
+        for labels in ["labels", "container_labels"] {
+            table(&mut spec, labels).insert(NAMESPACE.into(), json!(context.stack));
+        }
     }
     fields.finish(&REFUSED)?;
     Ok((Json::Object(spec), depends_on))
@@ -318,9 +336,16 @@ fn networks(context: &mut Context<'_>, key: &str, fields: &mut Fields<'_>, spec:
     let mut networks = Vec::new();
     for (name, at, mut aliases) in used {
         let network = context.network(&name).map_err(|why| wrong(&at, &path, why))?;
+        // The host's own network, as Swarm's files have it.
+        if matches!(network.as_str(), "host" | "none") {
+            networks.push(json!({ "name": network, "aliases": aliases }));
+            continue;
+        }
         // As in the file; the service's own name is an alias anyway.
+        aliases.retain(|alias| alias != key);
         aliases.insert(0, key.to_owned());
-        aliases.dedup();
+        let mut seen = std::collections::BTreeSet::new();
+        aliases.retain(|alias| seen.insert(alias.clone()));
         networks.push(json!({ "name": network, "aliases": aliases }));
     }
     spec.insert("networks".into(), Json::Array(networks));
@@ -359,8 +384,13 @@ fn healthcheck(fields: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<
             _ => drop(check.insert("exec".into(), json!(["/bin/sh", "-c", text(&path, node)?]))),
         }
     }
-    for (from, to) in [("interval", "every"), ("timeout", "timeout"), ("start_period", "start_period")] {
-        set(&mut check, to, health.duration(from)?.map(|period| period.to_string()));
+    // Docker's own times where a command says none; with the image's own check they are the image's.
+    let usual = if check.contains_key("exec") { Some("30s") } else { None };
+    for (from, to, usual) in
+        [("interval", "every", usual), ("timeout", "timeout", usual), ("start_period", "start_period", None)]
+    {
+        let told = health.duration(from)?.map(|period| period.to_string());
+        set(&mut check, to, told.or_else(|| usual.map(str::to_owned)));
     }
     set(&mut check, "unhealthy", health.number::<u32>("retries")?);
     health.finish(&[("start_interval", "the interval counts from the start on")])?;
@@ -407,13 +437,13 @@ fn pull(fields: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()> {
     Ok(())
 }
 
-fn depends_on(context: &mut Context<'_>, fields: &mut Fields<'_>) -> Result<BTreeMap<String, Until>> {
+fn depends_on(context: &mut Context<'_>, fields: &mut Fields<'_>) -> Result<BTreeMap<String, Need>> {
     let path = fields.path_of("depends_on");
     let mut found = BTreeMap::new();
     let Some(node) = fields.take("depends_on") else { return Ok(found) };
     let mut add = |context: &Context<'_>, name: &str, at: &At, until: Until, required: bool| {
         if context.has_service(name) {
-            found.insert(name.to_owned(), until);
+            found.insert(name.to_owned(), Need { until, required });
             Ok(())
         } else if required {
             Err(wrong(at, &path, format!("there is no service {name:.70?}")))

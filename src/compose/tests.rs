@@ -20,6 +20,10 @@ fn service(text: &str) -> Json {
     let stack =
         load_with(&[("compose.yml", &format!("services:\n  web:\n    image: x\n{indented}"))], &options()).unwrap();
     let mut spec = stack.services["web"].clone();
+    let usual = json!({ "use": "rolling", "batch": 1, "order": "stop-first", "on_failure": "pause" });
+    if spec["rollout"] == usual {
+        spec.as_object_mut().unwrap().remove("rollout");
+    }
     for key in ["name", "image", "labels", "container_labels", "networks"] {
         spec.as_object_mut().unwrap().remove(key);
     }
@@ -94,9 +98,11 @@ fn ports_and_checks() {
     );
     check(
         "healthcheck: {test: [CMD, curl, -f, localhost], interval: 30s, retries: 5}",
-        json!({ "check": { "exec": ["curl", "-f", "localhost"], "every": "30s", "unhealthy": 5 } }),
+        json!({ "check": { "exec": ["curl", "-f", "localhost"], "every": "30s", "timeout": "30s", "unhealthy": 5 } }),
     );
-    check("healthcheck: {test: true || exit 1}", json!({ "check": { "exec": ["/bin/sh", "-c", "true || exit 1"] } }));
+    let usual = json!({ "exec": ["/bin/sh", "-c", "true || exit 1"], "every": "30s", "timeout": "30s" });
+    check("healthcheck: {test: true || exit 1}", json!({ "check": usual }));
+    check("healthcheck: {interval: 5s}", json!({ "check": { "every": "5s" } }));
     check("healthcheck: {disable: true}", json!({ "check": false }));
 }
 
@@ -158,7 +164,9 @@ configs: {site: {content: 'listen ${TAG};'}}
         { "type": "tmpfs", "target": "/tmp", "tmpfs_size": 1 << 20 },
     ]);
     assert_eq!(web["mounts"], mounts);
-    let waits = BTreeMap::from([("db".to_owned(), Until::Healthy), ("migrate".to_owned(), Until::Completed)]);
+    let need = |until| Need { until, required: true };
+    let waits =
+        BTreeMap::from([("db".to_owned(), need(Until::Healthy)), ("migrate".to_owned(), need(Until::Completed))]);
     assert_eq!(stack.depends_on["web"], waits);
     assert_eq!(stack.services["migrate"]["env"], json!({ "A": "1", "B": "v2" }));
     let names: Vec<&str> = stack.networks.values().map(|network| network.spec.name.as_str()).collect();
@@ -239,6 +247,63 @@ fn what_cannot_be_had_is_named_with_its_line() {
     let left = "/srv/shop/compose.yml:4: services.web.container_name: left out: replicas have names of their own";
     let unset = "/srv/shop/compose.yml:5: variable NONE is not set; nothing stands in its place";
     assert_eq!(stack.warnings, [unset, left]);
+}
+
+#[test]
+fn what_the_specification_says_where_a_file_does_not() {
+    let stack = |text: &str| load_with(&[("compose.yml", text)], &options()).unwrap();
+    // Whoever is waited for until its end ends.
+    let shop = stack(
+        "services:\n  api: {image: x, depends_on: {migrate: {condition: service_completed_successfully, required: false}}}\n  migrate: {image: x}\n",
+    );
+    assert_eq!(shop.services["migrate"]["restart"], json!({ "condition": "none" }));
+    assert_eq!(shop.depends_on["api"]["migrate"], Need { until: Until::Completed, required: false });
+    let text = serde_json::to_value(&shop.depends_on).unwrap();
+    assert_eq!(text, json!({ "api": { "migrate": { "until": "completed", "required": false } } }));
+    fails(
+        "services:\n  api: {image: x, depends_on: {m: {condition: service_completed_successfully}}}\n  m: {image: x, restart: always}\n",
+        "compose.yml:3: services.m: api waits for its end, and it is started again whenever it ends",
+    );
+    // An update ends the old one first, and stops where it fails.
+    let update = |text: &str| {
+        stack(&format!("services: {{web: {{image: x, deploy: {{{text}}}}}}}")).services["web"]["rollout"].clone()
+    };
+    assert_eq!(update(""), json!({ "use": "rolling", "batch": 1, "order": "stop-first", "on_failure": "pause" }));
+    assert_eq!(update("update_config: {order: start-first}")["order"], "start-first");
+    // A variable that is empty is an empty text.
+    let web = stack("services:\n  web:\n    image: x\n    environment:\n      TAG: ${NONE-}\n      HOME: ${NONE}\n");
+    assert_eq!(web.services["web"]["env"], json!({ "TAG": "", "HOME": "" }));
+    // Fields of Neap's own beside those of Compose; the stack stays known.
+    let own = "x-neap: {labels: {team: infra}, restart: {max_delay: 1m}, rollout: canary}";
+    let web = stack(&format!("services: {{web: {{image: x, restart: always, {own}}}}}")).services["web"].clone();
+    assert_eq!(web["labels"], json!({ "team": "infra", NAMESPACE: "shop" }));
+    assert_eq!(web["restart"], json!({ "condition": "any", "max_delay": "1m" }));
+    assert_eq!(web["rollout"], "canary");
+    // The host's own network, as Swarm's files have it.
+    let host =
+        stack("services: {web: {image: x, networks: [hostnet]}}\nnetworks: {hostnet: {external: true, name: host}}\n");
+    assert_eq!(host.services["web"]["networks"], json!([{ "name": "host", "aliases": [] }]));
+    fails(
+        "services:\n  web:\n    image: x\n    entrypoint: []\n",
+        "compose.yml:4: services.web.entrypoint that is empty: is not supported",
+    );
+    fails(
+        "services:\n  web:\n    image: x\n    deploy:\n      placement:\n        constraints: [node.rol == x]\n",
+        "compose.yml:6: services.web: constraints[1]: constraint \"node.rol == x\": has an unknown key \"node.rol\"; did you mean \"node.role\"?\n  = help: write \"node.labels.disk == ssd\" or \"node.role != manager\"",
+    );
+    let named = |name: Option<&str>, file: &str| {
+        let read = |_: &Path| Ok("services: {web: {image: x}}".to_owned());
+        let options = Options { name: name.map(str::to_owned), env_file: None, ..Options::default() };
+        load(&[PathBuf::from(file)], &options, &|path: &Path| match path.extension() {
+            Some(_) => read(path),
+            None => Err(Error::not_found("file")),
+        })
+        .unwrap()
+        .name
+        .to_string()
+    };
+    assert_eq!(named(Some("My_app"), "/srv/x/f.yml"), "my-app");
+    assert_eq!(named(None, "/srv/Shop_1/sub/../f.yml"), "shop-1");
 }
 
 #[test]

@@ -9,8 +9,9 @@ use crate::model::{Error, Kind, Result};
 
 /// Largest file, in bytes.
 const MAX_FILE: usize = 4 << 20;
-/// Most nodes of a document, with each use of an anchor counted anew.
+/// Most nodes of a document, with each use of an anchor counted anew, and so many bytes of text for one more.
 const MAX_NODES: usize = 200_000;
+const TEXT: usize = 32;
 /// Deepest nesting.
 const MAX_DEPTH: usize = 64;
 
@@ -66,10 +67,15 @@ pub enum Value {
     Map(Vec<Entry>),
 }
 
+/// Whether a plain text says nothing.
+pub fn is_null(text: &str) -> bool {
+    matches!(text, "" | "~" | "null" | "Null" | "NULL")
+}
+
 impl Node {
     /// Whether it says nothing: `key:` alone, `~`, `null`.
     pub fn is_null(&self) -> bool {
-        matches!(&self.value, Value::Text(text, true) if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
+        matches!(&self.value, Value::Text(text, true) if is_null(text))
     }
 
     /// What it is called in errors.
@@ -113,9 +119,22 @@ pub fn parse(file: &str, text: &str) -> Result<Node> {
 struct Reader<'a> {
     file: Arc<str>,
     parser: Parser<'a, saphyr_parser::StrInput<'a>>,
-    // Each with the number of nodes in it.
-    anchors: BTreeMap<usize, (Node, usize)>,
+    anchors: BTreeMap<usize, (Node, Size)>,
     nodes: usize,
+}
+
+/// How much a node is: nodes in it, and how deep they are nested.
+#[derive(Debug, Clone, Copy, Default)]
+struct Size {
+    nodes: usize,
+    height: usize,
+}
+
+impl Size {
+    fn add(&mut self, inner: Size) {
+        self.nodes += inner.nodes;
+        self.height = self.height.max(inner.height + 1);
+    }
 }
 
 impl<'a> Reader<'a> {
@@ -138,31 +157,39 @@ impl<'a> Reader<'a> {
         }
     }
 
-    // The node that an event begins, and how many nodes are in it.
-    fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> Result<(Node, usize)> {
-        if depth > MAX_DEPTH {
-            return Err(self.wrong(span, format!("is nested deeper than {MAX_DEPTH}")));
+    fn too_deep(&self, depth: usize, span: Span) -> Result<()> {
+        match depth > MAX_DEPTH {
+            true => Err(self.wrong(span, format!("is nested deeper than {MAX_DEPTH}"))),
+            false => Ok(()),
         }
+    }
+
+    // The node that an event begins, and how much it is.
+    fn node(&mut self, event: Event<'a>, span: Span, depth: usize) -> Result<(Node, Size)> {
+        self.too_deep(depth, span)?;
         let at = self.at(span);
         let (value, anchor, tag, mut size) = match event {
             Event::Alias(anchor) => {
                 let known = self.anchors.get(&anchor).cloned();
                 let (node, size) = known.ok_or_else(|| self.wrong(span, "names an anchor that is not there yet"))?;
-                self.count(size, span)?;
+                self.count(size.nodes, span)?;
+                self.too_deep(depth + size.height, span)?;
                 return Ok((node, size));
             }
             Event::Scalar(text, style, anchor, tag) => {
-                (Value::Text(text.into_owned(), style == ScalarStyle::Plain), anchor, tag, 0)
+                let size = Size { nodes: text.len() / TEXT, height: 0 };
+                self.count(size.nodes, span)?;
+                (Value::Text(text.into_owned(), style == ScalarStyle::Plain), anchor, tag, size)
             }
             Event::SequenceStart(anchor, tag) => {
-                let (mut list, mut size) = (Vec::new(), 0);
+                let (mut list, mut size) = (Vec::new(), Size::default());
                 loop {
                     let (event, span) = self.next()?;
                     if matches!(event, Event::SequenceEnd) {
                         break;
                     }
-                    let (node, nodes) = self.node(event, span, depth + 1)?;
-                    size += nodes;
+                    let (node, inner) = self.node(event, span, depth + 1)?;
+                    size.add(inner);
                     list.push(node);
                 }
                 (Value::List(list), anchor, tag, size)
@@ -173,7 +200,7 @@ impl<'a> Reader<'a> {
             }
             other => return Err(self.wrong(span, format!("cannot be read ({other:?})"))),
         };
-        size += 1;
+        size.nodes += 1;
         self.count(1, span)?;
         let node = self.tagged(Node { at, value, merge: Merge::Usual }, tag.as_deref(), span)?;
         if anchor > 0 {
@@ -208,8 +235,8 @@ impl<'a> Reader<'a> {
         Ok(node)
     }
 
-    fn mapping(&mut self, depth: usize) -> Result<(Vec<Entry>, usize)> {
-        let (mut map, mut merged, mut size): (Vec<Entry>, Vec<Node>, usize) = (Vec::new(), Vec::new(), 0);
+    fn mapping(&mut self, depth: usize) -> Result<(Vec<Entry>, Size)> {
+        let (mut map, mut merged, mut size): (Vec<Entry>, Vec<Node>, _) = (Vec::new(), Vec::new(), Size::default());
         loop {
             let (event, span) = self.next()?;
             let key = match event {
@@ -219,8 +246,8 @@ impl<'a> Reader<'a> {
             };
             let at = self.at(span);
             let (event, value_span) = self.next()?;
-            let (node, nodes) = self.node(event, value_span, depth + 1)?;
-            size += nodes;
+            let (node, inner) = self.node(event, value_span, depth + 1)?;
+            size.add(inner);
             if key == "<<" {
                 merged.push(node);
                 continue;
@@ -251,101 +278,12 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// Puts `over` on top of `base`: mappings key by key, lists one after the other, anything else replaces. `path` are the
-/// keys that lead here; some of Compose's lists replace, or are mappings in another form.
-pub fn merge(base: Node, over: Node, path: &mut Vec<String>) -> Node {
-    let at = over.at.clone();
-    match (base.value, over.value, over.merge) {
-        (_, value, Merge::Override) => Node { at, value, merge: Merge::Usual },
-        (_, _, Merge::Reset) => Node { at, value: Value::Text(String::new(), true), merge: Merge::Reset },
-        (Value::Map(mut map), Value::Map(entries), _) => {
-            for (key, at, node) in entries {
-                path.push(key.clone());
-                match map.iter().position(|(known, ..)| *known == key) {
-                    Some(known) => {
-                        let (_, _, before) = map.remove(known);
-                        let merged = merge(before, node, path);
-                        if merged.merge != Merge::Reset {
-                            map.insert(known, (key, at, merged));
-                        }
-                    }
-                    None if node.merge != Merge::Reset => map.push((key, at, node)),
-                    None => {}
-                }
-                path.pop();
-            }
-            Node { at, value: Value::Map(map), merge: Merge::Usual }
-        }
-        (Value::List(mut list), Value::List(more), _) if !replaces(path) => {
-            for node in more {
-                if let Some(target) = same_place(&node, path) {
-                    list.retain(|known| same_place(known, path).as_ref() != Some(&target));
-                }
-                if !list.iter().any(|known| known.value == node.value) {
-                    list.push(node);
-                }
-            }
-            Node { at, value: Value::List(list), merge: Merge::Usual }
-        }
-        // A list of `KEY=value` and a mapping are two forms of the same.
-        (Value::List(list), Value::Map(entries), _) if has_two_forms(path) => {
-            let base = Node { at: at.clone(), value: Value::Map(pairs(list)), merge: Merge::Usual };
-            merge(base, Node { at, value: Value::Map(entries), merge: Merge::Usual }, path)
-        }
-        (Value::Map(entries), Value::List(list), _) if has_two_forms(path) => {
-            let base = Node { at: at.clone(), value: Value::Map(entries), merge: Merge::Usual };
-            merge(base, Node { at, value: Value::Map(pairs(list)), merge: Merge::Usual }, path)
-        }
-        (_, value, _) => Node { at, value, merge: Merge::Usual },
-    }
-}
-
-fn key(path: &[String]) -> &str {
-    path.last().map_or("", String::as_str)
-}
-
-fn replaces(path: &[String]) -> bool {
-    matches!(key(path), "command" | "entrypoint" | "test")
-}
-
-fn has_two_forms(path: &[String]) -> bool {
-    matches!(key(path), "environment" | "labels" | "sysctls" | "extra_hosts" | "annotations" | "args")
-}
-
-/// A list of `KEY=value` as a mapping.
-fn pairs(list: Vec<Node>) -> Vec<Entry> {
-    let pair = |node: Node| {
-        let Value::Text(text, _) = &node.value else { return None };
-        let (key, value) = match text.split_once('=') {
-            Some((key, value)) => (key.to_owned(), Value::Text(value.to_owned(), false)),
-            None => (text.clone(), Value::Text(String::new(), true)),
-        };
-        Some((key, node.at.clone(), Node { value, ..node }))
-    };
-    list.into_iter().filter_map(pair).collect()
-}
-
-// Two volumes at one path of a container, or two values of one variable: the later counts.
-fn same_place(node: &Node, path: &[String]) -> Option<String> {
-    match (key(path), &node.value) {
-        ("volumes", Value::Text(text, _)) => text.split(':').nth(1).map(str::to_owned),
-        ("volumes" | "secrets" | "configs", Value::Map(map)) => {
-            map.iter().find(|(key, ..)| key == "target").and_then(|(_, _, node)| match &node.value {
-                Value::Text(text, _) => Some(text.clone()),
-                _ => None,
-            })
-        }
-        ("environment" | "labels" | "sysctls", Value::Text(text, _)) => text.split('=').next().map(str::to_owned),
-        _ => None,
-    }
-}
-
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use super::*;
 
-    // As JSON, with every text as it stands.
-    fn json(node: &Node) -> serde_json::Value {
+    /// As JSON, with every text as it stands.
+    pub fn json(node: &Node) -> serde_json::Value {
         match &node.value {
             _ if node.is_null() => serde_json::Value::Null,
             Value::Text(text, _) => text.as_str().into(),
@@ -375,6 +313,10 @@ mod tests {
         check("a: [1, 2\n", "f.yml:2: is not YAML");
         let deep = format!("a: {}1{}", "[".repeat(100), "]".repeat(100));
         check(&deep, "f.yml:1: is nested deeper than 64");
+        // Also where each part of it is shallow.
+        let part = format!("{}x{}", "[".repeat(40), "]".repeat(40));
+        let whole = format!("a: &a {part}\nb: {}*a{}\n", "[".repeat(40), "]".repeat(40));
+        check(&whole, "f.yml:2: is nested deeper than 64");
     }
 
     #[test]
@@ -386,22 +328,10 @@ mod tests {
         }
         let error = parse("f.yml", &text).unwrap_err();
         assert!(error.message.contains("more than 200000 parts"), "{}", error.message);
-    }
-
-    #[test]
-    fn merging() {
-        let merged = |base: &str, over: &str| {
-            json(&merge(parse("a", base).unwrap(), parse("b", over).unwrap(), &mut Vec::new())).to_string()
-        };
-        let both =
-            merged("s: {ports: ['1'], command: [a], environment: [A=1, B=2]}", "s: {ports: ['2'], command: [b]}");
-        assert_eq!(both, r#"{"s":{"command":["b"],"environment":["A=1","B=2"],"ports":["1","2"]}}"#);
-        let both = merged("s: {environment: [A=1, B=2]}", "s: {environment: {B: 3, C: 4}}");
-        assert_eq!(both, r#"{"s":{"environment":{"A":"1","B":"3","C":"4"}}}"#);
-        assert_eq!(merged("s: {ports: ['1']}", "s: {ports: !override ['2']}"), r#"{"s":{"ports":["2"]}}"#);
-        assert_eq!(merged("s: {ports: ['1'], a: 1}", "s: {ports: !reset []}"), r#"{"s":{"a":"1"}}"#);
-        let both = merged("s: {volumes: ['a:/x', 'b:/y']}", "s: {volumes: ['c:/x']}");
-        assert_eq!(both, r#"{"s":{"volumes":["b:/y","c:/x"]}}"#);
+        // Few of them, and much in each.
+        let text = format!("a: &a {}\nb: [{}]\n", "x".repeat(1 << 20), vec!["*a"; 100].join(", "));
+        let error = parse("f.yml", &text).unwrap_err();
+        assert!(error.message.contains("more than 200000 parts"), "{}", error.message);
     }
 
     proptest::proptest! {

@@ -28,7 +28,7 @@ pub struct Stack {
     pub services: BTreeMap<String, Value>,
     /// What each service waits for before it is applied: others of `services`, and how far they have to be.
     #[serde(default)]
-    pub depends_on: BTreeMap<String, BTreeMap<String, Until>>,
+    pub depends_on: BTreeMap<String, BTreeMap<String, Need>>,
     /// The networks that its services are attached to.
     #[serde(default)]
     pub networks: BTreeMap<String, StackNetwork>,
@@ -53,6 +53,54 @@ pub enum Until {
     Healthy,
     /// They have run to their end, and ended well.
     Completed,
+}
+
+/// What a service waits for in another one: `"healthy"`, or a table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(from = "NeedForm", into = "NeedForm")]
+pub struct Need {
+    /// How far the other one has to be.
+    pub until: Until,
+    /// Whether it is waited for in vain when the other one fails; otherwise that is only told.
+    pub required: bool,
+}
+
+#[derive(Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+enum NeedForm {
+    Plain(Until),
+    Whole {
+        until: Until,
+        #[serde(default = "yes")]
+        required: bool,
+    },
+}
+
+fn yes() -> bool {
+    true
+}
+
+impl From<NeedForm> for Need {
+    fn from(form: NeedForm) -> Need {
+        match form {
+            NeedForm::Plain(until) => Need { until, required: true },
+            NeedForm::Whole { until, required } => Need { until, required },
+        }
+    }
+}
+
+impl From<Need> for NeedForm {
+    fn from(need: Need) -> NeedForm {
+        match need.required {
+            true => NeedForm::Plain(need.until),
+            false => NeedForm::Whole { until: need.until, required: false },
+        }
+    }
+}
+
+/// A stack's name as it is kept: `my_app` is `my-app`.
+pub fn stack_name(text: &str) -> String {
+    text.to_lowercase().replace(['_', '.'], "-")
 }
 
 /// A network of a stack.
@@ -86,8 +134,14 @@ impl fmt::Debug for StackValue {
 impl Stack {
     /// Its services, each after those that it waits for; an error names a circle.
     pub fn order(&self) -> Result<Vec<String>> {
+        self.order_with(&BTreeMap::new())
+    }
+
+    /// The same, with further services that are to come before others.
+    pub fn order_with(&self, before: &BTreeMap<String, Vec<String>>) -> Result<Vec<String>> {
         fn visit<'a>(
             stack: &'a Stack,
+            before: &'a BTreeMap<String, Vec<String>>,
             key: &'a str,
             open: &mut Vec<&'a str>,
             done: &mut Vec<String>,
@@ -103,8 +157,9 @@ impl Stack {
                 return Err(format!("depends_on names \"{key:.70}\", which is no service of it"));
             }
             open.push(key);
-            for needed in stack.depends_on.get(key).into_iter().flat_map(BTreeMap::keys) {
-                visit(stack, needed, open, done)?;
+            let needed = stack.depends_on.get(key).into_iter().flat_map(BTreeMap::keys);
+            for needed in needed.chain(before.get(key).into_iter().flatten()) {
+                visit(stack, before, needed, open, done)?;
             }
             open.pop();
             done.push(key.to_owned());
@@ -117,7 +172,7 @@ impl Stack {
         }
         let mut done = Vec::new();
         for key in self.services.keys() {
-            visit(self, key, &mut Vec::new(), &mut done).map_err(|why| Error::invalid(subject(), why))?;
+            visit(self, before, key, &mut Vec::new(), &mut done).map_err(|why| Error::invalid(subject(), why))?;
         }
         Ok(done)
     }
