@@ -63,6 +63,9 @@ fn a_service_of_the_swarm_is_adopted_under_load_and_given_back() {
     assert!(said.contains("not found"), "{said}");
     let said = daemon.fails(&["service", "adopt", "shop_web"]);
     assert!(said.contains("there is no secret \"key\"") && said.contains("neap secret set key"), "{said}");
+    docker_service(&lab, "store", &["--mount", "type=volume,source=data,target=/data", "--env", "STAGE=1"]);
+    let said = daemon.fails(&["service", "adopt", "store"]);
+    assert!(said.contains("writes to /data") && said.contains("--share-volumes"), "{said}");
     daemon.secret("key", "hunter2");
     let plan = daemon.json(&["service", "adopt", "shop_web", "--dry-run", "--format", "json"]);
     let service = &plan["service"];
@@ -108,6 +111,24 @@ fn a_service_of_the_swarm_is_adopted_under_load_and_given_back() {
     let said = daemon.fails(&["service", "release", "resolver"]);
     assert!(said.contains("not found"), "{said}");
 
+    // What somebody changes meanwhile stays the Swarm's.
+    let waits = r#"{"check": {"exec": ["test", "-e", "/tmp/go"], "every": "300ms", "unhealthy": 1000}}"#;
+    daemon.ok(&["service", "adopt", "store", "--share-volumes", "--change", waits, "--detach"]);
+    lab.docker("n1", &["service", "update", "--quiet", "--detach=false", "--env-add", "STAGE=2", "store"]);
+    for node in ["n1", "n2"] {
+        for container in eventually("its replicas run", 30, || {
+            Some(lab.containers(node, "store")).filter(|_| lab.all_containers("store") == 2)
+        }) {
+            lab.exec_in(node, &container, "touch /tmp/go").unwrap();
+        }
+    }
+    eventually("the change is seen", 30, || {
+        let reason = handover(&daemon, "store")["reason"].as_str().unwrap_or_default().to_owned();
+        reason.contains("was changed meanwhile").then_some(())
+    });
+    daemon.ok(&["service", "rm", "store"]);
+    assert_eq!(native(&daemon, "store").unwrap()["running"], 2);
+
     // Given back: not where a name or the ports are in the way.
     docker_service(&lab, "shop-web", &[]);
     let said = daemon.fails(&["service", "release", "shop-web"]);
@@ -120,6 +141,8 @@ fn a_service_of_the_swarm_is_adopted_under_load_and_given_back() {
     // One that stays after all.
     daemon.ok(&["service", "release", "shop-web", "--publish-mode", "host", "--detach"]);
     let said = daemon.fails(&["service", "scale", "shop-web=3"]);
+    assert!(said.contains("is just being given back to the Swarm"), "{said}");
+    let said = daemon.fails(&["service", "rm", "shop-web"]);
     assert!(said.contains("is just being given back to the Swarm"), "{said}");
     daemon.ok(&["service", "release", "shop-web", "--cancel"]);
     daemon.ok(&["service", "wait", "shop-web", "--timeout", "60s"]);
@@ -156,6 +179,6 @@ fn a_service_of_the_swarm_is_adopted_under_load_and_given_back() {
         assert(service.env.PORT == nil and service.secrets.key == 'key' and service.configs['/etc/site.conf'].name == 'site')
         print(service.name, service.labels.team, #natives.list())
     ";
-    assert!(daemon.ok(&["repl", "--eval", script]).trim().ends_with("other\tx\t2"));
+    assert!(daemon.ok(&["repl", "--eval", script]).trim().ends_with("other\tx\t3"));
     drop(load);
 }

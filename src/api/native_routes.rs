@@ -50,11 +50,14 @@ async fn natives(call: Call) -> Result<Answer> {
 }
 
 async fn adopt(call: Call) -> Result<Answer> {
+    // What is made of it may have any name, and be handed anything.
+    call.principal.require(Role::Admin, None)?;
     let ask: Adopt = strict::read("adopt", &call.body)?;
     json(&call.api.cluster.adopt(call.name(), ask).await?)
 }
 
 async fn hand_back(call: Call) -> Result<Answer> {
+    call.principal.require(Role::Admin, None)?;
     let ask: HandBack = strict::read("hand-back", &call.body)?;
     json(&call.api.cluster.hand_back(call.name(), ask).await?)
 }

@@ -21,6 +21,9 @@ pub struct AdoptArgs {
     /// Fields of the description that are to be others than those found, as JSON: '{"check": {"http": "/healthz"}}'
     #[arg(long, value_name = "JSON")]
     change: Option<String>,
+    /// Also where its tasks write to volumes or folders of the host, which both sets of replicas have for a while
+    #[arg(long)]
+    share_volumes: bool,
     /// Say what would be made of it and what would not be as it was, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -34,11 +37,14 @@ pub struct ReleaseArgs {
     /// Where the Swarm publishes its ports: ingress (on every host, by its routing mesh) or host (where a task runs)
     #[arg(long, value_name = "MODE", default_value = "ingress")]
     publish_mode: PublishMode,
+    /// Also where its replicas write to volumes or folders of the host, which both sets of tasks have for a while
+    #[arg(long)]
+    share_volumes: bool,
     /// Say what would not be as it was, and do nothing
     #[arg(long)]
     dry_run: bool,
     /// Let one that is being given back stay Neap's
-    #[arg(long, conflicts_with_all = ["dry_run", "publish_mode"])]
+    #[arg(long, conflicts_with_all = ["dry_run", "publish_mode", "share_volumes"])]
     cancel: bool,
 }
 
@@ -55,7 +61,7 @@ pub async fn adopt(
             .map_err(|error| Error::invalid("--change", "is no JSON object with fields").cause(error))?,
         None => Map::new(),
     };
-    let ask = Adopt { as_name: args.name, change, dry_run: args.dry_run };
+    let ask = Adopt { as_name: args.name, change, share_volumes: args.share_volumes, dry_run: args.dry_run };
     let adoption = cluster.adopt(&args.service, ask).await?;
     if args.dry_run {
         return output::print(format, &adoption, || show::adoption(&adoption));
@@ -86,7 +92,12 @@ pub async fn release(
     timeout: Option<Duration>,
     quiet: bool,
 ) -> Result<()> {
-    let ask = HandBack { publish_mode: args.publish_mode, dry_run: args.dry_run, cancel: args.cancel };
+    let ask = HandBack {
+        publish_mode: args.publish_mode,
+        share_volumes: args.share_volumes,
+        dry_run: args.dry_run,
+        cancel: args.cancel,
+    };
     let done = cluster.hand_back(&args.service, ask).await?;
     let shown = || show::notes(&done.notes).join("\n");
     if args.dry_run {
@@ -113,7 +124,7 @@ pub async fn find(cluster: &RemoteCluster, name: &str, missing: Error) -> Result
     if missing.kind != Kind::NotFound {
         return Err(missing);
     }
-    let natives = cluster.natives().await.unwrap_or_default();
+    let natives = cluster.natives().await?;
     natives.into_iter().find(|native| native.name == name || native.id == name).ok_or(missing)
 }
 

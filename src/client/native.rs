@@ -35,12 +35,16 @@ pub async fn adopted(
         Ok(result) => result,
         Err(_) => {
             let shown = crate::model::units::Duration::from(timeout);
-            let error =
-                Error::new(Kind::Timeout, subject.clone(), format!("not adopted within {shown}")).help(format!(
+            let handover = last.and_then(|status| status.service.handover);
+            let help = match handover.as_ref().map(|handover| handover.state) {
+                Some(HandoverState::Moving) => format!("it goes on by itself; look with: neap service ps {name}"),
+                _ => format!(
                     "it goes on by itself, and until its replicas are healthy the Swarm's serves as before; \
-                 give it up with: neap service rm {name}"
-                ));
-            let why = last.and_then(|status| status.service.handover?.reason);
+                     give it up with: neap service rm {name}"
+                ),
+            };
+            let error = Error::new(Kind::Timeout, subject.clone(), format!("not adopted within {shown}")).help(help);
+            let why = handover.and_then(|handover| handover.reason);
             Err(why.map_or(error.clone(), |why| error.cause(why)))
         }
     }
@@ -72,7 +76,8 @@ pub async fn released(
             }
         }
         match last.take() {
-            Some(handover) if handover.state == HandoverState::Done => Ok(handover),
+            // Nobody else removes one that is given back.
+            Some(handover) if handover.state >= HandoverState::Moving => Ok(handover),
             _ => Err(Error::new(Kind::NotFound, subject.clone(), "was removed while it was given back")),
         }
     };

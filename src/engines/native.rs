@@ -14,6 +14,8 @@ use crate::model::native::{NativeService, PublishMode};
 pub struct Described {
     /// Its id.
     pub id: String,
+    /// Its name.
+    pub name: String,
     /// The description, without a name.
     pub service: Map<String, Value>,
     /// What would not be as it is now, and why.
@@ -35,6 +37,11 @@ pub struct Wanted {
     pub ports: Option<PublishMode>,
     /// Whether all tasks are replaced at once where a change replaces them.
     pub at_once: bool,
+    /// The versions of its secrets and its configs, and what tells those of this service from others': their names are made
+    /// of it.
+    pub versions: (BTreeMap<String, u64>, BTreeMap<String, u64>),
+    /// See `versions`.
+    pub tag: String,
 }
 
 /// Those of an engine that has some.
@@ -49,6 +56,9 @@ pub trait Natives: Send + Sync {
     /// Makes one, or changes the one that this made before.
     async fn place(&self, wanted: Wanted) -> Result<()>;
 
-    /// Removes one; one that is not there is no error.
-    async fn remove(&self, name: &str) -> Result<()>;
+    /// Removes one, by its whole id; one that is not there is no error.
+    async fn remove(&self, id: &str) -> Result<()>;
+
+    /// Removes what `place` has made; what somebody else made under that name stays.
+    async fn withdraw(&self, name: &str) -> Result<()>;
 }

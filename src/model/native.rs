@@ -117,6 +117,8 @@ pub struct Adopt {
     /// Fields of the description that are to be others than those found.
     #[serde(skip_serializing_if = "serde_json::Map::is_empty")]
     pub change: serde_json::Map<String, Value>,
+    /// Take over one with volumes that its tasks write to, though both sets of replicas have them for a while.
+    pub share_volumes: bool,
     /// Say what would be done, and do nothing.
     pub dry_run: bool,
 }
@@ -139,6 +141,8 @@ pub struct Adoption {
 pub struct HandBack {
     /// Where the native service publishes its ports.
     pub publish_mode: PublishMode,
+    /// Give back one with volumes that its replicas write to, though both sets of tasks have them for a while.
+    pub share_volumes: bool,
     /// Say what would be done, and do nothing.
     pub dry_run: bool,
     /// Give up one that is under way: the service stays Neap's.
@@ -167,6 +171,9 @@ pub struct Handover {
     pub publish_mode: PublishMode,
     /// When it began.
     pub started_at: Timestamp,
+    /// A hash of what is taken over, as it was: one that was changed meanwhile is not removed.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub seen: String,
     /// What it waits for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -270,6 +277,7 @@ mod tests {
                 state,
                 native: "x".into(),
                 publish_mode: PublishMode::Host,
+                seen: String::new(),
                 started_at: Timestamp(0),
                 reason: None,
                 gaps: BTreeMap::new(),

@@ -385,7 +385,7 @@ impl Service {
 
     /// Whether it is being given back to the Swarm.
     pub fn is_leaving(&self) -> bool {
-        self.open_handover().is_some_and(|handover| handover.way == Way::Release)
+        self.handover.as_ref().is_some_and(|handover| handover.way == Way::Release)
     }
 }
 

@@ -99,7 +99,8 @@ fn refuse_taken_names(world: &World, host: &ScriptHost, name: &Name, bundle: &st
     failed.map_or(Ok(()), Err)
 }
 
-fn refuse_taken_ports(world: &World, spec: &ServiceSpec) -> Result<()> {
+/// An error where another service publishes a port of it.
+pub fn refuse_taken_ports(world: &World, spec: &ServiceSpec) -> Result<()> {
     for (name, port) in &spec.ports {
         let Some(published) = port.published else { continue };
         for other in world.services.values().filter(|other| other.spec.name != spec.name) {
@@ -306,6 +307,8 @@ pub fn scale(draft: &mut Draft, name: &str, replicas: u32) -> Result<()> {
 pub fn remove(draft: &mut Draft, name: &str) -> Result<()> {
     let mut service = Service::clone(&*present(draft, name)?);
     if !service.removing {
+        // Its tasks in the Swarm would be nobody's.
+        refuse_leaving(&service)?;
         service.removing = true;
         draft.change(Change::Service(Arc::new(service)));
     }

@@ -154,7 +154,11 @@ impl Natives for Fenced {
         self.fenced_natives()?.place(wanted).await
     }
 
-    async fn remove(&self, name: &str) -> Result<()> {
-        self.fenced_natives()?.remove(name).await
+    async fn remove(&self, id: &str) -> Result<()> {
+        self.fenced_natives()?.remove(id).await
+    }
+
+    async fn withdraw(&self, name: &str) -> Result<()> {
+        self.fenced_natives()?.withdraw(name).await
     }
 }

@@ -1,6 +1,6 @@
 //! A service as people ask for it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::client::ServiceStatus;
@@ -13,6 +13,10 @@ use crate::scheduler::{routing, slots};
 /// What the balancer has confirmed.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Confirmed {
+    /// Whether it has confirmed anything yet to this daemon.
+    pub heard: bool,
+    /// Nodes whose balancer cannot be asked, and may have an older table.
+    pub silent: BTreeSet<String>,
     /// Listeners that new connections follow.
     pub listeners: Arc<BTreeMap<String, Listener>>,
     /// Those that could not be opened, and why.

@@ -108,6 +108,10 @@ impl Traffic {
         let left_over = !self.looked && self.balancer.is_left_over();
         if wanted.listeners.is_empty() && self.table.listeners.is_empty() && !self.pushed && !left_over {
             self.looked = true;
+            let nothing = Confirmed { heard: true, ..Confirmed::default() };
+            if *self.confirm.borrow() != nothing {
+                self.confirm.send_replace(nothing);
+            }
             self.stop_all(&stopping, world, true).await;
             return WATCH;
         }
@@ -223,9 +227,12 @@ impl Traffic {
         }
         // Said only for the version that was sent.
         let last = self.confirm.borrow().clone();
-        if *last.listeners != self.table.listeners || last.failed != status.failed || last.trouble.is_some() {
+        let silent: BTreeSet<String> = status.missing.keys().cloned().collect();
+        let same = last.heard && last.silent == silent && last.failed == status.failed && last.trouble.is_none();
+        if !same || *last.listeners != self.table.listeners {
             let listeners = Arc::new(self.table.listeners.clone());
-            self.confirm.send_replace(Confirmed { listeners, failed: status.failed.clone(), trouble: None });
+            let failed = status.failed.clone();
+            self.confirm.send_replace(Confirmed { heard: true, silent, listeners, failed, trouble: None });
         }
         self.status = status;
     }

@@ -11,6 +11,7 @@ use bollard::query_parameters::{ListConfigsOptions, ListSecretsOptions};
 use super::spec::{FileUse, Files};
 use crate::engines::StartRequest;
 use crate::engines::docker::{networks, spec, trouble};
+use crate::engines::native::Wanted;
 use crate::model::id::sha256_hex;
 use crate::model::objects::{NetworkAsk, NetworkInfo, NetworkSpec};
 use crate::model::{Error, Kind, Result};
@@ -126,32 +127,34 @@ pub async fn ensure_files(docker: &Docker, cluster: &str, request: &StartRequest
 }
 
 /// The same for a native service: under names that people know again, and nobody's to clear up.
-pub async fn native_files(docker: &Docker, request: &StartRequest) -> Result<Files> {
-    let name = |name: &str, value: &[u8]| {
+pub async fn native_files(docker: &Docker, wanted: &Wanted) -> Result<Files> {
+    let (request, (secrets, configs)) = (&wanted.request, &wanted.versions);
+    let name = |name: &str, versions: &BTreeMap<String, u64>| {
         let fit = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.') { c } else { '_' };
-        let plain: String = name.chars().map(fit).take(50).collect();
-        format!("{}-{}", plain.trim_start_matches(['-', '.', '_']), &sha256_hex(value)[..8])
+        let plain: String = name.chars().map(fit).take(40).collect();
+        let version = versions.get(name).copied().unwrap_or_default();
+        format!("{}-v{version}-{}", plain.trim_start_matches(['-', '.', '_']), wanted.tag)
     };
     let mut files = Files::default();
     for (file, value) in &request.secrets.0 {
         let of = request.spec.secrets.get(file).unwrap_or(file);
-        let name = name(of, value);
+        let name = name(of, secrets);
         let id = create_secret(docker, labels(VALUE, of), &name, value).await?;
         files.secrets.push(FileUse { file: file.clone(), id, name });
     }
     for config in &request.configs {
-        let name = name(&config.owner.name, &config.value);
+        let name = name(&config.owner.name, configs);
         let id = create_config(docker, labels(VALUE, &config.owner.name), &name, &config.value).await?;
         files.configs.push((FileUse { file: config.target.clone(), id, name }, config.owner.clone()));
     }
     Ok(files)
 }
 
+type Labels = Option<HashMap<String, String>>;
+
 fn labels(key: &str, value: &str) -> Labels {
     Some(HashMap::from([(key.to_owned(), value.to_owned())]))
 }
-
-type Labels = Option<HashMap<String, String>>;
 
 async fn create_secret(docker: &Docker, labels: Labels, name: &str, value: &[u8]) -> Result<String> {
     let spec = SecretSpec {

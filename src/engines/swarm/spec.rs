@@ -19,6 +19,9 @@ use crate::model::service::{RestartCondition, ServiceSpec};
 /// Swarm waits at least this long before it restarts what ended: long enough for a daemon that lives to act first.
 const RESTART: crate::model::units::Duration = crate::model::units::Duration::from_secs(10);
 
+/// Labels by which `docker stack` knows what is its own.
+const STACK: &str = "com.docker.stack.";
+
 /// What replicas read as files, as objects of the Swarm.
 #[derive(Default)]
 pub struct Files {
@@ -44,7 +47,10 @@ pub fn service(request: &StartRequest, cluster: &str, files: &Files) -> SwarmSpe
     let labels = container::labels(request, cluster);
     SwarmSpec {
         name: Some(container::container_name(request)),
-        labels: Some(labels.clone()),
+        // A stack of Docker's is whatever has its label, and is removed as a whole: replicas are none of it.
+        labels: Some(
+            labels.iter().filter(|(key, _)| !key.starts_with(STACK)).map(|(k, v)| (k.clone(), v.clone())).collect(),
+        ),
         task_template: Some(TaskSpec {
             container_spec: Some(container_spec(request, labels, files)),
             resources: Some(resources(spec)),

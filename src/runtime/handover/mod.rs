@@ -5,6 +5,7 @@ mod drive;
 mod gaps;
 mod notes;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
@@ -15,10 +16,12 @@ use crate::client::kv::{ValueKind, ValueSet};
 use crate::client::{Apply, Only};
 use crate::engines::Engine;
 use crate::engines::native::{Described, Natives};
+use crate::model::id::sha256_hex;
+use crate::model::mount::{Mount, MountKind};
 use crate::model::native::{
     Adopt, Adoption, HandBack, HandedBack, Handover, HandoverState, NativeService, PublishMode, Way, name_for,
 };
-use crate::model::node::{Availability, NodeState};
+use crate::model::node::{Availability, Node, NodeState};
 use crate::model::service::{Mode, Service, ServiceSpec};
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::world::{Change, World};
@@ -41,16 +44,23 @@ impl Runtime {
 
     /// Takes over a service of the Swarm's.
     pub(super) async fn adopt_native(&self, native: &str, ask: Adopt) -> Result<Adoption> {
-        let described = natives(&*self.parts.engine)?.describe(native).await?;
-        let subject = format!("Swarm service \"{native:.70}\"");
+        let natives = natives(&*self.parts.engine)?;
+        let described = natives.describe(native).await?;
+        let seen = print(&described);
+        let subject = format!("Swarm service \"{:.70}\"", described.name);
         if !described.refused.is_empty() {
             let message = format!("cannot be run by Neap: {}", described.refused.join("; "));
             return Err(Error::new(Kind::Unsupported, subject, message));
         }
         let name = match &ask.as_name {
             Some(name) => name.parse()?,
-            None => name_for(native)?,
+            None => name_for(&described.name)?,
         };
+        let busy = natives.list(Some(&described.id)).await?.into_iter().next().and_then(|native| native.update);
+        if let Some(state) = busy.filter(|state| !state.ends_with("completed")) {
+            return Err(Error::new(Kind::Conflict, subject, format!("is in the middle of an update ({state})"))
+                .help("adopt it when that is over"));
+        }
         let Described { id, service, mut notes, configs, .. } = described;
         let mut service = Value::Object(service);
         service["name"] = json!(name);
@@ -77,6 +87,10 @@ impl Runtime {
         // What is missing is said before anything is changed.
         let spec = ServiceSpec::read(&service)?;
         self.parts.engine.accepts(&mut spec.clone())?;
+        commands::refuse_taken_ports(&world, &spec)?;
+        if !ask.share_volumes {
+            refuse_shared(&spec, "adopt")?;
+        }
         for secret in spec.secrets.values() {
             if values::version(&self.parts, ValueKind::Secret, secret)?.is_none() {
                 let message =
@@ -85,7 +99,7 @@ impl Runtime {
                     .help(format!("set it first: neap secret set {secret}")));
             }
         }
-        let mut adoption = Adoption { service: service.clone(), notes: Vec::new(), configs: Vec::new() };
+        let mut new = BTreeMap::new();
         for (config, value) in configs {
             if !spec.configs.values().any(|used| used.name == config) {
                 continue;
@@ -94,27 +108,34 @@ impl Runtime {
                 notes.push(format!("config {config}: the one that Neap has serves"));
                 continue;
             }
-            if !ask.dry_run {
-                let subject = format!("config \"{config:.70}\"");
-                let value = String::from_utf8(value).map_err(|_| {
-                    Error::new(Kind::Unsupported, subject, "is no text").help("set it as a file that the image has")
-                })?;
-                let set = ValueSet { value, only_new: true, no_rollout: true, prefix: String::new() };
-                self.set_one(ValueKind::Config, &config, &set).await?;
-            }
-            adoption.configs.push(config);
+            let value = String::from_utf8(value).map_err(|_| {
+                Error::new(Kind::Unsupported, format!("config \"{config:.70}\""), "is no text")
+                    .help("put it into the image, and adopt with --change '{\"configs\": {}}'")
+            })?;
+            new.insert(config, value);
         }
-        adoption.notes = notes;
+        let adoption = Adoption { service: service.clone(), notes, configs: new.keys().cloned().collect() };
+        let apply = Apply { service, with: None, only: Only::Create };
         if ask.dry_run {
+            // With configs that are not there yet it could only be found out by setting them.
+            if new.is_empty() {
+                self.prepare(apply).await?;
+            }
             return Ok(adoption);
         }
-        let prepared = self.prepare(Apply { service, with: None, only: Only::Create }).await?;
+        for (config, value) in new {
+            let set = ValueSet { value, only_new: true, no_rollout: true, prefix: String::new() };
+            self.set_one(ValueKind::Config, &config, &set).await?;
+        }
+        let prepared = self.prepare(apply).await?;
         let host = self.parts.host.clone();
         self.command(move |draft, writes| {
             commands::apply(draft, writes, &host, prepared)?;
             let made = draft.world.services.get(&name).cloned();
             let mut service = Service::clone(&*made.ok_or_else(|| Error::internal("adopt", "made no service"))?);
-            service.handover = Some(begin(Way::Adopt, id, PublishMode::default(), draft.clock.wall()));
+            let mut handover = begin(Way::Adopt, id, PublishMode::default(), draft.clock.wall());
+            handover.seen = seen;
+            service.handover = Some(handover);
             draft.change(Change::Service(Arc::new(service)));
             Ok(())
         })
@@ -144,11 +165,14 @@ impl Runtime {
         if world.open_release(&service.spec.name).is_some() {
             return Err(conflict("has a release going on".into()).help("wait until it is over, or end it"));
         }
-        if !natives.list(Some(name)).await?.is_empty() {
+        if natives.list(Some(name)).await?.iter().any(|native| native.name == name) {
             let message = format!("the Swarm has a service \"{name:.70}\" of its own already");
             return Err(conflict(message).help("remove or rename that one first (docker service ls)"));
         }
         room_for_ports(&world, &service, ask.publish_mode)?;
+        if !ask.share_volumes {
+            refuse_shared(&service.spec, "release")?;
+        }
         if ask.dry_run {
             return Ok(done);
         }
@@ -184,7 +208,8 @@ impl Runtime {
             let Some(known) = draft.world.services.get(name.as_str()) else {
                 return Err(commands::missing(&draft.world, &name));
             };
-            if !known.is_leaving() || known.removing {
+            let over = known.handover.as_ref().is_some_and(|handover| handover.state == HandoverState::Done);
+            if !known.is_leaving() || known.removing || over {
                 return Err(Error::new(Kind::Conflict, known.spec.subject(), "is not being given back"));
             }
             let mut service = Service::clone(known);
@@ -205,6 +230,7 @@ fn begin(way: Way, native: String, mode: PublishMode, at: crate::model::clock::T
         state: HandoverState::Starting,
         native,
         publish_mode: mode,
+        seen: String::new(),
         started_at: at,
         reason: None,
         gaps: std::collections::BTreeMap::new(),
@@ -225,6 +251,32 @@ fn own_name_is_no_alias(service: &mut Value, name: &str) {
     }
 }
 
+/// What tells one state of a native service from another.
+fn print(described: &Described) -> String {
+    let all = json!([described.service, described.refused]);
+    sha256_hex(all.to_string().as_bytes())[..16].to_owned()
+}
+
+// Two sets of replicas at once write to what is theirs together, or one of them finds an empty volume on another host.
+fn refuse_shared(spec: &ServiceSpec, verb: &str) -> Result<()> {
+    let written = |mount: &&Mount| mount.kind != MountKind::Tmpfs && !mount.read_only;
+    let targets: Vec<&str> = spec.mounts.iter().filter(written).map(|mount| mount.target.as_str()).collect();
+    if targets.is_empty() {
+        return Ok(());
+    }
+    let message = format!("writes to {}, and for a while two sets of its tasks would", targets.join(", "));
+    Err(Error::new(Kind::Conflict, spec.subject(), message).help(format!(
+        "where that is safe, and every host has what is in there or the service is pinned: neap service {verb} ... --share-volumes"
+    )))
+}
+
+/// Whether tasks of it can be on a node.
+fn suits(spec: &ServiceSpec, node: &Node) -> bool {
+    node.state == NodeState::Ready
+        && node.availability == Availability::Active
+        && spec.constraints.iter().all(|constraint| constraint.matches(node))
+}
+
 // A port on the host is had by one task; the others would wait for ever, with the ports closed.
 fn room_for_ports(world: &World, service: &Service, mode: PublishMode) -> Result<()> {
     let spec = &service.spec;
@@ -232,12 +284,7 @@ fn room_for_ports(world: &World, service: &Service, mode: PublishMode) -> Result
     if mode != PublishMode::Host || spec.mode == Mode::Global || !published {
         return Ok(());
     }
-    let suits = |node: &crate::model::node::Node| {
-        node.state == NodeState::Ready
-            && node.availability == Availability::Active
-            && spec.constraints.iter().all(|constraint| constraint.matches(node))
-    };
-    let nodes = world.nodes.values().filter(|node| suits(node)).count();
+    let nodes = world.nodes.values().filter(|node| suits(spec, node)).count();
     if spec.replicas as usize <= nodes {
         return Ok(());
     }

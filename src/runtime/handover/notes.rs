@@ -41,10 +41,7 @@ pub fn of(spec: &ServiceSpec) -> Vec<String> {
         notes.push("pull: the Swarm pulls an image where it is missing".into());
     }
     if !spec.secrets.is_empty() || !spec.configs.is_empty() {
-        notes.push(
-            "secrets and configs: become the Swarm's own, each with a hash of what it holds at the end of its name"
-                .into(),
-        );
+        notes.push("secrets and configs: become the Swarm's own, each with its version in its name".into());
     }
     notes
 }

@@ -17,9 +17,17 @@ use crate::model::units::{Bytes, Cpu, Duration};
 
 /// What Docker takes where a health check says nothing.
 const HEALTH: (Duration, Duration) = (Duration::from_secs(30), Duration::from_secs(30));
+/// How long a Swarm waits before it restarts a task, where a service does not say.
+const RESTART: Duration = Duration::from_secs(5);
 
-/// The description. `networks`: their names by id. `ports`: those that the Swarm gave it.
-pub fn described(spec: &SwarmSpec, networks: &BTreeMap<String, String>, ports: &[EndpointPortConfig]) -> Described {
+/// The description. `networks`: their names by id. `ports`: those that the Swarm gave it. `mixed`: whether nodes have
+/// different platforms.
+pub fn described(
+    spec: &SwarmSpec,
+    networks: &BTreeMap<String, String>,
+    ports: &[EndpointPortConfig],
+    mixed: bool,
+) -> Described {
     let mut out = Out(Described::default());
     let template = spec.task_template.clone().unwrap_or_default();
     let container = template.container_spec.clone().unwrap_or_default();
@@ -27,12 +35,14 @@ pub fn described(spec: &SwarmSpec, networks: &BTreeMap<String, String>, ports: &
     out.mode(spec);
     out.labels("labels", spec.labels.clone());
     let released = spec.labels.as_ref().is_some_and(|labels| labels.contains_key(super::RELEASED));
-    out.container(&container, released);
+    let targets = spec.endpoint_spec.iter().flat_map(|endpoint| endpoint.ports.iter().flatten());
+    let targets: Vec<String> = targets.filter_map(|port| Some(port.target_port?.to_string())).collect();
+    out.container(&container, &if released { targets } else { Vec::new() });
     out.files(&container);
     out.mounts(&container);
     out.check(container.health_check.as_ref());
     out.resources(&template);
-    out.placement(&template);
+    out.placement(&template, mixed);
     out.restart(&template);
     out.networks(spec, &template, networks, &native);
     out.ports(spec, ports);
@@ -102,15 +112,21 @@ impl Out {
         self.fill(field, Value::Object(kept));
     }
 
-    fn container(&mut self, container: &TaskSpecContainerSpec, released: bool) {
+    // `told`: the ports that its tasks were told of when it was given to the Swarm.
+    fn container(&mut self, container: &TaskSpecContainerSpec, told: &[String]) {
         let list = |list: &Option<Vec<String>>| json!(list.clone().unwrap_or_default());
         self.set("image", json!(container.image));
         self.fill("entrypoint", list(&container.command));
         self.fill("command", list(&container.args));
-        // What was told of its ports when it was given to the Swarm is told anew.
-        let told = |key: &str| released && (matches!(key, "PORT" | "NEAP_SECRETS") || key.starts_with("PORT_"));
+        // That is told anew.
+        let of_port = |key: &str, value: &str| {
+            (key == "PORT" || key.starts_with("PORT_")) && told.iter().any(|port| port == value)
+        };
+        if let Some(bare) = container.env.iter().flatten().find(|entry| !entry.contains('=')) {
+            self.note(format!("env {bare}: has no value, and is left out"));
+        }
         let env = container.env.iter().flatten().filter_map(|entry| entry.split_once('='));
-        let env = env.filter(|(key, _)| !told(key));
+        let env = env.filter(|(key, value)| !of_port(key, value) && (told.is_empty() || *key != "NEAP_SECRETS"));
         self.fill("env", env.map(|(key, value)| (key.to_owned(), json!(value))).collect::<Map<_, _>>().into());
         self.labels("container_labels", container.labels.clone());
         for (key, text) in [("workdir", &container.dir), ("user", &container.user), ("hostname", &container.hostname)] {
@@ -216,6 +232,13 @@ impl Out {
     fn mounts(&mut self, container: &TaskSpecContainerSpec) {
         let mut mounts = Vec::new();
         for mount in container.mounts.iter().flatten() {
+            let bind = mount.bind_options.clone().unwrap_or_default();
+            if bind.non_recursive == Some(true) || bind.create_mountpoint == Some(true) {
+                let target = mount.target.clone().unwrap_or_default();
+                self.note(format!(
+                    "mount {target}: what is mounted below comes along, and a missing source is not made"
+                ));
+            }
             match one_mount(mount) {
                 Ok(mount) => mounts.push(json!(mount)),
                 Err(kind) => {
@@ -238,6 +261,9 @@ impl Out {
             _ => {}
         }
         let told = |nanos: Option<i64>| nanos.filter(|nanos| *nanos > 0).map(period);
+        if told(health.start_interval).is_some() {
+            self.note("health check: the interval counts from the start on");
+        }
         let own = check.contains_key("exec");
         let or = |found: Option<Duration>, usual: Duration| found.or(own.then_some(usual));
         let times = [
@@ -295,8 +321,11 @@ impl Out {
         }
     }
 
-    fn placement(&mut self, template: &TaskSpec) {
+    fn placement(&mut self, template: &TaskSpec, mixed: bool) {
         let placement = template.placement.clone().unwrap_or_default();
+        if mixed && placement.platforms.as_ref().is_some_and(|platforms| !platforms.is_empty()) {
+            self.note("platforms: nodes of another platform are not kept out; add a constraint on node.platform.arch");
+        }
         self.fill("constraints", json!(placement.constraints.unwrap_or_default()));
         if let Some(most) = placement.max_replicas.filter(|most| *most > 0) {
             self.set("max_replicas_per_node", json!(most));
@@ -316,7 +345,7 @@ impl Out {
     }
 
     fn restart(&mut self, template: &TaskSpec) {
-        let Some(policy) = &template.restart_policy else { return };
+        let policy = template.restart_policy.clone().unwrap_or_default();
         let mut restart = Map::new();
         let condition = match policy.condition {
             Some(TaskSpecRestartPolicyConditionEnum::NONE) => Some("none"),
@@ -327,10 +356,9 @@ impl Out {
         if let Some(condition) = condition {
             restart.insert("condition".into(), json!(condition));
         }
-        for (key, nanos) in [("delay", policy.delay), ("window", policy.window)] {
-            if let Some(nanos) = nanos.filter(|nanos| *nanos > 0) {
-                restart.insert(key.into(), json!(period(nanos)));
-            }
+        restart.insert("delay".into(), json!(policy.delay.map_or(RESTART, period)));
+        if let Some(nanos) = policy.window.filter(|nanos| *nanos > 0) {
+            restart.insert("window".into(), json!(period(nanos)));
         }
         if let Some(attempts) = policy.max_attempts.filter(|attempts| *attempts > 0) {
             restart.insert("max_attempts".into(), json!(attempts));
@@ -343,7 +371,17 @@ impl Out {
         let mut networks = Vec::new();
         for network in attached {
             let target = network.target.unwrap_or_default();
-            let name = known.get(&target).cloned().unwrap_or(target);
+            let Some(name) = known.get(&target).cloned() else {
+                self.refuse(format!("network {target}: is not known any more"));
+                continue;
+            };
+            if network.driver_opts.is_some_and(|options| !options.is_empty()) {
+                self.note(format!("network {name}: options belong to the network, and are left out"));
+            }
+            if matches!(name.as_str(), "host" | "none" | "bridge") {
+                networks.push(json!({ "name": name }));
+                continue;
+            }
             let mut aliases = network.aliases.unwrap_or_default();
             // Others find it under the name that it had.
             if !aliases.iter().any(|alias| alias == native) {
@@ -392,11 +430,15 @@ impl Out {
     }
 
     fn rollout(&mut self, update: Option<&ServiceSpecUpdateConfig>) {
-        let Some(update) = update else { return };
+        let unsaid = ServiceSpecUpdateConfig { parallelism: Some(1), ..ServiceSpecUpdateConfig::default() };
+        let update = update.unwrap_or(&unsaid);
         let mut rollout = Map::from_iter([("use".to_owned(), json!("rolling"))]);
         // 0 means all at once.
-        let batch = update.parallelism.map(|count| if count <= 0 { json!("100%") } else { json!(count) });
-        rollout.extend(batch.map(|batch| ("batch".to_owned(), batch)));
+        let batch = match update.parallelism.unwrap_or_default() {
+            ..=0 => json!("100%"),
+            count => json!(count),
+        };
+        rollout.insert("batch".into(), batch);
         for (key, nanos) in [("delay", update.delay), ("min_healthy", update.monitor)] {
             if let Some(nanos) = nanos.filter(|nanos| *nanos > 0) {
                 rollout.insert(key.into(), json!(period(nanos)));
@@ -406,20 +448,16 @@ impl Out {
             rollout.insert("max_failure_ratio".into(), json!(ratio));
         }
         let action = match update.failure_action {
-            Some(ServiceSpecUpdateConfigFailureActionEnum::CONTINUE) => Some("continue"),
-            Some(ServiceSpecUpdateConfigFailureActionEnum::ROLLBACK) => Some("rollback"),
-            Some(ServiceSpecUpdateConfigFailureActionEnum::PAUSE) => Some("pause"),
-            _ => None,
+            Some(ServiceSpecUpdateConfigFailureActionEnum::CONTINUE) => "continue",
+            Some(ServiceSpecUpdateConfigFailureActionEnum::ROLLBACK) => "rollback",
+            _ => "pause",
         };
         let order = match update.order {
-            Some(ServiceSpecUpdateConfigOrderEnum::START_FIRST) => Some("start-first"),
-            Some(ServiceSpecUpdateConfigOrderEnum::STOP_FIRST) => Some("stop-first"),
-            _ => None,
+            Some(ServiceSpecUpdateConfigOrderEnum::START_FIRST) => "start-first",
+            _ => "stop-first",
         };
         for (key, word) in [("on_failure", action), ("order", order)] {
-            if let Some(word) = word {
-                rollout.insert(key.into(), json!(word));
-            }
+            rollout.insert(key.into(), json!(word));
         }
         self.set("rollout", rollout.into());
     }

@@ -10,9 +10,10 @@ use std::collections::{BTreeMap, HashMap};
 use async_trait::async_trait;
 use base64::Engine as _;
 use bollard::models::{
-    EndpointPortConfig, EndpointPortConfigPublishModeEnum, HealthConfig, Service, Task, TaskState as SwarmTaskState,
+    EndpointPortConfig, EndpointPortConfigPublishModeEnum, HealthConfig, Service, ServiceSpec as SwarmSpec, Task,
+    TaskSpec, TaskState as SwarmTaskState,
 };
-use bollard::query_parameters::{InspectServiceOptions, ListServicesOptions, ListTasksOptions};
+use bollard::query_parameters::{InspectNetworkOptions, InspectServiceOptions, ListServicesOptions, ListTasksOptions};
 use serde_json::Value;
 
 use super::Shared;
@@ -20,7 +21,7 @@ use super::objects::VALUE;
 use crate::engines::docker::{networks, raw, spec, trouble};
 use crate::engines::native::{Described, Natives, Wanted};
 use crate::model::native::{NativePort, NativeService, NativeTask, PublishMode};
-use crate::model::{Error, Kind, Result};
+use crate::model::{Error, Result};
 
 /// The label of a native service that was made for this cluster's: only such a one is changed.
 const RELEASED: &str = "neap.released";
@@ -37,7 +38,6 @@ fn missing(name: &str) -> Error {
 impl Natives for Shared {
     async fn list(&self, only: Option<&str>) -> Result<Vec<NativeService>> {
         let failed = |error| trouble::error("Swarm", "list its services", &error);
-        // The filter takes beginnings of names as well.
         let filter = |key: &str| only.map(|name| HashMap::from([(key.to_owned(), vec![name.to_owned()])]));
         let options = ListServicesOptions { filters: filter("name"), status: Some(true) };
         let mut services = self.docker.list_services(Some(options)).await.map_err(failed)?;
@@ -45,8 +45,13 @@ impl Natives for Shared {
             let options = ListServicesOptions { filters: filter("id"), status: Some(true) };
             services = self.docker.list_services(Some(options)).await.map_err(failed)?;
         }
+        // A filter takes beginnings as well, and a name counts before an id.
+        let named = services.iter().any(|service| Some(name_of(service)) == only);
         services.retain(|service| {
-            let is_it = |name: &str| service.id.as_deref() == Some(name) || name_of(service) == name;
+            let is_it = |name: &str| match named {
+                true => name_of(service) == name,
+                false => service.id.as_deref() == Some(name),
+            };
             only.is_none_or(is_it) && !self.is_task(service)
         });
         if services.is_empty() {
@@ -65,23 +70,21 @@ impl Natives for Shared {
     }
 
     async fn describe(&self, name: &str) -> Result<Described> {
-        let service = self.inspect(name).await?.ok_or_else(|| missing(name))?;
-        if self.is_task(&service) {
-            return Err(Error::new(Kind::Conflict, subject(name), "is a replica of this cluster's"));
-        }
-        let networks = self.network_names().await?;
+        let found = self.list(Some(name)).await?.into_iter().next().ok_or_else(|| missing(name))?;
+        let service = self.inspect(&found.id).await?.ok_or_else(|| missing(name))?;
         let ports = service.endpoint.and_then(|endpoint| endpoint.ports).unwrap_or_default();
         let mut spec = service.spec.unwrap_or_default();
+        let networks = self.networks_of(&spec).await?;
         let health = self.health(service.id.as_deref().unwrap_or_default()).await?;
         let told = health.is_some();
         if let Some(container) = spec.task_template.as_mut().and_then(|template| template.container_spec.as_mut()) {
             container.health_check = health.flatten();
         }
-        let mut described = describe::described(&spec, &networks, &ports);
+        let mut described = describe::described(&spec, &networks, &ports, self.is_mixed());
         if !told {
             described.notes.push("health check: cannot be told over this connection; say it with --change".into());
         }
-        described.id = service.id.unwrap_or_default();
+        (described.id, described.name) = (found.id, found.name);
         self.under_our_names(&mut described).await?;
         Ok(described)
     }
@@ -90,11 +93,19 @@ impl Natives for Shared {
         place::place(self, wanted).await
     }
 
-    async fn remove(&self, name: &str) -> Result<()> {
-        match self.docker.delete_service(name).await {
+    async fn remove(&self, id: &str) -> Result<()> {
+        match self.docker.delete_service(id).await {
             Ok(()) => Ok(()),
             Err(error) if trouble::is_status(&error, 404) => Ok(()),
-            Err(error) => Err(trouble::error(subject(name), "remove it", &error)),
+            Err(error) => Err(trouble::error(subject(id), "remove it", &error)),
+        }
+    }
+
+    async fn withdraw(&self, name: &str) -> Result<()> {
+        match self.placed(name).await? {
+            // By its id: Docker takes the beginning of another's for it, where nothing has that name.
+            Some((service, true)) => self.remove(&service.id.unwrap_or_default()).await,
+            _ => Ok(()),
         }
     }
 }
@@ -158,6 +169,39 @@ impl Shared {
             .map_err(|error| Error::internal(subject(id), "has no readable health check").cause(error))
     }
 
+    // The service of this very name, and whether it was made here.
+    async fn placed(&self, name: &str) -> Result<Option<(Service, bool)>> {
+        let Some(found) = self.list(Some(name)).await?.into_iter().find(|native| native.name == name) else {
+            return Ok(None);
+        };
+        let Some(service) = self.inspect(&found.id).await? else { return Ok(None) };
+        let labels = service.spec.as_ref().and_then(|spec| spec.labels.as_ref());
+        let ours = labels.and_then(|labels| labels.get(RELEASED)) == Some(&self.cluster);
+        Ok(Some((service, ours)))
+    }
+
+    // Nodes of more than one platform.
+    fn is_mixed(&self) -> bool {
+        let nodes = self.nodes.known.borrow();
+        nodes.iter().any(|node| (&node.os, &node.arch) != (&nodes[0].os, &nodes[0].arch))
+    }
+
+    // The names of its networks by id; those that Swarm has from the start are in no list.
+    async fn networks_of(&self, spec: &SwarmSpec) -> Result<BTreeMap<String, String>> {
+        let mut known = self.network_names().await?;
+        let template = spec.task_template.as_ref().and_then(|template| template.networks.as_ref());
+        for network in template.or(spec.networks.as_ref()).into_iter().flatten() {
+            let Some(id) = network.target.as_ref().filter(|id| !known.contains_key(*id)) else { continue };
+            let options = InspectNetworkOptions { scope: Some("swarm".into()), ..InspectNetworkOptions::default() };
+            match self.docker.inspect_network(id, Some(options)).await {
+                Ok(found) => drop(known.insert(id.clone(), found.name.unwrap_or_default())),
+                Err(error) if trouble::is_status(&error, 404) => {}
+                Err(error) => return Err(trouble::error(format!("network \"{id}\""), "look it up", &error)),
+            }
+        }
+        Ok(known)
+    }
+
     async fn network_names(&self) -> Result<BTreeMap<String, String>> {
         let known = networks::list(&self.docker).await?;
         Ok(known.into_iter().map(|network| (network.id, network.name)).collect())
@@ -184,7 +228,7 @@ impl Shared {
             wanted.iter().filter(|port| port.publish_mode == Some(EndpointPortConfigPublishModeEnum::HOST)).collect();
         let mut own: Vec<&Task> = tasks.iter().filter(|task| task.service_id == service.id).collect();
         own.sort_by_key(|task| (task.slot, std::cmp::Reverse(super::watch::created(task))));
-        // One that is replaced, and lacks a port that it is to have, is not what is wanted.
+        // One that is replaced as a whole, or lacks a port that it is to have, is not what is wanted.
         let serves = |task: &&&Task| {
             let has = task.status.as_ref().and_then(|status| status.port_status.as_ref()?.ports.clone());
             let has = |port: &&&EndpointPortConfig| {
@@ -193,7 +237,10 @@ impl Shared {
                         && (port.published_port.is_none() || other.published_port == port.published_port)
                 })
             };
-            super::watch::state(task) == SwarmTaskState::RUNNING
+            let forced =
+                |template: Option<&TaskSpec>| template.and_then(|template| template.force_update).unwrap_or_default();
+            forced(task.spec.as_ref()) == forced(spec.task_template.as_ref())
+                && super::watch::state(task) == SwarmTaskState::RUNNING
                 && task.desired_state == Some(SwarmTaskState::RUNNING)
                 && on_hosts.iter().filter(|port| !has(port)).count() == 0
         };

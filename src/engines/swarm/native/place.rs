@@ -34,19 +34,17 @@ pub async fn place(shared: &Shared, wanted: Wanted) -> Result<()> {
     for network in &wanted.request.spec.networks {
         objects::ensure_network(docker, &shared.cluster, &network.name).await?;
     }
-    let files = objects::native_files(docker, &wanted.request).await?;
+    let files = objects::native_files(docker, &wanted).await?;
     let body = body(&wanted, &shared.cluster, &files);
     let image = wanted.request.spec.image.clone().unwrap_or_default();
     let credentials = tokio::task::spawn_blocking(move || credentials::find(&image)).await.ok().flatten();
     for _ in 0..ATTEMPTS {
-        let Some(known) = shared.inspect(name).await? else {
+        let Some((known, ours)) = shared.placed(name).await? else {
             return match docker.create_service(body, credentials).await {
                 Ok(_) => Ok(()),
                 Err(error) => Err(trouble::error(subject(name), "make it", &error)),
             };
         };
-        let spec = known.spec.unwrap_or_default();
-        let ours = spec.labels.as_ref().and_then(|labels| labels.get(RELEASED)) == Some(&shared.cluster);
         if !ours {
             return Err(Error::new(Kind::Conflict, subject(name), "is there already, and somebody else made it")
                 .help("remove or rename it first (docker service ls)"));
@@ -57,7 +55,8 @@ pub async fn place(shared: &Shared, wanted: Wanted) -> Result<()> {
             registry_auth_from: "spec".into(),
             rollback: None,
         };
-        match docker.update_service(name, body.clone(), options, credentials.clone()).await {
+        let id = known.id.clone().unwrap_or_default();
+        match docker.update_service(&id, body.clone(), options, credentials.clone()).await {
             Ok(_) => return Ok(()),
             Err(error) if trouble::said(&error).contains("out of sequence") => {}
             Err(error) => return Err(trouble::error(subject(name), "change it", &error)),
@@ -89,6 +88,8 @@ fn body(wanted: &Wanted, cluster: &str, files: &spec::Files) -> SwarmSpec {
                 container.health_check = Some(spec::command_check(check));
             }
         }
+        // Ports are part of what a task is made of: with them all are replaced, and this tells the new ones from the old.
+        template.force_update = Some(u64::from(wanted.ports.is_some()));
         template.placement = Some(placement(described));
         for network in template.networks.iter_mut().flatten() {
             // Swarm itself gives it its name.

@@ -13,6 +13,7 @@ fn read(spec: &Value) -> Described {
         &serde_json::from_value(spec.clone()).unwrap(),
         &networks,
         &serde_json::from_value::<Vec<_>>(given).unwrap(),
+        false,
     )
 }
 
@@ -126,5 +127,19 @@ fn what_cannot_be_run_is_named() {
     let generic =
         json!({ "Reservations": { "GenericResources": [{ "DiscreteResourceSpec": { "Kind": "gpu", "Value": 1 } }] } });
     check(json!({ "/TaskTemplate/Resources": generic }), "generic resources");
+    check(json!({ "/TaskTemplate/Networks": [{ "Target": "gone" }] }), "network gone: is not known any more");
     check(json!({ "/TaskTemplate/Networks": [] }), "");
+}
+
+#[test]
+fn what_a_service_does_not_say_is_what_docker_takes() {
+    let spec =
+        json!({ "Name": "x", "Mode": { "Replicated": {} }, "TaskTemplate": { "ContainerSpec": { "Image": "x" } } });
+    let Described { service, notes, .. } = read(&spec);
+    assert_eq!(notes, Vec::<String>::new());
+    let expected = json!({
+        "image": "x", "replicas": 1, "restart": { "delay": "5s" },
+        "rollout": { "use": "rolling", "batch": 1, "on_failure": "pause", "order": "stop-first" },
+    });
+    assert_eq!(Value::Object(service), expected);
 }
