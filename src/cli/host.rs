@@ -35,11 +35,13 @@ pub struct Place {
 }
 
 impl Place {
-    fn data(&self, file: &Config) -> PathBuf {
+    /// The data folder.
+    pub fn data(&self, file: &Config) -> PathBuf {
         self.data.clone().or_else(|| file.data.clone()).unwrap_or_else(config::default_data)
     }
 
-    fn docker(&self) -> Result<Address> {
+    /// The Docker Engine of this host.
+    pub fn docker(&self) -> Result<Address> {
         engine::local_address(self.docker_host.as_deref())
     }
 }

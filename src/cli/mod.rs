@@ -18,6 +18,7 @@ mod script;
 mod service;
 mod spec;
 mod stack;
+mod store;
 mod test;
 mod token;
 mod up;
@@ -122,6 +123,9 @@ enum Command {
     Demo(demo::Args),
     /// Print a completion script for a shell
     Completion(completion::Args),
+    /// Where desired state is
+    #[command(subcommand)]
+    Store(store::Command),
     /// Print the version, and the daemon's if one answers
     Version(output::FormatArg),
     /// Keeps one replica of the process engine (started by the daemon)
@@ -215,6 +219,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Secret(command) => single(value::secret(command, &global.cluster()?)).map(done),
         Command::Config(command) => single(value::config(command, &global.cluster()?)).map(done),
         Command::Events(args) => single(events::main(args, || global.cluster())).map(done),
+        Command::Store(command) => single(store::main(command, global.load()?)).map(done),
         Command::Token(command) => single(token::main(command, &global.cluster()?)).map(done),
         Command::Context(command) => context::main(command, &global.config_path()).map(done),
         Command::Version(args) => single(output::version(&args, &global)).map(done),

@@ -69,6 +69,7 @@ pub enum Chosen {
 
 /// Decides for a data folder.
 pub async fn choose(data: &Path, options: &EngineOptions) -> Result<Chosen> {
+    super::moving::refuse_half_moved(data)?;
     let path = data.join("neap.redb");
     let subject = || format!("data folder {}", data.display());
     // Looked into only where there is one: opening it makes it.

@@ -7,7 +7,7 @@ use crate::model::id::ServiceId;
 use crate::store::{Expect, Store, Write, decode, encode};
 
 /// The record with the store's id.
-const ID: &str = "meta/id";
+pub const ID: &str = "meta/id";
 
 /// The cluster as engines know it: `default.7k2p0m4x`.
 pub async fn of(cluster: &str, store: &dyn Store, clock: &dyn Clock) -> Result<String> {

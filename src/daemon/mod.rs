@@ -7,6 +7,7 @@ pub mod config;
 pub mod engine;
 mod hosts;
 mod identity;
+pub mod moving;
 pub mod shared;
 mod standalone;
 mod tls;

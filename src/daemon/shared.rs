@@ -1,6 +1,7 @@
 //! A daemon beside others: the store is in the Swarm, every daemon serves the API, and one of them leads.
 
 use std::net::{IpAddr, SocketAddr};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,7 +102,7 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         let (options, docker, store) = (options.clone(), docker.clone(), store.clone());
         Keys::new(store.clone(), clock.clone(), move || {
             let (options, docker, store) = (options.clone(), docker.clone(), store.clone());
-            Box::pin(async move { find_vault(&options, &docker, &store).await })
+            Box::pin(async move { find_vault(&options.data, &docker, &store).await })
         })
     };
     tokio::spawn(hosts::keep_face(keys.clone(), face.clone()));
@@ -130,8 +131,9 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     let lost = store.keep_lead();
     tokio::pin!(lost);
     let leading = async {
+        super::moving::refuse_moved(&*store)?;
         // The first daemon that ever leads makes the key, before anything is sealed with it.
-        let known = find_vault(&options, &docker, &store).await?;
+        let known = find_vault(&options.data, &docker, &store).await?;
         let vault = known.map_or_else(|| Vault::open(&options.data), Ok)?;
         let daemons = Some(vault.shared_secret(hosts::DAEMONS));
         leave_key(&docker, &store, &vault).await?;
@@ -234,7 +236,7 @@ fn endpoints(options: &Options, docker: &Docker, store: &Arc<SwarmStore>) -> wat
     tokio::spawn(async move {
         let mut leader = store.leader();
         let token = loop {
-            match find_vault(&options, &docker, &store).await {
+            match find_vault(&options.data, &docker, &store).await {
                 Ok(Some(vault)) => break vault.shared_secret(hosts::DAEMONS),
                 Ok(None) => {}
                 Err(error) => tracing::warn!(%error, "this daemon cannot ask the one that leads"),
@@ -270,15 +272,15 @@ async fn manager_token(docker: &Docker) -> Result<([u8; 32], String)> {
     Ok((key.into(), name))
 }
 
-// The key of the secrets that the cluster has; nothing before a daemon has led for the first time.
-async fn find_vault(options: &Options, docker: &Docker, store: &Arc<SwarmStore>) -> Result<Option<Vault>> {
+/// The key of the secrets that the cluster has; nothing before a daemon has led for the first time.
+pub async fn find_vault(data: &Path, docker: &Docker, store: &Arc<SwarmStore>) -> Result<Option<Vault>> {
     let Some(entry) = store.get(VAULT)? else { return Ok(None) };
     let wrapped: Wrapped = decode(VAULT, &entry.value)?;
     let (key, token) = manager_token(docker).await?;
-    if wrapped.token != token && Vault::is_in(&options.data) {
-        return Vault::open(&options.data).map(Some);
+    if wrapped.token != token && Vault::is_in(data) {
+        return Vault::open(data).map(Some);
     }
-    Vault::unwrap(&options.data, &wrapped.key, &key).map(Some).map_err(|error| match error.kind {
+    Vault::unwrap(data, &wrapped.key, &key).map(Some).map_err(|error| match error.kind {
         Kind::Conflict => error,
         _ => {
             error.help("the Swarm's manager token was changed while no daemon led; start one that has led before first")
@@ -296,7 +298,8 @@ async fn keep_key(docker: Docker, store: Arc<SwarmStore>, vault: Vault) {
     }
 }
 
-async fn leave_key(docker: &Docker, store: &Arc<SwarmStore>, vault: &Vault) -> Result<()> {
+/// Leaves the key for the other managers, sealed with the manager token of the moment.
+pub async fn leave_key(docker: &Docker, store: &Arc<SwarmStore>, vault: &Vault) -> Result<()> {
     let (key, token) = manager_token(docker).await?;
     let known = store.get(VAULT)?.map(|entry| decode::<Wrapped>(VAULT, &entry.value)).transpose()?;
     if known.is_none_or(|known| known.token != token) {
