@@ -21,6 +21,7 @@ mod stack;
 mod store;
 mod test;
 mod token;
+mod uninstall;
 mod up;
 mod value;
 
@@ -71,6 +72,8 @@ enum Command {
     Join(host::JoinArgs),
     /// Let this host leave its cluster
     Leave(host::LeaveArgs),
+    /// Give services back to the Swarm, remove what Neap made here, and say what stays
+    Uninstall(uninstall::Args),
     /// Print how a host joins as a worker or a manager
     JoinToken(host::TokenArgs),
     /// Run the agent of a host that has joined (started by `neap join`)
@@ -202,6 +205,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Init(args) => single(host::init(&args, global.load()?)).map(done),
         Command::Join(args) => single(host::join(&args, global.load()?)).map(done),
         Command::Leave(args) => single(host::leave(&args, global.load()?)).map(done),
+        Command::Uninstall(args) => single(uninstall::main(&args, global.load()?)).map(done),
         Command::JoinToken(args) => single(host::join_token(&args, &global.cluster()?)).map(done),
         Command::Agent(args) => threaded(host::agent(&args, global.load()?)).map(done),
         Command::Run(args) => run::main(&args, &global).map(done),

@@ -8,6 +8,7 @@ pub mod engine;
 mod hosts;
 mod identity;
 pub mod moving;
+pub mod removal;
 pub mod shared;
 mod standalone;
 mod tls;

@@ -95,7 +95,8 @@ impl Moving {
         Ok(moved)
     }
 
-    async fn take_lead(&self, store: &Arc<SwarmStore>, host: &str) -> Result<()> {
+    /// Takes the lead, which another daemon must not have.
+    pub(super) async fn take_lead(&self, store: &Arc<SwarmStore>, host: &str) -> Result<()> {
         let (_, fingerprint) = tls::own_face(&self.data, None)?;
         let me = Leader {
             id: format!("move-{}", std::process::id()),

@@ -71,6 +71,13 @@ pub async fn manages(address: &Address) -> bool {
     }
 }
 
+/// Removes the Swarm's secrets and configs that a cluster's replicas read, where no service does any more.
+pub async fn clear_files(address: &Address, cluster: &str) -> Result<()> {
+    let failed = |error| trouble::error(format!("Docker Engine {}", address.url), "connect to it", &error);
+    let docker = address.client()?.negotiate_version().await.map_err(failed)?;
+    objects::prune_files(&docker, cluster).await
+}
+
 impl SwarmEngine {
     /// Connects, and takes back what runs in the Swarm.
     pub async fn open(options: SwarmOptions) -> Result<Self> {
