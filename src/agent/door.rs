@@ -26,6 +26,7 @@ use crate::engines::swarm::join::LocalSwarm;
 use crate::model::id::{NodeId, sha256_hex};
 use crate::model::node::{Node, Role};
 use crate::model::right::{Audit, Principal};
+use crate::model::swarm::{SwarmAsk, SwarmState};
 use crate::model::{Error, Kind, Result};
 use crate::store::swarm::Leader;
 use crate::store::{Expect, Store, Write, decode, encode};
@@ -333,6 +334,10 @@ impl Members for Door {
             self.swarm.rotate_token(role).await?;
         }
         Ok(JoinTicket { role, token: self.authority.token(role)?, addresses: self.daemons()? })
+    }
+
+    async fn swarm(&self, ask: SwarmAsk) -> Result<SwarmState> {
+        self.swarm.state(ask).await
     }
 
     async fn forget(&self, node: &str) -> Result<bool> {

@@ -4,6 +4,7 @@ use super::routes::{route, schema};
 use super::{Answer, Call, Route, json};
 use crate::client::members::JoinTicket;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
+use crate::model::swarm::{SwarmAsk, SwarmState};
 use crate::model::{Error, Result, strict};
 
 /// All of them.
@@ -72,7 +73,42 @@ pub fn all() -> Vec<Route> {
                 |call| Box::pin(rotate_join_token(call)),
             )
         },
+        Route {
+            response: schema::<SwarmState>(),
+            ..route("GET", "/v1/swarm", "The Swarm as a whole, without the key of its managers", Viewer, |call| {
+                Box::pin(swarm(call))
+            })
+        },
+        Route {
+            response: schema::<SwarmState>(),
+            ..route("GET", "/v1/swarm/unlock-key", "The same with that key", Admin, |call| Box::pin(unlock_key(call)))
+        },
+        Route {
+            change: Some("swarm.update"),
+            request: schema::<SwarmAsk>(),
+            response: schema::<SwarmState>(),
+            ..route(
+                "POST",
+                "/v1/swarm",
+                "Makes the Swarm's authority or unlock key anew, or locks its managers",
+                Admin,
+                |call| Box::pin(update_swarm(call)),
+            )
+        },
     ]
+}
+
+async fn swarm(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.swarm(SwarmAsk::Show).await?)
+}
+
+async fn unlock_key(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.swarm(SwarmAsk::UnlockKey).await?)
+}
+
+async fn update_swarm(call: Call) -> Result<Answer> {
+    let ask: SwarmAsk = strict::read("swarm", &call.body)?;
+    json(&call.api.cluster.swarm(ask).await?)
 }
 
 async fn nodes(call: Call) -> Result<Answer> {

@@ -19,6 +19,7 @@ mod service;
 mod spec;
 mod stack;
 mod store;
+mod swarm;
 mod test;
 mod token;
 mod uninstall;
@@ -76,6 +77,14 @@ enum Command {
     Uninstall(uninstall::Args),
     /// Print how a host joins as a worker or a manager
     JoinToken(host::TokenArgs),
+    /// Show the certificate of the Swarm's authority, or make it anew
+    Ca(swarm::CaArgs),
+    /// Unlock this host's manager of a locked Swarm; the key comes from standard input
+    Unlock(swarm::UnlockArgs),
+    /// Show the key of a locked Swarm's managers, or make it anew
+    UnlockKey(swarm::UnlockKeyArgs),
+    /// Lock the Swarm's managers, so that one that starts again waits for the key
+    Autolock(swarm::AutolockArgs),
     /// Run the agent of a host that has joined (started by `neap join`)
     Agent(host::AgentArgs),
     /// Run a Lua script
@@ -207,6 +216,10 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Leave(args) => single(host::leave(&args, global.load()?)).map(done),
         Command::Uninstall(args) => single(uninstall::main(&args, global.load()?)).map(done),
         Command::JoinToken(args) => single(host::join_token(&args, &global.cluster()?)).map(done),
+        Command::Ca(args) => single(swarm::ca(&args, &global.cluster()?)).map(done),
+        Command::Unlock(args) => single(swarm::unlock(&args)).map(done),
+        Command::UnlockKey(args) => single(swarm::unlock_key(&args, &global.cluster()?)).map(done),
+        Command::Autolock(args) => single(swarm::autolock(&args, &global.cluster()?)).map(done),
         Command::Agent(args) => threaded(host::agent(&args, global.load()?)).map(done),
         Command::Run(args) => run::main(&args, &global).map(done),
         Command::Test(args) => test::main(&args).map(done),

@@ -5,6 +5,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::node::Role;
+use crate::model::swarm::{SwarmAsk, SwarmState};
 use crate::model::{Error, Kind, Result};
 
 /// What lets a host in.
@@ -31,6 +32,8 @@ impl JoinTicket {
 pub trait Members: Send + Sync {
     /// What lets a host of that role in; `rotate`: made anew first.
     async fn join_ticket(&self, role: Role, rotate: bool) -> Result<JoinTicket>;
+    /// Says how the Swarm is, and changes it first where that is asked.
+    async fn swarm(&self, ask: SwarmAsk) -> Result<SwarmState>;
     /// Forgets a node's agent: it is not listened to any more, and another may take its place. False: there was none.
     async fn forget(&self, node: &str) -> Result<bool>;
 }

@@ -34,6 +34,7 @@ use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::release::Release;
 use crate::model::service::{Revision, Service};
+use crate::model::swarm::{SwarmAsk, SwarmState};
 use crate::model::task::Task;
 
 /// Answers that come one by one, until the receiver is dropped.
@@ -231,6 +232,8 @@ pub trait Cluster: Send + Sync {
     /// Forgets a node's agent: it is not listened to any more, and another may take its place.
     async fn forget_agent(&self, node: &str) -> Result<()>;
 
+    /// Says how the Swarm is, and changes it first where that is asked.
+    async fn swarm(&self, ask: SwarmAsk) -> Result<SwarmState>;
     /// What lets a host of that role in; `rotate`: made anew, so that the one before lets nobody in any more.
     async fn join_ticket(&self, role: Role, rotate: bool) -> Result<JoinTicket>;
 

@@ -18,6 +18,7 @@ use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::service::Revision;
+use crate::model::swarm::{SwarmAsk, SwarmState};
 
 /// A cluster behind a daemon's control API.
 #[derive(Debug, Clone)]
@@ -186,6 +187,14 @@ impl Cluster for RemoteCluster {
 
     async fn forget_agent(&self, node: &str) -> Result<()> {
         self.wire.call("DELETE", &format!("/v1/nodes/{}/agent", segment(node)), None::<&()>).await
+    }
+
+    async fn swarm(&self, ask: SwarmAsk) -> Result<SwarmState> {
+        match ask {
+            SwarmAsk::Show => self.get("/v1/swarm").await,
+            SwarmAsk::UnlockKey => self.get("/v1/swarm/unlock-key").await,
+            change => self.wire.call("POST", "/v1/swarm", Some(&change)).await,
+        }
     }
 
     async fn natives(&self) -> Result<Vec<NativeService>> {

@@ -20,6 +20,7 @@ use crate::agent::protocol::Welcome;
 use crate::agent::run::{self, Site};
 use crate::agent::tls;
 use crate::agent::work::Worker;
+use crate::engines::docker::Address;
 use crate::engines::swarm::join::LocalSwarm;
 use crate::model::Result;
 use crate::model::clock::Clock;
@@ -150,6 +151,8 @@ pub struct Lead {
     pub hub: Arc<Hub>,
     /// The Docker Engine of its host.
     pub docker: Docker,
+    /// Where that is reached.
+    pub engine: Address,
     /// The store.
     pub store: Arc<SwarmStore>,
     /// The nodes.
@@ -187,7 +190,7 @@ pub async fn lead(lead: Lead, vault: Vault, clock: &Arc<dyn Clock>) -> Result<(A
         authority,
         term: lead.store.term(),
         store,
-        swarm: LocalSwarm::with(lead.docker),
+        swarm: LocalSwarm::with(lead.docker, lead.engine),
         nodes: lead.nodes,
         name: lead.name,
         cluster: lead.cluster,

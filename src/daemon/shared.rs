@@ -140,13 +140,14 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         tokio::spawn(keep_key(docker.clone(), store.clone(), Vault::open(&options.data)?));
         let identity = super::identity::of(&options.cluster, &*store, &*clock).await?;
         let hub = Hub::new(&node, worker);
-        let engine = super::engine::swarm(&identity, address, Some(hub.clone())).await?;
+        let engine = super::engine::swarm(&identity, address.clone(), Some(hub.clone())).await?;
         let lead = hosts::Lead {
             node: node.clone(),
             address: told,
             face,
             hub,
             docker: docker.clone(),
+            engine: address,
             store: store.clone(),
             nodes: engine.nodes(),
             name: options.cluster.clone(),

@@ -25,6 +25,7 @@ pub mod spellings;
 pub mod stack;
 pub mod strict;
 pub mod suggest;
+pub mod swarm;
 pub mod task;
 pub mod units;
 

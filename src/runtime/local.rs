@@ -22,6 +22,7 @@ use crate::model::node::{Availability, ImagePrune, Node, NodeUpdate, PrunedImage
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeAsk, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::service::{Revision, Service};
+use crate::model::swarm::{SwarmAsk, SwarmState};
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::plan;
 use crate::scheduler::world::Draft;
@@ -261,6 +262,10 @@ impl Cluster for Runtime {
 
     async fn forget_agent(&self, node: &str) -> Result<()> {
         self.forget(node).await
+    }
+
+    async fn swarm(&self, ask: SwarmAsk) -> Result<SwarmState> {
+        self.members()?.swarm(ask).await
     }
 
     async fn join_ticket(&self, role: Role, rotate: bool) -> Result<JoinTicket> {

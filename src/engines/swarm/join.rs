@@ -3,11 +3,12 @@
 use std::net::IpAddr;
 
 use bollard::Docker;
-use bollard::models::{LocalNodeState, SwarmInitRequest, SwarmJoinRequest};
+use bollard::models::{LocalNodeState, SwarmInitRequest, SwarmJoinRequest, SwarmSpec};
 use bollard::query_parameters::{LeaveSwarmOptions, UpdateSwarmOptions};
 
-use crate::engines::docker::{Address, trouble};
+use crate::engines::docker::{Address, raw, trouble};
 use crate::model::node::Role;
+use crate::model::swarm::{SwarmAsk, SwarmState};
 use crate::model::{Error, Kind, Result};
 
 /// How often a change of the Swarm is tried when somebody else changed it in between.
@@ -40,7 +41,7 @@ pub struct Terms {
 /// The Docker Engine of this host.
 pub struct LocalSwarm {
     docker: Docker,
-    url: String,
+    address: Address,
 }
 
 impl LocalSwarm {
@@ -50,16 +51,16 @@ impl LocalSwarm {
             trouble::error(format!("Docker Engine {}", address.url), "connect to it", &error)
                 .help("start the Docker Engine of this host, or name it with --docker-host")
         })?;
-        Ok(LocalSwarm { docker, url: address.url.clone() })
+        Ok(LocalSwarm { docker, address: address.clone() })
     }
 
     /// One that is connected already.
-    pub fn with(docker: Docker) -> Self {
-        LocalSwarm { docker, url: "of this host".into() }
+    pub fn with(docker: Docker, address: Address) -> Self {
+        LocalSwarm { docker, address }
     }
 
     fn failed(&self, act: &str, error: &bollard::errors::Error) -> Error {
-        trouble::error(format!("Docker Engine {}", self.url), act, error)
+        trouble::error(format!("Docker Engine {}", self.address.url), act, error)
     }
 
     /// This host's place in a Swarm, if it is in one.
@@ -67,8 +68,8 @@ impl LocalSwarm {
         let info = self.docker.info().await.map_err(|error| self.failed("ask it", &error))?;
         let swarm = info.swarm.unwrap_or_default();
         let locked = || {
-            Error::new(Kind::Conflict, format!("Docker Engine {}", self.url), "is a manager of a locked Swarm")
-                .help("docker swarm unlock")
+            Error::new(Kind::Conflict, format!("Docker Engine {}", self.address.url), "is a manager of a locked Swarm")
+                .help("unlock it with its key: neap unlock")
         };
         match swarm.local_node_state {
             Some(LocalNodeState::LOCKED) => return Err(locked()),
@@ -121,7 +122,11 @@ impl LocalSwarm {
             ))
         })?;
         self.membership().await?.ok_or_else(|| {
-            Error::new(Kind::Unavailable, format!("Docker Engine {}", self.url), "joined the Swarm, and is not in it")
+            Error::new(
+                Kind::Unavailable,
+                format!("Docker Engine {}", self.address.url),
+                "joined the Swarm, and is not in it",
+            )
         })
     }
 
@@ -158,12 +163,84 @@ impl LocalSwarm {
         .await
     }
 
+    /// Says how the Swarm is, and changes it first where that is asked.
+    pub async fn state(&self, ask: SwarmAsk) -> Result<SwarmState> {
+        match ask {
+            SwarmAsk::Show | SwarmAsk::UnlockKey => {}
+            SwarmAsk::RotateCa => {
+                self.change(UpdateSwarmOptions::default(), |spec| {
+                    let ca = spec.ca_config.get_or_insert_default();
+                    // A certificate of somebody's own making would be kept otherwise.
+                    (ca.signing_ca_cert, ca.signing_ca_key) = (None, None);
+                    ca.force_rotate = Some(ca.force_rotate.unwrap_or_default() + 1);
+                })
+                .await?;
+            }
+            SwarmAsk::Autolock { on } => {
+                self.change(UpdateSwarmOptions::default(), |spec| {
+                    spec.encryption_config.get_or_insert_default().auto_lock_managers = Some(on);
+                })
+                .await?;
+            }
+            SwarmAsk::RotateUnlockKey => {
+                let options = UpdateSwarmOptions { rotate_manager_unlock_key: true, ..UpdateSwarmOptions::default() };
+                self.change(options, |_| {}).await?;
+            }
+        }
+        let swarm = self.docker.inspect_swarm().await.map_err(|error| self.failed("inspect the Swarm", &error))?;
+        let mut state = SwarmState {
+            autolock: swarm.spec.and_then(|spec| spec.encryption_config?.auto_lock_managers) == Some(true),
+            ca_certificate: swarm.tls_info.and_then(|info| info.trust_root).unwrap_or_default(),
+            ca_rotating: swarm.root_rotation_in_progress == Some(true),
+            unlock_key: None,
+        };
+        let with_key = !matches!(ask, SwarmAsk::Show | SwarmAsk::RotateCa);
+        if with_key && state.autolock {
+            let told = self.raw("GET", "/swarm/unlockkey", None).await?;
+            let key = told.get("UnlockKey").and_then(serde_json::Value::as_str).unwrap_or_default();
+            state.unlock_key = Some(key.to_owned()).filter(|key| !key.is_empty());
+        }
+        Ok(state)
+    }
+
+    /// Unlocks this host's manager, which has started again.
+    pub async fn unlock(&self, key: &str) -> Result<()> {
+        let info = self.docker.info().await.map_err(|error| self.failed("ask it", &error))?;
+        let locked = info.swarm.and_then(|swarm| swarm.local_node_state) == Some(LocalNodeState::LOCKED);
+        if !locked {
+            let subject = format!("Docker Engine {}", self.address.url);
+            return Err(Error::new(Kind::Conflict, subject, "is not locked"));
+        }
+        let body = serde_json::json!({ "UnlockKey": key });
+        self.raw("POST", "/swarm/unlock", Some(&body)).await.map(drop).map_err(|error| {
+            let wrong = error.cause.as_deref().is_some_and(|cause| cause.contains("key"));
+            match wrong {
+                true => Error::invalid("unlock key", "does not fit").cause(error.cause.unwrap_or_default()),
+                false => error,
+            }
+        })
+    }
+
+    async fn raw(&self, method: &str, path: &str, body: Option<&serde_json::Value>) -> Result<serde_json::Value> {
+        raw::call(&self.address, &self.docker, method, path, body).await?.ok_or_else(|| {
+            let subject = format!("Docker Engine {}", self.address.url);
+            Error::new(Kind::Unsupported, subject, "can be asked that on its own host only")
+                .help("use its socket: --docker-host unix:///var/run/docker.sock")
+        })
+    }
+
     async fn update(&self, options: UpdateSwarmOptions) -> Result<()> {
+        self.change(options, |_| {}).await
+    }
+
+    async fn change(&self, options: UpdateSwarmOptions, change: impl Fn(&mut SwarmSpec)) -> Result<()> {
         for _ in 0..ATTEMPTS {
             let swarm = self.docker.inspect_swarm().await.map_err(|error| self.failed("inspect the Swarm", &error))?;
             let version = swarm.version.and_then(|version| version.index).unwrap_or_default();
             let options = UpdateSwarmOptions { version: i64::try_from(version).unwrap_or_default(), ..options.clone() };
-            match self.docker.update_swarm(swarm.spec.unwrap_or_default(), options).await {
+            let mut spec = swarm.spec.unwrap_or_default();
+            change(&mut spec);
+            match self.docker.update_swarm(spec, options).await {
                 Ok(()) => return Ok(()),
                 Err(error) if trouble::said(&error).contains("out of sequence") => {}
                 Err(error) => return Err(self.failed("change the Swarm", &error)),

@@ -2,12 +2,13 @@
 
 use std::sync::Arc;
 
-use mlua::{Lua, Value};
+use mlua::{Lua, Table, Value};
 
 use crate::client::Cluster;
 use crate::model::Error;
 use crate::model::node::Role;
-use crate::script::value::{from_record, raise};
+use crate::model::swarm::SwarmAsk;
+use crate::script::value::{from_record, raise, to_json};
 
 /// Sets `cluster`.
 pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
@@ -45,6 +46,23 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
             })?,
         )?;
     }
+    let shared = cluster.clone();
+    table.set(
+        "swarm",
+        lua.create_async_function(move |lua, ask: Option<Table>| {
+            let cluster = shared.clone();
+            async move {
+                let ask = match ask {
+                    Some(ask) => {
+                        let asked = to_json(&Value::Table(ask)).map_err(raise)?;
+                        crate::model::strict::read("cluster.swarm", &asked).map_err(raise)?
+                    }
+                    None => SwarmAsk::Show,
+                };
+                from_record(&lua, &cluster.swarm(ask).await.map_err(raise)?)
+            }
+        })?,
+    )?;
     table.set_readonly(true);
     lua.globals().set("cluster", table)
 }
