@@ -6,10 +6,13 @@ use serde_json::json;
 
 #[path = "support/lab.rs"]
 mod lab;
+#[path = "support/registry.rs"]
+mod registry;
 #[path = "support/mod.rs"]
 mod support;
 
 use lab::{Lab, LabDaemon};
+use registry::Registry;
 use support::eventually;
 
 // One after the other: each has machines of its own, and there are two cores.
@@ -363,45 +366,6 @@ fn several_engines_are_several_nodes() {
             (running && lab.docker("n2", &["ps", "-q"]).is_empty()).then_some(())
         });
     });
-}
-
-/// A registry on the laboratory's bridge that asks for a name and a password.
-struct Registry {
-    child: std::process::Child,
-    folder: tempfile::TempDir,
-    address: String,
-}
-
-impl Registry {
-    fn start(lab: &Lab) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let address = format!("{}:5001", lab.host_address());
-        // neap, secret (bcrypt, as the registry wants it).
-        let users = "neap:$2b$04$qbJ/MKgCGBDS0aZW6WXVZ.9NzSRc7BLy/O5ddcL4hGtImmsdyIRJ2\n";
-        std::fs::write(folder.path().join("users"), users).unwrap();
-        let config = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {0}/data\nhttp:\n  addr: {address}\n\
-             auth:\n  htpasswd:\n    realm: lab\n    path: {0}/users\n",
-            folder.path().display()
-        );
-        std::fs::write(folder.path().join("config.yml"), config).unwrap();
-        let child = std::process::Command::new("docker-registry")
-            .arg("serve")
-            .arg(folder.path().join("config.yml"))
-            .stdout(std::process::Stdio::null())
-            .stderr(std::process::Stdio::null())
-            .spawn()
-            .unwrap();
-        eventually("the registry answers", 20, || std::net::TcpStream::connect(&address).ok());
-        Registry { child, folder, address }
-    }
-}
-
-impl Drop for Registry {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }
 
 #[test]

@@ -4,10 +4,13 @@ use std::time::Instant;
 
 #[path = "support/lab.rs"]
 mod lab;
+#[path = "support/registry.rs"]
+mod registry;
 #[path = "support/mod.rs"]
 mod support;
 
 use lab::{Lab, LabDaemon, Load};
+use registry::Registry;
 use support::eventually;
 
 // One after the other: each has machines of its own, and there are two cores.
@@ -350,6 +353,44 @@ fn what_goes_wrong_is_said() {
         daemon.task_that("far", "lacks an agent", |task| {
             task["reason"].as_str().is_some_and(|why| why.contains("needs an agent on node \"n2\""))
         });
+    });
+}
+
+#[test]
+fn a_registry_that_is_down_or_wants_a_password() {
+    with_swarm(1, |lab| {
+        let registry = Registry::start(lab);
+        let image = format!("{}/demo:1", registry.address);
+        let config = format!("DOCKER_CONFIG={}", registry.folder.path().join("docker").display());
+        let login = format!("echo secret | docker login -u neap --password-stdin {}", registry.address);
+        let push = format!("docker tag demo:1 {image} && docker push -q {image} && docker rmi {image}");
+        lab.run("n1", &["env", &config, "sh", "-c", &format!("{login} && {push}")]);
+        let folder = registry.end();
+
+        // Down: said within seconds, without spinning, and healed when it is back; every node gets the daemon's credentials.
+        let daemon = LabDaemon::new(lab, "n1", &[]);
+        daemon.up(&[&config]);
+        daemon.ok(&["service", "create", "--detach", "--name", "web", "--mode", "global", &image]);
+        daemon.task_that("web", "has no image", |task| {
+            task["state"] == "rejected" && task["reason"].to_string().contains("No such image")
+        });
+        assert!(daemon.tasks("web").len() <= 12, "{:?}", daemon.tasks("web"));
+        let registry = Registry::in_folder(lab, folder);
+        eventually("all three run", 60, || (daemon.running_on("web").len() == 3).then_some(()));
+
+        // Without credentials: said, and healed by a login.
+        daemon.end("TERM");
+        daemon.up(&[]);
+        let other = format!("{}/demo:2", registry.address);
+        lab.run("n1", &["env", &config, "sh", "-c", &push.replace("demo:1", "demo:2")]);
+        daemon.ok(&["service", "create", "--detach", "--name", "closed", &other]);
+        daemon.task_that("closed", "is refused", |task| {
+            let reason = task["reason"].to_string();
+            task["state"] == "rejected" && (reason.contains("No such image") || reason.contains("credentials"))
+        });
+        daemon.end("TERM");
+        daemon.up(&[&config]);
+        daemon.task_that("closed", "runs", |task| task["state"] == "running");
     });
 }
 
