@@ -71,6 +71,10 @@ fn managers_are_locked_and_the_authority_is_made_anew() {
     eventually("it is locked", 30, || {
         unlock(&lab, "SWMKEY-1-7c37Cc8654o6p38HnroywCi19pllOnGtbdZEgtKxZu8").1.contains("does not fit").then_some(())
     });
+    // Also one that is started meanwhile, as after a reboot.
+    daemon.end("KILL");
+    daemon.spawn(&[]);
+    eventually("it waits", 20, || daemon.log().contains("waits until it is unlocked").then_some(()));
     let (ok, said) = unlock(&lab, &key);
     assert!(ok, "{said}");
     eventually("the daemon is back", 60, || daemon.neap(&["service", "scale", "web=1"]).status.success().then_some(()));

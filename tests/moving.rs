@@ -50,6 +50,12 @@ fn the_store_moves_out_of_the_swarm_and_back() {
     assert!(!ok && said.contains("is led by the daemon on \"n2\""), "{said}");
     second.end("TERM");
 
+    // One that died half-way, and is not wanted any more.
+    let (ok, said) = move_it(&lab, "redb", "moving.marked");
+    assert!(!ok && said.contains("killed"), "{said}");
+    let (ok, said) = move_it(&lab, "swarm", "");
+    assert!(ok && said.contains("records are in the Swarm now"), "{said}");
+
     // Out, dying at each step; whatever daemon comes meanwhile finds one store or the other, never both.
     for point in ["moving.marked", "moving.renamed"] {
         let (ok, said) = move_it(&lab, "redb", point);

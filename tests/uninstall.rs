@@ -62,6 +62,8 @@ fn a_swarm_keeps_its_services() {
         lab.run(node, &["sh", "-c", line])
     };
     assert_eq!(left("n1"), "");
+    let said = uninstall(&lab, "n1", &["--purge"]);
+    assert!(said.contains("/run/neap is removed"), "{said}");
     // On the other host its agent is left, and goes by the same word.
     assert!(left("n2").contains("neap agent"), "{}", left("n2"));
     let said = uninstall(&lab, "n2", &["--purge"]);
@@ -79,6 +81,16 @@ fn processes_end_with_it() {
     let uninstall = |more: &[&str]| daemon.neap(&[&["uninstall", "--data", &data, "--socket", &socket], more].concat());
     let said = String::from_utf8_lossy(&uninstall(&[]).stderr).into_owned();
     assert!(said.contains("nobody would run: web") && said.contains("--remove-services"), "{said}");
+    let other = tempfile::tempdir().unwrap();
+    std::fs::create_dir(other.path().join("data")).unwrap();
+    let wrong = |more: &[&str]| {
+        let folder = other.path().join("data").display().to_string();
+        let output =
+            daemon.neap(&[&["uninstall", "--remove-services", "--data", &folder, "--socket", &socket], more].concat());
+        String::from_utf8_lossy(&output.stderr).into_owned()
+    };
+    assert!(wrong(&["--purge"]).contains("is no data folder of Neap's"));
+    assert!(wrong(&[]).contains("is not used by the daemon that answers"));
     let pid = daemon.live_tasks("web")[0]["pid"].as_u64().unwrap();
     let done = uninstall(&["--remove-services", "--purge"]);
     let said = String::from_utf8_lossy(&done.stdout).into_owned();

@@ -282,6 +282,9 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             output::print(format.format, &services, || show::services(&services, &natives))
         }
         Command::Ps { service, format, all } => match cluster.service(&service).await {
+            Ok(ServiceStatus { native: Some(native), .. }) => {
+                output::print(format.format, &native.tasks, || show::native_tasks(&native, all))
+            }
             Ok(status) => output::print(format.format, &status.tasks, || show::tasks(&status, all, now())),
             Err(error) => {
                 let native = native::find(cluster, &service, error).await?;

@@ -54,9 +54,20 @@ pub async fn main(args: &Args, file: Config) -> Result<()> {
     let mut stays = Stays::default();
     let mut name = args.cluster.clone().or_else(|| file.cluster.clone());
     let is_agent = Identity::load(&data)?.is_some();
+    if args.purge && data.exists() {
+        removal::check_folder(&data)?;
+    }
     let info = match remote.info().await {
-        Ok(info) => Some(info),
-        Err(error) if is_agent || !data.exists() => {
+        Ok(info) => {
+            // Whoever answers may have another folder, and another cluster.
+            if crate::daemon::holder(&data)? != i32::try_from(info.pid).ok() {
+                let message = format!("is not used by the daemon that answers (cluster {})", info.cluster);
+                return Err(Error::new(Kind::Conflict, format!("data folder {}", data.display()), message)
+                    .help("name the folder and the socket of one daemon (--data, --socket)"));
+            }
+            Some(info)
+        }
+        Err(error) if is_agent || !data.exists() || removal::is_done(&data) => {
             tracing::debug!(%error, "no daemon here");
             None
         }
@@ -101,11 +112,14 @@ pub async fn main(args: &Args, file: Config) -> Result<()> {
                 cleared.store
             ))?,
             // Another daemon goes on with it.
-            Err(error) if error.message.starts_with("is led by") => {
+            Err(error) if error.kind == Kind::Conflict && error.message.starts_with("is led by") => {
                 stays.0.push(format!("the store in the Swarm: it {}", error.message));
             }
             Err(error) => return Err(error),
         }
+    }
+    if data.exists() {
+        removal::done(&data)?;
     }
     match args.purge {
         true if data.exists() => {

@@ -106,6 +106,9 @@ pub struct ServiceStatus {
     /// Published ports that could not be opened, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub port_failures: Vec<String>,
+    /// What the Swarm runs, where it runs the service itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub native: Option<NativeService>,
     /// Why published ports do not lead where they should, where the balancer cannot be had.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ports_pending: Option<String>,

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 
 use super::{Cluster, ServiceStatus};
+use crate::model::native::NativeService;
 use crate::model::plan::Move;
 use crate::model::release::{Release, ReleaseState};
 use crate::model::task::TaskState;
@@ -92,6 +93,9 @@ pub fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error
     let name = &status.service.spec.name;
     let subject = format!("service \"{name}\"");
     let known = |release: &Release| is_old(release, before);
+    if let Some(stuck) = status.native.as_ref().and_then(NativeService::stuck) {
+        return Some(Error::new(Kind::Failed, subject, stuck).help(format!("look with: neap service ps {name}")));
+    }
     if let Some(failure) = status.port_failures.first() {
         return Some(
             Error::new(Kind::Conflict, subject, failure.clone())

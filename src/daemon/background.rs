@@ -62,7 +62,9 @@ pub fn start(name: &str, arguments: &[String], data: &Path) -> Result<Started> {
 /// Ends whatever uses the data folder, and its unit where there is one.
 pub fn stop(name: &str, data: &Path) -> Result<()> {
     let path = Path::new(UNITS).join(format!("{name}.service"));
-    if has_systemd() && path.exists() {
+    // A unit for another folder is somebody else's.
+    let is_its = std::fs::read_to_string(&path).is_ok_and(|text| names_folder(&text, data));
+    if has_systemd() && is_its {
         systemctl(&["disable", "--now", &format!("{name}.service")])?;
         std::fs::remove_file(&path).map_err(|error| Error::io(path.display().to_string(), "remove it", &error))?;
         systemctl(&["daemon-reload"])?;
@@ -79,6 +81,11 @@ pub fn stop(name: &str, data: &Path) -> Result<()> {
         std::thread::sleep(Duration::from_millis(20));
     }
     Ok(())
+}
+
+fn names_folder(unit: &str, data: &Path) -> bool {
+    let words = format!("--data {}", quoted(&data.display().to_string()));
+    unit.find(&words).is_some_and(|at| unit[at + words.len()..].starts_with(char::is_whitespace))
 }
 
 fn has_systemd() -> bool {
@@ -101,7 +108,7 @@ fn unit(name: &str, program: &Path, arguments: &[String]) -> String {
     let words: Vec<String> = words.iter().map(|word| quoted(word)).collect();
     let what = if name == "neap" { "Neap's daemon" } else { "Neap's agent" };
     format!(
-        "[Unit]\nDescription={what}\nWants=network-online.target\nAfter=network-online.target docker.service\n\n\
+        "[Unit]\nDescription={what}\nStartLimitIntervalSec=0\nWants=network-online.target\nAfter=network-online.target docker.service\n\n\
          [Service]\nExecStart={}\nRestart=always\nRestartSec=1\nKillMode=process\nLimitNOFILE=1048576\n\n\
          [Install]\nWantedBy=multi-user.target\n",
         words.join(" ")
@@ -125,6 +132,7 @@ mod tests {
         let text = unit("neap", Path::new("/usr/local/bin/neap"), &arguments);
         let line = "ExecStart=/usr/local/bin/neap up --data \"/var/lib/my data\" --cluster 50%%$$x\n";
         assert!(text.contains(line), "{text}");
+        assert!(names_folder(&text, Path::new("/var/lib/my data")) && !names_folder(&text, Path::new("/var/lib/my")));
         assert!(text.contains("KillMode=process\n") && text.contains("After=network-online.target docker.service\n"));
     }
 }

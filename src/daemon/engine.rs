@@ -78,9 +78,15 @@ pub async fn choose(data: &Path, options: &EngineOptions) -> Result<Chosen> {
         Some(store) => !store.list("service/")?.is_empty(),
         None => false,
     };
+    // A store of the swarm engine in this folder was moved here, or asked for, though it has no services yet.
+    let has_id = match &own {
+        Some(store) => store.get(super::identity::ID)?.is_some(),
+        None => false,
+    };
     let before = std::fs::read_to_string(data.join(FILE)).ok().map(|text| text.trim().to_owned());
     // What a folder without that file holds was made before there was a choice.
     let before = before.or_else(|| used.then(|| "process".to_owned()));
+    let moved_here = has_id && before.as_deref() == Some("swarm");
     let hosts = addresses(&options.docker_hosts, options.docker_certs.as_deref())?;
     let name = match (options.choice, before.as_deref()) {
         (Choice::Process, _) | (Choice::Auto, Some("process")) => "process",
@@ -100,7 +106,7 @@ pub async fn choose(data: &Path, options: &EngineOptions) -> Result<Chosen> {
             .help(format!("start with --engine {uses}, remove them, or name another folder (--data)")));
     }
     let shared = match options.store {
-        StoreChoice::Auto => name == "swarm" && !used,
+        StoreChoice::Auto => name == "swarm" && !used && !moved_here,
         StoreChoice::Swarm if name != "swarm" => {
             let message = format!("goes with --engine swarm; this is the {name} engine");
             return Err(Error::invalid("--store swarm", message));

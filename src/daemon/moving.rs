@@ -1,18 +1,19 @@
 //! Moves desired state from the data folder into the Swarm, or back, while no daemon runs. At every moment one of the two
 //! serves at most: what is being moved away from says so before the other one counts.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bollard::Docker;
 
-use super::{lock_data, shared, tls};
+use super::{identity, lock_data, shared, tls};
 use crate::engines::docker::Address;
 use crate::model::{Error, Kind, Result, fault};
 use crate::store::swarm::{Leader, SwarmConfigs, SwarmStore};
 use crate::store::vault::Vault;
-use crate::store::{EmbeddedStore, Store, Write, decode, encode};
+use crate::store::{EmbeddedStore, Entry, Store, Write, decode, encode};
 
 /// The record of a store that was moved away: to which host.
 pub const MOVED: &str = "meta/moved";
@@ -85,7 +86,7 @@ impl Moving {
         let store = SwarmStore::open(configs, &self.cluster).await?;
         self.take_lead(&store, &host).await?;
         let moved = match target {
-            Target::Swarm => self.to_swarm(&docker, &store).await,
+            Target::Swarm => self.to_swarm(&docker, &store, &host).await,
             Target::Redb => self.to_redb(&docker, &store, &host).await,
         };
         // Also after a failure: whatever daemon comes next need not wait.
@@ -107,7 +108,11 @@ impl Moving {
         match tokio::time::timeout(LEAD, store.lead(&me, async || BEHIND)).await {
             Ok(led) => led,
             Err(_) => {
-                let leader = store.leader().borrow().clone().map(|leader| leader.hostname).unwrap_or_default();
+                let Some(leader) = store.leader().borrow().clone().map(|leader| leader.hostname) else {
+                    return Err(Error::new(Kind::Unavailable, "store in the Swarm", "does not let anybody lead it")
+                        .help("see whether the Swarm has a quorum of managers (docker node ls)")
+                        .retry(true));
+                };
                 let message = format!("is led by the daemon on \"{leader}\"");
                 Err(Error::new(Kind::Conflict, "store in the Swarm", message)
                     .help("stop every daemon of the cluster first; replicas and published ports go on without them"))
@@ -115,26 +120,61 @@ impl Moving {
         }
     }
 
-    async fn to_swarm(&self, docker: &Docker, store: &Arc<SwarmStore>) -> Result<Moved> {
-        let (own, moving) = (file(&self.data, ""), file(&self.data, ".moving"));
-        let known = services(&**store)?;
-        if !own.exists() && !moving.exists() {
-            return match known {
-                0 => Err(Error::not_found(format!("store {}", own.display()))
-                    .help("there is nothing to move; name the data folder that has it (--data)")),
-                _ => Ok(None),
-            };
+    // What the Swarm has of a store, and to which host it was moved.
+    fn state_of(store: &SwarmStore) -> Result<(Vec<Entry>, Option<String>)> {
+        let mut records = store.list("")?;
+        let moved = records.iter().find(|entry| entry.key == MOVED);
+        let host = moved.map(|entry| decode::<String>(MOVED, &entry.value)).transpose()?;
+        records.retain(|entry| entry.key != MOVED);
+        Ok((records, host))
+    }
+
+    // Replicas of another engine cannot be taken over.
+    fn check_engine(&self) -> Result<()> {
+        let engine = std::fs::read_to_string(self.data.join("engine")).unwrap_or_else(|_| "process".into());
+        match engine.trim() {
+            "swarm" => Ok(()),
+            other => {
+                let subject = format!("data folder {}", self.data.display());
+                let message = format!("was used with the {other} engine, whose replicas are not in the Swarm");
+                Err(Error::new(Kind::Conflict, subject, message))
+            }
         }
+    }
+
+    async fn to_swarm(&self, docker: &Docker, store: &Arc<SwarmStore>, host: &str) -> Result<Moved> {
+        let (own, moving) = (file(&self.data, ""), file(&self.data, ".moving"));
+        let (known, moved_to) = Self::state_of(store)?;
+        if let Some(other) = moved_to.as_ref().filter(|other| *other != host) {
+            let message = format!("was moved to the data folder of host \"{other}\"");
+            return Err(Error::new(Kind::Conflict, "store in the Swarm", message).help("move it from there"));
+        }
+        if !own.exists() && !moving.exists() {
+            if known.is_empty() {
+                return Err(Error::not_found(format!("store {}", own.display()))
+                    .help("there is nothing to move; name the data folder that has it (--data)"));
+            }
+            // A move away that came to no end, and is not wanted any more: all of it is still there.
+            if moved_to.is_some() {
+                store.commit(vec![Write::remove(MOVED)]).await?;
+                return Ok(Some(known.len()));
+            }
+            return Ok(None);
+        }
+        self.check_engine()?;
         let path = if moving.exists() { &moving } else { &own };
         let from = EmbeddedStore::open(path)?;
         let records = from.list("")?;
-        let id = |store: &dyn Store| Ok::<_, Error>(store.get(super::identity::ID)?.map(|entry| entry.value));
-        let same = id(&from)?.is_some() && id(&from)? == id(&**store)? && store.get(MOVED)?.is_none();
+        let id = |all: &[Entry]| all.iter().find(|entry| entry.key == identity::ID).map(|entry| entry.value.clone());
+        let same = id(&records).is_some() && id(&records) == id(&known);
         // The commit of a move before this one, which came to no end.
-        let committed = moving.exists() && same;
-        if !committed && known > 0 && store.get(MOVED)?.is_none() {
-            return Err(Error::new(Kind::Conflict, "store in the Swarm", format!("has {known} services of its own"))
-                .help("remove them first, or give this cluster another name (--cluster)"));
+        let committed = moving.exists() && same && moved_to.is_none();
+        // What it has is nothing, or what a move away has left of this very store.
+        let free = known.is_empty() || (same && moved_to.is_some());
+        if !committed && !free {
+            let message = format!("has {} records of its own", known.len());
+            return Err(Error::new(Kind::Conflict, "store in the Swarm", message)
+                .help("another cluster of this name is there: give this one another name (--cluster)"));
         }
         drop(from);
         rename(&own, &moving)?;
@@ -143,12 +183,14 @@ impl Moving {
         let moved = if committed {
             None
         } else {
-            // All of it or nothing.
-            let stale = store.list("")?.into_iter().map(|entry| Write::remove(entry.key));
+            // All of it or nothing, and with it the key that its secrets are sealed with.
+            let mut all: BTreeMap<String, Write> = BTreeMap::from([(MOVED.to_owned(), Write::remove(MOVED))]);
+            all.extend(known.into_iter().map(|entry| (entry.key.clone(), Write::remove(entry.key))));
             let whole = records.iter().map(|entry| Write::put(entry.key.clone(), entry.value.clone()));
-            let names: std::collections::BTreeSet<&str> = records.iter().map(|entry| entry.key.as_str()).collect();
-            let stale = stale.filter(|write| !names.contains(write.key.as_str()));
-            store.commit(stale.chain(whole).collect()).await?;
+            all.extend(whole.map(|write| (write.key.clone(), write)));
+            let key = shared::key_for_others(docker, &vault).await?;
+            all.insert(key.key.clone(), key);
+            store.commit(all.into_values().collect()).await?;
             Some(records.len())
         };
         fault::point("moving.committed");
@@ -160,21 +202,26 @@ impl Moving {
     async fn to_redb(&self, docker: &Docker, store: &Arc<SwarmStore>, host: &str) -> Result<Moved> {
         let (own, new) = (file(&self.data, ""), file(&self.data, ".new"));
         refuse_half_moved(&self.data)?;
-        let moved_to = store.get(MOVED)?.map(|entry| decode::<String>(MOVED, &entry.value)).transpose()?;
-        if own.exists() && services(&EmbeddedStore::open(&own)?)? > 0 {
-            return match moved_to {
-                // What is left of it in the Swarm goes.
-                Some(_) => self.clear(store).await.map(|()| None),
-                None if services(&**store)? == 0 => Ok(None),
-                None => Err(Error::new(Kind::Conflict, format!("store {}", own.display()), "has services of its own")
-                    .help("name another data folder (--data)")),
-            };
-        }
-        if let Some(other) = moved_to.filter(|other| other != host) {
+        let (records, moved_to) = Self::state_of(store)?;
+        if let Some(other) = moved_to.as_ref().filter(|other| *other != host) {
             let message = format!("was moved to the data folder of host \"{other}\"");
             return Err(Error::new(Kind::Conflict, "store in the Swarm", message));
         }
-        let records: Vec<_> = store.list("")?.into_iter().filter(|entry| entry.key != MOVED).collect();
+        if own.exists() {
+            let here = EmbeddedStore::open(&own)?.list("")?;
+            let id =
+                |all: &[Entry]| all.iter().find(|entry| entry.key == identity::ID).map(|entry| entry.value.clone());
+            if !here.is_empty() {
+                // What is left of it in the Swarm goes, if it is the same.
+                let same = records.is_empty() || id(&here) == id(&records);
+                if moved_to.is_some() && same {
+                    self.clear(store).await?;
+                    return Ok(None);
+                }
+                return Err(Error::new(Kind::Conflict, format!("store {}", own.display()), "has records of its own")
+                    .help("name another data folder (--data)"));
+            }
+        }
         if records.is_empty() {
             return Err(
                 Error::not_found("store in the Swarm").help(format!("cluster \"{}\" has none there", self.cluster))
@@ -192,14 +239,14 @@ impl Moving {
         let count = records.len();
         to.commit(records.into_iter().map(|entry| Write::put(entry.key, entry.value)).collect()).await?;
         drop(to);
+        let engine = self.data.join("engine");
+        std::fs::write(&engine, "swarm\n")
+            .map_err(|error| Error::io(engine.display().to_string(), "write it", &error))?;
         // From here on no daemon takes the Swarm's for its store.
         store.commit(vec![Write::put(MOVED, encode(&host))]).await?;
         fault::point("moving.marked");
         rename(&new, &own)?;
         fault::point("moving.renamed");
-        let engine = self.data.join("engine");
-        std::fs::write(&engine, "swarm\n")
-            .map_err(|error| Error::io(engine.display().to_string(), "write it", &error))?;
         self.clear(store).await?;
         Ok(Some(count))
     }
@@ -210,10 +257,6 @@ impl Moving {
         let left: Vec<Write> = left.map(|entry| Write::remove(entry.key)).collect();
         if left.is_empty() { Ok(()) } else { store.commit(left).await.map(drop) }
     }
-}
-
-fn services(store: &dyn Store) -> Result<usize> {
-    Ok(store.list("service/")?.len())
 }
 
 // And its name for good, before anything is built on it.

@@ -27,33 +27,59 @@ pub async fn clear(place: &Moving) -> Result<Cleared> {
         Error::new(Kind::Unavailable, format!("Docker Engine {}", place.docker.url), "cannot be asked").cause(error)
     })?;
     let mut cleared = Cleared::default();
-    let configs = Arc::new(SwarmConfigs::new(docker, &place.cluster));
-    let mut names = configs.names().await?;
-    let mut id = None;
-    if !names.is_empty() {
-        let store = SwarmStore::open(configs.clone(), &place.cluster).await?;
-        place.take_lead(&store, "uninstall").await?;
-        refuse_services(&*store, "store in the Swarm")?;
-        id = read_id(&*store)?;
-        // The head goes last: whoever begins anew after a failure finds one.
-        names = configs.names().await?;
-        names.sort_by_key(|name| name.ends_with("-head"));
-        for name in &names {
-            configs.remove(name).await?;
-        }
-        cleared.store = names.len();
-    }
     let own = place.data.join("neap.redb");
+    let mut id = None;
     if own.exists() {
         let store = EmbeddedStore::open(&own)?;
         refuse_services(&store, &own.display().to_string())?;
-        id = id.or(read_id(&store)?);
+        id = read_id(&store)?;
+    }
+    let configs = Arc::new(SwarmConfigs::new(docker, &place.cluster));
+    if !configs.names().await?.is_empty() {
+        let store = SwarmStore::open(configs.clone(), &place.cluster).await?;
+        let theirs = read_id(&*store)?;
+        // One of the same name that is another cluster's stays.
+        if id.is_none() || theirs.is_none() || id == theirs {
+            place.take_lead(&store, "uninstall").await?;
+            refuse_services(&*store, "store in the Swarm")?;
+            id = id.or(theirs);
+            // The head goes first: parts without one are no store, and are found again after a failure.
+            let mut names = configs.names().await?;
+            names.sort_by_key(|name| !name.ends_with("-head"));
+            for name in &names {
+                configs.remove(name).await?;
+            }
+            cleared.store = names.len();
+        }
     }
     if let Some(id) = id {
-        swarm::clear_files(&place.docker, &format!("{}.{id}", place.cluster)).await?;
+        swarm::clear(&place.docker, &format!("{}.{id}", place.cluster)).await?;
         cleared.files = true;
     }
     Ok(cleared)
+}
+
+/// The file in a data folder that says that nothing of its cluster is left.
+const DONE: &str = "uninstalled";
+
+/// Whether a data folder is all that is left of a cluster.
+pub fn is_done(data: &Path) -> bool {
+    data.join(DONE).exists()
+}
+
+/// Says so.
+pub fn done(data: &Path) -> Result<()> {
+    let path = data.join(DONE);
+    std::fs::write(&path, "").map_err(|error| Error::io(path.display().to_string(), "write it", &error))
+}
+
+/// An error where a folder is none of Neap's.
+pub fn check_folder(data: &Path) -> Result<()> {
+    if data.join("format").is_file() {
+        return Ok(());
+    }
+    let subject = format!("folder {}", data.display());
+    Err(Error::invalid(subject, "is no data folder of Neap's").help("name the one that is meant (--data)"))
 }
 
 fn read_id(store: &dyn Store) -> Result<Option<String>> {
@@ -70,6 +96,7 @@ fn refuse_services(store: &dyn Store, subject: &str) -> Result<()> {
 
 /// Removes a data folder and all that is in it.
 pub fn purge(data: &Path) -> Result<()> {
+    check_folder(data)?;
     let lock = lock_data(data)?;
     let removed = std::fs::remove_dir_all(data);
     drop(lock);

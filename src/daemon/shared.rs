@@ -55,7 +55,18 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         Error::new(Kind::Unavailable, subject(), format!("cannot {act}")).cause(error)
     };
     let docker = address.client()?.negotiate_version().await.map_err(|error| broken("connect to it", &error))?;
-    let info = docker.info().await.map_err(|error| broken("ask it", &error))?;
+    let mut told = false;
+    let info = loop {
+        let info = docker.info().await.map_err(|error| broken("ask it", &error))?;
+        let state = info.swarm.as_ref().and_then(|swarm| swarm.local_node_state);
+        if state != Some(bollard::models::LocalNodeState::LOCKED) {
+            break info;
+        }
+        if !std::mem::replace(&mut told, true) {
+            tracing::warn!("this manager is locked; the daemon waits until it is unlocked (neap unlock)");
+        }
+        tokio::time::sleep(RECOVER).await;
+    };
     let swarm = info.swarm.unwrap_or_default();
     if swarm.control_available != Some(true) {
         return Err(Error::new(Kind::Conflict, subject(), "is no manager of a Swarm")
@@ -299,13 +310,18 @@ async fn keep_key(docker: Docker, store: Arc<SwarmStore>, vault: Vault) {
     }
 }
 
+/// The record with the key for the other managers.
+pub async fn key_for_others(docker: &Docker, vault: &Vault) -> Result<Write> {
+    let (key, token) = manager_token(docker).await?;
+    Ok(Write::put(VAULT, encode(&Wrapped { key: vault.wrapped(&key)?, token })))
+}
+
 /// Leaves the key for the other managers, sealed with the manager token of the moment.
 pub async fn leave_key(docker: &Docker, store: &Arc<SwarmStore>, vault: &Vault) -> Result<()> {
-    let (key, token) = manager_token(docker).await?;
+    let (_, token) = manager_token(docker).await?;
     let known = store.get(VAULT)?.map(|entry| decode::<Wrapped>(VAULT, &entry.value)).transpose()?;
     if known.is_none_or(|known| known.token != token) {
-        let record = encode(&Wrapped { key: vault.wrapped(&key)?, token });
-        store.commit(vec![Write::put(VAULT, record)]).await?;
+        store.commit(vec![key_for_others(docker, vault).await?]).await?;
     }
     Ok(())
 }

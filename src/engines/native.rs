@@ -31,6 +31,8 @@ pub struct Described {
 pub struct Wanted {
     /// Its name.
     pub name: String,
+    /// Whose it is: this cluster's, in the state that this tells; none: nobody's any more once it is made.
+    pub mark: Option<String>,
     /// What its tasks are made of. Task, slot, node and revision of it mean nothing here.
     pub request: StartRequest,
     /// Where its ports are published; not at all for now.
@@ -59,6 +61,6 @@ pub trait Natives: Send + Sync {
     /// Removes one, by its whole id; one that is not there is no error.
     async fn remove(&self, id: &str) -> Result<()>;
 
-    /// Removes what `place` has made; what somebody else made under that name stays.
+    /// Removes what `place` has made, of this cluster's or given back; what somebody else made under that name stays.
     async fn withdraw(&self, name: &str) -> Result<()>;
 }

@@ -37,8 +37,25 @@ pub struct NativeService {
     /// How far an update of it is, in the Swarm's words.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub update: Option<String>,
+    /// What tells one state of a service that the Swarm runs for this cluster from another; none: it is not of this cluster.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mark: Option<String>,
     /// Its tasks, ended ones included as long as the Swarm keeps them.
     pub tasks: Vec<NativeTask>,
+}
+
+impl NativeService {
+    /// Why its update does not go on, if it does not.
+    pub fn stuck(&self) -> Option<String> {
+        let update = self.update.as_deref().filter(|state| state.contains("paused") || state.contains("rollback"))?;
+        let why = self.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+        Some(format!("the Swarm's update is {}{why}", update.replace('_', " ")))
+    }
+
+    /// Whether an update is going on.
+    pub fn is_updating(&self) -> bool {
+        self.update.as_deref().is_some_and(|state| !state.ends_with("completed"))
+    }
 }
 
 /// A published port of a native service.

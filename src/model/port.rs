@@ -8,6 +8,7 @@ use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{Error, Result};
+use super::native::PublishMode;
 
 /// Transport of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema)]
@@ -46,6 +47,13 @@ pub struct PortSpec {
     pub protocol: Protocol,
     /// How the balancer chooses.
     pub balance: Balance,
+    /// Where the Swarm publishes it, for a service that the Swarm runs itself: `ingress`, or `host`.
+    #[serde(skip_serializing_if = "is_ingress")]
+    pub mode: PublishMode,
+}
+
+fn is_ingress(mode: &PublishMode) -> bool {
+    *mode == PublishMode::Ingress
 }
 
 impl PortSpec {

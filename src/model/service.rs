@@ -34,6 +34,9 @@ pub struct ServiceSpec {
     /// Free labels.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
+    /// Whether the container engine runs it as one service of its own: scheduled, checked and updated by the Swarm.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub engine_native: bool,
     /// A number of replicas, or one a node.
     #[serde(default)]
     pub mode: Mode,
@@ -288,6 +291,7 @@ impl ServiceSpec {
         if let Err((field, why)) = container::check(self) {
             return wrong(&field, why);
         }
+        self.check_native().map_err(|why| Error::invalid(subject.clone(), why))?;
         if self.reservations.pids.is_some() {
             return wrong("reservations.pids", "is a limit only".into());
         }
@@ -295,6 +299,36 @@ impl ServiceSpec {
             return wrong("log", "keeps nothing; max_files is at least 1 and max_size at least 4KiB".into());
         }
         Ok(())
+    }
+
+    // What the Swarm would have to ask Neap for.
+    fn check_native(&self) -> std::result::Result<(), String> {
+        let host = self.ports.iter().find(|(_, port)| port.mode != super::native::PublishMode::Ingress);
+        if let Some((name, _)) = host.filter(|_| !self.engine_native) {
+            return Err(format!(
+                "ports.{name}: mode host goes with engine_native; the balancer of every host has a published port"
+            ));
+        }
+        if !self.engine_native {
+            return Ok(());
+        }
+        if let Some(policy) = self.policy.iter().find(|policy| policy.name.as_str() != "spread") {
+            return Err(format!("engine_native: the Swarm does not ask policy \"{}\"", policy.name));
+        }
+        if self.rollout.name.as_str() != "rolling" {
+            return Err(format!("engine_native: the Swarm does not ask rollout \"{}\"", self.rollout.name));
+        }
+        let own = |check: &&CheckSpec| check.http.is_some() || check.tcp.is_some() || check.script.is_some();
+        if self.check.as_ref().filter(own).is_some() {
+            return Err("engine_native: the Swarm checks by a command (exec) alone".into());
+        }
+        if self.check.as_ref().is_some_and(|check| check.timing(None).on_fail != super::check::OnFail::Restart) {
+            return Err("engine_native: the Swarm replaces a task that fails its check".into());
+        }
+        match self.ports.iter().find(|(_, port)| port.address.is_some()) {
+            Some((name, _)) => Err(format!("ports.{name}: the Swarm publishes on all addresses")),
+            None => Ok(()),
+        }
     }
 
     /// The check that is asked by Neap itself, instead of by the container engine.

@@ -51,6 +51,11 @@ pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prep
         if base.is_some_and(|base| base != old.spec) {
             return Err(Error::new(Kind::Conflict, spec.subject(), "was changed by somebody else just now").retry(true));
         }
+        if old.spec.engine_native != spec.engine_native {
+            let message = "engine_native: cannot be changed of a service that is there";
+            return Err(Error::new(Kind::Conflict, spec.subject(), message)
+                .help(format!("give it back to the Swarm (neap service release {}), or remove it first", spec.name)));
+        }
         if only == Only::Create {
             return Err(Error::new(Kind::Conflict, spec.subject(), "exists already")
                 .help(format!("change it with: neap service update {}", spec.name)));
@@ -195,8 +200,11 @@ fn update(
     if !same {
         service.revision += 1;
         draft.change(revision(draft, resolved, service.bundle.as_ref(), service.revision));
-        let to = service.revision;
-        begin_release(draft, &service, to, rollout, rollout_bundle);
+        match service.spec.engine_native {
+            // The Swarm has its own way from one to the next.
+            true => service.active = service.revision,
+            false => begin_release(draft, &service, service.revision, rollout, rollout_bundle),
+        }
     }
     if changed || !same {
         service.updated_at = draft.clock.wall();
@@ -359,6 +367,9 @@ pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update:
 pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: ReleaseAction) -> Result<()> {
     let service = present(draft, name)?;
     refuse_leaving(&service)?;
+    if service.spec.engine_native {
+        return roll_back_native(draft, &service, action);
+    }
     let open = draft.world.open_release(&service.spec.name).cloned();
     let Some(open) = open else {
         if action == ReleaseAction::Rollback {
@@ -402,6 +413,27 @@ pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: Release
         _ => return Err(wrong()),
     }
     draft.change(Change::Release(Arc::new(release)));
+    Ok(())
+}
+
+// The Swarm updates to the revision before, as to any other.
+fn roll_back_native(draft: &mut Draft, service: &Service, action: ReleaseAction) -> Result<()> {
+    if action != ReleaseAction::Rollback {
+        return Err(Error::new(Kind::Conflict, service.spec.subject(), "its updates are the Swarm's")
+            .help(format!("go back with: neap service rollback {}", service.spec.name)));
+    }
+    let name = &service.spec.name;
+    let before = draft.world.revisions_of(name).filter(|revision| revision.number < service.active).last().cloned();
+    let before = before
+        .ok_or_else(|| Error::new(Kind::Conflict, service.spec.subject(), "has no earlier revision to go back to"))?;
+    let mut service = service.clone();
+    let (replicas, rollout) = (service.spec.replicas, service.spec.rollout.clone());
+    service.spec = before.spec.clone();
+    (service.spec.replicas, service.spec.rollout) = (replicas, rollout);
+    service.active = before.number;
+    service.updated_at = draft.clock.wall();
+    draft.note(What::ServiceUpdated, name, format!("back to revision {}", before.number));
+    draft.change(Change::Service(Arc::new(service)));
     Ok(())
 }
 

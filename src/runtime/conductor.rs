@@ -147,7 +147,9 @@ impl Conductor {
             fault::point("conductor.after-commit");
         }
         self.install_scripts(&world, &decision.changes);
-        let changed = !decision.changes.is_empty() || self.world.board().nodes_stamp() != world.board().nodes_stamp();
+        let changed = !decision.changes.is_empty()
+            || self.world.board().nodes_stamp() != world.board().nodes_stamp()
+            || self.world.natives != world.natives;
         self.forget_bundles(&world, &decision.changes);
         self.world = world;
         if changed {
@@ -212,6 +214,15 @@ impl Conductor {
                 let state = crate::engines::ObservedState::Rejected { reason: reason.clone() };
                 observe::observe(draft, &crate::engines::Observed { task, state, warnings: Vec::new() });
                 repeatable.push(Message::Rejected(task, reason));
+            }
+            Message::Natives(natives) => {
+                let now = draft.clock.now();
+                let before = draft.world.natives.replace(natives.clone()).unwrap_or_default();
+                let concerned = natives.keys().chain(before.keys()).filter_map(|name| name.parse::<Name>().ok());
+                for name in concerned.collect::<Vec<_>>() {
+                    draft.wake(&name, now);
+                }
+                repeatable.push(Message::Natives(natives));
             }
             Message::Note(note) => draft.decision.notes.push(note),
             Message::Command(command, reply) => {

@@ -170,7 +170,15 @@ impl Cluster for Runtime {
     }
 
     async fn logs(&self, name: &str, ask: LogsAsk) -> Result<Stream1<LogEntry>> {
-        self.status(name)?;
+        if self.status(name)?.service.spec.engine_native {
+            let subject = format!("service \"{name:.70}\"");
+            return Err(Error::new(
+                Kind::Unsupported,
+                subject,
+                "is run by the Swarm, and so is what it writes (engine_native)",
+            )
+            .help(format!("docker service logs {name:.70}")));
+        }
         let world = self.world();
         if let Some(slot) = &ask.slot
             && !world.tasks.values().any(|task| task.service.as_str() == name && task.slot.to_string() == *slot)

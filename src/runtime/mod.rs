@@ -19,6 +19,7 @@ mod hosts;
 mod kv;
 mod local;
 mod moves;
+mod native;
 mod objects;
 mod persist;
 mod prepare;
@@ -105,6 +106,8 @@ enum Message {
     },
     /// A task that could not be started at all.
     Rejected(TaskId, String),
+    /// The services that the Swarm runs for this cluster, by name.
+    Natives(Arc<std::collections::BTreeMap<String, crate::model::native::NativeService>>),
     Note(crate::scheduler::world::Note),
     Command(Command, oneshot::Sender<Result<()>>),
 }
@@ -187,6 +190,7 @@ impl Runtime {
         drains::spawn(parts.clone(), seen.clone());
         checks::spawn(parts.clone(), seen.clone(), messages.clone());
         let traffic = traffic::spawn(parts.clone(), balancer, seen.clone(), messages.clone(), confirm);
+        native::spawn(parts.clone(), seen.clone(), messages.clone());
         handover::spawn(parts.clone(), seen.clone(), confirmed.clone(), messages.clone());
         let failed = handlers::Failed::default();
         let (cron, requests) = mpsc::unbounded_channel();

@@ -85,6 +85,10 @@ pub fn prepare(world: &World, parts: &Parts, ask: Apply) -> Result<Prepared> {
     }
     let mut spec = ServiceSpec::read(&value)?;
     parts.engine.accepts(&mut spec)?;
+    if spec.engine_native && parts.engine.natives().is_none() {
+        let message = format!("engine_native: the {} engine has no services of its own", parts.engine.name());
+        return Err(Error::new(Kind::Unsupported, spec.subject(), message).help("a Swarm has"));
+    }
     let mut bundle = None;
     let own: Arc<Inspected> = match ask.with {
         Some(with) => {

@@ -37,6 +37,34 @@ impl Confirmed {
 
 /// Everything about `service`.
 pub fn of(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceStatus {
+    let mut status = of_tasks(world, service, confirmed);
+    if service.spec.engine_native {
+        add_native(world, service, &mut status);
+    }
+    status
+}
+
+// As the Swarm has it.
+fn add_native(world: &World, service: &Service, status: &mut ServiceStatus) {
+    let name = service.spec.name.as_str();
+    status.settled = false;
+    let Some(native) = world.natives.as_ref().and_then(|natives| natives.get(name)) else { return };
+    (status.desired, status.healthy) = (native.desired, native.running);
+    let revision = world.revision(&service.spec.name, service.active);
+    let is_it = revision.is_some_and(|revision| {
+        let wanted = super::native::mark(service, revision, &super::native::described(service, revision));
+        native.mark.as_ref() == Some(&wanted)
+    });
+    status.settled = is_it && !service.removing && native.running >= native.desired && !native.is_updating();
+    let mut shown = native.clone();
+    if !is_it && native.mark.is_some() {
+        // What became of the description before says nothing of this one.
+        (shown.update, shown.reason) = (None, None);
+    }
+    status.native = Some(shown);
+}
+
+fn of_tasks(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceStatus {
     let name = &service.spec.name;
     let desired = slots::desired(world, service);
     let by_slot = slots::by_slot(world, service);
@@ -76,6 +104,7 @@ pub fn of(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceSta
             && failures.is_empty()
             && lacking.is_none(),
         service: service.clone(),
+        native: None,
         port_failures: failures,
         ports_pending: lacking.and_then(|key| Some(format!("port {key}: {}", confirmed.trouble.as_ref()?))),
     }

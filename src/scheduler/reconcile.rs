@@ -191,6 +191,11 @@ fn tidy(draft: &mut Draft, service: &Arc<Service>) {
     let name = &service.spec.name;
     let slots = slots::by_slot(&draft.world, service);
     if service.removing {
+        // The Swarm's own goes first, and it is known that it has.
+        let natives = draft.world.natives.as_ref();
+        if service.spec.engine_native && natives.is_none_or(|natives| natives.contains_key(name.as_str())) {
+            return;
+        }
         if slots.values().all(|slot| slot.wanted.is_empty() && slot.stopping.is_empty()) {
             draft.note(What::ServiceRemoved, name, "its last task has ended");
             draft.change(Change::RemoveService(name.clone()));

@@ -18,7 +18,7 @@ pub fn table(world: &World) -> Table {
 pub fn listeners<'a>(world: &'a World, service: &'a Service) -> impl Iterator<Item = (String, Listener)> + use<'a> {
     let name = &service.spec.name;
     // While another has them, or is to have them, they are not ours to open.
-    let has_ports = service.handover.as_ref().is_none_or(Handover::has_ports);
+    let has_ports = service.handover.as_ref().is_none_or(Handover::has_ports) && !service.spec.engine_native;
     service.spec.ports.iter().filter(move |_| has_ports).filter_map(move |(port_name, port)| {
         let backends = backends(world, name, port_name);
         let listener = Listener { address: port.address, port: port.published?, balance: port.balance, backends };

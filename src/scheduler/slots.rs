@@ -12,7 +12,8 @@ use crate::model::task::{Task, TaskState};
 
 /// The slots that a service is to fill now.
 pub fn desired(world: &World, service: &Service) -> BTreeSet<Slot> {
-    if service.removing {
+    // What the Swarm runs itself has no tasks here.
+    if service.removing || service.spec.engine_native {
         return BTreeSet::new();
     }
     match service.spec.mode {

@@ -11,6 +11,7 @@ use crate::model::clock::{Clock, Timestamp};
 use crate::model::event::What;
 use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::name::Name;
+use crate::model::native::NativeService;
 use crate::model::node::{Node, NodeState};
 use crate::model::release::Release;
 use crate::model::service::{Resources, Revision, Service, ServiceSpec};
@@ -33,6 +34,8 @@ pub struct World {
     by_service: OrdMap<Name, OrdSet<TaskId>>,
     /// Hosted scripts by owner.
     pub scripts: OrdMap<Name, Arc<ScriptSet>>,
+    /// The services that the Swarm runs for this cluster, by name; none while they are not known.
+    pub natives: Option<Arc<BTreeMap<String, NativeService>>>,
     /// What is on each node.
     board: Board,
     // Reservations of the revision looked at last: tasks change in runs.

@@ -25,6 +25,9 @@ pub struct SpecArgs {
     /// replicated or global
     #[arg(long)]
     mode: Option<String>,
+    /// Let the Swarm run it as one service of its own: scheduled, checked and updated by it
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    engine_native: Option<bool>,
     /// Publish a port: [NAME=][ADDRESS:]PUBLISHED[:TARGET], or published=80,target=8080
     #[arg(long, short = 'p', visible_alias = "publish-add", value_name = "PORT")]
     publish: Vec<String>,
@@ -185,6 +188,7 @@ impl SpecArgs {
         let single = [
             ("replicas", self.replicas.map(Value::from)),
             ("mode", self.mode.as_deref().map(mode).transpose()?),
+            ("engine_native", self.engine_native.map(Value::from)),
             ("workdir", self.workdir.clone().map(Value::from)),
             ("user", self.user.clone().map(Value::from)),
             ("max_replicas_per_node", self.replicas_max_per_node.map(Value::from)),

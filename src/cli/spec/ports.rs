@@ -3,6 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::table;
+use crate::model::native::PublishMode;
 use crate::model::port::PortSpec;
 use crate::model::{Error, Kind, Result};
 
@@ -61,14 +62,7 @@ fn one(text: &str) -> Result<(Option<String>, PortSpec)> {
             ("published", _) => port.published = number()?,
             ("target", _) => port.target = number()?,
             ("protocol", "tcp") | ("mode", "ingress") => {}
-            ("mode", "host") => {
-                return Err(Error::new(
-                    Kind::Unsupported,
-                    format!("--publish {text:.80?}"),
-                    "mode=host is not supported",
-                )
-                .help("the balancer of every host listens on a published port and knows each replica's own"));
-            }
+            ("mode", "host") => port.mode = PublishMode::Host,
             _ => {
                 return Err(Error::new(
                     Kind::Unsupported,
@@ -111,7 +105,9 @@ mod tests {
         check(&json!({ "http": "80:8080" }), &["81:9000"], &[], &both);
         check(&json!({ "http": "80:8080" }), &["80:9000"], &[], &json!({ "http": port(80, 9000) }));
         check(&both, &[], &["9000"], &json!({ "http": "80:8080" }));
-        check(&json!({}), &["target=80,mode=host"], &[], &json!("mode=host is not supported"));
+        let mut host = port(80, 8080);
+        host["mode"] = "host".into();
+        check(&json!({}), &["published=80,target=8080,mode=host"], &[], &json!({ "http": host }));
         check(&json!({}), &["target=80,protocol=udp"], &[], &json!("protocol=udp is not supported"));
         check(&json!({}), &["published=80"], &[], &json!("has no target"));
     }

@@ -51,7 +51,12 @@ pub fn services(services: &[ServiceStatus], natives: &[NativeService]) -> String
         let ports: Vec<String> = spec.ports.iter().map(|(name, port)| self::port(name, port)).collect();
         table.add_row([
             spec.name.to_string(),
-            if spec.mode == Mode::Global { "global".into() } else { "replicated".into() },
+            match (spec.mode, spec.engine_native) {
+                (Mode::Global, false) => "global".into(),
+                (Mode::Replicated, false) => "replicated".into(),
+                (Mode::Global, true) => "global, native".into(),
+                (Mode::Replicated, true) => "native".into(),
+            },
             format!("{}/{}", status.healthy, status.desired),
             status.service.active.to_string(),
             state(status),
@@ -79,6 +84,9 @@ pub fn state(status: &ServiceStatus) -> String {
     }
     if let Some(handover) = status.service.open_handover() {
         return handover.said();
+    }
+    if let Some(native) = status.native.as_ref().filter(|_| !status.settled) {
+        return native.stuck().or_else(|| native.reason.clone()).unwrap_or_else(|| "converging".into());
     }
     if let Some(failure) = status.port_failures.first() {
         return failure.clone();

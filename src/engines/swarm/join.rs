@@ -177,12 +177,15 @@ impl LocalSwarm {
                 .await?;
             }
             SwarmAsk::Autolock { on } => {
+                // A key that could not be told would be lost.
+                self.raw("GET", "/swarm/unlockkey", None).await?;
                 self.change(UpdateSwarmOptions::default(), |spec| {
                     spec.encryption_config.get_or_insert_default().auto_lock_managers = Some(on);
                 })
                 .await?;
             }
             SwarmAsk::RotateUnlockKey => {
+                self.raw("GET", "/swarm/unlockkey", None).await?;
                 let options = UpdateSwarmOptions { rotate_manager_unlock_key: true, ..UpdateSwarmOptions::default() };
                 self.change(options, |_| {}).await?;
             }

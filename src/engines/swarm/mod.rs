@@ -17,6 +17,7 @@ use bollard::Docker;
 use tokio::sync::{Notify, mpsc};
 
 use self::nodes::Nodes;
+use super::docker::spec as spec_of;
 use super::docker::tasks::Tasks;
 use super::docker::{Address, credentials, logs, trouble};
 use super::hosts::{ExecAsk, Hosts};
@@ -71,10 +72,23 @@ pub async fn manages(address: &Address) -> bool {
     }
 }
 
-/// Removes the Swarm's secrets and configs that a cluster's replicas read, where no service does any more.
-pub async fn clear_files(address: &Address, cluster: &str) -> Result<()> {
+/// Removes what a cluster without services has left: services of ended tasks, and the secrets and configs that they read.
+pub async fn clear(address: &Address, cluster: &str) -> Result<()> {
     let failed = |error| trouble::error(format!("Docker Engine {}", address.url), "connect to it", &error);
     let docker = address.client()?.negotiate_version().await.map_err(failed)?;
+    let filters =
+        std::collections::HashMap::from([("label".to_owned(), vec![format!("{}={cluster}", spec_of::CLUSTER)])]);
+    let options = bollard::query_parameters::ListServicesOptions { filters: Some(filters), status: None };
+    let listed = docker.list_services(Some(options)).await;
+    let listed = listed.map_err(|error| trouble::error("Swarm", "list its services", &error))?;
+    for id in listed.into_iter().filter_map(|service| service.id) {
+        match docker.delete_service(&id).await {
+            Err(error) if !trouble::is_status(&error, 404) => {
+                return Err(trouble::error(format!("Swarm service {id}"), "remove it", &error));
+            }
+            _ => {}
+        }
+    }
     objects::prune_files(&docker, cluster).await
 }
 

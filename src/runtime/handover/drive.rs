@@ -7,17 +7,15 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::super::status::{self, Confirmed};
-use super::super::{Command, Message, Parts, starter};
+use super::super::{Command, Message, Parts, native};
 use super::gaps::{Gaps, Watch};
 use super::natives;
 use crate::engines::native::Wanted;
-use crate::engines::{Secrets, StartRequest};
 use crate::model::clock::Timestamp;
 use crate::model::event::What;
-use crate::model::id::{Slot, TaskId};
 use crate::model::name::Name;
 use crate::model::native::{Handover, HandoverState, NativeService, PublishMode, Way};
-use crate::model::service::{Mode, Revision, Service};
+use crate::model::service::{Mode, Service};
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::routing;
 use crate::scheduler::world::{Change, World};
@@ -213,6 +211,11 @@ impl Driver {
 
     // The Swarm's tasks start beside ours, without the ports.
     async fn offer(&self, scene: &Scene, memory: &mut Memory) -> Result<()> {
+        // What the Swarm runs already goes on as it is, and is this cluster's no more.
+        if scene.service.spec.engine_native {
+            self.place(scene, memory, Some(PublishMode::Ingress), false).await?;
+            return self.finish(scene, Gaps::default(), What::ServiceReleased).await;
+        }
         self.place(scene, memory, None, false).await?;
         let native = self.native(scene).await?;
         if !is_up(scene, &native) {
@@ -308,7 +311,8 @@ impl Driver {
         let id = scene.service.id.to_string();
         let wanted = Wanted {
             name: scene.handover.native.clone(),
-            request: self.request(&scene.service, revision)?,
+            mark: None,
+            request: native::request(&self.parts, &scene.service, revision)?,
             ports,
             at_once,
             versions: (revision.secrets.clone(), revision.configs.clone()),
@@ -317,27 +321,6 @@ impl Driver {
         natives(&*self.parts.engine)?.place(wanted).await?;
         memory.placed = Some(step);
         Ok(())
-    }
-
-    // What runs now, placed and updated as the latest description says.
-    fn request(&self, service: &Service, revision: &Revision) -> Result<StartRequest> {
-        let (mut spec, latest) = (revision.spec.clone(), service.spec.clone());
-        spec.labels = latest.labels;
-        (spec.mode, spec.replicas, spec.max_replicas_per_node) =
-            (latest.mode, latest.replicas, latest.max_replicas_per_node);
-        (spec.constraints, spec.policy, spec.rollout) = (latest.constraints, latest.policy, latest.rollout);
-        spec.restart = latest.restart;
-        let request = StartRequest {
-            task: TaskId::numbered(0),
-            service: self.name.clone(),
-            slot: Slot::Replica(0),
-            node: "".into(),
-            revision: service.active,
-            spec: Arc::new(spec),
-            secrets: Secrets::default(),
-            configs: Vec::new(),
-        };
-        starter::with_files(&self.parts, request, &(revision.secrets.clone(), revision.configs.clone()))
     }
 
     async fn finish(&self, scene: &Scene, gaps: Gaps, what: What) -> Result<()> {

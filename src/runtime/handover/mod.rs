@@ -37,7 +37,12 @@ impl Runtime {
     /// The engine's own services, where it has some.
     pub(super) async fn list_natives(&self) -> Result<Vec<NativeService>> {
         match self.parts.engine.natives() {
-            Some(natives) => natives.list(None).await,
+            // What it runs for this cluster is shown as any of its services.
+            Some(natives) => {
+                let mut found = natives.list(None).await?;
+                found.retain(|native| native.mark.is_none());
+                Ok(found)
+            }
             None => Ok(Vec::new()),
         }
     }
@@ -46,6 +51,9 @@ impl Runtime {
     pub(super) async fn adopt_native(&self, native: &str, ask: Adopt) -> Result<Adoption> {
         let natives = natives(&*self.parts.engine)?;
         let described = natives.describe(native).await?;
+        if self.world().services.get(described.name.as_str()).is_some_and(|service| service.spec.engine_native) {
+            return Err(Error::new(Kind::Conflict, format!("service \"{}\"", described.name), "is Neap's already"));
+        }
         let seen = print(&described);
         let subject = format!("Swarm service \"{:.70}\"", described.name);
         if !described.refused.is_empty() {
@@ -86,6 +94,10 @@ impl Runtime {
         }
         // What is missing is said before anything is changed.
         let spec = ServiceSpec::read(&service)?;
+        if spec.engine_native {
+            return Err(Error::invalid(spec.subject(), "engine_native: the Swarm runs it already")
+                .help("leave it as it is, or leave engine_native out"));
+        }
         self.parts.engine.accepts(&mut spec.clone())?;
         commands::refuse_taken_ports(&world, &spec)?;
         if !ask.share_volumes {
@@ -165,12 +177,15 @@ impl Runtime {
         if world.open_release(&service.spec.name).is_some() {
             return Err(conflict("has a release going on".into()).help("wait until it is over, or end it"));
         }
-        if natives.list(Some(name)).await?.iter().any(|native| native.name == name) {
+        let own = service.spec.engine_native;
+        if !own && natives.list(Some(name)).await?.iter().any(|native| native.name == name) {
             let message = format!("the Swarm has a service \"{name:.70}\" of its own already");
             return Err(conflict(message).help("remove or rename that one first (docker service ls)"));
         }
-        room_for_ports(&world, &service, ask.publish_mode)?;
-        if !ask.share_volumes {
+        if !own {
+            room_for_ports(&world, &service, ask.publish_mode)?;
+        }
+        if !ask.share_volumes && !own {
             refuse_shared(&service.spec, "release")?;
         }
         if ask.dry_run {

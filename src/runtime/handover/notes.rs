@@ -8,6 +8,9 @@ use crate::model::service::{OnPolicyError, ServiceSpec};
 /// What changes for a service that is given back, and why.
 pub fn of(spec: &ServiceSpec) -> Vec<String> {
     let mut notes = Vec::new();
+    if spec.engine_native {
+        return notes;
+    }
     for policy in spec.policy.iter().filter(|policy| policy.name.as_str() != "spread") {
         notes.push(format!("policy \"{}\": the Swarm spreads tasks over its nodes", policy.name));
     }

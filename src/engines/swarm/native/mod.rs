@@ -25,6 +25,11 @@ use crate::model::{Error, Result};
 
 /// The label of a native service that was made for this cluster's: only such a one is changed.
 const RELEASED: &str = "neap.released";
+/// The same of one that is this cluster's, and the label that tells its state.
+const MANAGED: &str = "neap.native";
+const MARK: &str = "neap.mark";
+/// The label by which tasks of one revision are told from those of another.
+const REVISION: &str = "neap.revision";
 
 fn subject(name: &str) -> String {
     format!("Swarm service \"{name:.70}\"")
@@ -176,7 +181,8 @@ impl Shared {
         };
         let Some(service) = self.inspect(&found.id).await? else { return Ok(None) };
         let labels = service.spec.as_ref().and_then(|spec| spec.labels.as_ref());
-        let ours = labels.and_then(|labels| labels.get(RELEASED)) == Some(&self.cluster);
+        let has = |key: &str| labels.and_then(|labels| labels.get(key)) == Some(&self.cluster);
+        let ours = has(RELEASED) || has(MANAGED);
         Ok(Some((service, ours)))
     }
 
@@ -210,6 +216,8 @@ impl Shared {
     fn shown(&self, service: &Service, tasks: &[Task], networks: &BTreeMap<String, String>) -> NativeService {
         let spec = service.spec.clone().unwrap_or_default();
         let name = spec.name.clone().unwrap_or_default();
+        let labels = spec.labels.clone().unwrap_or_default();
+        let mark = labels.get(MARK).filter(|_| labels.get(MANAGED) == Some(&self.cluster)).cloned();
         let template = spec.task_template.clone().unwrap_or_default();
         let mode = spec.mode.clone().unwrap_or_default();
         let status = service.service_status.clone().unwrap_or_default();
@@ -239,7 +247,11 @@ impl Shared {
             };
             let forced =
                 |template: Option<&TaskSpec>| template.and_then(|template| template.force_update).unwrap_or_default();
+            let revision = |template: Option<&TaskSpec>| {
+                template.and_then(|template| template.container_spec.as_ref()?.labels.as_ref()?.get(REVISION).cloned())
+            };
             forced(task.spec.as_ref()) == forced(spec.task_template.as_ref())
+                && revision(task.spec.as_ref()) == revision(spec.task_template.as_ref())
                 && super::watch::state(task) == SwarmTaskState::RUNNING
                 && task.desired_state == Some(SwarmTaskState::RUNNING)
                 && on_hosts.iter().filter(|port| !has(port)).count() == 0
@@ -285,6 +297,7 @@ impl Shared {
                 })
                 .collect(),
             reason,
+            mark,
             update: service
                 .update_status
                 .as_ref()

@@ -12,7 +12,7 @@ use bollard::query_parameters::UpdateServiceOptions;
 use serde_json::Value;
 
 use super::super::{Shared, objects, spec};
-use super::{RELEASED, subject};
+use super::{MANAGED, MARK, RELEASED, REVISION, subject};
 use crate::engines::docker::spec::some;
 use crate::engines::docker::{credentials, trouble};
 use crate::engines::native::Wanted;
@@ -71,11 +71,19 @@ fn body(wanted: &Wanted, cluster: &str, files: &spec::Files) -> SwarmSpec {
     let mut body = spec::service(&wanted.request, cluster, files);
     body.name = Some(wanted.name.clone());
     let mut labels: HashMap<String, String> = described.labels.clone().into_iter().collect();
-    labels.insert(RELEASED.into(), cluster.to_owned());
+    match &wanted.mark {
+        Some(mark) => labels.extend([(MANAGED.into(), cluster.to_owned()), (MARK.into(), mark.clone())]),
+        None => drop(labels.insert(RELEASED.into(), cluster.to_owned())),
+    }
     body.labels = Some(labels);
     if let Some(template) = &mut body.task_template {
         if let Some(container) = &mut template.container_spec {
-            container.labels = Some(described.container_labels.clone().into_iter().collect());
+            let mut labels: HashMap<String, String> = described.container_labels.clone().into_iter().collect();
+            if described.engine_native {
+                labels.insert("neap.service".into(), wanted.name.clone());
+                labels.insert(REVISION.into(), wanted.request.revision.to_string());
+            }
+            container.labels = Some(labels);
             // What a replica is told of itself is not so any more; its ports are.
             let told = |entry: &str| {
                 let key = entry.split_once('=').map_or(entry, |(key, _)| key);
@@ -89,7 +97,7 @@ fn body(wanted: &Wanted, cluster: &str, files: &spec::Files) -> SwarmSpec {
             }
         }
         // Ports are part of what a task is made of: with them all are replaced, and this tells the new ones from the old.
-        template.force_update = Some(u64::from(wanted.ports.is_some()));
+        template.force_update = Some(u64::from(wanted.ports.is_some() && !described.engine_native));
         template.placement = Some(placement(described));
         for network in template.networks.iter_mut().flatten() {
             // Swarm itself gives it its name.
@@ -149,7 +157,7 @@ fn endpoint(described: &ServiceSpec, ports: Option<PublishMode>) -> EndpointSpec
             protocol: Some(EndpointPortConfigProtocolEnum::TCP),
             target_port: Some(i64::from(port.container_port()?)),
             published_port: Some(i64::from(port.published?)),
-            publish_mode: Some(match mode {
+            publish_mode: Some(match if port.mode == PublishMode::Host { port.mode } else { mode } {
                 PublishMode::Ingress => EndpointPortConfigPublishModeEnum::INGRESS,
                 PublishMode::Host => EndpointPortConfigPublishModeEnum::HOST,
             }),
