@@ -77,6 +77,18 @@ fn the_swarm_schedules_and_updates_what_asks_for_it() {
     daemon.ok(&["service", "rollback", "web"]);
     eventually("two run again", 30, || (services().trim() == "web 2/2").then_some(()));
 
+    let said =
+        daemon.fails(&["service", "update", "web", "--entrypoint", "/bin/none", "--update-failure-action", "rollback"]);
+    assert!(said.contains("the Swarm went back to what it ran before"), "{said}");
+    daemon.ok(&["service", "rollback", "web"]);
+    assert_eq!(services().trim(), "web 2/2");
+    // A name that somebody else has is said, and not waited for.
+    lab.docker("n1", &["service", "create", "--detach", "--name", "theirs", &lab.image("busybox"), "sleep", "1000"]);
+    let said = daemon.fails(&["service", "create", "--name", "theirs", "--engine-native", &demo1]);
+    assert!(said.contains("somebody else made it"), "{said}");
+    daemon.ok(&["service", "rm", "theirs"]);
+    lab.docker("n1", &["service", "rm", "theirs"]);
+
     // Given back it goes on as it is; removed it is gone.
     let containers = || {
         let on = |node: &str| lab.docker(node, &["ps", "-q", "--filter", "name=web"]);

@@ -50,7 +50,7 @@ struct Stays(Vec<String>);
 pub async fn main(args: &Args, file: Config) -> Result<()> {
     let data = args.place.data(&file);
     let socket = args.socket.clone().or_else(|| file.socket.clone()).unwrap_or_else(config::default_socket);
-    let remote = RemoteCluster::new(Endpoint::Unix(socket));
+    let remote = RemoteCluster::new(Endpoint::Unix(socket.clone()));
     let mut stays = Stays::default();
     let mut name = args.cluster.clone().or_else(|| file.cluster.clone());
     let is_agent = Identity::load(&data)?.is_some();
@@ -60,7 +60,7 @@ pub async fn main(args: &Args, file: Config) -> Result<()> {
     let info = match remote.info().await {
         Ok(info) => {
             // Whoever answers may have another folder, and another cluster.
-            if crate::daemon::holder(&data)? != i32::try_from(info.pid).ok() {
+            if crate::daemon::holder(&data)? != listener(&socket) {
                 let message = format!("is not used by the daemon that answers (cluster {})", info.cluster);
                 return Err(Error::new(Kind::Conflict, format!("data folder {}", data.display()), message)
                     .help("name the folder and the socket of one daemon (--data, --socket)"));
@@ -138,6 +138,13 @@ pub async fn main(args: &Args, file: Config) -> Result<()> {
     }
     output::line("what stays:")?;
     stays.0.iter().try_for_each(|text| output::line(&format!("  {text}")))
+}
+
+// The process that listens on a socket: a daemon that follows passes on what it is asked.
+fn listener(socket: &std::path::Path) -> Option<i32> {
+    use nix::sys::socket::{getsockopt, sockopt};
+    let stream = std::os::unix::net::UnixStream::connect(socket).ok()?;
+    getsockopt(&stream, sockopt::PeerCredentials).ok().map(|peer| peer.pid())
 }
 
 // All services, one after the other; what was done before an error stays done.

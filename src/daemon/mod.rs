@@ -102,6 +102,8 @@ pub fn lock_data(folder: &Path) -> Result<DataLock> {
         }
     }
     check_format(folder)?;
+    // Whatever uses it begins anew.
+    removal::used_again(folder)?;
     Ok(DataLock(file))
 }
 

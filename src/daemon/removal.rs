@@ -43,6 +43,10 @@ pub async fn clear(place: &Moving) -> Result<Cleared> {
             place.take_lead(&store, "uninstall").await?;
             refuse_services(&*store, "store in the Swarm")?;
             id = id.or(theirs);
+            // As long as it is known whose they are.
+            if let Some(id) = &id {
+                swarm::clear(&place.docker, &format!("{}.{id}", place.cluster)).await?;
+            }
             // The head goes first: parts without one are no store, and are found again after a failure.
             let mut names = configs.names().await?;
             names.sort_by_key(|name| !name.ends_with("-head"));
@@ -65,6 +69,16 @@ const DONE: &str = "uninstalled";
 /// Whether a data folder is all that is left of a cluster.
 pub fn is_done(data: &Path) -> bool {
     data.join(DONE).exists()
+}
+
+/// It is more than that again.
+pub fn used_again(data: &Path) -> Result<()> {
+    match std::fs::remove_file(data.join(DONE)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(data.join(DONE).display().to_string(), "remove it", &error))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Says so.

@@ -40,6 +40,9 @@ pub struct NativeService {
     /// What tells one state of a service that the Swarm runs for this cluster from another; none: it is not of this cluster.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mark: Option<String>,
+    /// The state that it could not be brought to, and why.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub refused: Option<(String, String)>,
     /// Its tasks, ended ones included as long as the Swarm keeps them.
     pub tasks: Vec<NativeTask>,
 }
@@ -47,14 +50,17 @@ pub struct NativeService {
 impl NativeService {
     /// Why its update does not go on, if it does not.
     pub fn stuck(&self) -> Option<String> {
-        let update = self.update.as_deref().filter(|state| state.contains("paused") || state.contains("rollback"))?;
+        if let Some((_, why)) = &self.refused {
+            return Some(why.clone());
+        }
+        let update = self.update.as_deref().filter(|state| state.contains("paused"))?;
         let why = self.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
         Some(format!("the Swarm's update is {}{why}", update.replace('_', " ")))
     }
 
     /// Whether an update is going on.
     pub fn is_updating(&self) -> bool {
-        self.update.as_deref().is_some_and(|state| !state.ends_with("completed"))
+        matches!(self.update.as_deref(), Some("updating" | "rollback_started"))
     }
 }
 

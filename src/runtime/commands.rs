@@ -56,6 +56,10 @@ pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prep
             return Err(Error::new(Kind::Conflict, spec.subject(), message)
                 .help(format!("give it back to the Swarm (neap service release {}), or remove it first", spec.name)));
         }
+        if spec.engine_native && old.spec.mode != spec.mode {
+            return Err(Error::new(Kind::Conflict, spec.subject(), "mode: the Swarm changes it of no service")
+                .help("remove the service, and create it anew"));
+        }
         if only == Only::Create {
             return Err(Error::new(Kind::Conflict, spec.subject(), "exists already")
                 .help(format!("change it with: neap service update {}", spec.name)));
@@ -202,7 +206,10 @@ fn update(
         draft.change(revision(draft, resolved, service.bundle.as_ref(), service.revision));
         match service.spec.engine_native {
             // The Swarm has its own way from one to the next.
-            true => service.active = service.revision,
+            true => {
+                service.stable = Some(old.active);
+                service.active = service.revision;
+            }
             false => begin_release(draft, &service, service.revision, rollout, rollout_bundle),
         }
     }
@@ -423,7 +430,11 @@ fn roll_back_native(draft: &mut Draft, service: &Service, action: ReleaseAction)
             .help(format!("go back with: neap service rollback {}", service.spec.name)));
     }
     let name = &service.spec.name;
-    let before = draft.world.revisions_of(name).filter(|revision| revision.number < service.active).last().cloned();
+    // What ran before; after that, one by one.
+    let last = service.stable.filter(|number| *number != service.active);
+    let last = last.and_then(|number| draft.world.revision(name, number).cloned());
+    let before = last
+        .or_else(|| draft.world.revisions_of(name).filter(|revision| revision.number < service.active).last().cloned());
     let before = before
         .ok_or_else(|| Error::new(Kind::Conflict, service.spec.subject(), "has no earlier revision to go back to"))?;
     let mut service = service.clone();

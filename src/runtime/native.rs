@@ -10,27 +10,31 @@ use tokio::sync::{mpsc, watch};
 use super::{Message, Parts, starter};
 use crate::engines::native::{Natives, Wanted};
 use crate::engines::{Secrets, StartRequest};
+use crate::model::Result;
+use crate::model::clock::Timestamp;
 use crate::model::id::{Slot, TaskId, sha256_hex};
 use crate::model::native::{NativeService, PublishMode};
 use crate::model::service::{Mode, Revision, Service, ServiceSpec};
-use crate::model::{Error, Result};
 use crate::scheduler::world::World;
 
 /// How often the Swarm is asked while something is under way, and while nothing is.
 const UNDER_WAY: Duration = Duration::from_millis(300);
 const AT_REST: Duration = Duration::from_secs(5);
+/// How long after a change the Swarm may not have begun with it yet.
+const SETTLES: crate::model::units::Duration = crate::model::units::Duration::from_millis(1500);
 
 /// Follows the world for as long as it is published.
 pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages: mpsc::UnboundedSender<Message>) {
     tokio::spawn(async move {
         let mut told: Option<BTreeMap<String, NativeService>> = None;
+        let mut memory = Memory::default();
         loop {
             let world = seen.borrow_and_update().clone();
             let any = world.services.values().any(|service| service.spec.engine_native);
             let wait = match parts.engine.natives() {
                 // Once at the start, since there may be some of a daemon before this one.
                 Some(natives) if any || told.as_ref().is_none_or(|told| !told.is_empty()) => {
-                    match turn(&parts, natives, &world).await {
+                    match turn(&parts, natives, &world, &mut memory).await {
                         Ok(now) => {
                             let quiet = now.values().all(|native| is_quiet(&world, native));
                             if told.as_ref() != Some(&now) {
@@ -64,65 +68,101 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
 
 fn is_quiet(world: &World, native: &NativeService) -> bool {
     let known = world.services.get(native.name.as_str()).is_some_and(|service| !service.removing);
-    known && native.running >= native.desired && !native.is_updating() && native.mark.is_some()
+    let settled = native.running >= native.desired && native.desired > 0 && !native.is_updating();
+    known && (settled || native.refused.is_some())
 }
 
+// What this daemon has asked for, by name: the state, and when.
+type Memory = BTreeMap<String, (String, Timestamp)>;
+
 // Brings the Swarm's to what is described; those of this cluster as they are then, by name.
-async fn turn(parts: &Parts, natives: &dyn Natives, world: &World) -> Result<BTreeMap<String, NativeService>> {
+async fn turn(
+    parts: &Parts,
+    natives: &dyn Natives,
+    world: &World,
+    memory: &mut Memory,
+) -> Result<BTreeMap<String, NativeService>> {
     let ours = |all: Vec<NativeService>| {
         let ours = all.into_iter().filter(|native| native.mark.is_some());
         ours.map(|native| (native.name.clone(), native)).collect::<BTreeMap<_, _>>()
     };
     let mut found = ours(natives.list(None).await?);
-    let mut failed = BTreeMap::new();
+    let mut refused = BTreeMap::new();
     let mut changed = false;
+    let now = parts.clock.now();
     // What is being given back is no more ours to change.
     let ours_to_keep =
         |service: &Service| service.spec.engine_native && !service.removing && service.handover.is_none();
     for service in world.services.values().filter(|service| ours_to_keep(service)) {
         let name = service.spec.name.to_string();
         let Some(revision) = world.revision(&service.spec.name, service.active) else { continue };
-        let wanted = wanted(parts, service, revision)?;
+        let mark = mark(service, revision, &described(service, revision));
         // Scaled by hand, it is put right as well.
         let counts =
             |native: &NativeService| service.spec.mode == Mode::Global || native.desired == service.spec.replicas;
-        if found.get(&name).is_some_and(|native| native.mark == wanted.mark && counts(native)) {
+        let known = found.get(&name);
+        if known.is_some_and(|native| native.mark.as_ref() == Some(&mark) && counts(native)) {
             continue;
         }
-        match natives.place(wanted).await {
-            Ok(()) => changed = true,
-            Err(error) => drop(failed.insert(name, error)),
+        // The Swarm itself goes back from what was asked for: that has its end first, and asked for the same again it would
+        // do so again.
+        let went_back = match known.and_then(|native| native.update.as_deref()) {
+            Some("rollback_started") => continue,
+            Some(state) => state.contains("rollback"),
+            None => false,
+        };
+        if went_back && memory.get(&name).is_some_and(|(asked, _)| *asked == mark) {
+            refused.insert(name, (mark, "the Swarm went back to what it ran before".to_owned()));
+            continue;
+        }
+        let placed = match wanted(parts, service, revision, mark.clone()) {
+            Ok(wanted) => natives.place(wanted).await,
+            Err(error) => Err(error),
+        };
+        match placed {
+            Ok(()) => {
+                changed = true;
+                memory.insert(name, (mark, now));
+            }
+            Err(error) if error.retry => tracing::debug!(%error, service = name, "the Swarm does not take it yet"),
+            Err(error) => drop(refused.insert(name, (mark, error.to_string()))),
         }
     }
     for name in found.keys() {
         let wanted = world.services.get(name.as_str());
         if wanted.is_none_or(|service| service.handover.is_none() && !ours_to_keep(service)) {
-            natives.withdraw(name).await?;
-            changed = true;
+            memory.remove(name);
+            // Others need not wait for it.
+            match natives.withdraw(name).await {
+                Ok(()) => changed = true,
+                Err(error) => tracing::debug!(%error, service = name, "a service of the Swarm's is removed later"),
+            }
         }
     }
     if changed {
         found = ours(natives.list(None).await?);
     }
-    for (name, error) in failed {
-        note(&mut found, name, &error);
+    for (name, why) in refused {
+        let native = found.entry(name.clone()).or_insert_with(|| NativeService { name, ..NativeService::default() });
+        native.refused = Some(why);
+    }
+    // Whether a change replaces tasks the Swarm says a moment later only.
+    for (name, native) in &mut found {
+        let fresh = memory.get(name).is_some_and(|(_, at)| parts.clock.now() < at.after(SETTLES));
+        if fresh && native.update.is_none() {
+            native.update = Some("updating".into());
+        }
     }
     Ok(found)
 }
 
-// One that could not be made as described has no mark: it is tried again.
-fn note(found: &mut BTreeMap<String, NativeService>, name: String, error: &Error) {
-    let native = found.entry(name.clone()).or_insert_with(|| NativeService { name, ..NativeService::default() });
-    (native.mark, native.reason) = (None, Some(error.to_string()));
-}
-
-fn wanted(parts: &Parts, service: &Service, revision: &Revision) -> Result<Wanted> {
+fn wanted(parts: &Parts, service: &Service, revision: &Revision, mark: String) -> Result<Wanted> {
     let request = request(parts, service, revision)?;
     let ports = Some(PublishMode::Ingress);
     let id = service.id.to_string();
     Ok(Wanted {
         name: service.spec.name.to_string(),
-        mark: Some(mark(service, revision, &request.spec)),
+        mark: Some(mark),
         request,
         ports,
         at_once: false,

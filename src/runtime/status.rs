@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::client::ServiceStatus;
-use crate::model::service::Service;
+use crate::model::service::{Mode, Service};
 use crate::model::task::Task;
 use crate::network::table::Listener;
 use crate::scheduler::world::World;
@@ -49,16 +49,22 @@ fn add_native(world: &World, service: &Service, status: &mut ServiceStatus) {
     let name = service.spec.name.as_str();
     status.settled = false;
     let Some(native) = world.natives.as_ref().and_then(|natives| natives.get(name)) else { return };
-    (status.desired, status.healthy) = (native.desired, native.running);
+    // A Swarm counts the tasks of a global service only once it has made them.
+    let nodes = match service.spec.mode {
+        Mode::Global => world.nodes.values().filter(|node| super::handover::suits(&service.spec, node)).count(),
+        Mode::Replicated => 0,
+    };
+    let nodes = u32::try_from(nodes).unwrap_or(u32::MAX);
+    (status.desired, status.healthy) = (native.desired.max(nodes), native.running);
     let revision = world.revision(&service.spec.name, service.active);
-    let is_it = revision.is_some_and(|revision| {
-        let wanted = super::native::mark(service, revision, &super::native::described(service, revision));
-        native.mark.as_ref() == Some(&wanted)
-    });
-    status.settled = is_it && !service.removing && native.running >= native.desired && !native.is_updating();
+    let wanted =
+        revision.map(|revision| super::native::mark(service, revision, &super::native::described(service, revision)));
+    let is_it = wanted.is_some() && native.mark == wanted;
+    status.settled = is_it && !service.removing && status.healthy >= status.desired && !native.is_updating();
     let mut shown = native.clone();
-    if !is_it && native.mark.is_some() {
-        // What became of the description before says nothing of this one.
+    // What became of another description says nothing of this one.
+    shown.refused = shown.refused.filter(|(mark, _)| Some(mark) == wanted.as_ref());
+    if !is_it && shown.refused.is_none() {
         (shown.update, shown.reason) = (None, None);
     }
     status.native = Some(shown);

@@ -85,7 +85,13 @@ fn fill(draft: &mut Draft, service: &Arc<Service>) {
         healthy += u32::from(fill_slot(draft, service, slot, &tasks, revision, order));
     }
     let all = healthy as usize == desired.len() && !service.removing;
-    if all && open.is_none() && service.stable != Some(service.active) && !failed_half_way(&draft.world, service) {
+    // Of what the Swarm runs, the revision before is kept there, to go back to.
+    if all
+        && !service.spec.engine_native
+        && open.is_none()
+        && service.stable != Some(service.active)
+        && !failed_half_way(&draft.world, service)
+    {
         let mut service = Service::clone(service);
         service.stable = Some(service.active);
         draft.change(Change::Service(Arc::new(service)));

@@ -26,7 +26,7 @@ pub struct SpecArgs {
     #[arg(long)]
     mode: Option<String>,
     /// Let the Swarm run it as one service of its own: scheduled, checked and updated by it
-    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", require_equals = true, value_name = "BOOL")]
     engine_native: Option<bool>,
     /// Publish a port: [NAME=][ADDRESS:]PUBLISHED[:TARGET], or published=80,target=8080
     #[arg(long, short = 'p', visible_alias = "publish-add", value_name = "PORT")]

@@ -126,25 +126,33 @@ pub async fn ensure_files(docker: &Docker, cluster: &str, request: &StartRequest
     Ok(files)
 }
 
-/// The same for a native service: under names that people know again, and nobody's to clear up.
-pub async fn native_files(docker: &Docker, wanted: &Wanted) -> Result<Files> {
+/// The same for a native service, under names that people know again. Those of one that is this cluster's are cleared up when
+/// nothing uses them any more.
+pub async fn native_files(docker: &Docker, cluster: &str, wanted: &Wanted) -> Result<Files> {
     let (request, (secrets, configs)) = (&wanted.request, &wanted.versions);
     let name = |name: &str, versions: &BTreeMap<String, u64>| {
         let fit = |c: char| if c.is_ascii_alphanumeric() || matches!(c, '-' | '.') { c } else { '_' };
         let plain: String = name.chars().map(fit).take(40).collect();
         let version = versions.get(name).copied().unwrap_or_default();
-        format!("{}-v{version}-{}", plain.trim_start_matches(['-', '.', '_']), wanted.tag)
+        // Two names may look alike with the letters that a Swarm takes.
+        let which = &sha256_hex(name.as_bytes())[..4];
+        format!("{}-v{version}-{which}{}", plain.trim_start_matches(['-', '.', '_']), wanted.tag)
+    };
+    let labels = |key: &str, name: &str| -> Labels {
+        let mut all = labels(VALUE, name)?;
+        all.extend(wanted.mark.iter().map(|_| (key.to_owned(), cluster.to_owned())));
+        Some(all)
     };
     let mut files = Files::default();
     for (file, value) in &request.secrets.0 {
         let of = request.spec.secrets.get(file).unwrap_or(file);
         let name = name(of, secrets);
-        let id = create_secret(docker, labels(VALUE, of), &name, value).await?;
+        let id = create_secret(docker, labels(spec::CLUSTER, of), &name, value).await?;
         files.secrets.push(FileUse { file: file.clone(), id, name });
     }
     for config in &request.configs {
         let name = name(&config.owner.name, configs);
-        let id = create_config(docker, labels(VALUE, &config.owner.name), &name, &config.value).await?;
+        let id = create_config(docker, labels(CONFIG, &config.owner.name), &name, &config.value).await?;
         files.configs.push((FileUse { file: config.target.clone(), id, name }, config.owner.clone()));
     }
     Ok(files)

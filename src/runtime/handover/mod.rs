@@ -286,7 +286,7 @@ fn refuse_shared(spec: &ServiceSpec, verb: &str) -> Result<()> {
 }
 
 /// Whether tasks of it can be on a node.
-fn suits(spec: &ServiceSpec, node: &Node) -> bool {
+pub fn suits(spec: &ServiceSpec, node: &Node) -> bool {
     node.state == NodeState::Ready
         && node.availability == Availability::Active
         && spec.constraints.iter().all(|constraint| constraint.matches(node))

@@ -298,6 +298,7 @@ impl Shared {
                 .collect(),
             reason,
             mark,
+            refused: None,
             update: service
                 .update_status
                 .as_ref()

@@ -34,8 +34,8 @@ pub async fn place(shared: &Shared, wanted: Wanted) -> Result<()> {
     for network in &wanted.request.spec.networks {
         objects::ensure_network(docker, &shared.cluster, &network.name).await?;
     }
-    let files = objects::native_files(docker, &wanted).await?;
-    let body = body(&wanted, &shared.cluster, &files);
+    let files = objects::native_files(docker, &shared.cluster, &wanted).await?;
+    let mut body = body(&wanted, &shared.cluster, &files);
     let image = wanted.request.spec.image.clone().unwrap_or_default();
     let credentials = tokio::task::spawn_blocking(move || credentials::find(&image)).await.ok().flatten();
     for _ in 0..ATTEMPTS {
@@ -55,7 +55,13 @@ pub async fn place(shared: &Shared, wanted: Wanted) -> Result<()> {
             registry_auth_from: "spec".into(),
             rollback: None,
         };
+        let spec = known.spec.clone().unwrap_or_default();
         let id = known.id.clone().unwrap_or_default();
+        // Somebody's `--force` stays done: without it all tasks would be replaced once more.
+        let forced = spec.task_template.as_ref().and_then(|template| template.force_update);
+        if let Some(template) = body.task_template.as_mut().filter(|_| wanted.request.spec.engine_native) {
+            template.force_update = forced;
+        }
         match docker.update_service(&id, body.clone(), options, credentials.clone()).await {
             Ok(_) => return Ok(()),
             Err(error) if trouble::said(&error).contains("out of sequence") => {}
@@ -169,6 +175,8 @@ fn endpoint(described: &ServiceSpec, ports: Option<PublishMode>) -> EndpointSpec
 
 fn update_config(wanted: &Wanted) -> ServiceSpecUpdateConfig {
     let (described, at_once) = (&*wanted.request.spec, wanted.at_once);
+    let on_hosts =
+        wanted.ports == Some(PublishMode::Host) || described.ports.values().any(|port| port.mode == PublishMode::Host);
     let option = |key: &str| described.rollout.options.get(key);
     let period = |key: &str| option(key).and_then(Value::as_str).and_then(|text| text.parse().ok()).and_then(nanos);
     let parallelism = match option("batch") {
@@ -198,7 +206,7 @@ fn update_config(wanted: &Wanted) -> ServiceSpecUpdateConfig {
             }
             Some("stop-first") => ServiceSpecUpdateConfigOrderEnum::STOP_FIRST,
             // With its ports on its host, a task cannot start beside the one before it.
-            _ if wanted.ports == Some(PublishMode::Host) => ServiceSpecUpdateConfigOrderEnum::STOP_FIRST,
+            _ if on_hosts => ServiceSpecUpdateConfigOrderEnum::STOP_FIRST,
             _ => ServiceSpecUpdateConfigOrderEnum::START_FIRST,
         }),
     }
