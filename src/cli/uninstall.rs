@@ -107,9 +107,8 @@ pub async fn main(args: &Args, file: Config) -> Result<()> {
         let cluster = name.unwrap_or_else(|| "default".into());
         let place = Moving { cluster, data: data.clone(), docker: args.place.docker()? };
         match removal::clear(&place).await {
-            Ok(cleared) => output::line(&format!(
-                "{} configs of the store are removed from the Swarm, and the secrets and configs of replicas",
-                cleared.store
+            Ok(removed) => output::line(&format!(
+                "{removed} configs of the store are removed from the Swarm, and the secrets and configs of replicas"
             ))?,
             // Another daemon goes on with it.
             Err(error) if error.kind == Kind::Conflict && error.message.starts_with("is led by") => {

@@ -2,9 +2,8 @@
 
 use super::yaml::{At, Node, Value};
 
-/// The keys of a service that become each field, the first that is there counts.
-const FIELDS: [(&str, &[&str]); 29] = [
-    ("name", &[]),
+/// The keys of a service that become each field that is called otherwise; the first that is there counts.
+const FIELDS: [(&str, &[&str]); 22] = [
     ("labels", &["deploy.labels"]),
     ("container_labels", &["labels"]),
     ("mode", &["deploy.mode"]),
@@ -27,12 +26,6 @@ const FIELDS: [(&str, &[&str]); 29] = [
     ("stop", &["stop_signal", "stop_grace_period"]),
     ("log", &["logging"]),
     ("pull", &["pull_policy"]),
-    ("user", &["user"]),
-    ("sysctls", &["sysctls"]),
-    ("ulimits", &["ulimits"]),
-    ("cap_add", &["cap_add"]),
-    ("cap_drop", &["cap_drop"]),
-    ("hostname", &["hostname"]),
 ];
 
 /// The place of the key that an error's message begins with, as in `constraints[1]: ...` or `stop.signal: ...`.

@@ -10,23 +10,14 @@ use crate::model::{Error, Kind, Result};
 use crate::store::swarm::{Configs, SwarmConfigs, SwarmStore};
 use crate::store::{EmbeddedStore, Store, decode};
 
-/// What became of it.
-#[derive(Debug, Default)]
-pub struct Cleared {
-    /// Configs of the store that were removed.
-    pub store: usize,
-    /// Whether what replicas read was looked through: the Swarm's secrets and configs that Neap made.
-    pub files: bool,
-}
-
 /// Removes the store in the Swarm and what replicas read from it. An error where services are left, or another daemon
-/// leads.
-pub async fn clear(place: &Moving) -> Result<Cleared> {
+/// leads. How many configs of the store there were.
+pub async fn clear(place: &Moving) -> Result<usize> {
     let _lock = lock_data(&place.data)?;
     let docker = place.docker.client()?.negotiate_version().await.map_err(|error| {
         Error::new(Kind::Unavailable, format!("Docker Engine {}", place.docker.url), "cannot be asked").cause(error)
     })?;
-    let mut cleared = Cleared::default();
+    let mut removed = 0;
     let own = place.data.join("neap.redb");
     let mut id = None;
     if own.exists() {
@@ -42,10 +33,9 @@ pub async fn clear(place: &Moving) -> Result<Cleared> {
         if id.is_none() || theirs.is_none() || id == theirs {
             place.take_lead(&store, "uninstall").await?;
             refuse_services(&*store, "store in the Swarm")?;
-            id = id.or(theirs);
             // As long as it is known whose they are.
-            if let Some(id) = &id {
-                swarm::clear(&place.docker, &format!("{}.{id}", place.cluster)).await?;
+            if let Some(id) = theirs.as_ref().filter(|_| id.is_none()) {
+                clear_swarm(place, id).await?;
             }
             // The head goes first: parts without one are no store, and are found again after a failure.
             let mut names = configs.names().await?;
@@ -53,14 +43,18 @@ pub async fn clear(place: &Moving) -> Result<Cleared> {
             for name in &names {
                 configs.remove(name).await?;
             }
-            cleared.store = names.len();
+            removed = names.len();
         }
     }
     if let Some(id) = id {
-        swarm::clear(&place.docker, &format!("{}.{id}", place.cluster)).await?;
-        cleared.files = true;
+        clear_swarm(place, &id).await?;
     }
-    Ok(cleared)
+    Ok(removed)
+}
+
+// What replicas of this very store have left.
+async fn clear_swarm(place: &Moving, id: &str) -> Result<()> {
+    swarm::clear(&place.docker, &format!("{}.{id}", place.cluster)).await
 }
 
 /// The file in a data folder that says that nothing of its cluster is left.

@@ -26,36 +26,32 @@ const SETTLES: crate::model::units::Duration = crate::model::units::Duration::fr
 /// Follows the world for as long as it is published.
 pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages: mpsc::UnboundedSender<Message>) {
     tokio::spawn(async move {
+        let Some(natives) = parts.engine.natives() else {
+            let _ = messages.send(Message::Natives(Arc::default()));
+            return;
+        };
         let mut told: Option<BTreeMap<String, NativeService>> = None;
         let mut memory = Memory::default();
         loop {
             let world = seen.borrow_and_update().clone();
             let any = world.services.values().any(|service| service.spec.engine_native);
-            let wait = match parts.engine.natives() {
-                // Once at the start, since there may be some of a daemon before this one.
-                Some(natives) if any || told.as_ref().is_none_or(|told| !told.is_empty()) => {
-                    match turn(&parts, natives, &world, &mut memory).await {
-                        Ok(now) => {
-                            let quiet = now.values().all(|native| is_quiet(&world, native));
-                            if told.as_ref() != Some(&now) {
-                                let _ = messages.send(Message::Natives(Arc::new(now.clone())));
-                                told = Some(now);
-                            }
-                            if quiet { AT_REST } else { UNDER_WAY }
+            // Once at the start, since there may be some of a daemon before this one.
+            let wait = match any || told.as_ref().is_none_or(|told| !told.is_empty()) {
+                false => Duration::MAX,
+                true => match turn(&parts, natives, &world, &mut memory).await {
+                    Ok(now) => {
+                        let quiet = now.values().all(|native| is_quiet(&world, native));
+                        if told.as_ref() != Some(&now) {
+                            let _ = messages.send(Message::Natives(Arc::new(now.clone())));
+                            told = Some(now);
                         }
-                        Err(error) => {
-                            tracing::debug!(%error, "the services that the Swarm runs are not known for now");
-                            AT_REST
-                        }
+                        if quiet { AT_REST } else { UNDER_WAY }
                     }
-                }
-                _ => {
-                    if told.is_none() {
-                        let _ = messages.send(Message::Natives(Arc::default()));
-                        told = Some(BTreeMap::new());
+                    Err(error) => {
+                        tracing::debug!(%error, "the services that the Swarm runs are not known for now");
+                        AT_REST
                     }
-                    Duration::MAX
-                }
+                },
             };
             // What happens elsewhere all the time is no reason to ask the Swarm all the time.
             tokio::time::sleep(UNDER_WAY / 3).await;

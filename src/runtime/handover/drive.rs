@@ -38,6 +38,9 @@ pub fn spawn(
     confirmed: watch::Receiver<Confirmed>,
     messages: mpsc::UnboundedSender<Message>,
 ) {
+    if parts.engine.natives().is_none() {
+        return;
+    }
     tokio::spawn(async move {
         let driven: Arc<Mutex<BTreeSet<Name>>> = Arc::default();
         loop {
