@@ -95,6 +95,24 @@ fn another_daemon_goes_on() {
             ["no quorum", "no daemon leads", "cannot be reached", "no answer"].iter().any(|why| refused.contains(why)),
             "{refused}"
         );
+        // What stood is told all the same, with its age; also by a daemon that starts where nobody leads.
+        let told = |when: &str| {
+            eventually(when, 30, || {
+                let output = other.neap(&["service", "ps", "web", "--format", "json"]);
+                let why = String::from_utf8_lossy(&output.stderr).into_owned();
+                let tasks: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
+                let seven = tasks.as_array()?.iter().filter(|task| task["state"] == "running").count() == 7;
+                (seven && why.contains("no daemon leads for now; this is what stood")).then_some(why)
+            })
+        };
+        println!("minority: {}", told("what stood is told").trim());
+        let nodes = other.neap(&["node", "ls", "--format", "json"]);
+        assert!(String::from_utf8_lossy(&nodes.stdout).contains(&second.node), "{nodes:?}");
+        let refused = other.neap(&["service", "rm", "web"]);
+        assert!(!refused.status.success(), "a write is refused");
+        other.end("KILL");
+        other.spawn(&[]);
+        println!("minority, begun anew: {}", told("what stood is told by a new daemon").trim());
         lab.ok(&["mend", &second.node]);
         lab.ok(&["start", &lost]);
         eventually("writes are taken again", 90, || {

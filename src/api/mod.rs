@@ -17,19 +17,25 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::extract::Request;
+use axum::http::HeaderName;
 use axum::response::Response;
 use futures_util::StreamExt;
 use serde::Serialize;
 use serde_json::Value;
 
 use self::auth::Peer;
+use crate::client::wire::AGE;
 use crate::client::{Cluster, Stream1};
 use crate::model::right::{Audit, Principal, Role};
 use crate::model::{Error, Kind, Result};
+use crate::runtime::standing::Standing;
 use crate::store::Store;
 
 /// Largest request body, in bytes.
 const MAX_BODY: usize = 16 << 20;
+
+/// What stands, as far as this daemon remembers it.
+pub type Remembered = Arc<dyn Fn() -> Option<Result<Standing>> + Send + Sync>;
 
 /// What the API serves.
 pub struct Api {
@@ -43,9 +49,15 @@ pub struct Api {
     pub clock: Arc<dyn crate::model::clock::Clock>,
     /// What the daemons of this cluster show each other, where there can be several.
     pub daemons: Option<String>,
+    /// What stands, where the cluster is another daemon, and that one does not answer.
+    pub standing: Option<Remembered>,
 }
 
+/// How long whoever leads has to answer what can be told without it.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// A request that has passed its checks.
+#[derive(Clone)]
 struct Call {
     api: Arc<Api>,
     principal: Principal,
@@ -63,6 +75,8 @@ impl Call {
 /// What a handler answers.
 enum Answer {
     Json(Value),
+    /// From memory, and how old it is.
+    Old(Value, std::time::Duration),
     Lines(Stream1<Value>),
 }
 
@@ -99,6 +113,8 @@ struct Route {
     response: Option<Schema>,
     stream: bool,
     handler: Handler,
+    /// What is answered from memory while no daemon leads.
+    standing: Option<fn(&Call, &Standing) -> Result<Answer>>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -146,6 +162,12 @@ async fn dispatch(
 ) -> Response {
     match serve(api, &route, path, request).await {
         Ok(Answer::Json(value)) => respond(200, Body::from(value.to_string()), "application/json"),
+        Ok(Answer::Old(value, age)) => {
+            let mut response = respond(200, Body::from(value.to_string()), "application/json");
+            let age = format!("{:.1}", age.as_secs_f64());
+            response.headers_mut().extend(age.parse().ok().map(|age| (HeaderName::from_static(AGE), age)));
+            response
+        }
         Ok(Answer::Lines(stream)) => {
             let lines = stream.map(|item| {
                 let line = match item {
@@ -188,7 +210,7 @@ async fn serve(
     };
     let allowed = principal.require(route.need, about.as_deref());
     let result = match allowed {
-        Ok(()) => (route.handler)(Call { api: api.clone(), principal: principal.clone(), path, query, body }).await,
+        Ok(()) => answer(route, Call { api: api.clone(), principal: principal.clone(), path, query, body }).await,
         Err(error) => Err(error),
     };
     if let Some(action) = route.change {
@@ -196,6 +218,25 @@ async fn serve(
         api.audit.record(&principal, action, about.as_deref().unwrap_or_default(), &outcome);
     }
     result
+}
+
+// Asks the cluster; where nobody who leads answers, memory has to do.
+async fn answer(route: &Route, call: Call) -> Result<Answer> {
+    let (Some(from_memory), Some(standing)) = (route.standing, call.api.standing.clone()) else {
+        return (route.handler)(call).await;
+    };
+    let asked = tokio::time::timeout(PATIENCE, (route.handler)(call.clone())).await;
+    let error = match asked {
+        Ok(Err(error)) if matches!(error.kind, Kind::Unavailable | Kind::Timeout) => error,
+        Ok(answer) => return answer,
+        Err(_) => Error::new(Kind::Unavailable, "cluster", "whoever leads does not answer").retry(true),
+    };
+    let Some(standing) = standing() else { return Err(error) };
+    let standing = standing?;
+    match from_memory(&call, &standing)? {
+        Answer::Json(value) => Ok(Answer::Old(value, standing.age)),
+        other => Ok(other),
+    }
 }
 
 fn read_query(route: &Route, text: &str) -> Result<std::collections::HashMap<String, String>> {

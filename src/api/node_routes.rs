@@ -13,6 +13,7 @@ pub fn all() -> Vec<Route> {
     vec![
         Route {
             response: schema::<Vec<Node>>(),
+            standing: Some(|_, standing| json(&standing.nodes())),
             ..route("GET", "/v1/nodes", "All nodes", Viewer, |call| Box::pin(nodes(call)))
         },
         Route {

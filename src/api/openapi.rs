@@ -6,6 +6,10 @@ use serde_json::{Value, json};
 use super::routes;
 use crate::model::Error;
 
+/// Of routes that are answered though no daemon leads.
+const OLD: &str =
+    " While no daemon leads, a manager's daemon answers from memory; `neap-age` says how old that is, in seconds.";
+
 /// The whole description.
 pub fn document() -> Value {
     let mut settings = SchemaSettings::draft2020_12();
@@ -32,7 +36,7 @@ pub fn document() -> Value {
         }
         let mut operation = json!({
             "summary": route.summary,
-            "description": format!("Needs the role {}.", route.need.as_str()),
+            "description": format!("Needs the role {}.{}", route.need.as_str(), route.standing.map_or("", |_| OLD)),
             "operationId": format!("{} {}", route.method.to_lowercase(), route.path),
             "parameters": parameters,
             "responses": {

@@ -46,6 +46,7 @@ pub fn route(method: &'static str, path: &'static str, summary: &'static str, ne
         response: None,
         stream: false,
         handler,
+        standing: None,
     }
 }
 
@@ -62,12 +63,14 @@ pub fn all() -> Vec<Route> {
         }),
         Route {
             response: schema::<Vec<ServiceStatus>>(),
+            standing: Some(|call, standing| json(&visible(call, standing.services()))),
             ..route("GET", "/v1/services", "All services that the caller may see", Viewer, |call| {
                 Box::pin(services(call))
             })
         },
         Route {
             response: schema::<ServiceStatus>(),
+            standing: Some(|call, standing| json(&standing.service(call.name())?)),
             ..route("GET", "/v1/services/{name}", "One service", Viewer, |call| Box::pin(service(call)))
         },
         Route {
@@ -89,6 +92,7 @@ pub fn all() -> Vec<Route> {
         },
         Route {
             response: schema::<Vec<Revision>>(),
+            standing: Some(|call, standing| json(&standing.revisions(call.name())?)),
             ..route("GET", "/v1/services/{name}/revisions", "A service's revisions, oldest first", Viewer, |call| {
                 Box::pin(revisions(call))
             })
@@ -189,9 +193,13 @@ async fn info(call: Call) -> Result<Answer> {
 }
 
 async fn services(call: Call) -> Result<Answer> {
-    let mut services = call.api.cluster.services().await?;
+    let services = call.api.cluster.services().await?;
+    json(&visible(&call, services))
+}
+
+fn visible(call: &Call, mut services: Vec<ServiceStatus>) -> Vec<ServiceStatus> {
     services.retain(|status| status.service.spec.name.as_str().starts_with(&call.principal.prefix));
-    json(&services)
+    services
 }
 
 async fn service(call: Call) -> Result<Answer> {

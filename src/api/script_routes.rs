@@ -95,11 +95,13 @@ pub fn all() -> Vec<Route> {
         Route {
             response: schema::<Vec<KvEntry>>(),
             query: &[("prefix", "only keys that begin so")],
+            standing: Some(|call, standing| json(&own_keys(call, standing.kv_list(&within(call).0)?))),
             ..route("GET", "/v1/kv", "Keys with their values", Viewer, |call| Box::pin(kv_list(call)))
         },
         Route {
             about: About::Path,
             response: schema::<Option<KvEntry>>(),
+            standing: Some(|call, standing| json(&standing.kv_get(call.name())?)),
             ..route("GET", "/v1/kv/{name}", "One key; null where there is none", Viewer, |call| Box::pin(kv_get(call)))
         },
         Route {
@@ -128,6 +130,7 @@ pub fn all() -> Vec<Route> {
         },
         Route {
             response: schema::<Vec<ValueInfo>>(),
+            standing: Some(|call, standing| json(&own_values(call, standing.values(ValueKind::Secret)?))),
             ..route("GET", "/v1/secrets", "All secrets, without their values", Viewer, |call| {
                 Box::pin(values(call, ValueKind::Secret))
             })
@@ -150,6 +153,7 @@ pub fn all() -> Vec<Route> {
         },
         Route {
             response: schema::<Vec<ValueInfo>>(),
+            standing: Some(|call, standing| json(&own_values(call, standing.values(ValueKind::Config)?))),
             ..route("GET", "/v1/configs", "All configs, without their values", Viewer, |call| {
                 Box::pin(values(call, ValueKind::Config))
             })
@@ -241,10 +245,13 @@ fn within(call: &Call) -> (String, String) {
 }
 
 async fn kv_list(call: Call) -> Result<Answer> {
-    let (prefix, own) = within(&call);
-    let mut entries = call.api.cluster.kv_list(&prefix).await?;
-    entries.retain(|entry| entry.key.starts_with(&own));
-    json(&entries)
+    let entries = call.api.cluster.kv_list(&within(&call).0).await?;
+    json(&own_keys(&call, entries))
+}
+
+fn own_keys(call: &Call, mut entries: Vec<KvEntry>) -> Vec<KvEntry> {
+    entries.retain(|entry| entry.key.starts_with(&call.principal.prefix));
+    entries
 }
 
 async fn kv_get(call: Call) -> Result<Answer> {
@@ -270,12 +277,16 @@ async fn kv_watch(call: Call) -> Result<Answer> {
 }
 
 async fn values(call: Call, of: ValueKind) -> Result<Answer> {
-    let mut values = call.api.cluster.values(of).await?;
+    let values = call.api.cluster.values(of).await?;
+    json(&own_values(&call, values))
+}
+
+fn own_values(call: &Call, mut values: Vec<ValueInfo>) -> Vec<ValueInfo> {
     values.retain(|value| value.name.starts_with(&call.principal.prefix));
     for value in &mut values {
         value.used_by.retain(|user| user.starts_with(&call.principal.prefix));
     }
-    json(&values)
+    values
 }
 
 async fn set_value(call: Call, of: ValueKind) -> Result<Answer> {

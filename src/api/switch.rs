@@ -16,6 +16,13 @@ pub struct Switch(Arc<RwLock<axum::Router>>);
 impl Switch {
     /// Begins with one that sends everything on, and so takes nothing that was sent on already.
     pub fn new(router: axum::Router) -> Self {
+        let switch = Switch(Arc::default());
+        switch.follow(router);
+        switch
+    }
+
+    /// Puts one in its place that sends everything on.
+    pub fn follow(&self, router: axum::Router) {
         let once = axum::Router::new().fallback(move |request: Request| {
             let router = router.clone();
             async move {
@@ -26,7 +33,7 @@ impl Switch {
                 answered(router, request).await
             }
         });
-        Switch(Arc::new(RwLock::new(once)))
+        self.set(once);
     }
 
     /// Puts another one in its place.

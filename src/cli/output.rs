@@ -64,6 +64,20 @@ pub fn print_error(error: &Error) {
     eprintln!("{red}error{plain}: {error}");
 }
 
+/// Says that what was answered is old: once in a while, however much is asked.
+pub fn print_age(age: std::time::Duration) {
+    static LAST: std::sync::Mutex<Option<std::time::Instant>> = std::sync::Mutex::new(None);
+    let mut last = LAST.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    if last.is_some_and(|at| at.elapsed() < std::time::Duration::from_secs(5)) {
+        return;
+    }
+    *last = Some(std::time::Instant::now());
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let (yellow, plain) = if colour { ("\x1b[1;33m", "\x1b[0m") } else { ("", "") };
+    let age = crate::model::units::Duration::from_secs(age.as_secs());
+    eprintln!("{yellow}warning{plain}: no daemon leads for now; this is what stood {age} ago");
+}
+
 /// `neap version`.
 pub async fn version(args: &FormatArg, global: &Global) -> Result<()> {
     let ours = env!("CARGO_PKG_VERSION");

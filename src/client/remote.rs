@@ -8,7 +8,7 @@ use serde_json::json;
 use super::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use super::members::JoinTicket;
 use super::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
-use super::wire::{Endpoint, Wire};
+use super::wire::{Endpoint, OnAge, Wire};
 use super::{Apply, Cluster, Info, LogEntry, LogsAsk, NameKind, ReleaseAction, ServiceStatus, Stream1};
 use crate::model::Result;
 use crate::model::cron::CronRun;
@@ -30,6 +30,12 @@ impl RemoteCluster {
     /// Behind `endpoint`; nothing is sent yet.
     pub fn new(endpoint: Endpoint) -> Self {
         RemoteCluster { wire: Wire::new(endpoint) }
+    }
+
+    /// With somebody who is told when an answer is old.
+    #[must_use]
+    pub fn on_age(self, told: OnAge) -> Self {
+        RemoteCluster { wire: self.wire.on_age(told) }
     }
 
     /// Behind whoever leads at the moment.

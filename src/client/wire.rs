@@ -39,7 +39,11 @@ const MAX_ANSWER: usize = 256 << 20;
 #[derive(Debug, Clone)]
 pub struct Wire {
     to: Target,
+    on_age: Option<OnAge>,
 }
+
+/// Told when an answer is only what stood so long ago, since no daemon leads.
+pub type OnAge = fn(std::time::Duration);
 
 #[derive(Debug, Clone)]
 enum Target {
@@ -55,15 +59,24 @@ pub struct PeerCertificate(pub String);
 /// The header of a request that a daemon sends on for somebody: it is sent on once only.
 pub const FORWARDED: &str = "neap-forwarded";
 
+/// The header of an answer that a daemon gave from memory, since none leads: how old it is, in seconds.
+pub const AGE: &str = "neap-age";
+
 impl Wire {
     /// To `endpoint`.
     pub fn new(endpoint: Endpoint) -> Self {
-        Wire { to: Target::Fixed(endpoint) }
+        Wire { to: Target::Fixed(endpoint), on_age: None }
     }
 
     /// To whoever leads at the moment.
     pub fn following(leader: watch::Receiver<Option<Endpoint>>) -> Self {
-        Wire { to: Target::Following(leader) }
+        Wire { to: Target::Following(leader), on_age: None }
+    }
+
+    /// With somebody who is told of old answers.
+    #[must_use]
+    pub fn on_age(self, told: OnAge) -> Self {
+        Wire { on_age: Some(told), ..self }
     }
 
     fn endpoint(&self) -> Option<Endpoint> {
@@ -189,6 +202,11 @@ impl Wire {
             }
         };
         if response.status().is_success() {
+            let age = response.headers().get(AGE).and_then(|age| age.to_str().ok()?.parse::<f64>().ok());
+            let age = age.and_then(|age| std::time::Duration::try_from_secs_f64(age).ok());
+            if let (Some(age), Some(told)) = (age, self.on_age) {
+                told(age);
+            }
             return Ok(response.into_body());
         }
         let status = response.status();

@@ -11,6 +11,7 @@ pub mod moving;
 pub mod removal;
 pub mod shared;
 mod standalone;
+mod standing;
 mod tls;
 
 use std::net::SocketAddr;
@@ -248,7 +249,8 @@ pub async fn up(options: Options) -> Result<()> {
     let runtime = Runtime::start(parts, balancer(&options.data, false)).await?;
     follow_scripts(&options, &runtime).await?;
     let audit = Arc::new(audit::AuditFile::open(&options.data, clock.clone())?);
-    let router = api::router(Arc::new(Api { cluster: runtime.clone(), store, audit, clock, daemons: None }));
+    let router =
+        api::router(Arc::new(Api { cluster: runtime.clone(), store, audit, clock, daemons: None, standing: None }));
     tokio::spawn(api::server::serve_unix(socket, router.clone()));
     if let Some(address) = options.listen {
         let (face, fingerprint) = tls::own_face(&options.data, options.tls.as_ref())?;

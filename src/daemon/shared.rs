@@ -10,6 +10,7 @@ use tokio::net::UnixListener;
 use tokio::sync::watch;
 
 use super::hosts::{self, Keys};
+use super::standing::Memory;
 use super::{Options, Parted, audit, tls};
 use crate::agent::door;
 use crate::agent::hub::Hub;
@@ -84,24 +85,34 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     };
     // Listening on all addresses is no address that others can be told.
     let told = if peer.ip().is_unspecified() { SocketAddr::new(own.ok_or_else(unknown)?, peer.port()) } else { peer };
-    let store = open_store(&options, &docker).await;
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
-
-    // Everything that is asked here goes to whoever leads.
-    let leader = endpoints(&options, &docker, &store);
+    let memory = Memory::open(&options.data, &options.cluster, clock.clone());
     let audit = Arc::new(audit::AuditFile::open(&options.data, clock.clone())?);
-    let api = |cluster, daemons| {
-        let (store, audit, clock): (Arc<dyn Store>, _, _) = (store.clone(), audit.clone(), clock.clone());
-        api::router(Arc::new(Api { cluster, store, audit, clock, daemons }))
+    // Everything that is asked here goes to whoever leads; while nobody does, memory has to do.
+    let following = |leader, known: watch::Receiver<Option<Leader>>, store| {
+        let (audit, clock, memory) = (audit.clone(), clock.clone(), memory.clone());
+        let cluster = Arc::new(RemoteCluster::following(leader));
+        let standing: Option<api::Remembered> = Some(Arc::new(move || memory.standing()));
+        door::elsewhere(known).merge(api::router(Arc::new(Api {
+            cluster,
+            store,
+            audit,
+            clock,
+            daemons: None,
+            standing,
+        })))
     };
-    let following = api(Arc::new(RemoteCluster::following(leader)), None);
-    let switch = Switch::new(door::elsewhere(store.leader()).merge(following));
+    let switch = Switch::new(following(watch::channel(None).1, watch::channel(None).1, memory.past()));
     let (face, fingerprint) = tls::own_face(&options.data, options.tls.as_ref())?;
     let config = Arc::new(tls::server_config(face.clone())?);
     let face = hosts::Face { own: face, shown: config.clone() };
     tokio::spawn(api::server::serve_unix(socket, switch.router()));
     let listener = api::server::bind_tcp(peer).await?;
     tokio::spawn(api::server::serve_tls(listener, config.subscribe(), switch.router()));
+    // Managers that are starting have no quorum yet.
+    let store = open_store(&options, &docker).await;
+    memory.follow(&store, &docker);
+    switch.follow(following(endpoints(&options, &docker, &store), store.leader(), store.clone()));
     if let Some(address) = options.listen.filter(|address| *address != peer) {
         let listener = api::server::bind_tcp(address).await?;
         println!("control API: https://{address}, fingerprint {fingerprint}");
@@ -135,7 +146,10 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     let handicap = async || if is_leader(&docker, &node).await { Duration::ZERO } else { HANDICAP };
     tokio::select! {
         led = store.lead(&me, handicap) => led?,
-        () = &mut end => super::leave(&options),
+        () = &mut end => {
+            memory.keep();
+            super::leave(&options)
+        }
     }
     agent.abort();
     // The lead is kept from the first moment on: what is set up below may take its time.
@@ -172,7 +186,9 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         let parted = Parted { store: store.clone(), engine, vault, members: Some(door.clone()) };
         let runtime = Runtime::start(super::parts(&options.cluster, parted)?, Box::new(fleet)).await?;
         super::follow_scripts(&options, &runtime).await?;
-        switch.set(door.router().merge(api(runtime.clone(), daemons)));
+        let (cluster, clock) = (runtime.clone(), clock.clone());
+        let api = Api { cluster, store: store.clone(), audit: audit.clone(), clock, daemons, standing: None };
+        switch.set(door.router().merge(api::router(Arc::new(api))));
         println!("neap {} is up: cluster {}, engine swarm, leads", env!("CARGO_PKG_VERSION"), options.cluster);
         // Alive for as long as this daemon leads.
         std::future::pending::<()>().await;
@@ -183,10 +199,12 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         biased;
         () = &mut end => {
             hand_over(&store).await;
+            memory.keep();
             super::leave(&options)
         }
         why = &mut lost => {
             tracing::warn!(%why, "this daemon begins anew");
+            memory.keep();
             Err(again())
         }
         result = leading => {
@@ -201,7 +219,6 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     }
 }
 
-// Managers that are starting have no quorum yet; it is waited for.
 async fn open_store(options: &Options, docker: &Docker) -> Arc<SwarmStore> {
     let mut told = false;
     loop {

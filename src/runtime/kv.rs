@@ -9,7 +9,7 @@ use super::Parts;
 use crate::client::kv::{KvChange, KvEntry, KvSet};
 use crate::model::clock::Timestamp;
 use crate::model::{Error, Kind, Result};
-use crate::store::{Entry, Expect, MAX_VALUE, Write, decode, encode};
+use crate::store::{Entry, Expect, MAX_VALUE, Store, Write, decode, encode};
 
 /// Longest key, in bytes.
 const MAX_KEY: usize = 256;
@@ -55,14 +55,14 @@ fn shown(entry: &Entry) -> Result<KvEntry> {
 }
 
 /// One key's entry.
-pub fn get(parts: &Parts, key: &str) -> Result<Option<KvEntry>> {
+pub fn get(store: &dyn Store, key: &str) -> Result<Option<KvEntry>> {
     check_key("key", key)?;
-    parts.store.get(&kv_key(key))?.as_ref().map(shown).transpose()
+    store.get(&kv_key(key))?.as_ref().map(shown).transpose()
 }
 
 /// All entries whose key begins with `prefix`.
-pub fn list(parts: &Parts, prefix: &str) -> Result<Vec<KvEntry>> {
-    parts.store.list(&kv_key(prefix))?.iter().map(shown).collect()
+pub fn list(store: &dyn Store, prefix: &str) -> Result<Vec<KvEntry>> {
+    store.list(&kv_key(prefix))?.iter().map(shown).collect()
 }
 
 /// Sets a key.
@@ -122,7 +122,7 @@ fn conflict(parts: &Parts, key: &str, expected: Option<u64>, error: Error) -> Er
 pub fn watch(parts: &Arc<Parts>, prefix: &str, sender: mpsc::Sender<Result<KvChange>>) -> Result<()> {
     // Before the list is read, so that nothing falls between the two.
     let mut changes = parts.store.watch();
-    let entries = list(parts, prefix)?;
+    let entries = list(&*parts.store, prefix)?;
     let (parts, wanted, prefix) = (parts.clone(), kv_key(prefix), prefix.to_owned());
     tokio::spawn(async move {
         let mut entries = entries;
@@ -143,7 +143,7 @@ pub fn watch(parts: &Arc<Parts>, prefix: &str, sender: mpsc::Sender<Result<KvCha
             let sent = match change {
                 Ok(change) if change.key.starts_with(&wanted) => {
                     let key = change.key["kv/".len()..].to_owned();
-                    let entry = if change.removed { Ok(None) } else { get(&parts, &key) };
+                    let entry = if change.removed { Ok(None) } else { get(&*parts.store, &key) };
                     match change.removed {
                         true => told.remove(&key),
                         false => told.insert(key.clone()),
@@ -152,7 +152,7 @@ pub fn watch(parts: &Arc<Parts>, prefix: &str, sender: mpsc::Sender<Result<KvCha
                 }
                 Ok(_) => Ok(()),
                 // Too many at once: all that is there is told again.
-                Err(broadcast::error::RecvError::Lagged(_)) => match list(&parts, &prefix) {
+                Err(broadcast::error::RecvError::Lagged(_)) => match list(&*parts.store, &prefix) {
                     Ok(all) => {
                         entries = all;
                         let there = |key: &String| entries.iter().any(|entry| entry.key == *key);
@@ -178,7 +178,7 @@ pub fn watch(parts: &Arc<Parts>, prefix: &str, sender: mpsc::Sender<Result<KvCha
 }
 
 /// Names of keys, for completion.
-pub fn names(parts: &Parts, of: &str, prefix: &str, limit: usize) -> Result<Vec<String>> {
-    let entries = parts.store.list(&format!("{of}/{prefix}"))?;
+pub fn names(store: &dyn Store, of: &str, prefix: &str, limit: usize) -> Result<Vec<String>> {
+    let entries = store.list(&format!("{of}/{prefix}"))?;
     Ok(entries.into_iter().take(limit).map(|entry| entry.key[of.len() + 1..].to_owned()).collect())
 }

@@ -341,11 +341,11 @@ impl Cluster for Runtime {
     }
 
     async fn kv_get(&self, key: &str) -> Result<Option<KvEntry>> {
-        kv::get(&self.parts, key)
+        kv::get(&*self.parts.store, key)
     }
 
     async fn kv_list(&self, prefix: &str) -> Result<Vec<KvEntry>> {
-        kv::list(&self.parts, prefix)
+        kv::list(&*self.parts.store, prefix)
     }
 
     async fn kv_set(&self, key: &str, set: KvSet) -> Result<KvEntry> {
@@ -363,7 +363,7 @@ impl Cluster for Runtime {
     }
 
     async fn values(&self, of: ValueKind) -> Result<Vec<ValueInfo>> {
-        values::list(&self.parts, &self.world(), of)
+        values::list(&*self.parts.store, &self.world(), of)
     }
 
     async fn set_value(&self, of: ValueKind, name: &str, set: ValueSet) -> Result<ValueChange> {
@@ -403,8 +403,8 @@ impl Cluster for Runtime {
                 let crons = epoch.registrations.keys().filter(|(kind, _)| *kind == HostedKind::Cron);
                 crons.map(|(_, name)| name.as_str()).filter(begins).take(limit).map(str::to_owned).collect()
             }
-            NameKind::Kv => kv::names(&self.parts, "kv", prefix, limit)?,
-            NameKind::Secret | NameKind::Config => kv::names(&self.parts, of.as_str(), prefix, limit)?,
+            NameKind::Kv => kv::names(&*self.parts.store, "kv", prefix, limit)?,
+            NameKind::Secret | NameKind::Config => kv::names(&*self.parts.store, of.as_str(), prefix, limit)?,
         })
     }
 }

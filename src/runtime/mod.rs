@@ -25,6 +25,7 @@ mod persist;
 mod prepare;
 mod publish;
 mod scripts;
+pub mod standing;
 mod starter;
 mod status;
 mod traffic;

@@ -30,6 +30,15 @@ pub fn node_key(id: &str) -> String {
 
 /// Reads everything; a record that cannot be read is an error, since acting on half a world does harm.
 pub fn load(store: &dyn Store, host: &ScriptHost) -> Result<World> {
+    let world = load_world(store)?;
+    for entry in store.list("bundle/")? {
+        host.add(decode::<Bundle>(&entry.key, &entry.value)?);
+    }
+    Ok(world)
+}
+
+/// The same without the scripts' sources.
+pub fn load_world(store: &dyn Store) -> Result<World> {
     let mut world = World::default();
     for entry in store.list("service/")? {
         world.apply(&Change::Service(Arc::new(decode::<Service>(&entry.key, &entry.value)?)));
@@ -45,9 +54,6 @@ pub fn load(store: &dyn Store, host: &ScriptHost) -> Result<World> {
     }
     for entry in store.list("script/")? {
         world.apply(&Change::Scripts(Arc::new(decode::<ScriptSet>(&entry.key, &entry.value)?)));
-    }
-    for entry in store.list("bundle/")? {
-        host.add(decode::<Bundle>(&entry.key, &entry.value)?);
     }
     Ok(world)
 }

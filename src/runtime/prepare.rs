@@ -142,7 +142,7 @@ fn resolve(parts: &Parts, spec: &ServiceSpec) -> Result<Resolved> {
     let mut resolved =
         Resolved { spec: spec.clone(), kv: BTreeMap::new(), secrets: BTreeMap::new(), configs: BTreeMap::new() };
     for (name, key) in &spec.env_kv {
-        let entry = kv::get(parts, key).map_err(|error| error.about(spec.subject()))?;
+        let entry = kv::get(&*parts.store, key).map_err(|error| error.about(spec.subject()))?;
         let entry = entry.ok_or_else(|| {
             let message = format!("env.{name}: there is no key \"{key:.70}\"");
             Error::new(Kind::NotFound, spec.subject(), message).help(format!("set it first: neap kv set {key} VALUE"))

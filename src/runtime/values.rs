@@ -17,7 +17,7 @@ use crate::model::service::{Revision, ServiceSpec};
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::world::World;
-use crate::store::{Entry, Expect, Write, decode, encode};
+use crate::store::{Entry, Expect, Store, Write, decode, encode};
 
 /// Largest value, in bytes: a Swarm takes secrets of less than 500 KiB.
 const MAX: usize = 500 * 1024 - 1;
@@ -70,13 +70,13 @@ fn versions(of: ValueKind, revision: &Revision) -> &BTreeMap<String, u64> {
 }
 
 /// All of one kind.
-pub fn list(parts: &Parts, world: &World, of: ValueKind) -> Result<Vec<ValueInfo>> {
+pub fn list(store: &dyn Store, world: &World, of: ValueKind) -> Result<Vec<ValueInfo>> {
     let prefix = key(of, "");
     let info = |entry: &Entry| {
         let record: Record = decode(&entry.key, &entry.value)?;
         Ok(info(world, of, &entry.key[prefix.len()..], &record))
     };
-    parts.store.list(&prefix)?.iter().map(info).collect()
+    store.list(&prefix)?.iter().map(info).collect()
 }
 
 fn info(world: &World, of: ValueKind, name: &str, record: &Record) -> ValueInfo {

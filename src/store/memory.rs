@@ -29,6 +29,16 @@ impl MemoryStore {
     }
 }
 
+impl MemoryStore {
+    /// One with these values.
+    pub fn of(values: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
+        let store = MemoryStore::new();
+        let data = values.into_iter().map(|(key, value)| (key, (1, value))).collect();
+        *store.inner.write().unwrap_or_else(PoisonError::into_inner) = Inner { data, version: 1 };
+        store
+    }
+}
+
 impl Default for MemoryStore {
     fn default() -> Self {
         Self::new()

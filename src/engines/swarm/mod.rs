@@ -4,7 +4,7 @@
 pub mod host;
 pub mod join;
 mod native;
-mod nodes;
+pub mod nodes;
 mod objects;
 mod spec;
 mod watch;

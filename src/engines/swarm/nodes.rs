@@ -62,12 +62,6 @@ impl Nodes {
         Ok(Arc::new(nodes))
     }
 
-    async fn list(&self) -> Result<Vec<Node>> {
-        let nodes = self.docker.list_nodes(None::<ListNodesOptions>).await;
-        let nodes = nodes.map_err(|error| trouble::error("Swarm", "list its nodes", &error))?;
-        Ok(nodes.into_iter().filter_map(|node| described(&node)).collect())
-    }
-
     /// The address at which a node's ports are reached.
     pub fn address(&self, node: &str) -> Option<IpAddr> {
         self.known.borrow().iter().find(|known| *known.id == *node)?.address
@@ -107,7 +101,7 @@ impl Nodes {
                 () = tokio::time::sleep(PROBE.0) => false,
             };
             if told || at.elapsed() >= LIST {
-                match self.list().await {
+                match list(&self.docker).await {
                     Ok(now) => (listed, at) = (now, Instant::now()),
                     Err(error) => tracing::warn!(%error, "the Swarm's nodes are not known anew"),
                 }
@@ -211,6 +205,13 @@ async fn probe(node: &Node, own: bool) -> Answer {
         Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Answer::Refused,
         _ => Answer::Silent,
     }
+}
+
+/// The nodes as their Swarm lists them.
+pub async fn list(docker: &Docker) -> Result<Vec<Node>> {
+    let nodes = docker.list_nodes(None::<ListNodesOptions>).await;
+    let nodes = nodes.map_err(|error| trouble::error("Swarm", "list its nodes", &error))?;
+    Ok(nodes.into_iter().filter_map(|node| described(&node)).collect())
 }
 
 fn described(node: &SwarmNode) -> Option<Node> {

@@ -114,6 +114,11 @@ impl SwarmStore {
         self.inner().head.term
     }
 
+    /// The number of the last commit.
+    pub fn version(&self) -> u64 {
+        self.inner().head.seq
+    }
+
     /// How long ago the head was seen to change: the age of all that is read here.
     pub fn age(&self) -> Duration {
         self.inner().seen.elapsed()
