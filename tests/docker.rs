@@ -95,7 +95,8 @@ fn flags_reach_the_container() {
             "--limit-cpu", "0.5", "--limit-pids", "50", "--reserve-memory", "16M", "--stop-signal", "USR1",
             "--stop-grace-period", "3s", "--secret", "source=shop/password,target=password", "--no-healthcheck",
             "--config", "source=shop/nginx,target=/etc/nginx/site.conf,uid=65534,gid=100,mode=0440",
-            "--entrypoint", "/bin/sh", "busybox", "-c", "cat /run/secrets/password /etc/nginx/site.conf; stat -c %u:%g:%a /etc/nginx/site.conf; id; echo up; trap 'exit 0' USR1; while :; do sleep 0.1; done",
+            "--publish", "mode=host,published=9100,target=9100", "--publish", "dns=127.0.0.1:5353:53", "--publish",
+            "mode=host,published=9053,target=53,protocol=udp", "--entrypoint", "/bin/sh", "busybox", "-c", "cat /run/secrets/password /etc/nginx/site.conf; stat -c %u:%g:%a /etc/nginx/site.conf; id; echo up; trap 'exit 0' USR1; while :; do sleep 0.1; done",
         ]);
         let inspected: serde_json::Value =
             serde_json::from_str(&lab.docker("n1", &["inspect", containers(lab).first().unwrap()])).unwrap();
@@ -126,6 +127,13 @@ fn flags_reach_the_container() {
         check(&host["Ulimits"], json!([{ "Name": "nofile", "Soft": 100, "Hard": 200 }]));
         check(&host["ReadonlyRootfs"], json!(true));
         check(&host["Init"], json!(true));
+        let everywhere = |port: &str| json!([{ "HostIp": "", "HostPort": port }]);
+        check(&host["PortBindings"], json!({ "9100/tcp": everywhere("9100"), "53/udp": everywhere("9053") }));
+        let ports = daemon.tasks("all")[0]["ports"].clone();
+        assert!(
+            ports["p9100"].as_str().unwrap().ends_with(":9100") && ports["p53"].as_str().unwrap().ends_with(":53/udp"),
+            "{ports}"
+        );
         check(&host["LogConfig"]["Config"]["tag"], json!("x"));
         check(&host["LogConfig"]["Config"]["max-file"], json!("5"));
         let networks = container["NetworkSettings"]["Networks"].as_object().unwrap();

@@ -5,10 +5,11 @@ use std::sync::Arc;
 use neap::model::bundle::{Bundle, HostedKind};
 use neap::model::node::Node;
 use neap::model::release::{Answer, Release, ReleaseView};
-use neap::model::service::{OnPolicyError, Resources, ServiceSpec};
+use neap::model::service::{OnPolicyError, ServiceSpec};
 use neap::model::units::Bytes;
 use neap::model::{Error, Kind, id::Slot};
 use neap::scheduler::board::Board;
+use neap::scheduler::board::Claim;
 use neap::scheduler::place::{Ask, Filter, Placer, SlotAsk};
 use neap::scheduler::release::Rollouts;
 use neap::script::host::{ScriptHost, Scripts};
@@ -35,7 +36,7 @@ fn board() -> Board {
         node.memory = Bytes(1 << 30);
         board.set_nodes([Arc::new(node)]);
         for _ in 0..tasks {
-            board.alter(id, &"web".parse().unwrap(), true, &Resources::default(), 1);
+            board.alter(id, &"web".parse().unwrap(), true, &Claim::default(), 1);
         }
     }
     board

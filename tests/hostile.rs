@@ -9,9 +9,9 @@ use neap::model::bundle::{Bundle, HostedKind};
 use neap::model::id::Slot;
 use neap::model::node::Node;
 use neap::model::release::Release;
-use neap::model::service::{OnPolicyError, Resources, Use};
+use neap::model::service::{OnPolicyError, Use};
 use neap::model::{Error, Kind};
-use neap::scheduler::board::Board;
+use neap::scheduler::board::{Board, Claim};
 use neap::scheduler::place::{Ask, Filter, Placer, SlotAsk};
 use neap::scheduler::release::Rollouts;
 use neap::script::api::run::{self, CronCall};
@@ -95,7 +95,7 @@ fn place(host: &Arc<ScriptHost>, bundle: &str, name: &str) -> Result<(), Error> 
         service: "web".parse().unwrap(),
         revision: 1,
         labels: Arc::default(),
-        filter: Filter { constraints: vec![], reservations: Resources::default(), most: None },
+        filter: Filter { constraints: vec![], claim: Claim::default(), most: None },
         policies: vec![Use::plain(name)],
         bundle: Some(bundle.to_owned()),
         on_error: OnPolicyError::Pending,

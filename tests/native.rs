@@ -17,9 +17,8 @@ fn the_swarm_schedules_and_updates_what_asks_for_it() {
     let daemon = LabDaemon::start(&lab, "n1", &[]);
     daemon.secret("key", "hunter2");
     let (demo1, demo2) = (lab.image("demo:1"), lab.image("demo:2"));
-    let said =
-        daemon.fails(&["service", "create", "--name", "web", "--publish", "mode=host,published=80,target=80", &demo1]);
-    assert!(said.contains("mode host goes with engine_native"), "{said}");
+    let said = daemon.fails(&["service", "create", "--name", "web", "--publish", "mode=host,target=80", &demo1]);
+    assert!(said.contains("has mode host, and nothing is published"), "{said}");
     let said = daemon.fails(&[
         "service",
         "create",

@@ -8,9 +8,10 @@ use neap::model::clock::mix;
 use neap::model::id::Slot;
 use neap::model::name::Name;
 use neap::model::node::{Availability, Node};
-use neap::model::service::{OnPolicyError, Resources, Use};
+use neap::model::port::Protocol;
+use neap::model::service::{OnPolicyError, Use};
 use neap::model::units::{Bytes, Cpu};
-use neap::scheduler::board::{Board, Seat};
+use neap::scheduler::board::{Board, Claim, Seat};
 use neap::scheduler::place::{Ask, Filter, Placer, SlotAsk, Stay};
 use neap::script::host::{ScriptHost, Scripts};
 
@@ -118,10 +119,10 @@ fn scan(board: &mut Board, ask: &Ask, policies: &[Scan]) -> Vec<Option<String>> 
     for wanted in &ask.slots {
         let Slot::Replica(slot) = wanted.slot else { panic!() };
         for node in &wanted.replaces {
-            board.alter(node, &ask.service, true, &Resources::default(), -1);
+            board.alter(node, &ask.service, true, &Claim::default(), -1);
         }
         if let Some(stay) = &wanted.stays {
-            board.alter(&stay.node, &ask.service, true, &ask.filter.reservations, -1);
+            board.alter(&stay.node, &ask.service, true, &ask.filter.claim, -1);
         }
         let mut best: Option<(Vec<f64>, &Arc<Seat>)> = None;
         let mut own: Option<(f64, &Arc<Seat>)> = None;
@@ -142,14 +143,14 @@ fn scan(board: &mut Board, ask: &Ask, policies: &[Scan]) -> Vec<Option<String>> 
         };
         let found = best.map(|best| stays(&best).unwrap_or(best.1).node.id.clone());
         for node in &wanted.replaces {
-            board.alter(node, &ask.service, true, &Resources::default(), 1);
+            board.alter(node, &ask.service, true, &Claim::default(), 1);
         }
         if let Some(stay) = wanted.stays.as_ref().filter(|stay| found.is_none() || !stay.gone) {
-            board.alter(&stay.node, &ask.service, true, &ask.filter.reservations, 1);
+            board.alter(&stay.node, &ask.service, true, &ask.filter.claim, 1);
         }
         let runs_on = wanted.stays.as_ref().filter(|stay| !stay.gone).map(|stay| &stay.node);
         if let Some(node) = found.as_ref().filter(|node| runs_on != Some(node)) {
-            board.alter(node, &ask.service, true, &ask.filter.reservations, 1);
+            board.alter(node, &ask.service, true, &ask.filter.claim, 1);
         }
         places.push(found.map(|node| node.to_string()));
     }
@@ -172,7 +173,7 @@ fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
         let count = 1 + dice.roll(14);
         let nodes: Vec<Arc<Node>> = (0..count).map(|id| Arc::new(node(&mut dice, id))).collect();
         board.set_nodes(nodes.clone());
-        let mut placed: Vec<(String, Name, Resources)> = Vec::new();
+        let mut placed: Vec<(String, Name, Claim)> = Vec::new();
         for _ in 0..1 + dice.roll(6) {
             clusters += 1;
             match dice.roll(4) {
@@ -195,9 +196,10 @@ fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
                 if dice.roll(3) == 0 {
                     chosen.push((first + 1) % POLICIES.len());
                 }
-                let reservations = match dice.roll(2) {
-                    0 => Resources::default(),
-                    _ => Resources { cpu: Some(Cpu(100)), memory: Some(Bytes(1 << 19)), pids: None },
+                let claim = match dice.roll(5) {
+                    0 | 1 => Claim::default(),
+                    2 => Claim { ports: [(80, Protocol::Tcp)].into_iter().collect(), ..Claim::default() },
+                    _ => Claim { cpu: Cpu(100), memory: Bytes(1 << 19), ..Claim::default() },
                 };
                 let constraints =
                     if dice.roll(4) == 0 { vec!["node.labels.disk!=hdd".parse().unwrap()] } else { vec![] };
@@ -209,8 +211,7 @@ fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
                     .collect();
                 // One that is asked about again: the first ask of a service only, since its place is taken by the answer.
                 let again = asks.iter().all(|ask: &Ask| ask.service != service) && dice.roll(3) == 0;
-                let again =
-                    placed.iter().find(|(_, of, reserved)| again && *of == service && *reserved == reservations);
+                let again = placed.iter().find(|(_, of, reserved)| again && *of == service && *reserved == claim);
                 let stays = again.map(|(node, ..)| Stay {
                     node: node.as_str().into(),
                     min_gain: [0.0, 0.0, 0.5, 2.0][dice.roll(4) as usize],
@@ -228,7 +229,7 @@ fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
                     service,
                     revision: 1,
                     labels: Arc::default(),
-                    filter: Filter { constraints, reservations, most },
+                    filter: Filter { constraints, claim, most },
                     policies: chosen.iter().map(|n| Use::plain(POLICIES[*n].0)).collect(),
                     bundle: Some(hash.clone()),
                     on_error: OnPolicyError::Pending,
@@ -259,14 +260,14 @@ fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
                 if let (Some(stay), Some(to)) = (&ask.slots[0].stays, &places[0])
                     && (stay.gone || *to == *stay.node)
                 {
-                    let is_it = |(node, service, reserved): &(String, Name, Resources)| {
-                        *node == *stay.node && *service == ask.service && *reserved == ask.filter.reservations
+                    let is_it = |(node, service, reserved): &(String, Name, Claim)| {
+                        *node == *stay.node && *service == ask.service && *reserved == ask.filter.claim
                     };
                     let at = placed.iter().position(is_it).unwrap();
                     placed.swap_remove(at);
                 }
                 for node in places.into_iter().flatten() {
-                    placed.push((node, ask.service.clone(), ask.filter.reservations));
+                    placed.push((node, ask.service.clone(), ask.filter.claim.clone()));
                 }
             }
             board = scanned;
@@ -286,11 +287,7 @@ fn a_policy_that_answers_differently_each_time_is_noticed_and_asked_each_time() 
         service: "web".parse().unwrap(),
         revision: 1,
         labels: Arc::default(),
-        filter: Filter {
-            constraints: vec![],
-            reservations: Resources::default(),
-            most: Some(("web".parse().unwrap(), 5000)),
-        },
+        filter: Filter { constraints: vec![], claim: Claim::default(), most: Some(("web".parse().unwrap(), 5000)) },
         policies: vec![Use::plain("moody")],
         bundle: Some(hash.clone()),
         on_error: OnPolicyError::Pending,
@@ -302,7 +299,7 @@ fn a_policy_that_answers_differently_each_time_is_noticed_and_asked_each_time() 
     let mut notes = Vec::new();
     for round in 0..2000 {
         // What is on the nodes changes to and fro, so that they are looked at again.
-        let (service, none) = ("other".parse().unwrap(), Resources::default());
+        let (service, none) = ("other".parse().unwrap(), Claim::default());
         board.alter(&format!("n{}", round / 2 % 4), &service, true, &none, if round % 2 == 0 { 1 } else { -1 });
         Scripts::new(&host).place(&board, &mut std::iter::once(ask(2)), &mut |_, answers| {
             notes.extend(answers.into_iter().filter_map(|answer| answer.note));
@@ -320,7 +317,7 @@ fn a_group_that_sat_out_a_pass_misses_no_change() {
     let hash = host.add(bundle);
     let mut board = Board::default();
     board.set_nodes((0..3).map(|n| Arc::new(Node::new(&format!("n{n}"), &format!("h{n}")))));
-    let (other, none) = ("other".parse().unwrap(), Resources::default());
+    let (other, none) = ("other".parse().unwrap(), Claim::default());
     for (node, count) in [("n0", 1), ("n1", 2), ("n2", 3)] {
         (0..count).for_each(|_| board.alter(node, &other, true, &none, 1));
     }
@@ -332,7 +329,7 @@ fn a_group_that_sat_out_a_pass_misses_no_change() {
             labels: Arc::default(),
             filter: Filter {
                 constraints: constraints.iter().map(|text| text.parse().unwrap()).collect(),
-                reservations: none,
+                claim: none.clone(),
                 most: None,
             },
             policies: vec![Use::plain("emptiest")],

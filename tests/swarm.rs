@@ -234,6 +234,42 @@ fn a_drained_node_gives_away_first() {
         let constrained = ["--constraint", "node.labels.disk==hdd"];
         daemon.ok(&[&["service", "create", "--name", "on-disk"], &constrained[..], &[&lab.image("demo:1")]].concat());
         assert_eq!(daemon.running_on("on-disk"), ["n3"]);
+
+        // A port of each replica's own host: one a host, replaced stop-first, and udp as well.
+        #[rustfmt::skip]
+        daemon.ok(&[
+            "service", "create", "--name", "edge", "--replicas", "3", "--publish", "mode=host,published=9100,target=8080",
+            "--publish", "mode=host,published=9153,target=9153,protocol=udp", &lab.image("demo:1"),
+        ]);
+        let version = |node: &str| {
+            let url = format!("http://{}:9100/", lab.address(node));
+            let answer = std::process::Command::new("curl").args(["-s", "-m", "5", &url]).output().unwrap();
+            serde_json::from_slice::<serde_json::Value>(&answer.stdout).map(|body| body["version"].clone()).ok()
+        };
+        for node in ["n1", "n2", "n3"] {
+            eventually("each host has one", 10, || (version(node) == Some("1".into())).then_some(()));
+            let udp = lab.docker(node, &["ps", "--filter", "label=neap.service=edge", "--format", "{{.Ports}}"]);
+            assert!(udp.contains(":9153->9153/udp"), "{udp}");
+        }
+        let task = daemon.tasks("edge")[0]["ports"].clone();
+        assert!(task["p9153"].as_str().is_some_and(|at| at.ends_with(":9153/udp")), "{task}");
+        daemon.ok(&["service", "scale", "edge=4", "--detach"]);
+        daemon.task_that("edge", "has no host left", |task| {
+            task["reason"].as_str().is_some_and(|why| why.contains("port 9100/tcp in use on 3 nodes"))
+        });
+        daemon.ok(&["service", "scale", "edge=3"]);
+        daemon.ok(&["service", "update", "edge", "--image", &lab.image("demo:2"), "--update-monitor", "200ms"]);
+        for node in ["n1", "n2", "n3"] {
+            assert_eq!(version(node), Some("2".into()), "{node}");
+        }
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/host-agent.lua");
+        let told = daemon.ok(&["run", script, &lab.image("demo:1"), "9300", "udp"]);
+        assert!(
+            ["n1", "n2", "n3"].iter().all(|node| told.contains(node)) && told.matches(":9300/udp").count() == 3,
+            "{told}"
+        );
+        let said = daemon.fails(&["service", "release", "edge"]);
+        assert!(said.contains("its replicas have it on their hosts"), "{said}");
     });
 }
 

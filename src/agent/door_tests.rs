@@ -18,7 +18,8 @@ impl Audit for Silent {
 
 // A door of the daemon on "lead", with the workers "w1" and "w2" and another manager.
 async fn door(folder: &std::path::Path) -> Arc<Door> {
-    let docker = Address::read("unix:///nonexistent", None, "here").unwrap();
+    // A path that exists, where nobody listens.
+    let docker = Address::read(&format!("unix://{}", folder.display()), None, "here").unwrap();
     let options = BalancerOptions { folder: folder.to_owned(), program: "/nonexistent".into(), lifeline: false };
     let worker = Arc::new(Worker::new(docker.clone(), Box::new(BalancerClient::new(options))));
     let store: Arc<dyn Store> = Arc::new(MemoryStore::default());

@@ -54,7 +54,7 @@ pub struct Api {
 }
 
 /// How long whoever leads has to answer what can be told without it.
-const PATIENCE: std::time::Duration = std::time::Duration::from_secs(5);
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
 
 /// A request that has passed its checks.
 #[derive(Clone)]

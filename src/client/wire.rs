@@ -32,6 +32,9 @@ pub enum Endpoint {
     },
 }
 
+/// How long it is waited for somebody to lead.
+const ABOUT_TO_LEAD: std::time::Duration = std::time::Duration::from_secs(5);
+
 /// The largest answer that is taken in whole, in bytes.
 const MAX_ANSWER: usize = 256 << 20;
 
@@ -134,6 +137,8 @@ impl Wire {
     async fn send(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<Incoming> {
         let Target::Following(leader) = &self.to else { return self.send_once(method, path, body).await };
         let mut leader = leader.clone();
+        // Where somebody is about to lead, that is waited for.
+        let _ = tokio::time::timeout(ABOUT_TO_LEAD, leader.wait_for(Option::is_some)).await;
         let asked = leader.borrow_and_update().clone();
         let another = async {
             // Whoever was asked may have stopped in the middle of it, and will never answer.

@@ -6,7 +6,8 @@ use super::fields::{Fields, list, text, unsupported, wrong};
 use super::service::{set, table};
 use super::yaml::{At, Node, Value};
 use crate::model::Result;
-use crate::model::port::PortSpec;
+use crate::model::native::PublishMode;
+use crate::model::port::{PortSpec, Protocol};
 
 // A port of a container, and where it is published.
 struct Port {
@@ -40,6 +41,8 @@ pub fn ports(fields: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()
         set(&mut spec, "target", port.spec.target);
         set(&mut spec, "published", port.spec.published);
         set(&mut spec, "address", port.spec.address.map(|address| address.to_string()));
+        set(&mut spec, "protocol", (port.spec.protocol != Protocol::Tcp).then_some(port.spec.protocol.as_str()));
+        set(&mut spec, "mode", (port.spec.mode != PublishMode::Ingress).then_some(port.spec.mode.as_str()));
         ports.insert(name, Json::Object(spec));
     }
     Ok(())
@@ -59,27 +62,36 @@ fn long_port(path: &str, node: &Node) -> Result<Port> {
         },
         None => None,
     };
-    tcp_only(&node.at, path, fields.text("protocol")?.as_deref().unwrap_or("tcp"))?;
-    match fields.text("mode")?.as_deref() {
-        None | Some("ingress") => {}
-        Some("host") => {
-            let help = "the balancer of every host listens on a published port and knows each replica's own";
-            return Err(unsupported(&node.at, &format!("{path}.mode host"), help));
+    let protocol = protocol(&node.at, path, fields.text("protocol")?.as_deref().unwrap_or("tcp"))?;
+    // Without a published port there is nothing to say of where it is published.
+    let mode = match (fields.text("mode")?.as_deref(), published) {
+        (None | Some("ingress"), _) => PublishMode::Ingress,
+        (Some("host"), Some(_)) => PublishMode::Host,
+        (Some("host"), None) => {
+            return Err(unsupported(&node.at, &format!("{path}.mode host"), "without a published port it has no use"));
         }
-        Some(other) => return Err(wrong(&node.at, path, format!("mode {other:.40?} is neither ingress nor host"))),
+        (Some(other), _) => {
+            return Err(wrong(&node.at, path, format!("mode {other:.40?} is neither ingress nor host")));
+        }
+    };
+    if protocol == Protocol::Udp && mode == PublishMode::Ingress {
+        return Err(unsupported(&node.at, &format!("{path} udp"), UDP));
     }
     let address = fields.text("host_ip")?.map(|text| address(&node.at, path, &text)).transpose()?.flatten();
     let name = fields.text("name")?.map(|name| name.to_lowercase().replace(['_', '.', ' '], "-"));
     fields.text("app_protocol")?;
     fields.finish(&[])?;
-    Ok(Port { name, spec: PortSpec { target, published, address, ..PortSpec::default() } })
+    Ok(Port { name, spec: PortSpec { target, published, address, protocol, mode, ..PortSpec::default() } })
 }
 
-fn tcp_only(at: &At, path: &str, protocol: &str) -> Result<()> {
-    match protocol {
-        "tcp" => Ok(()),
-        "udp" | "sctp" => Err(unsupported(at, &format!("{path} {protocol}"), "only tcp is forwarded")),
-        _ => Err(wrong(at, path, format!("has the unknown protocol {protocol:.20?}"))),
+const UDP: &str = "the balancer forwards tcp; with `mode: host` udp is published on each replica's host";
+
+fn protocol(at: &At, path: &str, text: &str) -> Result<Protocol> {
+    match text {
+        "tcp" => Ok(Protocol::Tcp),
+        "udp" => Ok(Protocol::Udp),
+        "sctp" => Err(unsupported(at, &format!("{path} sctp"), "tcp and udp are forwarded")),
+        _ => Err(wrong(at, path, format!("has the unknown protocol {text:.20?}"))),
     }
 }
 
@@ -94,7 +106,9 @@ fn address(at: &At, path: &str, text: &str) -> Result<Option<std::net::IpAddr>> 
 // `[ADDRESS:][PUBLISHED:]TARGET[/PROTOCOL]`, both of them perhaps ranges of the same length.
 fn short_ports(path: &str, at: &At, text: &str) -> Result<Vec<Port>> {
     let (rest, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    tcp_only(at, path, protocol)?;
+    if self::protocol(at, path, protocol)? == Protocol::Udp {
+        return Err(unsupported(at, &format!("{path} udp"), UDP));
+    }
     let mut parts = rest.rsplitn(3, ':');
     let (target, published, host) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
     let range = |text: &str| -> Result<std::ops::RangeInclusive<u16>> {

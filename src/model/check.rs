@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{Error, Result};
 use super::name::Name;
-use super::port::PortSpec;
+use super::port::{PortSpec, Protocol};
 use super::units::Duration;
 
 /// A check: what is asked, how often, and what follows from the answers. Where nothing is named to be asked, it is the
@@ -143,7 +143,8 @@ impl CheckSpec {
             return Err(Error::invalid("", "http: is not a path such as \"/healthz\""));
         }
         if self.http.is_some() || self.tcp.is_some() {
-            let Some(name) = self.port_name(ports.keys()) else {
+            let tcp = |(_, port): &(&String, &PortSpec)| port.protocol == Protocol::Tcp;
+            let Some(name) = self.port_name(ports.iter().filter(tcp).map(|(name, _)| name)) else {
                 return Err(
                     Error::invalid("", "asks a port, but the service has none").help("add ports = { http = 8080 }")
                 );
@@ -154,6 +155,10 @@ impl CheckSpec {
                     "",
                     format!("asks port \"{name:.60}\", which the service does not have{hint}"),
                 ));
+            }
+            if ports[name].protocol == Protocol::Udp {
+                return Err(Error::invalid("", format!("asks port \"{name:.60}\", which is udp"))
+                    .help("ask a tcp port, or run a command in the container (exec)"));
             }
         }
         Ok(())

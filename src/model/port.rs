@@ -17,6 +17,39 @@ pub enum Protocol {
     /// TCP.
     #[default]
     Tcp,
+    /// UDP, which goes with mode `host`.
+    Udp,
+}
+
+impl Protocol {
+    /// As in Docker's words.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Protocol::Tcp => "tcp",
+            Protocol::Udp => "udp",
+        }
+    }
+
+    /// An address as a task's ports tell it: with `/udp` behind it where it is no TCP address.
+    pub fn told(self, address: String) -> String {
+        match self {
+            Protocol::Tcp => address,
+            Protocol::Udp => format!("{address}/udp"),
+        }
+    }
+}
+
+impl std::str::FromStr for Protocol {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        match text {
+            "tcp" => Ok(Protocol::Tcp),
+            "udp" => Ok(Protocol::Udp),
+            "sctp" => Err(Error::invalid("protocol \"sctp\"", "is not forwarded; tcp and udp are")),
+            other => Err(Error::invalid(format!("protocol {other:.40?}"), "is neither tcp nor udp")),
+        }
+    }
 }
 
 /// How the balancer chooses among backends.
@@ -34,7 +67,8 @@ pub enum Balance {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(remote = "Self", default, deny_unknown_fields)]
 pub struct PortSpec {
-    /// The port that every host's balancer listens on; none for a port that is only found by name.
+    /// The port that every host's balancer listens on, or with mode `host` the replica's own host; none for a port that is
+    /// only found by name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub published: Option<u16>,
     /// The port inside the container. The process engine chooses one itself and says it in `$PORT_<NAME>`.
@@ -47,7 +81,8 @@ pub struct PortSpec {
     pub protocol: Protocol,
     /// How the balancer chooses.
     pub balance: Balance,
-    /// Where the Swarm publishes it, for a service that the Swarm runs itself: `ingress`, or `host`.
+    /// Where it is published: `ingress`, on every host through the balancer; or `host`, on the replica's own host by the
+    /// container engine, so that a host has one such replica at most.
     #[serde(skip_serializing_if = "is_ingress")]
     pub mode: PublishMode,
 }
@@ -61,6 +96,12 @@ impl PortSpec {
     pub fn container_port(&self) -> Option<u16> {
         self.target.or(self.published)
     }
+
+    /// The port that a replica takes on its own host, where it is published there.
+    pub fn host_port(&self) -> Option<(u16, Protocol)> {
+        let number = self.published.filter(|_| self.mode == PublishMode::Host)?;
+        Some((number, self.protocol))
+    }
 }
 
 impl std::str::FromStr for PortSpec {
@@ -73,16 +114,12 @@ impl std::str::FromStr for PortSpec {
             Error::invalid(format!("port {shown:?}"), why).help("write \"8080\", \"80:8080\" or \"127.0.0.1:80:8080\"")
         };
         let (rest, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-        match protocol {
-            "tcp" => {}
-            "udp" | "sctp" => return Err(wrong("only tcp is forwarded")),
-            _ => return Err(wrong("has an unknown protocol")),
-        }
+        let protocol: Protocol = protocol.parse().map_err(|error: Error| wrong(&error.message))?;
         let number = |text: &str| match text.parse::<u16>() {
             Ok(0) | Err(_) => Err(wrong("is not a port between 1 and 65535")),
             Ok(port) => Ok(port),
         };
-        let mut spec = PortSpec::default();
+        let mut spec = PortSpec { protocol, ..PortSpec::default() };
         let mut parts = rest.rsplitn(3, ':');
         let last = parts.next().unwrap_or_default();
         let Some(middle) = parts.next() else {
@@ -163,7 +200,9 @@ mod tests {
         check("80:8080/tcp", "None Some(80) Some(8080)");
         check("127.0.0.1:80:8080", "Some(127.0.0.1) Some(80) Some(8080)");
         check("[::1]:80:8080", "Some(::1) Some(80) Some(8080)");
-        check("80:8080/udp", "only tcp is forwarded");
+        check("53:53/udp", "None Some(53) Some(53)");
+        check("80:8080/sctp", "is not forwarded; tcp and udp are");
+        check("80:8080/x", "is neither tcp nor udp");
         check("0", "is not a port between 1 and 65535");
         check("70000", "is not a port between 1 and 65535");
         check("a:b:c", "is not a port between 1 and 65535");

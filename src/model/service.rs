@@ -16,7 +16,7 @@ use super::mount::Mount;
 use super::name::{Name, check_loose};
 use super::native::{Handover, Way};
 pub use super::policy::{LogPolicy, Resources, RestartCondition, RestartPolicy, StopPolicy, Use};
-use super::port::PortSpec;
+use super::port::{PortSpec, Protocol};
 use super::spellings;
 use super::strict;
 
@@ -279,6 +279,15 @@ impl ServiceSpec {
         let mut published = BTreeMap::new();
         for (name, port) in &self.ports {
             name.parse::<Name>().map_err(|error| error_in(&subject, "ports", &error))?;
+            let host = port.mode == super::native::PublishMode::Host;
+            if port.protocol == Protocol::Udp && !host && !self.engine_native {
+                let why =
+                    "is udp, which the balancer does not forward; mode = \"host\" publishes it on its replica's host";
+                return wrong(&format!("ports.{name}"), why.into());
+            }
+            if host && port.published.is_none() {
+                return wrong(&format!("ports.{name}"), "has mode host, and nothing is published".into());
+            }
             if let Some(number) = port.published
                 && let Some(other) = published.insert((number, port.protocol), name)
             {
@@ -301,14 +310,13 @@ impl ServiceSpec {
         Ok(())
     }
 
+    /// The ports that a replica takes on its host.
+    pub fn host_ports(&self) -> impl Iterator<Item = (u16, Protocol)> + '_ {
+        self.ports.values().filter_map(PortSpec::host_port)
+    }
+
     // What the Swarm would have to ask Neap for.
     fn check_native(&self) -> std::result::Result<(), String> {
-        let host = self.ports.iter().find(|(_, port)| port.mode != super::native::PublishMode::Ingress);
-        if let Some((name, _)) = host.filter(|_| !self.engine_native) {
-            return Err(format!(
-                "ports.{name}: mode host goes with engine_native; the balancer of every host has a published port"
-            ));
-        }
         if !self.engine_native {
             return Ok(());
         }

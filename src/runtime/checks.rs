@@ -138,7 +138,8 @@ impl Runner {
     async fn ask(&self, timeout: Duration) -> Result<(), Miss> {
         let check = &self.check;
         if check.http.is_some() || check.tcp.is_some() {
-            let name = check.port_name(self.task.ports.keys()).unwrap_or_default();
+            let tcp = self.task.ports.iter().filter(|(_, address)| !address.ends_with("/udp"));
+            let name = check.port_name(tcp.map(|(name, _)| name)).unwrap_or_default();
             let address = self.task.ports.get(name).ok_or_else(|| format!("the task has no port \"{name}\""))?;
             match &check.http {
                 Some(path) => self.parts.network.probe(address, path, timeout).await?,

@@ -115,7 +115,9 @@ pub fn refuse_taken_ports(world: &World, spec: &ServiceSpec) -> Result<()> {
         for other in world.services.values().filter(|other| other.spec.name != spec.name) {
             let taken = other.spec.ports.iter().find(|(_, theirs)| {
                 let same_address = theirs.address.is_none() || port.address.is_none() || theirs.address == port.address;
-                theirs.published == Some(published) && same_address
+                // Two on their replicas' hosts do not meet: they are placed apart.
+                let apart = theirs.host_port().is_some() && port.host_port().is_some();
+                theirs.published == Some(published) && theirs.protocol == port.protocol && same_address && !apart
             });
             if let Some((theirs, _)) = taken {
                 let message = format!(

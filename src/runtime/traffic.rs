@@ -13,6 +13,7 @@ use crate::model::clock::Timestamp;
 use crate::model::event::What;
 use crate::model::fault;
 use crate::model::id::TaskId;
+use crate::model::port::PortSpec;
 use crate::model::task::{Task, TaskState};
 use crate::network::balancer::Balancer;
 use crate::network::table::{Status, Table};
@@ -171,8 +172,9 @@ impl Traffic {
             let policy = revision.map(|revision| revision.spec.stop.clone()).unwrap_or_default();
             let until = task.stop.as_ref().map_or(Timestamp(0), |stop| stop.at).after(policy.drain);
             let open = self.status.connections.get(&task.id).copied().unwrap_or_default();
-            let published =
-                revision.is_some_and(|revision| revision.spec.ports.values().any(|port| port.published.is_some()));
+            // Where the engine publishes a port, no balancer sends anybody there.
+            let by_balancer = |port: &PortSpec| port.published.is_some() && port.host_port().is_none();
+            let published = revision.is_some_and(|revision| revision.spec.ports.values().any(by_balancer));
             if (open > 0 || (!confirmed && published)) && now < until {
                 draining = true;
                 continue;

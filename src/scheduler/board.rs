@@ -11,7 +11,8 @@ use super::lookup::Lookup;
 use crate::model::id::NodeId;
 use crate::model::name::Name;
 use crate::model::node::Node;
-use crate::model::service::Resources;
+use crate::model::port::Protocol;
+use crate::model::service::ServiceSpec;
 use crate::model::units::{Bytes, Cpu};
 
 /// A node and what is on it.
@@ -28,8 +29,29 @@ pub struct Seat {
     pub total: u32,
     /// What tasks on this node have reserved, those on their way out included.
     pub reserved: Reserved,
+    // The ports of this host that they have: one a task, as long as Neap alone places them.
+    ports: SmallVec<[(u16, Protocol); 2]>,
     /// Another number after each change; equal numbers mean equal contents.
     pub stamp: u64,
+}
+
+/// What one task takes of its node.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Claim {
+    /// What it reserves.
+    pub cpu: Cpu,
+    /// What it reserves.
+    pub memory: Bytes,
+    /// Ports of the host.
+    pub ports: SmallVec<[(u16, Protocol); 2]>,
+}
+
+impl Claim {
+    /// As `spec` says.
+    pub fn of(spec: &ServiceSpec) -> Self {
+        let (cpu, memory) = (spec.reservations.cpu.unwrap_or_default(), spec.reservations.memory.unwrap_or_default());
+        Claim { cpu, memory, ports: spec.host_ports().collect() }
+    }
 }
 
 /// Sums of reservations; wide enough for what nobody would do on purpose.
@@ -44,7 +66,16 @@ pub struct Reserved {
 impl Seat {
     fn new(node: Arc<Node>) -> Self {
         let (cpu, memory, reserved) = (node.cpu, node.memory, Reserved::default());
-        Seat { node, cpu, memory, tasks: SmallVec::new(), total: 0, reserved, stamp: fresh_stamp() }
+        Seat {
+            node,
+            cpu,
+            memory,
+            tasks: SmallVec::new(),
+            total: 0,
+            reserved,
+            ports: SmallVec::new(),
+            stamp: fresh_stamp(),
+        }
     }
 
     fn set_node(&mut self, node: Arc<Node>) {
@@ -67,8 +98,13 @@ impl Seat {
         Bytes(self.memory.0.saturating_sub(self.reserved.memory))
     }
 
-    // One task more (`sign` 1) or less (-1); `counts` as a neighbour, or only holds its resources.
-    fn alter(&mut self, service: u32, counts: bool, resources: &Resources, sign: i64) {
+    /// Whether a task has this port of the host.
+    pub fn has_port(&self, port: (u16, Protocol)) -> bool {
+        self.ports.contains(&port)
+    }
+
+    // One task more (`sign` 1) or less (-1); `counts` as a neighbour, or only holds what it claims.
+    fn alter(&mut self, service: u32, counts: bool, claim: &Claim, sign: i64) {
         if counts {
             let found = self.tasks.iter().position(|(other, _)| *other == service);
             match (found, sign > 0) {
@@ -84,14 +120,19 @@ impl Seat {
             }
             self.total = if sign > 0 { self.total + 1 } else { self.total.saturating_sub(1) };
         }
-        let cpu = u64::from(resources.cpu.unwrap_or_default().0);
-        let memory = resources.memory.unwrap_or_default().0;
+        let (cpu, memory) = (u64::from(claim.cpu.0), claim.memory.0);
         if sign > 0 {
             self.reserved.cpu += cpu;
             self.reserved.memory = self.reserved.memory.saturating_add(memory);
+            self.ports.extend(claim.ports.iter().copied());
         } else {
             self.reserved.cpu = self.reserved.cpu.saturating_sub(cpu);
             self.reserved.memory = self.reserved.memory.saturating_sub(memory);
+            for port in &claim.ports {
+                if let Some(at) = self.ports.iter().position(|other| other == port) {
+                    self.ports.swap_remove(at);
+                }
+            }
         }
         self.stamp = fresh_stamp();
     }
@@ -291,17 +332,17 @@ impl Board {
     }
 
     /// A task more or less on `node`; a node that is not known has no seat.
-    pub fn alter(&mut self, node: &str, service: &Name, counts: bool, resources: &Resources, sign: i64) {
+    pub fn alter(&mut self, node: &str, service: &Name, counts: bool, claim: &Claim, sign: i64) {
         if let Some(at) = self.position(node) {
-            self.alter_at(at, service, counts, resources, sign);
+            self.alter_at(at, service, counts, claim, sign);
         }
     }
 
     /// The same at a place that is known.
-    pub fn alter_at(&mut self, at: usize, service: &Name, counts: bool, resources: &Resources, sign: i64) {
+    pub fn alter_at(&mut self, at: usize, service: &Name, counts: bool, claim: &Claim, sign: i64) {
         let service = self.number_or_new(service);
         if let Some(seat) = self.seats.get_mut(at) {
-            Arc::make_mut(seat).alter(service, counts, resources, sign);
+            Arc::make_mut(seat).alter(service, counts, claim, sign);
             self.stamp = seat.stamp;
             self.recent.add(self.stamp, u32::try_from(at).unwrap_or(u32::MAX));
         }
@@ -324,7 +365,7 @@ mod tests {
             let mut board = Board::default();
             board.set_nodes((0..5).map(|n| Arc::new(Node::new(&format!("n{n}"), "n"))));
             let service: Name = "web".parse().unwrap();
-            let alter = |board: &mut Board, at: usize| board.alter_at(at, &service, true, &Resources::default(), 1);
+            let alter = |board: &mut Board, at: usize| board.alter_at(at, &service, true, &Claim::default(), 1);
             before.iter().for_each(|at| alter(&mut board, *at));
             let earlier = board.clone();
             let mut other = board.clone();

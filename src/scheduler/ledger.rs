@@ -1,7 +1,7 @@
 //! Finds places with as little asking as possible: keeps courts and groups from one decision to the next, and takes over
 //! only what has changed in between. What is found is what a scan of all nodes would find.
 
-use super::board::Board;
+use super::board::{Board, Claim};
 use super::class::{Case, Outcome};
 use super::court::Court;
 use super::group::Group;
@@ -10,7 +10,7 @@ use super::place::{Answer, Ask, Filter, Placement, Refusals, SlotAsk, nowhere};
 use super::reads::Judge;
 use crate::model::id::Slot;
 use crate::model::name::Name;
-use crate::model::service::{OnPolicyError, Resources};
+use crate::model::service::OnPolicyError;
 use crate::model::{Error, Kind, Result};
 
 /// Most nodes in all groups that are kept together.
@@ -258,7 +258,7 @@ impl Work<'_> {
         let place = match (found, refusals) {
             (Some((at, score)), _) => {
                 if gone || own != Some(at) {
-                    self.board.alter_at(at, &self.ask.service, true, &self.ask.filter.reservations, 1);
+                    self.board.alter_at(at, &self.ask.service, true, &self.ask.filter.claim, 1);
                 }
                 // A failure from here on is the next task's: this one has its place.
                 let caught = self.catch_up(&replaced).and_then(|()| self.catch_up(&[at]));
@@ -279,14 +279,14 @@ impl Work<'_> {
 
     fn discount(&mut self, nodes: &[usize], sign: i64) {
         for at in nodes {
-            self.board.alter_at(*at, &self.ask.service, true, &Resources::default(), sign);
+            self.board.alter_at(*at, &self.ask.service, true, &Claim::default(), sign);
         }
     }
 
     // A task that is asked about again, with all that is reserved for it.
     fn count_itself(&mut self, at: Option<usize>, sign: i64) {
         if let Some(at) = at {
-            self.board.alter_at(at, &self.ask.service, true, &self.ask.filter.reservations, sign);
+            self.board.alter_at(at, &self.ask.service, true, &self.ask.filter.claim, sign);
         }
     }
 

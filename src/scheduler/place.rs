@@ -3,13 +3,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::board::{Board, Seat};
+use super::board::{Board, Claim, Seat};
 use super::reads::TaskFacts;
 use crate::model::constraint::Constraint;
 use crate::model::id::{NodeId, Slot};
 use crate::model::name::Name;
 use crate::model::node::{Availability, Node, NodeState};
-use crate::model::service::{OnPolicyError, Resources, ServiceSpec, Use};
+use crate::model::service::{OnPolicyError, ServiceSpec, Use};
 use crate::model::{Error, Result};
 
 /// Places for tasks that go by one description.
@@ -75,7 +75,7 @@ pub struct Filter {
     /// Conditions.
     pub constraints: Vec<Constraint>,
     /// What must be free.
-    pub reservations: Resources,
+    pub claim: Claim,
     /// Most tasks of this service on one node, where there is a bound.
     pub most: Option<(Name, u32)>,
 }
@@ -86,7 +86,7 @@ impl Filter {
         let most = spec.max_replicas_per_node;
         Filter {
             constraints: spec.constraints.clone(),
-            reservations: spec.reservations,
+            claim: Claim::of(spec),
             most: (most > 0).then(|| (spec.name.clone(), most)),
         }
     }
@@ -102,11 +102,14 @@ impl Filter {
             Availability::Pause => return Some("paused".into()),
             Availability::Drain => return Some("drained".into()),
         }
-        if self.reservations.cpu.is_some_and(|cpu| cpu > seat.free_cpu()) {
+        if self.claim.cpu > seat.free_cpu() {
             return Some("insufficient cpu".into());
         }
-        if self.reservations.memory.is_some_and(|memory| memory > seat.free_memory()) {
+        if self.claim.memory > seat.free_memory() {
             return Some("insufficient memory".into());
+        }
+        if let Some((port, protocol)) = self.claim.ports.iter().find(|port| seat.has_port(**port)) {
+            return Some(format!("port {port}/{} in use", protocol.as_str()));
         }
         if let Some(constraint) = self.constraints.iter().find(|constraint| !constraint.matches(node)) {
             return Some(format!("constraint {constraint}"));
@@ -128,8 +131,9 @@ impl Filter {
 
     /// Whether a node that is not barred is refused for what is on it.
     pub fn is_full(&self, board: &Board, seat: &Seat) -> bool {
-        self.reservations.cpu.is_some_and(|cpu| cpu > seat.free_cpu())
-            || self.reservations.memory.is_some_and(|memory| memory > seat.free_memory())
+        self.claim.cpu > seat.free_cpu()
+            || self.claim.memory > seat.free_memory()
+            || self.claim.ports.iter().any(|port| seat.has_port(*port))
             || self.most.as_ref().is_some_and(|(service, most)| board.count(seat, service.as_str()) >= *most)
     }
 

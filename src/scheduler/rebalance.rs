@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::backoff::{Again, again};
+use super::board::Claim;
 use super::place::{Ask, Filter, Placer, SlotAsk, Stay};
 use super::slots::{self, InSlot};
 use super::world::{Change, Draft, World};
@@ -49,7 +50,7 @@ pub fn moves(world: &World, service: &Service, ask: &Rebalance, placer: &mut dyn
     let spec = slots::placement(world, service, service.active);
     let mut filter = Filter::of(spec);
     if let Some(revision) = world.revision(name, service.active) {
-        filter.reservations = revision.spec.reservations;
+        filter.claim = Claim::of(&revision.spec);
     }
     let slot = |(task, node): &(Arc<Task>, NodeId)| SlotAsk {
         slot: task.slot.clone(),

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::backoff::{Again, again};
+use super::board::Claim;
 use super::place::{Answer, Ask, Filter, Placer, SlotAsk, Stay};
 use super::rebalance;
 use super::release::{self, Rollouts};
@@ -67,7 +68,9 @@ fn fill(draft: &mut Draft, service: &Arc<Service>) {
         .releases
         .get(&service.spec.name)
         .filter(|release| !matches!(release.state, ReleaseState::Promoted | ReleaseState::RolledBack));
-    let order = latest.map_or(Order::StartFirst, |release| release.order);
+    // Two cannot have one port of a host.
+    let apart = service.spec.host_ports().next().is_some();
+    let order = if apart { Order::StopFirst } else { latest.map_or(Order::StartFirst, |release| release.order) };
     let mut healthy = 0;
     rebalance::judge(draft, service, &mut present);
     // A release moves tasks itself. Besides it, some at a time; those that have begun go on.
@@ -314,7 +317,7 @@ fn ask(world: &World, service: &Service, revision: u32, tasks: &[Arc<Task>], due
     // Placement follows the latest description, resources those of the task's own revision.
     let spec = slots::placement(world, service, revision);
     let mut filter = Filter::of(spec);
-    filter.reservations = world.revision(name, revision)?.spec.reservations;
+    filter.claim = Claim::of(&world.revision(name, revision)?.spec);
     // The task whose place it takes is no neighbour to be counted. One that a rebalance moves stays if it is not better
     // elsewhere any more.
     let slots = tasks.iter().map(|task| {

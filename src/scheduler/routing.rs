@@ -2,7 +2,7 @@
 
 use super::world::World;
 use crate::model::check::OnFail;
-use crate::model::native::Handover;
+use crate::model::native::{Handover, PublishMode};
 use crate::model::release::ReleaseState;
 use crate::model::service::Service;
 use crate::model::task::{Health, Task, TaskState};
@@ -19,7 +19,8 @@ pub fn listeners<'a>(world: &'a World, service: &'a Service) -> impl Iterator<It
     let name = &service.spec.name;
     // While another has them, or is to have them, they are not ours to open.
     let has_ports = service.handover.as_ref().is_none_or(Handover::has_ports) && !service.spec.engine_native;
-    service.spec.ports.iter().filter(move |_| has_ports).filter_map(move |(port_name, port)| {
+    let ports = service.spec.ports.iter().filter(move |(_, port)| has_ports && port.mode == PublishMode::Ingress);
+    ports.filter_map(move |(port_name, port)| {
         let backends = backends(world, name, port_name);
         let listener = Listener { address: port.address, port: port.published?, balance: port.balance, backends };
         Some((format!("{name}/{port_name}"), listener))

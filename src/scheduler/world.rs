@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use imbl::{OrdMap, OrdSet};
 
-use super::board::Board;
+use super::board::{Board, Claim};
 use crate::model::bundle::ScriptSet;
 use crate::model::clock::{Clock, Timestamp};
 use crate::model::event::What;
@@ -14,7 +14,7 @@ use crate::model::name::Name;
 use crate::model::native::NativeService;
 use crate::model::node::{Node, NodeState};
 use crate::model::release::Release;
-use crate::model::service::{Resources, Revision, Service, ServiceSpec};
+use crate::model::service::{Revision, Service, ServiceSpec};
 use crate::model::task::{Stop, StopReason, Task, TaskState};
 
 /// Nodes, services, revisions, releases, tasks. Cloning copies pointers only, however much there is.
@@ -39,7 +39,7 @@ pub struct World {
     /// What is on each node.
     board: Board,
     // Reservations of the revision looked at last: tasks change in runs.
-    looked_up: Option<(Name, u32, Resources)>,
+    looked_up: Option<(Name, u32, Claim)>,
 }
 
 /// One change of the world.
@@ -145,8 +145,8 @@ impl World {
     fn place(&mut self, task: &Arc<Task>, at: usize) {
         self.tasks.insert(task.id, task.clone());
         self.look_up(task);
-        if let Some((name, _, reservations)) = &self.looked_up {
-            self.board.alter_at(at, name, task.stop.is_none(), reservations, 1);
+        if let Some((name, _, claim)) = &self.looked_up {
+            self.board.alter_at(at, name, task.stop.is_none(), claim, 1);
         }
     }
 
@@ -157,9 +157,9 @@ impl World {
             return;
         }
         self.look_up(task);
-        if let Some((name, _, reservations)) = &self.looked_up {
+        if let Some((name, _, claim)) = &self.looked_up {
             // What is on its way out still holds its resources, but no longer counts as a neighbour.
-            self.board.alter(node, name, task.stop.is_none(), reservations, sign);
+            self.board.alter(node, name, task.stop.is_none(), claim, sign);
         }
     }
 
@@ -171,8 +171,8 @@ impl World {
             .is_some_and(|(name, number, _)| *number == task.revision && name.same(&task.service));
         if !known {
             let revision = self.revisions.get(&(task.service.clone(), task.revision));
-            let reservations = revision.map(|revision| revision.spec.reservations).unwrap_or_default();
-            self.looked_up = Some((task.service.clone(), task.revision, reservations));
+            let claim = revision.map(|revision| Claim::of(&revision.spec)).unwrap_or_default();
+            self.looked_up = Some((task.service.clone(), task.revision, claim));
         }
     }
 

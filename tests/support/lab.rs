@@ -264,8 +264,14 @@ impl<'a> LabDaemon<'a> {
     pub fn up(&self, env: &[&str]) {
         self.spawn(env);
         eventually(&format!("the daemon on {} answers:\n{}", self.node, self.log()), 30, || {
-            self.neap(&["service", "ls"]).status.success().then_some(())
+            self.answers().then_some(())
         });
+    }
+
+    /// Whether it answers for the cluster, and not only from memory.
+    pub fn answers(&self) -> bool {
+        let output = self.neap(&["service", "ls"]);
+        output.status.success() && !String::from_utf8_lossy(&output.stderr).contains("no daemon leads")
     }
 
     /// Starts it without waiting.

@@ -3,9 +3,8 @@
 use serde_json::{Map, Value, json};
 
 use super::table;
-use crate::model::native::PublishMode;
 use crate::model::port::PortSpec;
-use crate::model::{Error, Kind, Result};
+use crate::model::{Error, Result};
 
 /// Puts published ports into a description and takes others out, by their targets.
 pub fn describe(spec: &mut Map<String, Value>, publish: &[String], remove: &[String]) -> Result<()> {
@@ -58,19 +57,12 @@ fn one(text: &str) -> Result<(Option<String>, PortSpec)> {
             )),
             Ok(number) => Ok(Some(number)),
         };
+        let about = |error: Error| error.about(format!("--publish {text:.80?}"));
         match (key, value) {
             ("published", _) => port.published = number()?,
             ("target", _) => port.target = number()?,
-            ("protocol", "tcp") | ("mode", "ingress") => {}
-            ("mode", "host") => port.mode = PublishMode::Host,
-            _ => {
-                return Err(Error::new(
-                    Kind::Unsupported,
-                    format!("--publish {text:.80?}"),
-                    format!("{key}={value} is not supported"),
-                )
-                .help("only tcp is forwarded"));
-            }
+            ("protocol", _) => port.protocol = value.parse().map_err(about)?,
+            (_, _) => port.mode = value.parse().map_err(about)?,
         }
     }
     if port.target.is_none() {
@@ -108,7 +100,10 @@ mod tests {
         let mut host = port(80, 8080);
         host["mode"] = "host".into();
         check(&json!({}), &["published=80,target=8080,mode=host"], &[], &json!({ "http": host }));
-        check(&json!({}), &["target=80,protocol=udp"], &[], &json!("protocol=udp is not supported"));
+        let mut udp = port(53, 53);
+        (udp["mode"], udp["protocol"]) = ("host".into(), "udp".into());
+        check(&json!({}), &["published=53,target=53,mode=host,protocol=udp"], &[], &json!({ "http": udp }));
+        check(&json!({}), &["target=80,protocol=sctp"], &[], &json!("is not forwarded; tcp and udp are"));
         check(&json!({}), &["published=80"], &[], &json!("has no target"));
     }
 }

@@ -17,7 +17,7 @@ use crate::model::clock::Timestamp;
 use crate::model::native::NativeService;
 use crate::model::node::Node;
 use crate::model::plan::{Plan, Rebalanced};
-use crate::model::port::PortSpec;
+use crate::model::port::{PortSpec, Protocol};
 use crate::model::release::{Release, ReleaseState};
 use crate::model::service::Mode;
 use crate::model::task::{Task, TaskState};
@@ -70,9 +70,11 @@ pub fn services(services: &[ServiceStatus], natives: &[NativeService]) -> String
 }
 
 fn port(name: &str, port: &PortSpec) -> String {
+    let transport = if port.protocol == Protocol::Udp { "/udp" } else { "" };
+    let mode = if port.host_port().is_some() { " (host)" } else { "" };
     match (port.published, port.target) {
-        (Some(published), Some(target)) => format!("{name} {published}->{target}"),
-        (Some(published), None) => format!("{name} {published}"),
+        (Some(published), Some(target)) => format!("{name} {published}->{target}{transport}{mode}"),
+        (Some(published), None) => format!("{name} {published}{transport}{mode}"),
         _ => name.to_owned(),
     }
 }

@@ -82,16 +82,16 @@ fn ports(inspected: &ContainerInspectResponse, reach: &Reach) -> BTreeMap<String
             Some(format!("[{address}]"))
         })
     });
-    let found = spec::ports_of(&labels(inspected)).into_iter().filter_map(|(name, port)| {
+    let found = spec::ports_of(&labels(inspected)).into_iter().filter_map(|(name, port, protocol)| {
         let address = if mode == "host" {
             format!("{}:{port}", reach.host)
         } else if reach.direct {
             format!("{}:{port}", own.as_ref()?)
         } else {
-            let bound = network.ports.as_ref()?.get(&format!("{port}/tcp"))?.as_ref()?;
+            let bound = network.ports.as_ref()?.get(&format!("{port}/{}", protocol.as_str()))?.as_ref()?;
             format!("{}:{}", reach.host, bound.first()?.host_port.as_ref()?)
         };
-        Some((name, address))
+        Some((name, protocol.told(address)))
     });
     found.collect()
 }

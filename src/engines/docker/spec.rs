@@ -14,6 +14,7 @@ use crate::model::check::CheckSpec;
 use crate::model::container;
 use crate::model::id::TaskId;
 use crate::model::mount::{Mount, MountKind};
+use crate::model::port::{PortSpec, Protocol};
 use crate::model::service::{LogPolicy, ServiceSpec};
 
 /// The label with the cluster's name and its store's id: what carries it is that cluster's.
@@ -70,7 +71,17 @@ pub fn container_name(request: &StartRequest) -> String {
 pub fn body(request: &StartRequest, site: &Site<'_>) -> ContainerCreateBody {
     let spec = &*request.spec;
     let ports = self::ports(spec);
-    let key = |port: u16| format!("{port}/tcp");
+    // Where the host reaches containers by their own addresses, only what is published on it is opened.
+    let binding = |port: &PortSpec| {
+        let host = port.host_port();
+        let address = host.and(port.address).map(|address| address.to_string());
+        let all = || if host.is_some() { String::new() } else { site.listen.to_owned() };
+        let host_ip = Some(address.unwrap_or_else(all));
+        (host.is_some() || !site.direct)
+            .then(|| vec![PortBinding { host_ip, host_port: host.map(|(port, _)| port.to_string()) }])
+    };
+    let bindings: HashMap<String, Option<Vec<PortBinding>>> =
+        spec.ports.values().filter_map(|port| Some((key(port)?, Some(binding(port)?)))).collect();
     ContainerCreateBody {
         image: spec.image.clone(),
         hostname: spec.hostname.clone(),
@@ -84,17 +95,19 @@ pub fn body(request: &StartRequest, site: &Site<'_>) -> ContainerCreateBody {
         labels: Some(labels(request, site.cluster)),
         stop_signal: spec.stop.signal.as_ref().map(|signal| format!("SIG{signal}")),
         stop_timeout: i64::try_from(spec.stop.grace.millis().div_ceil(1000)).ok(),
-        exposed_ports: some(ports.values().map(|port| key(*port)).collect()),
+        exposed_ports: some(spec.ports.values().filter_map(key).collect()),
         networking_config: Some(networking(spec, request)),
         host_config: Some(HostConfig {
-            port_bindings: (!site.direct && !ports.is_empty()).then(|| {
-                let binding = || PortBinding { host_ip: Some(site.listen.to_owned()), host_port: None };
-                ports.values().map(|port| (key(*port), Some(vec![binding()]))).collect()
-            }),
+            port_bindings: (!bindings.is_empty()).then_some(bindings),
             ..host_config(spec, site)
         }),
         ..ContainerCreateBody::default()
     }
+}
+
+// As Docker writes it: `8080/tcp`.
+fn key(port: &PortSpec) -> Option<String> {
+    Some(format!("{}/{}", port.container_port()?, port.protocol.as_str()))
 }
 
 fn host_config(spec: &ServiceSpec, site: &Site<'_>) -> HostConfig {
@@ -191,11 +204,15 @@ pub fn ports(spec: &ServiceSpec) -> BTreeMap<&String, u16> {
     spec.ports.iter().filter_map(|(name, port)| Some((name, port.container_port()?))).collect()
 }
 
-/// The label with the ports' names: `http=8080,admin=9000`.
+/// The label with the ports' names: `http=8080,dns=53/udp`.
 pub const PORTS: &str = "neap.ports";
 
 fn port_label(spec: &ServiceSpec) -> String {
-    let ports = spec.ports.iter().filter_map(|(name, port)| Some(format!("{name}={}", port.container_port()?)));
+    let one = |(name, port): (&String, &PortSpec)| {
+        let transport = if port.protocol == Protocol::Udp { "/udp" } else { "" };
+        Some(format!("{name}={}{transport}", port.container_port()?))
+    };
+    let ports = spec.ports.iter().filter_map(one);
     ports.collect::<Vec<_>>().join(",")
 }
 
@@ -206,10 +223,14 @@ pub fn task_of(labels: &HashMap<String, String>, cluster: &str) -> Option<TaskId
 }
 
 /// The ports that a container's labels name.
-pub fn ports_of(labels: &HashMap<String, String>) -> Vec<(String, u16)> {
+pub fn ports_of(labels: &HashMap<String, String>) -> Vec<(String, u16, Protocol)> {
     let text = labels.get(PORTS).map_or("", String::as_str);
     let ports = text.split(',').filter_map(|part| part.split_once('='));
-    ports.filter_map(|(name, port)| Some((name.to_owned(), port.parse().ok()?))).collect()
+    let one = |(name, port): (&str, &str)| {
+        let (port, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
+        Some((name.to_owned(), port.parse().ok()?, protocol.parse().ok()?))
+    };
+    ports.filter_map(one).collect()
 }
 
 /// A check of Neap's own replaces the image's; where nothing is asked, the image's serves with these times.

@@ -137,8 +137,7 @@ impl Shared {
                 Record::Spawning { .. } => ObservedState::Starting,
                 Record::Started { pid, at, warnings: said, .. } => {
                     warnings = said;
-                    let ports = TaskFile::read(&folder).map(|file| file.ports).unwrap_or_default();
-                    let ports = ports.into_iter().map(|(name, port)| (name, format!("127.0.0.1:{port}"))).collect();
+                    let ports = TaskFile::read(&folder).map(|file| file.addresses()).unwrap_or_default();
                     ObservedState::Running {
                         pid: Some(pid),
                         ports,
@@ -347,8 +346,7 @@ impl Engine for ProcessEngine {
             shared.report(&task);
             return Ok(());
         }
-        let ports =
-            held(&shared.ports).choose(request.spec.ports.keys()).map_err(|error| error.about(subject.clone()))?;
+        let ports = held(&shared.ports).choose(&request.spec.ports).map_err(|error| error.about(subject.clone()))?;
         let (secrets, configs) =
             taskdir::write_files(&folder, &request).map_err(|error| error.about(subject.clone()))?;
         let file = TaskFile {

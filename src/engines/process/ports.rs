@@ -2,9 +2,10 @@
 //! the task has ended.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::ops::RangeInclusive;
 
+use crate::model::port::{PortSpec, Protocol};
 use crate::model::{Error, Kind, Result};
 
 /// The range that is used where nothing else is configured.
@@ -38,25 +39,41 @@ impl PortPool {
         }
     }
 
-    /// One free port for each name.
-    pub fn choose<'a>(&mut self, names: impl Iterator<Item = &'a String>) -> Result<BTreeMap<String, u16>> {
+    /// One free port for each; the host's own where it is published there.
+    pub fn choose(&mut self, ports: &BTreeMap<String, PortSpec>) -> Result<BTreeMap<String, u16>> {
         let mut chosen = BTreeMap::new();
-        for name in names {
-            match self.free() {
-                Some(port) => chosen.insert(name.clone(), port),
-                None => {
+        for (name, spec) in ports {
+            let found = match spec.host_port() {
+                Some((port, protocol)) => self.own(port, protocol, spec.address),
+                None => self.free().ok_or_else(|| {
+                    let range = format!("no free port between {} and {}", self.range.start(), self.range.end());
+                    Error::new(Kind::Exhausted, "", range).help("widen the range with --task-ports").retry(true)
+                }),
+            };
+            match found {
+                Ok(port) => chosen.insert(name.clone(), port),
+                Err(error) => {
                     self.give_back(chosen.into_values());
-                    return Err(Error::new(
-                        Kind::Exhausted,
-                        "",
-                        format!("no free port between {} and {}", self.range.start(), self.range.end()),
-                    )
-                    .help("widen the range with --task-ports")
-                    .retry(true));
+                    return Err(error);
                 }
             };
         }
         Ok(chosen)
+    }
+
+    fn own(&mut self, port: u16, protocol: Protocol, address: Option<IpAddr>) -> Result<u16> {
+        let address = address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
+        let bound = match protocol {
+            Protocol::Tcp => TcpListener::bind((address, port)).map(drop),
+            Protocol::Udp => UdpSocket::bind((address, port)).map(drop),
+        };
+        bound.map_err(|error| {
+            Error::new(Kind::Exhausted, "", format!("port {port}/{} of this host cannot be had", protocol.as_str()))
+                .cause(error)
+                .retry(true)
+        })?;
+        self.taken.insert(port);
+        Ok(port)
     }
 
     fn free(&mut self) -> Option<u16> {

@@ -49,6 +49,16 @@ impl TaskFile {
         write_whole(&folder.join("task.json"), &serde_json::to_vec(self).map_err(std::io::Error::other)?)
     }
 
+    /// Where its ports are reached, by name.
+    pub fn addresses(&self) -> BTreeMap<String, String> {
+        let specs = &self.request.spec.ports;
+        let one = |(name, port): (&String, &u16)| {
+            let protocol = specs.get(name).map(|spec| spec.protocol).unwrap_or_default();
+            (name.clone(), protocol.told(format!("127.0.0.1:{port}")))
+        };
+        self.ports.iter().map(one).collect()
+    }
+
     /// What the replica finds in its environment.
     pub fn environment(&self) -> BTreeMap<String, String> {
         let request = &self.request;

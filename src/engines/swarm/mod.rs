@@ -221,6 +221,11 @@ impl Engine for SwarmEngine {
         if spec.platform.is_some() {
             return Err(wrong("platform: Swarm takes the one of each node".into()));
         }
+        if let Some((name, _)) =
+            spec.ports.iter().find(|(_, port)| port.host_port().is_some() && port.address.is_some())
+        {
+            return Err(wrong(format!("ports.{name}.address: Swarm opens a port of mode host on all addresses")));
+        }
         if let Some(check) = spec.check.as_mut().filter(|check| !check.exec.is_empty()) {
             // Swarm ends a task whose own check fails. For another outcome the check is run beside it, by the agent of its
             // node.

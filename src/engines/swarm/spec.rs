@@ -14,6 +14,7 @@ use bollard::models::{
 use crate::engines::StartRequest;
 use crate::engines::docker::spec::{self as container, some};
 use crate::model::check::CheckSpec;
+use crate::model::port::Protocol;
 use crate::model::service::{RestartCondition, ServiceSpec};
 
 /// Swarm waits at least this long before it restarts what ended: long enough for a daemon that lives to act first.
@@ -85,18 +86,28 @@ pub fn service(request: &StartRequest, cluster: &str, files: &Files) -> SwarmSpe
             ports: some(
                 spec.ports
                     .values()
-                    .filter_map(|port| port.container_port())
-                    .map(|port| EndpointPortConfig {
-                        protocol: Some(EndpointPortConfigProtocolEnum::TCP),
-                        target_port: Some(i64::from(port)),
-                        // The host chooses the port, and the task's status tells it.
-                        publish_mode: Some(EndpointPortConfigPublishModeEnum::HOST),
-                        ..EndpointPortConfig::default()
+                    .filter_map(|port| {
+                        Some(EndpointPortConfig {
+                            protocol: Some(protocol(port.protocol)),
+                            target_port: Some(i64::from(port.container_port()?)),
+                            // Unless it is published there, the host chooses the port, and the task's status tells it.
+                            published_port: port.host_port().map(|(port, _)| i64::from(port)),
+                            publish_mode: Some(EndpointPortConfigPublishModeEnum::HOST),
+                            ..EndpointPortConfig::default()
+                        })
                     })
                     .collect(),
             ),
         }),
         ..SwarmSpec::default()
+    }
+}
+
+/// In Swarm's words.
+pub fn protocol(protocol: Protocol) -> EndpointPortConfigProtocolEnum {
+    match protocol {
+        Protocol::Tcp => EndpointPortConfigProtocolEnum::TCP,
+        Protocol::Udp => EndpointPortConfigProtocolEnum::UDP,
     }
 }
 

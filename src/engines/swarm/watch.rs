@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
-use bollard::models::{EventMessageTypeEnum, Task, TaskState};
+use bollard::models::{EndpointPortConfig, EventMessageTypeEnum, Task, TaskState};
 use bollard::query_parameters::{
     EventsOptions, InspectServiceOptions, ListServicesOptions, ListTasksOptions, UpdateServiceOptions,
 };
@@ -256,10 +256,13 @@ impl Shared {
         let node = task.node_id.as_deref().unwrap_or_default();
         let Some(address) = self.nodes.address(node) else { return BTreeMap::new() };
         let status = task.status.as_ref().and_then(|status| status.port_status.as_ref()?.ports.clone());
-        let found = spec::ports_of(&labels).into_iter().filter_map(|(name, target)| {
-            let port = status.iter().flatten().find(|port| port.target_port == Some(i64::from(target)))?;
+        let found = spec::ports_of(&labels).into_iter().filter_map(|(name, target, protocol)| {
+            let is_it = |port: &&EndpointPortConfig| {
+                port.target_port == Some(i64::from(target)) && port.protocol == Some(super::spec::protocol(protocol))
+            };
+            let port = status.iter().flatten().find(is_it)?;
             let published = u16::try_from(port.published_port?).ok()?;
-            Some((name, std::net::SocketAddr::new(address, published).to_string()))
+            Some((name, protocol.told(std::net::SocketAddr::new(address, published).to_string())))
         });
         found.collect()
     }

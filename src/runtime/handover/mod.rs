@@ -295,6 +295,12 @@ pub fn suits(spec: &ServiceSpec, node: &Node) -> bool {
 // A port on the host is had by one task; the others would wait for ever, with the ports closed.
 fn room_for_ports(world: &World, service: &Service, mode: PublishMode) -> Result<()> {
     let spec = &service.spec;
+    if let Some((name, _)) = spec.ports.iter().find(|(_, port)| port.host_port().is_some() && !spec.engine_native) {
+        let why =
+            format!("ports.{name}: its replicas have it on their hosts, and the Swarm's tasks would wait for it there");
+        return Err(Error::new(Kind::Unsupported, spec.subject(), why)
+            .help("publish it by the balancer first (mode = \"ingress\"), or remove the service and create it anew with --engine-native"));
+    }
     let published = spec.ports.values().any(|port| port.published.is_some());
     if mode != PublishMode::Host || spec.mode == Mode::Global || !published {
         return Ok(());

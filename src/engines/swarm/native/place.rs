@@ -3,10 +3,10 @@
 use std::collections::HashMap;
 
 use bollard::models::{
-    EndpointPortConfig, EndpointPortConfigProtocolEnum, EndpointPortConfigPublishModeEnum, EndpointSpec,
-    EndpointSpecModeEnum, ServiceSpec as SwarmSpec, ServiceSpecMode, ServiceSpecModeReplicated,
-    ServiceSpecUpdateConfig, ServiceSpecUpdateConfigFailureActionEnum, ServiceSpecUpdateConfigOrderEnum,
-    TaskSpecPlacement, TaskSpecPlacementPreferences, TaskSpecPlacementSpread,
+    EndpointPortConfig, EndpointPortConfigPublishModeEnum, EndpointSpec, EndpointSpecModeEnum,
+    ServiceSpec as SwarmSpec, ServiceSpecMode, ServiceSpecModeReplicated, ServiceSpecUpdateConfig,
+    ServiceSpecUpdateConfigFailureActionEnum, ServiceSpecUpdateConfigOrderEnum, TaskSpecPlacement,
+    TaskSpecPlacementPreferences, TaskSpecPlacementSpread,
 };
 use bollard::query_parameters::UpdateServiceOptions;
 use serde_json::Value;
@@ -160,7 +160,7 @@ fn endpoint(described: &ServiceSpec, ports: Option<PublishMode>) -> EndpointSpec
     let Some(mode) = ports else { return EndpointSpec::default() };
     let ports = described.ports.values().filter_map(|port| {
         Some(EndpointPortConfig {
-            protocol: Some(EndpointPortConfigProtocolEnum::TCP),
+            protocol: Some(spec::protocol(port.protocol)),
             target_port: Some(i64::from(port.container_port()?)),
             published_port: Some(i64::from(port.published?)),
             publish_mode: Some(match if port.mode == PublishMode::Host { port.mode } else { mode } {
