@@ -131,7 +131,8 @@ fn flags_reach_the_container() {
         check(&host["PortBindings"], json!({ "9100/tcp": everywhere("9100"), "53/udp": everywhere("9053") }));
         let ports = daemon.tasks("all")[0]["ports"].clone();
         assert!(
-            ports["p9100"].as_str().unwrap().ends_with(":9100") && ports["p53"].as_str().unwrap().ends_with(":53/udp"),
+            ports["p9100"].as_str().unwrap().ends_with(":9100")
+                && ports["p53"].as_str().unwrap().ends_with(":9053/udp"),
             "{ports}"
         );
         check(&host["LogConfig"]["Config"]["tag"], json!("x"));

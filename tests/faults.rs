@@ -451,6 +451,8 @@ fn whatever_is_typed_is_answered() {
         "rollout",
         "update-parallelism",
         "update-max-failure-ratio",
+        "rollback-parallelism",
+        "rollback-delay",
         "restart-delay",
         "restart-max-attempts",
         "stop-signal",

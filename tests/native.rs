@@ -39,8 +39,11 @@ fn the_swarm_schedules_and_updates_what_asks_for_it() {
     daemon.ok(&[
         "service", "create", "--name", "web", "--engine-native", "--replicas", "2", "--network", "back", "--secret",
         "source=key,target=key", "--publish", "mode=host,published=8080,target=8080", "--constraint",
-        "node.hostname!=n3", "--update-order", "stop-first", "--update-monitor", "1s", "--stop-grace-period", "1s", &demo1,
+        "node.hostname!=n3", "--update-order", "stop-first", "--update-monitor", "1s", "--stop-grace-period", "1s",
+        "--rollback-parallelism", "2", "--rollback-order", "stop-first", &demo1,
     ]);
+    let back = lab.docker("n1", &["service", "inspect", "-f", "{{json .Spec.RollbackConfig}}", "web"]);
+    assert!(back.contains(r#""Parallelism":2,"FailureAction":"pause""#) && back.contains("stop-first"), "{back}");
     let services = || lab.docker("n1", &["service", "ls", "--format", "{{.Name}} {{.Replicas}}"]);
     assert_eq!(services().trim(), "web 2/2");
     let load = Load::start(format!("http://{}:8080/", lab.address("n1")));

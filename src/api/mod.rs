@@ -24,7 +24,7 @@ use serde::Serialize;
 use serde_json::Value;
 
 use self::auth::Peer;
-use crate::client::wire::AGE;
+use crate::client::wire::{AGE, MAX_AGE};
 use crate::client::{Cluster, Stream1};
 use crate::model::right::{Audit, Principal, Role};
 use crate::model::{Error, Kind, Result};
@@ -34,8 +34,15 @@ use crate::store::Store;
 /// Largest request body, in bytes.
 const MAX_BODY: usize = 16 << 20;
 
-/// What stands, as far as this daemon remembers it.
-pub type Remembered = Arc<dyn Fn() -> Option<Result<Standing>> + Send + Sync>;
+/// What this daemon remembers of its cluster.
+pub trait Remembers: Send + Sync {
+    /// How long ago it was proved that somebody leads, where that is too long.
+    fn age(&self) -> Option<std::time::Duration>;
+    /// What stands, as far as it is known.
+    fn standing(&self) -> Option<Result<Standing>>;
+    /// Whether the store was read yet.
+    fn is_read(&self) -> bool;
+}
 
 /// What the API serves.
 pub struct Api {
@@ -49,12 +56,15 @@ pub struct Api {
     pub clock: Arc<dyn crate::model::clock::Clock>,
     /// What the daemons of this cluster show each other, where there can be several.
     pub daemons: Option<String>,
-    /// What stands, where the cluster is another daemon, and that one does not answer.
-    pub standing: Option<Remembered>,
+    /// What is remembered, where a daemon may be without one that leads.
+    pub memory: Option<Arc<dyn Remembers>>,
 }
 
 /// How long whoever leads has to answer what can be told without it.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
+
+/// As long as the connection to it lasts.
+const FOREVER: std::time::Duration = std::time::Duration::from_secs(3600);
 
 /// A request that has passed its checks.
 #[derive(Clone)]
@@ -64,6 +74,8 @@ struct Call {
     path: std::collections::HashMap<String, String>,
     query: std::collections::HashMap<String, String>,
     body: Value,
+    /// How old an answer may be.
+    max_age: std::time::Duration,
 }
 
 impl Call {
@@ -190,7 +202,21 @@ async fn serve(
 ) -> Result<Answer> {
     check_version(&request)?;
     let peer = request.extensions().get::<Peer>().cloned().unwrap_or(Peer::Unknown);
-    let principal = auth::principal(&peer, request.headers(), &*api.store, api.daemons.as_deref())?;
+    let unread = api.memory.as_ref().is_some_and(|memory| !memory.is_read());
+    let principal = auth::principal(&peer, request.headers(), &*api.store, api.daemons.as_deref());
+    let principal = principal.map_err(|error| match error.kind {
+        // It may be in the store.
+        Kind::Unauthenticated if unread => {
+            Error::new(Kind::Unavailable, "token", "cannot be looked up yet: the Swarm's managers do not answer")
+                .retry(true)
+        }
+        _ => error,
+    })?;
+    let max_age = request.headers().get(MAX_AGE).map(|value| {
+        let seconds = value.to_str().ok().and_then(|value| value.parse::<u32>().ok());
+        seconds.ok_or_else(|| Error::invalid(MAX_AGE, "is not a number of seconds"))
+    });
+    let max_age = std::time::Duration::from_secs(u64::from(max_age.transpose()?.unwrap_or_default()));
     let query = read_query(route, request.uri().query().unwrap_or_default())?;
     let bytes = axum::body::to_bytes(request.into_body(), MAX_BODY).await.map_err(|error| {
         Error::new(Kind::Exhausted, "request body", format!("is larger than {MAX_BODY} bytes, or broke off"))
@@ -210,7 +236,9 @@ async fn serve(
     };
     let allowed = principal.require(route.need, about.as_deref());
     let result = match allowed {
-        Ok(()) => answer(route, Call { api: api.clone(), principal: principal.clone(), path, query, body }).await,
+        Ok(()) => {
+            answer(route, Call { api: api.clone(), principal: principal.clone(), path, query, body, max_age }).await
+        }
         Err(error) => Err(error),
     };
     if let Some(action) = route.change {
@@ -220,22 +248,32 @@ async fn serve(
     result
 }
 
-// Asks the cluster; where nobody who leads answers, memory has to do.
+// Asks the cluster; where nobody who leads answers, memory has to do for whoever says so.
 async fn answer(route: &Route, call: Call) -> Result<Answer> {
-    let (Some(from_memory), Some(standing)) = (route.standing, call.api.standing.clone()) else {
+    let (Some(from_memory), Some(memory)) = (route.standing, call.api.memory.clone()) else {
         return (route.handler)(call).await;
     };
-    let asked = tokio::time::timeout(PATIENCE, (route.handler)(call.clone())).await;
-    let error = match asked {
+    let asked = (route.handler)(call.clone());
+    let patience = if memory.age().is_some() && !call.max_age.is_zero() { PATIENCE } else { FOREVER };
+    let error = match tokio::time::timeout(patience, asked).await {
+        // A leader that cannot prove that it leads tells what stood when it last could.
+        Ok(Ok(Answer::Json(value))) => {
+            return Ok(memory.age().map_or(Answer::Json(value.clone()), |age| Answer::Old(value, age)));
+        }
         Ok(Err(error)) if matches!(error.kind, Kind::Unavailable | Kind::Timeout) => error,
         Ok(answer) => return answer,
         Err(_) => Error::new(Kind::Unavailable, "cluster", "whoever leads does not answer").retry(true),
     };
-    let Some(standing) = standing() else { return Err(error) };
+    let Some(standing) = memory.standing().filter(|_| !call.max_age.is_zero()) else { return Err(error) };
     let standing = standing?;
-    match from_memory(&call, &standing)? {
-        Answer::Json(value) => Ok(Answer::Old(value, standing.age)),
-        other => Ok(other),
+    if standing.age > call.max_age {
+        return Err(error);
+    }
+    match from_memory(&call, &standing) {
+        Ok(Answer::Json(value)) => Ok(Answer::Old(value, standing.age)),
+        // It may have been made since.
+        Err(missing) if missing.kind == Kind::NotFound => Err(error),
+        other => other,
     }
 }
 

@@ -7,8 +7,7 @@ use super::routes;
 use crate::model::Error;
 
 /// Of routes that are answered though no daemon leads.
-const OLD: &str =
-    " While no daemon leads, a manager's daemon answers from memory; `neap-age` says how old that is, in seconds.";
+const OLD: &str = " While no daemon leads, a manager's daemon answers from memory where the header `neap-max-age` (seconds) allows it; `neap-age` says how old an answer is.";
 
 /// The whole description.
 pub fn document() -> Value {

@@ -68,6 +68,7 @@ pub enum Command {
 pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     match command {
         Command::Get { key, format } => {
+            let cluster = &cluster.on_age(output::print_age);
             let entry = cluster.kv_get(&key).await?;
             let Some(entry) = entry else { return Err(missing(cluster, &key).await) };
             output::print(format.format, &entry, || entry.value.clone())
@@ -87,6 +88,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             Ok(())
         }
         Command::Ls { prefix, format } => {
+            let cluster = &cluster.on_age(output::print_age);
             let entries = cluster.kv_list(&prefix).await?;
             output::print(format.format, &entries, || show::kv(&entries))
         }

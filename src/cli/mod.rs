@@ -170,7 +170,7 @@ impl Global {
     }
 
     fn cluster(&self) -> Result<RemoteCluster> {
-        Ok(RemoteCluster::new(self.endpoint()?).on_age(output::print_age))
+        Ok(RemoteCluster::new(self.endpoint()?))
     }
 }
 

@@ -126,10 +126,12 @@ impl RoleArg {
 pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     match command {
         Command::Ls(args) => {
+            let cluster = &cluster.on_age(output::print_age);
             let nodes = cluster.nodes().await?;
             output::print(args.format, &nodes, || show::nodes(&nodes))
         }
         Command::Inspect { node } => {
+            let cluster = &cluster.on_age(output::print_age);
             let found = find(cluster, &node).await?;
             output::print(output::Format::Json, &found, String::new)
         }

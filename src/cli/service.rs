@@ -237,6 +237,9 @@ impl WaitArgs {
 
 /// Runs a subcommand.
 pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
+    let looking = cluster.on_age(output::print_age);
+    let looks = matches!(command, Command::Ls { .. } | Command::Ps { .. } | Command::Inspect { .. });
+    let cluster = if looks { &looking } else { cluster };
     match command {
         Command::Create { words, name, spec, wait } => {
             let service = words.describe(spec.describe(name.as_deref(), None)?);

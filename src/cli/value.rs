@@ -105,7 +105,7 @@ pub async fn secret(command: SecretCommand, cluster: &RemoteCluster) -> Result<(
     match command {
         SecretCommand::Create(args) => set(of, args.set, !args.raw, true, cluster).await,
         SecretCommand::Set(args) => set(of, args.set, !args.raw, false, cluster).await,
-        SecretCommand::Ls(args) => list(of, args, cluster).await,
+        SecretCommand::Ls(args) => list(of, args, &cluster.on_age(output::print_age)).await,
         SecretCommand::Inspect(args) => {
             let all = cluster.values(of).await?;
             let found: Result<Vec<&ValueInfo>> = args.names.iter().map(|name| find(of, &all, name)).collect();
@@ -124,7 +124,7 @@ pub async fn config(command: ConfigCommand, cluster: &RemoteCluster) -> Result<(
         ConfigCommand::Create(args) => set(of, args, false, true, cluster).await,
         ConfigCommand::Set(args) => set(of, args, false, false, cluster).await,
         ConfigCommand::Get { name } => output::raw(&cluster.config(&name).await?.value),
-        ConfigCommand::Ls(args) => list(of, args, cluster).await,
+        ConfigCommand::Ls(args) => list(of, args, &cluster.on_age(output::print_age)).await,
         ConfigCommand::Inspect(args) => {
             let mut found = Vec::new();
             for name in &args.names {

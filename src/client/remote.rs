@@ -32,10 +32,11 @@ impl RemoteCluster {
         RemoteCluster { wire: Wire::new(endpoint) }
     }
 
-    /// With somebody who is told when an answer is old.
+    /// For looking at what stands: an old answer will do while nobody leads, and `told` hears of its age. Whoever decides
+    /// anything by an answer does without this.
     #[must_use]
-    pub fn on_age(self, told: OnAge) -> Self {
-        RemoteCluster { wire: self.wire.on_age(told) }
+    pub fn on_age(&self, told: OnAge) -> Self {
+        RemoteCluster { wire: self.wire.clone().on_age(told) }
     }
 
     /// Behind whoever leads at the moment.

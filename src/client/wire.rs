@@ -45,6 +45,9 @@ pub struct Wire {
     on_age: Option<OnAge>,
 }
 
+/// The header of a request that an answer from memory will do for: how old it may be, in seconds.
+pub const MAX_AGE: &str = "neap-max-age";
+
 /// Told when an answer is only what stood so long ago, since no daemon leads.
 pub type OnAge = fn(std::time::Duration);
 
@@ -76,7 +79,7 @@ impl Wire {
         Wire { to: Target::Following(leader), on_age: None }
     }
 
-    /// With somebody who is told of old answers.
+    /// With somebody who is told of old answers, and will do with them.
     #[must_use]
     pub fn on_age(self, told: OnAge) -> Self {
         Wire { on_age: Some(told), ..self }
@@ -145,6 +148,7 @@ impl Wire {
             while leader.changed().await.is_ok() && *leader.borrow_and_update() == asked {}
         };
         tokio::select! {
+            biased;
             answer = self.send_once(method, path, body) => answer,
             () = another => Err(Error::new(Kind::Unavailable, "daemon", "lost the lead before it answered")
                 .help("see whether it was done, and ask again")
@@ -172,6 +176,9 @@ impl Wire {
             .header("host", "neap")
             .header("content-type", "application/json")
             .header("neap-version", env!("CARGO_PKG_VERSION"));
+        if self.on_age.is_some() {
+            request = request.header(MAX_AGE, u32::MAX.to_string());
+        }
         if matches!(self.to, Target::Following(_)) {
             request = request.header(FORWARDED, "1");
         }

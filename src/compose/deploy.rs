@@ -91,15 +91,9 @@ pub fn deploy(context: &mut Context<'_>, fields: &mut Fields<'_>, spec: &mut Map
         Some(other) => return Err(wrong(&node.at, &deploy.path_of("mode"), format!("{other:.40?} is not known"))),
     }
     set(spec, "replicas", deploy.number::<u32>("replicas")?);
-    for key in ["endpoint_mode", "rollback_config"] {
-        if let Some(at) = deploy.place(key) {
-            let why = match key {
-                "endpoint_mode" => "a published port leads to the balancer, and a name to every replica",
-                _ => "a rollback goes the way of the rollout",
-            };
-            let path = deploy.path_of(key);
-            context.warn(at, &path, why);
-        }
+    if let Some(at) = deploy.place("endpoint_mode") {
+        let path = deploy.path_of("endpoint_mode");
+        context.warn(at, &path, "a published port leads to the balancer, and a name to every replica");
     }
     resources(&mut deploy, spec)?;
     placement(&mut deploy, spec)?;
@@ -181,40 +175,45 @@ fn restart_policy(deploy: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Resu
     policy.finish(&[])
 }
 
+// What the specification says where the file does not: one at a time, the old one ends first, and a failure is left to its
+// owner. A rollback that is not described goes the way of the update.
 fn update_config(deploy: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()> {
-    let path = deploy.path_of("update_config");
-    // What the specification says where the file does not: one at a time, the old one ends first, and a failure is left to
-    // its owner.
+    let way = way(deploy, "update_config", &["continue", "pause", "rollback"])?;
+    spec.insert("rollout".into(), Json::Object(way));
+    if deploy.place("rollback_config").is_some() {
+        let way = self::way(deploy, "rollback_config", &["continue", "pause"])?;
+        spec.insert("rollback".into(), Json::Object(way));
+    }
+    Ok(())
+}
+
+fn way(deploy: &mut Fields<'_>, key: &'static str, actions: &[&str]) -> Result<Map<String, Json>> {
+    let path = deploy.path_of(key);
     let usual = [
         ("use", json!("rolling")),
         ("batch", json!(1)),
         ("order", json!("stop-first")),
         ("on_failure", json!("pause")),
     ];
-    let mut rollout = Map::from_iter(usual.map(|(key, value)| (key.to_owned(), value)));
-    let Some(node) = deploy.take("update_config") else {
-        spec.insert("rollout".into(), Json::Object(rollout));
-        return Ok(());
-    };
+    let mut way = Map::from_iter(usual.map(|(key, value)| (key.to_owned(), value)));
+    let Some(node) = deploy.take(key) else { return Ok(way) };
     let mut update = Fields::of(path, node)?;
     // 0 means all at once.
     let batch = update.number::<u32>("parallelism")?.map(|count| if count == 0 { json!("100%") } else { json!(count) });
-    set(&mut rollout, "batch", batch);
-    set(&mut rollout, "delay", update.duration("delay")?.filter(|delay| delay.millis() > 0).map(|d| d.to_string()));
-    set(&mut rollout, "min_healthy", update.duration("monitor")?.map(|period| period.to_string()));
-    set(&mut rollout, "max_failure_ratio", update.number::<f64>("max_failure_ratio")?);
-    for (from, to, known) in [
-        ("failure_action", "on_failure", &["continue", "pause", "rollback"][..]),
-        ("order", "order", &["start-first", "stop-first"][..]),
-    ] {
+    set(&mut way, "batch", batch);
+    set(&mut way, "delay", update.duration("delay")?.filter(|delay| delay.millis() > 0).map(|d| d.to_string()));
+    set(&mut way, "min_healthy", update.duration("monitor")?.map(|period| period.to_string()));
+    set(&mut way, "max_failure_ratio", update.number::<f64>("max_failure_ratio")?);
+    for (from, to, known) in
+        [("failure_action", "on_failure", actions), ("order", "order", &["start-first", "stop-first"][..])]
+    {
         let Some(word) = update.text(from)? else { continue };
         if !known.contains(&word.as_str()) {
             let path = update.path_of(from);
             return Err(wrong(&node.at, &path, format!("{word:.40?} is not one of {}", known.join(", "))));
         }
-        rollout.insert(to.into(), json!(word));
+        way.insert(to.into(), json!(word));
     }
     update.finish(&[])?;
-    spec.insert("rollout".into(), Json::Object(rollout));
-    Ok(())
+    Ok(way)
 }

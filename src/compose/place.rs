@@ -3,7 +3,7 @@
 use super::yaml::{At, Node, Value};
 
 /// The keys of a service that become each field that is called otherwise; the first that is there counts.
-const FIELDS: [(&str, &[&str]); 22] = [
+const FIELDS: [(&str, &[&str]); 23] = [
     ("labels", &["deploy.labels"]),
     ("container_labels", &["labels"]),
     ("mode", &["deploy.mode"]),
@@ -22,6 +22,7 @@ const FIELDS: [(&str, &[&str]); 22] = [
     ("policy", &["deploy.placement.preferences"]),
     ("check", &["healthcheck"]),
     ("rollout", &["deploy.update_config"]),
+    ("rollback", &["deploy.rollback_config"]),
     ("restart", &["deploy.restart_policy", "restart"]),
     ("stop", &["stop_signal", "stop_grace_period"]),
     ("log", &["logging"]),

@@ -145,7 +145,9 @@ pub fn service(context: &mut Context<'_>, key: &str, node: &Node) -> Result<(Jso
         for (key, value) in own {
             match (spec.get_mut(&key), value) {
                 // A script is used with its own options alone.
-                (Some(Json::Object(known)), Json::Object(more)) if !matches!(key.as_str(), "rollout" | "check") => {
+                (Some(Json::Object(known)), Json::Object(more))
+                    if !matches!(key.as_str(), "rollout" | "rollback" | "check") =>
+                {
                     known.extend(more);
                 }
                 (_, value) => drop(spec.insert(key, value)),

@@ -270,6 +270,13 @@ fn what_the_specification_says_where_a_file_does_not() {
     };
     assert_eq!(update(""), json!({ "use": "rolling", "batch": 1, "order": "stop-first", "on_failure": "pause" }));
     assert_eq!(update("update_config: {order: start-first}")["order"], "start-first");
+    let text = "services: {web: {image: x, deploy: {rollback_config: {parallelism: 0, failure_action: continue}}}}";
+    let back = json!({ "use": "rolling", "batch": "100%", "order": "stop-first", "on_failure": "continue" });
+    assert_eq!(stack(text).services["web"]["rollback"], back);
+    fails(
+        "services:\n  web:\n    image: x\n    deploy: {rollback_config: {failure_action: rollback}}\n",
+        "compose.yml:4: services.web.deploy.rollback_config.failure_action: \"rollback\" is not one of continue, pause",
+    );
     // A variable that is empty is an empty text.
     let web = stack("services:\n  web:\n    image: x\n    environment:\n      TAG: ${NONE-}\n      HOME: ${NONE}\n");
     assert_eq!(web.services["web"]["env"], json!({ "TAG": "", "HOME": "" }));

@@ -250,7 +250,7 @@ pub async fn up(options: Options) -> Result<()> {
     follow_scripts(&options, &runtime).await?;
     let audit = Arc::new(audit::AuditFile::open(&options.data, clock.clone())?);
     let router =
-        api::router(Arc::new(Api { cluster: runtime.clone(), store, audit, clock, daemons: None, standing: None }));
+        api::router(Arc::new(Api { cluster: runtime.clone(), store, audit, clock, daemons: None, memory: None }));
     tokio::spawn(api::server::serve_unix(socket, router.clone()));
     if let Some(address) = options.listen {
         let (face, fingerprint) = tls::own_face(&options.data, options.tls.as_ref())?;

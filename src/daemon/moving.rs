@@ -87,7 +87,10 @@ impl Moving {
         self.take_lead(&store, &host).await?;
         let moved = match target {
             Target::Swarm => self.to_swarm(&docker, &store, &host).await,
-            Target::Redb => self.to_redb(&docker, &store, &host).await,
+            Target::Redb => self.to_redb(&docker, &store, &host).await.and_then(|moved| {
+                super::standing::forget(&self.data)?;
+                Ok(moved)
+            }),
         };
         // Also after a failure: whatever daemon comes next need not wait.
         let given = store.give_up().await;

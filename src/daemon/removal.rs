@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::moving::Moving;
-use super::{identity, lock_data};
+use super::{identity, lock_data, standing};
 use crate::engines::swarm;
 use crate::model::{Error, Kind, Result};
 use crate::store::swarm::{Configs, SwarmConfigs, SwarmStore};
@@ -49,6 +49,7 @@ pub async fn clear(place: &Moving) -> Result<usize> {
     if let Some(id) = id {
         clear_swarm(place, &id).await?;
     }
+    standing::forget(&place.data)?;
     Ok(removed)
 }
 

@@ -92,15 +92,8 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     let following = |leader, known: watch::Receiver<Option<Leader>>, store| {
         let (audit, clock, memory) = (audit.clone(), clock.clone(), memory.clone());
         let cluster = Arc::new(RemoteCluster::following(leader));
-        let standing: Option<api::Remembered> = Some(Arc::new(move || memory.standing()));
-        door::elsewhere(known).merge(api::router(Arc::new(Api {
-            cluster,
-            store,
-            audit,
-            clock,
-            daemons: None,
-            standing,
-        })))
+        let memory: Option<Arc<dyn api::Remembers>> = Some(memory);
+        door::elsewhere(known).merge(api::router(Arc::new(Api { cluster, store, audit, clock, daemons: None, memory })))
     };
     let switch = Switch::new(following(watch::channel(None).1, watch::channel(None).1, memory.past()));
     let (face, fingerprint) = tls::own_face(&options.data, options.tls.as_ref())?;
@@ -109,15 +102,15 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     tokio::spawn(api::server::serve_unix(socket, switch.router()));
     let listener = api::server::bind_tcp(peer).await?;
     tokio::spawn(api::server::serve_tls(listener, config.subscribe(), switch.router()));
-    // Managers that are starting have no quorum yet.
-    let store = open_store(&options, &docker).await;
-    memory.follow(&store, &docker);
-    switch.follow(following(endpoints(&options, &docker, &store), store.leader(), store.clone()));
     if let Some(address) = options.listen.filter(|address| *address != peer) {
         let listener = api::server::bind_tcp(address).await?;
         println!("control API: https://{address}, fingerprint {fingerprint}");
         tokio::spawn(api::server::serve_tls(listener, config.subscribe(), switch.router()));
     }
+    // Managers that are starting have no quorum yet.
+    let store = open_store(&options, &docker).await;
+    memory.follow(&store, &docker);
+    switch.follow(following(endpoints(&options, &docker, &store), store.leader(), store.clone()));
     // What is done on this host is done here whoever leads.
     let worker = Arc::new(Worker::new(address.clone(), super::balancer(&options.data, false)));
     let keys = {
@@ -187,7 +180,8 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         let runtime = Runtime::start(super::parts(&options.cluster, parted)?, Box::new(fleet)).await?;
         super::follow_scripts(&options, &runtime).await?;
         let (cluster, clock) = (runtime.clone(), clock.clone());
-        let api = Api { cluster, store: store.clone(), audit: audit.clone(), clock, daemons, standing: None };
+        let api =
+            Api { cluster, store: store.clone(), audit: audit.clone(), clock, daemons, memory: Some(memory.clone()) };
         switch.set(door.router().merge(api::router(Arc::new(api))));
         println!("neap {} is up: cluster {}, engine swarm, leads", env!("CARGO_PKG_VERSION"), options.cluster);
         // Alive for as long as this daemon leads.

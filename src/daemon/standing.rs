@@ -13,6 +13,7 @@ use base64::engine::general_purpose::STANDARD;
 use bollard::Docker;
 use serde::{Deserialize, Serialize};
 
+use crate::api::Remembers;
 use crate::engines::swarm::nodes;
 use crate::model::clock::{Clock, Timestamp};
 use crate::model::node::Node;
@@ -23,14 +24,16 @@ use crate::store::{MemoryStore, Store};
 
 /// How often the nodes are read, and the file is written if something changed.
 const KEEP: Duration = Duration::from_secs(60);
+/// A leader proves once a second that it leads; after so long nobody does.
+const STALE: Duration = Duration::from_secs(5);
 /// The file in the data folder.
 const FILE: &str = "standing.json";
 
 #[derive(Serialize, Deserialize)]
 struct Kept {
     cluster: String,
-    // Values in base64.
-    data: BTreeMap<String, String>,
+    // Values in base64, each with its version.
+    data: BTreeMap<String, (u64, String)>,
     nodes: Vec<Node>,
 }
 
@@ -40,11 +43,11 @@ pub struct Memory {
     file: PathBuf,
     clock: Arc<dyn Clock>,
     // Where the store cannot be read: what stood, and when.
-    past: Option<(Arc<dyn Store>, Timestamp)>,
+    past: Mutex<Option<(Arc<dyn Store>, Timestamp)>>,
     live: Mutex<Option<Arc<SwarmStore>>>,
     nodes: Mutex<Vec<Node>>,
-    // The version of the store that the file has.
-    kept: Mutex<Option<u64>>,
+    // The version of the store that the file has, and the nodes.
+    kept: Mutex<Option<(u64, Vec<Node>)>>,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
@@ -59,43 +62,36 @@ impl Memory {
         if let Some((kept, at)) = read(&file).filter(|(kept, _)| kept.cluster == cluster) {
             nodes = kept.nodes;
             let values = kept.data.into_iter();
-            let values = values.filter_map(|(key, value)| Some((key, STANDARD.decode(value).ok()?)));
+            let values =
+                values.filter_map(|(key, (version, value))| Some((key, version, STANDARD.decode(value).ok()?)));
             past = Some((Arc::new(MemoryStore::of(values)) as Arc<dyn Store>, at));
         }
-        let (nodes, live, kept) = (Mutex::new(nodes), Mutex::default(), Mutex::default());
+        let (past, nodes, live, kept) = (Mutex::new(past), Mutex::new(nodes), Mutex::default(), Mutex::default());
         Arc::new(Memory { cluster: cluster.to_owned(), file, clock, past, live, nodes, kept })
     }
 
     /// Where tokens are looked up until the store can be read.
     pub fn past(&self) -> Arc<dyn Store> {
-        self.past.as_ref().map_or_else(|| Arc::new(MemoryStore::new()) as Arc<dyn Store>, |(store, _)| store.clone())
+        let past = locked(&self.past);
+        past.as_ref().map_or_else(|| Arc::new(MemoryStore::new()) as Arc<dyn Store>, |(store, _)| store.clone())
     }
 
     /// The store can be read: it is what stands from now on.
     pub fn follow(self: &Arc<Self>, store: &Arc<SwarmStore>, docker: &Docker) {
         *locked(&self.live) = Some(store.clone());
+        *locked(&self.past) = None;
         let (memory, docker) = (self.clone(), docker.clone());
         tokio::spawn(async move {
             loop {
                 // Without a quorum nobody can be asked, and what was seen last stays.
                 if let Ok(nodes) = nodes::list(&docker).await {
                     *locked(&memory.nodes) = nodes;
-                    memory.keep();
+                    let memory = memory.clone();
+                    let _ = tokio::task::spawn_blocking(move || memory.keep()).await;
                 }
                 tokio::time::sleep(KEEP).await;
             }
         });
-    }
-
-    /// What stands, as far as this daemon knows.
-    pub fn standing(&self) -> Option<Result<Standing>> {
-        let nodes = locked(&self.nodes).clone();
-        if let Some(store) = locked(&self.live).clone() {
-            let age = store.age();
-            return Some(Standing::read(store, &nodes, age));
-        }
-        let (store, at) = self.past.as_ref()?;
-        Some(Standing::read(store.clone(), &nodes, self.clock.wall().since(*at).std()))
     }
 
     /// Brings the file up to date. Its own time says when the store was last seen to be alive.
@@ -103,9 +99,10 @@ impl Memory {
         let Some(store) = locked(&self.live).clone() else { return };
         let mut kept = locked(&self.kept);
         let (version, seen) = (store.version(), SystemTime::now().checked_sub(store.age()));
-        let written = match *kept == Some(version) {
+        let nodes = locked(&self.nodes).clone();
+        let written = match kept.as_ref().is_some_and(|(its, of)| *its == version && *of == nodes) {
             true => Ok(()),
-            false => self.write(&*store),
+            false => self.write(&*store, nodes.clone()),
         };
         let dated = written.and_then(|()| {
             let file = std::fs::File::options().append(true).open(&self.file);
@@ -113,7 +110,7 @@ impl Memory {
             dated.map_err(|error| Error::io(self.file.display().to_string(), "date it", &error))
         });
         match dated {
-            Ok(()) => *kept = Some(version),
+            Ok(()) => *kept = Some((version, nodes)),
             Err(error) => {
                 *kept = None;
                 tracing::warn!(%error, "what stands cannot be kept for a time without a leader");
@@ -121,9 +118,13 @@ impl Memory {
         }
     }
 
-    fn write(&self, store: &dyn Store) -> Result<()> {
-        let data = store.list("")?.into_iter().map(|entry| (entry.key, STANDARD.encode(entry.value))).collect();
-        let kept = Kept { cluster: self.cluster.clone(), data, nodes: locked(&self.nodes).clone() };
+    fn write(&self, store: &dyn Store, nodes: Vec<Node>) -> Result<()> {
+        let data = store
+            .list("")?
+            .into_iter()
+            .map(|entry| (entry.key, (entry.version, STANDARD.encode(entry.value))))
+            .collect();
+        let kept = Kept { cluster: self.cluster.clone(), data, nodes };
         let text = serde_json::to_vec(&kept).map_err(|error| Error::internal("what stands", error.to_string()))?;
         let temporary = self.file.with_extension("new");
         let failed = |error: std::io::Error| Error::io(self.file.display().to_string(), "write it", &error);
@@ -131,6 +132,41 @@ impl Memory {
         let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&temporary).map_err(failed)?;
         file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
         std::fs::rename(&temporary, &self.file).map_err(failed)
+    }
+}
+
+impl Remembers for Memory {
+    fn age(&self) -> Option<Duration> {
+        match &*locked(&self.live) {
+            Some(store) => Some(store.age()).filter(|age| *age > STALE),
+            None => Some(locked(&self.past).as_ref().map_or(STALE, |(_, at)| self.clock.wall().since(*at).std())),
+        }
+    }
+
+    fn standing(&self) -> Option<Result<Standing>> {
+        let nodes = locked(&self.nodes).clone();
+        if let Some(store) = locked(&self.live).clone() {
+            let age = store.age();
+            return Some(Standing::read(store, &nodes, age));
+        }
+        let past = locked(&self.past);
+        let (store, at) = past.as_ref()?;
+        Some(Standing::read(store.clone(), &nodes, self.clock.wall().since(*at).std()))
+    }
+
+    fn is_read(&self) -> bool {
+        locked(&self.live).is_some()
+    }
+}
+
+/// Takes the file away, where the store is another one from now on, or none.
+pub fn forget(data: &Path) -> Result<()> {
+    let file = data.join(FILE);
+    match std::fs::remove_file(&file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(file.display().to_string(), "remove it", &error))
+        }
+        _ => Ok(()),
     }
 }
 

@@ -151,6 +151,9 @@ pub struct ServiceSpec {
     /// How a new revision comes in.
     #[serde(default = "rolling")]
     pub rollout: Use,
+    /// How the revision before comes back, when somebody asks for it; by the rollout where nothing is said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rollback: Option<Use>,
     /// What happens when a replica ends.
     #[serde(default)]
     pub restart: RestartPolicy,
@@ -310,6 +313,11 @@ impl ServiceSpec {
         Ok(())
     }
 
+    /// The rollout scripts that it names.
+    pub fn rollouts(&self) -> impl Iterator<Item = &Use> {
+        [Some(&self.rollout), self.rollback.as_ref()].into_iter().flatten()
+    }
+
     /// The ports that a replica takes on its host.
     pub fn host_ports(&self) -> impl Iterator<Item = (u16, Protocol)> + '_ {
         self.ports.values().filter_map(PortSpec::host_port)
@@ -323,8 +331,8 @@ impl ServiceSpec {
         if let Some(policy) = self.policy.iter().find(|policy| policy.name.as_str() != "spread") {
             return Err(format!("engine_native: the Swarm does not ask policy \"{}\"", policy.name));
         }
-        if self.rollout.name.as_str() != "rolling" {
-            return Err(format!("engine_native: the Swarm does not ask rollout \"{}\"", self.rollout.name));
+        if let Some(other) = self.rollouts().find(|used| used.name.as_str() != "rolling") {
+            return Err(format!("engine_native: the Swarm does not ask rollout \"{}\"", other.name));
         }
         let own = |check: &&CheckSpec| check.http.is_some() || check.tcp.is_some() || check.script.is_some();
         if self.check.as_ref().filter(own).is_some() {

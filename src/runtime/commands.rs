@@ -1,27 +1,23 @@
-//! What people ask for, as changes of the world: apply, scale, release, remove.
+//! What people ask for, as changes of the world: apply, scale, remove.
 
-use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-
-use serde_json::Value;
 
 use super::persist::{bundle_key, node_key};
 use super::prepare::{Prepared, Resolved};
-use crate::client::{Only, ReleaseAction};
+use super::releases::{Way, begin_release};
+use crate::client::Only;
 use crate::model::bundle::HostedKind;
 use crate::model::event::What;
 use crate::model::id::ServiceId;
 use crate::model::name::Name;
 use crate::model::node::{Availability, Node, NodeSettings, NodeUpdate};
-use crate::model::release::{Order, Release, ReleaseState};
+use crate::model::port::PortSpec;
+use crate::model::release::ReleaseState;
 use crate::model::service::{MAX_REPLICAS, Revision, Service, ServiceSpec};
-use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
-use crate::scheduler::release::roll_back;
 use crate::scheduler::world::{Change, Draft, Note, World};
 use crate::script::host::ScriptHost;
 use crate::script::registration::Facts;
-use crate::script::stdlib;
 use crate::store::{Write, encode};
 
 /// Why a release is paused that a person paused.
@@ -94,7 +90,7 @@ pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prep
 }
 
 // What acts by itself has one owner, whoever brings it along.
-fn refuse_taken_names(world: &World, host: &ScriptHost, name: &Name, bundle: &str) -> Result<()> {
+pub(super) fn refuse_taken_names(world: &World, host: &ScriptHost, name: &Name, bundle: &str) -> Result<()> {
     let own = host.registered(Some(bundle))?;
     if !own.registrations.keys().any(|(kind, _)| kind.acts()) {
         return Ok(());
@@ -110,13 +106,32 @@ fn refuse_taken_names(world: &World, host: &ScriptHost, name: &Name, bundle: &st
 
 /// An error where another service publishes a port of it.
 pub fn refuse_taken_ports(world: &World, spec: &ServiceSpec) -> Result<()> {
+    let old = world.services.get(&spec.name).filter(|old| !old.spec.engine_native && !spec.engine_native);
+    for (name, port) in &spec.ports {
+        let changes = |theirs: &PortSpec| {
+            port.published.is_some()
+                && theirs.published == port.published
+                && theirs.protocol == port.protocol
+                && theirs.mode != port.mode
+        };
+        if old.is_some_and(|old| old.spec.ports.values().any(changes)) {
+            let message = format!(
+                "ports.{name}: mode {} under a number that is published otherwise now; replicas and balancer would wait for one another",
+                port.mode.as_str()
+            );
+            return Err(Error::new(Kind::Unsupported, spec.subject(), message)
+                .help("take the port out first and publish it anew afterwards, or take another number"));
+        }
+    }
     for (name, port) in &spec.ports {
         let Some(published) = port.published else { continue };
         for other in world.services.values().filter(|other| other.spec.name != spec.name) {
             let taken = other.spec.ports.iter().find(|(_, theirs)| {
                 let same_address = theirs.address.is_none() || port.address.is_none() || theirs.address == port.address;
                 // Two on their replicas' hosts do not meet: they are placed apart.
-                let apart = theirs.host_port().is_some() && port.host_port().is_some();
+                let apart = theirs.host_port().is_some()
+                    && port.host_port().is_some()
+                    && other.spec.engine_native == spec.engine_native;
                 theirs.published == Some(published) && theirs.protocol == port.protocol && same_address && !apart
             });
             if let Some((theirs, _)) = taken {
@@ -186,6 +201,7 @@ fn update(
     let same = draft.world.revision(&name, target).is_some_and(|revision| revision.hash == resolved.hash());
     let changed = service.spec != spec || service.bundle != old.bundle;
     service.spec = spec;
+    let spec_rollout = service.spec.rollout.clone();
     // Edited scripts without any other change: what runs is judged by them from now on.
     if same
         && service.bundle != old.bundle
@@ -201,7 +217,8 @@ fn update(
             && release.moved.iter().chain(release.base.keys()).any(|slot| release.revision_of(slot) != target)
     });
     if same && half_way {
-        begin_release(draft, &service, target, rollout, rollout_bundle.clone());
+        let way = Way { rollout: &spec_rollout, facts: rollout, scripts: rollout_bundle.clone() };
+        begin_release(draft, &service, target, way);
     }
     if !same {
         service.revision += 1;
@@ -212,7 +229,10 @@ fn update(
                 service.stable = Some(old.active);
                 service.active = service.revision;
             }
-            false => begin_release(draft, &service, service.revision, rollout, rollout_bundle),
+            false => {
+                let way = Way { rollout: &spec_rollout, facts: rollout, scripts: rollout_bundle };
+                begin_release(draft, &service, service.revision, way);
+            }
         }
     }
     if changed || !same {
@@ -228,62 +248,8 @@ fn update(
 }
 
 // `scripts`: those that the rollout is in, where the service did not bring it along.
-fn begin_release(draft: &mut Draft, service: &Service, to: u32, rollout: &Facts, scripts: Option<String>) {
-    let name = &service.spec.name;
-    let now = draft.clock.now();
-    // A release that is overtaken leaves its slots where they are until their turn comes.
-    let mut base = BTreeMap::new();
-    let mut order = Order::StartFirst;
-    if let Some(open) = draft
-        .world
-        .releases
-        .get(name)
-        .filter(|release| !release.state.is_final() || release.state == ReleaseState::Failed)
-    {
-        order = open.order;
-        let slots: BTreeSet<_> = open.moved.iter().chain(open.base.keys()).cloned().collect();
-        base = slots.into_iter().map(|slot| (slot.clone(), open.revision_of(&slot))).collect();
-    }
-    let asked = service
-        .spec
-        .rollout
-        .options
-        .get("deadline")
-        .and_then(Value::as_str)
-        .and_then(|text| text.parse::<Duration>().ok());
-    let release = Release {
-        service: name.clone(),
-        from: service.active,
-        to,
-        back: service.stable.unwrap_or(service.active),
-        rollout: service.spec.rollout.clone(),
-        bundle: scripts.or_else(|| service.bundle.clone()),
-        state: ReleaseState::Running,
-        step: 0,
-        intent: None,
-        intent_at: None,
-        moved: BTreeSet::new(),
-        base,
-        failed: BTreeMap::new(),
-        order,
-        weight: None,
-        reason: None,
-        started_at: now,
-        judged_from: now,
-        paused_at: None,
-        deadline_at: asked.or(rollout.deadline).map(|period| now.after(period)),
-        finished_at: None,
-    };
-    draft.note(
-        What::ReleaseStarted,
-        name,
-        format!("revision {} -> {to} by rollout \"{}\"", release.from, release.rollout.name),
-    );
-    draft.change(Change::Release(Arc::new(release)));
-}
-
 // What the Swarm is just taking over is not changed under its hands.
-fn refuse_leaving(service: &Service) -> Result<()> {
+pub(super) fn refuse_leaving(service: &Service) -> Result<()> {
     if !service.is_leaving() {
         return Ok(());
     }
@@ -291,7 +257,7 @@ fn refuse_leaving(service: &Service) -> Result<()> {
         .help(format!("wait until it is, or let it stay: neap service release {} --cancel", service.spec.name)))
 }
 
-fn present(draft: &Draft, name: &str) -> Result<Arc<Service>> {
+pub(super) fn present(draft: &Draft, name: &str) -> Result<Arc<Service>> {
     draft.world.services.get(name).cloned().ok_or_else(|| missing(&draft.world, name))
 }
 
@@ -369,129 +335,5 @@ pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update:
     for name in draft.world.services.keys().cloned().collect::<Vec<_>>() {
         draft.wake(&name, draft.clock.now());
     }
-    Ok(())
-}
-
-/// A person's word on a release.
-pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: ReleaseAction) -> Result<()> {
-    let service = present(draft, name)?;
-    refuse_leaving(&service)?;
-    if service.spec.engine_native {
-        return roll_back_native(draft, &service, action);
-    }
-    let open = draft.world.open_release(&service.spec.name).cloned();
-    let Some(open) = open else {
-        if action == ReleaseAction::Rollback {
-            return roll_back_finished(draft, host, &service);
-        }
-        return Err(Error::new(Kind::Conflict, service.spec.subject(), "has no release going on"));
-    };
-    let mut release = Release::clone(&open);
-    let wrong =
-        || Error::new(Kind::Conflict, service.spec.subject(), format!("its release is {}", open.state.as_str()));
-    match action {
-        ReleaseAction::Pause if release.state == ReleaseState::Running => {
-            release.state = ReleaseState::Paused;
-            release.paused_at = Some(draft.clock.now());
-            release.reason = Some(BY_HAND.into());
-            draft.note(What::ReleasePaused, &release.service, "by hand");
-        }
-        ReleaseAction::Resume if release.state == ReleaseState::Paused => {
-            release.state = ReleaseState::Running;
-            release.reason = None;
-            try_again(draft, &mut release);
-            draft.note(What::ReleaseResumed, &release.service, "by hand");
-        }
-        ReleaseAction::Promote if matches!(release.state, ReleaseState::Running | ReleaseState::Paused) => {
-            release.state = ReleaseState::Promoting;
-            release.intent = None;
-            release.weight = None;
-            try_again(draft, &mut release);
-            draft.note(What::ReleaseStep, &release.service, "promoted by hand");
-        }
-        ReleaseAction::Abort => {
-            release.state = ReleaseState::Failed;
-            release.intent = None;
-            release.reason = Some("aborted by hand".into());
-            release.finished_at = Some(draft.clock.now());
-            draft.note(What::ReleaseFailed, &release.service, "aborted by hand");
-        }
-        ReleaseAction::Rollback if release.state != ReleaseState::RollingBack => {
-            roll_back(draft, &mut release, "rolled back by hand".into());
-        }
-        _ => return Err(wrong()),
-    }
-    draft.change(Change::Release(Arc::new(release)));
-    Ok(())
-}
-
-// The Swarm updates to the revision before, as to any other.
-fn roll_back_native(draft: &mut Draft, service: &Service, action: ReleaseAction) -> Result<()> {
-    if action != ReleaseAction::Rollback {
-        return Err(Error::new(Kind::Conflict, service.spec.subject(), "its updates are the Swarm's")
-            .help(format!("go back with: neap service rollback {}", service.spec.name)));
-    }
-    let name = &service.spec.name;
-    // What ran before; after that, one by one.
-    let last = service.stable.filter(|number| *number != service.active);
-    let last = last.and_then(|number| draft.world.revision(name, number).cloned());
-    let before = last
-        .or_else(|| draft.world.revisions_of(name).filter(|revision| revision.number < service.active).last().cloned());
-    let before = before
-        .ok_or_else(|| Error::new(Kind::Conflict, service.spec.subject(), "has no earlier revision to go back to"))?;
-    let mut service = service.clone();
-    let (replicas, rollout) = (service.spec.replicas, service.spec.rollout.clone());
-    service.spec = before.spec.clone();
-    (service.spec.replicas, service.spec.rollout) = (replicas, rollout);
-    service.active = before.number;
-    service.updated_at = draft.clock.wall();
-    draft.note(What::ServiceUpdated, name, format!("back to revision {}", before.number));
-    draft.change(Change::Service(Arc::new(service)));
-    Ok(())
-}
-
-// What failed before has been seen, and the time of the pause does not count.
-fn try_again(draft: &Draft, release: &mut Release) {
-    let now = draft.clock.now();
-    release.failed.clear();
-    release.judged_from = now;
-    if let Some(paused_at) = release.paused_at.take() {
-        release.deadline_at = release.deadline_at.map(|at| at.after(now.since(paused_at)));
-    }
-    release.intent_at = release.intent_at.map(|_| now);
-}
-
-// After the release is over: back to the revision before, by the service's own rollout.
-fn roll_back_finished(draft: &mut Draft, host: &ScriptHost, service: &Service) -> Result<()> {
-    let name = &service.spec.name;
-    let nowhere = || Error::new(Kind::Conflict, service.spec.subject(), "has no earlier revision to go back to");
-    let last = draft.world.releases.get(name).cloned();
-    if let Some(failed) = last.as_ref().filter(|release| release.state == ReleaseState::Failed) {
-        // The few slots that moved go back at once; its script has had its say.
-        let mut release = Release::clone(failed);
-        release.finished_at = None;
-        roll_back(draft, &mut release, "rolled back by hand".into());
-        draft.change(Change::Release(Arc::new(release)));
-        return Ok(());
-    }
-    let to = match &last {
-        Some(release) if release.state == ReleaseState::Promoted && release.to == service.active => release.from,
-        _ => service.active.checked_sub(1).filter(|number| *number > 0).ok_or_else(nowhere)?,
-    };
-    let revision = draft.world.revision(name, to).cloned().ok_or_else(nowhere)?;
-    let own = host.registered(service.bundle.as_deref())?;
-    let (bundle, facts) = host.find(&own, HostedKind::Rollout, service.spec.rollout.name.as_str())?;
-    if let Some(hash) = &revision.bundle {
-        refuse_taken_names(&draft.world, host, name, hash)?;
-    }
-    let mut service = service.clone();
-    let (replicas, rollout) = (service.spec.replicas, service.spec.rollout.clone());
-    service.spec = revision.spec.clone();
-    service.bundle.clone_from(&revision.bundle);
-    service.spec.replicas = replicas;
-    service.spec.rollout = rollout;
-    service.updated_at = draft.clock.wall();
-    begin_release(draft, &service, to, &facts, (bundle != stdlib::OWNER).then_some(bundle));
-    draft.change(Change::Service(Arc::new(service)));
     Ok(())
 }

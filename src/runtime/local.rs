@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::follow::Follower;
-use super::{Runtime, commands, cron, kv, prepare, scripts, status, values};
+use super::{Runtime, commands, cron, kv, prepare, releases, scripts, status, values};
 use crate::client::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use crate::client::members::JoinTicket;
 use crate::client::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
@@ -160,7 +160,7 @@ impl Cluster for Runtime {
 
     async fn release(&self, name: &str, action: ReleaseAction) -> Result<ServiceStatus> {
         let (owned, host) = (name.to_owned(), self.parts.host.clone());
-        self.command(move |draft, _| commands::release(draft, &host, &owned, action)).await?;
+        self.command(move |draft, _| releases::release(draft, &host, &owned, action)).await?;
         self.status(name)
     }
 

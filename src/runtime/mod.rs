@@ -24,6 +24,7 @@ mod objects;
 mod persist;
 mod prepare;
 mod publish;
+mod releases;
 mod scripts;
 pub mod standing;
 mod starter;

@@ -122,6 +122,10 @@ pub fn prepare(world: &World, parts: &Parts, ask: Apply) -> Result<Prepared> {
     }
     let (rollout_bundle, rollout) = host.find(&own, HostedKind::Rollout, spec.rollout.name.as_str()).map_err(about)?;
     check_options(HostedKind::Rollout, &spec.rollout, &rollout).map_err(about)?;
+    if let Some(back) = &spec.rollback {
+        let (_, facts) = host.find(&own, HostedKind::Rollout, back.name.as_str()).map_err(about)?;
+        check_options(HostedKind::Rollout, back, &facts).map_err(about)?;
+    }
     let registered = match spec.check.as_ref().and_then(|check| check.script.as_ref()) {
         Some(script) => Some(host.find(&own, HostedKind::Check, script.as_str()).map_err(about)?.1.check),
         None => None,

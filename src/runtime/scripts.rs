@@ -214,7 +214,7 @@ fn check(world: &World, host: &ScriptHost, next: &Epoch) -> Result<()> {
         let spec = &service.spec;
         let checked = spec.check.as_ref().and_then(|check| check.script.as_ref());
         let named = (spec.policy.iter().map(|policy| (HostedKind::Policy, policy.name.as_str())))
-            .chain([(HostedKind::Rollout, spec.rollout.name.as_str())])
+            .chain(spec.rollouts().map(|used| (HostedKind::Rollout, used.name.as_str())))
             .chain(checked.map(|check| (HostedKind::Check, check.as_str())));
         for (kind, wanted) in named {
             let key = (kind, wanted.to_owned());

@@ -9,6 +9,7 @@ use crate::client::kv::{KvEntry, ValueInfo, ValueKind};
 use crate::model::Result;
 use crate::model::node::Node;
 use crate::model::service::Revision;
+use crate::scheduler::routing;
 use crate::scheduler::world::World;
 use crate::store::Store;
 
@@ -28,16 +29,22 @@ impl Standing {
         Ok(Standing { store, world, age })
     }
 
+    // No balancer was asked: that all is as it should be, but for what is known.
+    fn confirmed(&self) -> status::Confirmed {
+        let listeners = Arc::new(routing::table(&self.world).listeners);
+        status::Confirmed { heard: true, listeners, ..status::Confirmed::default() }
+    }
+
     /// All services, by name.
     pub fn services(&self) -> Vec<ServiceStatus> {
-        let confirmed = status::Confirmed::default();
+        let confirmed = self.confirmed();
         self.world.services.values().map(|service| status::of(&self.world, service, &confirmed)).collect()
     }
 
     /// One service.
     pub fn service(&self, name: &str) -> Result<ServiceStatus> {
         let service = self.world.services.get(name).ok_or_else(|| commands::missing(&self.world, name))?;
-        Ok(status::of(&self.world, service, &status::Confirmed::default()))
+        Ok(status::of(&self.world, service, &self.confirmed()))
     }
 
     /// A service's revisions, oldest first.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
+use super::board::Claim;
 use super::place::{Ask, Filter, Placer, SlotAsk};
 use super::slots;
 use super::world::World;
@@ -58,8 +59,18 @@ pub fn plan(world: &World, old: Option<&Service>, service: &Service, hash: &str,
             .map(|(slot, ..)| SlotAsk { slot: slot.clone(), replaces: replaces(slot), stays: None })
             .collect(),
     };
+    // A replica that gives way gives way with its host's ports.
+    let mut board = world.board().clone();
+    for (slot, ..) in &wanted {
+        let gone = present.get(slot).into_iter().flat_map(|tasks| &tasks.wanted);
+        for (task, node) in gone.filter_map(|task| Some((task, task.node.as_ref()?))) {
+            let its = world.revision(&task.service, task.revision).map(|revision| Claim::of(&revision.spec));
+            let ports = its.unwrap_or_default().ports;
+            board.alter(node, &service.spec.name, false, &Claim { ports, ..Claim::default() }, -1);
+        }
+    }
     let mut steps = Vec::new();
-    placer.place(world.board(), &mut std::iter::once(ask), &mut |_, answers| {
+    placer.place(&board, &mut std::iter::once(ask), &mut |_, answers| {
         for ((slot, action, reason), answer) in wanted.iter().zip(answers) {
             let found = answer.place.map_err(|error| {
                 if error.kind == crate::model::Kind::Exhausted { error.message } else { error.to_string() }

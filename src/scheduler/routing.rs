@@ -1,10 +1,13 @@
 //! Who gets traffic: the balancer's table, made from the world.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::world::World;
 use crate::model::check::OnFail;
 use crate::model::native::{Handover, PublishMode};
+use crate::model::port::Protocol;
 use crate::model::release::ReleaseState;
-use crate::model::service::Service;
+use crate::model::service::{Service, ServiceSpec};
 use crate::model::task::{Health, Task, TaskState};
 use crate::network::table::{Backend, Listener, Table};
 
@@ -20,11 +23,32 @@ pub fn listeners<'a>(world: &'a World, service: &'a Service) -> impl Iterator<It
     // While another has them, or is to have them, they are not ours to open.
     let has_ports = service.handover.as_ref().is_none_or(Handover::has_ports) && !service.spec.engine_native;
     let ports = service.spec.ports.iter().filter(move |(_, port)| has_ports && port.mode == PublishMode::Ingress);
+    // As long as a replica has it on its host, nobody else opens it there.
+    let held = held_by_replicas(world, service);
+    let ports = ports.filter(move |(_, port)| !port.published.is_some_and(|number| held.contains(&number)));
     ports.filter_map(move |(port_name, port)| {
         let backends = backends(world, name, port_name);
         let listener = Listener { address: port.address, port: port.published?, balance: port.balance, backends };
         Some((format!("{name}/{port_name}"), listener))
     })
+}
+
+// Ports of hosts that replicas of older revisions still have; nearly always none.
+fn held_by_replicas(world: &World, service: &Service) -> BTreeSet<u16> {
+    let name = &service.spec.name;
+    let tcp = |spec: &ServiceSpec| {
+        spec.host_ports().filter(|(_, protocol)| *protocol == Protocol::Tcp).map(|(port, _)| port).collect()
+    };
+    let had: BTreeMap<u32, Vec<u16>> = world
+        .revisions_of(name)
+        .map(|revision| (revision.number, tcp(&revision.spec)))
+        .filter(|(_, ports): &(u32, Vec<u16>)| !ports.is_empty())
+        .collect();
+    if had.is_empty() {
+        return BTreeSet::new();
+    }
+    let alive = world.tasks_of(name).filter(|task| task.node.is_some() && !task.state.is_final());
+    alive.filter_map(|task| had.get(&task.revision)).flatten().copied().collect()
 }
 
 fn backends(world: &World, service: &crate::model::name::Name, port: &str) -> Vec<Backend> {

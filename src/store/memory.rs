@@ -30,11 +30,12 @@ impl MemoryStore {
 }
 
 impl MemoryStore {
-    /// One with these values.
-    pub fn of(values: impl IntoIterator<Item = (String, Vec<u8>)>) -> Self {
+    /// One with these values, each with its version.
+    pub fn of(values: impl IntoIterator<Item = (String, u64, Vec<u8>)>) -> Self {
         let store = MemoryStore::new();
-        let data = values.into_iter().map(|(key, value)| (key, (1, value))).collect();
-        *store.inner.write().unwrap_or_else(PoisonError::into_inner) = Inner { data, version: 1 };
+        let data: BTreeMap<_, _> = values.into_iter().map(|(key, version, value)| (key, (version, value))).collect();
+        let version = data.values().map(|(version, _)| *version).max().unwrap_or_default();
+        *store.inner.write().unwrap_or_else(PoisonError::into_inner) = Inner { data, version };
         store
     }
 }

@@ -4,11 +4,13 @@ mod container;
 mod files;
 mod ports;
 mod refused;
+mod rollback;
 mod words;
 
 use container::{ContainerArgs, change_list};
 use files::FileArgs;
 use refused::RefusedArgs;
+use rollback::RollbackArgs;
 use serde_json::{Map, Value, json};
 pub use words::{CommandArgs, Words};
 
@@ -161,6 +163,8 @@ pub struct SpecArgs {
     stop_drain: Option<String>,
     #[command(flatten)]
     container: ContainerArgs,
+    #[command(flatten)]
+    rollback: RollbackArgs,
     #[command(flatten)]
     refused: RefusedArgs,
     /// Bring hosted scripts along: a pattern below this folder, such as 'policies/*.lua'
@@ -344,20 +348,25 @@ impl SpecArgs {
             spec.insert("rollout".into(), read_use(text)?);
         }
         let fields = [
-            ("batch", self.update_parallelism.clone().map(|text| text.parse::<u32>().map_or(json!(text), Value::from))),
+            ("batch", self.update_parallelism.as_deref().map(rollback::batch)),
             ("delay", self.update_delay.clone().map(Value::from)),
             ("min_healthy", self.update_monitor.clone().map(Value::from)),
             ("order", self.update_order.clone().map(Value::from)),
             ("on_failure", self.update_failure_action.clone().map(Value::from)),
             ("max_failure_ratio", self.update_max_failure_ratio.map(Value::from)),
         ];
-        for (key, value) in fields {
+        let back = self.rollback.fields();
+        for (field, key, value) in fields
+            .map(|(key, value)| ("rollout", key, value))
+            .into_iter()
+            .chain(back.map(|(key, value)| ("rollback", key, value)))
+        {
             if value.is_some() {
-                if !spec.get("rollout").is_some_and(Value::is_object) {
-                    let name = spec.get("rollout").cloned().unwrap_or_else(|| json!("rolling"));
-                    spec.insert("rollout".into(), json!({ "use": name }));
+                if !spec.get(field).is_some_and(Value::is_object) {
+                    let name = spec.get(field).cloned().filter(Value::is_string).unwrap_or_else(|| json!("rolling"));
+                    spec.insert(field.into(), json!({ "use": name }));
                 }
-                set(table(spec, "rollout"), key, value);
+                set(table(spec, field), key, value);
             }
         }
         Ok(())

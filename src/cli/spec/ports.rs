@@ -3,29 +3,40 @@
 use serde_json::{Map, Value, json};
 
 use super::table;
-use crate::model::port::PortSpec;
+use crate::model::port::{PortSpec, Protocol};
 use crate::model::{Error, Result};
 
 /// Puts published ports into a description and takes others out, by their targets.
 pub fn describe(spec: &mut Map<String, Value>, publish: &[String], remove: &[String]) -> Result<()> {
     for text in remove {
-        let target = text.split('/').next().unwrap_or_default().rsplit(':').next().unwrap_or_default();
+        let (target, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
+        let protocol: Protocol =
+            protocol.parse().map_err(|error: Error| error.about(format!("--publish-rm {text:.60?}")))?;
+        let target = target.rsplit(':').next().unwrap_or_default();
         let number: u16 = target
             .parse()
             .map_err(|_| Error::invalid(format!("--publish-rm {text:.60?}"), "is not a port; it is the target's"))?;
-        table(spec, "ports").retain(|_, port| read(port).is_none_or(|port| port.container_port() != Some(number)));
+        let is_it = |port: PortSpec| port.container_port() == Some(number) && port.protocol == protocol;
+        table(spec, "ports").retain(|_, port| !read(port).is_some_and(is_it));
     }
     for text in publish {
         let (name, port) = one(text)?;
         let ports = table(spec, "ports");
         let name = name.unwrap_or_else(|| {
-            let same =
-                ports.iter().find(|(_, other)| read(other).is_some_and(|other| other.published == port.published));
-            match same {
-                Some((name, _)) => name.clone(),
-                None if publish.len() == 1 && ports.is_empty() => "http".to_owned(),
+            let is_same = |other: PortSpec| other.published == port.published && other.protocol == port.protocol;
+            let same = ports.iter().find(|(_, other)| read(other).is_some_and(is_same));
+            let name = match same {
+                Some((name, _)) => return name.clone(),
+                None if publish.len() == 1 && ports.is_empty() => return "http".to_owned(),
                 None => format!("p{}", port.container_port().unwrap_or_default()),
-            }
+            };
+            // The same target in the other protocol, or published once more.
+            let others = [
+                name.clone(),
+                format!("{name}-{}", port.protocol.as_str()),
+                format!("{name}-{}", port.published.unwrap_or_default()),
+            ];
+            others.into_iter().find(|name| !ports.contains_key(name)).unwrap_or(name)
         });
         ports.insert(name, json!(port));
     }
@@ -103,6 +114,12 @@ mod tests {
         let mut udp = port(53, 53);
         (udp["mode"], udp["protocol"]) = ("host".into(), "udp".into());
         check(&json!({}), &["published=53,target=53,mode=host,protocol=udp"], &[], &json!({ "http": udp }));
+        // Both protocols of one port, and one of them taken out.
+        let dns = |protocol: &str| format!("mode=host,published=53,target=53,protocol={protocol}");
+        let mut tcp = udp.clone();
+        tcp["protocol"] = "tcp".into();
+        check(&json!({}), &[&dns("tcp"), &dns("udp")], &[], &json!({ "p53": tcp, "p53-udp": udp }));
+        check(&json!({ "p53": tcp, "p53-udp": udp }), &[], &["53/udp"], &json!({ "p53": tcp }));
         check(&json!({}), &["target=80,protocol=sctp"], &[], &json!("is not forwarded; tcp and udp are"));
         check(&json!({}), &["published=80"], &[], &json!("has no target"));
     }

@@ -15,24 +15,11 @@ pub struct RefusedArgs {
     isolation: Option<String>,
     #[arg(long, hide = true)]
     max_concurrent: Option<String>,
-    #[arg(long, hide = true)]
-    rollback_delay: Option<String>,
-    #[arg(long, hide = true)]
-    rollback_failure_action: Option<String>,
-    #[arg(long, hide = true)]
-    rollback_max_failure_ratio: Option<String>,
-    #[arg(long, hide = true)]
-    rollback_monitor: Option<String>,
-    #[arg(long, hide = true)]
-    rollback_order: Option<String>,
-    #[arg(long, hide = true)]
-    rollback_parallelism: Option<String>,
 }
 
 impl RefusedArgs {
     /// The first one that was given is an error.
     pub fn check(&self) -> Result<()> {
-        let back = "a rollback goes the way of the service's rollout; write a rollout script for another one";
         let given = [
             (
                 "--endpoint-mode",
@@ -48,12 +35,6 @@ impl RefusedArgs {
             ),
             ("--isolation", self.isolation.is_some(), "it is for Windows"),
             ("--max-concurrent", self.max_concurrent.is_some(), "there are no jobs yet"),
-            ("--rollback-delay", self.rollback_delay.is_some(), back),
-            ("--rollback-failure-action", self.rollback_failure_action.is_some(), back),
-            ("--rollback-max-failure-ratio", self.rollback_max_failure_ratio.is_some(), back),
-            ("--rollback-monitor", self.rollback_monitor.is_some(), back),
-            ("--rollback-order", self.rollback_order.is_some(), back),
-            ("--rollback-parallelism", self.rollback_parallelism.is_some(), back),
         ];
         match given.into_iter().find(|(_, is_given, _)| *is_given) {
             Some((flag, _, help)) => Err(Error::new(Kind::Unsupported, flag, "is not supported").help(help)),

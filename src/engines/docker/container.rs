@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, HealthStatusEnum, SystemInfo};
+use bollard::models::{ContainerInspectResponse, ContainerStateStatusEnum, HealthStatusEnum, PortBinding, SystemInfo};
 
 use super::spec;
 use crate::engines::ObservedState;
@@ -82,16 +82,26 @@ fn ports(inspected: &ContainerInspectResponse, reach: &Reach) -> BTreeMap<String
             Some(format!("[{address}]"))
         })
     });
-    let found = spec::ports_of(&labels(inspected)).into_iter().filter_map(|(name, port, protocol)| {
+    let found = spec::ports_of(&labels(inspected)).into_iter().filter_map(|named| {
+        let port = named.target;
         let address = if mode == "host" {
             format!("{}:{port}", reach.host)
-        } else if reach.direct {
+        } else if named.host.is_none() && reach.direct {
             format!("{}:{port}", own.as_ref()?)
         } else {
-            let bound = network.ports.as_ref()?.get(&format!("{port}/{}", protocol.as_str()))?.as_ref()?;
-            format!("{}:{}", reach.host, bound.first()?.host_port.as_ref()?)
+            let bound = network.ports.as_ref()?.get(&format!("{port}/{}", named.protocol.as_str()))?.as_ref()?;
+            let is_it = |binding: &&PortBinding| {
+                let host = binding.host_port.as_deref().and_then(|port| port.parse::<u16>().ok());
+                named.host.is_none_or(|wanted| host == Some(wanted))
+            };
+            let binding = bound.iter().find(is_it)?;
+            // Opened on one address alone, it is reached there.
+            let at =
+                binding.host_ip.as_deref().filter(|at| named.host.is_some() && !matches!(*at, "" | "0.0.0.0" | "::"));
+            let at = at.map(|at| if at.contains(':') { format!("[{at}]") } else { at.to_owned() });
+            format!("{}:{}", at.as_deref().unwrap_or(&reach.host), binding.host_port.as_ref()?)
         };
-        Some((name, protocol.told(address)))
+        Some((named.name, named.protocol.told(address)))
     });
     found.collect()
 }

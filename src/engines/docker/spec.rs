@@ -78,10 +78,14 @@ pub fn body(request: &StartRequest, site: &Site<'_>) -> ContainerCreateBody {
         let all = || if host.is_some() { String::new() } else { site.listen.to_owned() };
         let host_ip = Some(address.unwrap_or_else(all));
         (host.is_some() || !site.direct)
-            .then(|| vec![PortBinding { host_ip, host_port: host.map(|(port, _)| port.to_string()) }])
+            .then(|| PortBinding { host_ip, host_port: host.map(|(port, _)| port.to_string()) })
     };
-    let bindings: HashMap<String, Option<Vec<PortBinding>>> =
-        spec.ports.values().filter_map(|port| Some((key(port)?, Some(binding(port)?)))).collect();
+    let mut bindings: HashMap<String, Option<Vec<PortBinding>>> = HashMap::new();
+    for port in spec.ports.values() {
+        if let (Some(key), Some(binding)) = (key(port), binding(port)) {
+            bindings.entry(key).or_default().get_or_insert_default().push(binding);
+        }
+    }
     ContainerCreateBody {
         image: spec.image.clone(),
         hostname: spec.hostname.clone(),
@@ -204,13 +208,14 @@ pub fn ports(spec: &ServiceSpec) -> BTreeMap<&String, u16> {
     spec.ports.iter().filter_map(|(name, port)| Some((name, port.container_port()?))).collect()
 }
 
-/// The label with the ports' names: `http=8080,dns=53/udp`.
+/// The label with the ports' names: `http=8080,dns=53@5353/udp`; behind `@` the host's own, where it was asked for.
 pub const PORTS: &str = "neap.ports";
 
 fn port_label(spec: &ServiceSpec) -> String {
     let one = |(name, port): (&String, &PortSpec)| {
         let transport = if port.protocol == Protocol::Udp { "/udp" } else { "" };
-        Some(format!("{name}={}{transport}", port.container_port()?))
+        let host = port.host_port().map(|(port, _)| format!("@{port}")).unwrap_or_default();
+        Some(format!("{name}={}{host}{transport}", port.container_port()?))
     };
     let ports = spec.ports.iter().filter_map(one);
     ports.collect::<Vec<_>>().join(",")
@@ -222,13 +227,28 @@ pub fn task_of(labels: &HashMap<String, String>, cluster: &str) -> Option<TaskId
     labels.get(TASK)?.parse().ok()
 }
 
+/// A port as a container's labels tell it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Named {
+    /// Its name.
+    pub name: String,
+    /// In the container.
+    pub target: u16,
+    /// On the host, where it was asked for.
+    pub host: Option<u16>,
+    /// Transport.
+    pub protocol: Protocol,
+}
+
 /// The ports that a container's labels name.
-pub fn ports_of(labels: &HashMap<String, String>) -> Vec<(String, u16, Protocol)> {
+pub fn ports_of(labels: &HashMap<String, String>) -> Vec<Named> {
     let text = labels.get(PORTS).map_or("", String::as_str);
     let ports = text.split(',').filter_map(|part| part.split_once('='));
     let one = |(name, port): (&str, &str)| {
         let (port, protocol) = port.split_once('/').unwrap_or((port, "tcp"));
-        Some((name.to_owned(), port.parse().ok()?, protocol.parse().ok()?))
+        let (target, host) = port.split_once('@').map_or((port, None), |(target, host)| (target, Some(host)));
+        let host = host.map(str::parse).transpose().ok()?;
+        Some(Named { name: name.to_owned(), target: target.parse().ok()?, host, protocol: protocol.parse().ok()? })
     };
     ports.filter_map(one).collect()
 }

@@ -14,6 +14,10 @@ pub fn accepts(spec: &mut ServiceSpec) -> Result<()> {
         return Err(Error::new(Kind::Unsupported, spec.subject(), message)
             .help("leave it out, or run the daemon with --engine docker"));
     }
+    if let Some((name, _)) = spec.ports.iter().find(|(_, port)| port.host_port().is_some() && port.address.is_some()) {
+        let message = format!("ports.{name}.address: with mode host a process itself opens its port, where it likes");
+        return Err(Error::new(Kind::Unsupported, spec.subject(), message).help("leave the address out"));
+    }
     for (target, config) in &spec.configs {
         let wrong = |why: &str| Error::new(Kind::Unsupported, spec.subject(), format!("configs.{target:.80}: {why}"));
         if target.contains('/') {

@@ -256,13 +256,15 @@ impl Shared {
         let node = task.node_id.as_deref().unwrap_or_default();
         let Some(address) = self.nodes.address(node) else { return BTreeMap::new() };
         let status = task.status.as_ref().and_then(|status| status.port_status.as_ref()?.ports.clone());
-        let found = spec::ports_of(&labels).into_iter().filter_map(|(name, target, protocol)| {
+        let found = spec::ports_of(&labels).into_iter().filter_map(|named| {
             let is_it = |port: &&EndpointPortConfig| {
-                port.target_port == Some(i64::from(target)) && port.protocol == Some(super::spec::protocol(protocol))
+                port.target_port == Some(i64::from(named.target))
+                    && port.protocol == Some(super::spec::protocol(named.protocol))
+                    && named.host.is_none_or(|host| port.published_port == Some(i64::from(host)))
             };
             let port = status.iter().flatten().find(is_it)?;
             let published = u16::try_from(port.published_port?).ok()?;
-            Some((name, protocol.told(std::net::SocketAddr::new(address, published).to_string())))
+            Some((named.name, named.protocol.told(std::net::SocketAddr::new(address, published).to_string())))
         });
         found.collect()
     }

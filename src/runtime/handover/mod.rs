@@ -94,6 +94,12 @@ impl Runtime {
         }
         // What is missing is said before anything is changed.
         let spec = ServiceSpec::read(&service)?;
+        if let Some((name, _)) = spec.ports.iter().find(|(_, port)| port.host_port().is_some()) {
+            let why = format!("ports.{name}: the Swarm's tasks have it on their hosts until the replicas are healthy");
+            return Err(Error::new(Kind::Unsupported, spec.subject(), why).help(
+                "adopt it with the balancer's port, and change its mode afterwards by publishing another number",
+            ));
+        }
         if spec.engine_native {
             return Err(Error::invalid(spec.subject(), "engine_native: the Swarm runs it already")
                 .help("leave it as it is, or leave engine_native out"));

@@ -76,3 +76,27 @@ test "udp goes with mode host alone" {
     assert(not ok and tostring(why):find("which is udp", 1, true), tostring(why))
   end,
 }
+
+test "a port changes its mode by being taken out first" {
+  nodes = 2,
+  run = function(t)
+    local function describe(ports)
+      return service "edge" { command = "server", replicas = 2, ports = ports }
+    end
+    describe({ http = 80 }):apply { wait = "1m" }
+    local ok, why = pcall(function() describe({ http = { published = 80, mode = "host" } }):apply() end)
+    assert(not ok and tostring(why):find("take the port out first", 1, true), tostring(why))
+    describe({}):apply { wait = "5m" }
+    local host = describe { http = { published = 80, mode = "host" } }
+    assert(#host:plan().steps == 2 and host:plan().steps[1].action == "replace", json.encode(host:plan()))
+    host:apply { wait = "5m" }
+    -- What is made anew on the same nodes has a place, whatever is there now.
+    for _, step in service("edge") { command = { "server", "2" }, replicas = 2, ports = { http = { published = 80, mode = "host" } } }:plan().steps do
+      assert(step.action == "replace", json.encode(step))
+    end
+    -- Back to the balancer's: it waits for the last replica that has it.
+    services.get("edge"):rollback()
+    t.clock:advance "5m"
+    assert(services.get("edge").settled)
+  end,
+}

@@ -1,12 +1,13 @@
 -- rolling and all-at-once: how a new version comes in, and how a bad one goes back.
 
-local function web(version, rollout)
+local function web(version, rollout, rollback)
   return service "web" {
     command = { "server", version },
     replicas = 6,
     ports = { http = "80" },
     check = { http = "/healthz", every = "1s", unhealthy = 2, start_period = version == "slow" and "1m" or "0s" },
     rollout = rollout,
+    rollback = rollback,
     stop = { drain = "1s" },
   }
 end
@@ -113,5 +114,23 @@ test "an unknown choice for on_failure holds the release and says so" {
     local paused = t.cluster:events "release.paused"
     assert(#paused == 1 and paused[1].message:find "known: rollback, pause, continue", json.encode(paused))
     assert(shares(60).v1 == 60)
+  end,
+}
+
+test "a rollback goes the way that was asked for it" {
+  programs = programs,
+  run = function(t)
+    local back = { use = "rolling", batch = 1, delay = "20s", min_healthy = "1s", on_failure = "pause" }
+    web("v1", nil, back):apply { wait = "1m" }
+    web("v2", nil, back):apply { wait = "10m" }
+    services.get("web"):rollback()
+    t.clock:advance "30s"
+    local web = services.get "web"
+    assert(not web.settled and web.release.rollout.delay == "20s", json.encode(web.release.rollout))
+    web:wait "10m"
+    assert(shares(60).v1 == 60)
+    -- It stays so, and the way of a release as well.
+    local spec = services.get("web").spec
+    assert(spec.rollback.delay == "20s" and (spec.rollout == "rolling" or spec.rollout.use == "rolling"), json.encode(spec))
   end,
 }

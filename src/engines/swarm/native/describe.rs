@@ -46,12 +46,19 @@ pub fn described(
     out.restart(&template);
     out.networks(spec, &template, networks, &native);
     out.ports(spec, ports);
-    out.rollout(spec.update_config.as_ref());
+    let unsaid = ServiceSpecUpdateConfig { parallelism: Some(1), ..ServiceSpecUpdateConfig::default() };
+    out.way("rollout", spec.update_config.as_ref().unwrap_or(&unsaid));
+    // In words of their own, of the same shape.
+    let back = spec.rollback_config.as_ref().and_then(|back| serde_json::to_value(back).ok());
+    if let Some(back) = back.and_then(|back| serde_json::from_value(back).ok()) {
+        out.way("rollback", &back);
+    }
+    // The same is what it is anyway.
+    if out.0.service.get("rollback") == out.0.service.get("rollout") {
+        out.0.service.remove("rollback");
+    }
     if let Some(driver) = &template.log_driver {
         out.set("log", json!({ "driver": driver.name, "options": driver.options.clone().unwrap_or_default() }));
-    }
-    if spec.rollback_config.is_some() {
-        out.note("rollback settings: a rollback goes the way of the rollout");
     }
     out.0
 }
@@ -429,9 +436,7 @@ impl Out {
         self.fill("ports", ports.into());
     }
 
-    fn rollout(&mut self, update: Option<&ServiceSpecUpdateConfig>) {
-        let unsaid = ServiceSpecUpdateConfig { parallelism: Some(1), ..ServiceSpecUpdateConfig::default() };
-        let update = update.unwrap_or(&unsaid);
+    fn way(&mut self, field: &str, update: &ServiceSpecUpdateConfig) {
         let mut rollout = Map::from_iter([("use".to_owned(), json!("rolling"))]);
         // 0 means all at once.
         let batch = match update.parallelism.unwrap_or_default() {
@@ -459,7 +464,7 @@ impl Out {
         for (key, word) in [("on_failure", action), ("order", order)] {
             rollout.insert(key.into(), json!(word));
         }
-        self.set("rollout", rollout.into());
+        self.set(field, rollout.into());
     }
 }
 

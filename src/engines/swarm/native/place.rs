@@ -17,7 +17,7 @@ use crate::engines::docker::spec::some;
 use crate::engines::docker::{credentials, trouble};
 use crate::engines::native::Wanted;
 use crate::model::native::PublishMode;
-use crate::model::service::{Mode, RestartCondition, ServiceSpec};
+use crate::model::service::{Mode, RestartCondition, ServiceSpec, Use};
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
 
@@ -130,7 +130,13 @@ fn body(wanted: &Wanted, cluster: &str, files: &spec::Files) -> SwarmSpec {
         },
         Mode::Global => ServiceSpecMode { global: Some(HashMap::new()), ..ServiceSpecMode::default() },
     });
-    body.update_config = Some(update_config(wanted));
+    let on_hosts =
+        wanted.ports == Some(PublishMode::Host) || described.ports.values().any(|port| port.mode == PublishMode::Host);
+    body.update_config = Some(way(described, &described.rollout, on_hosts, wanted.at_once));
+    // In words of their own, of the same shape.
+    body.rollback_config = described.rollback.as_ref().and_then(|back| {
+        serde_json::to_value(way(described, back, on_hosts, false)).and_then(serde_json::from_value).ok()
+    });
     body.endpoint_spec = Some(endpoint(described, wanted.ports));
     body
 }
@@ -173,11 +179,8 @@ fn endpoint(described: &ServiceSpec, ports: Option<PublishMode>) -> EndpointSpec
     EndpointSpec { ports: some(ports.collect()), mode: Some(EndpointSpecModeEnum::VIP) }
 }
 
-fn update_config(wanted: &Wanted) -> ServiceSpecUpdateConfig {
-    let (described, at_once) = (&*wanted.request.spec, wanted.at_once);
-    let on_hosts =
-        wanted.ports == Some(PublishMode::Host) || described.ports.values().any(|port| port.mode == PublishMode::Host);
-    let option = |key: &str| described.rollout.options.get(key);
+fn way(described: &ServiceSpec, how: &Use, on_hosts: bool, at_once: bool) -> ServiceSpecUpdateConfig {
+    let option = |key: &str| how.options.get(key);
     let period = |key: &str| option(key).and_then(Value::as_str).and_then(|text| text.parse().ok()).and_then(nanos);
     let parallelism = match option("batch") {
         _ if at_once => 0,
@@ -201,9 +204,7 @@ fn update_config(wanted: &Wanted) -> ServiceSpecUpdateConfig {
         }),
         order: Some(match option("order").and_then(Value::as_str) {
             // Those before have no port yet that the new ones would have to wait for.
-            _ if wanted.at_once && described.max_replicas_per_node == 0 => {
-                ServiceSpecUpdateConfigOrderEnum::START_FIRST
-            }
+            _ if at_once && described.max_replicas_per_node == 0 => ServiceSpecUpdateConfigOrderEnum::START_FIRST,
             Some("stop-first") => ServiceSpecUpdateConfigOrderEnum::STOP_FIRST,
             // With its ports on its host, a task cannot start beside the one before it.
             _ if on_hosts => ServiceSpecUpdateConfigOrderEnum::STOP_FIRST,

@@ -56,6 +56,7 @@ fn every_field_is_carried_over() {
             "Parallelism": 0, "Delay": 1_000_000_000, "FailureAction": "rollback", "Monitor": 5_000_000_000_i64,
             "MaxFailureRatio": 0.5, "Order": "start-first",
         },
+        "RollbackConfig": { "Parallelism": 2, "FailureAction": "continue", "MaxFailureRatio": 0, "Order": "stop-first" },
         "EndpointSpec": { "Mode": "vip", "Ports": [
             { "Protocol": "tcp", "TargetPort": 80, "PublishedPort": 8080, "PublishMode": "host" },
             { "Protocol": "tcp", "TargetPort": 90, "PublishMode": "ingress" },
@@ -90,6 +91,7 @@ fn every_field_is_carried_over() {
             "use": "rolling", "batch": "100%", "delay": "1s", "min_healthy": "5s", "max_failure_ratio": 0.5,
             "on_failure": "rollback", "order": "start-first",
         },
+        "rollback": { "use": "rolling", "batch": 2, "on_failure": "continue", "order": "stop-first" },
     });
     expected.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
     let mut named = Value::Object(service);

@@ -1,0 +1,211 @@
+//! What people ask of releases: begin one, pause it, go on, go back.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::commands::{present, refuse_leaving, refuse_taken_names};
+use crate::client::ReleaseAction;
+use crate::model::bundle::HostedKind;
+use crate::model::event::What;
+use crate::model::policy::Use;
+use crate::model::release::{Order, Release, ReleaseState};
+use crate::model::service::{Revision, Service};
+use crate::model::units::Duration;
+use crate::model::{Error, Kind, Result};
+use crate::scheduler::release::roll_back;
+use crate::scheduler::world::{Change, Draft};
+use crate::script::host::ScriptHost;
+use crate::script::registration::Facts;
+use crate::script::stdlib;
+
+/// What a release that was paused says.
+const BY_HAND: &str = "paused by hand";
+
+/// How a release comes in.
+pub struct Way<'a> {
+    /// The rollout script with its options.
+    pub rollout: &'a Use,
+    /// What is known of the script.
+    pub facts: &'a Facts,
+    /// The scripts that it is in, by hash, where they are not the service's own.
+    pub scripts: Option<String>,
+}
+
+/// Begins a release of the service's revision `to`.
+pub fn begin_release(draft: &mut Draft, service: &Service, to: u32, way: Way<'_>) {
+    let name = &service.spec.name;
+    let now = draft.clock.now();
+    // A release that is overtaken leaves its slots where they are until their turn comes.
+    let mut base = BTreeMap::new();
+    let mut order = Order::StartFirst;
+    if let Some(open) = draft
+        .world
+        .releases
+        .get(name)
+        .filter(|release| !release.state.is_final() || release.state == ReleaseState::Failed)
+    {
+        order = open.order;
+        let slots: BTreeSet<_> = open.moved.iter().chain(open.base.keys()).cloned().collect();
+        base = slots.into_iter().map(|slot| (slot.clone(), open.revision_of(&slot))).collect();
+    }
+    let asked = way.rollout.options.get("deadline").and_then(Value::as_str);
+    let asked = asked.and_then(|text| text.parse::<Duration>().ok());
+    let release = Release {
+        service: name.clone(),
+        from: service.active,
+        to,
+        back: service.stable.unwrap_or(service.active),
+        rollout: way.rollout.clone(),
+        bundle: way.scripts.or_else(|| service.bundle.clone()),
+        state: ReleaseState::Running,
+        step: 0,
+        intent: None,
+        intent_at: None,
+        moved: BTreeSet::new(),
+        base,
+        failed: BTreeMap::new(),
+        order,
+        weight: None,
+        reason: None,
+        started_at: now,
+        judged_from: now,
+        paused_at: None,
+        deadline_at: asked.or(way.facts.deadline).map(|period| now.after(period)),
+        finished_at: None,
+    };
+    draft.note(
+        What::ReleaseStarted,
+        name,
+        format!("revision {} -> {to} by rollout \"{}\"", release.from, release.rollout.name),
+    );
+    draft.change(Change::Release(Arc::new(release)));
+}
+
+/// A person's word on a release.
+pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: ReleaseAction) -> Result<()> {
+    let service = present(draft, name)?;
+    refuse_leaving(&service)?;
+    if service.spec.engine_native {
+        return roll_back_native(draft, &service, action);
+    }
+    let open = draft.world.open_release(&service.spec.name).cloned();
+    let Some(open) = open else {
+        if action == ReleaseAction::Rollback {
+            return roll_back_finished(draft, host, &service);
+        }
+        return Err(Error::new(Kind::Conflict, service.spec.subject(), "has no release going on"));
+    };
+    let mut release = Release::clone(&open);
+    let wrong =
+        || Error::new(Kind::Conflict, service.spec.subject(), format!("its release is {}", open.state.as_str()));
+    match action {
+        ReleaseAction::Pause if release.state == ReleaseState::Running => {
+            release.state = ReleaseState::Paused;
+            release.paused_at = Some(draft.clock.now());
+            release.reason = Some(BY_HAND.into());
+            draft.note(What::ReleasePaused, &release.service, "by hand");
+        }
+        ReleaseAction::Resume if release.state == ReleaseState::Paused => {
+            release.state = ReleaseState::Running;
+            release.reason = None;
+            try_again(draft, &mut release);
+            draft.note(What::ReleaseResumed, &release.service, "by hand");
+        }
+        ReleaseAction::Promote if matches!(release.state, ReleaseState::Running | ReleaseState::Paused) => {
+            release.state = ReleaseState::Promoting;
+            release.intent = None;
+            release.weight = None;
+            try_again(draft, &mut release);
+            draft.note(What::ReleaseStep, &release.service, "promoted by hand");
+        }
+        ReleaseAction::Abort => {
+            release.state = ReleaseState::Failed;
+            release.intent = None;
+            release.reason = Some("aborted by hand".into());
+            release.finished_at = Some(draft.clock.now());
+            draft.note(What::ReleaseFailed, &release.service, "aborted by hand");
+        }
+        ReleaseAction::Rollback if release.state != ReleaseState::RollingBack => {
+            roll_back(draft, &mut release, "rolled back by hand".into());
+        }
+        _ => return Err(wrong()),
+    }
+    draft.change(Change::Release(Arc::new(release)));
+    Ok(())
+}
+
+// The Swarm updates to the revision before, as to any other.
+fn roll_back_native(draft: &mut Draft, service: &Service, action: ReleaseAction) -> Result<()> {
+    if action != ReleaseAction::Rollback {
+        return Err(Error::new(Kind::Conflict, service.spec.subject(), "its updates are the Swarm's")
+            .help(format!("go back with: neap service rollback {}", service.spec.name)));
+    }
+    let name = &service.spec.name;
+    // What ran before; after that, one by one.
+    let last = service.stable.filter(|number| *number != service.active);
+    let last = last.and_then(|number| draft.world.revision(name, number).cloned());
+    let before = last
+        .or_else(|| draft.world.revisions_of(name).filter(|revision| revision.number < service.active).last().cloned());
+    let before = before
+        .ok_or_else(|| Error::new(Kind::Conflict, service.spec.subject(), "has no earlier revision to go back to"))?;
+    let mut service = service.clone();
+    restore(&mut service, &before);
+    service.active = before.number;
+    service.updated_at = draft.clock.wall();
+    draft.note(What::ServiceUpdated, name, format!("back to revision {}", before.number));
+    draft.change(Change::Service(Arc::new(service)));
+    Ok(())
+}
+
+// What failed before has been seen, and the time of the pause does not count.
+fn try_again(draft: &Draft, release: &mut Release) {
+    let now = draft.clock.now();
+    release.failed.clear();
+    release.judged_from = now;
+    if let Some(paused_at) = release.paused_at.take() {
+        release.deadline_at = release.deadline_at.map(|at| at.after(now.since(paused_at)));
+    }
+    release.intent_at = release.intent_at.map(|_| now);
+}
+
+// What tasks are made of goes back; how many there are, and how they come and go, does not.
+fn restore(service: &mut Service, to: &Revision) {
+    let now = std::mem::replace(&mut service.spec, to.spec.clone());
+    (service.spec.replicas, service.spec.rollout, service.spec.rollback) = (now.replicas, now.rollout, now.rollback);
+}
+
+// After the release is over: back to the revision before, as the service's `rollback` says, else by its rollout.
+fn roll_back_finished(draft: &mut Draft, host: &ScriptHost, service: &Service) -> Result<()> {
+    let name = &service.spec.name;
+    let nowhere = || Error::new(Kind::Conflict, service.spec.subject(), "has no earlier revision to go back to");
+    let last = draft.world.releases.get(name).cloned();
+    if let Some(failed) = last.as_ref().filter(|release| release.state == ReleaseState::Failed) {
+        // The few slots that moved go back at once; its script has had its say.
+        let mut release = Release::clone(failed);
+        release.finished_at = None;
+        roll_back(draft, &mut release, "rolled back by hand".into());
+        draft.change(Change::Release(Arc::new(release)));
+        return Ok(());
+    }
+    let to = match &last {
+        Some(release) if release.state == ReleaseState::Promoted && release.to == service.active => release.from,
+        _ => service.active.checked_sub(1).filter(|number| *number > 0).ok_or_else(nowhere)?,
+    };
+    let revision = draft.world.revision(name, to).cloned().ok_or_else(nowhere)?;
+    let own = host.registered(service.bundle.as_deref())?;
+    let rollout = service.spec.rollback.as_ref().unwrap_or(&service.spec.rollout).clone();
+    let (bundle, facts) = host.find(&own, HostedKind::Rollout, rollout.name.as_str())?;
+    if let Some(hash) = &revision.bundle {
+        refuse_taken_names(&draft.world, host, name, hash)?;
+    }
+    let mut service = service.clone();
+    restore(&mut service, &revision);
+    service.bundle.clone_from(&revision.bundle);
+    service.updated_at = draft.clock.wall();
+    let scripts = (bundle != stdlib::OWNER).then_some(bundle);
+    begin_release(draft, &service, to, Way { rollout: &rollout, facts: &facts, scripts });
+    draft.change(Change::Service(Arc::new(service)));
+    Ok(())
+}
