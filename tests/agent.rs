@@ -157,6 +157,31 @@ fn what_is_done_on_each_host() {
 
         volumes_of_hosts(lab, &daemon, &busybox);
 
+        // What replicas use, counted on each host.
+        lab.docker(
+            "n2",
+            &[
+                "exec",
+                "-d",
+                lab.containers("n2", "far").first().unwrap(),
+                "sh",
+                "-c",
+                "i=0; while [ $i -lt 5000000 ]; do i=$((i+1)); done",
+            ],
+        );
+        let rows = daemon.json(&["service", "stats", "--format", "json"]);
+        let of = |task: &str| rows.as_array().unwrap().iter().find(|row| row["task"] == task).unwrap().clone();
+        let (far, web) = (of("far.1"), of("web.1"));
+        assert!(far["node"] == "n2" && far["stats"]["cpu"].as_f64().unwrap() > 0.2, "{far}");
+        assert!(
+            web["stats"]["memory"].as_u64().unwrap() > 100_000 && web["stats"]["pids"].as_u64().unwrap() > 0,
+            "{web}"
+        );
+        let shown = daemon.ok(&["service", "stats", "far"]);
+        assert!(shown.contains("far.1  n2") && shown.contains('%') && !shown.contains("web.1"), "{shown}");
+        let told = daemon.ok(&["run", concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/stats.lua"), "web"]);
+        assert!(told.contains("web.1") && told.contains("MiB") && !told.contains("far.1"), "{told}");
+
         // Images: what runs, and what can be gone back to, stays.
         daemon.ok(&["service", "update", "web", "--image", &demo2]);
         let has = |image: &str| !lab.docker("n2", &["images", "-q", image]).is_empty();
@@ -176,6 +201,8 @@ fn what_is_done_on_each_host() {
         };
         kill("n2", "neap [a]gent");
         eventually("it is missed", 10, || agents(&daemon).contains(&("n2".into(), false)).then_some(()));
+        let said = daemon.ok(&["service", "stats", "far"]);
+        assert!(said.contains("needs an agent on node \"n2\""), "{said}");
         lab.run("n2", &["sh", "-c", &format!("{NEAP} agent --data /run/neap >>/run/neap.log 2>&1 &")]);
         all_ready(&daemon, 2);
         kill("n1", "neap [u]p");

@@ -16,15 +16,18 @@ use super::protocol::{Ask, Frame, Hello, Welcome};
 use super::work::Worker;
 use crate::engines::hosts::{ExecAsk, Hosts};
 use crate::engines::{ExecResult, Observed};
-use crate::model::id::NodeId;
+use crate::model::id::{NodeId, TaskId};
 use crate::model::node::{Agent, ImagePrune, PrunedImages};
 use crate::model::objects::{VolumeAsk, VolumeInfo};
+use crate::model::stats::Stats;
 use crate::model::{Error, Kind, Result};
 
 /// How long an agent has for what takes no time: a table, a status.
 pub const QUICK: Duration = Duration::from_secs(2);
 /// How long it has to remove images.
 const PRUNE: Duration = Duration::from_secs(600);
+/// How long it has to count what its tasks use: a second, for a few at a time.
+const STATS: Duration = Duration::from_secs(15);
 /// How long it has for volumes: a driver may ask a storage elsewhere.
 const VOLUMES: Duration = Duration::from_secs(60);
 
@@ -249,6 +252,10 @@ impl Hosts for Hub {
         // listened to: its silence says nothing of the replica.
         let patience = ask.timeout.std() + link::SILENT + QUICK;
         self.ask(node, Ask::Exec(ask), patience).await
+    }
+
+    async fn stats(&self, node: &str, tasks: Vec<TaskId>) -> Result<BTreeMap<TaskId, Stats>> {
+        self.ask(node, Ask::Stats(tasks), STATS).await
     }
 
     async fn volumes(&self, node: &str, ask: VolumeAsk) -> Result<Vec<VolumeInfo>> {

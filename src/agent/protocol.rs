@@ -6,6 +6,7 @@ use serde_json::Value;
 use crate::engines::Observed;
 use crate::engines::hosts::ExecAsk;
 use crate::model::Error;
+use crate::model::id::TaskId;
 use crate::model::node::ImagePrune;
 use crate::model::objects::VolumeAsk;
 use crate::network::table::Table;
@@ -79,6 +80,8 @@ pub enum Ask {
     StopBalancer,
     /// Run a command in a container.
     Exec(ExecAsk),
+    /// Count what tasks use.
+    Stats(Vec<TaskId>),
     /// List, make or remove volumes.
     Volumes(VolumeAsk),
     /// Remove images.

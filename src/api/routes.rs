@@ -12,6 +12,7 @@ use crate::model::event::Event;
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::right::{MadeToken, NewToken, Role, Token};
 use crate::model::service::Revision;
+use crate::model::stats::TaskStats;
 use crate::model::{Error, Kind, Result, strict};
 
 #[derive(Debug, Serialize, Deserialize, JsonSchema)]
@@ -108,6 +109,12 @@ pub fn all() -> Vec<Route> {
             ],
             ..route("GET", "/v1/services/{name}/logs", "What a service's replicas wrote, a line each", Viewer, |call| {
                 Box::pin(logs(call))
+            })
+        },
+        Route {
+            response: schema::<Vec<TaskStats>>(),
+            ..route("GET", "/v1/services/{name}/stats", "What a service's running replicas use", Viewer, |call| {
+                Box::pin(stats(call))
             })
         },
         Route {
@@ -217,6 +224,10 @@ async fn watch(call: Call) -> Result<Answer> {
 
 async fn revisions(call: Call) -> Result<Answer> {
     json(&call.api.cluster.revisions(call.name()).await?)
+}
+
+async fn stats(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.stats(call.name()).await?)
 }
 
 async fn logs(call: Call) -> Result<Answer> {

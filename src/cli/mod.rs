@@ -18,6 +18,7 @@ mod script;
 mod service;
 mod spec;
 mod stack;
+mod stats;
 mod store;
 mod swarm;
 mod test;

@@ -6,10 +6,10 @@ use clap::Subcommand;
 use futures_util::StreamExt;
 use serde_json::json;
 
-use super::native;
 use super::output::{self, Format, FormatArg};
 use super::progress::Reporter;
 use super::spec::{CommandArgs, SpecArgs, Words};
+use super::{native, stats};
 use crate::client::remote::RemoteCluster;
 use crate::client::{Apply, Cluster, LogsAsk, Only, ReleaseAction, ServiceStatus, show, wait};
 use crate::model::clock::Timestamp;
@@ -71,6 +71,8 @@ pub enum Command {
         #[command(flatten)]
         format: FormatArg,
     },
+    #[command(about = "Show what replicas use of their hosts")]
+    Stats(stats::Args),
     /// Show what a service's replicas wrote
     Logs {
         /// The service, or one task: web.3
@@ -294,6 +296,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                 output::print(format.format, &native.tasks, || show::native_tasks(&native, all))
             }
         },
+        Command::Stats(args) => stats::main(args, cluster).await,
         Command::Adopt { args, format, wait } => {
             native::adopt(cluster, args, format.format, wait.timeout(), wait.quiet).await
         }

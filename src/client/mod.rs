@@ -34,6 +34,7 @@ use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::release::Release;
 use crate::model::service::{Revision, Service};
+use crate::model::stats::TaskStats;
 use crate::model::swarm::{SwarmAsk, SwarmState};
 use crate::model::task::Task;
 
@@ -202,6 +203,8 @@ pub trait Cluster: Send + Sync {
     async fn release(&self, name: &str, action: ReleaseAction) -> Result<ServiceStatus>;
     /// Removes a service: its tasks are drained and stopped.
     async fn remove(&self, name: &str) -> Result<()>;
+    /// What its running replicas use, by task.
+    async fn stats(&self, name: &str) -> Result<Vec<TaskStats>>;
     /// What its replicas wrote, merged by time.
     async fn logs(&self, name: &str, ask: LogsAsk) -> Result<Stream1<LogEntry>>;
 

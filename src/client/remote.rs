@@ -18,6 +18,7 @@ use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::service::Revision;
+use crate::model::stats::TaskStats;
 use crate::model::swarm::{SwarmAsk, SwarmState};
 
 /// A cluster behind a daemon's control API.
@@ -141,6 +142,10 @@ impl Cluster for RemoteCluster {
 
     async fn remove(&self, name: &str) -> Result<()> {
         self.wire.call("DELETE", &format!("/v1/services/{}", segment(name)), None::<&()>).await
+    }
+
+    async fn stats(&self, name: &str) -> Result<Vec<TaskStats>> {
+        self.get(&format!("/v1/services/{}/stats", segment(name))).await
     }
 
     async fn logs(&self, name: &str, ask: LogsAsk) -> Result<Stream1<LogEntry>> {

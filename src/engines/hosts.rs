@@ -13,6 +13,7 @@ use crate::model::Result;
 use crate::model::id::{NodeId, TaskId};
 use crate::model::node::{Agent, ImagePrune, PrunedImages};
 use crate::model::objects::{VolumeAsk, VolumeInfo};
+use crate::model::stats::Stats;
 use crate::model::units::Duration;
 
 /// A command for a task's container.
@@ -37,6 +38,9 @@ pub trait Hosts: Send + Sync {
 
     /// Runs a command in a task's container on that node.
     async fn exec(&self, node: &str, ask: ExecAsk) -> Result<ExecResult>;
+
+    /// What tasks on that node use.
+    async fn stats(&self, node: &str, tasks: Vec<TaskId>) -> Result<BTreeMap<TaskId, Stats>>;
 
     /// Lists, makes or removes volumes of that node.
     async fn volumes(&self, node: &str, ask: VolumeAsk) -> Result<Vec<VolumeInfo>>;

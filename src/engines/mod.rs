@@ -22,6 +22,7 @@ use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::service::ServiceSpec;
+use crate::model::stats::Stats;
 use crate::model::task::{Exit, Health};
 use crate::model::units::Duration;
 use crate::model::{Result, name::Name};
@@ -250,6 +251,9 @@ pub trait Engine: Send + Sync {
     fn natives(&self) -> Option<&dyn native::Natives> {
         None
     }
+
+    /// What tasks on a node use; those that are not there any more are left out.
+    async fn stats(&self, node: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>>;
 
     /// Runs a command with a task's environment.
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult>;

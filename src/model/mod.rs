@@ -23,6 +23,7 @@ pub mod right;
 pub mod service;
 pub mod spellings;
 pub mod stack;
+pub mod stats;
 pub mod strict;
 pub mod suggest;
 pub mod swarm;

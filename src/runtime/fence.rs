@@ -1,7 +1,7 @@
 //! An engine that does nothing unless this daemon leads: whoever slept through the loss of its lead wakes up with
 //! decisions that are no longer its to carry out.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -14,6 +14,7 @@ use crate::model::native::NativeService;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::service::ServiceSpec;
+use crate::model::stats::Stats;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
 
@@ -120,6 +121,10 @@ impl Engine for Fenced {
 
     fn natives(&self) -> Option<&dyn Natives> {
         self.inner.natives().map(|_| self as &dyn Natives)
+    }
+
+    async fn stats(&self, node: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {
+        self.inner.stats(node, tasks).await
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

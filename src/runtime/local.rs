@@ -22,6 +22,7 @@ use crate::model::node::{Availability, ImagePrune, Node, NodeUpdate, PrunedImage
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeAsk, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::service::{Revision, Service};
+use crate::model::stats::TaskStats;
 use crate::model::swarm::{SwarmAsk, SwarmState};
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::plan;
@@ -167,6 +168,10 @@ impl Cluster for Runtime {
     async fn remove(&self, name: &str) -> Result<()> {
         let name = name.to_owned();
         self.command(move |draft, _| commands::remove(draft, &name)).await
+    }
+
+    async fn stats(&self, name: &str) -> Result<Vec<TaskStats>> {
+        self.count(name).await
     }
 
     async fn logs(&self, name: &str, ask: LogsAsk) -> Result<Stream1<LogEntry>> {

@@ -3,6 +3,7 @@
 mod native;
 mod objects;
 mod scripts;
+mod stats;
 
 use comfy_table::{ContentArrangement, Table, presets};
 
@@ -11,6 +12,7 @@ pub use objects::{networks, volumes};
 pub use scripts::{
     crons, event, failed, history, kv, last_line, registrations, script_calls, scripts, source, value, values,
 };
+pub use stats::stats;
 
 use super::ServiceStatus;
 use crate::model::clock::Timestamp;

@@ -12,6 +12,7 @@ pub mod networks;
 pub mod prune;
 pub mod raw;
 pub mod spec;
+pub mod stats;
 pub mod tasks;
 pub mod trouble;
 pub mod volumes;
@@ -33,6 +34,7 @@ use crate::model::id::TaskId;
 use crate::model::node::{ImagePrune, Node, NodeState, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::service::ServiceSpec;
+use crate::model::stats::Stats;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result, fault};
 
@@ -446,6 +448,12 @@ impl Engine for DockerEngine {
 
     async fn volumes(&self, node: &str, ask: VolumeAsk) -> Result<Vec<VolumeInfo>> {
         volumes::serve(&self.host(node)?.connected()?.docker, ask).await
+    }
+
+    async fn stats(&self, node: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {
+        let docker = self.host(node)?.connected()?.docker;
+        let container = |task: &TaskId| self.tasks.place(task).map(|(_, container)| (*task, container));
+        stats::of(&docker, tasks.iter().filter_map(container).collect()).await
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

@@ -10,6 +10,7 @@ mod logs;
 mod node;
 pub mod ports;
 mod spool;
+mod stats;
 mod sys;
 mod taskdir;
 
@@ -34,6 +35,7 @@ use crate::model::clock::Timestamp;
 use crate::model::id::TaskId;
 use crate::model::node::Node;
 use crate::model::service::{ServiceSpec, StopPolicy};
+use crate::model::stats::Stats;
 use crate::model::task::{Exit, Health};
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result, fault};
@@ -475,6 +477,19 @@ impl Engine for ProcessEngine {
         // Stable: lines of one task keep their order also within one moment.
         lines.sort_by_key(|line| line.at);
         Ok(lines)
+    }
+
+    async fn stats(&self, _: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {
+        let running = |task: &TaskId| match self.shared.state(task)?.state {
+            ObservedState::Running { pid: Some(pid), .. } => Some((pid, *task)),
+            _ => None,
+        };
+        let running: BTreeMap<u32, TaskId> = tasks.iter().filter_map(running).collect();
+        let count = move || {
+            let stats = stats::of(&running.keys().copied().collect::<Vec<_>>());
+            stats.into_iter().map(|(pid, stats)| (running[&pid], stats)).collect()
+        };
+        tokio::task::spawn_blocking(count).await.map_err(|error| Error::internal("statistics", error.to_string()))
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

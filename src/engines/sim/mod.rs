@@ -16,6 +16,7 @@ use crate::model::clock::{Clock, Timestamp};
 use crate::model::id::{NodeId, TaskId};
 use crate::model::node::Node;
 use crate::model::service::ServiceSpec;
+use crate::model::stats::Stats;
 use crate::model::task::{Exit, Health};
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
@@ -341,6 +342,10 @@ impl Engine for SimEngine {
         let lines = self.lines(tasks, position, None);
         position.0.extend(self.log_end(tasks).await?.0);
         Ok(lines)
+    }
+
+    async fn stats(&self, _: &str, _: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {
+        Err(Error::new(Kind::Unsupported, "statistics", "what is simulated uses nothing"))
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], _: Duration) -> Result<ExecResult> {

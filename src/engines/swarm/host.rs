@@ -12,13 +12,14 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use crate::engines::docker::container::{self, Reach};
-use crate::engines::docker::{Address, exec, prune, spec, trouble, volumes};
+use crate::engines::docker::{Address, exec, prune, spec, stats, trouble, volumes};
 use crate::engines::hosts::ExecAsk;
 use crate::engines::{ExecResult, Observed, ObservedState};
 use crate::model::clock::Timestamp;
 use crate::model::id::TaskId;
 use crate::model::node::{ImagePrune, PrunedImages};
 use crate::model::objects::{VolumeAsk, VolumeInfo};
+use crate::model::stats::Stats;
 use crate::model::task::{Exit, Health};
 use crate::model::{Error, Kind, Result};
 
@@ -238,6 +239,17 @@ impl SwarmHost {
             Error::new(Kind::Unavailable, format!("task {}", ask.task), "has no container on its node")
         })?;
         exec::run(&docker, &ask.task, &id, &ask.command, ask.timeout).await
+    }
+
+    /// What tasks on this host use.
+    pub async fn stats(&self, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {
+        let docker = self.connected()?;
+        let containers = {
+            let known = self.tasks();
+            let container = |task: &TaskId| known.get(task).map(|known| (*task, known.container.clone()));
+            tasks.iter().filter_map(container).collect()
+        };
+        stats::of(&docker, containers).await
     }
 
     /// Volumes of this host.

@@ -9,7 +9,7 @@ mod objects;
 mod spec;
 mod watch;
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -27,6 +27,7 @@ use crate::model::id::TaskId;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::service::ServiceSpec;
+use crate::model::stats::Stats;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result, fault};
 
@@ -316,6 +317,10 @@ impl Engine for SwarmEngine {
 
     async fn follow(&self, tasks: &[TaskId], position: &mut LogPosition) -> Result<Vec<LogLine>> {
         Ok(self.logs.take(self.sources(tasks), position))
+    }
+
+    async fn stats(&self, node: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {
+        self.shared.host_of(node, "statistics")?.stats(node, tasks.to_vec()).await
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

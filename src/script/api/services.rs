@@ -111,7 +111,7 @@ pub fn brought(what: &str, value: &Value) -> mlua::Result<Bundle> {
 }
 
 /// The fields and methods of a service.
-pub const SERVICE: [&str; 21] = [
+pub const SERVICE: [&str; 22] = [
     "name",
     "revision",
     "replicas",
@@ -133,6 +133,7 @@ pub const SERVICE: [&str; 21] = [
     "remove",
     "hand_back",
     "logs",
+    "stats",
 ];
 /// The fields and methods of a description.
 pub const DESCRIPTION: [&str; 4] = ["name", "spec", "plan", "apply"];
@@ -343,6 +344,10 @@ impl UserData for Handle {
                 wait::moved(&handle.status, &done.moves).map_err(raise)?;
             }
             from_record(&lua, &done.moves)
+        });
+        methods.add_async_method("stats", |lua, this, ()| async move {
+            let stats = this.context.cluster.stats(&this.name()).await.map_err(raise)?;
+            from_record(&lua, &stats)
         });
         methods.add_async_method("update", |_, this, (changes, options): (Table, Option<Table>)| async move {
             let mut spec = to_json(&Value::Table(changes)).map_err(raise)?;

@@ -16,6 +16,10 @@ assert(life:wait("5s").settled)
 local seen = {}
 for _, line in life:logs { tail = 50 } do seen[line.task] = line.text end
 assert(seen["life.1"] == "begun", json.encode(seen))
+for _, row in life:stats() do
+  local stats = row.stats
+  assert(row.task:find("^life%.%d$") and stats.pids >= 1 and stats.memory > 0 and stats.cpu < 1, json.encode(row))
+end
 
 -- A release by hand: held, let go, ended half-way, moved at once.
 life:update { env = { A = "2" } }
