@@ -84,7 +84,7 @@ async fn repl(folder: &Path) {
         cluster.apply(Apply { service, ..Apply::default() }).await.unwrap();
     }
     let reach = neap::script::api::Reach::default();
-    let context = Context { cluster, reporter: Rc::new(|_, _| {}), folder: folder.to_owned(), reach };
+    let context = Context { cluster, reporter: Rc::new(|_, _| {}), folder: folder.to_owned(), reach, hosting: None };
     let session = Session::new(context, folder.to_owned(), Arc::default()).unwrap();
     let trips = measure(1000, async || drop(session.eval("services.get \"service-00500\"").await.unwrap())).await;
     println!(

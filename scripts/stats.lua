@@ -5,8 +5,10 @@
 local prefix = ... or ""
 local rows = {}
 for _, service in services.list() do
-  if service.name:sub(1, #prefix) == prefix then
-    for _, row in service:stats() do
+  if service.name:sub(1, #prefix) == prefix and not service.spec.engine_native then
+    local ok, stats = pcall(service.stats, service)
+    if not ok then warn(`{service.name}: {stats}`) end
+    for _, row in ok and stats or {} do
       if row.stats then table.insert(rows, row) else warn(`{row.task} on {row.node}: {row.reason}`) end
     end
   end

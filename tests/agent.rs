@@ -124,6 +124,36 @@ fn volumes_of_hosts(lab: &Lab, daemon: &LabDaemon, busybox: &str) {
 }
 
 #[test]
+fn a_script_makes_a_cluster() {
+    with_machines(2, |lab| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/hosts.lua");
+        let run = |node: &str, args: &[&str]| {
+            let place = ["env", "NEAP_CONFIG=/run/neap.toml", "NEAP_DATA=/run/neap", "NEAP_SOCKET=/run/neap.sock"];
+            lab.run(node, &[&place[..], &["NEAP_HOST=unix:///run/neap.sock", NEAP, "run", script], args].concat())
+        };
+        let said = run("n1", &["init"]);
+        let words: Vec<&str> = said.lines().last().unwrap().split_whitespace().skip(3).collect();
+        assert_eq!(words[0], "join", "{said}");
+        let joined = run("n2", &words);
+        assert!(joined.contains("a worker of default now"), "{joined}");
+        let daemon = LabDaemon::new(lab, "n1", &[]);
+        all_ready(&daemon, 2);
+        assert!(run("n2", &["leave"]).contains("nobody's"));
+        eventually("it is gone", 30, || agents(&daemon).contains(&("n2".into(), false)).then_some(()));
+        // What the daemon itself runs has no host that is meant.
+        let hosted = lab.folder().join("n1/run/hosted.lua");
+        std::fs::write(
+            &hosted,
+            "cron 'leave' { schedule = '@yearly', run = function() print(select(2, pcall(cluster.leave))) end }",
+        )
+        .unwrap();
+        daemon.ok(&["script", "push", "hosted", hosted.to_str().unwrap()]);
+        let said = daemon.ok(&["cron", "run", "leave"]);
+        assert!(said.contains("is for the host where a script is run by hand"), "{said}");
+    });
+}
+
+#[test]
 fn what_is_done_on_each_host() {
     with_machines(2, |lab| {
         let daemon = cluster(lab);

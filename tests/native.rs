@@ -46,6 +46,10 @@ fn the_swarm_schedules_and_updates_what_asks_for_it() {
     assert!(back.contains(r#""Parallelism":2,"FailureAction":"pause""#) && back.contains("stop-first"), "{back}");
     let services = || lab.docker("n1", &["service", "ls", "--format", "{{.Name}} {{.Replicas}}"]);
     assert_eq!(services().trim(), "web 2/2");
+    // A change of that alone reaches the Swarm as well.
+    daemon.ok(&["service", "update", "web", "--rollback-delay", "3s"]);
+    let back = lab.docker("n1", &["service", "inspect", "-f", "{{json .Spec.RollbackConfig}}", "web"]);
+    assert!(back.contains(r#""Parallelism":2,"Delay":3000000000"#), "{back}");
     let load = Load::start(format!("http://{}:8080/", lab.address("n1")));
     load.saw("\"version\":\"1\"");
     let listed = daemon.ok(&["service", "ls"]);

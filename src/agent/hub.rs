@@ -26,8 +26,8 @@ use crate::model::{Error, Kind, Result};
 pub const QUICK: Duration = Duration::from_secs(2);
 /// How long it has to remove images.
 const PRUNE: Duration = Duration::from_secs(600);
-/// How long it has to count what its tasks use: a second, for a few at a time.
-const STATS: Duration = Duration::from_secs(15);
+/// How long it has to count what its tasks use: a second or two, for some at a time.
+const STATS: Duration = Duration::from_secs(30);
 /// How long it has for volumes: a driver may ask a storage elsewhere.
 const VOLUMES: Duration = Duration::from_secs(60);
 

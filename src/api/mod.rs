@@ -63,8 +63,8 @@ pub struct Api {
 /// How long whoever leads has to answer what can be told without it.
 const PATIENCE: std::time::Duration = std::time::Duration::from_secs(3);
 
-/// As long as the connection to it lasts.
-const FOREVER: std::time::Duration = std::time::Duration::from_secs(3600);
+/// How often it is looked whether anybody leads, while an answer does not come.
+const LOOK: std::time::Duration = std::time::Duration::from_secs(1);
 
 /// A request that has passed its checks.
 #[derive(Clone)]
@@ -206,7 +206,7 @@ async fn serve(
     let principal = auth::principal(&peer, request.headers(), &*api.store, api.daemons.as_deref());
     let principal = principal.map_err(|error| match error.kind {
         // It may be in the store.
-        Kind::Unauthenticated if unread => {
+        Kind::Unauthenticated if unread && error.subject == "token" => {
             Error::new(Kind::Unavailable, "token", "cannot be looked up yet: the Swarm's managers do not answer")
                 .retry(true)
         }
@@ -253,16 +253,34 @@ async fn answer(route: &Route, call: Call) -> Result<Answer> {
     let (Some(from_memory), Some(memory)) = (route.standing, call.api.memory.clone()) else {
         return (route.handler)(call).await;
     };
+    let leads = call.api.daemons.is_some();
     let asked = (route.handler)(call.clone());
-    let patience = if memory.age().is_some() && !call.max_age.is_zero() { PATIENCE } else { FOREVER };
-    let error = match tokio::time::timeout(patience, asked).await {
-        // A leader that cannot prove that it leads tells what stood when it last could.
-        Ok(Ok(Answer::Json(value))) => {
-            return Ok(memory.age().map_or(Answer::Json(value.clone()), |age| Answer::Old(value, age)));
+    let silence = async {
+        // Nobody is given up before it is known that nobody leads.
+        while call.max_age.is_zero() || memory.age().is_none() {
+            tokio::time::sleep(LOOK).await;
         }
-        Ok(Err(error)) if matches!(error.kind, Kind::Unavailable | Kind::Timeout) => error,
-        Ok(answer) => return answer,
-        Err(_) => Error::new(Kind::Unavailable, "cluster", "whoever leads does not answer").retry(true),
+        tokio::time::sleep(PATIENCE).await;
+    };
+    let answered = tokio::select! {
+        answer = asked => Some(answer),
+        () = silence => None,
+    };
+    let error = match answered {
+        // A leader that cannot prove that it leads tells what stood when it last could.
+        Some(Ok(Answer::Json(value))) if leads => {
+            return match memory.age() {
+                None => Ok(Answer::Json(value)),
+                Some(age) if age <= call.max_age => Ok(Answer::Old(value, age)),
+                Some(age) => {
+                    let message = format!("no daemon has been able to prove for {} s that it leads", age.as_secs());
+                    Err(Error::new(Kind::Unavailable, "cluster", message).retry(true))
+                }
+            };
+        }
+        Some(Err(error)) if matches!(error.kind, Kind::Unavailable | Kind::Timeout) => error,
+        Some(answer) => return answer,
+        None => Error::new(Kind::Unavailable, "cluster", "whoever leads does not answer").retry(true),
     };
     let Some(standing) = memory.standing().filter(|_| !call.max_age.is_zero()) else { return Err(error) };
     let standing = standing?;

@@ -3,12 +3,16 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
+
 use super::output::{self, FormatArg};
 use super::up::start_log;
 use crate::agent::authority::JoinToken;
 use crate::agent::identity::Identity;
 use crate::agent::join;
 use crate::client::Cluster;
+use crate::client::hosting::{HostJoined, HostPlace, Hosting, InitAsk, JoinAsk, LeaveAsk};
+use crate::client::members::JoinTicket;
 use crate::client::remote::RemoteCluster;
 use crate::client::wire::Endpoint;
 use crate::daemon::agent::{self, AgentOptions};
@@ -61,13 +65,63 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    fn terms(&self) -> Terms {
-        Terms {
+    fn of(&self, place: &Place, socket: Option<&PathBuf>) -> HostPlace {
+        HostPlace {
+            data: place.data.clone(),
+            docker_host: place.docker_host.clone(),
+            socket: socket.cloned(),
             advertise_addr: self.advertise_addr.clone(),
             listen_addr: self.listen_addr.clone(),
             data_path_addr: self.data_path_addr.clone(),
         }
     }
+}
+
+fn terms(place: &HostPlace) -> Terms {
+    Terms {
+        advertise_addr: place.advertise_addr.clone(),
+        listen_addr: place.listen_addr.clone(),
+        data_path_addr: place.data_path_addr.clone(),
+    }
+}
+
+/// This host, for the commands of this file and for the scripts that are run here.
+pub struct Here {
+    /// The configuration.
+    pub file: Config,
+    /// Who is told what has been done.
+    pub say: fn(&str) -> Result<()>,
+}
+
+impl Here {
+    /// For a script, which tells what it likes itself.
+    pub fn silent(file: Config) -> Self {
+        Here { file, say: |_| Ok(()) }
+    }
+
+    fn say(&self, line: &str) -> Result<()> {
+        (self.say)(line)
+    }
+
+    fn data(&self, place: &HostPlace) -> PathBuf {
+        let named = place.data.clone().or_else(|| environment("NEAP_DATA").map(PathBuf::from));
+        named.or_else(|| self.file.data.clone()).unwrap_or_else(config::default_data)
+    }
+
+    fn docker(place: &HostPlace) -> Result<Address> {
+        let named = place.docker_host.clone().or_else(|| environment("NEAP_DOCKER_HOST"));
+        engine::local_address(named.as_deref())
+    }
+
+    fn socket(&self, place: &HostPlace) -> PathBuf {
+        let named = place.socket.clone().or_else(|| environment("NEAP_SOCKET").map(PathBuf::from));
+        named.or_else(|| self.file.socket.clone()).unwrap_or_else(config::default_socket)
+    }
+}
+
+// As flags have it, for scripts as well.
+fn environment(name: &str) -> Option<String> {
+    std::env::var(name).ok().filter(|value| !value.is_empty())
 }
 
 /// Arguments of `init`.
@@ -143,60 +197,46 @@ pub struct TokenArgs {
 
 /// Runs `neap init`.
 pub async fn init(args: &InitArgs, file: Config) -> Result<()> {
-    let docker = args.place.docker()?;
-    let local = LocalSwarm::open(&docker).await?;
-    match local.membership().await? {
-        Some(membership) if !membership.manager => {
-            return Err(Error::new(Kind::Conflict, "this host", "is a worker of a Swarm already")
-                .help("leave it first (neap leave), or run this on a manager"));
-        }
-        Some(membership) => {
-            output::line(&format!("this host is a manager of a Swarm already (node {})", membership.node))?
-        }
-        None => {
-            let node = local.init(&args.addresses.terms()).await?;
-            output::line(&format!("a Swarm is made, with this host as its manager (node {node})"))?;
-        }
-    }
-    let socket = args.socket.clone().or_else(|| file.socket.clone()).unwrap_or_else(config::default_socket);
-    let cluster = args.cluster.clone().or_else(|| file.cluster.clone());
-    daemon(&args.place, &file, &socket, cluster.as_deref()).await?;
-    let cluster = RemoteCluster::new(Endpoint::Unix(socket));
-    let ticket = cluster.join_ticket(Role::Worker, false).await?;
+    let place = args.addresses.of(&args.place, args.socket.as_ref());
+    let ask = InitAsk { place, cluster: args.cluster.clone() };
+    let ticket = Here { file, say: output::line }.init(ask).await?;
     output::line(&format!("other hosts join with:\n\n  {}\n", ticket.command()))?;
     output::line("as managers, with the token that `neap join-token manager` prints")
 }
 
-// Starts the daemon, unless one answers, and waits until it leads or follows.
-async fn daemon(place: &Place, file: &Config, socket: &Path, cluster: Option<&str>) -> Result<()> {
-    let remote = RemoteCluster::new(Endpoint::Unix(socket.to_owned()));
-    if let Ok(info) = remote.info().await {
-        return output::line(&format!("its daemon runs already (cluster {})", info.cluster));
-    }
-    let data = place.data(file);
-    let mut arguments = vec!["up".to_owned(), "--engine".into(), "swarm".into()];
-    arguments.extend(["--data".into(), text(&data)?, "--socket".into(), text(socket)?]);
-    arguments.extend(cluster.into_iter().flat_map(|name| ["--cluster".to_owned(), name.to_owned()]));
-    arguments.extend(docker_flag(place));
-    let started = background::start("neap", &arguments, &data)?;
-    let mut last = None;
-    let answers = async || match remote.info().await {
-        Ok(info) => Some(info),
-        Err(error) => {
-            last = Some(error);
-            None
+impl Here {
+    // Starts the daemon, unless one answers, and waits until it leads or follows.
+    async fn daemon(&self, place: &HostPlace, cluster: Option<&str>) -> Result<()> {
+        let socket = self.socket(place);
+        let remote = RemoteCluster::new(Endpoint::Unix(socket.clone()));
+        if let Ok(info) = remote.info().await {
+            return self.say(&format!("its daemon runs already (cluster {})", info.cluster));
         }
-    };
-    match until(&started, answers).await? {
-        Some(info) => output::line(&format!("its daemon is up: cluster {}, {started}", info.cluster)),
-        None => {
-            let error = Error::new(Kind::Timeout, "daemon", format!("does not answer yet; it is {started}"));
-            Err(last.map_or(error.clone(), |last| error.cause(last)))
+        let data = self.data(place);
+        let mut arguments = vec!["up".to_owned(), "--engine".into(), "swarm".into()];
+        arguments.extend(["--data".into(), text(&data)?, "--socket".into(), text(&socket)?]);
+        arguments.extend(cluster.into_iter().flat_map(|name| ["--cluster".to_owned(), name.to_owned()]));
+        arguments.extend(docker_flag(place));
+        let started = background::start("neap", &arguments, &data)?;
+        let mut last = None;
+        let answers = async || match remote.info().await {
+            Ok(info) => Some(info),
+            Err(error) => {
+                last = Some(error);
+                None
+            }
+        };
+        match until(&started, answers).await? {
+            Some(info) => self.say(&format!("its daemon is up: cluster {}, {started}", info.cluster)),
+            None => {
+                let error = Error::new(Kind::Timeout, "daemon", format!("does not answer yet; it is {started}"));
+                Err(last.map_or(error.clone(), |last| error.cause(last)))
+            }
         }
     }
 }
 
-fn docker_flag(place: &Place) -> Vec<String> {
+fn docker_flag(place: &HostPlace) -> Vec<String> {
     place.docker_host.iter().flat_map(|host| ["--docker-host".to_owned(), host.clone()]).collect()
 }
 
@@ -231,38 +271,97 @@ async fn until<T>(started: &background::Started, mut ready: impl AsyncFnMut() ->
 
 /// Runs `neap join`.
 pub async fn join(args: &JoinArgs, file: Config) -> Result<()> {
-    let token: JoinToken = args.token.parse()?;
-    let address = with_port(&args.address)?;
-    let (docker, data) = (args.place.docker()?, args.place.data(&file));
-    let clock = SystemClock::start();
-    // An agent that runs begins anew with what it is given now; the balancer goes on meanwhile.
-    let free = || {
-        if crate::daemon::is_held(&data)? && Identity::load(&data)?.is_none() {
-            return Err(Error::new(Kind::Conflict, format!("data folder {}", data.display()), "is in use by a daemon")
-                .help("stop it, or give the agent another folder (--data)"));
+    let place = args.addresses.of(&args.place, args.socket.as_ref());
+    let (address, token) = (args.address.clone(), args.token.clone());
+    let ask = JoinAsk { address, token, place, no_start: args.no_start };
+    Here { file, say: output::line }.join(ask).await.map(drop)
+}
+
+#[async_trait(?Send)]
+impl Hosting for Here {
+    async fn init(&self, ask: InitAsk) -> Result<JoinTicket> {
+        let local = LocalSwarm::open(&Self::docker(&ask.place)?).await?;
+        match local.membership().await? {
+            Some(membership) if !membership.manager => {
+                return Err(Error::new(Kind::Conflict, "this host", "is a worker of a Swarm already")
+                    .help("leave it first (neap leave), or run this on a manager"));
+            }
+            Some(membership) => {
+                self.say(&format!("this host is a manager of a Swarm already (node {})", membership.node))?;
+            }
+            None => {
+                let node = local.init(&terms(&ask.place)).await?;
+                self.say(&format!("a Swarm is made, with this host as its manager (node {node})"))?;
+            }
         }
-        background::stop("neap-agent", &data)
-    };
-    let joined = join::join(&address, &token, &docker, &args.addresses.terms(), &data, &clock, free).await?;
-    let (cluster, node) = (&joined.cluster, &joined.membership.node);
-    let how = if joined.was_node { "is" } else { "has become" };
-    output::line(&format!("this host {how} a {} of cluster {cluster} (node {node})", joined.role.as_str()))?;
-    let socket = args.socket.clone().or_else(|| file.socket.clone()).unwrap_or_else(config::default_socket);
-    if args.no_start {
-        let next = if joined.role == Role::Manager { "up --engine swarm" } else { "agent" };
-        return output::line(&format!("now start: neap {next} --data {}", data.display()));
+        let cluster = ask.cluster.or_else(|| environment("NEAP_CLUSTER")).or_else(|| self.file.cluster.clone());
+        self.daemon(&ask.place, cluster.as_deref()).await?;
+        RemoteCluster::new(Endpoint::Unix(self.socket(&ask.place))).join_ticket(Role::Worker, false).await
     }
-    if joined.role == Role::Manager {
-        return daemon(&args.place, &file, &socket, Some(cluster)).await;
+
+    async fn join(&self, ask: JoinAsk) -> Result<HostJoined> {
+        let token: JoinToken = ask.token.parse()?;
+        let (address, place) = (with_port(&ask.address)?, &ask.place);
+        let (docker, data) = (Self::docker(place)?, self.data(place));
+        let clock = SystemClock::start();
+        // An agent that runs begins anew with what it is given now; the balancer goes on meanwhile.
+        let free = || {
+            if crate::daemon::is_held(&data)? && Identity::load(&data)?.is_none() {
+                let subject = format!("data folder {}", data.display());
+                return Err(Error::new(Kind::Conflict, subject, "is in use by a daemon")
+                    .help("stop it, or give the agent another folder (--data)"));
+            }
+            background::stop("neap-agent", &data)
+        };
+        let joined = join::join(&address, &token, &docker, &terms(place), &data, &clock, free).await?;
+        let now = HostJoined { cluster: joined.cluster, node: joined.membership.node, role: joined.role };
+        let how = if joined.was_node { "is" } else { "has become" };
+        let (role, node) = (now.role.as_str(), &now.node);
+        self.say(&format!("this host {how} a {role} of cluster {} (node {node})", now.cluster))?;
+        if ask.no_start {
+            let next = if now.role == Role::Manager { "up --engine swarm" } else { "agent" };
+            self.say(&format!("now start: neap {next} --data {}", data.display()))?;
+            return Ok(now);
+        }
+        if now.role == Role::Manager {
+            self.daemon(place, Some(&now.cluster)).await?;
+            return Ok(now);
+        }
+        let _ = std::fs::remove_file(agent::connected_file(&data));
+        let mut arguments = vec!["agent".to_owned(), "--data".into(), text(&data)?];
+        arguments.extend(docker_flag(place));
+        let started = background::start("neap-agent", &arguments, &data)?;
+        let connected = async || std::fs::read_to_string(agent::connected_file(&data)).ok();
+        match until(&started, connected).await? {
+            Some(at) => self.say(&format!("its agent is connected to {}: {started}", at.trim()))?,
+            None => return Err(Error::new(Kind::Timeout, "agent", format!("is not connected yet; it is {started}"))),
+        }
+        Ok(now)
     }
-    let _ = std::fs::remove_file(agent::connected_file(&data));
-    let mut arguments = vec!["agent".to_owned(), "--data".into(), text(&data)?];
-    arguments.extend(docker_flag(&args.place));
-    let started = background::start("neap-agent", &arguments, &data)?;
-    let connected = async || std::fs::read_to_string(agent::connected_file(&data)).ok();
-    match until(&started, connected).await? {
-        Some(at) => output::line(&format!("its agent is connected to {}: {started}", at.trim())),
-        None => Err(Error::new(Kind::Timeout, "agent", format!("is not connected yet; it is {started}"))),
+
+    async fn leave(&self, ask: LeaveAsk) -> Result<()> {
+        let data = self.data(&ask.place);
+        let local = LocalSwarm::open(&Self::docker(&ask.place)?).await?;
+        let membership = local.membership().await?;
+        if membership.as_ref().is_some_and(|membership| membership.manager) && !ask.force {
+            return Err(Error::new(Kind::Conflict, "this host", "is a manager of the Swarm")
+                .help("make it a worker first (neap node demote NODE), or lose what only it knows: --force"));
+        }
+        for name in ["neap-agent", "neap"] {
+            background::stop(name, &data)?;
+        }
+        match membership {
+            Some(membership) => {
+                local.leave(ask.force).await?;
+                self.say(&format!("this host has left the Swarm (it was node {})", membership.node))?;
+            }
+            None => self.say("this host is in no Swarm")?,
+        }
+        // Published ports lead nowhere from here any more.
+        crate::daemon::stop_balancer(&data).await?;
+        Identity::remove(&data)?;
+        self.say("neither daemon nor agent runs here any more; what is left is the data folder")?;
+        self.say(&format!("{}; on a manager, take the node off the list: neap node rm NODE", data.display()))
     }
 }
 
@@ -284,28 +383,12 @@ fn with_port(address: &str) -> Result<String> {
 
 /// Runs `neap leave`.
 pub async fn leave(args: &LeaveArgs, file: Config) -> Result<()> {
-    let data = args.place.data(&file);
-    let local = LocalSwarm::open(&args.place.docker()?).await?;
-    let membership = local.membership().await?;
-    if membership.as_ref().is_some_and(|membership| membership.manager) && !args.force {
-        return Err(Error::new(Kind::Conflict, "this host", "is a manager of the Swarm")
-            .help("make it a worker first (neap node demote NODE), or lose what only it knows: --force"));
-    }
-    for name in ["neap-agent", "neap"] {
-        background::stop(name, &data)?;
-    }
-    match membership {
-        Some(membership) => {
-            local.leave(args.force).await?;
-            output::line(&format!("this host has left the Swarm (it was node {})", membership.node))?;
-        }
-        None => output::line("this host is in no Swarm")?,
-    }
-    // Published ports lead nowhere from here any more.
-    crate::daemon::stop_balancer(&data).await?;
-    Identity::remove(&data)?;
-    output::line("neither daemon nor agent runs here any more; what is left is the data folder")?;
-    output::line(&format!("{}; on a manager, take the node off the list: neap node rm NODE", data.display()))
+    let place = HostPlace {
+        data: args.place.data.clone(),
+        docker_host: args.place.docker_host.clone(),
+        ..HostPlace::default()
+    };
+    Here { file, say: output::line }.leave(LeaveAsk { place, force: args.force }).await
 }
 
 /// Runs `neap agent`.

@@ -16,8 +16,10 @@ use rustyline::validate::{ValidationContext, ValidationResult, Validator};
 use rustyline::{CompletionType, Config, Context as LineContext, Editor, Helper};
 use tokio::sync::{Notify, mpsc};
 
+use super::host::Here;
 use super::{Global, output, progress, up};
 use crate::client::Cluster;
+use crate::client::hosting::Hosting;
 use crate::daemon::Standalone;
 use crate::daemon::config;
 use crate::model::{Error, Kind, Result};
@@ -47,20 +49,24 @@ pub fn main(args: &Args, global: &Global) -> Result<()> {
         up::start_log("error")?;
         return super::threaded(async {
             let cluster = Standalone::start().await?;
-            let result = tokio::task::LocalSet::new().run_until(attached(args, cluster.cluster())).await;
+            let result = tokio::task::LocalSet::new().run_until(attached(args, cluster.cluster(), None)).await;
             cluster.end().await;
             result
         });
     }
     let cluster: Arc<dyn Cluster> = Arc::new(global.cluster()?);
-    super::single(async { tokio::task::LocalSet::new().run_until(attached(args, cluster)).await })
+    let file = global.load()?;
+    super::single(async {
+        let hosting: Rc<dyn Hosting> = Rc::new(Here::silent(file));
+        tokio::task::LocalSet::new().run_until(attached(args, cluster, Some(hosting))).await
+    })
 }
 
-async fn attached(args: &Args, cluster: Arc<dyn Cluster>) -> Result<()> {
+async fn attached(args: &Args, cluster: Arc<dyn Cluster>, hosting: Option<Rc<dyn Hosting>>) -> Result<()> {
     let info = cluster.info().await?;
     let cwd = std::env::current_dir().map_err(|error| Error::io("working folder", "find it", &error))?;
     let reporter = Rc::new(progress::Reporter::default().into_report());
-    let context = Context { cluster, reporter, folder: cwd.clone(), reach: Reach::default() };
+    let context = Context { cluster, reporter, folder: cwd.clone(), reach: Reach::default(), hosting };
     let stop = Stop::listen()?;
     let session = Rc::new(Session::new(context, cwd, stop.flag.clone())?);
     if let Some(code) = &args.eval {

@@ -5,8 +5,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use super::host::Here;
 use super::{Global, progress, up};
 use crate::client::Cluster;
+use crate::client::hosting::Hosting;
 use crate::daemon::Standalone;
 use crate::model::{Error, Kind, Result};
 use crate::script::api::Reach;
@@ -47,9 +49,11 @@ pub fn main(args: &Args, global: &Global) -> Result<()> {
         return super::threaded(standalone(&script));
     }
     let cluster: Arc<dyn Cluster> = Arc::new(global.cluster()?);
+    let file = global.load()?;
     super::single(async move {
+        let hosting: Rc<dyn Hosting> = Rc::new(Here::silent(file));
         let local = tokio::task::LocalSet::new();
-        local.run_until(interruptible(&script, cluster)).await
+        local.run_until(interruptible(&script, cluster, Some(hosting))).await
     })
 }
 
@@ -57,15 +61,15 @@ async fn standalone(script: &Script) -> Result<()> {
     let cluster = Standalone::start().await?;
     let handle = cluster.cluster();
     let local = tokio::task::LocalSet::new();
-    let result = local.run_until(interruptible(script, handle)).await;
+    let result = local.run_until(interruptible(script, handle, None)).await;
     cluster.end().await;
     result
 }
 
-async fn interruptible(script: &Script, cluster: Arc<dyn Cluster>) -> Result<()> {
+async fn interruptible(script: &Script, cluster: Arc<dyn Cluster>, hosting: Option<Rc<dyn Hosting>>) -> Result<()> {
     let folder = script.path.parent().map(PathBuf::from).unwrap_or_default();
     let reporter = Rc::new(progress::Reporter::default().into_report());
-    let context = Context { cluster, reporter, folder, reach: Reach::default() };
+    let context = Context { cluster, reporter, folder, reach: Reach::default(), hosting };
     let (flag, notice) = watch_signals()?;
     let interrupted = || Error::new(Kind::Failed, format!("script {}", script.path.display()), "was interrupted");
     tokio::select! {

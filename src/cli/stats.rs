@@ -1,11 +1,14 @@
 //! `neap service stats`.
 
-use std::collections::BTreeMap;
+use futures_util::{StreamExt, stream};
 
 use super::output::{self, FormatArg};
 use crate::client::remote::RemoteCluster;
 use crate::client::{Cluster, show};
 use crate::model::{Error, Kind, Result};
+
+/// So many services are asked about at once.
+const AT_ONCE: usize = 8;
 
 /// What replicas use of their hosts: cores over the last second, memory, what went over networks and disks
 #[derive(clap::Args)]
@@ -26,16 +29,21 @@ pub async fn main(args: Args, cluster: &RemoteCluster) -> Result<()> {
             all.filter(|spec| !spec.engine_native).map(|spec| spec.name.to_string()).collect()
         }
     };
-    let asked = futures_util::future::join_all(services.iter().map(|service| cluster.stats(service))).await;
-    let mut all = BTreeMap::new();
-    for (service, stats) in services.iter().zip(asked) {
+    let ask = |service: String| async move { cluster.stats(&service).await };
+    let mut asked = stream::iter(services.into_iter().map(ask)).buffered(AT_ONCE);
+    let (mut rows, mut failed) = (Vec::new(), None);
+    while let Some(stats) = asked.next().await {
         match stats {
-            Ok(stats) => drop(all.insert(service.clone(), stats)),
+            Ok(stats) => rows.extend(stats),
             // Removed since it was listed.
             Err(Error { kind: Kind::NotFound, .. }) if !named => {}
-            Err(error) => return Err(error),
+            Err(error) => failed = Some(failed.unwrap_or(error)),
         }
     }
-    let rows: Vec<_> = all.into_values().flatten().collect();
+    match failed {
+        Some(error) if rows.is_empty() => return Err(error),
+        Some(error) => output::print_error(&error),
+        None => {}
+    }
     output::print(args.format.format, &rows, || show::stats(&rows))
 }

@@ -149,9 +149,8 @@ impl Remembers for Memory {
             let age = store.age();
             return Some(Standing::read(store, &nodes, age));
         }
-        let past = locked(&self.past);
-        let (store, at) = past.as_ref()?;
-        Some(Standing::read(store.clone(), &nodes, self.clock.wall().since(*at).std()))
+        let (store, at) = locked(&self.past).clone()?;
+        Some(Standing::read(store, &nodes, self.clock.wall().since(at).std()))
     }
 
     fn is_read(&self) -> bool {

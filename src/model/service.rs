@@ -313,6 +313,13 @@ impl ServiceSpec {
         Ok(())
     }
 
+    /// As `to` describes what tasks are made of; how many there are, and how they come and go, does not go back.
+    #[must_use]
+    pub fn back_to(&self, to: &ServiceSpec) -> ServiceSpec {
+        let (rollout, rollback) = (self.rollout.clone(), self.rollback.clone());
+        ServiceSpec { replicas: self.replicas, rollout, rollback, ..to.clone() }
+    }
+
     /// The rollout scripts that it names.
     pub fn rollouts(&self) -> impl Iterator<Item = &Use> {
         [Some(&self.rollout), self.rollback.as_ref()].into_iter().flatten()

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::persist::{bundle_key, node_key};
 use super::prepare::{Prepared, Resolved};
-use super::releases::{Way, begin_release};
+use super::releases::{BY_HAND, Way, begin_release};
 use crate::client::Only;
 use crate::model::bundle::HostedKind;
 use crate::model::event::What;
@@ -19,9 +19,6 @@ use crate::scheduler::world::{Change, Draft, Note, World};
 use crate::script::host::ScriptHost;
 use crate::script::registration::Facts;
 use crate::store::{Write, encode};
-
-/// Why a release is paused that a person paused.
-const BY_HAND: &str = "paused by hand";
 
 /// The error for a service that is not there.
 pub fn missing(world: &World, name: &str) -> Error {
@@ -123,6 +120,11 @@ pub fn refuse_taken_ports(world: &World, spec: &ServiceSpec) -> Result<()> {
                 .help("take the port out first and publish it anew afterwards, or take another number"));
         }
     }
+    refuse_taken_ports_of_others(world, spec)
+}
+
+/// The same without regard to what the service itself has published until now.
+pub(super) fn refuse_taken_ports_of_others(world: &World, spec: &ServiceSpec) -> Result<()> {
     for (name, port) in &spec.ports {
         let Some(published) = port.published else { continue };
         for other in world.services.values().filter(|other| other.spec.name != spec.name) {
@@ -247,7 +249,6 @@ fn update(
     }
 }
 
-// `scripts`: those that the rollout is in, where the service did not bring it along.
 // What the Swarm is just taking over is not changed under its hands.
 pub(super) fn refuse_leaving(service: &Service) -> Result<()> {
     if !service.is_leaving() {

@@ -65,10 +65,10 @@ impl Runtime {
         let one = |task: &Arc<Task>| {
             let (stats, reason) = match task.node.as_ref().and_then(|node| told.get(node)) {
                 Some(Ok(all)) => (all.get(&task.id).cloned(), None),
-                Some(Err(error)) => (None, Some(error.to_string())),
+                Some(Err(error)) => (None, Some(format!("{}: {}", error.subject, error.message))),
                 None => (None, None),
             };
-            let reason = reason.or_else(|| stats.is_none().then(|| "it is not there any more".to_owned()));
+            let reason = reason.or_else(|| stats.is_none().then(|| "nothing is told of it".to_owned()));
             TaskStats { task: task.label(), id: task.id, node: world.hostname(task).to_owned(), stats, reason }
         };
         Ok(running().map(one).collect())

@@ -179,7 +179,8 @@ pub fn described(service: &Service, revision: &Revision) -> ServiceSpec {
     spec.labels = latest.labels;
     (spec.mode, spec.replicas, spec.max_replicas_per_node) =
         (latest.mode, latest.replicas, latest.max_replicas_per_node);
-    (spec.constraints, spec.policy, spec.rollout) = (latest.constraints, latest.policy, latest.rollout);
+    (spec.constraints, spec.policy) = (latest.constraints, latest.policy);
+    (spec.rollout, spec.rollback) = (latest.rollout, latest.rollback);
     spec.restart = latest.restart;
     spec
 }

@@ -5,13 +5,13 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::commands::{present, refuse_leaving, refuse_taken_names};
+use super::commands::{present, refuse_leaving, refuse_taken_names, refuse_taken_ports_of_others};
 use crate::client::ReleaseAction;
 use crate::model::bundle::HostedKind;
 use crate::model::event::What;
 use crate::model::policy::Use;
 use crate::model::release::{Order, Release, ReleaseState};
-use crate::model::service::{Revision, Service};
+use crate::model::service::Service;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::release::roll_back;
@@ -21,7 +21,7 @@ use crate::script::registration::Facts;
 use crate::script::stdlib;
 
 /// What a release that was paused says.
-const BY_HAND: &str = "paused by hand";
+pub const BY_HAND: &str = "paused by hand";
 
 /// How a release comes in.
 pub struct Way<'a> {
@@ -151,7 +151,8 @@ fn roll_back_native(draft: &mut Draft, service: &Service, action: ReleaseAction)
     let before = before
         .ok_or_else(|| Error::new(Kind::Conflict, service.spec.subject(), "has no earlier revision to go back to"))?;
     let mut service = service.clone();
-    restore(&mut service, &before);
+    service.spec = service.spec.back_to(&before.spec);
+    refuse_taken_ports_of_others(&draft.world, &service.spec)?;
     service.active = before.number;
     service.updated_at = draft.clock.wall();
     draft.note(What::ServiceUpdated, name, format!("back to revision {}", before.number));
@@ -168,12 +169,6 @@ fn try_again(draft: &Draft, release: &mut Release) {
         release.deadline_at = release.deadline_at.map(|at| at.after(now.since(paused_at)));
     }
     release.intent_at = release.intent_at.map(|_| now);
-}
-
-// What tasks are made of goes back; how many there are, and how they come and go, does not.
-fn restore(service: &mut Service, to: &Revision) {
-    let now = std::mem::replace(&mut service.spec, to.spec.clone());
-    (service.spec.replicas, service.spec.rollout, service.spec.rollback) = (now.replicas, now.rollout, now.rollback);
 }
 
 // After the release is over: back to the revision before, as the service's `rollback` says, else by its rollout.
@@ -201,7 +196,8 @@ fn roll_back_finished(draft: &mut Draft, host: &ScriptHost, service: &Service) -
         refuse_taken_names(&draft.world, host, name, hash)?;
     }
     let mut service = service.clone();
-    restore(&mut service, &revision);
+    service.spec = service.spec.back_to(&revision.spec);
+    refuse_taken_ports_of_others(&draft.world, &service.spec)?;
     service.bundle.clone_from(&revision.bundle);
     service.updated_at = draft.clock.wall();
     let scripts = (bundle != stdlib::OWNER).then_some(bundle);

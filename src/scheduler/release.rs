@@ -368,14 +368,11 @@ fn rolling_back(draft: &mut Draft, service: &Service, release: &mut Release) {
     draft.change(Change::Service(Arc::new(service)));
 }
 
-// What is made of the tasks goes back; how many there are does not.
 fn restore(draft: &mut Draft, release: &Release) {
     let Some(service) = draft.world.services.get(&release.service).cloned() else { return };
     let Some(revision) = draft.world.revision(&release.service, release.back).cloned() else { return };
     let mut service = Service::clone(&service);
-    let replicas = service.spec.replicas;
-    service.spec = revision.spec.clone();
-    service.spec.replicas = replicas;
+    service.spec = service.spec.back_to(&revision.spec);
     service.bundle.clone_from(&revision.bundle);
     draft.change(Change::Service(Arc::new(service)));
 }

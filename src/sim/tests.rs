@@ -196,7 +196,8 @@ async fn load(file: &Path, cwd: &Path, stage: &Stage, interrupted: Arc<AtomicBoo
     let script = Script { path: file.to_owned(), args: Vec::new(), cwd: cwd.to_owned() };
     let folder = file.parent().map(Path::to_owned).unwrap_or_default();
     let reporter = Rc::new(|_: &str, _: &crate::client::ServiceStatus| {});
-    let context = Context { cluster: stage.cluster.clone(), reporter, folder, reach: stage.reach.clone() };
+    let context =
+        Context { cluster: stage.cluster.clone(), reporter, folder, reach: stage.reach.clone(), hosting: None };
     Tests::load(&script, &context, Cases::default(), interrupted).await
 }
 

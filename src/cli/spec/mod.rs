@@ -355,21 +355,16 @@ impl SpecArgs {
             ("on_failure", self.update_failure_action.clone().map(Value::from)),
             ("max_failure_ratio", self.update_max_failure_ratio.map(Value::from)),
         ];
-        let back = self.rollback.fields();
-        for (field, key, value) in fields
-            .map(|(key, value)| ("rollout", key, value))
-            .into_iter()
-            .chain(back.map(|(key, value)| ("rollback", key, value)))
-        {
+        for (key, value) in fields {
             if value.is_some() {
-                if !spec.get(field).is_some_and(Value::is_object) {
-                    let name = spec.get(field).cloned().filter(Value::is_string).unwrap_or_else(|| json!("rolling"));
-                    spec.insert(field.into(), json!({ "use": name }));
+                if !spec.get("rollout").is_some_and(Value::is_object) {
+                    let name = spec.get("rollout").cloned().unwrap_or_else(|| json!("rolling"));
+                    spec.insert("rollout".into(), json!({ "use": name }));
                 }
-                set(table(spec, field), key, value);
+                set(table(spec, "rollout"), key, value);
             }
         }
-        Ok(())
+        self.rollback.describe(spec)
     }
 }
 

@@ -6,8 +6,9 @@ use crate::model::units::Bytes;
 
 /// `service stats`.
 pub fn stats(rows: &[TaskStats]) -> String {
-    let mut table =
-        table(&["TASK", "NODE", "CPU", "MEMORY", "LIMIT", "MEM %", "RECEIVED", "SENT", "READ", "WRITTEN", "PIDS"]);
+    let mut table = table(&[
+        "TASK", "NODE", "CPU", "MEMORY", "LIMIT", "MEM %", "RECEIVED", "SENT", "READ", "WRITTEN", "PIDS", "REASON",
+    ]);
     for row in rows {
         let stats = row.stats.clone().unwrap_or_default();
         let known = row.stats.is_some();
@@ -17,7 +18,7 @@ pub fn stats(rows: &[TaskStats]) -> String {
         table.add_row([
             row.task.clone(),
             row.node.clone(),
-            if known { format!("{:.1}%", stats.cpu * 100.0) } else { row.reason.clone().unwrap_or_default() },
+            if known { format!("{:.1}%", stats.cpu * 100.0) } else { "-".into() },
             bytes(Some(stats.memory)),
             bytes(stats.memory_limit),
             share.unwrap_or_else(|| "-".into()),
@@ -26,6 +27,7 @@ pub fn stats(rows: &[TaskStats]) -> String {
             bytes(stats.read),
             bytes(stats.written),
             stats.pids.map_or_else(|| "-".into(), |pids| pids.to_string()),
+            row.reason.as_deref().and_then(|reason| reason.lines().next()).unwrap_or_default().to_owned(),
         ]);
     }
     text(table)

@@ -453,7 +453,7 @@ impl Engine for DockerEngine {
     async fn stats(&self, node: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {
         let docker = self.host(node)?.connected()?.docker;
         let container = |task: &TaskId| self.tasks.place(task).map(|(_, container)| (*task, container));
-        stats::of(&docker, tasks.iter().filter_map(container).collect()).await
+        Ok(stats::of(&docker, tasks.iter().filter_map(container).collect()).await)
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

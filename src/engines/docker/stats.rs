@@ -1,38 +1,43 @@
 //! What containers use, as their Docker Engine counts it.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bollard::Docker;
 use bollard::models::{ContainerCpuStats, ContainerMemoryStats, ContainerStatsResponse};
 use bollard::query_parameters::StatsOptions;
-use futures_util::{StreamExt, stream};
+use futures_util::StreamExt;
+use futures_util::future::join_all;
+use tokio::sync::Semaphore;
 
-use super::trouble;
-use crate::model::Result;
 use crate::model::id::TaskId;
 use crate::model::stats::Stats;
 use crate::model::units::Bytes;
 
-/// So many containers are asked about at once: an engine counts for a second before it answers.
-const AT_ONCE: usize = 32;
+/// So many containers are asked about at once, whoever asks: an engine counts for a second before it answers.
+const AT_ONCE: usize = 64;
+/// How long one may take.
+const PATIENCE: Duration = Duration::from_secs(5);
 
-/// Asks about each of these containers; one that is gone by now is left out.
-pub async fn of(docker: &Docker, containers: Vec<(TaskId, String)>) -> Result<BTreeMap<TaskId, Stats>> {
+static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
+
+/// Asks about each of these containers; those that are gone by now, or tell nothing, are left out.
+pub async fn of(docker: &Docker, containers: Vec<(TaskId, String)>) -> BTreeMap<TaskId, Stats> {
     let ask = |(task, container): (TaskId, String)| async move {
+        let _place = PLACES.acquire().await.ok()?;
         // Not one-shot: two counts, a second apart, are what a share of time is made of.
         let options = StatsOptions { stream: false, one_shot: false };
-        let told = Box::pin(docker.stats(&container, Some(options))).next().await;
+        let told = tokio::time::timeout(PATIENCE, Box::pin(docker.stats(&container, Some(options))).next()).await;
         match told {
-            Some(Ok(told)) => Ok(Some((task, stats(&told)))),
-            Some(Err(error)) if !trouble::is_status(&error, 404) && !trouble::is_status(&error, 409) => {
-                Err(trouble::error(format!("task {task}"), "count what its container uses", &error))
+            Ok(Some(Ok(told))) => Some((task, stats(&told))),
+            Ok(Some(Err(error))) => {
+                tracing::debug!(%error, %task, "what a container uses could not be counted");
+                None
             }
-            _ => Ok(None),
+            _ => None,
         }
     };
-    let answers: Vec<Result<Option<(TaskId, Stats)>>> =
-        stream::iter(containers.into_iter().map(ask)).buffer_unordered(AT_ONCE).collect().await;
-    answers.into_iter().filter_map(Result::transpose).collect()
+    join_all(containers.into_iter().map(ask)).await.into_iter().flatten().collect()
 }
 
 fn stats(told: &ContainerStatsResponse) -> Stats {

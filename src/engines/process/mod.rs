@@ -480,12 +480,13 @@ impl Engine for ProcessEngine {
     }
 
     async fn stats(&self, _: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {
-        let running = |task: &TaskId| match self.shared.state(task)?.state {
-            ObservedState::Running { pid: Some(pid), .. } => Some((pid, *task)),
-            _ => None,
-        };
-        let running: BTreeMap<u32, TaskId> = tasks.iter().filter_map(running).collect();
+        let (shared, tasks) = (self.shared.clone(), tasks.to_vec());
         let count = move || {
+            let running = |task: &TaskId| match shared.state(task)?.state {
+                ObservedState::Running { pid: Some(pid), .. } => Some((pid, *task)),
+                _ => None,
+            };
+            let running: BTreeMap<u32, TaskId> = tasks.iter().filter_map(running).collect();
             let stats = stats::of(&running.keys().copied().collect::<Vec<_>>());
             stats.into_iter().map(|(pid, stats)| (running[&pid], stats)).collect()
         };

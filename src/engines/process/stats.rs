@@ -57,7 +57,8 @@ fn family(all: &BTreeMap<u32, Process>, pid: u32) -> BTreeSet<u32> {
 fn all() -> BTreeMap<u32, Process> {
     let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
-    let one = |pid: u32| Some((pid, read(&std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?));
+    let one =
+        |pid: u32| Some((pid, read(&String::from_utf8_lossy(&std::fs::read(format!("/proc/{pid}/stat")).ok()?))?));
     pids.filter_map(one).collect()
 }
 

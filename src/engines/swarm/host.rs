@@ -249,7 +249,7 @@ impl SwarmHost {
             let container = |task: &TaskId| known.get(task).map(|known| (*task, known.container.clone()));
             tasks.iter().filter_map(container).collect()
         };
-        stats::of(&docker, containers).await
+        Ok(stats::of(&docker, containers).await)
     }
 
     /// Volumes of this host.

@@ -17,8 +17,8 @@ pub fn of(spec: &ServiceSpec) -> Vec<String> {
     if spec.on_policy_error != OnPolicyError::default() {
         notes.push("on_policy_error: there is no policy to fail".into());
     }
-    if spec.rollout.name.as_str() != "rolling" {
-        notes.push(format!("rollout \"{}\": the Swarm updates one task after the other", spec.rollout.name));
+    for used in spec.rollouts().filter(|used| used.name.as_str() != "rolling") {
+        notes.push(format!("rollout \"{}\": the Swarm updates one task after the other", used.name));
     }
     if let Some(check) = spec.check.as_ref().filter(|check| !check.disable) {
         let asked = [("http", check.http.is_some()), ("tcp", check.tcp.is_some()), ("script", check.script.is_some())];

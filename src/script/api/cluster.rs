@@ -22,13 +22,13 @@ const BY: &str = "a script";
 pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>, reach: &Reach) -> mlua::Result<()> {
     let reporter: services::Reporter = Rc::new(|_, _| {});
     let (cluster, reach) = (cluster.clone(), reach.clone());
-    install_with(lua, &services::Context { cluster, reporter, folder: PathBuf::new(), reach })
+    install_with(lua, &services::Context { cluster, reporter, folder: PathBuf::new(), reach, hosting: None })
 }
 
 /// Sets them for somebody who is there to see; `scripts` as well, for files that they have.
 pub fn install_with(lua: &Lua, context: &services::Context) -> mlua::Result<()> {
     services::install(lua, context)?;
-    hosts::install(lua, &context.cluster)?;
+    hosts::install(lua, context)?;
     nodes::install(lua, &context.cluster)?;
     objects::install(lua, &context.cluster)?;
     natives::install(lua, context)?;

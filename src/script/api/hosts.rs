@@ -1,17 +1,19 @@
 //! `cluster`: the cluster as a whole, and the hosts that are to come to it.
 
-use std::sync::Arc;
+use std::rc::Rc;
 
 use mlua::{Lua, Table, Value};
 
-use crate::client::Cluster;
-use crate::model::Error;
+use super::services::Context;
+use crate::client::hosting::{Hosting, InitAsk, JoinAsk, LeaveAsk};
 use crate::model::node::Role;
 use crate::model::swarm::SwarmAsk;
+use crate::model::{Error, Kind, Result};
 use crate::script::value::{from_record, raise, to_json};
 
 /// Sets `cluster`.
-pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
+pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
+    let cluster = &context.cluster;
     let table = lua.create_table()?;
     let shared = cluster.clone();
     table.set(
@@ -63,6 +65,71 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
             }
         })?,
     )?;
+    install_hosting(lua, &table, context.hosting.as_ref())?;
     table.set_readonly(true);
     lua.globals().set("cluster", table)
+}
+
+// `cluster.init`, `join`, `leave`: for whoever runs a script on the host that is meant.
+fn install_hosting(lua: &Lua, table: &Table, hosting: Option<&Rc<dyn Hosting>>) -> mlua::Result<()> {
+    let here = |what: &'static str| {
+        let hosting = hosting.cloned();
+        move || {
+            hosting.clone().ok_or_else(|| {
+                raise(
+                    Error::new(Kind::Unsupported, what, "is for the host where a script is run by hand")
+                        .help("put it into a file, and run that there: neap run FILE"),
+                )
+            })
+        }
+    };
+    let get = here("cluster.init");
+    let init = move |lua: Lua, ask: Option<Table>| {
+        let get = get.clone();
+        async move {
+            let ask: InitAsk = asked("cluster.init", ask, &["cluster"]).map_err(raise)?;
+            let ticket = get()?.init(ask).await.map_err(raise)?;
+            let told = from_record(&lua, &ticket)?;
+            if let Value::Table(told) = &told {
+                told.raw_set("command", ticket.command())?;
+            }
+            Ok(told)
+        }
+    };
+    table.set("init", lua.create_async_function(init)?)?;
+    let get = here("cluster.join");
+    let join = move |lua: Lua, ask: Table| {
+        let get = get.clone();
+        async move {
+            let ask: JoinAsk = asked("cluster.join", Some(ask), &["address", "token", "no_start"]).map_err(raise)?;
+            from_record(&lua, &get()?.join(ask).await.map_err(raise)?)
+        }
+    };
+    table.set("join", lua.create_async_function(join)?)?;
+    let get = here("cluster.leave");
+    let leave = move |_: Lua, ask: Option<Table>| {
+        let get = get.clone();
+        async move {
+            let ask: LeaveAsk = asked("cluster.leave", ask, &["force"]).map_err(raise)?;
+            get()?.leave(ask).await.map_err(raise)
+        }
+    };
+    table.set("leave", lua.create_async_function(leave)?)
+}
+
+// What all of them take.
+const PLACE: [&str; 6] = ["data", "docker_host", "socket", "advertise_addr", "listen_addr", "data_path_addr"];
+
+fn asked<T: serde::de::DeserializeOwned>(what: &str, ask: Option<Table>, own: &[&str]) -> Result<T> {
+    let value = match ask {
+        Some(ask) => to_json(&Value::Table(ask))?,
+        None => serde_json::json!({}),
+    };
+    let known = || own.iter().chain(&PLACE).copied();
+    let keys = value.as_object().into_iter().flat_map(|fields| fields.keys());
+    if let Some(odd) = keys.into_iter().find(|key| !known().any(|known| known == key.as_str())) {
+        let hint = crate::model::suggest::hint(odd, known());
+        return Err(Error::invalid(what, format!("unknown field \"{odd:.40}\"{hint}")));
+    }
+    crate::model::strict::read(what, &value)
 }

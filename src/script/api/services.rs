@@ -10,6 +10,7 @@ use serde_json::json;
 
 use super::Reach;
 use super::time::duration;
+use crate::client::hosting::Hosting;
 use crate::client::{Apply, Cluster, LogsAsk, Only, ReleaseAction, ServiceStatus, show, wait};
 use crate::model::bundle::Bundle;
 use crate::model::plan::{Plan, Rebalance};
@@ -34,6 +35,8 @@ pub struct Context {
     pub folder: std::path::PathBuf,
     /// What else the script reaches.
     pub reach: Reach,
+    /// What it can do with the very host where it is run, where somebody runs it by hand.
+    pub hosting: Option<Rc<dyn Hosting>>,
 }
 
 /// How long `apply { wait = true }` and `wait()` wait where nothing is said.

@@ -14,6 +14,12 @@ assert(not joined and tostring(why_alone):find "its state is not in a Swarm", to
 assert(not pcall(cluster.rotate_join_token, "worker"))
 local joined, why_role = pcall(cluster.join_token, "leader")
 assert(not joined and tostring(why_role):find "neither", tostring(why_role))
+local wrong, why_wrong = pcall(cluster.join, { address = "10.0.0.1", tokn = "x" })
+assert(not wrong and tostring(why_wrong):find "token", tostring(why_wrong))
+for _, odd in { { advertise = "x" }, { force = true } } do
+  local wrong, why_wrong = pcall(cluster.init, odd)
+  assert(not wrong and tostring(why_wrong):find "unknown field", tostring(why_wrong))
+end
 local pruned, why_pruned = pcall(function() return node:prune_images { created_before = "72h" } end)
 assert(not pruned and tostring(why_pruned):find "no images", tostring(why_pruned))
 assert(node.agent == nil and not pcall(function() node:forget_agent() end))

@@ -4,7 +4,8 @@ use std::collections::HashMap;
 
 use bollard::models::{
     EndpointPortConfig, EndpointPortConfigPublishModeEnum, EndpointSpec, EndpointSpecModeEnum,
-    ServiceSpec as SwarmSpec, ServiceSpecMode, ServiceSpecModeReplicated, ServiceSpecUpdateConfig,
+    ServiceSpec as SwarmSpec, ServiceSpecMode, ServiceSpecModeReplicated, ServiceSpecRollbackConfig,
+    ServiceSpecRollbackConfigFailureActionEnum, ServiceSpecRollbackConfigOrderEnum, ServiceSpecUpdateConfig,
     ServiceSpecUpdateConfigFailureActionEnum, ServiceSpecUpdateConfigOrderEnum, TaskSpecPlacement,
     TaskSpecPlacementPreferences, TaskSpecPlacementSpread,
 };
@@ -133,10 +134,8 @@ fn body(wanted: &Wanted, cluster: &str, files: &spec::Files) -> SwarmSpec {
     let on_hosts =
         wanted.ports == Some(PublishMode::Host) || described.ports.values().any(|port| port.mode == PublishMode::Host);
     body.update_config = Some(way(described, &described.rollout, on_hosts, wanted.at_once));
-    // In words of their own, of the same shape.
-    body.rollback_config = described.rollback.as_ref().and_then(|back| {
-        serde_json::to_value(way(described, back, on_hosts, false)).and_then(serde_json::from_value).ok()
-    });
+    let back = described.rollback.as_ref().unwrap_or(&described.rollout);
+    body.rollback_config = Some(way_back(way(described, back, on_hosts, wanted.at_once)));
     body.endpoint_spec = Some(endpoint(described, wanted.ports));
     body
 }
@@ -179,6 +178,26 @@ fn endpoint(described: &ServiceSpec, ports: Option<PublishMode>) -> EndpointSpec
     EndpointSpec { ports: some(ports.collect()), mode: Some(EndpointSpecModeEnum::VIP) }
 }
 
+// The same in the words for a rollback, which never goes back itself.
+fn way_back(way: ServiceSpecUpdateConfig) -> ServiceSpecRollbackConfig {
+    ServiceSpecRollbackConfig {
+        parallelism: way.parallelism,
+        delay: way.delay,
+        monitor: way.monitor,
+        max_failure_ratio: way.max_failure_ratio,
+        failure_action: Some(match way.failure_action {
+            Some(ServiceSpecUpdateConfigFailureActionEnum::CONTINUE) => {
+                ServiceSpecRollbackConfigFailureActionEnum::CONTINUE
+            }
+            _ => ServiceSpecRollbackConfigFailureActionEnum::PAUSE,
+        }),
+        order: Some(match way.order {
+            Some(ServiceSpecUpdateConfigOrderEnum::START_FIRST) => ServiceSpecRollbackConfigOrderEnum::START_FIRST,
+            _ => ServiceSpecRollbackConfigOrderEnum::STOP_FIRST,
+        }),
+    }
+}
+
 fn way(described: &ServiceSpec, how: &Use, on_hosts: bool, at_once: bool) -> ServiceSpecUpdateConfig {
     let option = |key: &str| how.options.get(key);
     let period = |key: &str| option(key).and_then(Value::as_str).and_then(|text| text.parse().ok()).and_then(nanos);
@@ -187,7 +206,8 @@ fn way(described: &ServiceSpec, how: &Use, on_hosts: bool, at_once: bool) -> Ser
         Some(Value::Number(count)) => count.as_i64().unwrap_or(1),
         Some(Value::String(share)) => {
             let percent: f64 = share.trim_end_matches('%').parse().unwrap_or_default();
-            (percent / 100.0 * f64::from(described.replicas)).ceil() as i64
+            // All at once is 0, however many there are; how many a global service has only the Swarm knows.
+            if percent >= 100.0 { 0 } else { (percent / 100.0 * f64::from(described.replicas)).ceil() as i64 }
         }
         _ => 1,
     };
