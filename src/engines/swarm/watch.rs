@@ -24,6 +24,9 @@ use crate::model::{Error, Result};
 /// How often tasks are listed while some are under way, and while none is.
 const UNDER_WAY: Duration = Duration::from_millis(100);
 const AT_REST: Duration = Duration::from_secs(1);
+/// The same while none is, and every node that is up tells by itself what its containers do; what is done to services, events
+/// tell.
+const QUIET: Duration = Duration::from_secs(10);
 /// The same while some are under way and every node that is up tells by itself what its containers do: the list is then
 /// for what never becomes a container.
 const ALL_TELL: Duration = Duration::from_millis(500);
@@ -53,7 +56,8 @@ impl Shared {
             // A list of many tasks costs the manager more than the news are worth: it gets most of the time for its work.
             let (hurried, all_tell) = (self.tasks.under_way(), self.all_tell());
             let wait = match (hurried, all_tell) {
-                (false, _) => AT_REST,
+                (false, false) => AT_REST,
+                (false, true) => QUIET,
                 (true, true) => ALL_TELL,
                 (true, false) => UNDER_WAY.max(took * SPARED).min(AT_REST),
             };
