@@ -237,7 +237,8 @@ impl Here {
 }
 
 fn docker_flag(place: &HostPlace) -> Vec<String> {
-    place.docker_host.iter().flat_map(|host| ["--docker-host".to_owned(), host.clone()]).collect()
+    let named = place.docker_host.clone().or_else(|| environment("NEAP_DOCKER_HOST"));
+    named.into_iter().flat_map(|host| ["--docker-host".to_owned(), host]).collect()
 }
 
 fn text(path: &Path) -> Result<String> {

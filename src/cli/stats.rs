@@ -40,10 +40,8 @@ pub async fn main(args: Args, cluster: &RemoteCluster) -> Result<()> {
             Err(error) => failed = Some(failed.unwrap_or(error)),
         }
     }
-    match failed {
-        Some(error) if rows.is_empty() => return Err(error),
-        Some(error) => output::print_error(&error),
-        None => {}
+    if failed.is_none() || !rows.is_empty() {
+        output::print(args.format.format, &rows, || show::stats(&rows))?;
     }
-    output::print(args.format.format, &rows, || show::stats(&rows))
+    failed.map_or(Ok(()), Err)
 }

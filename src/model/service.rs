@@ -313,13 +313,6 @@ impl ServiceSpec {
         Ok(())
     }
 
-    /// As `to` describes what tasks are made of; how many there are, and how they come and go, does not go back.
-    #[must_use]
-    pub fn back_to(&self, to: &ServiceSpec) -> ServiceSpec {
-        let (rollout, rollback) = (self.rollout.clone(), self.rollback.clone());
-        ServiceSpec { replicas: self.replicas, rollout, rollback, ..to.clone() }
-    }
-
     /// The rollout scripts that it names.
     pub fn rollouts(&self) -> impl Iterator<Item = &Use> {
         [Some(&self.rollout), self.rollback.as_ref()].into_iter().flatten()
@@ -435,6 +428,15 @@ pub struct Service {
 }
 
 impl Service {
+    /// As `to` describes what tasks are made of. How many there are does not go back, nor how they come and go, unless that is
+    /// in scripts that go.
+    pub fn back_to(&self, to: &Revision) -> ServiceSpec {
+        let replicas = self.spec.replicas;
+        let from = if self.bundle == to.bundle { &self.spec } else { &to.spec };
+        let (rollout, rollback) = (from.rollout.clone(), from.rollback.clone());
+        ServiceSpec { replicas, rollout, rollback, ..to.spec.clone() }
+    }
+
     /// The handover that is under way.
     pub fn open_handover(&self) -> Option<&Handover> {
         self.handover.as_ref().filter(|handover| handover.is_open())

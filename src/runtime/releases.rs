@@ -128,6 +128,7 @@ pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: Release
             draft.note(What::ReleaseFailed, &release.service, "aborted by hand");
         }
         ReleaseAction::Rollback if release.state != ReleaseState::RollingBack => {
+            refuse_ports_of(draft, &service, release.back)?;
             roll_back(draft, &mut release, "rolled back by hand".into());
         }
         _ => return Err(wrong()),
@@ -151,7 +152,7 @@ fn roll_back_native(draft: &mut Draft, service: &Service, action: ReleaseAction)
     let before = before
         .ok_or_else(|| Error::new(Kind::Conflict, service.spec.subject(), "has no earlier revision to go back to"))?;
     let mut service = service.clone();
-    service.spec = service.spec.back_to(&before.spec);
+    service.spec = service.back_to(&before);
     refuse_taken_ports_of_others(&draft.world, &service.spec)?;
     service.active = before.number;
     service.updated_at = draft.clock.wall();
@@ -171,6 +172,14 @@ fn try_again(draft: &Draft, release: &mut Release) {
     release.intent_at = release.intent_at.map(|_| now);
 }
 
+// What another service has published in the meantime stays its own.
+fn refuse_ports_of(draft: &Draft, service: &Service, number: u32) -> Result<()> {
+    match draft.world.revision(&service.spec.name, number) {
+        Some(revision) => refuse_taken_ports_of_others(&draft.world, &service.back_to(revision)),
+        None => Ok(()),
+    }
+}
+
 // After the release is over: back to the revision before, as the service's `rollback` says, else by its rollout.
 fn roll_back_finished(draft: &mut Draft, host: &ScriptHost, service: &Service) -> Result<()> {
     let name = &service.spec.name;
@@ -179,6 +188,7 @@ fn roll_back_finished(draft: &mut Draft, host: &ScriptHost, service: &Service) -
     if let Some(failed) = last.as_ref().filter(|release| release.state == ReleaseState::Failed) {
         // The few slots that moved go back at once; its script has had its say.
         let mut release = Release::clone(failed);
+        refuse_ports_of(draft, service, release.back)?;
         release.finished_at = None;
         roll_back(draft, &mut release, "rolled back by hand".into());
         draft.change(Change::Release(Arc::new(release)));
@@ -196,7 +206,7 @@ fn roll_back_finished(draft: &mut Draft, host: &ScriptHost, service: &Service) -
         refuse_taken_names(&draft.world, host, name, hash)?;
     }
     let mut service = service.clone();
-    service.spec = service.spec.back_to(&revision.spec);
+    service.spec = service.back_to(&revision);
     refuse_taken_ports_of_others(&draft.world, &service.spec)?;
     service.bundle.clone_from(&revision.bundle);
     service.updated_at = draft.clock.wall();

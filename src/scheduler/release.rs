@@ -372,7 +372,7 @@ fn restore(draft: &mut Draft, release: &Release) {
     let Some(service) = draft.world.services.get(&release.service).cloned() else { return };
     let Some(revision) = draft.world.revision(&release.service, release.back).cloned() else { return };
     let mut service = Service::clone(&service);
-    service.spec = service.spec.back_to(&revision.spec);
+    service.spec = service.back_to(&revision);
     service.bundle.clone_from(&revision.bundle);
     draft.change(Change::Service(Arc::new(service)));
 }

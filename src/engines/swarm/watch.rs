@@ -25,8 +25,8 @@ use crate::model::{Error, Result};
 const UNDER_WAY: Duration = Duration::from_millis(100);
 const AT_REST: Duration = Duration::from_secs(1);
 /// The same while none is, and every node that is up tells by itself what its containers do; what is done to services, events
-/// tell.
-const QUIET: Duration = Duration::from_secs(10);
+/// tell. Well below the time after which Swarm restarts what has ended: until then the list has to have shown it.
+const QUIET: Duration = Duration::from_secs(3);
 /// The same while some are under way and every node that is up tells by itself what its containers do: the list is then
 /// for what never becomes a container.
 const ALL_TELL: Duration = Duration::from_millis(500);
@@ -57,7 +57,8 @@ impl Shared {
             let (hurried, all_tell) = (self.tasks.under_way(), self.all_tell());
             let wait = match (hurried, all_tell) {
                 (false, false) => AT_REST,
-                (false, true) => QUIET,
+                (false, true) if !failed => QUIET,
+                (false, true) => AT_REST,
                 (true, true) => ALL_TELL,
                 (true, false) => UNDER_WAY.max(took * SPARED).min(AT_REST),
             };
@@ -99,6 +100,8 @@ impl Shared {
         let why = tokio::time::timeout(AGAIN, self.why_nothing_runs(&service)).await;
         observed.warnings.extend(why.ok().flatten().filter(|why| *why == REMOVED).map(str::to_owned));
         self.report(observed);
+        // Its service is to be held back, and it is the list that tells which attempt it was.
+        self.stirred.notify_one();
     }
 
     // A second word that it runs is no news: the two ways of hearing of it differ in when it began.
