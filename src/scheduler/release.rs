@@ -373,6 +373,8 @@ fn restore(draft: &mut Draft, release: &Release) {
     let Some(revision) = draft.world.revision(&release.service, release.back).cloned() else { return };
     let mut service = Service::clone(&service);
     service.spec = service.back_to(&revision);
+    // What was asked for goes back whole, the way it was to come in as well.
+    service.spec.rollout = revision.spec.rollout.clone();
     service.bundle.clone_from(&revision.bundle);
     draft.change(Change::Service(Arc::new(service)));
 }
