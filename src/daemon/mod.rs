@@ -304,6 +304,16 @@ fn leave(options: &Options) -> ! {
     std::process::exit(0)
 }
 
+// One that is not there is as good as removed.
+fn remove_file(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(Error::io(path.display().to_string(), "remove it", &error))
+        }
+        _ => Ok(()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

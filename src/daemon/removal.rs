@@ -68,12 +68,7 @@ pub fn is_done(data: &Path) -> bool {
 
 /// It is more than that again.
 pub fn used_again(data: &Path) -> Result<()> {
-    match std::fs::remove_file(data.join(DONE)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io(data.join(DONE).display().to_string(), "remove it", &error))
-        }
-        _ => Ok(()),
-    }
+    super::remove_file(&data.join(DONE))
 }
 
 /// Says so.

@@ -160,13 +160,7 @@ impl Remembers for Memory {
 
 /// Takes the file away, where the store is another one from now on, or none.
 pub fn forget(data: &Path) -> Result<()> {
-    let file = data.join(FILE);
-    match std::fs::remove_file(&file) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(Error::io(file.display().to_string(), "remove it", &error))
-        }
-        _ => Ok(()),
-    }
+    super::remove_file(&data.join(FILE))
 }
 
 fn read(file: &Path) -> Option<(Kept, Timestamp)> {

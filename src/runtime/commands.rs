@@ -203,7 +203,6 @@ fn update(
     let same = draft.world.revision(&name, target).is_some_and(|revision| revision.hash == resolved.hash());
     let changed = service.spec != spec || service.bundle != old.bundle;
     service.spec = spec;
-    let spec_rollout = service.spec.rollout.clone();
     // Edited scripts without any other change: what runs is judged by them from now on.
     if same
         && service.bundle != old.bundle
@@ -219,7 +218,7 @@ fn update(
             && release.moved.iter().chain(release.base.keys()).any(|slot| release.revision_of(slot) != target)
     });
     if same && half_way {
-        let way = Way { rollout: &spec_rollout, facts: rollout, scripts: rollout_bundle.clone() };
+        let way = Way { rollout: &service.spec.rollout, facts: rollout, scripts: rollout_bundle.clone() };
         begin_release(draft, &service, target, way);
     }
     if !same {
@@ -232,7 +231,7 @@ fn update(
                 service.active = service.revision;
             }
             false => {
-                let way = Way { rollout: &spec_rollout, facts: rollout, scripts: rollout_bundle };
+                let way = Way { rollout: &service.spec.rollout, facts: rollout, scripts: rollout_bundle };
                 begin_release(draft, &service, service.revision, way);
             }
         }
