@@ -12,6 +12,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bollard::Docker;
 use serde::{Deserialize, Serialize};
+use tokio::time::Instant;
 
 use crate::api::Remembers;
 use crate::engines::swarm::nodes;
@@ -24,6 +25,10 @@ use crate::store::{MemoryStore, Store};
 
 /// How often the nodes are read, and the file is written if something changed.
 const KEEP: Duration = Duration::from_secs(60);
+/// How often it is looked whether somebody leads. Once nobody does, the file gets what was seen last.
+const LOOK: Duration = Duration::from_secs(1);
+/// How long the nodes are waited for.
+const PATIENCE: Duration = Duration::from_secs(10);
 /// A leader proves once a second that it leads; after so long nobody does.
 const STALE: Duration = Duration::from_secs(5);
 /// The file in the data folder.
@@ -82,14 +87,24 @@ impl Memory {
         *locked(&self.past) = None;
         let (memory, docker) = (self.clone(), docker.clone());
         tokio::spawn(async move {
+            // When the nodes were read last, and whether nobody led the last time somebody looked.
+            let (mut read, mut alone) = (None::<Instant>, false);
             loop {
+                let was_alone = std::mem::replace(&mut alone, memory.age().is_some());
+                let mut keep = alone && !was_alone;
                 // Without a quorum nobody can be asked, and what was seen last stays.
-                if let Ok(nodes) = nodes::list(&docker).await {
-                    *locked(&memory.nodes) = nodes;
+                if !alone && read.is_none_or(|read| read.elapsed() >= KEEP) {
+                    read = Some(Instant::now());
+                    if let Ok(Ok(nodes)) = tokio::time::timeout(PATIENCE, nodes::list(&docker)).await {
+                        *locked(&memory.nodes) = nodes;
+                        keep = true;
+                    }
+                }
+                if keep {
                     let memory = memory.clone();
                     let _ = tokio::task::spawn_blocking(move || memory.keep()).await;
                 }
-                tokio::time::sleep(KEEP).await;
+                tokio::time::sleep(LOOK).await;
             }
         });
     }
