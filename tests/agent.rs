@@ -185,6 +185,13 @@ fn what_is_done_on_each_host() {
         daemon.task_that("far", "fails its check", |task| task["health"] == "unhealthy" && task["state"] == "running");
         assert_eq!(lab.containers("n2", "far"), BTreeSet::from([id]), "the same container");
 
+        // A port that nobody published, asked where its replica is.
+        let worker = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/worker.lua");
+        let told = daemon.ok(&["run", worker, &demo1, "8080", "/healthz", "2"]);
+        assert_eq!(told.lines().filter(|line| line.ends_with("healthy")).count(), 2, "{told}");
+        assert_eq!(daemon.running_on("worker"), ["n1", "n2"]);
+        daemon.ok(&["service", "rm", "worker"]);
+
         volumes_of_hosts(lab, &daemon, &busybox);
 
         // What replicas use, counted on each host.

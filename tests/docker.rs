@@ -322,6 +322,24 @@ fn the_images_own_check_is_read_and_overridden() {
         health("off", "none");
         daemon.ok(&["service", "create", "--name", "own", "--health-cmd", "true", "checked", "sleep", "1000"]);
         health("own", "healthy");
+
+        // A port that is not published, and listens on the container's loopback alone: asked in its own network.
+        let inside = ["--health-interval", "200ms", "--health-retries", "1", "--health-on-fail", "unroute", "busybox"];
+        let serve = ["sh", "-c", "touch /tmp/ok; exec httpd -f -p 127.0.0.1:8080 -h /tmp"];
+        let http = ["service", "create", "--name", "http", "--health-http", "/ok", "--health-port", "8080"];
+        daemon.ok(&[&http[..], &inside, &serve].concat());
+        health("http", "healthy");
+        shell("http", "rm /tmp/ok");
+        let failed = daemon.task_that("http", "fails", |task| task["health"] == "unhealthy");
+        assert!(failed["reason"].as_str().unwrap().contains("GET /ok: status 404"), "{failed}");
+        shell("http", "touch /tmp/ok");
+        health("http", "healthy");
+        daemon.ok(&[&["service", "create", "--name", "tcp", "--health-tcp", "8080"], &inside[..], &serve].concat());
+        health("tcp", "healthy");
+        let wrong = [&["service", "create", "--name", "no", "--health-tcp", "admin"], &inside[..], &serve].concat();
+        let wrong = daemon.neap(&wrong);
+        let why = String::from_utf8_lossy(&wrong.stderr);
+        assert!(!wrong.status.success() && why.contains("inside the replica's network"), "{why}");
     });
 }
 

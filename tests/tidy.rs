@@ -15,7 +15,9 @@ const FLOORS: [&[&str]; 8] = [
 ];
 
 /// Rooms that may know a neighbour on their own floor, and why.
-const NEIGHBOURS: [(&str, &str); 2] = [
+const NEIGHBOURS: [(&str, &str); 3] = [
+    // A check in a replica's own network is asked where its engine is.
+    ("engines", "network"),
     // The assembly room puts the parts together, the API and the agent among them.
     ("daemon", "api"),
     ("daemon", "agent"),

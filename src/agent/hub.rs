@@ -14,7 +14,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use super::link::{self, Reader};
 use super::protocol::{Ask, Frame, Hello, Welcome};
 use super::work::Worker;
-use crate::engines::hosts::{ExecAsk, Hosts};
+use crate::engines::hosts::{ExecAsk, Hosts, ProbeAsk, Probed};
 use crate::engines::{ExecResult, Observed};
 use crate::model::id::{NodeId, TaskId};
 use crate::model::node::{Agent, ImagePrune, PrunedImages};
@@ -252,6 +252,11 @@ impl Hosts for Hub {
         // listened to: its silence says nothing of the replica.
         let patience = ask.timeout.std() + link::SILENT + QUICK;
         self.ask(node, Ask::Exec(ask), patience).await
+    }
+
+    async fn probe(&self, node: &str, ask: ProbeAsk) -> Result<Probed> {
+        let patience = ask.timeout.std() + link::SILENT + QUICK;
+        self.ask(node, Ask::Probe(ask), patience).await
     }
 
     async fn stats(&self, node: &str, tasks: Vec<TaskId>) -> Result<BTreeMap<TaskId, Stats>> {

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::engines::Observed;
-use crate::engines::hosts::ExecAsk;
+use crate::engines::hosts::{ExecAsk, ProbeAsk};
 use crate::model::Error;
 use crate::model::id::TaskId;
 use crate::model::node::ImagePrune;
@@ -80,6 +80,8 @@ pub enum Ask {
     StopBalancer,
     /// Run a command in a container.
     Exec(ExecAsk),
+    /// Ask a port in a container's network.
+    Probe(ProbeAsk),
     /// Count what tasks use.
     Stats(Vec<TaskId>),
     /// List, make or remove volumes.

@@ -86,6 +86,7 @@ impl Worker {
             Ask::Balancer => value(self.order(Order::Status).await?),
             Ask::StopBalancer => value(self.order(Order::Stop).await?),
             Ask::Exec(ask) => value(self.host()?.exec(&ask).await?),
+            Ask::Probe(ask) => value(self.host()?.probe(&ask).await?),
             Ask::Stats(tasks) => value(self.host()?.stats(&tasks).await?),
             Ask::Volumes(ask) => value(self.host()?.volumes(ask).await?),
             Ask::PruneImages(ask) => value(self.host()?.prune_images(&ask).await?),

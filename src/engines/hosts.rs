@@ -27,6 +27,22 @@ pub struct ExecAsk {
     pub timeout: Duration,
 }
 
+/// A question to a port in a task's own network.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeAsk {
+    /// The task.
+    pub task: TaskId,
+    /// The port on its loopback.
+    pub port: u16,
+    /// What is got by HTTP; only a connection is opened where there is none.
+    pub path: Option<String>,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// What became of it: the error says why it does not pass.
+pub type Probed = std::result::Result<(), String>;
+
 /// The hosts that somebody of ours is on.
 #[async_trait]
 pub trait Hosts: Send + Sync {
@@ -38,6 +54,9 @@ pub trait Hosts: Send + Sync {
 
     /// Runs a command in a task's container on that node.
     async fn exec(&self, node: &str, ask: ExecAsk) -> Result<ExecResult>;
+
+    /// Asks a port in the network of a task on that node.
+    async fn probe(&self, node: &str, ask: ProbeAsk) -> Result<Probed>;
 
     /// What tasks on that node use.
     async fn stats(&self, node: &str, tasks: Vec<TaskId>) -> Result<BTreeMap<TaskId, Stats>>;

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::error::{Error, Result};
 use super::name::Name;
 use super::port::{PortSpec, Protocol};
+use super::spellings;
 use super::units::Duration;
 
 /// A check: what is asked, how often, and what follows from the answers. Where nothing is named to be asked, it is the
@@ -25,8 +26,9 @@ pub struct CheckSpec {
     /// GET this path; 200 to 399 passes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub http: Option<String>,
-    /// Open a connection to this named port.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// Open a connection to this port, by its name; a number is asked in the replica's own network.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "spellings::text")]
+    #[schemars(with = "NameOrNumber")]
     pub tcp: Option<String>,
     /// Run this command beside the replica, with its environment; exit code 0 passes.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -34,8 +36,10 @@ pub struct CheckSpec {
     /// Ask the registered check of this name.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub script: Option<Name>,
-    /// The named port for http; the only or first one where it is not given.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    /// The port for http, by its name; the only or first one where it is not given. A number that is no name is asked in
+    /// the replica's own network, on its loopback: it need not be published.
+    #[serde(skip_serializing_if = "Option::is_none", deserialize_with = "spellings::text")]
+    #[schemars(with = "NameOrNumber")]
     pub port: Option<String>,
     /// Time from one run's start to the next one's (10s).
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -116,6 +120,12 @@ impl CheckSpec {
         names.iter().find(|name| **name == "http").or(names.first()).map(|name| name.as_str())
     }
 
+    /// The port that http or tcp asks in the replica's own network, where it is no port of the service: one of its number.
+    pub fn inside(&self, is_named: impl Fn(&str) -> bool) -> Option<u16> {
+        let named = self.tcp.as_ref().or(self.port.as_ref())?;
+        if is_named(named) { None } else { named.parse().ok().filter(|port| *port != 0) }
+    }
+
     /// Whether Neap asks something, instead of leaving that to the engine or the image.
     pub fn asks(&self) -> bool {
         self.asked() > 0 && !self.by_engine
@@ -142,19 +152,24 @@ impl CheckSpec {
         {
             return Err(Error::invalid("", "http: is not a path such as \"/healthz\""));
         }
-        if self.http.is_some() || self.tcp.is_some() {
+        if self.http.is_none() && self.port.is_some() {
+            return Err(Error::invalid("", "port: goes with http alone")
+                .help("name the port that tcp asks: tcp = \"admin\", or its number"));
+        }
+        if (self.http.is_some() || self.tcp.is_some()) && self.inside(|name| ports.contains_key(name)).is_none() {
             let tcp = |(_, port): &(&String, &PortSpec)| port.protocol == Protocol::Tcp;
             let Some(name) = self.port_name(ports.iter().filter(tcp).map(|(name, _)| name)) else {
-                return Err(
-                    Error::invalid("", "asks a port, but the service has none").help("add ports = { http = 8080 }")
-                );
+                return Err(Error::invalid("", "asks a port, but the service has none").help(
+                    "add ports = { http = 8080 }, or port = 8080 to the check, to ask inside the replica's network",
+                ));
             };
             if !ports.contains_key(name) {
                 let hint = super::suggest::hint(name, ports.keys().map(String::as_str));
                 return Err(Error::invalid(
                     "",
                     format!("asks port \"{name:.60}\", which the service does not have{hint}"),
-                ));
+                )
+                .help("a number instead of a name is asked inside the replica's network"));
             }
             if ports[name].protocol == Protocol::Udp {
                 return Err(Error::invalid("", format!("asks port \"{name:.60}\", which is udp"))
@@ -163,6 +178,15 @@ impl CheckSpec {
         }
         Ok(())
     }
+}
+
+/// How a port is written: by its name, or as a number.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+#[expect(dead_code, reason = "tells the schema")]
+enum NameOrNumber {
+    Name(String),
+    Number(u16),
 }
 
 // A check is a table, or the name of a registered one.
@@ -196,5 +220,36 @@ impl<'de> Deserialize<'de> for CheckSpec {
 impl Serialize for CheckSpec {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         CheckSpec::serialize(self, serializer)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn read(text: &str) -> CheckSpec {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn a_number_that_is_no_name_is_asked_inside() {
+        let none = BTreeMap::new();
+        let named = BTreeMap::from([("9090".to_owned(), PortSpec { target: Some(80), ..PortSpec::default() })]);
+        for text in [r#"{"http":"/","port":9090}"#, r#"{"http":"/","port":"9090"}"#, r#"{"tcp":9090}"#] {
+            let check = read(text);
+            assert_eq!(check.inside(|name| none.contains_key(name)), Some(9090), "{text}");
+            check.validate(&none, false).unwrap();
+            assert_eq!(check.inside(|name| named.contains_key(name)), None, "{text}");
+            check.validate(&named, false).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_no_port_is_said() {
+        let why = |text: &str| read(text).validate(&BTreeMap::new(), false).unwrap_err().message;
+        for text in [r#"{"http":"/","port":"admin"}"#, r#"{"tcp":0}"#, r#"{"tcp":70000}"#, r#"{"http":"/"}"#] {
+            assert!(why(text).contains("the service has none") || why(text).contains("does not have"), "{text}");
+        }
+        assert!(why(r#"{"exec":["true"],"port":80}"#).contains("goes with http alone"));
     }
 }

@@ -129,6 +129,11 @@ pub fn environment<'de, D: Deserializer<'de>>(deserializer: D) -> Result<BTreeMa
     Ok(map.into_iter().map(|(key, Plain(value))| (key, value)).collect())
 }
 
+/// A text; a number or a boolean is written out.
+pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+    Ok(Option::<Plain>::deserialize(deserializer)?.map(|Plain(text)| text))
+}
+
 // A text, or a number or boolean that is written as one: `PORT = 80`, `DEBUG = true`.
 struct Plain(String);
 

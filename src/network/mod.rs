@@ -2,6 +2,7 @@
 
 pub mod balancer;
 mod fetch;
+pub mod inside;
 mod probe;
 pub mod table;
 

@@ -1,24 +1,45 @@
 //! Asks a replica whether it answers: a connection, or a GET.
 
+use std::io;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 
 /// Opens a connection and closes it.
 pub async fn tcp(address: &str, timeout: Duration) -> Result<(), String> {
-    match tokio::time::timeout(timeout, tokio::net::TcpStream::connect(address)).await {
+    opens(TcpStream::connect(address), address, timeout).await
+}
+
+/// GETs `path`; a status from 200 to 399 passes.
+pub async fn http(address: &str, path: &str, timeout: Duration) -> Result<(), String> {
+    get(TcpStream::connect(address), address, path, timeout).await
+}
+
+/// What `dial` opens is closed.
+pub async fn opens(
+    dial: impl Future<Output = io::Result<TcpStream>>,
+    address: &str,
+    timeout: Duration,
+) -> Result<(), String> {
+    match tokio::time::timeout(timeout, dial).await {
         Ok(Ok(_)) => Ok(()),
         Ok(Err(error)) => Err(format!("tcp {address}: {error}")),
         Err(_) => Err(format!("tcp {address}: no answer within {}", shown(timeout))),
     }
 }
 
-/// GETs `path`; a status from 200 to 399 passes.
-pub async fn http(address: &str, path: &str, timeout: Duration) -> Result<(), String> {
+/// A GET over what `dial` opens.
+pub async fn get(
+    dial: impl Future<Output = io::Result<TcpStream>>,
+    address: &str,
+    path: &str,
+    timeout: Duration,
+) -> Result<(), String> {
     let ask = async {
-        let stream = tokio::net::TcpStream::connect(address).await.map_err(|error| error.to_string())?;
+        let stream = dial.await.map_err(|error| error.to_string())?;
         let (mut sender, connection) =
             hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
         let connection = tokio::spawn(connection);
@@ -44,7 +65,9 @@ pub async fn http(address: &str, path: &str, timeout: Duration) -> Result<(), St
         if (200..400).contains(&status.as_u16()) {
             return Ok(());
         }
-        let said = String::from_utf8_lossy(&said[..said.len().min(200)]).trim().to_owned();
+        // One line, whatever it is laid out as.
+        let said = String::from_utf8_lossy(&said[..said.len().min(200)]);
+        let said = said.split_whitespace().collect::<Vec<_>>().join(" ");
         Err(if said.is_empty() {
             format!("status {}", status.as_u16())
         } else {

@@ -101,9 +101,12 @@ pub struct SpecArgs {
     /// Check by GET of this path
     #[arg(long, value_name = "PATH", conflicts_with = "health_tcp")]
     health_http: Option<String>,
-    /// Check by a connection to this named port
-    #[arg(long, value_name = "PORT NAME")]
+    /// Check by a connection to this port: a name, or a number inside the replica's network
+    #[arg(long, value_name = "PORT")]
     health_tcp: Option<String>,
+    /// The port for --health-http: a name, or a number inside the replica's network
+    #[arg(long, value_name = "PORT", conflicts_with = "health_tcp")]
+    health_port: Option<String>,
     /// Time between checks
     #[arg(long, value_name = "DURATION")]
     health_interval: Option<String>,
@@ -327,9 +330,12 @@ impl SpecArgs {
             for (kind, _) in &kinds {
                 table(spec, "check").remove(*kind);
             }
-            table(spec, "check").remove("disable");
+            for field in ["disable", "port"] {
+                table(spec, "check").remove(field);
+            }
         }
         let fields = [
+            ("port", self.health_port.clone().map(Value::from)),
             ("every", self.health_interval.clone().map(Value::from)),
             ("timeout", self.health_timeout.clone().map(Value::from)),
             ("unhealthy", self.health_retries.map(Value::from)),

@@ -1,4 +1,6 @@
-//! Commands in a container.
+//! Commands in a container, and questions in its network.
+
+use std::io;
 
 use bollard::Docker;
 use bollard::exec::{StartExecOptions, StartExecResults};
@@ -7,12 +9,30 @@ use futures_util::StreamExt;
 
 use super::trouble;
 use crate::engines::ExecResult;
+use crate::engines::hosts::{ProbeAsk, Probed};
 use crate::model::id::TaskId;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
+use crate::network::inside;
 
 /// Most of its output that is kept.
 const OUTPUT: usize = 4096;
+
+/// Asks a port in the network of a container of this host.
+pub async fn probe(docker: &Docker, container: &str, ask: &ProbeAsk) -> Result<Probed> {
+    let subject = || format!("task {}", ask.task);
+    let inspected = docker.inspect_container(container, None).await;
+    let inspected = inspected.map_err(|error| trouble::error(subject(), "look at its container", &error))?;
+    let pid = inspected.state.and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok());
+    let Some(pid) = pid.filter(|pid| *pid > 0) else { return Ok(Err("its container does not run".into())) };
+    inside::ask(Some(pid), ask.port, ask.path.as_deref(), ask.timeout.std()).await.map_err(|error| {
+        let (help, why) = match error.kind() {
+            io::ErrorKind::PermissionDenied => ("run the daemon, or the agent, as root", "is closed to this user"),
+            _ => ("the Docker Engine must run on the same host, and not in a virtual machine", "cannot be entered"),
+        };
+        Error::new(Kind::Unsupported, subject(), format!("the network of its container {why}")).cause(error).help(help)
+    })
+}
 
 /// Runs a command and waits for its end.
 pub async fn run(

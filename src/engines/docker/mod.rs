@@ -28,6 +28,7 @@ use tokio::sync::{mpsc, watch};
 pub use self::address::{Address, DEFAULT};
 use self::host::{Connection, Host};
 use self::tasks::Tasks;
+use super::hosts::{ProbeAsk, Probed};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
 use crate::model::container::Pull;
 use crate::model::id::TaskId;
@@ -454,6 +455,19 @@ impl Engine for DockerEngine {
         let docker = self.host(node)?.connected()?.docker;
         let container = |task: &TaskId| self.tasks.place(task).map(|(_, container)| (*task, container));
         Ok(stats::of(&docker, tasks.iter().filter_map(container).collect()).await)
+    }
+
+    async fn probe(&self, ask: ProbeAsk) -> Result<Probed> {
+        let subject = || format!("task {}", ask.task);
+        let (host, id) =
+            self.tasks.place(&ask.task).ok_or_else(|| Error::new(Kind::Unavailable, subject(), "has no container"))?;
+        let host = self.host(&host)?;
+        if !host.address.is_local() {
+            let message = format!("a check in its own network needs an agent on node \"{}\"", host.address.name);
+            return Err(Error::new(Kind::Unsupported, subject(), message)
+                .help("publish the port and ask it by name, or run a command in the container (exec)"));
+        }
+        exec::probe(&host.connected()?.docker, &id, &ask).await
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

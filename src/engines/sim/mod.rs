@@ -11,6 +11,7 @@ use tokio::sync::{Notify, mpsc, watch};
 
 pub use program::{Answer, Program, Programs};
 
+use super::hosts::{ProbeAsk, Probed};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
 use crate::model::clock::{Clock, Timestamp};
 use crate::model::id::{NodeId, TaskId};
@@ -119,14 +120,7 @@ impl SimEngine {
     /// What is answered at `address:port` to a request for `path`; nothing where nobody listens.
     pub fn answer(&self, address: &str, path: &str) -> Option<Answer> {
         let inner = self.inner();
-        let task = inner.tasks.get(inner.addresses.get(address)?)?;
-        let program = inner.programs.of(&task.spec);
-        match task.state {
-            ObservedState::Running { started_at, .. } if started_at.after(program.ready) <= self.clock.now() => {
-                Some(program.answer(path))
-            }
-            _ => None,
-        }
+        inner.answer(inner.tasks.get(inner.addresses.get(address)?)?, path, self.clock.now())
     }
 
     fn inner(&self) -> std::sync::MutexGuard<'_, Inner> {
@@ -141,6 +135,16 @@ impl SimEngine {
 }
 
 impl Inner {
+    fn answer(&self, task: &SimTask, path: &str, now: Timestamp) -> Option<Answer> {
+        let program = self.programs.of(&task.spec);
+        match task.state {
+            ObservedState::Running { started_at, .. } if started_at.after(program.ready) <= now => {
+                Some(program.answer(path))
+            }
+            _ => None,
+        }
+    }
+
     // All that is due; when there is something to do next.
     fn happen(&mut self, now: Timestamp) -> Option<Timestamp> {
         while let Some(entry) = self.agenda.first_entry() {
@@ -346,6 +350,18 @@ impl Engine for SimEngine {
 
     async fn stats(&self, _: &str, _: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {
         Err(Error::new(Kind::Unsupported, "statistics", "what is simulated uses nothing"))
+    }
+
+    async fn probe(&self, ask: ProbeAsk) -> Result<Probed> {
+        let path = ask.path.as_deref();
+        let inner = self.inner();
+        let answer =
+            inner.tasks.get(&ask.task).and_then(|task| inner.answer(task, path.unwrap_or("/"), self.clock.now()));
+        Ok(match (answer, path) {
+            (Some(_), None) | (Some(Answer { status: 200..400, .. }), _) => Ok(()),
+            (Some(Answer { status, body }), _) => Err(format!("status {status}: {body}")),
+            (None, _) => Err("connection refused".into()),
+        })
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], _: Duration) -> Result<ExecResult> {

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 
 use crate::engines::docker::container::{self, Reach};
 use crate::engines::docker::{Address, exec, prune, spec, stats, trouble, volumes};
-use crate::engines::hosts::ExecAsk;
+use crate::engines::hosts::{ExecAsk, ProbeAsk, Probed};
 use crate::engines::{ExecResult, Observed, ObservedState};
 use crate::model::clock::Timestamp;
 use crate::model::id::TaskId;
@@ -234,11 +234,17 @@ impl SwarmHost {
     /// Runs a command in a task's container.
     pub async fn exec(&self, ask: &ExecAsk) -> Result<ExecResult> {
         let docker = self.connected()?;
-        let known = self.tasks().get(&ask.task).map(|known| known.container.clone());
-        let id = known.ok_or_else(|| {
-            Error::new(Kind::Unavailable, format!("task {}", ask.task), "has no container on its node")
-        })?;
-        exec::run(&docker, &ask.task, &id, &ask.command, ask.timeout).await
+        exec::run(&docker, &ask.task, &self.container(&ask.task)?, &ask.command, ask.timeout).await
+    }
+
+    /// Asks a port in the network of a task's container.
+    pub async fn probe(&self, ask: &ProbeAsk) -> Result<Probed> {
+        exec::probe(&self.connected()?, &self.container(&ask.task)?, ask).await
+    }
+
+    fn container(&self, task: &TaskId) -> Result<String> {
+        let known = self.tasks().get(task).map(|known| known.container.clone());
+        known.ok_or_else(|| Error::new(Kind::Unavailable, format!("task {task}"), "has no container on its node"))
     }
 
     /// What tasks on this host use.

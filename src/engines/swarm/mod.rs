@@ -20,7 +20,7 @@ use self::nodes::Nodes;
 use super::docker::spec as spec_of;
 use super::docker::tasks::Tasks;
 use super::docker::{Address, credentials, logs, trouble};
-use super::hosts::{ExecAsk, Hosts};
+use super::hosts::{ExecAsk, Hosts, ProbeAsk, Probed};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight, StartRequest};
 use crate::model::check::OnFail;
 use crate::model::id::TaskId;
@@ -197,6 +197,15 @@ impl Shared {
         })
     }
 
+    // Who acts on the node of a task, and which that is.
+    fn beside(&self, task: &TaskId) -> Result<(String, &Arc<dyn Hosts>)> {
+        let subject = format!("task {task}");
+        let place = self.tasks.place(task);
+        let (node, _) = place.ok_or_else(|| Error::new(Kind::Unavailable, subject.clone(), "has no container"))?;
+        let hosts = self.host_of(&node, &subject)?;
+        Ok((node, hosts))
+    }
+
     async fn remove_service(&self, task: &TaskId, id: &str) -> Result<()> {
         match self.docker.delete_service(id).await {
             Ok(()) => Ok(()),
@@ -323,15 +332,14 @@ impl Engine for SwarmEngine {
         self.shared.host_of(node, "statistics")?.stats(node, tasks.to_vec()).await
     }
 
+    async fn probe(&self, ask: ProbeAsk) -> Result<Probed> {
+        let (node, hosts) = self.shared.beside(&ask.task)?;
+        hosts.probe(&node, ask).await
+    }
+
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {
-        let subject = format!("task {task}");
-        let (node, _) = self
-            .shared
-            .tasks
-            .place(task)
-            .ok_or_else(|| Error::new(Kind::Unavailable, subject.clone(), "has no container"))?;
-        let ask = ExecAsk { task: *task, command: command.to_vec(), timeout };
-        self.shared.host_of(&node, &subject)?.exec(&node, ask).await
+        let (node, hosts) = self.shared.beside(task)?;
+        hosts.exec(&node, ExecAsk { task: *task, command: command.to_vec(), timeout }).await
     }
 
     async fn networks(&self, ask: NetworkAsk) -> Result<Vec<NetworkInfo>> {

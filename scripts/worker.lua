@@ -1,0 +1,14 @@
+-- worker.lua: replicas that serve nobody, and tell on a port of their own how they are. The port is not published: the
+-- check asks it in each replica's own network, where it may listen on 127.0.0.1 alone.
+--   neap run scripts/worker.lua IMAGE PORT [PATH] [REPLICAS]
+
+local image, port, path, replicas = ...
+assert(image and tonumber(port), "usage: neap run scripts/worker.lua IMAGE PORT [PATH] [REPLICAS]")
+
+service "worker" {
+  image = image,
+  replicas = tonumber(replicas or "1"),
+  check = { http = path or "/healthz", port = tonumber(port), every = "5s" },
+}:apply { wait = "5m" }
+
+for _, task in services.get("worker").tasks do print(task.name, task.node, task.health) end

@@ -1,0 +1,81 @@
+//! Asks a replica in its own network, where nothing need be published. A socket belongs to the network that it was made
+//! in, whoever uses it from where later: so only its making takes place inside.
+
+use std::fs::File;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use nix::sched::{CloneFlags, setns};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio::sync::oneshot;
+
+use super::probe;
+
+/// Asks `port` on the loopback of the network that process `pid` is in; of this one, where none is given. With a path it
+/// is a GET. The inner error says why it does not pass, the outer one why it could not be asked.
+pub async fn ask(pid: Option<u32>, port: u16, path: Option<&str>, timeout: Duration) -> io::Result<Result<(), String>> {
+    let sockets = match pid {
+        None => both()?,
+        Some(pid) => entered(File::open(format!("/proc/{pid}/ns/net"))?).await?,
+    };
+    let address = format!("127.0.0.1:{port}");
+    let dial = dial(sockets, port);
+    Ok(match path {
+        Some(path) => probe::get(dial, &address, path, timeout).await,
+        None => probe::opens(dial, &address, timeout).await,
+    })
+}
+
+/// One of each family; none where the host has switched IPv6 off.
+type Sockets = (TcpSocket, Option<TcpSocket>);
+
+fn both() -> io::Result<Sockets> {
+    Ok((TcpSocket::new_v4()?, TcpSocket::new_v6().ok()))
+}
+
+// On a thread of its own, which ends in the network that it entered.
+async fn entered(network: File) -> io::Result<Sockets> {
+    let (sender, made) = oneshot::channel();
+    std::thread::Builder::new().name("inside".into()).spawn(move || {
+        let sockets = setns(&network, CloneFlags::CLONE_NEWNET).map_err(io::Error::from).and_then(|()| both());
+        let _ = sender.send(sockets);
+    })?;
+    made.await.map_err(|_| io::Error::other("the thread that entered it is gone"))?
+}
+
+async fn dial((v4, v6): Sockets, port: u16) -> io::Result<TcpStream> {
+    let refused = match v4.connect(SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), port)).await {
+        Ok(stream) => return Ok(stream),
+        Err(error) => error,
+    };
+    // It may listen on ::1 alone.
+    match v6 {
+        Some(v6) => v6.connect(SocketAddr::new(IpAddr::V6(Ipv6Addr::LOCALHOST), port)).await.map_err(|_| refused),
+        None => Err(refused),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn asks_on_the_loopback_of_either_family() {
+        let patience = Duration::from_secs(5);
+        for host in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = std::net::TcpListener::bind(host).unwrap();
+            let port = listener.local_addr().unwrap().port();
+            assert_eq!(ask(None, port, None, patience).await.unwrap(), Ok(()), "{host}");
+            drop(listener);
+            let why = ask(None, port, Some("/"), patience).await.unwrap().unwrap_err();
+            assert!(why.contains("GET /") && why.contains("refused"), "{why}");
+        }
+    }
+
+    #[tokio::test]
+    async fn what_is_gone_cannot_be_asked() {
+        let error = ask(Some(u32::MAX), 1, None, Duration::from_secs(1)).await.unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::NotFound);
+    }
+}
