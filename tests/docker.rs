@@ -343,18 +343,45 @@ fn the_images_own_check_is_read_and_overridden() {
     });
 }
 
+// n1 reaches `node` by ssh, with a key and without being asked anything.
+fn serve_ssh(lab: &Lab, node: &str) -> String {
+    let folder = lab.folder().join("ssh");
+    std::fs::create_dir(&folder).unwrap();
+    let file = |name: &str| folder.join(name).display().to_string();
+    for key in ["host", "client"] {
+        let made =
+            std::process::Command::new("ssh-keygen").args(["-q", "-t", "ed25519", "-N", "", "-f", &file(key)]).status();
+        assert!(made.unwrap().success());
+    }
+    let public = std::fs::read_to_string(folder.join("host.pub")).unwrap();
+    std::fs::write(folder.join("known_hosts"), format!("{} {public}", lab.address(node))).unwrap();
+    let config = format!("IdentityFile {}\nUserKnownHostsFile {}\n", file("client"), file("known_hosts"));
+    std::fs::write(folder.join("config"), config).unwrap();
+    lab.run("n1", &["mount", "--bind", &file("config"), "/etc/ssh/ssh_config"]);
+    let serve = format!(
+        "mkdir -p -m 755 /run/sshd && exec /usr/sbin/sshd -f /dev/null -h {} -o AuthorizedKeysFile={} -o StrictModes=no \
+         -o UsePAM=no -o PidFile=none >/dev/null 2>&1",
+        file("host"),
+        file("client.pub")
+    );
+    lab.run(node, &["sh", "-c", &serve]);
+    format!("{node}=ssh://root@{}", lab.address(node))
+}
+
 #[test]
 fn several_engines_are_several_nodes() {
     with_lab(3, |lab| {
         let certs = lab.folder().join("certs");
-        let host = |node: &str| format!("--docker-host {node}=tcp://{}:2376", lab.address(node));
-        let (n2, n3) = (host("n2"), host("n3"));
+        let n2 = format!("n2=tcp://{}:2376", lab.address("n2"));
+        let n3 = serve_ssh(lab, "n3");
         let flags = [
             "--engine",
             "docker",
             "--docker-host",
             "n1=unix:///run/docker.sock",
+            "--docker-host",
             &n2,
+            "--docker-host",
             &n3,
             "--docker-certs",
             certs.to_str().unwrap(),

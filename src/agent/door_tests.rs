@@ -38,7 +38,7 @@ async fn door(folder: &std::path::Path) -> Arc<Door> {
         hub: Hub::new("lead", worker),
         authority: Authority::open(&store, Vault::in_memory().unwrap(), &clock).await.unwrap(),
         store,
-        swarm: LocalSwarm::with(docker.client().unwrap(), docker.clone()),
+        swarm: LocalSwarm::with(docker.client().await.unwrap(), docker.clone()),
         nodes,
         name: "default".into(),
         cluster: "default.1".into(),

@@ -76,7 +76,7 @@ impl Moving {
             let subject = format!("Docker Engine {}", self.docker.url);
             Error::new(Kind::Unavailable, subject, "cannot be asked").cause(error)
         };
-        let docker = self.docker.client()?.negotiate_version().await.map_err(failed)?;
+        let docker = self.docker.client().await?.negotiate_version().await.map_err(failed)?;
         let info = docker.info().await.map_err(failed)?;
         if info.swarm.and_then(|swarm| swarm.control_available) != Some(true) {
             return Err(Error::new(Kind::Conflict, "this host", "is no manager of a Swarm"));

@@ -14,7 +14,7 @@ use crate::store::{EmbeddedStore, Store, decode};
 /// leads. How many configs of the store there were.
 pub async fn clear(place: &Moving) -> Result<usize> {
     let _lock = lock_data(&place.data)?;
-    let docker = place.docker.client()?.negotiate_version().await.map_err(|error| {
+    let docker = place.docker.client().await?.negotiate_version().await.map_err(|error| {
         Error::new(Kind::Unavailable, format!("Docker Engine {}", place.docker.url), "cannot be asked").cause(error)
     })?;
     let mut removed = 0;

@@ -55,7 +55,7 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     let broken = |act: &str, error: &dyn std::fmt::Display| {
         Error::new(Kind::Unavailable, subject(), format!("cannot {act}")).cause(error)
     };
-    let docker = address.client()?.negotiate_version().await.map_err(|error| broken("connect to it", &error))?;
+    let docker = address.client().await?.negotiate_version().await.map_err(|error| broken("connect to it", &error))?;
     let mut told = false;
     let info = loop {
         let info = docker.info().await.map_err(|error| broken("ask it", &error))?;

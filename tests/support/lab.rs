@@ -18,7 +18,7 @@ pub struct Lab {
 
 /// Why there can be no laboratory here; under CI that is a failure.
 pub fn missing() -> Option<String> {
-    let tools = ["dockerd", "docker", "ip", "iptables", "nsenter", "unshare", "busybox", "openssl"];
+    let tools = ["dockerd", "docker", "ip", "iptables", "nsenter", "unshare", "busybox", "openssl", "ssh", "sshd"];
     let found = |tool: &&&str| {
         std::env::split_paths(&std::env::var_os("PATH").unwrap_or_default()).any(|folder| folder.join(tool).is_file())
     };

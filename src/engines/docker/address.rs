@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use bollard::Docker;
 
+use super::tunnel;
 use crate::model::{Error, Kind, Result};
 
 /// The socket of a Docker Engine on this host.
@@ -88,11 +89,14 @@ impl Address {
         self.host().trim_matches(['[', ']']).parse().ok().filter(|_| !self.is_local())
     }
 
-    /// A client; nothing is sent yet.
-    pub fn client(&self) -> Result<Docker> {
+    /// A client. Nothing is sent yet, but to connect by ssh.
+    pub async fn client(&self) -> Result<Docker> {
         let made = match (self.url.split_once("://").map(|(scheme, _)| scheme), &self.certificates) {
             (Some("unix"), _) => Docker::connect_with_unix(&self.url, TIMEOUT, bollard::API_DEFAULT_VERSION),
-            (Some("ssh"), _) => Docker::connect_with_ssh(&self.url, TIMEOUT, bollard::API_DEFAULT_VERSION, None),
+            (Some("ssh"), _) => {
+                let socket = tunnel::socket(&self.url).await?;
+                Docker::connect_with_unix(&socket.to_string_lossy(), TIMEOUT, bollard::API_DEFAULT_VERSION)
+            }
             (_, Some(folder)) => {
                 for file in ["key.pem", "cert.pem", "ca.pem"] {
                     if !folder.join(file).is_file() {

@@ -162,8 +162,8 @@ impl Host {
     async fn connect(&self, patience: Duration) -> Result<(Connection, Option<String>)> {
         let subject = || format!("Docker Engine {}", self.address.url);
         let failed = |error| trouble::error(subject(), "connect to it", &error);
-        let client = self.address.client()?;
         let agree = async {
+            let client = self.address.client().await?;
             let docker = client.negotiate_version().await.map_err(failed)?;
             let info = docker.info().await.map_err(failed)?;
             let direct = self.is_direct(&docker, &info).await;

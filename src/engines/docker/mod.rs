@@ -15,6 +15,7 @@ pub mod spec;
 pub mod stats;
 pub mod tasks;
 pub mod trouble;
+mod tunnel;
 pub mod volumes;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -66,7 +67,7 @@ pub struct DockerEngine {
 
 /// Whether a Docker Engine is there.
 pub async fn answers(address: &Address) -> bool {
-    let Ok(client) = address.client() else { return false };
+    let Ok(client) = address.client().await else { return false };
     matches!(tokio::time::timeout(FIRST, client.ping()).await, Ok(Ok(_)))
 }
 

@@ -106,7 +106,7 @@ impl SwarmHost {
 
     async fn listen(&self) -> Result<()> {
         let failed = |act: &str, error| trouble::error(format!("Docker Engine {}", self.address.url), act, &error);
-        let docker = self.address.client()?.negotiate_version().await.map_err(|e| failed("connect to it", e))?;
+        let docker = self.address.client().await?.negotiate_version().await.map_err(|e| failed("connect to it", e))?;
         let info = docker.info().await.map_err(|error| failed("ask it", error))?;
         let since = container::since(&info);
         *self.docker.lock().unwrap_or_else(PoisonError::into_inner) = Some(docker.clone());

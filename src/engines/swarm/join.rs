@@ -47,7 +47,7 @@ pub struct LocalSwarm {
 impl LocalSwarm {
     /// Connects.
     pub async fn open(address: &Address) -> Result<Self> {
-        let docker = address.client()?.negotiate_version().await.map_err(|error| {
+        let docker = address.client().await?.negotiate_version().await.map_err(|error| {
             trouble::error(format!("Docker Engine {}", address.url), "connect to it", &error)
                 .help("start the Docker Engine of this host, or name it with --docker-host")
         })?;

@@ -66,7 +66,7 @@ const CLEAR_UP: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// Whether the Docker Engine at `address` is a manager of a Swarm.
 pub async fn manages(address: &Address) -> bool {
-    let Ok(client) = address.client() else { return false };
+    let Ok(client) = address.client().await else { return false };
     match tokio::time::timeout(std::time::Duration::from_secs(3), client.info()).await {
         Ok(Ok(info)) => info.swarm.and_then(|swarm| swarm.control_available) == Some(true),
         _ => false,
@@ -76,7 +76,7 @@ pub async fn manages(address: &Address) -> bool {
 /// Removes what a cluster without services has left: services of ended tasks, and the secrets and configs that they read.
 pub async fn clear(address: &Address, cluster: &str) -> Result<()> {
     let failed = |error| trouble::error(format!("Docker Engine {}", address.url), "connect to it", &error);
-    let docker = address.client()?.negotiate_version().await.map_err(failed)?;
+    let docker = address.client().await?.negotiate_version().await.map_err(failed)?;
     let filters =
         std::collections::HashMap::from([("label".to_owned(), vec![format!("{}={cluster}", spec_of::CLUSTER)])]);
     let options = bollard::query_parameters::ListServicesOptions { filters: Some(filters), status: None };
@@ -98,7 +98,7 @@ impl SwarmEngine {
     pub async fn open(options: SwarmOptions) -> Result<Self> {
         let subject = || format!("Docker Engine {}", options.address.url);
         let failed = |act: &str, error| trouble::error(subject(), act, &error);
-        let docker = options.address.client()?;
+        let docker = options.address.client().await?;
         let docker = docker.negotiate_version().await.map_err(|error| failed("connect to it", error))?;
         let info = docker.info().await.map_err(|error| failed("ask it", error))?;
         let swarm = info.swarm.unwrap_or_default();
