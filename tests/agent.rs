@@ -191,6 +191,16 @@ fn what_is_done_on_each_host() {
         assert_eq!(told.lines().filter(|line| line.ends_with("healthy")).count(), 2, "{told}");
         assert_eq!(daemon.running_on("worker"), ["n1", "n2"]);
         daemon.ok(&["service", "rm", "worker"]);
+        let flags =
+            "--health-http /ok --health-port 8099 --health-interval 200ms --health-retries 1 --health-on-fail unroute";
+        let words = ["service", "create", "--name", "alone", "--constraint", "node.hostname==n2"].into_iter();
+        let serve = [&busybox, "sh", "-c", "touch /tmp/ok; exec httpd -f -p 127.0.0.1:8099 -h /tmp"];
+        daemon.ok(&words.chain(flags.split(' ')).chain(serve).collect::<Vec<_>>());
+        let id = lab.containers("n2", "alone").into_iter().next().unwrap();
+        lab.docker("n2", &["exec", &id, "rm", "/tmp/ok"]);
+        let failed = daemon.task_that("alone", "fails its check", |task| task["health"] == "unhealthy");
+        assert!(failed["reason"].as_str().unwrap().contains("GET /ok: status 404"), "{failed}");
+        daemon.ok(&["service", "rm", "alone"]);
 
         volumes_of_hosts(lab, &daemon, &busybox);
 

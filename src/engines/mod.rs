@@ -26,7 +26,6 @@ use crate::model::stats::Stats;
 use crate::model::task::{Exit, Health};
 use crate::model::units::Duration;
 use crate::model::{Result, name::Name};
-use crate::network::inside;
 use hosts::{ProbeAsk, Probed};
 
 /// What an engine needs to know to start a task.
@@ -257,12 +256,8 @@ pub trait Engine: Send + Sync {
     /// What tasks on a node use; those that are not there any more are left out.
     async fn stats(&self, node: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>>;
 
-    /// Asks a port in a task's own network, which is this host's where the engine says nothing else. An error: it could not
-    /// be asked.
-    async fn probe(&self, ask: ProbeAsk) -> Result<Probed> {
-        let asked = inside::ask(None, ask.port, ask.path.as_deref(), ask.timeout.std()).await;
-        asked.map_err(|error| crate::model::Error::io(format!("task {}", ask.task), "ask it", &error))
-    }
+    /// Asks a port in a task's own network. An error: it could not be asked.
+    async fn probe(&self, ask: ProbeAsk) -> Result<Probed>;
 
     /// Runs a command with a task's environment.
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult>;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
+use crate::engines::hosts::{ProbeAsk, Probed};
 use crate::engines::native::{Described, Natives, Wanted};
 use crate::engines::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight, StartRequest};
 use crate::model::id::TaskId;
@@ -125,6 +126,10 @@ impl Engine for Fenced {
 
     async fn stats(&self, node: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {
         self.inner.stats(node, tasks).await
+    }
+
+    async fn probe(&self, ask: ProbeAsk) -> Result<Probed> {
+        self.engine()?.probe(ask).await
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

@@ -30,6 +30,7 @@ pub use self::lock::any_keeper;
 use self::lock::{keeper_handle, lock_is_held, open_lock, try_lock};
 use self::ports::PortPool;
 use self::taskdir::{Record, TaskFile, records};
+use super::hosts::{ProbeAsk, Probed};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
 use crate::model::clock::Timestamp;
 use crate::model::id::TaskId;
@@ -481,16 +482,16 @@ impl Engine for ProcessEngine {
 
     async fn stats(&self, _: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {
         let (shared, tasks) = (self.shared.clone(), tasks.to_vec());
-        let count = move || {
-            let running = |task: &TaskId| match shared.state(task)?.state {
-                ObservedState::Running { pid: Some(pid), .. } => Some((pid, *task)),
-                _ => None,
-            };
-            let running: BTreeMap<u32, TaskId> = tasks.iter().filter_map(running).collect();
-            let stats = stats::of(&running.keys().copied().collect::<Vec<_>>());
-            stats.into_iter().map(|(pid, stats)| (running[&pid], stats)).collect()
+        let running = move |task: &TaskId| match shared.state(task)?.state {
+            ObservedState::Running { pid: Some(pid), .. } => Some((*task, pid)),
+            _ => None,
         };
+        let count = move || stats::of(&tasks.iter().filter_map(running).collect());
         tokio::task::spawn_blocking(count).await.map_err(|error| Error::internal("statistics", error.to_string()))
+    }
+
+    async fn probe(&self, ask: ProbeAsk) -> Result<Probed> {
+        exec::probe(&ask).await
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
+use crate::model::id::TaskId;
 use crate::model::stats::Stats;
 use crate::model::units::Bytes;
 
@@ -18,13 +19,13 @@ struct Process {
     pages: u64,
 }
 
-/// For each of these processes. Takes half a second.
-pub fn of(processes: &[u32]) -> BTreeMap<u32, Stats> {
+/// For each of these tasks' processes. Takes half a second.
+pub fn of(processes: &BTreeMap<TaskId, u32>) -> BTreeMap<TaskId, Stats> {
     let (before, begun) = (all(), Instant::now());
     std::thread::sleep(PERIOD);
     let (now, seconds) = (all(), begun.elapsed().as_secs_f64());
     let (second, page) = (per_second(), page());
-    let one = |pid: &u32| {
+    let one = |(task, pid): (&TaskId, &u32)| {
         let family = family(&now, *pid);
         let mut stats = Stats { pids: Some(0), ..Stats::default() };
         for process in &family {
@@ -37,7 +38,7 @@ pub fn of(processes: &[u32]) -> BTreeMap<u32, Stats> {
             stats.read = Some(Bytes(stats.read.unwrap_or_default().0 + read));
             stats.written = Some(Bytes(stats.written.unwrap_or_default().0 + written));
         }
-        (!family.is_empty()).then_some((*pid, stats))
+        (!family.is_empty()).then_some((*task, stats))
     };
     processes.iter().filter_map(one).collect()
 }
