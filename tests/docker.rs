@@ -438,14 +438,39 @@ fn images_come_from_a_registry_that_wants_a_password() {
         daemon.task_that("web", "is refused", |task| {
             task["state"] == "rejected" && task["reason"].to_string().contains("no basic auth credentials")
         });
-        daemon.end("TERM");
-        daemon.up(&[&config]);
+        // The cluster logs in, with what the registry takes alone.
+        let words = ["registry", "login", &registry.address, "-u", "neap", "--password-stdin"];
+        let wrong = daemon.with_input(&words, "hunter2\n");
+        let why = String::from_utf8_lossy(&wrong.stderr).into_owned();
+        assert!(wrong.status.code() == Some(8) && why.contains("does not take it"), "{wrong:?}");
+        assert!(!why.contains("hunter2"), "{why}");
+        let right = daemon.with_input(&words, "secret\n");
+        let told = String::from_utf8_lossy(&right.stdout).into_owned();
+        assert!(told.contains(&format!("logged in at {} as neap", registry.address)), "{right:?}");
         daemon.task_that("web", "runs", |task| task["state"] == "running");
+        let logins = daemon.ok(&["registry", "logins", "--format", "json"]);
+        assert!(logins.contains(&registry.address) && logins.contains("\"verified\": true"), "{logins}");
+        assert!(!logins.contains("secret"), "{logins}");
+        let token = registry.folder.path().join("token");
+        std::fs::write(&token, "secret\n").unwrap();
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/registry.lua");
+        let told = daemon.ok(&["run", script, &registry.address, "neap", token.to_str().unwrap()]);
+        assert_eq!(told.trim(), format!("{}: neap", registry.address));
 
         // Pulled anew before each start, and the image that is there serves while the registry is away.
         daemon.ok(&["service", "update", "web", "--pull", "always", "--env", "A=1", "--update-monitor", "100ms"]);
+        let address = registry.address.clone();
         drop(registry);
         daemon.ok(&["service", "update", "web", "--env", "A=2", "--update-monitor", "100ms"]);
         assert_eq!(daemon.live("web").len(), 1);
+
+        daemon.ok(&["registry", "logout", &address]);
+        assert!(daemon.fails(&["registry", "logout", &address]).contains("registry logins"));
+        // Nobody there to be asked: said, unless nobody is to be asked.
+        let words = ["registry", "login", &address, "-u", "neap", "--password-stdin", "--unverified"];
+        let why = daemon.with_input(&words[..6], "secret\n");
+        assert_eq!(why.status.code(), Some(7), "{why:?}");
+        let kept = daemon.with_input(&words, "secret\n");
+        assert!(String::from_utf8_lossy(&kept.stdout).contains("nobody asked it"), "{kept:?}");
     });
 }

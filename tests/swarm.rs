@@ -414,7 +414,7 @@ fn a_registry_that_is_down_or_wants_a_password() {
         let registry = Registry::in_folder(lab, folder);
         eventually("all three run", 60, || (daemon.running_on("web").len() == 3).then_some(()));
 
-        // Without credentials: said, and healed by a login.
+        // Without credentials: said, and healed by those of a user.
         daemon.end("TERM");
         daemon.up(&[]);
         let other = format!("{}/demo:2", registry.address);
@@ -424,9 +424,23 @@ fn a_registry_that_is_down_or_wants_a_password() {
             let reason = task["reason"].to_string();
             task["state"] == "rejected" && (reason.contains("No such image") || reason.contains("credentials"))
         });
-        daemon.end("TERM");
-        daemon.up(&[&config]);
+        // Of a user without any nothing is taken along, and it is said.
+        let lend = ["service", "update", "closed", "--detach", "--with-registry-auth"];
+        let output = daemon.command(&lend).env("DOCKER_CONFIG", "/nowhere").output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert!(output.status.success() && said.contains("docker has no login at"), "{said}");
+        let folder = registry.folder.path().join("docker");
+        assert!(daemon.command(&lend).env("DOCKER_CONFIG", folder).status().unwrap().success());
         daemon.task_that("closed", "runs", |task| task["state"] == "running");
+        let logins = daemon.ok(&["registry", "logins"]);
+        assert!(logins.contains("--with-registry-auth") && logins.contains(&registry.address), "{logins}");
+        // One of the cluster's own stays, whatever is lent.
+        let words = ["registry", "login", &registry.address, "-u", "neap", "--password-stdin"];
+        assert!(daemon.with_input(&words, "secret\n").status.success());
+        let folder = registry.folder.path().join("docker");
+        assert!(daemon.command(&lend).env("DOCKER_CONFIG", folder).status().unwrap().success());
+        let logins = daemon.ok(&["registry", "logins"]);
+        assert!(!logins.contains("--with-registry-auth") && logins.contains("login, verified"), "{logins}");
     });
 }
 

@@ -6,6 +6,7 @@ mod native_routes;
 mod node_routes;
 mod object_routes;
 mod openapi;
+mod registry_routes;
 mod routes;
 mod script_routes;
 pub mod server;

@@ -191,6 +191,7 @@ pub fn all() -> Vec<Route> {
     routes.extend(super::node_routes::all());
     routes.extend(super::native_routes::all());
     routes.extend(super::object_routes::all());
+    routes.extend(super::registry_routes::all());
     routes.extend(super::script_routes::all());
     routes
 }

@@ -12,6 +12,7 @@ mod node;
 mod object;
 mod output;
 mod progress;
+mod registry;
 mod repl;
 mod run;
 mod script;
@@ -109,6 +110,9 @@ enum Command {
     /// Volumes of the nodes
     #[command(subcommand)]
     Volume(object::VolumeCommand),
+    /// Registries that images are pulled from: log the cluster in
+    #[command(subcommand)]
+    Registry(registry::Command),
     /// Manage hosted scripts: policies, checks, rollouts, cron scripts, handlers of events
     #[command(subcommand)]
     Script(script::Command),
@@ -231,6 +235,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Stack(command) => single(stack::main(command, || global.cluster())).map(done),
         Command::Network(command) => single(object::network(command, &global.cluster()?)).map(done),
         Command::Volume(command) => single(object::volume(command, &global.cluster()?)).map(done),
+        Command::Registry(command) => single(registry::main(command, &global.cluster()?)).map(done),
         Command::Script(command) => single(script::main(command, || global.cluster())).map(done),
         Command::Cron(command) => single(cron::main(command, &global.cluster()?)).map(done),
         Command::Kv(command) => single(kv::main(command, &global.cluster()?)).map(done),

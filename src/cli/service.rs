@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::output::{self, Format, FormatArg};
 use super::progress::Reporter;
+use super::registry::AuthArgs;
 use super::spec::{CommandArgs, SpecArgs, Words};
 use super::{native, stats};
 use crate::client::remote::RemoteCluster;
@@ -29,6 +30,8 @@ pub enum Command {
         name: Option<String>,
         #[command(flatten)]
         spec: Box<SpecArgs>,
+        #[command(flatten)]
+        auth: AuthArgs,
         #[command(flatten)]
         wait: WaitArgs,
     },
@@ -152,6 +155,8 @@ pub enum Command {
         #[command(flatten)]
         spec: Box<SpecArgs>,
         #[command(flatten)]
+        auth: AuthArgs,
+        #[command(flatten)]
         wait: WaitArgs,
     },
     /// Go back to the revision before
@@ -243,16 +248,18 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     let looks = matches!(command, Command::Ls { .. } | Command::Ps { .. } | Command::Inspect { .. });
     let cluster = if looks { &looking } else { cluster };
     match command {
-        Command::Create { words, name, spec, wait } => {
+        Command::Create { words, name, spec, auth, wait } => {
             let service = words.describe(spec.describe(name.as_deref(), None)?);
+            auth.take_along(&service, cluster).await?;
             let status = cluster.apply(Apply { service, with: spec.scripts()?, only: Only::Create }).await?;
             finish(cluster, "create", status, &wait).await
         }
-        Command::Update { service, command, spec, wait } => {
+        Command::Update { service, command, spec, auth, wait } => {
             let old = cluster.service(&service).await?;
             let base = serde_json::to_value(&old.service.spec)
                 .map_err(|error| Error::internal("update", error.to_string()))?;
             let service = command.describe(spec.describe(None, Some(base))?);
+            auth.take_along(&service, cluster).await?;
             let status = cluster.apply(Apply { service, with: spec.scripts()?, only: Only::Update }).await?;
             finish(cluster, "update", status, &wait).await
         }

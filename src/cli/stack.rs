@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::output::{self, Format, FormatArg};
 use super::progress::Reporter;
+use super::registry::AuthArgs;
 use crate::client::remote::RemoteCluster;
 use crate::client::stack::{self, Deploy, Step};
 use crate::client::{Cluster, ServiceStatus, show};
@@ -59,6 +60,8 @@ pub enum Command {
         /// Bring hosted scripts along: a pattern below this folder, such as 'policies/*.lua'
         #[arg(long, value_name = "PATTERN")]
         with: Vec<String>,
+        #[command(flatten)]
+        auth: AuthArgs,
     },
     /// Show what a Compose file comes to, as JSON; values of secrets are left out
     Config {
@@ -136,7 +139,7 @@ fn load(files: &Files) -> Result<Stack> {
 /// Runs a subcommand.
 pub async fn main(command: Command, cluster: impl FnOnce() -> Result<RemoteCluster>) -> Result<()> {
     match command {
-        Command::Deploy { files, prune, detach, timeout, with } => {
+        Command::Deploy { files, prune, detach, timeout, with, auth } => {
             let stack = load(&files)?;
             let here = std::env::current_dir().map_err(|error| Error::io("working folder", "find it", &error))?;
             let with = if with.is_empty() { None } else { Some(bring(&here, &with)?) };
@@ -146,7 +149,9 @@ pub async fn main(command: Command, cluster: impl FnOnce() -> Result<RemoteClust
                 Step::Done(what, name) => eprintln!("{what}: {name}"),
                 Step::Waits(status) => reporter.report("wait for", status),
             };
-            let applied = stack::deploy(&cluster()?, &stack, &ask, &mut tell).await?;
+            let cluster = cluster()?;
+            auth.take_all_along(stack.services.values(), &cluster).await?;
+            let applied = stack::deploy(&cluster, &stack, &ask, &mut tell).await?;
             applied.iter().try_for_each(|status| output::line(status.service.spec.name.as_str()))
         }
         Command::Config { files } => {

@@ -171,7 +171,7 @@ async fn set(of: ValueKind, args: SetArgs, trim: bool, only_new: bool, cluster: 
                 Error::invalid(subject(), "is not UTF-8 text").help("write other data as text, base64 for example")
             })?
         }
-        _ if of == ValueKind::Secret && std::io::stdin().is_terminal() => typed(&args.name)?,
+        _ if of == ValueKind::Secret && std::io::stdin().is_terminal() => typed(&format!("secret \"{}\"", args.name))?,
         _ => text_from_input(true)?,
     };
     if trim {
@@ -201,14 +201,14 @@ fn told(change: &ValueChange) -> String {
 }
 
 // A line at a terminal, which does not show it.
-fn typed(name: &str) -> Result<String> {
+pub fn typed(name: &str) -> Result<String> {
     use nix::sys::termios::{LocalFlags, SetArg, tcgetattr, tcsetattr};
     let failed = |error: std::io::Error| Error::io("terminal", "read a line from it", &error);
     let stdin = std::io::stdin();
     let before = tcgetattr(&stdin).map_err(|errno| failed(errno.into()))?;
     let mut silent = before.clone();
     silent.local_flags.remove(LocalFlags::ECHO);
-    eprint!("secret \"{name}\", ends with Enter, is not shown: ");
+    eprint!("{name}, ends with Enter, is not shown: ");
     tcsetattr(&stdin, SetArg::TCSAFLUSH, &silent).map_err(|errno| failed(errno.into()))?;
     let mut line = String::new();
     let read = stdin.read_line(&mut line).map_err(failed);

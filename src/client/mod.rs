@@ -33,6 +33,7 @@ use crate::model::native::{Adopt, Adoption, HandBack, HandedBack, NativeService}
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
+use crate::model::registry::{LoginAsk, LoginInfo};
 use crate::model::release::Release;
 use crate::model::service::{Revision, Service};
 use crate::model::stats::TaskStats;
@@ -290,6 +291,13 @@ pub trait Cluster: Send + Sync {
     async fn remove_value(&self, of: ValueKind, name: &str) -> Result<()>;
     /// A config with its value.
     async fn config(&self, name: &str) -> Result<ConfigValue>;
+
+    /// The registries that somebody has logged in at.
+    async fn logins(&self) -> Result<Vec<LoginInfo>>;
+    /// Keeps what a registry is told when images are pulled.
+    async fn login(&self, registry: &str, ask: LoginAsk) -> Result<LoginInfo>;
+    /// Forgets it.
+    async fn logout(&self, registry: &str) -> Result<()>;
 
     /// Names that begin with `prefix`, at most `limit`: for completion.
     async fn names(&self, of: NameKind, prefix: &str, limit: usize) -> Result<Vec<String>>;

@@ -17,6 +17,7 @@ use crate::model::native::{Adopt, Adoption, HandBack, HandedBack, NativeService}
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
+use crate::model::registry::{self, LoginAsk, LoginInfo};
 use crate::model::service::Revision;
 use crate::model::stats::TaskStats;
 use crate::model::swarm::{SwarmAsk, SwarmState};
@@ -319,6 +320,20 @@ impl Cluster for RemoteCluster {
 
     async fn config(&self, name: &str) -> Result<ConfigValue> {
         self.get(&format!("/v1/configs/{}", segment(name))).await
+    }
+
+    async fn logins(&self) -> Result<Vec<LoginInfo>> {
+        self.get("/v1/logins").await
+    }
+
+    async fn login(&self, registry: &str, ask: LoginAsk) -> Result<LoginInfo> {
+        let registry = registry::name(registry)?;
+        self.wire.call("PUT", &format!("/v1/logins/{}", segment(&registry)), Some(&ask)).await
+    }
+
+    async fn logout(&self, registry: &str) -> Result<()> {
+        let registry = registry::name(registry)?;
+        self.wire.call("DELETE", &format!("/v1/logins/{}", segment(&registry)), None::<&()>).await
     }
 
     async fn names(&self, of: NameKind, prefix: &str, limit: usize) -> Result<Vec<String>> {

@@ -21,6 +21,7 @@ use crate::model::container::ConfigUse;
 use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
+use crate::model::registry::Login;
 use crate::model::service::ServiceSpec;
 use crate::model::stats::Stats;
 use crate::model::task::{Exit, Health};
@@ -50,6 +51,9 @@ pub struct StartRequest {
     /// Further files that they read. Never written down with the rest either: they may be large.
     #[serde(skip)]
     pub configs: Vec<ConfigFile>,
+    /// What the registry of its image is told, where somebody has logged in there. Never written down either.
+    #[serde(skip)]
+    pub login: Option<Login>,
 }
 
 /// A config's value, and the file that a replica finds.
@@ -232,6 +236,13 @@ pub trait Engine: Send + Sync {
         let _ = ask;
         let message = format!("the {} engine has no images", self.name());
         Err(crate::model::Error::new(crate::model::Kind::Unsupported, format!("node \"{node:.70}\""), message))
+    }
+
+    /// Whether a registry takes a login; an error if it does not, false where it cannot be asked.
+    async fn verify_login(&self, login: &Login) -> Result<bool> {
+        let (subject, message) =
+            (format!("login at {}", login.registry), format!("the {} engine pulls no images", self.name()));
+        Err(crate::model::Error::new(crate::model::Kind::Unsupported, subject, message))
     }
 
     /// Networks: lists them, makes one, removes one. The answer to a change is what was changed.

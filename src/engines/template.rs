@@ -76,6 +76,7 @@ mod tests {
             spec: spec.into(),
             secrets: crate::engines::Secrets::default(),
             configs: Vec::new(),
+            login: None,
         };
         let filled = expand(&request, None);
         assert_eq!(filled.hostname.as_deref(), Some("web-3"));

@@ -18,6 +18,7 @@ pub mod objects;
 pub mod plan;
 pub mod policy;
 pub mod port;
+pub mod registry;
 pub mod release;
 pub mod right;
 pub mod service;

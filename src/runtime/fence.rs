@@ -14,6 +14,7 @@ use crate::model::id::TaskId;
 use crate::model::native::NativeService;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
+use crate::model::registry::Login;
 use crate::model::service::ServiceSpec;
 use crate::model::stats::Stats;
 use crate::model::units::Duration;
@@ -104,6 +105,10 @@ impl Engine for Fenced {
 
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
         self.engine()?.prune_images(node, ask).await
+    }
+
+    async fn verify_login(&self, login: &Login) -> Result<bool> {
+        self.engine()?.verify_login(login).await
     }
 
     async fn networks(&self, ask: NetworkAsk) -> Result<Vec<NetworkInfo>> {

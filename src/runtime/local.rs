@@ -7,7 +7,7 @@ use async_trait::async_trait;
 use tokio::sync::mpsc;
 
 use super::follow::Follower;
-use super::{Runtime, commands, cron, kv, prepare, releases, scripts, status, values};
+use super::{Runtime, commands, cron, kv, logins, prepare, releases, scripts, status, values};
 use crate::client::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use crate::client::members::JoinTicket;
 use crate::client::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
@@ -21,6 +21,7 @@ use crate::model::native::{Adopt, Adoption, HandBack, HandedBack, NativeService}
 use crate::model::node::{Availability, ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeAsk, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
+use crate::model::registry::{LoginAsk, LoginInfo};
 use crate::model::service::{Revision, Service};
 use crate::model::stats::TaskStats;
 use crate::model::swarm::{SwarmAsk, SwarmState};
@@ -385,6 +386,18 @@ impl Cluster for Runtime {
 
     async fn config(&self, name: &str) -> Result<ConfigValue> {
         values::config(&self.parts, &self.world(), name)
+    }
+
+    async fn logins(&self) -> Result<Vec<LoginInfo>> {
+        logins::list(&*self.parts.store)
+    }
+
+    async fn login(&self, registry: &str, ask: LoginAsk) -> Result<LoginInfo> {
+        logins::set(&self.parts, registry, ask).await
+    }
+
+    async fn logout(&self, registry: &str) -> Result<()> {
+        logins::remove(&self.parts, registry).await
     }
 
     async fn names(&self, of: NameKind, prefix: &str, limit: usize) -> Result<Vec<String>> {

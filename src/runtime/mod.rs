@@ -18,6 +18,7 @@ mod handover;
 mod hosts;
 mod kv;
 mod local;
+mod logins;
 mod moves;
 mod native;
 mod objects;

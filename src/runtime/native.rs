@@ -196,6 +196,7 @@ pub fn request(parts: &Parts, service: &Service, revision: &Revision) -> Result<
         spec: Arc::new(described(service, revision)),
         secrets: Secrets::default(),
         configs: Vec::new(),
+        login: None,
     };
     starter::with_files(parts, request, &(revision.secrets.clone(), revision.configs.clone()))
 }

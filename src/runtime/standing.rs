@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::{commands, kv, persist, status, values};
+use super::{commands, kv, logins, persist, status, values};
 use crate::client::ServiceStatus;
 use crate::client::kv::{KvEntry, ValueInfo, ValueKind};
 use crate::model::Result;
 use crate::model::node::Node;
+use crate::model::registry::LoginInfo;
 use crate::model::service::Revision;
 use crate::scheduler::routing;
 use crate::scheduler::world::World;
@@ -66,6 +67,11 @@ impl Standing {
     /// All entries whose key begins with `prefix`, by key.
     pub fn kv_list(&self, prefix: &str) -> Result<Vec<KvEntry>> {
         kv::list(&*self.store, prefix)
+    }
+
+    /// The registries that somebody has logged in at.
+    pub fn logins(&self) -> Result<Vec<LoginInfo>> {
+        logins::list(&*self.store)
     }
 
     /// All secrets or configs, without their values.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::sync::{Semaphore, mpsc, watch};
 
-use super::{Message, Parts, values};
+use super::{Message, Parts, logins, values};
 use crate::client::kv::ValueKind;
 use crate::engines::{ConfigFile, Engine, Observed, ObservedState, Secrets, StartRequest};
 use crate::model::Result;
@@ -53,6 +53,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     spec: Arc::new(revision.spec.clone()),
                     secrets: Secrets::default(),
                     configs: Vec::new(),
+                    login: None,
                 };
                 let versions = (revision.secrets.clone(), revision.configs.clone());
                 let (parts, messages, slots, now) = (parts.clone(), messages.clone(), slots.clone(), seen.clone());
@@ -142,8 +143,8 @@ fn give_up(parts: &Arc<Parts>, task: &Arc<Task>) {
     });
 }
 
-/// The request with what its replicas read as files, in the versions of its revision. Secrets are opened only here, on
-/// their way to the engine.
+/// The request with what its replicas read as files, in the versions of its revision, and what the registry of its image
+/// is told. Secrets are opened only here, on their way to the engine.
 pub fn with_files(
     parts: &Parts,
     mut request: StartRequest,
@@ -157,6 +158,9 @@ pub fn with_files(
         let version = configs.get(&config.name).copied().unwrap_or_default();
         let value = values::reveal(parts, ValueKind::Config, &config.name, version)?;
         request.configs.push(ConfigFile { target: target.clone(), value, owner: config.clone() });
+    }
+    if let Some(image) = &request.spec.image {
+        request.login = logins::for_image(parts, image)?;
     }
     Ok(request)
 }

@@ -312,9 +312,8 @@ impl<'a> LabDaemon<'a> {
     }
 
     fn set(&self, kind: &str, name: &str, value: &str) {
-        let mut child = self.command(&[kind, "set", name]).stdin(Stdio::piped()).spawn().unwrap();
-        std::io::Write::write_all(&mut child.stdin.take().unwrap(), value.as_bytes()).unwrap();
-        assert!(child.wait().unwrap().success());
+        let output = self.with_input(&[kind, "set", name], value);
+        assert!(output.status.success(), "{output:?}");
     }
 
     /// The host names of the nodes on which a service's tasks run, one for each task.
@@ -333,12 +332,21 @@ impl<'a> LabDaemon<'a> {
         self.command(args).output().unwrap()
     }
 
-    fn command(&self, args: &[&str]) -> Command {
+    /// The same, still to be run.
+    pub fn command(&self, args: &[&str]) -> Command {
         let socket = format!("unix://{}", self.lab.folder().join(&self.node).join("run/neap.sock").display());
         let config = self.lab.folder().join("client.toml");
         let mut command = Command::new(NEAP);
         command.args(args).env("NEAP_HOST", socket).env("NEAP_CONFIG", config);
         command
+    }
+
+    /// The same with this on its standard input.
+    pub fn with_input(&self, args: &[&str], text: &str) -> Output {
+        let mut command = self.command(args);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes()).unwrap();
+        child.wait_with_output().unwrap()
     }
 
     /// The same; panics unless it succeeds.

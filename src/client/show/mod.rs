@@ -8,7 +8,7 @@ mod stats;
 use comfy_table::{ContentArrangement, Table, presets};
 
 pub use native::{adoption, native_tasks, natives, notes};
-pub use objects::{networks, volumes};
+pub use objects::{logins, networks, volumes};
 pub use scripts::{
     crons, event, failed, history, kv, last_line, registrations, script_calls, scripts, source, value, values,
 };

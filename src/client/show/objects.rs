@@ -1,7 +1,22 @@
 //! Networks and volumes as people read them.
 
-use super::rows;
+use super::{ago, rows};
+use crate::model::clock::Timestamp;
 use crate::model::objects::{NetworkInfo, VolumeInfo};
+use crate::model::registry::LoginInfo;
+
+/// `registry logins`.
+pub fn logins(all: &[LoginInfo], now: Timestamp) -> String {
+    let row = |login: &LoginInfo| {
+        let from = match (login.lent, login.verified) {
+            (true, _) => "--with-registry-auth",
+            (false, true) => "login, verified",
+            (false, false) => "login, not verified",
+        };
+        [login.registry.clone(), login.username.clone(), from.to_owned(), ago(now, login.at)]
+    };
+    rows(&["REGISTRY", "USER", "BY", "SINCE"], all.iter().map(row))
+}
 
 /// `network ls`.
 pub fn networks(all: &[NetworkInfo]) -> String {

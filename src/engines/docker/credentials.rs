@@ -6,24 +6,85 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use base64::Engine;
+use bollard::Docker;
 use bollard::auth::DockerCredentials;
 use serde_json::Value;
+
+use super::{Address, raw};
+use crate::model::registry::{self, Login};
+use crate::model::{Error, Kind, Result};
 
 /// What Docker Hub is called there.
 const HUB: &str = "https://index.docker.io/v1/";
 
-/// The registry of an image, as in `config.json`.
-pub fn registry(image: &str) -> &str {
-    match image.split_once('/') {
-        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => {
-            if matches!(host, "docker.io" | "index.docker.io") { HUB } else { host }
-        }
-        _ => HUB,
+// The registry of an image, as in `config.json`.
+fn registry(image: &str) -> &str {
+    match registry::of_image(image) {
+        registry::HUB => HUB,
+        host => host,
     }
 }
 
-/// What is known for the registry of `image`; nothing is an anonymous pull.
-pub fn find(image: &str) -> Option<DockerCredentials> {
+/// What the registry of `image` is told: the cluster's login there, else what Docker has here; nothing is an anonymous
+/// pull.
+pub async fn of(login: Option<&Login>, image: &str) -> Option<DockerCredentials> {
+    if let Some(login) = login {
+        return Some(as_docker(login));
+    }
+    let image = image.to_owned();
+    // A credential helper is a program of its own.
+    tokio::task::spawn_blocking(move || find(&image)).await.ok().flatten()
+}
+
+fn as_docker(login: &Login) -> DockerCredentials {
+    let address = if login.registry == registry::HUB { HUB } else { &login.registry };
+    let found = DockerCredentials { serveraddress: Some(address.to_owned()), ..DockerCredentials::default() };
+    let password = Some(login.password.clone());
+    match login.username.as_str() {
+        registry::TOKEN => DockerCredentials { identitytoken: password, ..found },
+        name => DockerCredentials { username: Some(name.to_owned()), password, ..found },
+    }
+}
+
+/// The login that Docker has here for the registry of `image`.
+pub fn find_login(image: &str) -> Option<Login> {
+    let found = find(image)?;
+    let registry = registry::of_image(image).to_owned();
+    match found.identitytoken {
+        Some(token) => Some(Login { registry, username: registry::TOKEN.to_owned(), password: token }),
+        None => Some(Login { registry, username: found.username?, password: found.password? }),
+    }
+}
+
+/// Whether the registry takes a login, asked by the Docker Engine; false where the engine cannot be asked for that.
+pub async fn verify(address: &Address, docker: &Docker, login: &Login) -> Result<bool> {
+    let found = as_docker(login);
+    let body = serde_json::json!({
+        "username": found.username.unwrap_or_default(),
+        "password": found.password.unwrap_or_default(),
+        "identitytoken": found.identitytoken.unwrap_or_default(),
+        "serveraddress": found.serveraddress,
+    });
+    let subject = || format!("login at {}", login.registry);
+    match raw::call(address, docker, "POST", "/auth", Some(&body)).await {
+        Ok(answer) => Ok(answer.is_some()),
+        Err(error) => {
+            let why = error.cause.unwrap_or_default();
+            let refused =
+                ["unauthorized", "denied", "incorrect username"].iter().any(|word| why.to_lowercase().contains(word));
+            Err(if refused {
+                Error::new(Kind::Forbidden, subject(), "the registry does not take it").cause(why)
+            } else {
+                Error::new(Kind::Unavailable, subject(), "the registry cannot be asked")
+                    .cause(why)
+                    .help("the Docker Engine beside the daemon asks it; --unverified keeps a login without asking")
+            })
+        }
+    }
+}
+
+// What is known for the registry of `image`; nothing is an anonymous pull.
+fn find(image: &str) -> Option<DockerCredentials> {
     let folder = std::env::var_os("DOCKER_CONFIG").map(PathBuf::from).or_else(|| {
         let home = std::env::var_os("HOME")?;
         Some(PathBuf::from(home).join(".docker"))
@@ -101,15 +162,6 @@ fn decode(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn registries() {
-        assert_eq!(registry("nginx"), HUB);
-        assert_eq!(registry("shop/api:1"), HUB);
-        assert_eq!(registry("docker.io/library/nginx"), HUB);
-        assert_eq!(registry("localhost/app"), "localhost");
-        assert_eq!(registry("10.0.0.1:5000/app@sha256:1"), "10.0.0.1:5000");
-    }
 
     #[test]
     fn credentials_that_docker_login_stored() {

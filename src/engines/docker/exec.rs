@@ -7,7 +7,7 @@ use bollard::exec::{StartExecOptions, StartExecResults};
 use bollard::models::ExecConfig;
 use futures_util::StreamExt;
 
-use super::trouble;
+use super::{Address, trouble};
 use crate::engines::ExecResult;
 use crate::engines::hosts::{ProbeAsk, Probed};
 use crate::model::id::TaskId;
@@ -19,8 +19,13 @@ use crate::network::inside;
 const OUTPUT: usize = 4096;
 
 /// Asks a port in the network of a container of this host.
-pub async fn probe(docker: &Docker, container: &str, ask: &ProbeAsk) -> Result<Probed> {
+pub async fn probe(address: &Address, docker: &Docker, container: &str, ask: &ProbeAsk) -> Result<Probed> {
     let subject = || format!("task {}", ask.task);
+    if !address.is_local() {
+        let message = format!("a check in its own network needs an agent on node \"{}\"", address.name);
+        return Err(Error::new(Kind::Unsupported, subject(), message)
+            .help("publish the port and ask it by name, or run a command in the container (exec)"));
+    }
     let inspected = docker.inspect_container(container, None).await;
     let inspected = inspected.map_err(|error| trouble::error(subject(), "look at its container", &error))?;
     let pid = inspected.state.and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok());

@@ -9,6 +9,7 @@ use bollard::query_parameters::CreateImageOptions;
 use futures_util::StreamExt;
 
 use super::{credentials, trouble};
+use crate::model::registry::Login;
 use crate::model::units::Bytes;
 use crate::model::{Error, Kind, Result};
 
@@ -17,19 +18,21 @@ const TOLD: Duration = Duration::from_secs(1);
 /// A pull of which nothing is heard for this long has failed.
 const SILENT: Duration = Duration::from_secs(300);
 
-/// Pulls an image; `tell` hears how far it is.
-pub async fn pull(docker: &Docker, image: &str, platform: Option<&str>, mut tell: impl FnMut(String)) -> Result<()> {
+/// Pulls an image for a platform, as whoever has logged in at its registry; `tell` hears how far it is.
+pub async fn pull(
+    docker: &Docker,
+    (image, platform, login): (&str, Option<&str>, Option<&Login>),
+    mut tell: impl FnMut(String),
+) -> Result<()> {
     let subject = format!("image \"{image}\"");
     tell(format!("pulls {image}"));
-    let owned = image.to_owned();
-    // A credential helper is a program of its own.
-    let found = tokio::task::spawn_blocking(move || credentials::find(&owned)).await;
+    let found = credentials::of(login, image).await;
     let options = CreateImageOptions {
         from_image: Some(with_tag(image)),
         platform: platform.unwrap_or_default().to_owned(),
         ..CreateImageOptions::default()
     };
-    let mut stream = docker.create_image(Some(options), None, found.ok().flatten());
+    let mut stream = docker.create_image(Some(options), None, found);
     let mut progress = Progress::default();
     let mut told = Instant::now();
     loop {

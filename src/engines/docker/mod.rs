@@ -35,6 +35,7 @@ use crate::model::container::Pull;
 use crate::model::id::TaskId;
 use crate::model::node::{ImagePrune, Node, NodeState, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
+use crate::model::registry::Login;
 use crate::model::service::ServiceSpec;
 use crate::model::stats::Stats;
 use crate::model::units::Duration;
@@ -224,7 +225,9 @@ impl DockerEngine {
             return Ok(());
         }
         let platform = request.spec.platform.as_deref();
-        image::pull(docker, image, platform, |said| self.report(request, ObservedState::Preparing { said })).await
+        let login = request.login.as_ref();
+        image::pull(docker, (image, platform, login), |said| self.report(request, ObservedState::Preparing { said }))
+            .await
     }
 
     fn report(&self, request: &StartRequest, state: ObservedState) {
@@ -459,24 +462,25 @@ impl Engine for DockerEngine {
     }
 
     async fn probe(&self, ask: ProbeAsk) -> Result<Probed> {
-        let subject = || format!("task {}", ask.task);
-        let (host, id) =
-            self.tasks.place(&ask.task).ok_or_else(|| Error::new(Kind::Unavailable, subject(), "has no container"))?;
+        let (host, id) = self.tasks.place(&ask.task).ok_or_else(|| no_container(&ask.task))?;
         let host = self.host(&host)?;
-        if !host.address.is_local() {
-            let message = format!("a check in its own network needs an agent on node \"{}\"", host.address.name);
-            return Err(Error::new(Kind::Unsupported, subject(), message)
-                .help("publish the port and ask it by name, or run a command in the container (exec)"));
-        }
-        exec::probe(&host.connected()?.docker, &id, &ask).await
+        exec::probe(&host.address, &host.connected()?.docker, &id, &ask).await
+    }
+
+    async fn verify_login(&self, login: &Login) -> Result<bool> {
+        let there = self.hosts.values().find_map(|host| Some((&host.address, host.connected().ok()?.docker)));
+        let Some((address, docker)) = there else { return Ok(false) };
+        credentials::verify(address, &docker, login).await
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {
-        let (connection, id) = self
-            .place(task)?
-            .ok_or_else(|| Error::new(Kind::Unavailable, format!("task {task}"), "has no container"))?;
+        let (connection, id) = self.place(task)?.ok_or_else(|| no_container(task))?;
         exec::run(&connection.docker, task, &id, command, timeout).await
     }
+}
+
+fn no_container(task: &TaskId) -> Error {
+    Error::new(Kind::Unavailable, format!("task {task}"), "has no container")
 }
 
 impl DockerEngine {

@@ -352,6 +352,7 @@ mod tests {
             spec: spec.into(),
             secrets: crate::engines::Secrets::default(),
             configs: Vec::new(),
+            login: None,
         }
     }
 

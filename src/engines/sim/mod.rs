@@ -16,6 +16,7 @@ use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Observ
 use crate::model::clock::{Clock, Timestamp};
 use crate::model::id::{NodeId, TaskId};
 use crate::model::node::Node;
+use crate::model::registry::Login;
 use crate::model::service::ServiceSpec;
 use crate::model::stats::Stats;
 use crate::model::task::{Exit, Health};
@@ -350,6 +351,10 @@ impl Engine for SimEngine {
 
     async fn stats(&self, _: &str, _: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {
         Err(Error::new(Kind::Unsupported, "statistics", "what is simulated uses nothing"))
+    }
+
+    async fn verify_login(&self, _: &Login) -> Result<bool> {
+        Ok(false)
     }
 
     async fn probe(&self, ask: ProbeAsk) -> Result<Probed> {

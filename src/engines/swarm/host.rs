@@ -239,7 +239,7 @@ impl SwarmHost {
 
     /// Asks a port in the network of a task's container.
     pub async fn probe(&self, ask: &ProbeAsk) -> Result<Probed> {
-        exec::probe(&self.connected()?, &self.container(&ask.task)?, ask).await
+        exec::probe(&self.address, &self.connected()?, &self.container(&ask.task)?, ask).await
     }
 
     fn container(&self, task: &TaskId) -> Result<String> {

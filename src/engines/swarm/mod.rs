@@ -26,6 +26,7 @@ use crate::model::check::OnFail;
 use crate::model::id::TaskId;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
+use crate::model::registry::Login;
 use crate::model::service::ServiceSpec;
 use crate::model::stats::Stats;
 use crate::model::units::Duration;
@@ -158,7 +159,7 @@ impl Shared {
         let filled = Arc::new(super::template::expand(request, None));
         let request = StartRequest { spec: filled, ..request.clone() };
         let image = request.spec.image.clone().unwrap_or_default();
-        let credentials = tokio::task::spawn_blocking(move || credentials::find(&image)).await.ok().flatten();
+        let credentials = credentials::of(request.login.as_ref(), &image).await;
         fault::point("swarm.before-create");
         let body = spec::service(&request, &self.cluster, &files);
         let name = body.name.clone().unwrap_or_default();
@@ -330,6 +331,10 @@ impl Engine for SwarmEngine {
 
     async fn stats(&self, node: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {
         self.shared.host_of(node, "statistics")?.stats(node, tasks.to_vec()).await
+    }
+
+    async fn verify_login(&self, login: &Login) -> Result<bool> {
+        credentials::verify(&self.shared.address, &self.shared.docker, login).await
     }
 
     async fn probe(&self, ask: ProbeAsk) -> Result<Probed> {

@@ -6,14 +6,16 @@ use std::sync::Arc;
 
 use mlua::{Lua, MultiValue, Table, Value};
 
-use super::{Reach, crons, hosts, kv, natives, nodes, objects, services};
+use super::{Reach, crons, hosts, kv, natives, nodes, objects, registry, services};
 use crate::client::Cluster;
 use crate::client::scripts::{Back, Push};
 use crate::script::value::{from_timed, raise};
 
 /// What `install` sets.
-pub const NAMES: [&str; 11] =
-    ["cluster", "service", "services", "nodes", "networks", "volumes", "kv", "secrets", "configs", "crons", "events"];
+pub const NAMES: [&str; 12] = [
+    "cluster", "service", "services", "nodes", "networks", "volumes", "registry", "kv", "secrets", "configs", "crons",
+    "events",
+];
 
 /// Who does what a script does.
 const BY: &str = "a script";
@@ -31,6 +33,7 @@ pub fn install_with(lua: &Lua, context: &services::Context) -> mlua::Result<()> 
     hosts::install(lua, context)?;
     nodes::install(lua, &context.cluster)?;
     objects::install(lua, &context.cluster)?;
+    registry::install(lua, &context.cluster)?;
     natives::install(lua, context)?;
     kv::install(lua, &context.cluster)?;
     crons::install(lua, &context.cluster)?;

@@ -14,6 +14,7 @@ pub mod natives;
 pub mod nodes;
 pub mod objects;
 pub mod policy;
+pub mod registry;
 pub mod rollout;
 pub mod run;
 pub mod services;

@@ -64,6 +64,17 @@ assert(configs.list()[1].name == "t/config" and configs.list()[1].value == nil)
 configs.remove "t/config"
 assert(not pcall(configs.remove, "t/config"))
 
+-- A process needs no image: nobody could be asked, and what is kept serves Docker Engines alone.
+assert(#registry.logins() == 0)
+local verified, why_login = pcall(registry.login, "registry.example", { username = "ci", password = "t" })
+assert(not verified and tostring(why_login):find "pulls no images", tostring(why_login))
+local login = registry.login("https://registry.example/", { username = "ci", password = "t", unverified = true })
+assert(login.registry == "registry.example" and not login.verified and login.password == nil)
+assert(registry.logins()[1].username == "ci")
+registry.logout "registry.example"
+assert(not pcall(registry.logout, "registry.example"))
+assert(not pcall(registry.login, "a b", { username = "ci", password = "t", unverified = true }))
+
 local brought = scripts "hosted/*.lua"
 scripts.push("tested", brought)
 assert(scripts.list()[1].set.name == "tested")

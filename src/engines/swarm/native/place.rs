@@ -38,7 +38,7 @@ pub async fn place(shared: &Shared, wanted: Wanted) -> Result<()> {
     let files = objects::native_files(docker, &shared.cluster, &wanted).await?;
     let mut body = body(&wanted, &shared.cluster, &files);
     let image = wanted.request.spec.image.clone().unwrap_or_default();
-    let credentials = tokio::task::spawn_blocking(move || credentials::find(&image)).await.ok().flatten();
+    let credentials = credentials::of(wanted.request.login.as_ref(), &image).await;
     for _ in 0..ATTEMPTS {
         let Some((known, ours)) = shared.placed(name).await? else {
             return match docker.create_service(body, credentials).await {

@@ -1,0 +1,115 @@
+//! `neap registry`, and what `--with-registry-auth` takes along.
+
+use std::collections::BTreeSet;
+use std::io::IsTerminal;
+
+use clap::Subcommand;
+use serde_json::Value;
+
+use super::output::{self, FormatArg};
+use super::value;
+use crate::client::remote::RemoteCluster;
+use crate::client::{Cluster, show};
+use crate::engines::docker::credentials;
+use crate::model::registry::{self, LoginAsk};
+use crate::model::{Error, Result};
+
+/// Subcommands.
+#[derive(Subcommand)]
+pub enum Command {
+    /// Log the cluster in at a registry: its hosts pull images as this user
+    Login {
+        /// The registry, as images name it [default: docker.io]
+        #[arg(default_value = registry::HUB, hide_default_value = true)]
+        registry: String,
+        /// Who asks there; <token>: the password is an identity token
+        #[arg(long, short)]
+        username: String,
+        /// Take the password from standard input
+        #[arg(long)]
+        password_stdin: bool,
+        /// Do not ask the registry whether that is right
+        #[arg(long)]
+        unverified: bool,
+    },
+    /// Forget a login
+    Logout {
+        /// The registry
+        #[arg(default_value = registry::HUB, hide_default_value = true)]
+        registry: String,
+    },
+    /// List the registries that the cluster is logged in at
+    #[command(visible_aliases = ["ls", "list"])]
+    Logins(FormatArg),
+}
+
+/// Runs a subcommand.
+pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
+    match command {
+        Command::Login { registry, username, password_stdin, unverified } => {
+            let password = match password_stdin {
+                true => value::text_from_input(false)?,
+                false if std::io::stdin().is_terminal() => value::typed(&format!("password for {registry}"))?,
+                false => {
+                    return Err(Error::invalid("password", "cannot be typed where there is no terminal")
+                        .help("pipe it: echo $TOKEN | neap registry login HOST -u USER --password-stdin"));
+                }
+            };
+            let login = cluster.login(&registry, LoginAsk { username, password, unverified, lent: false }).await?;
+            output::line(&match login.verified {
+                true => format!("logged in at {} as {}", login.registry, login.username),
+                false => format!("{} is told {} from now on; nobody asked it", login.registry, login.username),
+            })
+        }
+        Command::Logout { registry } => {
+            cluster.logout(&registry).await?;
+            output::line(&registry)
+        }
+        Command::Logins(args) => {
+            let logins = cluster.logins().await?;
+            output::print(args.format, &logins, || show::logins(&logins, show::now()))
+        }
+    }
+}
+
+/// Whose credentials pull the image.
+#[derive(clap::Args)]
+pub struct AuthArgs {
+    /// Take along what docker has here for the image's registry (docker login), for all that pulls from there
+    #[arg(long)]
+    with_registry_auth: bool,
+}
+
+impl AuthArgs {
+    /// Hands the cluster what this user's Docker has for the registry of a description's image, if it is to.
+    pub async fn take_along(&self, service: &Value, cluster: &RemoteCluster) -> Result<()> {
+        self.take_all_along(std::iter::once(service), cluster).await
+    }
+
+    /// The same for several.
+    pub async fn take_all_along(&self, all: impl Iterator<Item = &Value>, cluster: &RemoteCluster) -> Result<()> {
+        match self.with_registry_auth {
+            true => lend(all.filter_map(|service| service["image"].as_str()), cluster).await,
+            false => Ok(()),
+        }
+    }
+}
+
+async fn lend<'a>(images: impl Iterator<Item = &'a str>, cluster: &RemoteCluster) -> Result<()> {
+    let mut done = BTreeSet::new();
+    for image in images {
+        let registry = registry::of_image(image);
+        if !done.insert(registry) {
+            continue;
+        }
+        let Some(login) = credentials::find_login(image) else {
+            eprintln!(
+                "warning: docker has no login at {registry} here that could be taken along (docker login {registry})"
+            );
+            continue;
+        };
+        let ask = LoginAsk { username: login.username, password: login.password, unverified: true, lent: true };
+        cluster.login(registry, ask).await?;
+    }
+    Ok(())
+}

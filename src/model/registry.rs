@@ -1,0 +1,144 @@
+//! Logins at image registries: what the cluster's hosts say to a registry that lets nobody in without.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::clock::Timestamp;
+use super::error::{Error, Result};
+
+/// Docker Hub, as images name it.
+pub const HUB: &str = "docker.io";
+/// The user name that marks a password as an identity token, as Docker's credential helpers write it.
+pub const TOKEN: &str = "<token>";
+/// Longest password, in bytes. Those of some clouds are tokens of several KB.
+const MAX_PASSWORD: usize = 32 << 10;
+
+/// The registry of an image: `docker.io`, or a host with its port where it has one.
+pub fn of_image(image: &str) -> &str {
+    match image.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => {
+            if host == "index.docker.io" {
+                HUB
+            } else {
+                host
+            }
+        }
+        _ => HUB,
+    }
+}
+
+/// A registry's name as it is written in images, from what people and `docker login` write: `https://index.docker.io/v1/`
+/// is `docker.io`.
+pub fn name(text: &str) -> Result<String> {
+    let bare = text.trim_start_matches("https://").trim_start_matches("http://").trim_end_matches('/');
+    if matches!(bare, "" | HUB | "hub.docker.com" | "index.docker.io" | "index.docker.io/v1" | "registry-1.docker.io") {
+        return Ok(HUB.to_owned());
+    }
+    let fits = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | ':' | '-' | '_' | '[' | ']');
+    if bare.len() > 255 || !bare.chars().all(fits) {
+        return Err(Error::invalid(format!("registry {text:.60?}"), "is no host, such as registry.example.com:5000"));
+    }
+    Ok(bare.to_ascii_lowercase())
+}
+
+/// A login. Its password is not shown by accident.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// The registry.
+    pub registry: String,
+    /// Who asks; `<token>`: the password is an identity token.
+    pub username: String,
+    /// The password.
+    pub password: String,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "login of {} at {}", self.username, self.registry)
+    }
+}
+
+/// A login to keep.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoginAsk {
+    /// Who asks; `<token>`: the password is an identity token.
+    pub username: String,
+    /// The password, or a token.
+    pub password: String,
+    /// Kept without asking the registry whether it is right.
+    #[serde(default)]
+    pub unverified: bool,
+    /// What a user's own Docker has, taken along by `--with-registry-auth`: nobody is asked, and it never takes the place of
+    /// a login that is the cluster's own.
+    #[serde(default)]
+    pub lent: bool,
+}
+
+impl std::fmt::Debug for LoginAsk {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "login of {}", self.username)
+    }
+}
+
+impl LoginAsk {
+    /// The login, with all that it has to be.
+    pub fn login(self, registry: &str) -> Result<Login> {
+        let registry = name(registry)?;
+        let wrong = |why: &str| Err(Error::invalid(format!("login at {registry}"), why));
+        if self.username.is_empty() || self.username.len() > 255 || self.username.contains(':') {
+            return wrong("username: is empty, longer than 255 bytes, or has a colon");
+        }
+        if self.password.is_empty() || self.password.len() > MAX_PASSWORD {
+            return wrong("password: is empty, or longer than 32 KiB");
+        }
+        Ok(Login { registry, username: self.username, password: self.password })
+    }
+}
+
+/// That there is a login, not what it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct LoginInfo {
+    /// The registry.
+    pub registry: String,
+    /// Who asks.
+    pub username: String,
+    /// When it was kept.
+    pub at: Timestamp,
+    /// Whether the registry said that it is right; false where nobody asked.
+    pub verified: bool,
+    /// Whether it is a user's, lent by `--with-registry-auth`.
+    pub lent: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn registries_of_images() {
+        assert_eq!(of_image("nginx"), HUB);
+        assert_eq!(of_image("shop/api:1"), HUB);
+        assert_eq!(of_image("docker.io/library/nginx"), HUB);
+        assert_eq!(of_image("localhost/app"), "localhost");
+        assert_eq!(of_image("10.0.0.1:5000/app@sha256:1"), "10.0.0.1:5000");
+    }
+
+    #[test]
+    fn names_as_people_write_them() {
+        for hub in ["", "docker.io", "https://index.docker.io/v1/", "index.docker.io"] {
+            assert_eq!(name(hub).unwrap(), HUB, "{hub}");
+        }
+        assert_eq!(name("https://Registry.Example:5000/").unwrap(), "registry.example:5000");
+        for wrong in ["a b", "host/path", "ho\nst", "user@host"] {
+            assert!(name(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_not_shown() {
+        let ask = LoginAsk { username: "me".into(), password: "hunter2".into(), unverified: false, lent: false };
+        let shown = format!("{ask:?} {:?}", ask.clone().login("docker.io").unwrap());
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+}
