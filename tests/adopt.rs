@@ -176,7 +176,7 @@ fn a_service_of_the_swarm_is_adopted_under_load_and_given_back() {
         assert(#told.notes > 0 and next(told.gaps), told)
         local made = natives.adopt('shop-web', { as = 'other', change = { labels = { team = 'x' } }, dry_run = true })
         local service = made.service
-        assert(service.env.PORT == nil and service.secrets.key == 'key' and service.configs['/etc/site.conf'].name == 'site')
+        assert(service.env.PORT == nil and service.secrets.key == 'key' and service.configs['/etc/site.conf'] == 'site')
         print(service.name, service.labels.team, #natives.list())
     ";
     assert!(daemon.ok(&["repl", "--eval", script]).trim().ends_with("other\tx\t3"));

@@ -93,10 +93,10 @@ fn flags_reach_the_container() {
             "--sysctl", "net.core.somaxconn=1000", "--ulimit", "nofile=100:200", "--read-only", "--init",
             "--container-label", "team=shop", "--log-driver", "json-file", "--log-opt", "tag=x", "--limit-memory", "64M",
             "--limit-cpu", "0.5", "--limit-pids", "50", "--reserve-memory", "16M", "--stop-signal", "USR1",
-            "--stop-grace-period", "3s", "--secret", "source=shop/password,target=password", "--no-healthcheck",
+            "--stop-grace-period", "3s", "--secret", "source=shop/password,target=/run/secrets/password,uid=65534,gid=8,mode=0400", "--no-healthcheck",
             "--config", "source=shop/nginx,target=/etc/nginx/site.conf,uid=65534,gid=100,mode=0440",
             "--publish", "mode=host,published=9100,target=9100", "--publish", "dns=127.0.0.1:5353:53", "--publish",
-            "mode=host,published=9053,target=53,protocol=udp", "--entrypoint", "/bin/sh", "busybox", "-c", "cat /run/secrets/password /etc/nginx/site.conf; stat -c %u:%g:%a /etc/nginx/site.conf; id; echo up; trap 'exit 0' USR1; while :; do sleep 0.1; done",
+            "mode=host,published=9053,target=53,protocol=udp", "--entrypoint", "/bin/sh", "busybox", "-c", "cat /run/secrets/password /etc/nginx/site.conf; stat -c %u:%g:%a /etc/nginx/site.conf /run/secrets/password; id; echo up; trap 'exit 0' USR1; while :; do sleep 0.1; done",
         ]);
         let inspected: serde_json::Value =
             serde_json::from_str(&lab.docker("n1", &["inspect", containers(lab).first().unwrap()])).unwrap();
@@ -149,6 +149,7 @@ fn flags_reach_the_container() {
             lines.contains("hunter2")
                 && lines.contains("listen 80;")
                 && lines.contains("65534:100:440")
+                && lines.contains("65534:8:400")
                 && lines.contains("uid=65534"),
             "{lines}"
         );

@@ -34,7 +34,7 @@ fn the_practice() {
         #[rustfmt::skip]
         daemon.ok(&[
             "service", "create", "--name", "web", "--replicas", "2", "--publish", "8080:8080", "--network", "shop",
-            "--secret", "source=shop/password,target=password", "--config",
+            "--secret", "source=shop/password,target=password,uid=1,mode=0400", "--config",
             "source=shop/nginx,target=/etc/nginx/site.conf,uid=1,mode=0440", "--hostname", "{{.Service.Name}}-{{.Task.Slot}}",
             "--env", "HOST={{.Node.Hostname}}", "--limit-memory", "64M", "--stop-grace-period", "2s", &demo1,
         ]);
@@ -87,8 +87,9 @@ fn the_practice() {
         let (node, id) = web.chain(lab.containers("n2", "web").into_iter().map(|id| ("n2", id))).next().unwrap();
         assert_eq!(lab.docker(node, &["exec", &id, "cat", "/run/secrets/password"]), "hunter2");
         assert_eq!(lab.docker(node, &["exec", &id, "cat", "/etc/nginx/site.conf"]), "listen 80;");
-        let mode = lab.docker(node, &["exec", &id, "stat", "-c", "%u:%g:%a", "/etc/nginx/site.conf"]);
-        assert_eq!(mode, "1:0:440");
+        let files = ["/etc/nginx/site.conf", "/run/secrets/password"];
+        let modes = lab.docker(node, &[&["exec", &id, "stat", "-c", "%u:%g:%a"], &files[..]].concat());
+        assert_eq!(modes, "1:0:440\n1:0:400");
         let env = lab.docker(node, &["exec", &id, "env"]);
         assert!(env.contains(&format!("HOST={node}")) && env.contains("HOSTNAME=web-"), "{env}");
 

@@ -128,19 +128,12 @@ pub fn files(context: &mut Context<'_>, fields: &mut Fields<'_>, spec: &mut Map<
     let path = fields.path_of("secrets");
     if let Some(node) = fields.take("secrets") {
         for node in list(&path, node)? {
-            let (source, target) = match &node.value {
-                Value::Map(_) => {
-                    let mut secret = Fields::of(path.clone(), node)?;
-                    let source = secret.text("source")?.ok_or_else(|| wrong(&node.at, &path, "has no source"))?;
-                    let target = secret.text("target")?;
-                    let own = "a secret can be read by its replica, whoever that runs as, and by nobody else";
-                    secret.finish(&[("uid", own), ("gid", own), ("mode", own)])?;
-                    (source, target)
-                }
-                _ => (text(&path, node)?, None),
-            };
+            let (source, mut used) = file(&path, node)?;
             let name = context.value("secrets", &source).map_err(|why| wrong(&node.at, &path, why))?;
-            let target = target.unwrap_or(source);
+            let target = match used.remove("target") {
+                Some(Json::String(target)) => target,
+                _ => source,
+            };
             let file = target.strip_prefix("/run/secrets/").unwrap_or(&target);
             if file.contains('/') {
                 return Err(unsupported(
@@ -149,36 +142,46 @@ pub fn files(context: &mut Context<'_>, fields: &mut Fields<'_>, spec: &mut Map<
                     "secrets are in /run/secrets",
                 ));
             }
-            table(spec, "secrets").insert(file.to_owned(), json!(name));
+            table(spec, "secrets").insert(file.to_owned(), with_owner(used, name));
         }
     }
     let path = fields.path_of("configs");
     if let Some(node) = fields.take("configs") {
         for node in list(&path, node)? {
-            let (source, mut used) = match &node.value {
-                Value::Map(_) => {
-                    let mut config = Fields::of(path.clone(), node)?;
-                    let source = config.text("source")?.ok_or_else(|| wrong(&node.at, &path, "has no source"))?;
-                    let mut used = Map::new();
-                    set(&mut used, "target", config.text("target")?);
-                    set(&mut used, "uid", config.number::<u32>("uid")?);
-                    set(&mut used, "gid", config.number::<u32>("gid")?);
-                    set(&mut used, "mode", config.text("mode")?.map(|mode| mode.trim_start_matches("0o").to_owned()));
-                    config.finish(&[])?;
-                    (source, used)
-                }
-                _ => (text(&path, node)?, Map::new()),
-            };
+            let (source, mut used) = file(&path, node)?;
             let name = context.value("configs", &source).map_err(|why| wrong(&node.at, &path, why))?;
             let target = match used.remove("target") {
                 Some(Json::String(target)) => target,
                 _ => format!("/{source}"),
             };
-            used.insert("name".into(), json!(name));
-            table(spec, "configs").insert(target, Json::Object(used));
+            table(spec, "configs").insert(target, with_owner(used, name));
         }
     }
     Ok(())
+}
+
+// What one is, and what is said of its file.
+fn file(path: &str, node: &Node) -> Result<(String, Map<String, Json>)> {
+    let mut used = Map::new();
+    if !matches!(node.value, Value::Map(_)) {
+        return Ok((text(path, node)?, used));
+    }
+    let mut fields = Fields::of(path.to_owned(), node)?;
+    let source = fields.text("source")?.ok_or_else(|| wrong(&node.at, path, "has no source"))?;
+    set(&mut used, "target", fields.text("target")?);
+    set(&mut used, "uid", fields.number::<u32>("uid")?);
+    set(&mut used, "gid", fields.number::<u32>("gid")?);
+    set(&mut used, "mode", fields.text("mode")?.map(|mode| mode.trim_start_matches("0o").to_owned()));
+    fields.finish(&[])?;
+    Ok((source, used))
+}
+
+fn with_owner(mut used: Map<String, Json>, name: String) -> Json {
+    if used.is_empty() {
+        return json!(name);
+    }
+    used.insert("name".into(), json!(name));
+    Json::Object(used)
 }
 
 /// The volume driver's part of a mount, as a top-level volume says it.

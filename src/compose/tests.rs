@@ -130,7 +130,7 @@ services:
     ports: ['80:8080']
     networks: {front: {aliases: [w]}, back: }
     depends_on: {db: {condition: service_healthy}, migrate: {condition: service_completed_successfully}}
-    secrets: [password, {source: token, target: /run/secrets/api_token}]
+    secrets: [password, {source: token, target: /run/secrets/api_token, uid: '7', mode: 0400}]
     configs: [{source: site, target: /etc/site.conf, mode: 0440}]
     volumes: ['data:/data:ro', './conf:/conf', '~/x:/x', {type: tmpfs, target: /tmp, tmpfs: {size: 1M}}]
   db: {image: postgres, volumes: ['data:/var/lib']}
@@ -151,7 +151,7 @@ configs: {site: {content: 'listen ${TAG};'}}
     let networks =
         json!([{ "name": "shop_front", "aliases": ["web", "w"] }, { "name": "shop_back", "aliases": ["web"] }]);
     assert_eq!(web["networks"], networks);
-    assert_eq!(web["secrets"], json!({ "password": "shop/password", "api_token": "shared/token" }));
+    assert_eq!(web["secrets"], json!({ "password": "shop/password", "api_token": { "name": "shared/token", "uid": 7, "mode": "0400" } }));
     assert_eq!(web["configs"], json!({ "/etc/site.conf": { "name": "shop/site", "mode": "0440" } }));
     let volume = json!({
         "type": "volume", "source": "shop_data", "target": "/data", "read_only": true, "volume_driver": "nfs",

@@ -1,9 +1,10 @@
 //! Secrets and configs as files of the host: secrets for nobody but the replica.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
-use super::ConfigFile;
+use super::{ConfigFile, Secrets};
+use crate::model::container::ValueUse;
 use crate::model::id::TaskId;
 use crate::model::{Error, Result};
 
@@ -44,23 +45,35 @@ pub fn write<'a>(folder: &Path, files: impl IntoIterator<Item = (&'a str, &'a [u
     hand_over(folder).map_err(failed)
 }
 
+/// Writes secrets for a container into one folder, which is mounted whole.
+pub fn write_secrets(folder: &Path, secrets: &Secrets, uses: &BTreeMap<String, ValueUse>) -> Result<()> {
+    write(folder, secrets.0.iter().map(|(name, value)| (name.as_str(), value.as_slice())), Reader::Container)?;
+    let mut given = uses.iter().filter(|(name, _)| secrets.0.contains_key(*name));
+    given.try_for_each(|(name, used)| hand(&folder.join(name), used))
+}
+
 /// Writes configs for a container, into which each is mounted by itself: their paths, in the same order.
 pub fn write_configs(folder: &Path, configs: &[ConfigFile]) -> Result<Vec<std::path::PathBuf>> {
-    use std::os::unix::fs::{PermissionsExt, chown};
     let names: Vec<String> = (0..configs.len()).map(|number| number.to_string()).collect();
     let files = names.iter().map(String::as_str).zip(configs.iter().map(|config| config.value.as_slice()));
     write(folder, files, Reader::Container)?;
     let finish = |(name, config): (&String, &ConfigFile)| {
         let path = folder.join(name);
-        let (use_, subject) = (&config.owner, format!("config \"{}\"", config.owner.name));
-        let failed = |error: std::io::Error| Error::io(subject.clone(), "give the file its owner and mode", &error);
-        if use_.uid.is_some() || use_.gid.is_some() {
-            chown(&path, Some(use_.uid.unwrap_or(0)), Some(use_.gid.unwrap_or(0))).map_err(failed)?;
-        }
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(use_.mode())).map_err(failed)?;
+        hand(&path, &config.owner)?;
         Ok(path)
     };
     names.iter().zip(configs).map(finish).collect()
+}
+
+// Gives a file its owner and mode.
+fn hand(path: &Path, used: &ValueUse) -> Result<()> {
+    use std::os::unix::fs::{PermissionsExt, chown};
+    let failed =
+        |error: std::io::Error| Error::io(format!("file of \"{}\"", used.name), "give it its owner and mode", &error);
+    if used.uid.is_some() || used.gid.is_some() {
+        chown(path, Some(used.uid.unwrap_or(0)), Some(used.gid.unwrap_or(0))).map_err(failed)?;
+    }
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(used.mode())).map_err(failed)
 }
 
 /// Removes what `write` wrote.

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use crate::model::clock::Timestamp;
-use crate::model::container::ConfigUse;
+use crate::model::container::ValueUse;
 use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
@@ -64,7 +64,7 @@ pub struct ConfigFile {
     /// What it holds.
     pub value: Vec<u8>,
     /// Owner and mode.
-    pub owner: ConfigUse,
+    pub owner: ValueUse,
 }
 
 // What the process engine wrote down before it was told the node.

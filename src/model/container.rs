@@ -33,11 +33,11 @@ pub struct NetworkUse {
     pub aliases: Vec<String>,
 }
 
-/// A config that replicas read as a file: its name, or a table.
+/// A secret or config that replicas read as a file: its name, or a table.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(remote = "Self", default, deny_unknown_fields)]
-pub struct ConfigUse {
-    /// The config's name: a path such as `shop/nginx`.
+pub struct ValueUse {
+    /// Its name: a path such as `shop/nginx`.
     pub name: String,
     /// The file's owner, by number; 0 where not said.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -50,7 +50,12 @@ pub struct ConfigUse {
     pub mode: Option<String>,
 }
 
-impl ConfigUse {
+impl ValueUse {
+    /// Whether its file has the usual owner and mode.
+    pub fn is_plain(&self) -> bool {
+        self.uid.is_none() && self.gid.is_none() && self.mode.is_none()
+    }
+
     /// The file's mode.
     pub fn mode(&self) -> u32 {
         self.mode.as_deref().and_then(|mode| u32::from_str_radix(mode, 8).ok()).unwrap_or(0o444)
@@ -120,31 +125,35 @@ impl Serialize for NetworkUse {
     }
 }
 
-impl<'de> Deserialize<'de> for ConfigUse {
+impl<'de> Deserialize<'de> for ValueUse {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct Either;
         impl<'de> Visitor<'de> for Either {
-            type Value = ConfigUse;
+            type Value = ValueUse;
 
             fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
-                f.write_str("a config's name, or a table with \"name\", \"uid\", \"gid\" and \"mode\"")
+                f.write_str("a name, or a table with \"name\", \"uid\", \"gid\" and \"mode\"")
             }
 
-            fn visit_str<E: de::Error>(self, text: &str) -> Result<ConfigUse, E> {
-                Ok(ConfigUse { name: text.to_owned(), ..ConfigUse::default() })
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<ValueUse, E> {
+                Ok(ValueUse { name: text.to_owned(), ..ValueUse::default() })
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ConfigUse, A::Error> {
-                ConfigUse::deserialize(de::value::MapAccessDeserializer::new(map))
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ValueUse, A::Error> {
+                ValueUse::deserialize(de::value::MapAccessDeserializer::new(map))
             }
         }
         deserializer.deserialize_any(Either)
     }
 }
 
-impl Serialize for ConfigUse {
+// As short as it is mostly written.
+impl Serialize for ValueUse {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        ConfigUse::serialize(self, serializer)
+        match self.is_plain() {
+            true => serializer.serialize_str(&self.name),
+            false => ValueUse::serialize(self, serializer),
+        }
     }
 }
 
@@ -239,9 +248,13 @@ pub fn check(spec: &ServiceSpec) -> Result<(), (String, String)> {
         if config.name.is_empty() {
             return wrong(&field, "names no config".into());
         }
+    }
+    let files =
+        spec.secrets.iter().map(|file| ("secrets", file)).chain(spec.configs.iter().map(|file| ("configs", file)));
+    for (of, (target, used)) in files {
         let octal = |mode: &str| u32::from_str_radix(mode, 8).is_ok_and(|mode| mode <= 0o777);
-        if config.mode.as_deref().is_some_and(|mode| !octal(mode)) {
-            return wrong(&field, "has a mode that is not octal, such as \"0440\"".into());
+        if used.mode.as_deref().is_some_and(|mode| !octal(mode)) {
+            return wrong(&format!("{of}.{target:.80}"), "has a mode that is not octal, such as \"0440\"".into());
         }
     }
     for (name, address) in &spec.hosts {

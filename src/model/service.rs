@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::check::CheckSpec;
 use super::clock::Timestamp;
 use super::constraint::Constraint;
-use super::container::{self, ConfigUse, NetworkUse, Pull, Ulimit};
+use super::container::{self, NetworkUse, Pull, Ulimit, ValueUse};
 use super::error::{Error, Result};
 use super::id::{ServiceId, sha256_hex};
 use super::mount::Mount;
@@ -66,10 +66,10 @@ pub struct ServiceSpec {
     pub env_kv: BTreeMap<String, String>,
     /// Secrets by the name that replicas see: `{ database_url = "shop/database_url" }`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub secrets: BTreeMap<String, String>,
+    pub secrets: BTreeMap<String, ValueUse>,
     /// Configs by the file that replicas see: `{ ["/etc/nginx/nginx.conf"] = "shop/nginx" }`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub configs: BTreeMap<String, ConfigUse>,
+    pub configs: BTreeMap<String, ValueUse>,
     /// The folder in which the command runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub workdir: Option<String>,
@@ -264,7 +264,7 @@ impl ServiceSpec {
             if name.is_empty() || name.len() > 128 || name.starts_with('.') || !name.chars().all(fits) {
                 return wrong("secrets", format!("{name:.60?} is not a name for a file"));
             }
-            if secret.is_empty() {
+            if secret.name.is_empty() {
                 return wrong("secrets", format!("{name}: names no secret"));
             }
         }

@@ -163,7 +163,7 @@ fn resolve(parts: &Parts, spec: &ServiceSpec) -> Result<Resolved> {
         })
     };
     for (file, secret) in &spec.secrets {
-        resolved.secrets.insert(secret.clone(), version(ValueKind::Secret, file, secret)?);
+        resolved.secrets.insert(secret.name.clone(), version(ValueKind::Secret, file, &secret.name)?);
     }
     for (target, config) in &spec.configs {
         resolved.configs.insert(config.name.clone(), version(ValueKind::Config, target, &config.name)?);

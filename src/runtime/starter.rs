@@ -151,8 +151,8 @@ pub fn with_files(
     (secrets, configs): &(BTreeMap<String, u64>, BTreeMap<String, u64>),
 ) -> Result<StartRequest> {
     for (name, secret) in &request.spec.secrets {
-        let version = secrets.get(secret).copied().unwrap_or_default();
-        request.secrets.0.insert(name.clone(), values::reveal(parts, ValueKind::Secret, secret, version)?);
+        let version = secrets.get(&secret.name).copied().unwrap_or_default();
+        request.secrets.0.insert(name.clone(), values::reveal(parts, ValueKind::Secret, &secret.name, version)?);
     }
     for (target, config) in &request.spec.configs {
         let version = configs.get(&config.name).copied().unwrap_or_default();

@@ -214,7 +214,7 @@ impl Runtime {
     ) -> ValueChange {
         let world = self.world();
         let uses = |spec: &ServiceSpec| match of {
-            ValueKind::Secret => spec.secrets.values().any(|used| used == name),
+            ValueKind::Secret => spec.secrets.values().any(|used| used.name == name),
             ValueKind::Config => spec.configs.values().any(|used| used.name == name),
         };
         let mut change = ValueChange { info, rolled_out: Vec::new(), refused: BTreeMap::new() };

@@ -8,7 +8,7 @@ use crate::model::{Error, Result};
 /// Flags under Docker's names.
 #[derive(clap::Args, Default)]
 pub struct FileArgs {
-    /// Give replicas a secret as a file: NAME, or source=NAME,target=FILE
+    /// Give replicas a secret as a file: NAME, or source=NAME,target=FILE,uid=0,gid=0,mode=0444
     #[arg(long, visible_alias = "secret-add", value_name = "SECRET")]
     secret: Vec<String>,
     /// Take a secret away, by its file's name or its own (update)
@@ -26,14 +26,16 @@ impl FileArgs {
     /// Puts them into a description.
     pub fn describe(&self, spec: &mut Map<String, Value>) -> Result<()> {
         for text in &self.secret {
-            let (source, target) = secret(text)?;
-            table(spec, "secrets").insert(target, json!(source));
+            let (target, secret) = file("--secret", text)?;
+            // As with Docker, which has them all there.
+            let target = target.strip_prefix("/run/secrets/").unwrap_or(&target).to_owned();
+            table(spec, "secrets").insert(target, secret);
         }
         for target in &self.secret_rm {
             remove_file(table(spec, "secrets"), target);
         }
         for text in &self.config {
-            let (target, config) = config(text)?;
+            let (target, config) = file("--config", text)?;
             table(spec, "configs").insert(target, config);
         }
         for target in &self.config_rm {
@@ -51,8 +53,8 @@ fn remove_file(files: &mut Map<String, Value>, name: &str) {
 }
 
 // `NAME`, or `source=NAME,target=/PATH,uid=0,gid=0,mode=0444`; the file, and what is in it.
-fn config(text: &str) -> Result<(String, Value)> {
-    let wrong = |why: String| Error::invalid(format!("--config {text:.80?}"), why);
+fn file(flag: &str, text: &str) -> Result<(String, Value)> {
+    let wrong = |why: String| Error::invalid(format!("{flag} {text:.80?}"), why);
     let (mut source, mut target, mut owner) = (None, None, Map::new());
     if text.contains('=') {
         for field in crate::model::spellings::comma_separated(text).map_err(wrong)? {
@@ -68,7 +70,7 @@ fn config(text: &str) -> Result<(String, Value)> {
                 }
                 _ => {
                     return Err(wrong(format!("has an unknown field {field:.40?}"))
-                        .help("write source=NAME,target=/PATH,uid=0,gid=0,mode=0444"));
+                        .help("write source=NAME,target=FILE,uid=0,gid=0,mode=0444"));
                 }
             }
         }
@@ -82,28 +84,4 @@ fn config(text: &str) -> Result<(String, Value)> {
     }
     owner.insert("name".to_owned(), json!(source));
     Ok((target, Value::Object(owner)))
-}
-
-// `NAME`, or `source=NAME,target=FILE`; the secret, and the file that replicas find.
-fn secret(text: &str) -> Result<(String, String)> {
-    let wrong = |why: String| Error::invalid(format!("--secret {text:.80?}"), why);
-    let (mut source, mut target) = (None, None);
-    if text.contains('=') {
-        for field in crate::model::spellings::comma_separated(text).map_err(wrong)? {
-            match field.split_once('=') {
-                Some(("source" | "src", value)) => source = Some(value.to_owned()),
-                Some(("target", value)) => target = Some(value.to_owned()),
-                Some((key @ ("uid" | "gid" | "mode"), _)) => {
-                    return Err(wrong(format!("{key} is not supported"))
-                        .help("a secret can be read by its replica, and by nobody else"));
-                }
-                _ => return Err(wrong(format!("has an unknown field {field:.40?}"))),
-            }
-        }
-    } else {
-        source = Some(text.to_owned());
-    }
-    let source = source.ok_or_else(|| wrong("has no source".into()))?;
-    let target = target.unwrap_or_else(|| source.rsplit('/').next().unwrap_or_default().to_owned());
-    Ok((source, target))
 }

@@ -249,9 +249,8 @@ impl DockerEngine {
         let folder = self.options.secrets.join(request.task.to_string());
         let text = |path: &std::path::Path| path.to_string_lossy().into_owned();
         if !request.secrets.0.is_empty() {
-            let secrets = request.secrets.0.iter().map(|(name, value)| (name.as_str(), value.as_slice()));
             let place = folder.join("secrets");
-            super::files::write(&place, secrets, super::files::Reader::Container)?;
+            super::files::write_secrets(&place, &request.secrets, &request.spec.secrets)?;
             files.secrets = Some(text(&place));
         }
         if !request.configs.is_empty() {

@@ -18,14 +18,15 @@ pub fn accepts(spec: &mut ServiceSpec) -> Result<()> {
         let message = format!("ports.{name}.address: with mode host a process itself opens its port, where it likes");
         return Err(Error::new(Kind::Unsupported, spec.subject(), message).help("leave the address out"));
     }
-    for (target, config) in &spec.configs {
-        let wrong = |why: &str| Error::new(Kind::Unsupported, spec.subject(), format!("configs.{target:.80}: {why}"));
-        if target.contains('/') {
-            return Err(wrong("a process has no file system of its own")
-                .help("give a name alone; the replica finds the file in $NEAP_CONFIGS"));
-        }
-        if config.uid.is_some() || config.gid.is_some() || config.mode.is_some() {
-            return Err(wrong("uid, gid and mode are for containers")
+    if let Some(target) = spec.configs.keys().find(|target| target.contains('/')) {
+        let message = format!("configs.{target:.80}: a process has no file system of its own");
+        return Err(Error::new(Kind::Unsupported, spec.subject(), message)
+            .help("give a name alone; the replica finds the file in $NEAP_CONFIGS"));
+    }
+    for (of, files) in [("secrets", &spec.secrets), ("configs", &spec.configs)] {
+        if let Some((target, _)) = files.iter().find(|(_, used)| !used.is_plain()) {
+            let message = format!("{of}.{target:.80}: uid, gid and mode are for containers");
+            return Err(Error::new(Kind::Unsupported, spec.subject(), message)
                 .help("the file is the replica's own, and can be read by it alone"));
         }
     }

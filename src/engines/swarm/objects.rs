@@ -106,13 +106,13 @@ pub async fn ensure_files(docker: &Docker, cluster: &str, request: &StartRequest
     if !request.secrets.0.is_empty() {
         let known = list_secrets(docker, cluster).await?;
         for (file, value) in &request.secrets.0 {
-            let salt = request.spec.secrets.get(file).map_or("", String::as_str);
-            let name = object_name(cluster, value, salt);
+            let owner = request.spec.secrets.get(file).cloned().unwrap_or_default();
+            let name = object_name(cluster, value, &owner.name);
             let id = match known.get(&name) {
                 Some(id) => id.clone(),
                 None => create_secret(docker, labels(spec::CLUSTER, cluster), &name, value).await?,
             };
-            files.secrets.push(FileUse { file: file.clone(), id, name });
+            files.secrets.push((FileUse { file: file.clone(), id, name }, owner));
         }
     }
     for config in &request.configs {
@@ -145,10 +145,10 @@ pub async fn native_files(docker: &Docker, cluster: &str, wanted: &Wanted) -> Re
     };
     let mut files = Files::default();
     for (file, value) in &request.secrets.0 {
-        let of = request.spec.secrets.get(file).unwrap_or(file);
-        let name = name(of, secrets);
-        let id = create_secret(docker, labels(spec::CLUSTER, of), &name, value).await?;
-        files.secrets.push(FileUse { file: file.clone(), id, name });
+        let owner = request.spec.secrets.get(file).cloned().unwrap_or_default();
+        let name = name(&owner.name, secrets);
+        let id = create_secret(docker, labels(spec::CLUSTER, &owner.name), &name, value).await?;
+        files.secrets.push((FileUse { file: file.clone(), id, name }, owner));
     }
     for config in &request.configs {
         let name = name(&config.owner.name, configs);

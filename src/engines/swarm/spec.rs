@@ -14,6 +14,7 @@ use bollard::models::{
 use crate::engines::StartRequest;
 use crate::engines::docker::spec::{self as container, some};
 use crate::model::check::CheckSpec;
+use crate::model::container::ValueUse;
 use crate::model::port::Protocol;
 use crate::model::service::{RestartCondition, ServiceSpec};
 
@@ -26,10 +27,10 @@ const STACK: &str = "com.docker.stack.";
 /// What replicas read as files, as objects of the Swarm.
 #[derive(Default)]
 pub struct Files {
-    /// Secrets.
-    pub secrets: Vec<FileUse>,
-    /// Configs, each with its owner and mode.
-    pub configs: Vec<(FileUse, crate::model::container::ConfigUse)>,
+    /// Secrets, each with its owner and mode.
+    pub secrets: Vec<(FileUse, ValueUse)>,
+    /// Configs, the same.
+    pub configs: Vec<(FileUse, ValueUse)>,
 }
 
 /// A secret or config of the Swarm, and the file that replicas find.
@@ -137,22 +138,7 @@ fn container_spec(request: &StartRequest, labels: HashMap<String, String>, files
             search: some(spec.dns_search.clone()),
             options: some(spec.dns_options.clone()),
         }),
-        secrets: some(
-            files
-                .secrets
-                .iter()
-                .map(|secret| TaskSpecContainerSpecSecrets {
-                    file: Some(TaskSpecContainerSpecFile {
-                        name: Some(secret.file.clone()),
-                        uid: Some("0".into()),
-                        gid: Some("0".into()),
-                        mode: Some(0o444),
-                    }),
-                    secret_id: Some(secret.id.clone()),
-                    secret_name: Some(secret.name.clone()),
-                })
-                .collect(),
-        ),
+        secrets: some(files.secrets.iter().map(secret).collect()),
         configs: some(files.configs.iter().map(config).collect()),
         init: spec.init,
         sysctls: (!spec.sysctls.is_empty()).then(|| spec.sysctls.clone().into_iter().collect()),
@@ -164,7 +150,20 @@ fn container_spec(request: &StartRequest, labels: HashMap<String, String>, files
     }
 }
 
-fn config((file, owner): &(FileUse, crate::model::container::ConfigUse)) -> TaskSpecContainerSpecConfigs {
+fn secret((file, owner): &(FileUse, ValueUse)) -> TaskSpecContainerSpecSecrets {
+    TaskSpecContainerSpecSecrets {
+        file: Some(TaskSpecContainerSpecFile {
+            name: Some(file.file.clone()),
+            uid: Some(owner.uid.unwrap_or(0).to_string()),
+            gid: Some(owner.gid.unwrap_or(0).to_string()),
+            mode: Some(owner.mode()),
+        }),
+        secret_id: Some(file.id.clone()),
+        secret_name: Some(file.name.clone()),
+    }
+}
+
+fn config((file, owner): &(FileUse, ValueUse)) -> TaskSpecContainerSpecConfigs {
     TaskSpecContainerSpecConfigs {
         file: Some(TaskSpecContainerSpecFile1 {
             name: Some(container::absolute(&file.file)),

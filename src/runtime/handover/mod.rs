@@ -109,7 +109,7 @@ impl Runtime {
         if !ask.share_volumes {
             refuse_shared(&spec, "adopt")?;
         }
-        for secret in spec.secrets.values() {
+        for secret in spec.secrets.values().map(|used| &used.name) {
             if values::version(&self.parts, ValueKind::Secret, secret)?.is_none() {
                 let message =
                     format!("there is no secret \"{secret:.70}\", and the Swarm tells nobody what its own holds");

@@ -200,17 +200,13 @@ impl Out {
         for secret in container.secrets.iter().flatten() {
             let name = secret.secret_name.clone().unwrap_or_default();
             let file = secret.file.clone().unwrap_or_default();
+            let used = used(&name, [&file.uid, &file.gid], file.mode);
             let target = file.name.unwrap_or_else(|| name.clone());
             let bare = target.strip_prefix("/run/secrets/").unwrap_or(&target).to_owned();
             if bare.contains('/') {
                 self.refuse(format!("secret {name}: replicas find secrets below /run/secrets, not at {target}"));
             }
-            let usual = file.mode.is_none_or(|mode| mode == 0o444)
-                && [&file.uid, &file.gid].into_iter().flatten().all(|id| id == "0");
-            if !usual {
-                self.note(format!("secret {name}: its file is root's, and everybody in the container may read it"));
-            }
-            secrets.insert(bare, json!(name));
+            secrets.insert(bare, used);
         }
         self.fill("secrets", secrets.into());
         let mut configs = Map::new();
@@ -220,16 +216,8 @@ impl Out {
                 continue;
             };
             let name = config.config_name.clone().unwrap_or_default();
-            let mut used = Map::from_iter([("name".to_owned(), json!(name))]);
-            for (key, id) in [("uid", &file.uid), ("gid", &file.gid)] {
-                if let Some(id) = id.as_ref().and_then(|id| id.parse::<u32>().ok()).filter(|id| *id > 0) {
-                    used.insert(key.into(), json!(id));
-                }
-            }
-            if let Some(mode) = file.mode.filter(|mode| *mode != 0o444) {
-                used.insert("mode".into(), json!(format!("{mode:04o}")));
-            }
-            configs.insert(file.name.clone().unwrap_or_else(|| name.clone()), used.into());
+            let used = used(&name, [&file.uid, &file.gid], file.mode);
+            configs.insert(file.name.clone().unwrap_or_else(|| name.clone()), used);
             // What it holds is looked up by who asked for this.
             self.0.configs.insert(name, Vec::new());
         }
@@ -492,4 +480,18 @@ fn one_mount(mount: &DockerMount) -> Result<Mount, String> {
         tmpfs_size: memory.size_bytes.and_then(|bytes| u64::try_from(bytes).ok()).filter(|n| *n > 0).map(Bytes),
         tmpfs_mode: memory.mode.filter(|mode| *mode > 0).map(|mode| format!("{mode:o}")),
     })
+}
+
+// A secret or config as a file: owner and mode where they are not the usual ones.
+fn used(name: &str, [uid, gid]: [&Option<String>; 2], mode: Option<u32>) -> Value {
+    let mut used = Map::from_iter([("name".to_owned(), json!(name))]);
+    for (key, id) in [("uid", uid), ("gid", gid)] {
+        if let Some(id) = id.as_ref().and_then(|id| id.parse::<u32>().ok()).filter(|id| *id > 0) {
+            used.insert(key.into(), json!(id));
+        }
+    }
+    if let Some(mode) = mode.filter(|mode| *mode != 0o444) {
+        used.insert("mode".into(), json!(format!("{mode:04o}")));
+    }
+    if used.len() == 1 { json!(name) } else { used.into() }
 }

@@ -136,12 +136,12 @@ impl Shared {
     // What was given to it from here goes by the name that it has here; what configs hold is looked up.
     async fn under_our_names(&self, described: &mut Described) -> Result<()> {
         let ours = |labels: Option<HashMap<String, String>>| labels.and_then(|mut labels| labels.remove(VALUE));
-        for used in described.service.get_mut("secrets").and_then(Value::as_object_mut).into_iter().flatten() {
-            let name = used.1.as_str().unwrap_or_default().to_owned();
+        for (_, used) in described.service.get_mut("secrets").and_then(Value::as_object_mut).into_iter().flatten() {
+            let name = named(used).as_str().unwrap_or_default().to_owned();
             let secret = self.docker.inspect_secret(&name).await;
             let secret = secret.map_err(|error| trouble::error(format!("secret \"{name}\""), "look it up", &error))?;
             if let Some(name) = ours(secret.spec.and_then(|spec| spec.labels)) {
-                *used.1 = Value::String(name);
+                *named(used) = Value::String(name);
             }
         }
         for (name, _) in std::mem::take(&mut described.configs) {
@@ -152,9 +152,9 @@ impl Shared {
                 .decode(spec.data.unwrap_or_default())
                 .map_err(|error| Error::internal(subject(), "cannot be read").cause(error))?;
             let called = ours(spec.labels).unwrap_or_else(|| name.clone());
-            for used in described.service.get_mut("configs").and_then(Value::as_object_mut).into_iter().flatten() {
-                if used.1["name"] == *name {
-                    used.1["name"] = Value::String(called.clone());
+            for (_, used) in described.service.get_mut("configs").and_then(Value::as_object_mut).into_iter().flatten() {
+                if *named(used) == *name {
+                    *named(used) = Value::String(called.clone());
                 }
             }
             described.configs.insert(called, value);
@@ -326,4 +326,9 @@ impl Shared {
             reason: status.err.filter(|text| !text.is_empty()),
         }
     }
+}
+
+// Where the name is, in a secret or config that is written short or with an owner.
+fn named(used: &mut Value) -> &mut Value {
+    if used.is_object() { &mut used["name"] } else { used }
 }
