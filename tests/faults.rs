@@ -358,7 +358,7 @@ fn a_thousand_services() {
     runtime.block_on(async {
         for number in 0..1000 {
             let service = serde_json::json!({ "name": format!("s{number}"), "command": ["/bin/sleep", "1000"], "stop": { "signal": "KILL" } });
-            cluster.apply(Apply { service, with: None, only: Only::Create }).await.unwrap();
+            cluster.apply(Apply { service, with: None, only: Only::Create, auth: None }).await.unwrap();
         }
     });
     eventually("all run", 120, || {

@@ -434,14 +434,16 @@ fn a_registry_that_is_down_or_wants_a_password() {
         assert!(daemon.command(&lend).env("DOCKER_CONFIG", folder).status().unwrap().success());
         daemon.task_that("closed", "runs", |task| task["state"] == "running");
         let logins = daemon.ok(&["registry", "logins"]);
-        assert!(logins.contains("--with-registry-auth") && logins.contains(&registry.address), "{logins}");
-        // One of the cluster's own stays, whatever is lent.
+        assert!(logins.contains("service closed  no") && logins.contains(&registry.address), "{logins}");
+        // It is that service's alone; the cluster's own is for all.
+        daemon.ok(&["service", "create", "--detach", "--name", "other", "--mode", "global", &other]);
+        daemon.task_that("other", "is refused", |task| task["state"] == "rejected");
         let words = ["registry", "login", &registry.address, "-u", "neap", "--password-stdin"];
         assert!(daemon.with_input(&words, "secret\n").status.success());
-        let folder = registry.folder.path().join("docker");
-        assert!(daemon.command(&lend).env("DOCKER_CONFIG", folder).status().unwrap().success());
+        eventually("all three run", 60, || (daemon.running_on("other").len() == 3).then_some(()));
+        daemon.ok(&["service", "rm", "closed"]);
         let logins = daemon.ok(&["registry", "logins"]);
-        assert!(!logins.contains("--with-registry-auth") && logins.contains("login, verified"), "{logins}");
+        assert!(!logins.contains("service closed") && logins.contains("all  yes"), "{logins}");
     });
 }
 

@@ -1,6 +1,6 @@
 //! `neap registry`, and what `--with-registry-auth` takes along.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::io::IsTerminal;
 
 use clap::Subcommand;
@@ -11,7 +11,7 @@ use super::value;
 use crate::client::remote::RemoteCluster;
 use crate::client::{Cluster, show};
 use crate::engines::docker::credentials;
-use crate::model::registry::{self, LoginAsk};
+use crate::model::registry::{self, Credentials, LoginAsk, Password};
 use crate::model::{Error, Result};
 
 /// Subcommands.
@@ -55,7 +55,8 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                         .help("pipe it: echo $TOKEN | neap registry login HOST -u USER --password-stdin"));
                 }
             };
-            let login = cluster.login(&registry, LoginAsk { username, password, unverified, lent: false }).await?;
+            let login =
+                cluster.login(&registry, LoginAsk { username, password: Password(password), unverified }).await?;
             output::line(&match login.verified {
                 true => format!("logged in at {} as {}", login.registry, login.username),
                 false => format!("{} is told {} from now on; nobody asked it", login.registry, login.username),
@@ -75,41 +76,26 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
 /// Whose credentials pull the image.
 #[derive(clap::Args)]
 pub struct AuthArgs {
-    /// Take along what docker has here for the image's registry (docker login), for all that pulls from there
+    /// Take along what docker has on this machine for the image's registry (docker login)
     #[arg(long)]
     with_registry_auth: bool,
 }
 
 impl AuthArgs {
-    /// Hands the cluster what this user's Docker has for the registry of a description's image, if it is to.
-    pub async fn take_along(&self, service: &Value, cluster: &RemoteCluster) -> Result<()> {
-        self.take_all_along(std::iter::once(service), cluster).await
-    }
-
-    /// The same for several.
-    pub async fn take_all_along(&self, all: impl Iterator<Item = &Value>, cluster: &RemoteCluster) -> Result<()> {
-        match self.with_registry_auth {
-            true => lend(all.filter_map(|service| service["image"].as_str()), cluster).await,
-            false => Ok(()),
+    /// What this user's Docker has for the registries of these descriptions' images, if it is to be taken along.
+    pub fn of<'a>(&self, services: impl Iterator<Item = &'a Value>) -> BTreeMap<String, Credentials> {
+        if !self.with_registry_auth {
+            return BTreeMap::new();
         }
+        let images = services.filter_map(|service| service["image"].as_str());
+        let by_registry: BTreeMap<&str, &str> = images.map(|image| (registry::of_image(image), image)).collect();
+        let known = by_registry.into_iter().filter_map(|(registry, image)| {
+            let Some(login) = credentials::find_login(image) else {
+                eprintln!("warning: docker has no login at {registry} here that could be taken along (docker login {registry})");
+                return None;
+            };
+            Some((registry.to_owned(), Credentials { username: login.username, password: Password(login.password) }))
+        });
+        known.collect()
     }
-}
-
-async fn lend<'a>(images: impl Iterator<Item = &'a str>, cluster: &RemoteCluster) -> Result<()> {
-    let mut done = BTreeSet::new();
-    for image in images {
-        let registry = registry::of_image(image);
-        if !done.insert(registry) {
-            continue;
-        }
-        let Some(login) = credentials::find_login(image) else {
-            eprintln!(
-                "warning: docker has no login at {registry} here that could be taken along (docker login {registry})"
-            );
-            continue;
-        };
-        let ask = LoginAsk { username: login.username, password: login.password, unverified: true, lent: true };
-        cluster.login(registry, ask).await?;
-    }
-    Ok(())
 }

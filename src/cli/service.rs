@@ -250,8 +250,8 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     match command {
         Command::Create { words, name, spec, auth, wait } => {
             let service = words.describe(spec.describe(name.as_deref(), None)?);
-            auth.take_along(&service, cluster).await?;
-            let status = cluster.apply(Apply { service, with: spec.scripts()?, only: Only::Create }).await?;
+            let auth = auth.of(std::iter::once(&service)).into_values().next();
+            let status = cluster.apply(Apply { service, with: spec.scripts()?, only: Only::Create, auth }).await?;
             finish(cluster, "create", status, &wait).await
         }
         Command::Update { service, command, spec, auth, wait } => {
@@ -259,8 +259,8 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let base = serde_json::to_value(&old.service.spec)
                 .map_err(|error| Error::internal("update", error.to_string()))?;
             let service = command.describe(spec.describe(None, Some(base))?);
-            auth.take_along(&service, cluster).await?;
-            let status = cluster.apply(Apply { service, with: spec.scripts()?, only: Only::Update }).await?;
+            let auth = auth.of(std::iter::once(&service)).into_values().next();
+            let status = cluster.apply(Apply { service, with: spec.scripts()?, only: Only::Update, auth }).await?;
             finish(cluster, "update", status, &wait).await
         }
         Command::Plan { words, name, spec, format } => {
@@ -271,7 +271,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                 None => None,
             };
             let service = words.describe(spec.describe(name.as_deref(), base)?);
-            let plan = cluster.plan(Apply { service, with: spec.scripts()?, only: Only::Either }).await?;
+            let plan = cluster.plan(Apply { service, with: spec.scripts()?, only: Only::Either, auth: None }).await?;
             output::print(format.format, &plan, || show::plan(&plan))
         }
         Command::Ls { format, quiet, native: true } => {

@@ -143,15 +143,14 @@ pub async fn main(command: Command, cluster: impl FnOnce() -> Result<RemoteClust
             let stack = load(&files)?;
             let here = std::env::current_dir().map_err(|error| Error::io("working folder", "find it", &error))?;
             let with = if with.is_empty() { None } else { Some(bring(&here, &with)?) };
-            let ask = Deploy { prune, wait: !detach, timeout: timeout.std(), with };
+            let auth = auth.of(stack.services.values());
+            let ask = Deploy { prune, wait: !detach, timeout: timeout.std(), with, auth };
             let mut reporter = Reporter::default();
             let mut tell = |step: Step<'_>| match step {
                 Step::Done(what, name) => eprintln!("{what}: {name}"),
                 Step::Waits(status) => reporter.report("wait for", status),
             };
-            let cluster = cluster()?;
-            auth.take_all_along(stack.services.values(), &cluster).await?;
-            let applied = stack::deploy(&cluster, &stack, &ask, &mut tell).await?;
+            let applied = stack::deploy(&cluster()?, &stack, &ask, &mut tell).await?;
             applied.iter().try_for_each(|status| output::line(status.service.spec.name.as_str()))
         }
         Command::Config { files } => {

@@ -33,7 +33,7 @@ use crate::model::native::{Adopt, Adoption, HandBack, HandedBack, NativeService}
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
-use crate::model::registry::{LoginAsk, LoginInfo};
+use crate::model::registry::{Credentials, LoginAsk, LoginInfo};
 use crate::model::release::Release;
 use crate::model::service::{Revision, Service};
 use crate::model::stats::TaskStats;
@@ -67,6 +67,9 @@ pub struct Apply {
     /// Whether it has to be new, or has to exist.
     #[serde(default)]
     pub only: Only,
+    /// Who pulls its image, where the cluster has no login of its own at that registry. Sealed, and for this service alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub auth: Option<Credentials>,
 }
 
 /// What must hold for an apply.

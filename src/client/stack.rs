@@ -9,6 +9,7 @@ use super::kv::{ValueKind, ValueSet};
 use super::{Apply, Cluster, Only, ServiceStatus, wait};
 use crate::model::bundle::Bundle;
 use crate::model::objects::{NetworkInfo, NetworkSpec};
+use crate::model::registry::{self, Credentials};
 use crate::model::release::{Release, ReleaseState};
 use crate::model::service::ServiceSpec;
 use crate::model::stack::{NAMESPACE, Need, Stack, StackNetwork, Until, stack_name};
@@ -26,6 +27,8 @@ pub struct Deploy {
     pub timeout: Duration,
     /// Hosted scripts that its services bring along.
     pub with: Option<Bundle>,
+    /// Who pulls images, by registry.
+    pub auth: BTreeMap<String, Credentials>,
 }
 
 /// What happens on the way.
@@ -88,7 +91,8 @@ pub async fn deploy(cluster: &dyn Cluster, stack: &Stack, ask: &Deploy, tell: Te
                 other => other?,
             }
         }
-        let service = Apply { service: spec.clone(), with: ask.with.clone(), only: Only::Either };
+        let auth = ask.auth.get(registry::of_image(spec["image"].as_str().unwrap_or_default())).cloned();
+        let service = Apply { service: spec.clone(), with: ask.with.clone(), only: Only::Either, auth };
         let status = cluster.apply(service).await?;
         tell(Step::Done("service applied", status.service.spec.name.as_str()));
         applied.push((key, status));

@@ -151,7 +151,10 @@ configs: {site: {content: 'listen ${TAG};'}}
     let networks =
         json!([{ "name": "shop_front", "aliases": ["web", "w"] }, { "name": "shop_back", "aliases": ["web"] }]);
     assert_eq!(web["networks"], networks);
-    assert_eq!(web["secrets"], json!({ "password": "shop/password", "api_token": { "name": "shared/token", "uid": 7, "mode": "0400" } }));
+    assert_eq!(
+        web["secrets"],
+        json!({ "password": "shop/password", "api_token": { "name": "shared/token", "uid": 7, "mode": "0400" } })
+    );
     assert_eq!(web["configs"], json!({ "/etc/site.conf": { "name": "shop/site", "mode": "0440" } }));
     let volume = json!({
         "type": "volume", "source": "shop_data", "target": "/data", "read_only": true, "volume_driver": "nfs",

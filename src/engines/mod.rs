@@ -238,8 +238,8 @@ pub trait Engine: Send + Sync {
         Err(crate::model::Error::new(crate::model::Kind::Unsupported, format!("node \"{node:.70}\""), message))
     }
 
-    /// Whether a registry takes a login; an error if it does not, false where it cannot be asked.
-    async fn verify_login(&self, login: &Login) -> Result<bool> {
+    /// Asks a registry whether it takes a login; an error if it does not, or cannot be asked.
+    async fn verify_login(&self, login: &Login) -> Result<()> {
         let (subject, message) =
             (format!("login at {}", login.registry), format!("the {} engine pulls no images", self.name()));
         Err(crate::model::Error::new(crate::model::Kind::Unsupported, subject, message))
@@ -268,7 +268,10 @@ pub trait Engine: Send + Sync {
     async fn stats(&self, node: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>>;
 
     /// Asks a port in a task's own network. An error: it could not be asked.
-    async fn probe(&self, ask: ProbeAsk) -> Result<Probed>;
+    async fn probe(&self, ask: ProbeAsk) -> Result<Probed> {
+        let message = format!("the {} engine gives tasks no network of their own", self.name());
+        Err(crate::model::Error::new(crate::model::Kind::Unsupported, format!("task {}", ask.task), message))
+    }
 
     /// Runs a command with a task's environment.
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult>;

@@ -1,7 +1,7 @@
 //! Logins at image registries: what the cluster's hosts say to a registry that lets nobody in without.
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::clock::Timestamp;
 use super::error::{Error, Result};
@@ -58,42 +58,61 @@ impl std::fmt::Debug for Login {
     }
 }
 
-/// A login to keep.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct LoginAsk {
-    /// Who asks; `<token>`: the password is an identity token.
-    pub username: String,
-    /// The password, or a token.
-    pub password: String,
-    /// Kept without asking the registry whether it is right.
-    #[serde(default)]
-    pub unverified: bool,
-    /// What a user's own Docker has, taken along by `--with-registry-auth`: nobody is asked, and it never takes the place of
-    /// a login that is the cluster's own.
-    #[serde(default)]
-    pub lent: bool,
-}
+/// A password on its way in. Errors and logs do not repeat it.
+#[derive(Clone, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct Password(pub String);
 
-impl std::fmt::Debug for LoginAsk {
+impl std::fmt::Debug for Password {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "login of {}", self.username)
+        f.write_str("(not shown)")
     }
 }
 
-impl LoginAsk {
-    /// The login, with all that it has to be.
+impl<'de> Deserialize<'de> for Password {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        match serde_json::Value::deserialize(deserializer)? {
+            serde_json::Value::String(text) => Ok(Password(text)),
+            _ => Err(serde::de::Error::custom("is not a text")),
+        }
+    }
+}
+
+/// Who pulls an image, and with what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Credentials {
+    /// Who asks; `<token>`: the password is an identity token.
+    pub username: String,
+    /// The password, or a token.
+    pub password: Password,
+}
+
+impl Credentials {
+    /// The login at a registry, with all that it has to be.
     pub fn login(self, registry: &str) -> Result<Login> {
         let registry = name(registry)?;
         let wrong = |why: &str| Err(Error::invalid(format!("login at {registry}"), why));
         if self.username.is_empty() || self.username.len() > 255 || self.username.contains(':') {
             return wrong("username: is empty, longer than 255 bytes, or has a colon");
         }
-        if self.password.is_empty() || self.password.len() > MAX_PASSWORD {
+        if self.password.0.is_empty() || self.password.0.len() > MAX_PASSWORD {
             return wrong("password: is empty, or longer than 32 KiB");
         }
-        Ok(Login { registry, username: self.username, password: self.password })
+        Ok(Login { registry, username: self.username, password: self.password.0 })
     }
+}
+
+/// A login to keep for the whole cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LoginAsk {
+    /// Who asks; `<token>`: the password is an identity token.
+    pub username: String,
+    /// The password, or a token.
+    pub password: Password,
+    /// Kept without asking the registry whether it is right.
+    #[serde(default)]
+    pub unverified: bool,
 }
 
 /// That there is a login, not what it is.
@@ -107,8 +126,8 @@ pub struct LoginInfo {
     pub at: Timestamp,
     /// Whether the registry said that it is right; false where nobody asked.
     pub verified: bool,
-    /// Whether it is a user's, lent by `--with-registry-auth`.
-    pub lent: bool,
+    /// The service that it was taken along for (`--with-registry-auth`); none: the whole cluster's.
+    pub service: Option<String>,
 }
 
 #[cfg(test)]
@@ -137,8 +156,12 @@ mod tests {
 
     #[test]
     fn a_password_is_not_shown() {
-        let ask = LoginAsk { username: "me".into(), password: "hunter2".into(), unverified: false, lent: false };
+        let ask = Credentials { username: "me".into(), password: Password("hunter2".into()) };
         let shown = format!("{ask:?} {:?}", ask.clone().login("docker.io").unwrap());
         assert!(!shown.contains("hunter2"), "{shown}");
+        for body in [r#"{"username":"me","password":271828}"#, r#"{"username":"me","password":["271828"]}"#] {
+            let error = crate::model::strict::parse::<LoginAsk>("login", body.as_bytes()).unwrap_err().to_string();
+            assert!(error.contains("password: is not a text") && !error.contains("271828"), "{error}");
+        }
     }
 }

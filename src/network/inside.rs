@@ -12,19 +12,39 @@ use tokio::sync::oneshot;
 
 use super::probe;
 
-/// Asks `port` on the loopback of the network that process `pid` is in; of this one, where none is given. With a path it
-/// is a GET. The inner error says why it does not pass, the outer one why it could not be asked.
-pub async fn ask(pid: Option<u32>, port: u16, path: Option<&str>, timeout: Duration) -> io::Result<Result<(), String>> {
-    let sockets = match pid {
-        None => both()?,
-        Some(pid) => entered(File::open(format!("/proc/{pid}/ns/net"))?).await?,
-    };
+/// Asks `port` on the loopback of the network that process `pid` is in, if that is `whose` process. With a path it is a GET.
+/// The inner error says why it does not pass, the outer one why it could not be asked.
+pub async fn ask(
+    (pid, whose): (u32, &str),
+    port: u16,
+    path: Option<&str>,
+    timeout: Duration,
+) -> io::Result<Result<(), String>> {
+    // Held open before it is looked whose it is: the number may be another process's by then.
+    let network = File::open(format!("/proc/{pid}/ns/net"))?;
+    if !belongs(pid, whose) {
+        return Err(io::Error::new(
+            io::ErrorKind::NotFound,
+            format!("process {pid} of this host is not the container's"),
+        ));
+    }
+    Ok(asked(entered(network).await?, port, path, timeout).await)
+}
+
+// A container's id is in the name of its control group, or in those of the files that Docker mounts into it.
+fn belongs(pid: u32, container: &str) -> bool {
+    let holds =
+        |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).is_ok_and(|text| text.contains(container));
+    holds("cgroup") || holds("mountinfo")
+}
+
+async fn asked(sockets: Sockets, port: u16, path: Option<&str>, timeout: Duration) -> Result<(), String> {
     let address = format!("127.0.0.1:{port}");
     let dial = dial(sockets, port);
-    Ok(match path {
+    match path {
         Some(path) => probe::get(dial, &address, path, timeout).await,
         None => probe::opens(dial, &address, timeout).await,
-    })
+    }
 }
 
 /// One of each family; none where the host has switched IPv6 off.
@@ -66,16 +86,20 @@ mod tests {
         for host in ["127.0.0.1:0", "[::1]:0"] {
             let listener = std::net::TcpListener::bind(host).unwrap();
             let port = listener.local_addr().unwrap().port();
-            assert_eq!(ask(None, port, None, patience).await.unwrap(), Ok(()), "{host}");
+            assert_eq!(asked(both().unwrap(), port, None, patience).await, Ok(()), "{host}");
             drop(listener);
-            let why = ask(None, port, Some("/"), patience).await.unwrap().unwrap_err();
+            let why = asked(both().unwrap(), port, Some("/"), patience).await.unwrap_err();
             assert!(why.contains("GET /") && why.contains("refused"), "{why}");
         }
     }
 
     #[tokio::test]
     async fn what_is_gone_cannot_be_asked() {
-        let error = ask(Some(u32::MAX), 1, None, Duration::from_secs(1)).await.unwrap_err();
+        let patience = Duration::from_secs(1);
+        let error = ask((u32::MAX, "x"), 1, None, patience).await.unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
+        // Nor is another process asked in its place.
+        let error = ask((std::process::id(), "0123456789abcdef"), 1, None, patience).await.unwrap_err();
+        assert!(error.to_string().contains("is not the container's"), "{error}");
     }
 }

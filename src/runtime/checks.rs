@@ -149,7 +149,7 @@ impl Runner {
         if check.http.is_some() || check.tcp.is_some() {
             if let Some(port) = check.inside(|name| self.task.ports.contains_key(name)) {
                 let ask = ProbeAsk { task: self.task.id, port, path: check.http.clone(), timeout: timeout.into() };
-                return Ok(self.parts.engine.probe(ask).await.map_err(unanswered)??);
+                return Ok(self.parts.engine.probe(ask).await.map_err(|error| Miss::Unasked(error.to_string()))??);
             }
             let tcp = self.task.ports.iter().filter(|(_, address)| !address.ends_with("/udp"));
             let name = check.port_name(tcp.map(|(name, _)| name)).unwrap_or_default();

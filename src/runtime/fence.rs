@@ -107,7 +107,7 @@ impl Engine for Fenced {
         self.engine()?.prune_images(node, ask).await
     }
 
-    async fn verify_login(&self, login: &Login) -> Result<bool> {
+    async fn verify_login(&self, login: &Login) -> Result<()> {
         self.engine()?.verify_login(login).await
     }
 

@@ -21,7 +21,7 @@ use crate::model::native::{Adopt, Adoption, HandBack, HandedBack, NativeService}
 use crate::model::node::{Availability, ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeAsk, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
-use crate::model::registry::{LoginAsk, LoginInfo};
+use crate::model::registry::{self, LoginAsk, LoginInfo};
 use crate::model::service::{Revision, Service};
 use crate::model::stats::TaskStats;
 use crate::model::swarm::{SwarmAsk, SwarmState};
@@ -29,6 +29,7 @@ use crate::model::{Error, Kind, Result};
 use crate::scheduler::plan;
 use crate::scheduler::world::Draft;
 use crate::script::host::Scripts;
+use crate::store::Write;
 
 impl Runtime {
     fn status(&self, name: &str) -> Result<ServiceStatus> {
@@ -141,11 +142,20 @@ impl Cluster for Runtime {
         let mut tries = 5;
         loop {
             let prepared = self.prepare(ask.clone()).await?;
-            let name = prepared.spec().name.to_string();
-            let host = self.parts.host.clone();
-            match self.command(move |draft, writes| commands::apply(draft, writes, &host, prepared)).await {
+            let name = prepared.spec().name.clone();
+            let lent = prepared.spec().image.as_deref().map(registry::of_image).zip(ask.auth.clone());
+            let lent = lent.map(|(registry, auth)| auth.login(registry)).transpose()?;
+            let (parts, applied) = (self.parts.clone(), name.clone());
+            let apply = move |draft: &mut Draft, writes: &mut Vec<Write>| {
+                commands::apply(draft, writes, &parts.host, prepared)?;
+                if let Some((login, service)) = lent.zip(draft.world.services.get(&applied)) {
+                    writes.extend(logins::lend(&parts, &draft.world, service.id, login)?);
+                }
+                Ok(())
+            };
+            match self.command(apply).await {
                 Err(error) if error.kind == Kind::Conflict && error.retry && tries > 1 => tries -= 1,
-                result => return result.and_then(|()| self.status(&name)),
+                result => return result.and_then(|()| self.status(name.as_str())),
             }
         }
     }
@@ -389,7 +399,7 @@ impl Cluster for Runtime {
     }
 
     async fn logins(&self) -> Result<Vec<LoginInfo>> {
-        logins::list(&*self.parts.store)
+        logins::list(&*self.parts.store, &self.world())
     }
 
     async fn login(&self, registry: &str, ask: LoginAsk) -> Result<LoginInfo> {

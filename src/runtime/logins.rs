@@ -1,4 +1,7 @@
-//! Logins at registries: sealed in the store, and opened where an image is about to be pulled.
+//! Logins at registries: sealed in the store, and opened where an image is about to be pulled. The cluster's own are for all
+//! that is pulled from a registry; those that were taken along with a service are for it alone.
+
+use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
@@ -6,12 +9,16 @@ use serde::{Deserialize, Serialize};
 
 use super::Parts;
 use crate::model::clock::Timestamp;
-use crate::model::registry::{self, Login, LoginAsk, LoginInfo};
+use crate::model::id::ServiceId;
+use crate::model::registry::{self, Credentials, Login, LoginAsk, LoginInfo};
 use crate::model::{Error, Result};
+use crate::scheduler::world::World;
 use crate::store::{Entry, Store, Write, decode, encode};
 
-/// Where they are in the store.
-const PREFIX: &str = "login/";
+/// Where the cluster's own are in the store: `login/REGISTRY`.
+const OWN: &str = "login/";
+/// Where those are that were taken along: `lent/SERVICE ID/REGISTRY`.
+const LENT: &str = "lent/";
 
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
@@ -20,58 +27,100 @@ struct Record {
     password: String,
     at: Timestamp,
     verified: bool,
-    #[serde(default)]
-    lent: bool,
 }
 
-fn key(registry: &str) -> String {
-    format!("{PREFIX}{registry}")
+fn own_key(registry: &str) -> String {
+    format!("{OWN}{registry}")
 }
 
-fn info(entry: &Entry) -> Result<LoginInfo> {
-    let Record { username, at, verified, lent, .. } = decode(&entry.key, &entry.value)?;
-    Ok(LoginInfo { registry: entry.key[PREFIX.len()..].to_owned(), username, at, verified, lent })
+fn lent_key(service: ServiceId, registry: &str) -> String {
+    format!("{LENT}{service}/{registry}")
 }
 
-/// All, by registry.
-pub fn list(store: &dyn Store) -> Result<Vec<LoginInfo>> {
-    store.list(PREFIX)?.iter().map(info).collect()
-}
-
-/// Keeps one, in place of the one before. Where the engine can ask the registry, only one that is right.
-pub async fn set(parts: &Parts, registry: &str, ask: LoginAsk) -> Result<LoginInfo> {
-    let (lent, ask_nobody) = (ask.lent, ask.unverified || ask.lent);
-    let login = ask.login(registry)?;
-    let key = key(&login.registry);
-    if let Some(own) = parts.store.get(&key)?.map(|entry| info(&entry)).transpose()?.filter(|info| lent && !info.lent) {
-        return Ok(own);
+/// All, by registry; those of services after the cluster's own.
+pub fn list(store: &dyn Store, world: &World) -> Result<Vec<LoginInfo>> {
+    let info = |entry: &Entry, registry: &str, service: Option<String>| {
+        let Record { username, at, verified, .. } = decode(&entry.key, &entry.value)?;
+        Ok(LoginInfo { registry: registry.to_owned(), username, at, verified, service })
+    };
+    let names: BTreeMap<String, String> =
+        world.services.values().map(|service| (service.id.to_string(), service.spec.name.to_string())).collect();
+    let mut all = Vec::new();
+    for entry in store.list(OWN)? {
+        all.push(info(&entry, &entry.key[OWN.len()..], None)?);
     }
-    let verified = !ask_nobody && parts.engine.verify_login(&login).await?;
-    let password = STANDARD.encode(parts.vault.seal(&key, login.password.as_bytes())?);
-    let record = Record { username: login.username, password, at: parts.clock.wall(), verified, lent };
-    parts.store.commit(vec![Write::put(&key, encode(&record))]).await?;
-    Ok(LoginInfo { registry: login.registry, username: record.username, at: record.at, verified, lent })
+    for entry in store.list(LENT)? {
+        let Some((id, registry)) = entry.key[LENT.len()..].split_once('/') else { continue };
+        if let Some(service) = names.get(id) {
+            all.push(info(&entry, registry, Some(service.clone()))?);
+        }
+    }
+    Ok(all)
 }
 
-/// Forgets one.
+fn sealed(parts: &Parts, key: &str, login: Login, verified: bool) -> Result<Record> {
+    let password = STANDARD.encode(parts.vault.seal(key, login.password.as_bytes())?);
+    Ok(Record { username: login.username, password, at: parts.clock.wall(), verified })
+}
+
+/// Keeps one of the cluster's own, in place of the one before: one that the registry takes, unless nobody is to be asked.
+pub async fn set(parts: &Parts, registry: &str, ask: LoginAsk) -> Result<LoginInfo> {
+    let login = Credentials { username: ask.username, password: ask.password }.login(registry)?;
+    if !ask.unverified {
+        parts.engine.verify_login(&login).await?;
+    }
+    let (key, registry) = (own_key(&login.registry), login.registry.clone());
+    let record = sealed(parts, &key, login, !ask.unverified)?;
+    parts.store.commit(vec![Write::put(&key, encode(&record))]).await?;
+    Ok(LoginInfo { registry, username: record.username, at: record.at, verified: record.verified, service: None })
+}
+
+/// Forgets one of the cluster's own.
 pub async fn remove(parts: &Parts, registry: &str) -> Result<()> {
     let registry = registry::name(registry)?;
-    let key = key(&registry);
+    let key = own_key(&registry);
     if parts.store.get(&key)?.is_none() {
         return Err(Error::not_found(format!("login at {registry}")).help("`neap registry logins` lists them"));
     }
     parts.store.commit(vec![Write::remove(key)]).await.map(drop)
 }
 
-/// What an image's registry is told; nothing where nobody has logged in there.
-pub fn for_image(parts: &Parts, image: &str) -> Result<Option<Login>> {
+/// What a service's apply writes for the login that comes along with it; those of services that are gone go.
+pub fn lend(parts: &Parts, world: &World, service: ServiceId, login: Login) -> Result<Vec<Write>> {
+    let key = lent_key(service, &login.registry);
+    let mut writes = vec![Write::put(&key, encode(&sealed(parts, &key, login, false)?))];
+    let there = |entry: &Entry| {
+        let id = entry.key[LENT.len()..].split('/').next().unwrap_or_default();
+        world.services.values().any(|service| service.id.to_string() == id)
+    };
+    let gone = parts.store.list(LENT)?.into_iter().filter(|entry| !there(entry));
+    writes.extend(gone.map(|entry| Write::remove(entry.key)));
+    Ok(writes)
+}
+
+// The cluster's own first.
+fn entry(parts: &Parts, service: ServiceId, image: &str) -> Result<Option<(String, Entry)>> {
     let registry = registry::of_image(image).to_ascii_lowercase();
-    let key = key(&registry);
-    let Some(entry) = parts.store.get(&key)? else { return Ok(None) };
+    for key in [own_key(&registry), lent_key(service, &registry)] {
+        if let Some(entry) = parts.store.get(&key)? {
+            return Ok(Some((registry, entry)));
+        }
+    }
+    Ok(None)
+}
+
+/// Tells one state of what an image's registry is told from another.
+pub fn version(parts: &Parts, service: ServiceId, image: &str) -> Result<Option<u64>> {
+    Ok(entry(parts, service, image)?.map(|(_, entry)| entry.version))
+}
+
+/// What an image's registry is told; nothing where nobody has logged in there.
+pub fn for_image(parts: &Parts, service: ServiceId, image: &str) -> Result<Option<Login>> {
+    let Some((registry, entry)) = entry(parts, service, image)? else { return Ok(None) };
     let Record { username, password, .. } = decode(&entry.key, &entry.value)?;
     let damaged = || Error::internal(format!("login at {registry}"), "cannot be read; log in again");
     let sealed = STANDARD.decode(password).map_err(|_| damaged())?;
-    let opened = parts.vault.unseal(&key, &sealed)?;
+    let opened = parts.vault.unseal(&entry.key, &sealed)?;
     let password = String::from_utf8(opened).map_err(|_| damaged())?;
     Ok(Some(Login { registry, username, password }))
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use super::{Message, Parts, starter};
+use super::{Message, Parts, logins, starter};
 use crate::engines::native::{Natives, Wanted};
 use crate::engines::{Secrets, StartRequest};
 use crate::model::Result;
@@ -68,8 +68,12 @@ fn is_quiet(world: &World, native: &NativeService) -> bool {
     known && (settled || native.refused.is_some())
 }
 
-// What this daemon has asked for, by name: the state, and when.
-type Memory = BTreeMap<String, (String, Timestamp)>;
+// What this daemon has asked for, by name: the state, and when; and what it has seen that registries are told.
+#[derive(Default)]
+struct Memory {
+    asked: BTreeMap<String, (String, Timestamp)>,
+    logins: BTreeMap<String, Option<u64>>,
+}
 
 // Brings the Swarm's to what is described; those of this cluster as they are then, by name.
 async fn turn(
@@ -97,7 +101,10 @@ async fn turn(
         let counts =
             |native: &NativeService| service.spec.mode == Mode::Global || native.desired == service.spec.replicas;
         let known = found.get(&name);
-        if known.is_some_and(|native| native.mark.as_ref() == Some(&mark) && counts(native)) {
+        // Told once more, so that what comes next is pulled with another login.
+        let login = logins::version(parts, service.id, revision.spec.image.as_deref().unwrap_or_default())?;
+        let same_login = *memory.logins.entry(name.clone()).or_insert(login) == login;
+        if known.is_some_and(|native| native.mark.as_ref() == Some(&mark) && counts(native)) && same_login {
             continue;
         }
         // The Swarm itself goes back from what was asked for: that has its end first, and asked for the same again it would
@@ -107,7 +114,7 @@ async fn turn(
             Some(state) => state.contains("rollback"),
             None => false,
         };
-        if went_back && memory.get(&name).is_some_and(|(asked, _)| *asked == mark) {
+        if went_back && memory.asked.get(&name).is_some_and(|(asked, _)| *asked == mark) {
             refused.insert(name, (mark, "the Swarm went back to what it ran before".to_owned()));
             continue;
         }
@@ -118,7 +125,8 @@ async fn turn(
         match placed {
             Ok(()) => {
                 changed = true;
-                memory.insert(name, (mark, now));
+                memory.logins.insert(name.clone(), login);
+                memory.asked.insert(name, (mark, now));
             }
             Err(error) if error.retry => tracing::debug!(%error, service = name, "the Swarm does not take it yet"),
             Err(error) => drop(refused.insert(name, (mark, error.to_string()))),
@@ -127,7 +135,8 @@ async fn turn(
     for name in found.keys() {
         let wanted = world.services.get(name.as_str());
         if wanted.is_none_or(|service| service.handover.is_none() && !ours_to_keep(service)) {
-            memory.remove(name);
+            memory.asked.remove(name);
+            memory.logins.remove(name);
             // Others need not wait for it.
             match natives.withdraw(name).await {
                 Ok(()) => changed = true,
@@ -144,7 +153,7 @@ async fn turn(
     }
     // Whether a change replaces tasks the Swarm says a moment later only.
     for (name, native) in &mut found {
-        let fresh = memory.get(name).is_some_and(|(_, at)| parts.clock.now() < at.after(SETTLES));
+        let fresh = memory.asked.get(name).is_some_and(|(_, at)| parts.clock.now() < at.after(SETTLES));
         if fresh && native.update.is_none() {
             native.update = Some("updating".into());
         }
@@ -198,5 +207,5 @@ pub fn request(parts: &Parts, service: &Service, revision: &Revision) -> Result<
         configs: Vec::new(),
         login: None,
     };
-    starter::with_files(parts, request, &(revision.secrets.clone(), revision.configs.clone()))
+    starter::with_files(parts, service.id, request, &(revision.secrets.clone(), revision.configs.clone()))
 }

@@ -71,7 +71,7 @@ impl Standing {
 
     /// The registries that somebody has logged in at.
     pub fn logins(&self) -> Result<Vec<LoginInfo>> {
-        logins::list(&*self.store)
+        logins::list(&*self.store, &self.world)
     }
 
     /// All secrets or configs, without their values.

@@ -11,7 +11,7 @@ use crate::client::kv::ValueKind;
 use crate::engines::{ConfigFile, Engine, Observed, ObservedState, Secrets, StartRequest};
 use crate::model::Result;
 use crate::model::fault;
-use crate::model::id::TaskId;
+use crate::model::id::{ServiceId, TaskId};
 use crate::model::task::{Task, TaskState};
 use crate::scheduler::world::World;
 
@@ -41,6 +41,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
             for task in world.tasks.values().filter(|task| task.state == TaskState::Assigned && task.stop.is_none()) {
                 let Some(revision) = world.revision(&task.service, task.revision) else { continue };
                 let Some(node) = task.node.clone() else { continue };
+                let Some(service) = world.services.get(&task.service).map(|service| service.id) else { continue };
                 if !asked.insert(task.id) {
                     continue;
                 }
@@ -66,7 +67,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     fault::point("runtime.before-start");
                     let id = request.task;
                     let mut wait = AGAIN.0;
-                    let started = match with_files(&parts, request, &versions) {
+                    let started = match with_files(&parts, service, request, &versions) {
                         Err(error) => Err(error),
                         Ok(request) => loop {
                             match parts.engine.start(request.clone()).await {
@@ -147,6 +148,7 @@ fn give_up(parts: &Arc<Parts>, task: &Arc<Task>) {
 /// is told. Secrets are opened only here, on their way to the engine.
 pub fn with_files(
     parts: &Parts,
+    service: ServiceId,
     mut request: StartRequest,
     (secrets, configs): &(BTreeMap<String, u64>, BTreeMap<String, u64>),
 ) -> Result<StartRequest> {
@@ -160,7 +162,7 @@ pub fn with_files(
         request.configs.push(ConfigFile { target: target.clone(), value, owner: config.clone() });
     }
     if let Some(image) = &request.spec.image {
-        request.login = logins::for_image(parts, image)?;
+        request.login = logins::for_image(parts, service, image)?;
     }
     Ok(request)
 }

@@ -229,7 +229,7 @@ impl Runtime {
                 continue;
             }
             let ask = serde_json::json!({ "name": user });
-            match self.apply(Apply { service: ask, with: None, only: Only::Update }).await {
+            match self.apply(Apply { service: ask, with: None, only: Only::Update, auth: None }).await {
                 Ok(_) => change.rolled_out.push(user),
                 Err(error) => {
                     change.refused.insert(user, error.to_string());

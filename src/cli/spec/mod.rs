@@ -330,8 +330,9 @@ impl SpecArgs {
             for (kind, _) in &kinds {
                 table(spec, "check").remove(*kind);
             }
-            for field in ["disable", "port"] {
-                table(spec, "check").remove(field);
+            table(spec, "check").remove("disable");
+            if self.health_http.is_none() {
+                table(spec, "check").remove("port");
             }
         }
         let fields = [

@@ -8,14 +8,14 @@ use crate::model::registry::LoginInfo;
 /// `registry logins`.
 pub fn logins(all: &[LoginInfo], now: Timestamp) -> String {
     let row = |login: &LoginInfo| {
-        let from = match (login.lent, login.verified) {
-            (true, _) => "--with-registry-auth",
-            (false, true) => "login, verified",
-            (false, false) => "login, not verified",
+        let user = match &login.service {
+            Some(service) => format!("service {service}"),
+            None => "all".to_owned(),
         };
-        [login.registry.clone(), login.username.clone(), from.to_owned(), ago(now, login.at)]
+        let verified = if login.verified { "yes" } else { "no" };
+        [login.registry.clone(), login.username.clone(), user, verified.to_owned(), ago(now, login.at)]
     };
-    rows(&["REGISTRY", "USER", "BY", "SINCE"], all.iter().map(row))
+    rows(&["REGISTRY", "USER", "FOR", "VERIFIED", "SINCE"], all.iter().map(row))
 }
 
 /// `network ls`.

@@ -56,8 +56,8 @@ pub fn find_login(image: &str) -> Option<Login> {
     }
 }
 
-/// Whether the registry takes a login, asked by the Docker Engine; false where the engine cannot be asked for that.
-pub async fn verify(address: &Address, docker: &Docker, login: &Login) -> Result<bool> {
+/// Lets the first of these Docker Engines that can be asked ask the registry whether it takes a login.
+pub async fn verify(engines: Vec<(&Address, Docker)>, login: &Login) -> Result<()> {
     let found = as_docker(login);
     let body = serde_json::json!({
         "username": found.username.unwrap_or_default(),
@@ -66,21 +66,28 @@ pub async fn verify(address: &Address, docker: &Docker, login: &Login) -> Result
         "serveraddress": found.serveraddress,
     });
     let subject = || format!("login at {}", login.registry);
-    match raw::call(address, docker, "POST", "/auth", Some(&body)).await {
-        Ok(answer) => Ok(answer.is_some()),
-        Err(error) => {
-            let why = error.cause.unwrap_or_default();
-            let refused =
-                ["unauthorized", "denied", "incorrect username"].iter().any(|word| why.to_lowercase().contains(word));
-            Err(if refused {
-                Error::new(Kind::Forbidden, subject(), "the registry does not take it").cause(why)
-            } else {
-                Error::new(Kind::Unavailable, subject(), "the registry cannot be asked")
-                    .cause(why)
-                    .help("the Docker Engine beside the daemon asks it; --unverified keeps a login without asking")
-            })
-        }
+    const HELP: &str = "the Docker Engine beside the daemon asks it; --unverified keeps a login without asking";
+    for (address, docker) in engines {
+        let error = match raw::call(address, &docker, "POST", "/auth", Some(&body)).await {
+            Ok(Some(_)) => return Ok(()),
+            // Not spoken to in that way: by TLS or ssh.
+            Ok(None) => continue,
+            Err(error) => error,
+        };
+        let why = error.cause.unwrap_or_default();
+        return Err(match is_refusal(&why) {
+            true => Error::new(Kind::Forbidden, subject(), "the registry does not take it").cause(why),
+            false => Error::new(Kind::Unavailable, subject(), "the registry cannot be asked").cause(why).help(HELP),
+        });
     }
+    Err(Error::new(Kind::Unavailable, subject(), "there is no Docker Engine that could ask the registry").help(HELP))
+}
+
+// Docker tells the registry's answer in words alone.
+fn is_refusal(why: &str) -> bool {
+    let why = why.to_lowercase();
+    let refused = ["401", "403", "unauthorized", "forbidden", "access denied", "incorrect username"];
+    !why.contains("dial ") && refused.iter().any(|word| why.contains(word))
 }
 
 // What is known for the registry of `image`; nothing is an anonymous pull.
@@ -162,6 +169,24 @@ fn decode(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn refusals() {
+        for why in [
+            "login attempt to http://r/v2/ failed with status: 401 Unauthorized",
+            "unauthorized: no",
+            "denied: requested access denied",
+        ] {
+            assert!(is_refusal(why), "{why}");
+        }
+        for why in [
+            "Get \"http://r/v2/\": dial tcp 10.0.0.1:5000: connect: permission denied",
+            "no such host",
+            "it does not answer",
+        ] {
+            assert!(!is_refusal(why), "{why}");
+        }
+    }
 
     #[test]
     fn credentials_that_docker_login_stored() {

@@ -26,11 +26,14 @@ pub async fn probe(address: &Address, docker: &Docker, container: &str, ask: &Pr
         return Err(Error::new(Kind::Unsupported, subject(), message)
             .help("publish the port and ask it by name, or run a command in the container (exec)"));
     }
-    let inspected = docker.inspect_container(container, None).await;
+    let inspected = tokio::time::timeout(ask.timeout.std(), docker.inspect_container(container, None)).await;
+    let late = |_| Error::new(Kind::Unavailable, subject(), "the Docker Engine does not answer").retry(true);
+    let inspected = inspected.map_err(late)?;
     let inspected = inspected.map_err(|error| trouble::error(subject(), "look at its container", &error))?;
+    let id = inspected.id.unwrap_or_else(|| container.to_owned());
     let pid = inspected.state.and_then(|state| state.pid).and_then(|pid| u32::try_from(pid).ok());
     let Some(pid) = pid.filter(|pid| *pid > 0) else { return Ok(Err("its container does not run".into())) };
-    inside::ask(Some(pid), ask.port, ask.path.as_deref(), ask.timeout.std()).await.map_err(|error| {
+    inside::ask((pid, &id), ask.port, ask.path.as_deref(), ask.timeout.std()).await.map_err(|error| {
         let (help, why) = match error.kind() {
             io::ErrorKind::PermissionDenied => ("run the daemon, or the agent, as root", "is closed to this user"),
             _ => ("the Docker Engine must run on the same host, and not in a virtual machine", "cannot be entered"),

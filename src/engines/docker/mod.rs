@@ -68,8 +68,8 @@ pub struct DockerEngine {
 
 /// Whether a Docker Engine is there.
 pub async fn answers(address: &Address) -> bool {
-    let Ok(client) = address.client().await else { return false };
-    matches!(tokio::time::timeout(FIRST, client.ping()).await, Ok(Ok(_)))
+    let asked = async { address.client().await.ok()?.ping().await.ok() };
+    matches!(tokio::time::timeout(FIRST, asked).await, Ok(Some(_)))
 }
 
 impl DockerEngine {
@@ -466,10 +466,11 @@ impl Engine for DockerEngine {
         exec::probe(&host.address, &host.connected()?.docker, &id, &ask).await
     }
 
-    async fn verify_login(&self, login: &Login) -> Result<bool> {
-        let there = self.hosts.values().find_map(|host| Some((&host.address, host.connected().ok()?.docker)));
-        let Some((address, docker)) = there else { return Ok(false) };
-        credentials::verify(address, &docker, login).await
+    async fn verify_login(&self, login: &Login) -> Result<()> {
+        let mut there: Vec<_> =
+            self.hosts.values().filter_map(|host| Some((&host.address, host.connected().ok()?.docker))).collect();
+        there.sort_by_key(|(address, _)| !address.is_local());
+        credentials::verify(there, login).await
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

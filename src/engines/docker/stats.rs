@@ -10,6 +10,7 @@ use futures_util::StreamExt;
 use futures_util::future::join_all;
 use tokio::sync::Semaphore;
 
+use super::trouble;
 use crate::model::id::TaskId;
 use crate::model::stats::Stats;
 use crate::model::units::Bytes;
@@ -18,6 +19,8 @@ use crate::model::units::Bytes;
 const AT_ONCE: usize = 64;
 /// How long one may take.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How often one is asked that breaks off without an answer.
+const ATTEMPTS: usize = 2;
 
 static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
 
@@ -26,16 +29,17 @@ pub async fn of(docker: &Docker, containers: Vec<(TaskId, String)>) -> BTreeMap<
     let ask = |(task, container): (TaskId, String)| async move {
         let _place = PLACES.acquire().await.ok()?;
         // Not one-shot: two counts, a second apart, are what a share of time is made of.
-        let options = StatsOptions { stream: false, one_shot: false };
-        let told = tokio::time::timeout(PATIENCE, Box::pin(docker.stats(&container, Some(options))).next()).await;
-        match told {
-            Ok(Some(Ok(told))) => Some((task, stats(&told))),
-            Ok(Some(Err(error))) => {
-                tracing::debug!(%error, %task, "what a container uses could not be counted");
-                None
+        for _ in 0..ATTEMPTS {
+            let options = StatsOptions { stream: false, one_shot: false };
+            match tokio::time::timeout(PATIENCE, Box::pin(docker.stats(&container, Some(options))).next()).await {
+                Ok(Some(Ok(told))) => return Some((task, stats(&told))),
+                Ok(Some(Err(error))) if trouble::is_status(&error, 404) => return None,
+                Ok(Some(Err(error))) => tracing::debug!(%error, %task, "what a container uses could not be counted"),
+                Ok(None) => tracing::debug!(%task, "nothing was told of what a container uses"),
+                Err(_) => return None,
             }
-            _ => None,
         }
+        None
     };
     join_all(containers.into_iter().map(ask)).await.into_iter().flatten().collect()
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -15,6 +15,8 @@ use crate::model::{Error, Kind, Result};
 
 /// The other side's socket, where the URL names none.
 const SOCKET: &str = "/var/run/docker.sock";
+/// How the folders of tunnels begin.
+const FOLDER: &str = "neap-ssh-";
 /// How long a connection may take to be made.
 const PATIENCE: Duration = Duration::from_secs(12);
 /// The word that comes back once there is a connection.
@@ -23,7 +25,7 @@ const READY: &str = "ready\n";
 /// What of `ssh://[user@]host[:port][/socket]` ssh is told.
 #[derive(Debug, PartialEq, Eq)]
 struct Target<'a> {
-    destination: &'a str,
+    destination: String,
     port: Option<u16>,
     socket: &'a str,
 }
@@ -39,8 +41,10 @@ fn target(url: &str) -> Option<Target<'_>> {
         Some((destination, port)) if !port.contains(']') => (destination, Some(port.parse().ok()?)),
         _ => (authority, None),
     };
-    let host = destination.rsplit('@').next()?;
+    let (user, host) = destination.rsplit_once('@').map_or((None, destination), |(user, host)| (Some(user), host));
+    let host = host.trim_matches(['[', ']']);
     let wrong = destination.starts_with('-') || host.starts_with('-') || host.is_empty() || socket.contains(':');
+    let destination = user.map_or_else(|| host.to_owned(), |user| format!("{user}@{host}"));
     (!wrong).then_some(Target { destination, port, socket })
 }
 
@@ -128,7 +132,9 @@ async fn open(url: &str) -> Result<Tunnel> {
             let _ = tokio::time::timeout(Duration::from_secs(1), stderr.take(4096).read_to_end(&mut said)).await;
             let said = String::from_utf8_lossy(&said);
             let said = said.lines().map(str::trim).rfind(|line| !line.is_empty()).unwrap_or("ssh ended").to_owned();
-            Err(failed(said).help(format!("`ssh {} true` must work without being asked anything", target.destination)))
+            let port = target.port.map(|port| format!("-p {port} ")).unwrap_or_default();
+            Err(failed(said)
+                .help(format!("`ssh {port}{} true` must work without being asked anything", target.destination)))
         }
         Err(_) => Err(failed(format!("no connection within {} s", PATIENCE.as_secs())).retry(true)),
     }
@@ -160,22 +166,36 @@ fn command(target: &Target<'_>, socket: &Path) -> Command {
         // A connection of its own, whatever is shared otherwise: it ends with us.
         "ControlMaster=no",
         "ControlPath=none",
+        "RemoteCommand=none",
     ] {
         command.args(["-o", option]);
     }
     if let Some(port) = target.port {
         command.args(["-p", &port.to_string()]);
     }
-    command.args(["--", target.destination, "cat"]);
+    command.args(["--", &target.destination, "cat"]);
     command
 }
 
 // For this user alone, and with a path short enough for a socket.
 fn folder() -> std::io::Result<PathBuf> {
     let nanos = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let folder = std::env::temp_dir().join(format!("neap-ssh-{}-{nanos:x}", std::process::id()));
+    static FIRST: Once = Once::new();
+    FIRST.call_once(sweep);
+    let folder = std::env::temp_dir().join(format!("{FOLDER}{}-{nanos:x}", std::process::id()));
     std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
     Ok(folder)
+}
+
+// What processes left that were killed, or that went on as another program under the same id.
+fn sweep() {
+    for entry in std::fs::read_dir(std::env::temp_dir()).into_iter().flatten().flatten() {
+        let name = entry.file_name();
+        let of = name.to_str().and_then(|name| name.strip_prefix(FOLDER)?.split('-').next()?.parse::<u32>().ok());
+        if of.is_some_and(|of| of == std::process::id() || !Path::new(&format!("/proc/{of}")).exists()) {
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 #[cfg(test)]
@@ -185,10 +205,14 @@ mod tests {
     #[test]
     fn what_ssh_is_told() {
         let told = |url| target(url).map(|target| (target.destination, target.port, target.socket));
-        assert_eq!(told("ssh://eu-1"), Some(("eu-1", None, SOCKET)));
-        assert_eq!(told("ssh://root@eu-1:2222"), Some(("root@eu-1", Some(2222), SOCKET)));
-        assert_eq!(told("ssh://root@eu-1/run/d.sock"), Some(("root@eu-1", None, "/run/d.sock")));
-        assert_eq!(told("ssh://root@eu-1:22/"), Some(("root@eu-1", Some(22), SOCKET)));
+        let told = |url| told(url).map(|(to, port, socket)| (to, port, socket.to_owned()));
+        let is = |to: &str, port, socket: &str| Some((to.to_owned(), port, socket.to_owned()));
+        assert_eq!(told("ssh://eu-1"), is("eu-1", None, SOCKET));
+        assert_eq!(told("ssh://root@[fd00::1]:22"), is("root@fd00::1", Some(22), SOCKET));
+        assert_eq!(told("ssh://[fd00::1]"), is("fd00::1", None, SOCKET));
+        assert_eq!(told("ssh://root@eu-1:2222"), is("root@eu-1", Some(2222), SOCKET));
+        assert_eq!(told("ssh://root@eu-1/run/d.sock"), is("root@eu-1", None, "/run/d.sock"));
+        assert_eq!(told("ssh://root@eu-1:22/"), is("root@eu-1", Some(22), SOCKET));
         for wrong in ["ssh://-oProxyCommand=x", "ssh://root@-x", "ssh://", "ssh://a:b", "tcp://a"] {
             assert_eq!(told(wrong), None, "{wrong}");
         }

@@ -9,6 +9,12 @@ pub fn accepts(spec: &mut ServiceSpec) -> Result<()> {
     if let Some(check) = &mut spec.check {
         check.by_engine = false;
     }
+    if let Some(port) = spec.check.as_ref().and_then(|check| check.inside(|name| spec.ports.contains_key(name))) {
+        let message =
+            format!("check: port {port} would be asked in a network of the replica's own, which a process has not");
+        return Err(Error::new(Kind::Unsupported, spec.subject(), message)
+            .help("name a port: ports = { admin = {} }, whose number the process finds in $PORT_ADMIN"));
+    }
     if let Some(field) = container::fields(spec).first() {
         let message = format!("{field}: is for containers, and the process engine runs commands");
         return Err(Error::new(Kind::Unsupported, spec.subject(), message)

@@ -7,16 +7,8 @@ use tokio::io::AsyncReadExt;
 
 use super::taskdir::{TaskFile, identity};
 use crate::engines::ExecResult;
-use crate::engines::hosts::{ProbeAsk, Probed};
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
-use crate::network::inside;
-
-/// Asks a port of this host: a process has no network of its own.
-pub async fn probe(ask: &ProbeAsk) -> Result<Probed> {
-    let asked = inside::ask(None, ask.port, ask.path.as_deref(), ask.timeout.std()).await;
-    asked.map_err(|error| Error::io(format!("task {}", ask.task), "ask it", &error))
-}
 
 /// Runs `command` for the task of `folder`; what runs longer than `timeout` is killed with all that it started.
 pub async fn run(folder: &Path, command: &[String], timeout: Duration) -> Result<ExecResult> {

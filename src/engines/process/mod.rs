@@ -30,7 +30,6 @@ pub use self::lock::any_keeper;
 use self::lock::{keeper_handle, lock_is_held, open_lock, try_lock};
 use self::ports::PortPool;
 use self::taskdir::{Record, TaskFile, records};
-use super::hosts::{ProbeAsk, Probed};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
 use crate::model::clock::Timestamp;
 use crate::model::id::TaskId;
@@ -488,10 +487,6 @@ impl Engine for ProcessEngine {
         };
         let count = move || stats::of(&tasks.iter().filter_map(running).collect());
         tokio::task::spawn_blocking(count).await.map_err(|error| Error::internal("statistics", error.to_string()))
-    }
-
-    async fn probe(&self, ask: ProbeAsk) -> Result<Probed> {
-        exec::probe(&ask).await
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

@@ -353,8 +353,8 @@ impl Engine for SimEngine {
         Err(Error::new(Kind::Unsupported, "statistics", "what is simulated uses nothing"))
     }
 
-    async fn verify_login(&self, _: &Login) -> Result<bool> {
-        Ok(false)
+    async fn verify_login(&self, _: &Login) -> Result<()> {
+        Ok(())
     }
 
     async fn probe(&self, ask: ProbeAsk) -> Result<Probed> {

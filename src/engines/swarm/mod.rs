@@ -67,9 +67,9 @@ const CLEAR_UP: std::time::Duration = std::time::Duration::from_secs(600);
 
 /// Whether the Docker Engine at `address` is a manager of a Swarm.
 pub async fn manages(address: &Address) -> bool {
-    let Ok(client) = address.client().await else { return false };
-    match tokio::time::timeout(std::time::Duration::from_secs(3), client.info()).await {
-        Ok(Ok(info)) => info.swarm.and_then(|swarm| swarm.control_available) == Some(true),
+    let asked = async { address.client().await.ok()?.info().await.ok() };
+    match tokio::time::timeout(std::time::Duration::from_secs(3), asked).await {
+        Ok(Some(info)) => info.swarm.and_then(|swarm| swarm.control_available) == Some(true),
         _ => false,
     }
 }
@@ -333,8 +333,8 @@ impl Engine for SwarmEngine {
         self.shared.host_of(node, "statistics")?.stats(node, tasks.to_vec()).await
     }
 
-    async fn verify_login(&self, login: &Login) -> Result<bool> {
-        credentials::verify(&self.shared.address, &self.shared.docker, login).await
+    async fn verify_login(&self, login: &Login) -> Result<()> {
+        credentials::verify(vec![(&self.shared.address, self.shared.docker.clone())], login).await
     }
 
     async fn probe(&self, ask: ProbeAsk) -> Result<Probed> {

@@ -133,7 +133,7 @@ impl Runtime {
             new.insert(config, value);
         }
         let adoption = Adoption { service: service.clone(), notes, configs: new.keys().cloned().collect() };
-        let apply = Apply { service, with: None, only: Only::Create };
+        let apply = Apply { service, with: None, only: Only::Create, auth: None };
         if ask.dry_run {
             // With configs that are not there yet it could only be found out by setting them.
             if new.is_empty() {

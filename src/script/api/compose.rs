@@ -68,7 +68,8 @@ pub fn install(lua: &Lua, folder: &Path, context: &Context) -> mlua::Result<()> 
                     let json = to_json(&Value::Table(stack)).map_err(raise)?;
                     crate::model::strict::read("compose.apply", &json).map_err(raise)?
                 };
-                let mut ask = Deploy { prune: false, wait: false, timeout: Duration::from_secs(600).std(), with: None };
+                let timeout = Duration::from_secs(600).std();
+                let mut ask = Deploy { prune: false, wait: false, timeout, with: None, auth: BTreeMap::new() };
                 if let Some(options) = options {
                     ask.prune = options.get::<Option<bool>>("prune")?.unwrap_or_default();
                     match options.get::<Value>("wait")? {

@@ -209,13 +209,13 @@ impl UserData for Description {
     fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
         methods.add_async_method("plan", |lua, this, options: Option<Table>| async move {
             let options = apply_options(options)?;
-            let ask = Apply { service: this.spec.clone(), with: options.with, only: Only::Either };
+            let ask = Apply { service: this.spec.clone(), with: options.with, only: Only::Either, auth: None };
             let plan = this.context.cluster.plan(ask).await.map_err(raise)?;
             plan_table(&lua, &plan)
         });
         methods.add_async_method("apply", |_, this, options: Option<Table>| async move {
             let options = apply_options(options)?;
-            let ask = Apply { service: this.spec.clone(), with: options.with, only: Only::Either };
+            let ask = Apply { service: this.spec.clone(), with: options.with, only: Only::Either, auth: None };
             let status = this.context.cluster.apply(ask).await.map_err(raise)?;
             Handle { context: this.context.clone(), status }.waited("apply", options.wait).await
         });
@@ -356,7 +356,7 @@ impl UserData for Handle {
             let mut spec = to_json(&Value::Table(changes)).map_err(raise)?;
             spec["name"] = json!(this.name());
             let options = apply_options(options)?;
-            let ask = Apply { service: spec, with: options.with, only: Only::Update };
+            let ask = Apply { service: spec, with: options.with, only: Only::Update, auth: None };
             let status = this.context.cluster.apply(ask).await.map_err(raise)?;
             Handle { context: this.context.clone(), status }.waited("update", options.wait).await
         });
