@@ -80,13 +80,26 @@ fn errors_have_one_shape() {
         ("GET", "/v1/services/web/logs?flow=true", "", 400, "did you mean \\\"follow\\\"?"),
         ("GET", "/v1/services/web/logs?tail=x", "", 400, "is not a number"),
         ("PATCH", "/v1/nodes/nope", "{}", 404, "not found"),
+        ("PUT", "/v1/logins/a%20b", r#"{"username":"a","password":"p","unverified":true}"#, 400, "is no host"),
+        ("PUT", "/v1/logins/r.example", r#"{"username":"a","password":271828}"#, 400, "password: is not a text"),
+        ("PUT", "/v1/logins/r.example", r#""271828""#, 400, "is no table"),
+        (
+            "POST",
+            "/v1/apply",
+            r#"{"service":{"name":"web","command":["x"]},"auth":{"username":"a","password":[271828]}}"#,
+            400,
+            "auth.password: is not a text",
+        ),
     ] {
         let (got, answer) = raw(&daemon, method, path, body.as_bytes());
         assert_eq!(got, status, "{method} {path} {body}: {answer}");
         let error: serde_json::Value = serde_json::from_str(&answer).unwrap_or_else(|_| panic!("{answer}"));
         assert!(error["kind"].is_string() && error["message"].is_string() && error["retry"].is_boolean(), "{answer}");
         assert!(answer.contains(word), "{method} {path} {body}: {answer}");
+        assert!(!answer.contains("271828"), "{answer}");
     }
+    // What was meant as a password is nowhere to be read.
+    assert!(!daemon.log().contains("271828"), "{}", daemon.log());
 }
 
 #[test]
@@ -231,6 +244,11 @@ fn tcp_takes_tls_a_token_and_the_right_role() {
     assert_eq!(remote("ci", &["service", "ps", "bank"]).0, 8);
     assert_eq!(remote("ci", &["node", "update", "x", "--availability", "drain"]).0, 8);
     assert_eq!(remote("ci", &["token", "ls"]).0, 8);
+    // A registry is everybody's, however its name begins.
+    let confined = token("some", "admin", "hub");
+    daemon.ok(&["context", "add", "some", "--address", &address, "--token", &confined, "--fingerprint", &fingerprint]);
+    assert_eq!(remote("some", &["registry", "logout", "hub.example"]).0, 8);
+    assert_eq!(remote("ci", &["registry", "logout", "shop-registry.example"]).0, 8);
     // What acts on the whole cluster is not to be brought along by who may not act on it.
     let hosted = daemon.folder.path().join("hosted.lua");
     std::fs::write(&hosted, "cron 'nightly' { schedule = '@daily', run = function() end }").unwrap();
