@@ -1,5 +1,6 @@
 //! Replicas from the command to all of them running, and a rolling update, beside Docker Swarm itself on the same three
-//! machines in the same run: `cargo bench --bench swarm`. Needs what tests/lab needs.
+//! machines in the same run: `cargo bench --bench swarm`; of it only what is named: `-- create`, `update`, `rest`;
+//! `-- rest 1000` for so many services at rest. Needs what tests/lab needs.
 
 use std::time::{Duration, Instant};
 
@@ -10,8 +11,9 @@ mod support;
 
 use lab::{Lab, LabDaemon};
 
-/// How often a round is made; the best one counts.
-const ROUNDS: u32 = 3;
+/// How often a round is made, by either in turn: a machine that makes and removes hundreds of network namespaces becomes
+/// slower, and whoever went second would pay for it.
+const ROUNDS: usize = 6;
 
 fn main() {
     if lab::missing().is_some() {
@@ -20,16 +22,22 @@ fn main() {
     let lab = Lab::up(3, 1);
     let daemon = LabDaemon::start(&lab, "n1", &["--log", "warn"]);
     join(&lab, &daemon);
-    println!("{:<44} {:>8} {:>8} {:>6}", "", "Swarm", "Neap", "ratio");
-    for replicas in [30, 100] {
-        let swarm = best(|| create_by_swarm(&lab, replicas));
-        let neap = best(|| create_by_neap(&lab, &daemon, replicas));
-        row(&format!("{replicas} replicas, command to all running"), swarm, neap);
+    let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
+    let wants = |what: &str| asked.is_empty() || asked.iter().any(|arg| arg == what);
+    println!("{:<46} {:>17} {:>17} {:>6}", "medians of rounds in turn (best)", "Swarm", "Neap", "ratio");
+    if wants("create") {
+        for (replicas, rounds) in [(30, ROUNDS), (100, ROUNDS / 2)] {
+            let times = in_turn(rounds, || create_by_swarm(&lab, replicas), || create_by_neap(&lab, &daemon, replicas));
+            row(&format!("{replicas} replicas, command to all running"), times);
+        }
     }
-    let swarm = best(|| update_by_swarm(&lab, 30));
-    let neap = best(|| update_by_neap(&lab, &daemon, 30));
-    row("rolling update of 30, 2 at once, start-first", swarm, neap);
-    at_rest(&lab, &daemon);
+    if wants("update") {
+        let times = in_turn(ROUNDS / 2, || update_by_swarm(&lab, 30), || update_by_neap(&lab, &daemon, 30));
+        row("rolling update of 30, 2 at once, start-first", times);
+    }
+    if wants("rest") {
+        at_rest(&lab, &daemon, asked.iter().find_map(|arg| arg.parse().ok()).unwrap_or(100));
+    }
 }
 
 // As its owner has it: somebody on every host.
@@ -44,13 +52,32 @@ fn join(lab: &Lab, daemon: &LabDaemon) {
     }
 }
 
-fn best(mut round: impl FnMut() -> Duration) -> Duration {
-    (0..ROUNDS).map(|_| round()).min().unwrap()
+// What Swarm took and what Neap took, each round begun by the other one.
+fn in_turn(
+    rounds: usize,
+    mut swarm: impl FnMut() -> Duration,
+    mut neap: impl FnMut() -> Duration,
+) -> [Vec<Duration>; 2] {
+    let mut times = [Vec::new(), Vec::new()];
+    for round in 0..rounds {
+        for who in [round % 2, 1 - round % 2] {
+            times[who].push(if who == 0 { swarm() } else { neap() });
+        }
+    }
+    times.each_mut().map(|times| {
+        times.sort();
+        std::mem::take(times)
+    })
 }
 
-fn row(what: &str, swarm: Duration, neap: Duration) {
-    let (swarm, neap) = (swarm.as_secs_f64(), neap.as_secs_f64());
-    println!("{what:<44} {swarm:>6.2} s {neap:>6.2} s {:>6.2}", neap / swarm);
+fn row(what: &str, times: [Vec<Duration>; 2]) {
+    let middle = |times: &[Duration]| {
+        let (low, high) = (times[(times.len() - 1) / 2], times[times.len() / 2]);
+        (low + high).as_secs_f64() / 2.0
+    };
+    let [swarm, neap] = times.map(|times| (middle(&times), times[0].as_secs_f64()));
+    let shown = |(median, best): (f64, f64)| format!("{median:.2} s ({best:.2})");
+    println!("{what:<46} {:>17} {:>17} {:>6.2}", shown(swarm), shown(neap), neap.0 / swarm.0);
 }
 
 // Tasks that the Swarm has as running with this image: asked in the same way for both.
@@ -67,7 +94,7 @@ fn running(lab: &Lab, image: &str) -> usize {
 }
 
 fn wait_for(lab: &Lab, image: &str, replicas: usize) {
-    let until = Instant::now() + Duration::from_secs(180);
+    let until = Instant::now() + Duration::from_secs(180).max(Duration::from_millis(600) * replicas as u32);
     while running(lab, image) != replicas {
         assert!(Instant::now() < until, "not {replicas} of {image}: {}", running(lab, image));
         std::thread::sleep(Duration::from_millis(50));
@@ -76,7 +103,7 @@ fn wait_for(lab: &Lab, image: &str, replicas: usize) {
 
 fn clear(lab: &Lab) {
     for node in ["n1", "n2", "n3"] {
-        let until = Instant::now() + Duration::from_secs(120);
+        let until = Instant::now() + Duration::from_secs(600);
         while !lab.docker(node, &["ps", "-aq"]).is_empty() {
             assert!(Instant::now() < until, "containers are left on {node}");
             std::thread::sleep(Duration::from_millis(200));
@@ -152,7 +179,7 @@ fn update_by_neap(lab: &Lab, daemon: &LabDaemon, replicas: usize) -> Duration {
 }
 
 // What a daemon with many services costs while nothing happens.
-fn at_rest(lab: &Lab, daemon: &LabDaemon) {
+fn at_rest(lab: &Lab, daemon: &LabDaemon, replicas: usize) {
     let pid = std::fs::read_to_string(lab.folder().join("n1/run/neap.pid")).unwrap();
     let line = format!("cat /proc/{0}/stat; grep -E 'VmRSS|RssAnon' /proc/{0}/status", pid.trim());
     let look = || lab.run("n1", &["sh", "-c", &line]);
@@ -160,15 +187,16 @@ fn at_rest(lab: &Lab, daemon: &LabDaemon) {
         let fields: Vec<&str> = text.rsplit(')').next().unwrap().split_whitespace().collect();
         fields[11].parse::<u64>().unwrap() + fields[12].parse::<u64>().unwrap()
     };
-    neap_service(lab, daemon, 100);
-    wait_for(lab, &lab.image("demo:1"), 100);
-    std::thread::sleep(Duration::from_secs(3));
+    let (image, count) = (lab.image("busybox"), replicas.to_string());
+    daemon.ok(&["service", "create", "--detach", "--name", "ours", "--replicas", &count, &image, "sleep", "100000"]);
+    wait_for(lab, &image, replicas);
+    std::thread::sleep(Duration::from_secs(15));
     let before = ticks(&look());
     std::thread::sleep(Duration::from_secs(10));
     let after = look();
     let memory: Vec<&str> = after.lines().filter(|line| line.contains("Rss") || line.contains("RSS")).collect();
     println!(
-        "at rest with 100 replicas: {:.2}% of a core, {}",
+        "at rest with {replicas} replicas, each a Swarm service: {:.2}% of a core, {}",
         (ticks(&after) - before) as f64 / 10.0,
         memory.join(", ")
     );
