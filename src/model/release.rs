@@ -191,6 +191,13 @@ pub struct Batch {
     pub min_healthy: Duration,
     /// How long it may take to get there.
     pub deadline: Duration,
+    /// Whether the next step is asked for as soon as one of them is through.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub refill: bool,
+    /// Those that an earlier step began, and when.
+    #[serde(default, with = "pairs", skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "Vec<(Slot, Timestamp)>")]
+    pub carried: BTreeMap<Slot, Timestamp>,
 }
 
 /// Order of replacement (Docker's words).
@@ -268,6 +275,9 @@ pub struct BatchAnswer {
     pub min_healthy: Duration,
     /// How long a task may take to get there.
     pub deadline: Duration,
+    /// As soon as one is through the next step is asked for, so that always so many are on their way; otherwise once all
+    /// are.
+    pub refill: bool,
 }
 
 impl Default for BatchAnswer {
@@ -277,6 +287,7 @@ impl Default for BatchAnswer {
             order: Order::StartFirst,
             min_healthy: Duration::ZERO,
             deadline: Duration::from_secs(300),
+            refill: false,
         }
     }
 }

@@ -2,12 +2,13 @@
 //! intent is done. The intent is in the same change set as everything that follows from it, so it is durable before
 //! any effect.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::slots::{self, InSlot};
 use super::world::{Change, Draft};
 use crate::model::Result;
+use crate::model::clock::Timestamp;
 use crate::model::error::shorten;
 use crate::model::event::What;
 use crate::model::id::Slot;
@@ -56,10 +57,14 @@ pub fn advance(draft: &mut Draft, service: &Arc<Service>, rollouts: &mut dyn Rol
 
 fn running(draft: &mut Draft, service: &Service, release: &mut Release, rollouts: &mut dyn Rollouts) {
     let now = draft.clock.now();
+    let mut carried = BTreeMap::new();
     if let Some(intent) = release.intent.clone() {
         if !finished(draft, service, release, &intent) {
             overdue(draft, release);
             return;
+        }
+        if let Intent::Batch(batch) = &intent {
+            carried = on_their_way(draft, service, release, batch);
         }
         release.intent = None;
     }
@@ -77,7 +82,7 @@ fn running(draft: &mut Draft, service: &Service, release: &mut Release, rollouts
     match rollouts.step(release, &view) {
         Ok(answer) => {
             release.step += 1;
-            begin(draft, service, release, answer, view.failure);
+            begin(draft, service, release, (answer, carried), view.failure);
         }
         Err(error) => {
             release.state = ReleaseState::Paused;
@@ -110,14 +115,20 @@ pub fn roll_back(draft: &mut Draft, release: &mut Release, reason: String) {
 }
 
 // Writes down what the script asked for.
-fn begin(draft: &mut Draft, service: &Service, release: &mut Release, answer: Answer, failure: Option<String>) {
+fn begin(
+    draft: &mut Draft,
+    service: &Service,
+    release: &mut Release,
+    (answer, carried): (Answer, BTreeMap<Slot, Timestamp>),
+    failure: Option<String>,
+) {
     let now = draft.clock.now();
     let because = |reason: String| match &failure {
         Some(failure) if !reason.contains(failure.as_str()) => shorten(&format!("{reason}: {failure}")),
         _ => shorten(&reason),
     };
     let intent = match answer {
-        Answer::Batch(batch) => Intent::Batch(choose_batch(draft, service, release, &batch)),
+        Answer::Batch(batch) => Intent::Batch(choose_batch(draft, service, release, &batch, carried)),
         Answer::Shift(shift) => choose_shift(draft, service, release, &shift),
         Answer::Wait(hold) => Intent::Wait { hold },
         Answer::Pause(reason) => Intent::Pause { reason: because(reason) },
@@ -162,8 +173,9 @@ fn begin(draft: &mut Draft, service: &Service, release: &mut Release, answer: An
 
 fn describe(intent: &Intent) -> String {
     let slots = |batch: &Batch| {
-        let names: Vec<String> = batch.slots.iter().take(12).map(ToString::to_string).collect();
-        let more = batch.slots.len().saturating_sub(names.len());
+        let fresh = || batch.slots.iter().filter(|slot| !batch.carried.contains_key(slot));
+        let names: Vec<String> = fresh().take(12).map(ToString::to_string).collect();
+        let more = fresh().count().saturating_sub(names.len());
         format!("replace {}{}", names.join(", "), if more > 0 { format!(" and {more} more") } else { String::new() })
     };
     match intent {
@@ -181,11 +193,20 @@ fn left(draft: &Draft, service: &Service, release: &Release) -> Vec<Slot> {
     slots::desired(&draft.world, service).into_iter().filter(|slot| !release.moved.contains(slot)).collect()
 }
 
-fn choose_batch(draft: &Draft, service: &Service, release: &Release, answer: &BatchAnswer) -> Batch {
+// What an earlier step began counts among those on their way.
+fn choose_batch(
+    draft: &Draft,
+    service: &Service,
+    release: &Release,
+    answer: &BatchAnswer,
+    carried: BTreeMap<Slot, Timestamp>,
+) -> Batch {
     let total = u32::try_from(slots::desired(&draft.world, service).len()).unwrap_or(u32::MAX);
-    let mut slots = left(draft, service, release);
-    slots.truncate(answer.tasks.of(total) as usize);
-    Batch { slots, order: answer.order, min_healthy: answer.min_healthy, deadline: answer.deadline }
+    let mut fresh = left(draft, service, release);
+    fresh.truncate((answer.tasks.of(total) as usize).saturating_sub(carried.len()));
+    let slots = carried.keys().cloned().chain(fresh).collect();
+    let BatchAnswer { order, min_healthy, deadline, refill, .. } = *answer;
+    Batch { slots, order, min_healthy, deadline, refill, carried }
 }
 
 fn choose_shift(draft: &Draft, service: &Service, release: &Release, answer: &ShiftAnswer) -> Intent {
@@ -194,7 +215,14 @@ fn choose_shift(draft: &Draft, service: &Service, release: &Release, answer: &Sh
     let mut slots = left(draft, service, release);
     let moved = desired.iter().filter(|slot| release.moved.contains(*slot)).count();
     slots.truncate((answer.tasks.of(total) as usize).saturating_sub(moved));
-    let batch = Batch { slots, order: Order::StartFirst, min_healthy: answer.min_healthy, deadline: answer.deadline };
+    let batch = Batch {
+        slots,
+        order: Order::StartFirst,
+        min_healthy: answer.min_healthy,
+        deadline: answer.deadline,
+        refill: false,
+        carried: BTreeMap::new(),
+    };
     Intent::Shift { batch, weight: answer.weight.min(100), hold: answer.hold }
 }
 
@@ -247,13 +275,29 @@ fn judge_moved(draft: &Draft, service: &Service, release: &mut Release) -> bool 
 }
 
 fn batch_done(draft: &mut Draft, service: &Service, release: &mut Release, batch: &Batch) -> bool {
+    let failed = release.failed.len();
+    let open = on_their_way(draft, service, release, batch).len();
+    let room = open < batch.slots.len() && !left(draft, service, release).is_empty();
+    // A failure is judged at once.
+    open == 0 || (batch.refill && (room || release.failed.len() > failed))
+}
+
+// Slots of a batch that are not through yet, and since when they are on their way. Failures are written into the release.
+fn on_their_way(
+    draft: &mut Draft,
+    service: &Service,
+    release: &mut Release,
+    batch: &Batch,
+) -> BTreeMap<Slot, Timestamp> {
     let now = draft.clock.now();
-    let until = release.intent_at.unwrap_or(release.started_at).after(batch.deadline);
+    let begun = release.intent_at.unwrap_or(release.started_at);
     let slots = slots::by_slot(&draft.world, service);
     let desired = slots::desired(&draft.world, service);
     let empty = InSlot::default();
-    let mut done = true;
+    let mut open = BTreeMap::new();
     for slot in &batch.slots {
+        let since = batch.carried.get(slot).copied().unwrap_or(begun);
+        let until = since.after(batch.deadline);
         // A slot that was scaled away in the meantime has nothing left to prove.
         if release.failed.contains_key(slot) || !desired.contains(slot) {
             continue;
@@ -267,8 +311,8 @@ fn batch_done(draft: &mut Draft, service: &Service, release: &mut Release, batch
             continue;
         }
         let good = tasks.good(&draft.world, service, release.to);
-        if let Some(since) = good.filter(|task| task.is_healthy()).and_then(|task| task.healthy_at) {
-            let proven = since.after(batch.min_healthy);
+        if let Some(healthy) = good.filter(|task| task.is_healthy()).and_then(|task| task.healthy_at) {
+            let proven = healthy.after(batch.min_healthy);
             if now >= proven {
                 continue;
             }
@@ -283,9 +327,9 @@ fn batch_done(draft: &mut Draft, service: &Service, release: &mut Release, batch
         } else {
             draft.wake(&release.service, until);
         }
-        done = false;
+        open.insert(slot.clone(), since);
     }
-    done
+    open
 }
 
 // How a task of the new revision failed in this slot since the release began.

@@ -1,4 +1,5 @@
--- Replaces tasks batch by batch; each batch has to be healthy before the next begins.
+-- Replaces tasks, so many at once: as soon as one is healthy, the next begins. With a delay batch by batch, each of which
+-- has to be healthy, and is followed by the delay.
 -- rollout = "rolling"  or
 -- rollout = { use = "rolling", batch = "25%", order = "stop-first", min_healthy = "5s", batch_deadline = "5m",
 --             delay = "10s", on_failure = "rollback" | "pause" | "continue", max_failure_ratio = 0.1, deadline = "1h" }
@@ -22,6 +23,7 @@ rollout "rolling" {
       order = options.order or "start-first",
       min_healthy = options.min_healthy or "5s",
       deadline = options.batch_deadline or "5m",
+      refill = not options.delay,
     }
   end,
 }

@@ -134,3 +134,48 @@ test "a rollback goes the way that was asked for it" {
     assert(spec.rollback.delay == "20s" and (spec.rollout == "rolling" or spec.rollout.use == "rolling"), json.encode(spec))
   end,
 }
+
+test "so many are on their way all the time" {
+  nodes = 3,
+  run = function(t)
+    t.cluster:program("web:1", {})
+    t.cluster:program("web:2", { ready = "2s" })
+    local web = service "web" { image = "web:1", replicas = 8, check = { http = "/", port = 80, every = "1s" } }
+    web = web:apply { wait = "1m" }
+    local most, healthy = 0, 8
+    web:update({ image = "web:2", rollout = { use = "rolling", batch = 3, min_healthy = "0s" } }, { wait = false })
+    for _ = 1, 400 do
+      t.clock:advance "100ms"
+      local now = services.get "web"
+      local starting, serving = 0, 0
+      for _, task in now.tasks do
+        local serves = task.state == "running" and task.health == "healthy" and task.stop == nil
+        if serves then serving += 1 end
+        if task.revision == 2 and not serves and task.state ~= "shutdown" then starting += 1 end
+      end
+      most, healthy = math.max(most, starting), math.min(healthy, serving)
+      if now.release.state == "promoted" then break end
+    end
+    web = services.get "web"
+    assert(web.release.state == "promoted" and web.release.step >= 6, json.encode(web.release))
+    assert(most == 3, `{most} at once`)
+    assert(healthy == 8, `{healthy} healthy`)
+  end,
+}
+
+test "what hangs is judged by its own time" {
+  nodes = 3,
+  run = function(t)
+    t.cluster:program("web:1", {})
+    local web = service "web" { image = "web:1", replicas = 20 }:apply { wait = "1m" }
+    t.cluster:program("web:2", { answers = { ["/"] = { status = 503, body = "hangs" } } })
+    local ok, why = pcall(web.update, web, {
+      image = "web:2", check = { http = "/", port = 80, every = "1s", on_fail = "none", unhealthy = 1000 },
+      rollout = { use = "rolling", batch = 2, min_healthy = "0s", batch_deadline = "20s" },
+    }, { wait = "5m" })
+    assert(not ok and tostring(why):find "was not healthy within 20s", tostring(why))
+    t.clock:advance "1m"
+    web = services.get "web"
+    assert(web.release.state == "rolled_back" and web.release.step <= 3, json.encode(web.release))
+  end,
+}
