@@ -88,7 +88,14 @@ fn errors_have_one_shape() {
             "/v1/apply",
             r#"{"service":{"name":"web","command":["x"]},"auth":{"username":"a","password":[271828]}}"#,
             400,
-            "auth.password: is not a text",
+            "auth: is no table with a username",
+        ),
+        (
+            "POST",
+            "/v1/apply",
+            r#"{"service":{"name":"web","command":["x"]},"auth":"bWU6MjcxODI4 271828"}"#,
+            400,
+            "auth: is no table with a username",
         ),
     ] {
         let (got, answer) = raw(&daemon, method, path, body.as_bytes());

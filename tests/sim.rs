@@ -118,6 +118,37 @@ fn history(seed: u64) -> Vec<Event> {
 }
 
 #[test]
+fn what_came_along_goes_with_its_service() {
+    use neap::model::registry::{Credentials, Password};
+    use neap::store::{MemoryStore, Store};
+    let setup = neap::model::strict::read::<Setup>("setup", &serde_json::json!({ "nodes": 1 })).unwrap();
+    let work = async {
+        let store = std::sync::Arc::new(MemoryStore::new());
+        let stage = neap::sim::start_on(&setup, 1, store.clone()).await.unwrap();
+        let lent = || store.list("lent/").unwrap();
+        let apply = async |image: &str, password: &str| {
+            let auth = Credentials { username: "me".into(), password: Password(password.into()) };
+            let service = serde_json::json!({ "name": "web", "image": image });
+            stage.cluster.apply(Apply { service, auth: Some(auth), ..Apply::default() }).await.unwrap();
+        };
+        apply("r.example/web:1", "hunter2").await;
+        assert!(lent().len() == 1 && lent()[0].key.ends_with("/r.example"), "{:?}", lent());
+        assert!(!String::from_utf8_lossy(&lent()[0].value).contains("hunter2"), "it is sealed");
+        // Another one takes its place, with the same description or another registry's image.
+        let before = lent()[0].version;
+        apply("r.example/web:1", "hunter3").await;
+        assert!(lent().len() == 1 && lent()[0].version > before);
+        apply("other.example/web:1", "hunter2").await;
+        assert!(lent().len() == 1 && lent()[0].key.ends_with("/other.example"), "{:?}", lent());
+        assert_eq!(stage.cluster.logins().await.unwrap()[0].service.as_deref(), Some("web"));
+        stage.cluster.remove("web").await.unwrap();
+        tokio::time::sleep(std::time::Duration::from_secs(60)).await;
+        assert!(stage.cluster.services().await.unwrap().is_empty() && lent().is_empty(), "{:?}", lent());
+    };
+    neap::sim::alone(work).unwrap();
+}
+
+#[test]
 fn the_same_seed_gives_the_same_history_to_the_byte() {
     let shown = |seed: u64| serde_json::to_string(&history(seed)).unwrap();
     let (first, again, other) = (shown(7), shown(7), shown(8));

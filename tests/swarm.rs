@@ -431,7 +431,7 @@ fn a_registry_that_is_down_or_wants_a_password() {
         let said = String::from_utf8_lossy(&output.stderr).into_owned();
         assert!(output.status.success() && said.contains("docker has no login at"), "{said}");
         let folder = registry.folder.path().join("docker");
-        assert!(daemon.command(&lend).env("DOCKER_CONFIG", folder).status().unwrap().success());
+        assert!(daemon.command(&lend).env("DOCKER_CONFIG", &folder).status().unwrap().success());
         daemon.task_that("closed", "runs", |task| task["state"] == "running");
         let logins = daemon.ok(&["registry", "logins"]);
         assert!(logins.contains("service closed  no") && logins.contains(&registry.address), "{logins}");
@@ -441,7 +441,7 @@ fn a_registry_that_is_down_or_wants_a_password() {
         let words = ["registry", "login", &registry.address, "-u", "neap", "--password-stdin"];
         assert!(daemon.with_input(&words, "secret\n").status.success());
         eventually("all three run", 60, || (daemon.running_on("other").len() == 3).then_some(()));
-        daemon.ok(&["service", "rm", "closed"]);
+        daemon.ok(&["registry", "logout", &registry.address, "--service", "closed"]);
         let logins = daemon.ok(&["registry", "logins"]);
         assert!(!logins.contains("service closed") && logins.contains("all  yes"), "{logins}");
     });

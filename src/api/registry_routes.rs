@@ -33,6 +33,7 @@ pub fn all() -> Vec<Route> {
         Route {
             about: About::Path,
             change: Some("registry.logout"),
+            query: &[("service", "what came along with this service, instead of the cluster's own")],
             ..route("DELETE", "/v1/logins/{name}", "Forgets it", Admin, |call| Box::pin(logout(call)))
         },
     ]
@@ -62,5 +63,6 @@ async fn login(call: Call) -> Result<Answer> {
 
 async fn logout(call: Call) -> Result<Answer> {
     call.principal.require(Role::Admin, None)?;
-    json(&call.api.cluster.logout(call.name()).await?)
+    let service = call.query.get("service").map(String::as_str);
+    json(&call.api.cluster.logout(call.name(), service).await?)
 }

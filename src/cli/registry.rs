@@ -37,6 +37,9 @@ pub enum Command {
         /// The registry
         #[arg(default_value = registry::HUB, hide_default_value = true)]
         registry: String,
+        /// The one that came along with this service (--with-registry-auth), instead of the cluster's own
+        #[arg(long)]
+        service: Option<String>,
     },
     /// List the registries that the cluster is logged in at
     #[command(visible_aliases = ["ls", "list"])]
@@ -62,8 +65,8 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                 false => format!("{} is told {} from now on; nobody asked it", login.registry, login.username),
             })
         }
-        Command::Logout { registry } => {
-            cluster.logout(&registry).await?;
+        Command::Logout { registry, service } => {
+            cluster.logout(&registry, service.as_deref()).await?;
             output::line(&registry)
         }
         Command::Logins(args) => {

@@ -299,8 +299,8 @@ pub trait Cluster: Send + Sync {
     async fn logins(&self) -> Result<Vec<LoginInfo>>;
     /// Keeps what a registry is told when images are pulled.
     async fn login(&self, registry: &str, ask: LoginAsk) -> Result<LoginInfo>;
-    /// Forgets it.
-    async fn logout(&self, registry: &str) -> Result<()>;
+    /// Forgets it; with a service what came along with that one.
+    async fn logout(&self, registry: &str, service: Option<&str>) -> Result<()>;
 
     /// Names that begin with `prefix`, at most `limit`: for completion.
     async fn names(&self, of: NameKind, prefix: &str, limit: usize) -> Result<Vec<String>>;

@@ -331,9 +331,10 @@ impl Cluster for RemoteCluster {
         self.wire.call("PUT", &format!("/v1/logins/{}", segment(&registry)), Some(&ask)).await
     }
 
-    async fn logout(&self, registry: &str) -> Result<()> {
+    async fn logout(&self, registry: &str, service: Option<&str>) -> Result<()> {
         let registry = registry::name(registry)?;
-        self.wire.call("DELETE", &format!("/v1/logins/{}", segment(&registry)), None::<&()>).await
+        let query = service.map(|service| format!("?service={}", segment(service))).unwrap_or_default();
+        self.wire.call("DELETE", &format!("/v1/logins/{}{query}", segment(&registry)), None::<&()>).await
     }
 
     async fn names(&self, of: NameKind, prefix: &str, limit: usize) -> Result<Vec<String>> {

@@ -56,10 +56,33 @@ impl ValueUse {
         self.uid.is_none() && self.gid.is_none() && self.mode.is_none()
     }
 
+    /// As a table, however short it could be: what hashes are made of.
+    pub fn whole(&self) -> serde_json::Value {
+        let mut whole = serde_json::json!({ "name": self.name });
+        let fields = [("uid", self.uid.map(Into::into)), ("gid", self.gid.map(Into::into))];
+        let mode = ("mode", self.mode.clone().map(serde_json::Value::from));
+        for (key, value) in fields.into_iter().chain([mode]) {
+            if let Some(value) = value {
+                whole[key] = value;
+            }
+        }
+        whole
+    }
+
     /// The file's mode.
     pub fn mode(&self) -> u32 {
         self.mode.as_deref().and_then(|mode| u32::from_str_radix(mode, 8).ok()).unwrap_or(0o444)
     }
+}
+
+/// How one is written.
+#[derive(JsonSchema)]
+#[serde(untagged)]
+pub enum NameOrUse {
+    /// Its name alone.
+    Name(String),
+    /// With its file's owner and mode.
+    Use(ValueUse),
 }
 
 /// A limit of the kernel for a process: `"nofile=1024:2048"` in flags.
@@ -281,4 +304,19 @@ pub fn check(spec: &ServiceSpec) -> Result<(), (String, String)> {
 /// Whether a network's name stands for a mode: the host's own network, or none.
 pub fn is_mode(network: &str) -> bool {
     matches!(network, "host" | "none")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_use_is_short_where_it_can_be_and_whole_in_hashes() {
+        let read = |text: &str| serde_json::from_str::<ValueUse>(text).unwrap();
+        let (plain, whole) = (read("\"shop/key\""), read(r#"{"name":"shop/key","uid":7,"gid":8,"mode":"0400"}"#));
+        assert_eq!(read(r#"{"name":"shop/key"}"#), plain);
+        assert_eq!(serde_json::json!(plain), "shop/key");
+        assert_eq!(serde_json::json!(whole), whole.whole());
+        assert_eq!(plain.whole(), serde_json::json!({ "name": "shop/key" }));
+    }
 }

@@ -77,14 +77,25 @@ impl<'de> Deserialize<'de> for Password {
     }
 }
 
-/// Who pulls an image, and with what.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
+/// Who pulls an image, and with what. Errors do not repeat what was sent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Credentials {
     /// Who asks; `<token>`: the password is an identity token.
     pub username: String,
     /// The password, or a token.
     pub password: Password,
+}
+
+impl<'de> Deserialize<'de> for Credentials {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        let value = serde_json::Value::deserialize(deserializer)?;
+        let fields = value.as_object().filter(|fields| fields.len() == 2);
+        let text = |key: &str| fields.and_then(|fields| fields.get(key)?.as_str()).map(str::to_owned);
+        match (text("username"), text("password")) {
+            (Some(username), Some(password)) => Ok(Credentials { username, password: Password(password) }),
+            _ => Err(serde::de::Error::custom("is no table with a username and a password, both of them texts")),
+        }
+    }
 }
 
 impl Credentials {

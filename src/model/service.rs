@@ -66,9 +66,11 @@ pub struct ServiceSpec {
     pub env_kv: BTreeMap<String, String>,
     /// Secrets by the name that replicas see: `{ database_url = "shop/database_url" }`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "BTreeMap<String, container::NameOrUse>")]
     pub secrets: BTreeMap<String, ValueUse>,
     /// Configs by the file that replicas see: `{ ["/etc/nginx/nginx.conf"] = "shop/nginx" }`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(with = "BTreeMap<String, container::NameOrUse>")]
     pub configs: BTreeMap<String, ValueUse>,
     /// The folder in which the command runs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -384,7 +386,8 @@ impl ServiceSpec {
             parts.push(container::template(self));
         }
         if !self.configs.is_empty() {
-            parts.push(serde_json::json!(self.configs));
+            let whole = self.configs.iter().map(|(target, used)| (target, used.whole()));
+            parts.push(serde_json::json!(whole.collect::<BTreeMap<_, _>>()));
         }
         sha256_hex(template.to_string().as_bytes())[..12].to_owned()
     }

@@ -131,6 +131,7 @@ impl Conductor {
         let world = draft.world;
         writes.extend(persist::writes(&self.world, &decision.changes));
         writes.extend(self.unused_bundles(&world, &decision.changes));
+        writes.extend(self.lent_logins(&decision.changes));
         if !writes.is_empty() {
             fault::point("conductor.before-commit");
             if let Err(error) = self.parts.store.commit(writes).await {
@@ -303,6 +304,15 @@ impl Conductor {
         }
         let unused = used.into_iter().filter(|hash| !world.uses_bundle(hash));
         unused.map(|hash| crate::store::Write::remove(persist::bundle_key(hash))).collect()
+    }
+
+    // What came along with services that are gone. What cannot be looked up for the moment is only left over.
+    fn lent_logins(&self, changes: &[Change]) -> Vec<crate::store::Write> {
+        let gone = changes.iter().filter_map(|change| match change {
+            Change::RemoveService(name) => self.world.services.get(name).map(|service| service.id),
+            _ => None,
+        });
+        gone.flat_map(|id| super::logins::forget(&*self.parts.store, id, None).unwrap_or_default()).collect()
     }
 
     fn versions_of(&self, name: &Name) -> impl Iterator<Item = &String> {

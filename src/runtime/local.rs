@@ -149,7 +149,7 @@ impl Cluster for Runtime {
             let apply = move |draft: &mut Draft, writes: &mut Vec<Write>| {
                 commands::apply(draft, writes, &parts.host, prepared)?;
                 if let Some((login, service)) = lent.zip(draft.world.services.get(&applied)) {
-                    writes.extend(logins::lend(&parts, &draft.world, service.id, login)?);
+                    writes.extend(logins::lend(&parts, service.id, login)?);
                 }
                 Ok(())
             };
@@ -406,8 +406,8 @@ impl Cluster for Runtime {
         logins::set(&self.parts, registry, ask).await
     }
 
-    async fn logout(&self, registry: &str) -> Result<()> {
-        logins::remove(&self.parts, registry).await
+    async fn logout(&self, registry: &str, service: Option<&str>) -> Result<()> {
+        logins::remove(&self.parts, &self.world(), registry, service).await
     }
 
     async fn names(&self, of: NameKind, prefix: &str, limit: usize) -> Result<Vec<String>> {

@@ -75,32 +75,40 @@ pub async fn set(parts: &Parts, registry: &str, ask: LoginAsk) -> Result<LoginIn
     Ok(LoginInfo { registry, username: record.username, at: record.at, verified: record.verified, service: None })
 }
 
-/// Forgets one of the cluster's own.
-pub async fn remove(parts: &Parts, registry: &str) -> Result<()> {
+/// Forgets one of the cluster's own, or of a service.
+pub async fn remove(parts: &Parts, world: &World, registry: &str, service: Option<&str>) -> Result<()> {
     let registry = registry::name(registry)?;
-    let key = own_key(&registry);
+    let key = match service {
+        None => own_key(&registry),
+        Some(name) => {
+            let known = world.services.get(name).ok_or_else(|| super::commands::missing(world, name))?;
+            lent_key(known.id, &registry)
+        }
+    };
     if parts.store.get(&key)?.is_none() {
-        return Err(Error::not_found(format!("login at {registry}")).help("`neap registry logins` lists them"));
+        let of = service.map(|name| format!(" of service \"{name}\"")).unwrap_or_default();
+        return Err(Error::not_found(format!("login{of} at {registry}")).help("`neap registry logins` lists them"));
     }
     parts.store.commit(vec![Write::remove(key)]).await.map(drop)
 }
 
-/// What a service's apply writes for the login that comes along with it; those of services that are gone go.
-pub fn lend(parts: &Parts, world: &World, service: ServiceId, login: Login) -> Result<Vec<Write>> {
+/// What a service's apply writes for the login that comes along with it, in place of the one before.
+pub fn lend(parts: &Parts, service: ServiceId, login: Login) -> Result<Vec<Write>> {
     let key = lent_key(service, &login.registry);
-    let mut writes = vec![Write::put(&key, encode(&sealed(parts, &key, login, false)?))];
-    let there = |entry: &Entry| {
-        let id = entry.key[LENT.len()..].split('/').next().unwrap_or_default();
-        world.services.values().any(|service| service.id.to_string() == id)
-    };
-    let gone = parts.store.list(LENT)?.into_iter().filter(|entry| !there(entry));
-    writes.extend(gone.map(|entry| Write::remove(entry.key)));
+    let mut writes = forget(&*parts.store, service, Some(&key))?;
+    writes.push(Write::put(&key, encode(&sealed(parts, &key, login, false)?)));
     Ok(writes)
+}
+
+/// What removes those that came along with a service, but for one.
+pub fn forget(store: &dyn Store, service: ServiceId, but: Option<&str>) -> Result<Vec<Write>> {
+    let all = store.list(&format!("{LENT}{service}/"))?.into_iter();
+    Ok(all.filter(|entry| Some(entry.key.as_str()) != but).map(|entry| Write::remove(entry.key)).collect())
 }
 
 // The cluster's own first.
 fn entry(parts: &Parts, service: ServiceId, image: &str) -> Result<Option<(String, Entry)>> {
-    let registry = registry::of_image(image).to_ascii_lowercase();
+    let Ok(registry) = registry::name(registry::of_image(image)) else { return Ok(None) };
     for key in [own_key(&registry), lent_key(service, &registry)] {
         if let Some(entry) = parts.store.get(&key)? {
             return Ok(Some((registry, entry)));

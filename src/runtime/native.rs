@@ -114,7 +114,7 @@ async fn turn(
             Some(state) => state.contains("rollback"),
             None => false,
         };
-        if went_back && memory.asked.get(&name).is_some_and(|(asked, _)| *asked == mark) {
+        if went_back && same_login && memory.asked.get(&name).is_some_and(|(asked, _)| *asked == mark) {
             refused.insert(name, (mark, "the Swarm went back to what it ran before".to_owned()));
             continue;
         }

@@ -19,8 +19,8 @@ use crate::script::api::Reach;
 use crate::script::api::test::{History, Setup, Stage};
 use crate::script::host::ScriptHost;
 use crate::script::lane::Threads;
-use crate::store::MemoryStore;
 use crate::store::vault::Vault;
+use crate::store::{MemoryStore, Store};
 
 /// Time as the simulation's own runtime has it, and randomness from a seed.
 struct VirtualClock {
@@ -55,6 +55,11 @@ pub fn alone<T>(work: impl Future<Output = T>) -> Result<T> {
 
 /// Starts a cluster in memory. Call it inside of `alone`; it goes when that ends.
 pub async fn start(setup: &Setup, seed: u64) -> Result<Stage> {
+    start_on(setup, seed, Arc::new(MemoryStore::new())).await
+}
+
+/// The same on a store of one's own.
+pub async fn start_on(setup: &Setup, seed: u64, store: Arc<dyn Store>) -> Result<Stage> {
     let begin = setup.begin()?;
     let clock: Arc<dyn Clock> =
         Arc::new(VirtualClock { begin, origin: tokio::time::Instant::now(), seed: AtomicU64::new(mix(seed)) });
@@ -67,7 +72,7 @@ pub async fn start(setup: &Setup, seed: u64) -> Result<Stage> {
     let reach = Reach { clock: clock.clone(), network: network.clone(), simulated: true };
     let parts = Parts {
         cluster: "sim".into(),
-        store: Arc::new(MemoryStore::new()),
+        store,
         engine: engine.clone(),
         host: Arc::new(ScriptHost::with(reach.clone(), Threads::This)?),
         clock,

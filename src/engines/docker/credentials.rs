@@ -86,7 +86,8 @@ pub async fn verify(engines: Vec<(&Address, Docker)>, login: &Login) -> Result<(
 // Docker tells the registry's answer in words alone.
 fn is_refusal(why: &str) -> bool {
     let why = why.to_lowercase();
-    let refused = ["401", "403", "unauthorized", "forbidden", "access denied", "incorrect username"];
+    let refused =
+        ["status: 401", "status: 403", "unauthorized", "forbidden", "denied:", "access denied", "incorrect username"];
     !why.contains("dial ") && refused.iter().any(|word| why.contains(word))
 }
 

@@ -34,9 +34,9 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
     let shared = cluster.clone();
     registry.set(
         "logout",
-        lua.create_async_function(move |_, name: String| {
+        lua.create_async_function(move |_, (name, service): (String, Option<String>)| {
             let cluster = shared.clone();
-            async move { cluster.logout(&name).await.map_err(raise) }
+            async move { cluster.logout(&name, service.as_deref()).await.map_err(raise) }
         })?,
     )?;
     registry.set_readonly(true);
