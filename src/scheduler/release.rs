@@ -21,6 +21,8 @@ use crate::model::units::Duration;
 
 /// Most steps of one release: a script that never ends it is stopped.
 const MAX_STEPS: u32 = 10_000;
+/// A batch that is refilled gets its next part when one of so many is through.
+const PARTS: usize = 8;
 
 /// Rollout scripts.
 pub trait Rollouts {
@@ -277,7 +279,9 @@ fn judge_moved(draft: &Draft, service: &Service, release: &mut Release) -> bool 
 fn batch_done(draft: &mut Draft, service: &Service, release: &mut Release, batch: &Batch) -> bool {
     let failed = release.failed.len();
     let open = on_their_way(draft, service, release, batch).len();
-    let room = open < batch.slots.len() && !left(draft, service, release).is_empty();
+    // Large batches go on by parts: a step for each task of thousands would write the release down as often.
+    let through = batch.slots.len() - open;
+    let room = through > 0 && through * PARTS >= batch.slots.len() && !left(draft, service, release).is_empty();
     // A failure is judged at once.
     open == 0 || (batch.refill && (room || release.failed.len() > failed))
 }
