@@ -78,14 +78,6 @@ impl From<String> for Miss {
     }
 }
 
-// That nobody is there to ask says nothing of the replica.
-fn unanswered(error: Error) -> Miss {
-    match error.kind {
-        Kind::Unsupported | Kind::Unavailable => Miss::Unasked(error.to_string()),
-        _ => Miss::Failed(error.to_string()),
-    }
-}
-
 impl Runner {
     async fn run(self) {
         let timing = self.check.timing(None);
@@ -146,10 +138,11 @@ impl Runner {
 
     async fn ask(&self, timeout: Duration) -> Result<(), Miss> {
         let check = &self.check;
+        let unasked = |error: Error| Miss::Unasked(error.to_string());
         if check.http.is_some() || check.tcp.is_some() {
             if let Some(port) = check.inside(|name| self.task.ports.contains_key(name)) {
                 let ask = ProbeAsk { task: self.task.id, port, path: check.http.clone(), timeout: timeout.into() };
-                return Ok(self.parts.engine.probe(ask).await.map_err(|error| Miss::Unasked(error.to_string()))??);
+                return Ok(self.parts.engine.probe(ask).await.map_err(unasked)??);
             }
             let tcp = self.task.ports.iter().filter(|(_, address)| !address.ends_with("/udp"));
             let name = check.port_name(tcp.map(|(name, _)| name)).unwrap_or_default();
@@ -162,7 +155,11 @@ impl Runner {
         }
         if !check.exec.is_empty() {
             let result = self.parts.engine.exec(&self.task.id, &check.exec, timeout.into()).await;
-            let result = result.map_err(unanswered)?;
+            // That nobody is there to run it says nothing of the replica.
+            let result = result.map_err(|error| match error.kind {
+                Kind::Unsupported | Kind::Unavailable => unasked(error),
+                _ => Miss::Failed(error.to_string()),
+            })?;
             let said = result.output.trim().lines().next().unwrap_or_default().to_owned();
             return if result.code == 0 { Ok(()) } else { Err(format!("exit code {}: {said}", result.code).into()) };
         }
@@ -170,7 +167,6 @@ impl Runner {
         // As the task's revision says now: its scripts may have been edited since the task began.
         let bundle = self.seen.borrow().revision(&self.task.service, self.task.revision).and_then(|r| r.bundle.clone());
         let host = &self.parts.host;
-        let unasked = |error: Error| Miss::Unasked(error.to_string());
         let own = host.registered(bundle.as_deref()).map_err(unasked)?;
         let (bundle, _) = host.find(&own, HostedKind::Check, name.as_str()).map_err(unasked)?;
         match host.run_check(&bundle, name.as_str(), self.task.clone(), timeout).await {

@@ -48,7 +48,8 @@ fn target(url: &str) -> Option<Target<'_>> {
     (!wrong).then_some(Target { destination, port, socket })
 }
 
-/// A connection. Dropped, or with the whole process, it ends: the command on the other side reads what this one holds.
+/// A connection. Dropped, it is killed; with the whole process it ends, since the command on the other side reads what this
+/// one holds.
 struct Tunnel {
     child: Child,
     _held: ChildStdin,
@@ -57,7 +58,6 @@ struct Tunnel {
 
 impl Drop for Tunnel {
     fn drop(&mut self) {
-        let _ = self.child.start_kill();
         let _ = std::fs::remove_dir_all(&self.folder);
     }
 }
