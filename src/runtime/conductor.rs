@@ -12,7 +12,7 @@ use crate::model::clock::Timestamp;
 use crate::model::event::{AboutTask, Event, What};
 use crate::model::name::Name;
 use crate::model::task::{Task, TaskState};
-use crate::model::{Error, Result, fault};
+use crate::model::{Error, Result, fault, units};
 use crate::scheduler::observe;
 use crate::scheduler::reconcile::reconcile;
 use crate::scheduler::world::{Change, Draft, Note, World};
@@ -21,6 +21,9 @@ use crate::script::lane::Threads;
 
 /// Most messages that share a commit.
 const GROUP: usize = 256;
+/// After a commit messages are gathered for as long as it took, and no longer than this: a busy store gets fewer and larger
+/// commits, a fast one is not waited for.
+const GATHER: units::Duration = units::Duration::from_millis(100);
 /// Most passes in a row before other messages get their turn.
 const PASSES: usize = 16;
 
@@ -32,6 +35,8 @@ struct Conductor {
     sequence: u64,
     dirty: BTreeSet<Name>,
     wakes: BTreeMap<Name, Timestamp>,
+    // Until when messages are gathered for the next commit.
+    gather_until: Timestamp,
     // Messages whose changes could not be committed; tried again.
     retry_at: Option<Timestamp>,
     unwritten: Vec<Message>,
@@ -55,6 +60,7 @@ pub fn spawn(
         sequence: 0,
         dirty,
         wakes: BTreeMap::new(),
+        gather_until: Timestamp::default(),
         retry_at: None,
         unwritten: Vec::new(),
     };
@@ -90,6 +96,10 @@ impl Conductor {
                     Received::Message(message) => messages.push(message),
                     Received::Nothing => {}
                     Received::End => return,
+                }
+                let early = self.gather_until.since(self.parts.clock.now()).millis();
+                if early > 0 {
+                    tokio::time::sleep(Duration::from_millis(early)).await;
                 }
             }
             while messages.len() < GROUP
@@ -134,6 +144,7 @@ impl Conductor {
         writes.extend(self.lent_logins(&decision.changes));
         if !writes.is_empty() {
             fault::point("conductor.before-commit");
+            let began = self.parts.clock.now();
             if let Err(error) = self.parts.store.commit(writes).await {
                 // Nothing happened. What can come again is kept; who asked is told.
                 tracing::error!(%error, "a decision could not be written down; it is made again");
@@ -142,10 +153,12 @@ impl Conductor {
                 }
                 self.unwritten = repeatable;
                 self.dirty.extend(everything);
-                self.retry_at = Some(self.parts.clock.now().after(crate::model::units::Duration::from_millis(500)));
+                self.retry_at = Some(self.parts.clock.now().after(units::Duration::from_millis(500)));
                 return;
             }
             fault::point("conductor.after-commit");
+            let ended = self.parts.clock.now();
+            self.gather_until = ended.after(ended.since(began).min(GATHER));
         }
         self.install_scripts(&world, &decision.changes);
         let changed = !decision.changes.is_empty()

@@ -2,6 +2,7 @@
 //! carry the version that it was made on top of, which is a compare-and-set.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::{Mutex, PoisonError};
 
 use async_trait::async_trait;
 use base64::Engine;
@@ -49,6 +50,8 @@ pub struct SwarmConfigs {
     docker: Docker,
     cluster: String,
     changes: tokio::sync::Mutex<Option<Events>>,
+    // As it was read last: a change has to carry all that it leaves as it is.
+    last: Mutex<Option<(u64, ConfigSpec)>>,
 }
 
 type Events = std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<(), ()>> + Send>>;
@@ -56,7 +59,12 @@ type Events = std::pin::Pin<Box<dyn futures_util::Stream<Item = Result<(), ()>> 
 impl SwarmConfigs {
     /// Of the store of `cluster`.
     pub fn new(docker: Docker, cluster: &str) -> Self {
-        SwarmConfigs { docker, cluster: cluster.to_owned(), changes: tokio::sync::Mutex::new(None) }
+        SwarmConfigs {
+            docker,
+            cluster: cluster.to_owned(),
+            changes: tokio::sync::Mutex::default(),
+            last: Mutex::default(),
+        }
     }
 
     fn events(&self) -> Events {
@@ -107,24 +115,29 @@ impl Configs for SwarmConfigs {
             Err(error) => return Err(failed("read it", &error)),
         };
         let spec = found.spec.unwrap_or_default();
+        let index = found.version.and_then(|version| version.index).unwrap_or_default();
+        *self.last.lock().unwrap_or_else(PoisonError::into_inner) = Some((index, spec.clone()));
         let data = base64::engine::general_purpose::STANDARD
             .decode(spec.data.unwrap_or_default())
             .map_err(|error| Error::new(Kind::Corrupt, format!("config {name}"), "is damaged").cause(error))?;
-        Ok(Some(Config {
-            index: found.version.and_then(|version| version.index).unwrap_or_default(),
-            labels: spec.labels.unwrap_or_default().into_iter().collect(),
-            data,
-        }))
+        Ok(Some(Config { index, labels: spec.labels.unwrap_or_default().into_iter().collect(), data }))
     }
 
     async fn update(&self, name: &str, index: u64, labels: &BTreeMap<String, String>) -> Result<bool> {
-        // All but the labels has to be as it was.
-        let found = self.docker.inspect_config(name).await.map_err(|error| failed("read it", &error))?;
-        let now = found.version.as_ref().and_then(|version| version.index).unwrap_or_default();
-        if now != index {
-            return Ok(false);
-        }
-        let mut spec = found.spec.unwrap_or_default();
+        let known = {
+            let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+            last.clone().filter(|(at, spec)| *at == index && spec.name.as_deref() == Some(name)).map(|(_, spec)| spec)
+        };
+        let mut spec = match known {
+            Some(spec) => spec,
+            None => {
+                let found = self.docker.inspect_config(name).await.map_err(|error| failed("read it", &error))?;
+                if found.version.and_then(|version| version.index) != Some(index) {
+                    return Ok(false);
+                }
+                found.spec.unwrap_or_default()
+            }
+        };
         spec.labels = Some(labels.clone().into_iter().collect());
         let options = UpdateConfigOptions { version: i64::try_from(index).unwrap_or_default() };
         match self.docker.update_config(name, spec, options).await {
