@@ -95,7 +95,7 @@ fn place(host: &Arc<ScriptHost>, bundle: &str, name: &str) -> Result<(), Error> 
         service: "web".parse().unwrap(),
         revision: 1,
         labels: Arc::default(),
-        filter: Filter { constraints: vec![], claim: Claim::default(), most: None },
+        filter: Filter { constraints: vec![], claim: Claim::default(), most: None, avoid: vec![] },
         policies: vec![Use::plain(name)],
         bundle: Some(bundle.to_owned()),
         on_error: OnPolicyError::Pending,

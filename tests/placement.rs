@@ -225,11 +225,12 @@ fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
                     },
                     stays: stays.clone().filter(|_| slot == 1),
                 });
+                let avoid = board.seats().take(dice.roll(8) as usize / 6).map(|seat| seat.node.id.clone()).collect();
                 asks.push(Ask {
                     service,
                     revision: 1,
                     labels: Arc::default(),
-                    filter: Filter { constraints, claim, most },
+                    filter: Filter { constraints, claim, most, avoid },
                     policies: chosen.iter().map(|n| Use::plain(POLICIES[*n].0)).collect(),
                     bundle: Some(hash.clone()),
                     on_error: OnPolicyError::Pending,
@@ -287,7 +288,12 @@ fn a_policy_that_answers_differently_each_time_is_noticed_and_asked_each_time() 
         service: "web".parse().unwrap(),
         revision: 1,
         labels: Arc::default(),
-        filter: Filter { constraints: vec![], claim: Claim::default(), most: Some(("web".parse().unwrap(), 5000)) },
+        filter: Filter {
+            constraints: vec![],
+            claim: Claim::default(),
+            most: Some(("web".parse().unwrap(), 5000)),
+            avoid: vec![],
+        },
         policies: vec![Use::plain("moody")],
         bundle: Some(hash.clone()),
         on_error: OnPolicyError::Pending,
@@ -331,6 +337,7 @@ fn a_group_that_sat_out_a_pass_misses_no_change() {
                 constraints: constraints.iter().map(|text| text.parse().unwrap()).collect(),
                 claim: none.clone(),
                 most: None,
+                avoid: vec![],
             },
             policies: vec![Use::plain("emptiest")],
             bundle: Some(hash.clone()),

@@ -4,6 +4,7 @@ mod completion;
 mod context;
 mod cron;
 mod demo;
+mod docker;
 mod events;
 mod host;
 mod kv;
@@ -188,7 +189,7 @@ pub fn main() -> ExitCode {
     {
         return ExitCode::from(crate::engines::process::keeper::main(folder.as_ref()));
     }
-    let cli = Cli::parse();
+    let cli = docker::parse();
     let result = dispatch(cli);
     match result {
         Ok(code) => code,

@@ -139,14 +139,18 @@ impl Runner {
     async fn ask(&self, timeout: Duration) -> Result<(), Miss> {
         let check = &self.check;
         let unasked = |error: Error| Miss::Unasked(error.to_string());
+        // As it is now: one that was restarted in place has other ports.
+        let Some(task) = self.seen.borrow().tasks.get(&self.task.id).cloned() else {
+            return Err(Miss::Unasked("it is gone".into()));
+        };
         if check.http.is_some() || check.tcp.is_some() {
-            if let Some(port) = check.inside(|name| self.task.ports.contains_key(name)) {
-                let ask = ProbeAsk { task: self.task.id, port, path: check.http.clone(), timeout: timeout.into() };
+            if let Some(port) = check.inside(|name| task.ports.contains_key(name)) {
+                let ask = ProbeAsk { task: task.id, port, path: check.http.clone(), timeout: timeout.into() };
                 return Ok(self.parts.engine.probe(ask).await.map_err(unasked)??);
             }
-            let tcp = self.task.ports.iter().filter(|(_, address)| !address.ends_with("/udp"));
+            let tcp = task.ports.iter().filter(|(_, address)| !address.ends_with("/udp"));
             let name = check.port_name(tcp.map(|(name, _)| name)).unwrap_or_default();
-            let address = self.task.ports.get(name).ok_or_else(|| format!("the task has no port \"{name}\""))?;
+            let address = task.ports.get(name).ok_or_else(|| format!("the task has no port \"{name}\""))?;
             match &check.http {
                 Some(path) => self.parts.network.probe(address, path, timeout).await?,
                 None => self.parts.network.connect(address, timeout).await?,
@@ -154,7 +158,7 @@ impl Runner {
             return Ok(());
         }
         if !check.exec.is_empty() {
-            let result = self.parts.engine.exec(&self.task.id, &check.exec, timeout.into()).await;
+            let result = self.parts.engine.exec(&task.id, &check.exec, timeout.into()).await;
             // That nobody is there to run it says nothing of the replica.
             let result = result.map_err(|error| match error.kind {
                 Kind::Unsupported | Kind::Unavailable => unasked(error),
@@ -165,11 +169,11 @@ impl Runner {
         }
         let Some(name) = &check.script else { return Ok(()) };
         // As the task's revision says now: its scripts may have been edited since the task began.
-        let bundle = self.seen.borrow().revision(&self.task.service, self.task.revision).and_then(|r| r.bundle.clone());
+        let bundle = self.seen.borrow().revision(&task.service, task.revision).and_then(|r| r.bundle.clone());
         let host = &self.parts.host;
         let own = host.registered(bundle.as_deref()).map_err(unasked)?;
         let (bundle, _) = host.find(&own, HostedKind::Check, name.as_str()).map_err(unasked)?;
-        match host.run_check(&bundle, name.as_str(), self.task.clone(), timeout).await {
+        match host.run_check(&bundle, name.as_str(), Task::clone(&task), timeout).await {
             Ok((true, _)) => Ok(()),
             Ok((false, said)) => Err(if said.is_empty() { format!("check \"{name}\" failed") } else { said }.into()),
             Err(error) => Err(error.to_string().into()),

@@ -78,6 +78,8 @@ pub struct Filter {
     pub claim: Claim,
     /// Most tasks of this service on one node, where there is a bound.
     pub most: Option<(Name, u32)>,
+    /// Nodes that have just refused such a task.
+    pub avoid: Vec<NodeId>,
 }
 
 impl Filter {
@@ -88,6 +90,7 @@ impl Filter {
             constraints: spec.constraints.clone(),
             claim: Claim::of(spec),
             most: (most > 0).then(|| (spec.name.clone(), most)),
+            avoid: Vec::new(),
         }
     }
 
@@ -101,6 +104,9 @@ impl Filter {
             Availability::Active => {}
             Availability::Pause => return Some("paused".into()),
             Availability::Drain => return Some("drained".into()),
+        }
+        if self.avoid.contains(&node.id) {
+            return Some("refused it a moment ago".into());
         }
         if self.claim.cpu > seat.free_cpu() {
             return Some("insufficient cpu".into());
@@ -126,6 +132,7 @@ impl Filter {
     pub fn bars(&self, node: &Node) -> bool {
         node.state == NodeState::Down
             || node.availability != Availability::Active
+            || self.avoid.contains(&node.id)
             || !self.constraints.iter().all(|constraint| constraint.matches(node))
     }
 

@@ -24,6 +24,8 @@ use crate::model::units::Duration;
 const HISTORY: usize = 5;
 /// Revisions that are kept behind the latest.
 const REVISIONS: u32 = 10;
+/// How long a node that refused a task is passed over for the next ones in its place.
+const AVOID: Duration = Duration::from_secs(60);
 /// How long a task without a place waits before it is tried again though nothing is known to have changed.
 const RETRY: Duration = Duration::from_secs(5);
 
@@ -252,8 +254,8 @@ pub fn assign(draft: &mut Draft, placer: &mut dyn Placer, scope: &BTreeSet<Name>
             let mut due = due(&world, name, now);
             later.extend(due.next.map(|at| (name.clone(), at)));
             let tasks = std::mem::take(&mut due.tasks);
-            let ask = |(revision, tasks): (u32, Vec<Arc<Task>>)| {
-                let ask = ask(&world, service, revision, &tasks, &due)?;
+            let ask = |((revision, avoid), tasks): ((u32, Vec<NodeId>), Vec<Arc<Task>>)| {
+                let ask = ask(&world, service, revision, &tasks, &due, avoid)?;
                 let leaving = |task: &Arc<Task>| due.leaving.get(&task.slot).cloned();
                 waiting.borrow_mut().push(tasks.into_iter().map(|task| (leaving(&task), task)).collect());
                 Some(ask)
@@ -282,8 +284,8 @@ type Seated = BTreeMap<Slot, Vec<NodeId>>;
 
 /// What a service waits for.
 struct Due {
-    /// Pending tasks whose time has come, by revision.
-    tasks: BTreeMap<u32, Vec<Arc<Task>>>,
+    /// Pending tasks whose time has come, by revision and the nodes that they are better not given to.
+    tasks: BTreeMap<(u32, Vec<NodeId>), Vec<Arc<Task>>>,
     /// Where its others are.
     seated: Seated,
     /// Those that a rebalance moves.
@@ -306,18 +308,46 @@ fn due(world: &World, name: &Name, now: Timestamp) -> Due {
         }
         match task.not_before.filter(|at| *at > now) {
             Some(at) => due.next = Some(due.next.map_or(at, |other| at.min(other))),
-            None => due.tasks.entry(task.revision).or_default().push(task.clone()),
+            None => due.tasks.entry((task.revision, refused_by(world, task, now))).or_default().push(task.clone()),
         }
     }
     due
 }
 
-fn ask(world: &World, service: &Service, revision: u32, tasks: &[Arc<Task>], due: &Due) -> Option<Ask> {
+// Nodes that refused a task in the same place a moment ago: a port is taken there, an image cannot be had.
+fn refused_by(world: &World, task: &Task, now: Timestamp) -> Vec<NodeId> {
+    if task.failures == 0 {
+        return Vec::new();
+    }
+    let lately = |old: &Task| old.finished_at.is_some_and(|at| now.since(at) < AVOID);
+    let refused = world.tasks_of(&task.service).filter(|old| {
+        old.slot == task.slot && old.revision == task.revision && old.state == TaskState::Rejected && lately(old)
+    });
+    let nodes: BTreeSet<NodeId> = refused.filter_map(|old| old.node.clone()).collect();
+    nodes.into_iter().collect()
+}
+
+fn ask(
+    world: &World,
+    service: &Service,
+    revision: u32,
+    tasks: &[Arc<Task>],
+    due: &Due,
+    avoid: Vec<NodeId>,
+) -> Option<Ask> {
     let name = &service.spec.name;
     // Placement follows the latest description, resources those of the task's own revision.
     let spec = slots::placement(world, service, revision);
     let mut filter = Filter::of(spec);
     filter.claim = Claim::of(&world.revision(name, revision)?.spec);
+    // Where there is no other, it is tried there again: the cause may be gone.
+    if !avoid.is_empty() {
+        let all = filter.clone();
+        filter.avoid = avoid;
+        if world.board().seats().all(|seat| filter.refuses(world.board(), seat).is_some()) {
+            filter = all;
+        }
+    }
     // The task whose place it takes is no neighbour to be counted. One that a rebalance moves stays if it is not better
     // elsewhere any more.
     let slots = tasks.iter().map(|task| {

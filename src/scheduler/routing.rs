@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::world::World;
 use crate::model::check::OnFail;
 use crate::model::native::{Handover, PublishMode};
+use crate::model::node::NodeState;
 use crate::model::port::Protocol;
 use crate::model::release::ReleaseState;
 use crate::model::service::{Service, ServiceSpec};
@@ -60,7 +61,14 @@ fn backends(world: &World, service: &crate::model::name::Name, port: &str) -> Ve
     let going = |state| !matches!(state, ReleaseState::Promoted | ReleaseState::RolledBack);
     let release = world.releases.get(service).filter(|release| going(release.state));
     let shares = release.and_then(|release| release.weight.map(|weight| (release.to, weight)));
-    let takes = |task: &Task| task.stop.is_none() && serves(world, task);
+    // A host that does not answer gets nothing, unless there is no other.
+    let is_away = |task: &Task| {
+        let node = task.node.as_ref().and_then(|node| world.nodes.get(node));
+        node.is_some_and(|node| node.state == NodeState::Down)
+    };
+    let willing = |task: &Task| task.stop.is_none() && serves(world, task);
+    let some_are_here = routed.iter().any(|task| willing(task) && !is_away(task));
+    let takes = |task: &Task| willing(task) && !(some_are_here && is_away(task));
     let count = |of: &dyn Fn(u32) -> bool| routed.iter().filter(|task| takes(task) && of(task.revision)).count();
     // A share for nobody would be connections refused: until both sides serve, all who serve share alike.
     let shares =
@@ -71,7 +79,7 @@ fn backends(world: &World, service: &crate::model::name::Name, port: &str) -> Ve
     };
     routed
         .iter()
-        .filter(|task| takes(task) || task.stop.is_some())
+        .filter(|task| willing(task) || task.stop.is_some())
         .map(|task| {
             let weight = match shares {
                 _ if !takes(task) => 0,
@@ -98,5 +106,45 @@ fn serves(world: &World, task: &Task) -> bool {
             let on_fail = revision.and_then(|revision| Some(revision.spec.check.as_ref()?.timing(None).on_fail));
             on_fail == Some(OnFail::None)
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::model::node::Node;
+    use crate::scheduler::world::Change;
+
+    #[test]
+    fn a_host_that_is_down_gets_nothing_unless_there_is_no_other() {
+        let mut world = World::default();
+        for (id, node) in [("01arz3ndektsv4rrffq69g5fa1", "n1"), ("01arz3ndektsv4rrffq69g5fa2", "n2")] {
+            let task = serde_json::from_value(serde_json::json!({
+                "id": id, "service": "web", "service_id": crate::model::id::ServiceId::numbered(1), "node": node,
+                "slot": { "replica": 1 }, "revision": 1, "state": "running", "health": "none", "created_at": 0,
+                "ports": { "http": format!("{node}:80") },
+            }));
+            world.apply(&Change::Task(Arc::new(task.unwrap())));
+        }
+        let weights = |world: &World| {
+            let backends = backends(world, &"web".parse().unwrap(), "http");
+            backends.into_iter().map(|backend| (backend.address, backend.weight)).collect::<BTreeMap<_, _>>()
+        };
+        let down = |ids: &[&str]| {
+            ["n1", "n2"].map(|id| {
+                let mut node = Node::new(id, id);
+                node.state = if ids.contains(&id) { NodeState::Down } else { NodeState::Ready };
+                Arc::new(node)
+            })
+        };
+        let both = |one: u32, two: u32| BTreeMap::from([("n1:80".to_owned(), one), ("n2:80".to_owned(), two)]);
+        world.set_nodes(down(&[]));
+        assert_eq!(weights(&world), both(100, 100));
+        world.set_nodes(down(&["n2"]));
+        assert_eq!(weights(&world), both(100, 0));
+        world.set_nodes(down(&["n1", "n2"]));
+        assert_eq!(weights(&world), both(100, 100));
     }
 }

@@ -5,9 +5,12 @@ use serde_json::{Value, json};
 /// `IMAGE [COMMAND] [ARG...]` at the end of a line, as with Docker, or `-- COMMAND [ARG...]` without an image.
 #[derive(clap::Args, Default)]
 pub struct Words {
-    /// Container image, and arguments for it; or a command, behind --
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "IMAGE [COMMAND] [ARG]")]
-    words: Vec<String>,
+    /// Container image; or a command, behind --
+    #[arg(value_name = "IMAGE")]
+    first: Option<String>,
+    /// A command for it, and arguments
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "COMMAND [ARG]")]
+    rest: Vec<String>,
 }
 
 impl Words {
@@ -15,14 +18,13 @@ impl Words {
     pub fn describe(&self, mut spec: Value) -> Value {
         // What stands there ends the line, so the word before it tells which of the two it is.
         let line: Vec<_> = std::env::args_os().collect();
-        let is_command = line.len().checked_sub(self.words.len() + 1).is_some_and(|before| line[before] == "--");
-        let command = match self.words.split_first() {
-            Some((image, rest)) if !is_command => {
-                spec["image"] = json!(image);
-                rest
-            }
-            _ => &self.words[..],
-        };
+        let is_command = line.len().checked_sub(self.rest.len() + 2).is_some_and(|before| line[before] == "--");
+        let mut command: Vec<&String> = self.rest.iter().collect();
+        match &self.first {
+            Some(first) if is_command => command.insert(0, first),
+            Some(image) => spec["image"] = json!(image),
+            None => {}
+        }
         if !command.is_empty() {
             spec["command"] = json!(command);
         }

@@ -144,7 +144,8 @@ fn host_config(spec: &ServiceSpec, site: &Site<'_>) -> HostConfig {
         sysctls: (!spec.sysctls.is_empty()).then(|| spec.sysctls.clone().into_iter().collect()),
         readonly_rootfs: spec.read_only.then_some(true),
         init: spec.init,
-        log_config: log_config(&spec.log, site.log_driver),
+        log_config: log_config(&spec.log, site.log_driver)
+            .map(|(driver, options)| HostConfigLogConfig { typ: Some(driver), config: Some(options) }),
         // A restart is a new task, decided by the reconcile pass.
         restart_policy: Some(RestartPolicy { name: Some(RestartPolicyNameEnum::NO), maximum_retry_count: None }),
         ..HostConfig::default()
@@ -325,8 +326,9 @@ pub fn mount(mount: &Mount) -> DockerMount {
     }
 }
 
-// Drivers that keep files on the host get the policy's bounds: Docker's own default keeps without end.
-fn log_config(log: &LogPolicy, engine: Option<&str>) -> Option<HostConfigLogConfig> {
+/// The log driver and its options. Drivers that keep files on the host get the policy's bounds: Docker's own default keeps
+/// without end. `engine`: what the Docker Engine takes by itself.
+pub fn log_config(log: &LogPolicy, engine: Option<&str>) -> Option<(String, HashMap<String, String>)> {
     let driver = log.driver.as_deref().or(engine.filter(|driver| matches!(*driver, "json-file" | "local")))?;
     let mut config: HashMap<String, String> = HashMap::new();
     if matches!(driver, "json-file" | "local") {
@@ -334,7 +336,7 @@ fn log_config(log: &LogPolicy, engine: Option<&str>) -> Option<HostConfigLogConf
         config.insert("max-file".into(), log.max_files.to_string());
     }
     config.extend(log.options.clone());
-    Some(HostConfigLogConfig { typ: Some(driver.to_owned()), config: Some(config) })
+    Some((driver.to_owned(), config))
 }
 
 #[cfg(test)]

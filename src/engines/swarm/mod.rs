@@ -22,7 +22,8 @@ use super::docker::tasks::Tasks;
 use super::docker::{Address, credentials, logs, trouble};
 use super::hosts::{ExecAsk, Hosts, ProbeAsk, Probed};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight, StartRequest};
-use crate::model::check::OnFail;
+use crate::model::check::{CheckSpec, OnFail};
+use crate::model::container::Pull;
 use crate::model::id::TaskId;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
@@ -53,11 +54,15 @@ struct Shared {
     docker: Docker,
     address: Address,
     cluster: String,
+    // What the Docker Engine of this host takes by itself, and so do the others of most Swarms.
+    log_driver: Option<String>,
     nodes: Arc<Nodes>,
     tasks: Arc<Tasks>,
     // There may be news: a service was made or removed.
     stirred: Notify,
     hosts: Option<Arc<dyn Hosts>>,
+    // Since when tasks wait for room on their nodes.
+    without_room: std::sync::Mutex<BTreeMap<TaskId, tokio::time::Instant>>,
     // Held for a start, which may need a secret before its service names it; taken whole to clear them up.
     files: tokio::sync::RwLock<Option<std::time::Instant>>,
 }
@@ -117,10 +122,12 @@ impl SwarmEngine {
             docker,
             address: options.address.clone(),
             cluster: options.cluster,
+            log_driver: info.logging_driver,
             nodes: nodes.clone(),
             tasks: Arc::new(Tasks::default()),
             stirred: Notify::new(),
             hosts: options.hosts.clone(),
+            without_room: std::sync::Mutex::default(),
             files: tokio::sync::RwLock::new(None),
         });
         // All that is there before anybody asks.
@@ -161,7 +168,7 @@ impl Shared {
         let image = request.spec.image.clone().unwrap_or_default();
         let credentials = credentials::of(request.login.as_ref(), &image).await;
         fault::point("swarm.before-create");
-        let body = spec::service(&request, &self.cluster, &files);
+        let body = spec::service(&request, &self.cluster, &files, self.log_driver.as_deref());
         let name = body.name.clone().unwrap_or_default();
         let id = match self.docker.create_service(body, credentials).await {
             Ok(made) => made.id.unwrap_or(name),
@@ -232,10 +239,23 @@ impl Engine for SwarmEngine {
         if spec.platform.is_some() {
             return Err(wrong("platform: Swarm takes the one of each node".into()));
         }
+        if spec.pull == Pull::Never {
+            return Err(wrong("pull: a host of a Swarm pulls what it lacks; never cannot be had".into()));
+        }
+        if let Some(network) = spec.networks.iter().find(|network| network.name == "none") {
+            return Err(wrong(format!("networks: \"{}\" is no network of a Swarm", network.name)));
+        }
         if let Some((name, _)) =
             spec.ports.iter().find(|(_, port)| port.host_port().is_some() && port.address.is_some())
         {
             return Err(wrong(format!("ports.{name}.address: Swarm opens a port of mode host on all addresses")));
+        }
+        let images_own = |check: &&CheckSpec| !check.disable && !check.asks() && check.exec.is_empty();
+        if let Some(check) = spec.check.as_ref().filter(images_own)
+            && check.timing(None).on_fail != OnFail::Restart
+        {
+            let message = "check.on_fail: a Swarm ends a replica whose image's own HEALTHCHECK fails";
+            return Err(wrong(message.into()).help("give the command: check.exec, --health-cmd; Neap runs it then"));
         }
         if let Some(check) = spec.check.as_mut().filter(|check| !check.exec.is_empty()) {
             // Swarm ends a task whose own check fails. For another outcome the check is run beside it, by the agent of its

@@ -111,14 +111,22 @@ impl Nodes {
             let now = Instant::now();
             let mut nodes = listed.clone();
             heard.retain(|id, _| listed.iter().any(|node| node.id == *id));
-            for (node, answer) in nodes.iter_mut().zip(answers) {
+            for (node, answer) in listed.iter().zip(answers) {
                 let heard = heard.entry(node.id.clone()).or_insert(Heard { engine: now, host: now });
                 match answer {
                     Answer::Yes => (heard.engine, heard.host) = (now, now),
                     Answer::Refused => heard.host = now,
                     Answer::Silent => {}
                 }
-                if now - heard.host >= SILENT || now - heard.engine >= REFUSED {
+            }
+            let before = self.known.borrow().clone();
+            let was_down = |id: &NodeId| before.iter().any(|node| node.id == *id && node.state == NodeState::Down);
+            let others = listed.iter().filter(|node| *node.id != *self.own && !was_down(&node.id));
+            let cut_off = is_cut_off(others.map(|node| heard.get(&node.id).is_some_and(|heard| heard.host == now)));
+            for node in &mut nodes {
+                let Some(heard) = heard.get(&node.id) else { continue };
+                let is_silent = now - heard.host >= SILENT && (!cut_off || was_down(&node.id));
+                if is_silent || (now - heard.engine >= REFUSED && now - heard.host < SILENT) {
                     node.state = NodeState::Down;
                 }
                 node.agent = known.get(&node.id).cloned();
@@ -190,6 +198,12 @@ struct Heard {
     host: Instant,
 }
 
+// Nobody is heard of any more: then this host is cut off rather than all others lost, and whatever runs there goes on to
+// run. What the Swarm finds after its own, longer time holds then.
+fn is_cut_off(mut others_answered: impl Iterator<Item = bool>) -> bool {
+    others_answered.next().is_some_and(|first| !first) && !others_answered.any(|answered| answered)
+}
+
 enum Answer {
     Yes,
     Refused,
@@ -255,6 +269,14 @@ fn described(node: &SwarmNode) -> Option<Node> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_hears_nobody_is_cut_off() {
+        let cut_off = |answered: &[bool]| is_cut_off(answered.iter().copied());
+        assert!(cut_off(&[false]) && cut_off(&[false, false]));
+        assert!(!cut_off(&[false, true]) && !cut_off(&[true, false]) && !cut_off(&[true]));
+        assert!(!cut_off(&[]), "there is nobody to hear");
+    }
 
     #[test]
     fn after_a_change_of_leader_nodes_are_not_down() {

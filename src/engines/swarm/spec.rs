@@ -12,7 +12,7 @@ use bollard::models::{
 };
 
 use crate::engines::StartRequest;
-use crate::engines::docker::spec::{self as container, some};
+use crate::engines::docker::spec::{self as container, log_config, some};
 use crate::model::check::CheckSpec;
 use crate::model::container::ValueUse;
 use crate::model::port::Protocol;
@@ -43,8 +43,8 @@ pub struct FileUse {
     pub name: String,
 }
 
-/// The whole description. The templates in it are Swarm's to fill in.
-pub fn service(request: &StartRequest, cluster: &str, files: &Files) -> SwarmSpec {
+/// The whole description. The templates in it are Swarm's to fill in. `log_driver`: what hosts take by themselves.
+pub fn service(request: &StartRequest, cluster: &str, files: &Files, log_driver: Option<&str>) -> SwarmSpec {
     let spec = &*request.spec;
     let labels = container::labels(request, cluster);
     SwarmSpec {
@@ -66,15 +66,17 @@ pub fn service(request: &StartRequest, cluster: &str, files: &Files) -> SwarmSpe
                     .iter()
                     .map(|network| NetworkAttachmentConfig {
                         target: Some(network.name.clone()),
-                        aliases: container::endpoint(&network.aliases, request).aliases,
+                        // Docker has names on networks of its users' alone.
+                        aliases: match network.name.as_str() {
+                            "host" | "bridge" | "none" => None,
+                            _ => container::endpoint(&network.aliases, request).aliases,
+                        },
                         driver_opts: None,
                     })
                     .collect(),
             ),
-            log_driver: spec.log.driver.as_ref().map(|driver| TaskSpecLogDriver {
-                name: Some(driver.clone()),
-                options: Some(spec.log.options.clone().into_iter().collect()),
-            }),
+            log_driver: log_config(&spec.log, log_driver)
+                .map(|(driver, options)| TaskSpecLogDriver { name: Some(driver), options: Some(options) }),
             ..TaskSpec::default()
         }),
         mode: Some(ServiceSpecMode {

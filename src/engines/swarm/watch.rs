@@ -2,7 +2,7 @@
 //! those are listed, in one request for all, often while something is under way and seldom while nothing is.
 
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use bollard::models::{EndpointPortConfig, EventMessageTypeEnum, Task, TaskState};
@@ -32,6 +32,9 @@ const QUIET: Duration = Duration::from_secs(3);
 const ALL_TELL: Duration = Duration::from_millis(500);
 /// How many times as long as a list took nothing is asked.
 const SPARED: u32 = 3;
+/// What Swarm says of a task whose node has no room for it, or not its port, and how long that may take: what is being
+/// removed there makes room in a moment.
+const NO_ROOM: (&str, Duration) = ("no suitable node", Duration::from_secs(4));
 /// What Swarm says of a task that ran and ended with an error.
 const EXITED: &str = "task: non-zero exit";
 /// What is said of a task that Swarm ended because its own check failed.
@@ -169,6 +172,7 @@ impl Shared {
                 attempts.entry(id).or_default().push(task);
             }
         }
+        self.without_room.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| attempts.contains_key(id));
         for (id, mut tasks) in attempts {
             tasks.sort_by_key(|task| created(task));
             self.take_in(&id, &tasks);
@@ -217,7 +221,10 @@ impl Shared {
         if error.starts_with(EXITED) && error.contains("unhealthy") {
             warnings.push(FAILED_CHECK.to_owned());
         }
-        let observed = Observed { task: *id, state: self.describe(shown), warnings };
+        let mut observed = Observed { task: *id, state: self.describe(shown), warnings };
+        if let Some(reason) = self.found_no_room(id, shown) {
+            observed.state = ObservedState::Rejected { reason };
+        }
         // On the managers' word alone, though the host's own comes sooner: a task that Swarm still has for running would be
         // removed with what it wrote.
         let over = matches!(observed.state, ObservedState::Ended { .. } | ObservedState::Rejected { .. });
@@ -225,6 +232,18 @@ impl Shared {
             self.hold_back(id, shown.service_id.clone().unwrap_or_default());
         }
         self.report(observed);
+    }
+
+    // Neap knows of its own tasks what they take, not of others': the Swarm does, and would let one wait for ever.
+    fn found_no_room(&self, id: &TaskId, task: &Task) -> Option<String> {
+        let said = task.status.as_ref().and_then(|status| status.err.as_deref()).unwrap_or_default();
+        let mut waiting = self.without_room.lock().unwrap_or_else(PoisonError::into_inner);
+        if state(task) != TaskState::PENDING || !said.starts_with(NO_ROOM.0) {
+            waiting.remove(id);
+            return None;
+        }
+        let since = *waiting.entry(*id).or_insert_with(tokio::time::Instant::now);
+        (since.elapsed() >= NO_ROOM.1).then(|| format!("the Swarm finds no room for it on its node: {said}"))
     }
 
     fn describe(&self, task: &Task) -> ObservedState {

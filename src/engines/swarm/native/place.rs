@@ -75,7 +75,7 @@ pub async fn place(shared: &Shared, wanted: Wanted) -> Result<()> {
 // As for a replica, but for all that is said of a single one.
 fn body(wanted: &Wanted, cluster: &str, files: &spec::Files) -> SwarmSpec {
     let described = &*wanted.request.spec;
-    let mut body = spec::service(&wanted.request, cluster, files);
+    let mut body = spec::service(&wanted.request, cluster, files, None);
     body.name = Some(wanted.name.clone());
     let mut labels: HashMap<String, String> = described.labels.clone().into_iter().collect();
     match &wanted.mark {
