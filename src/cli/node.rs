@@ -3,8 +3,9 @@
 use clap::Subcommand;
 
 use super::output::{self, FormatArg};
+use super::progress;
 use crate::client::remote::RemoteCluster;
-use crate::client::{Cluster, show};
+use crate::client::{Cluster, show, wait};
 use crate::model::node::{Availability, ImagePrune, Node, NodeState, NodeUpdate, Role};
 use crate::model::units::Duration;
 use crate::model::{Error, Result};
@@ -89,6 +90,15 @@ pub enum Command {
         /// Remove a label
         #[arg(long, value_name = "KEY")]
         label_rm: Vec<String>,
+        /// With a drain: end what is there now, also where nothing takes its place
+        #[arg(long, short)]
+        force: bool,
+        /// With a drain: return at once instead of waiting until the node is empty
+        #[arg(long, short)]
+        detach: bool,
+        /// With a drain: how long to wait; it goes on by itself
+        #[arg(long, default_value = "10m")]
+        timeout: Duration,
     },
 }
 
@@ -128,7 +138,10 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
         Command::Ls(args) => {
             let cluster = &cluster.on_age(output::print_age);
             let nodes = cluster.nodes().await?;
-            output::print(args.format, &nodes, || show::nodes(&nodes))
+            // What a drained node still has is what an operator waits for.
+            let drained = nodes.iter().any(|node| node.availability == Availability::Drain);
+            let services = if drained { cluster.services().await? } else { Vec::new() };
+            output::print(args.format, &nodes, || show::nodes(&nodes, &services))
         }
         Command::Inspect { node } => {
             let cluster = &cluster.on_age(output::print_age);
@@ -161,7 +174,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             cluster.forget_agent(&node).await?;
             output::line(&node)
         }
-        Command::Update { node, availability, role, label_add, label_rm } => {
+        Command::Update { node, availability, role, label_add, label_rm, force, detach, timeout } => {
             let role = role.map(RoleArg::role);
             let availability = availability.map(|word| match word {
                 AvailabilityArg::Active => Availability::Active,
@@ -176,7 +189,11 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                         .ok_or_else(|| Error::invalid(format!("--label-add {text:.60?}"), "is not KEY=VALUE"))
                 })
                 .collect::<Result<_>>()?;
-            let node = cluster.update_node(&node, NodeUpdate { availability, role, label_add, label_rm }).await?;
+            let update = NodeUpdate { availability, role, label_add, label_rm, force };
+            let node = cluster.update_node(&node, update).await?;
+            if availability == Some(Availability::Drain) && !detach {
+                wait::drained(cluster, &node, timeout.std(), &mut progress::left("replicas", &node.hostname)).await?;
+            }
             output::line(&node.hostname)
         }
     }

@@ -63,3 +63,24 @@ impl Reporter {
         }
     }
 }
+
+/// Shows how many are left of something, as it becomes less: `n2: 3 replicas left`.
+pub fn left(what: &'static str, subject: &str) -> impl FnMut(usize) + Send + use<> {
+    let (subject, mut last) = (subject.to_owned(), None);
+    let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
+    if let Some(bar) = &bar {
+        bar.enable_steady_tick(std::time::Duration::from_millis(100));
+    }
+    move |count| {
+        if last.replace(count) == Some(count) {
+            return;
+        }
+        let line = format!("{subject}: {count} {what} left");
+        match &bar {
+            Some(bar) if count == 0 => bar.finish_and_clear(),
+            Some(bar) => bar.set_message(line),
+            None if count > 0 => eprintln!("{line}"),
+            None => {}
+        }
+    }
+}

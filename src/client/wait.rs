@@ -6,6 +6,7 @@ use futures_util::StreamExt;
 
 use super::{Cluster, ServiceStatus};
 use crate::model::native::NativeService;
+use crate::model::node::Node;
 use crate::model::plan::Move;
 use crate::model::release::{Release, ReleaseState};
 use crate::model::task::TaskState;
@@ -13,6 +14,10 @@ use crate::model::{Error, Kind, Result};
 
 /// How long a service without a check has to stay up before it counts as settled: what ends at once should show.
 const STABLE: Duration = Duration::from_secs(1);
+
+/// How often a node that is drained is looked at, and how many of what stays there are named.
+const LOOK: Duration = Duration::from_millis(500);
+const NAMED: usize = 5;
 
 /// Told about each state on the way.
 pub type Progress<'a> = &'a mut (dyn FnMut(&ServiceStatus) + Send);
@@ -65,6 +70,50 @@ pub async fn settled(
             Err(error)
         }
     }
+}
+
+/// Waits at most `timeout` until no replica is left on a node; `progress` hears how many are. The drain itself goes on.
+pub async fn drained(
+    cluster: &dyn Cluster,
+    node: &Node,
+    timeout: Duration,
+    progress: &mut (dyn FnMut(usize) + Send),
+) -> Result<()> {
+    let until = tokio::time::Instant::now() + timeout;
+    loop {
+        let services = cluster.services().await?;
+        let left = staying(&services, node);
+        progress(left.len());
+        if left.is_empty() {
+            return Ok(());
+        }
+        if tokio::time::Instant::now() >= until {
+            let shown = crate::model::units::Duration::from(timeout);
+            let named = left.iter().take(NAMED).cloned().collect::<Vec<_>>().join("; ");
+            let more = if left.len() > NAMED { "; ..." } else { "" };
+            let message = format!("not empty within {shown}; {} left: {named}{more}", left.len());
+            return Err(Error::new(Kind::Timeout, format!("node \"{}\"", node.hostname), message).help(
+                "it goes on by itself; `neap node update NODE --availability drain --force` ends what has no other place",
+            ));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+// Replicas that are on a node, each with why nothing takes its place, if that is known.
+fn staying(services: &[ServiceStatus], node: &Node) -> Vec<String> {
+    let tasks = services.iter().flat_map(|status| status.tasks.iter().map(move |task| (status, task)));
+    let here = tasks.filter(|(_, task)| task.node.as_ref() == Some(&node.id) && !task.state.is_final());
+    let said = here.map(|(status, task)| {
+        let successor = status.tasks.iter().find(|other| {
+            other.slot == task.slot && other.id != task.id && !other.state.is_final() && other.stop.is_none()
+        });
+        match successor.and_then(|successor| successor.reason.as_ref()) {
+            Some(reason) => format!("{}: {reason}", task.label()),
+            None => task.label(),
+        }
+    });
+    said.collect()
 }
 
 /// After a wait: an error that names what a rebalance was to move and did not.

@@ -100,6 +100,8 @@ pub enum Sight {
     Task(Observed),
     /// A node was looked through: these tasks are all that it has.
     Node(NodeId, BTreeSet<TaskId>),
+    /// Others may have changed what a task is made of: `put_right` is wanted.
+    Changed(TaskId),
 }
 
 /// How far a task is, as its engine sees it.
@@ -200,6 +202,12 @@ pub trait Engine: Send + Sync {
     /// Starts a task. Asking twice for the same task starts it once; the outcome comes through `observe`. An error that
     /// says that a retry can help is no outcome.
     async fn start(&self, request: StartRequest) -> Result<()>;
+
+    /// Makes what a task is made of again as it is to be, where others have changed it.
+    async fn put_right(&self, request: StartRequest) -> Result<()> {
+        let _ = request;
+        Ok(())
+    }
 
     /// Tells a task to end: its stop signal, then after `grace` the kill. False: it was never started, so no end of
     /// it will be observed.

@@ -196,4 +196,7 @@ pub struct NodeUpdate {
     /// Labels to remove.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub label_rm: Vec<String>,
+    /// With a drain: what is there is told to end now, also where nothing takes its place.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub force: bool,
 }

@@ -14,6 +14,7 @@ use crate::model::node::{Availability, Node, NodeSettings, NodeUpdate};
 use crate::model::port::PortSpec;
 use crate::model::release::ReleaseState;
 use crate::model::service::{MAX_REPLICAS, Revision, Service, ServiceSpec};
+use crate::model::task::StopReason;
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::world::{Change, Draft, Note, World};
 use crate::script::host::ScriptHost;
@@ -308,6 +309,10 @@ pub fn missing_node(id: &str) -> Error {
 pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update: NodeUpdate, kept: bool) -> Result<()> {
     let found = draft.world.nodes.values().find(|node| *node.id == *id || node.hostname == id);
     let mut node = Node::clone(found.ok_or_else(|| missing_node(id))?);
+    if update.force && update.availability != Some(Availability::Drain) {
+        let subject = format!("node \"{}\"", node.hostname);
+        return Err(Error::invalid(subject, "force: goes with a drain alone (availability = \"drain\")"));
+    }
     node.availability = update.availability.unwrap_or(node.availability);
     node.role = update.role.unwrap_or(node.role);
     node.labels.extend(update.label_add);
@@ -330,6 +335,12 @@ pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update:
         subject: node.hostname.clone(),
         message,
     });
+    if update.force {
+        let here = draft.world.tasks.values().filter(|task| task.node.as_ref() == Some(&node.id) && task.wanted());
+        for task in here.cloned().collect::<Vec<_>>() {
+            draft.stop(&task, StopReason::Drained);
+        }
+    }
     draft.world.set_nodes([Arc::new(node)]);
     // What a node offers concerns every service.
     for name in draft.world.services.keys().cloned().collect::<Vec<_>>() {

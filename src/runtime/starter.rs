@@ -39,24 +39,10 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                 }
             }
             for task in world.tasks.values().filter(|task| task.state == TaskState::Assigned && task.stop.is_none()) {
-                let Some(revision) = world.revision(&task.service, task.revision) else { continue };
-                let Some(node) = task.node.clone() else { continue };
-                let Some(service) = world.services.get(&task.service).map(|service| service.id) else { continue };
+                let Some((service, request, versions)) = request(&world, task) else { continue };
                 if !asked.insert(task.id) {
                     continue;
                 }
-                let request = StartRequest {
-                    task: task.id,
-                    service: task.service.clone(),
-                    slot: task.slot.clone(),
-                    node,
-                    revision: task.revision,
-                    spec: Arc::new(revision.spec.clone()),
-                    secrets: Secrets::default(),
-                    configs: Vec::new(),
-                    login: None,
-                };
-                let versions = (revision.secrets.clone(), revision.configs.clone());
                 let (parts, messages, slots, now) = (parts.clone(), messages.clone(), slots.clone(), seen.clone());
                 tokio::spawn(async move {
                     let mut slot = slots.acquire().await;
@@ -110,6 +96,46 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
     });
 }
 
+type Versions = (BTreeMap<String, u64>, BTreeMap<String, u64>);
+
+// What starts a task, but for what is sealed; of its service, in these versions of secrets and configs.
+fn request(world: &World, task: &Task) -> Option<(ServiceId, StartRequest, Versions)> {
+    let revision = world.revision(&task.service, task.revision)?;
+    let request = StartRequest {
+        task: task.id,
+        service: task.service.clone(),
+        slot: task.slot.clone(),
+        node: task.node.clone()?,
+        revision: task.revision,
+        spec: Arc::new(revision.spec.clone()),
+        secrets: Secrets::default(),
+        configs: Vec::new(),
+        login: None,
+    };
+    let service = world.services.get(&task.service)?.id;
+    Some((service, request, (revision.secrets.clone(), revision.configs.clone())))
+}
+
+/// Others may have changed what a task is made of: that is put right, if it is to run.
+pub fn put_right(parts: &Arc<Parts>, world: &World, task: TaskId) {
+    let Some(task) = world.tasks.get(&task).filter(|task| task.wanted() && task.stop.is_none()) else { return };
+    let Some((service, request, versions)) = request(world, task) else { return };
+    let parts = parts.clone();
+    tokio::spawn(async move {
+        for _ in 0..PUT_AWAY {
+            let put_right = match with_files(&parts, service, request.clone(), &versions) {
+                Ok(request) => parts.engine.put_right(request).await,
+                Err(error) => Err(error),
+            };
+            match put_right {
+                Err(error) if error.retry => tokio::time::sleep(AGAIN.1).await,
+                Err(error) => return tracing::warn!(%error, "what others changed of a task could not be put right"),
+                Ok(()) => return,
+            }
+        }
+    });
+}
+
 // Whoever waits for a node that is away holds up nobody else, and tries again when it may be back.
 fn remove(parts: &Arc<Parts>, id: TaskId, turns: &Arc<Semaphore>) {
     let (parts, turns) = (parts.clone(), turns.clone());
@@ -150,7 +176,7 @@ pub fn with_files(
     parts: &Parts,
     service: ServiceId,
     mut request: StartRequest,
-    (secrets, configs): &(BTreeMap<String, u64>, BTreeMap<String, u64>),
+    (secrets, configs): &Versions,
 ) -> Result<StartRequest> {
     for (name, secret) in &request.spec.secrets {
         let version = secrets.get(&secret.name).copied().unwrap_or_default();

@@ -17,7 +17,7 @@ pub use stats::stats;
 use super::ServiceStatus;
 use crate::model::clock::Timestamp;
 use crate::model::native::NativeService;
-use crate::model::node::Node;
+use crate::model::node::{Availability, Node};
 use crate::model::plan::{Plan, Rebalanced};
 use crate::model::port::{PortSpec, Protocol};
 use crate::model::release::{Release, ReleaseState};
@@ -195,7 +195,14 @@ fn coarse(period: Duration) -> String {
 }
 
 /// `node ls`.
-pub fn nodes(nodes: &[Node]) -> String {
+pub fn nodes(nodes: &[Node], services: &[ServiceStatus]) -> String {
+    let availability = |node: &Node| {
+        let tasks = services.iter().flat_map(|status| &status.tasks);
+        match tasks.filter(|task| task.node.as_ref() == Some(&node.id) && !task.state.is_final()).count() {
+            left if left > 0 && node.availability == Availability::Drain => format!("drain ({left} left)"),
+            _ => node.availability.as_str().to_owned(),
+        }
+    };
     let mut table = table(&["ID", "HOSTNAME", "ROLE", "AVAILABILITY", "STATE", "AGENT", "CPU", "MEMORY", "LABELS"]);
     for node in nodes {
         let labels: Vec<String> = node.labels.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -207,7 +214,7 @@ pub fn nodes(nodes: &[Node]) -> String {
             node.id.to_string(),
             node.hostname.clone(),
             node.role.as_str().into(),
-            node.availability.as_str().into(),
+            availability(node),
             state.into(),
             node.agent.as_ref().map_or("-", crate::model::node::Agent::as_str).into(),
             node.cpu.to_string(),

@@ -133,6 +133,20 @@ impl Tasks {
         self.tell(Sight::Task(observed));
     }
 
+    /// Tells a warning at once, if it was seen before.
+    pub fn say(&self, task: &TaskId, warning: &str) {
+        let all = self.known();
+        if let Some(mut seen) = all.get(task).and_then(|known| known.seen.clone()) {
+            seen.warnings.push(warning.to_owned());
+            self.tell(Sight::Task(seen));
+        }
+    }
+
+    /// Tells that others changed what it is made of.
+    pub fn changed(&self, task: TaskId) {
+        self.tell(Sight::Changed(task));
+    }
+
     /// Whether some are neither at rest nor over.
     pub fn under_way(&self) -> bool {
         self.known().values().any(|known| match known.seen.as_ref().map(|seen| rank(&seen.state)) {

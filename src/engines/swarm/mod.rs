@@ -6,6 +6,7 @@ pub mod join;
 mod native;
 pub mod nodes;
 mod objects;
+mod restore;
 mod spec;
 mod watch;
 
@@ -14,6 +15,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bollard::Docker;
+use bollard::auth::DockerCredentials;
+use bollard::models::ServiceSpec as SwarmSpec;
 use tokio::sync::{Notify, mpsc};
 
 use self::nodes::Nodes;
@@ -61,6 +64,10 @@ struct Shared {
     // There may be news: a service was made or removed.
     stirred: Notify,
     hosts: Option<Arc<dyn Hosts>>,
+    // Services that were changed, by whomever, and were not looked at since.
+    touched: std::sync::Mutex<BTreeSet<String>>,
+    // Those that were put right, as the Swarm has them since.
+    restored: std::sync::Mutex<BTreeMap<TaskId, serde_json::Value>>,
     // Since when tasks wait for room on their nodes.
     without_room: std::sync::Mutex<BTreeMap<TaskId, tokio::time::Instant>>,
     // Held for a start, which may need a secret before its service names it; taken whole to clear them up.
@@ -127,6 +134,8 @@ impl SwarmEngine {
             tasks: Arc::new(Tasks::default()),
             stirred: Notify::new(),
             hosts: options.hosts.clone(),
+            touched: std::sync::Mutex::default(),
+            restored: std::sync::Mutex::default(),
             without_room: std::sync::Mutex::default(),
             files: tokio::sync::RwLock::new(None),
         });
@@ -155,20 +164,25 @@ impl SwarmEngine {
 }
 
 impl Shared {
-    async fn begin(&self, request: &StartRequest) -> Result<()> {
-        let subject = format!("task {}.{}", request.service, request.slot);
+    // The Swarm service of a task and what its registry is told; what it needs is there then.
+    async fn compose(&self, request: &StartRequest) -> Result<(SwarmSpec, Option<DockerCredentials>)> {
         for network in &request.spec.networks {
             objects::ensure_network(&self.docker, &self.cluster, &network.name).await?;
         }
-        let _held = self.files.read().await;
         let files = objects::ensure_files(&self.docker, &self.cluster, request).await?;
         // The service's own name and slot are filled in here, its node's by Swarm.
         let filled = Arc::new(super::template::expand(request, None));
         let request = StartRequest { spec: filled, ..request.clone() };
         let image = request.spec.image.clone().unwrap_or_default();
         let credentials = credentials::of(request.login.as_ref(), &image).await;
+        Ok((spec::service(&request, &self.cluster, &files, self.log_driver.as_deref()), credentials))
+    }
+
+    async fn begin(&self, request: &StartRequest) -> Result<()> {
+        let subject = format!("task {}.{}", request.service, request.slot);
+        let _held = self.files.read().await;
+        let (body, credentials) = self.compose(request).await?;
         fault::point("swarm.before-create");
-        let body = spec::service(&request, &self.cluster, &files, self.log_driver.as_deref());
         let name = body.name.clone().unwrap_or_default();
         let id = match self.docker.create_service(body, credentials).await {
             Ok(made) => made.id.unwrap_or(name),
@@ -275,6 +289,10 @@ impl Engine for SwarmEngine {
 
     async fn remove_node(&self, id: &str, force: bool) -> Result<()> {
         self.shared.nodes.remove(id, force).await
+    }
+
+    async fn put_right(&self, request: StartRequest) -> Result<()> {
+        self.shared.put_right(&request).await
     }
 
     async fn start(&self, request: StartRequest) -> Result<()> {

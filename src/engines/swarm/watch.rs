@@ -68,8 +68,11 @@ impl Shared {
             tokio::time::sleep(if all_tell { ALL_TELL / 2 } else { UNDER_WAY / 4 }).await;
             let _ = tokio::time::timeout(wait, self.stirred.notified()).await;
             let begun = tokio::time::Instant::now();
-            let looked = self.look().await;
+            let mut looked = self.look().await;
             took = begun.elapsed();
+            if looked.is_ok() && !self.tasks.under_way() {
+                looked = self.tell_changed().await;
+            }
             match looked {
                 Ok(()) => failed = false,
                 Err(error) if !failed => {
@@ -133,7 +136,14 @@ impl Shared {
             while let Some(Ok(event)) = events.next().await {
                 match event.typ {
                     Some(EventMessageTypeEnum::NODE) => nodes_changed.notify_one(),
-                    _ => self.stirred.notify_one(),
+                    _ => {
+                        if event.action.as_deref() == Some("update")
+                            && let Some(service) = event.actor.and_then(|actor| actor.id)
+                        {
+                            self.touch(&service);
+                        }
+                        self.stirred.notify_one();
+                    }
                 }
             }
             // What it did not tell is found by looking.
@@ -154,6 +164,8 @@ impl Shared {
             let pinned = described.task_template.and_then(|template| template.placement?.constraints);
             let node = pinned.iter().flatten().find_map(|constraint| constraint.strip_prefix("node.id=="));
             self.tasks.found(&task, node.unwrap_or_default(), &id);
+            // By a daemon before this one or by whomever.
+            self.touch(&id);
             self.tasks.report(Observed { task, state: ObservedState::Starting, warnings: Vec::new() });
         }
         self.look().await
@@ -214,7 +226,8 @@ impl Shared {
         let ended = tasks.iter().rev().find(|task| is_over(task));
         let shown = if state(last) < TaskState::RUNNING { ended.unwrap_or(last) } else { last };
         let mut warnings = Vec::new();
-        if !is_over(shown) && tasks.len() > 1 {
+        let was_restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id);
+        if !is_over(shown) && tasks.len() > 1 && !was_restored {
             warnings.push(format!("restarted by Swarm {} times while no daemon acted", tasks.len() - 1));
         }
         let error = shown.status.as_ref().and_then(|status| status.err.as_deref()).unwrap_or_default();

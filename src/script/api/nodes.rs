@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use mlua::{Lua, Table, Value};
 
-use crate::client::Cluster;
-use crate::model::node::{ImagePrune, Node, NodeUpdate};
+use crate::client::{Cluster, wait};
+use crate::model::node::{Availability, ImagePrune, Node, NodeUpdate};
+use crate::model::units::Duration;
 use crate::model::{Error, strict};
 use crate::script::value::{from_record, raise, to_json};
 
-const FIELDS: [&str; 18] = [
+const FIELDS: [&str; 19] = [
     "id",
     "hostname",
     "role",
@@ -24,11 +25,20 @@ const FIELDS: [&str; 18] = [
     "engine_labels",
     "agent",
     "update",
+    "drain",
     "remove",
     "tasks",
     "prune_images",
     "forget_agent",
 ];
+
+/// How a drain is waited for.
+#[derive(Default, serde::Deserialize, schemars::JsonSchema)]
+#[serde(default)]
+struct DrainOptions {
+    timeout: Option<Duration>,
+    force: bool,
+}
 
 /// Sets `nodes`.
 pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
@@ -116,6 +126,21 @@ fn node_table(lua: &Lua, cluster: &Arc<dyn Cluster>, node: &Node) -> mlua::Resul
         async move { cluster.forget_agent(&id).await.map_err(raise) }
     })?;
     table.raw_set("forget_agent", forget)?;
+    let (shared, id) = (cluster.clone(), node.id.clone());
+    let drain = lua.create_async_function(move |lua, (_, options): (Value, Option<Table>)| {
+        let (cluster, id) = (shared.clone(), id.clone());
+        async move {
+            let options = options.map_or_else(|| Ok(serde_json::json!({})), |table| to_json(&Value::Table(table)));
+            let options: DrainOptions = strict::read("drain", &options.map_err(raise)?).map_err(raise)?;
+            let availability = Some(Availability::Drain);
+            let update = NodeUpdate { availability, force: options.force, ..NodeUpdate::default() };
+            let node = cluster.update_node(&id, update).await.map_err(raise)?;
+            let timeout = options.timeout.unwrap_or(super::services::WAIT).std();
+            wait::drained(&*cluster, &node, timeout, &mut |_| {}).await.map_err(raise)?;
+            node_table(&lua, &cluster, &node)
+        }
+    })?;
+    table.raw_set("drain", drain)?;
     let (cluster, id) = (cluster.clone(), node.id.clone());
     let update = lua.create_async_function(move |lua, (_, changes): (Value, Table)| {
         let (cluster, id) = (cluster.clone(), id.clone());

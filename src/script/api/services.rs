@@ -40,7 +40,7 @@ pub struct Context {
 }
 
 /// How long `apply { wait = true }` and `wait()` wait where nothing is said.
-const WAIT: Duration = Duration::from_secs(600);
+pub const WAIT: Duration = Duration::from_secs(600);
 
 /// Sets `service`, `services`, `scripts`.
 pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {

@@ -59,6 +59,23 @@ test "a drained node gives its tasks away, one after the other" {
   end,
 }
 
+test "a drain is waited for, and says what has no other place" {
+  nodes = 3,
+  run = function(t)
+    service "web" { command = "server", replicas = 3 }:apply { wait = "1m" }
+    service "pinned" { command = "server", constraints = { "node.hostname==n1" } }:apply { wait = "1m" }
+    nodes.get("n2"):drain()
+    assert(#nodes.get("n2"):tasks() == 0)
+    local ok, why = pcall(function() nodes.get("n1"):drain { timeout = "10s" } end)
+    assert(not ok and tostring(why):find("1 left: pinned.1: no suitable node", 1, true), tostring(why))
+    assert(#nodes.get("n1"):tasks() == 1)
+    nodes.get("n1"):drain { force = true }
+    assert(#nodes.get("n1"):tasks() == 0 and #nodes.get("n3"):tasks() == 3)
+    local forced, wrong = pcall(function() nodes.get("n3"):update { force = true } end)
+    assert(not forced and tostring(wrong):find("goes with a drain alone"), tostring(wrong))
+  end,
+}
+
 test "nowhere to go says why" {
   nodes = { { name = "a", count = 2, memory = "1GiB" }, { name = "off", availability = "drain" } },
   run = function(t)

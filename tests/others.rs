@@ -1,0 +1,216 @@
+//! A Swarm that is not Neap's alone: services of others that take room, people who change what is ours by hand, hosts that
+//! cannot be emptied, links that fail.
+
+use std::time::{Duration, Instant};
+
+#[path = "support/lab.rs"]
+mod lab;
+#[path = "support/mod.rs"]
+mod support;
+
+use lab::{Lab, LabDaemon, Load};
+use support::eventually;
+
+#[test]
+fn a_swarm_is_shared() {
+    if lab::missing().is_some() {
+        return;
+    }
+    let lab = Lab::up(3, 1);
+    let daemon = LabDaemon::start(&lab, "n1", &[]);
+    let demo = lab.image("demo:1");
+
+    what_a_swarm_cannot_do_is_refused(&daemon, &demo);
+    room_that_others_take(&lab, &daemon, &demo);
+    changes_by_hand(&lab, &daemon, &demo);
+    a_drain_that_cannot_end(&lab, &daemon, &demo);
+    new_ports_behind_its_back(&lab, &daemon);
+    a_host_that_is_lost_gets_no_requests(&lab, &daemon, &demo);
+    a_manager_that_is_cut_off(&lab, &daemon);
+}
+
+fn what_a_swarm_cannot_do_is_refused(daemon: &LabDaemon, image: &str) {
+    for (flags, said) in [
+        (&["--network", "none"][..], "networks: \"none\""),
+        (&["--pull", "never"], "pull: "),
+        (&["--health-interval", "5s", "--health-on-fail", "none"], "check.on_fail: "),
+        (&["--health-start-interval", "1s"], "--health-start-interval"),
+    ] {
+        let line = [&["service", "create", "--name", "refused"], flags, &[image]].concat();
+        let answer = daemon.fails(&line);
+        assert!(answer.contains(said), "{flags:?}: {answer}");
+    }
+    // Docker's own networks have no names on them.
+    daemon.ok(&[
+        "service",
+        "create",
+        "--detach=false",
+        "--name",
+        "on-host",
+        "--network",
+        "host",
+        "--no-resolve-image",
+        image,
+    ]);
+    daemon.ok(&["service", "rm", "--detach=false", "on-host"]);
+}
+
+fn room_that_others_take(lab: &Lab, daemon: &LabDaemon, image: &str) {
+    let node = &daemon.json(&["node", "ls", "--format", "json"])[0];
+    let memory: u64 = lab.docker("n1", &["info", "-f", "{{.MemTotal}}"]).parse().unwrap();
+    let most = (memory / 4 * 3).to_string();
+    let some = (memory / 3).to_string();
+    assert_ne!(node["memory"], "0");
+    for node in ["n1", "n2"] {
+        let constraint = format!("node.hostname=={node}");
+        #[rustfmt::skip]
+        lab.docker("n1", &[
+            "service", "create", "--detach", "--name", &format!("theirs-{node}"), "--constraint", &constraint,
+            "--reserve-memory", &most, image,
+        ]);
+    }
+    let begun = Instant::now();
+    daemon.ok(&["service", "create", "--name", "big", "--replicas", "2", "--reserve-memory", &some, image]);
+    assert_eq!(daemon.running_on("big"), ["n3", "n3"]);
+    println!("refused by the Swarm, and elsewhere after {:.1} s", begun.elapsed().as_secs_f32());
+    let listed = daemon.ok(&["service", "ps", "--all", "big"]);
+    assert!(listed.contains("the Swarm finds no room for it on its node"), "{listed}");
+    // What a container writes is bounded though nobody asked for it.
+    let container = lab.containers("n3", "big").into_iter().next().unwrap();
+    let log = lab.docker("n3", &["inspect", "-f", "{{json .HostConfig.LogConfig.Config}}", &container]);
+    assert!(log.contains("\"max-size\":\"10485760\"") && log.contains("\"max-file\":\"5\""), "{log}");
+    daemon.ok(&["service", "rm", "big"]);
+    lab.docker("n1", &["service", "rm", "theirs-n1", "theirs-n2"]);
+}
+
+fn changes_by_hand(lab: &Lab, daemon: &LabDaemon, image: &str) {
+    #[rustfmt::skip]
+    daemon.ok(&[
+        "service", "create", "--name", "web", "--replicas", "2", "-p", "8080:8080", "--network", "shop", "--cap-add",
+        "net_admin", "--health-cmd", "true", "--health-interval", "1s", "--stop-grace-period", "1s", image,
+    ]);
+    let services = || {
+        let listed = lab.docker("n1", &["service", "ls", "-q", "--filter", "label=neap.service=web"]);
+        listed.lines().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let [one, two] = &services()[..] else { panic!("{:?}", services()) };
+    let show = |service: &str, what: &str| lab.docker("n1", &["service", "inspect", "-f", what, service]);
+    let before = daemon.live("web");
+
+    // More of it, and nothing else: the replica itself stays.
+    let replicas = |service: &str| show(service, "{{.Spec.Mode.Replicated.Replicas}}");
+    lab.docker("n1", &["service", "scale", "--detach", &format!("{one}=3")]);
+    eventually("it is scaled back", 20, || (replicas(one) == "1").then_some(()));
+    eventually("two run", 20, || (lab.all_containers("web") == 2).then_some(()));
+    let listed = daemon.ok(&["service", "ps", "web"]);
+    assert!(listed.contains("changed by somebody else, and put right"), "{listed}");
+
+    // What it is made of: as described again, in the same service or in one that takes its place.
+    let args = ["service", "update", "--detach", "--limit-memory", "100M", "--label-add", "who=me", two];
+    lab.docker("n1", &args);
+    eventually("no service has the limit", 40, || {
+        let all = services();
+        let limits = |id: &String| show(id, "{{.Spec.TaskTemplate.Resources.Limits.MemoryBytes}} {{.Spec.Labels.who}}");
+        let none = all.len() == 2 && all.iter().all(|id| limits(id) == "0 <no value>");
+        (none && daemon.running_on("web").len() == 2 && lab.all_containers("web") == 2).then_some(())
+    });
+    // What was left alone was not touched by any of it, and a daemon that begins touches nothing.
+    let settled: Vec<_> = daemon.live("web").iter().map(|task| task["id"].clone()).collect();
+    assert!(before.iter().any(|task| settled.contains(&task["id"])), "one was never changed in what it is");
+    let versions = || services().iter().map(|id| show(id, "{{.Version.Index}}")).collect::<Vec<_>>();
+    daemon.ok(&["service", "wait", "web"]);
+    let written = versions();
+    daemon.end("KILL");
+    daemon.up(&[]);
+    daemon.ok(&["service", "wait", "web"]);
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(versions(), written);
+    let now: Vec<_> = daemon.live("web").iter().map(|task| task["id"].clone()).collect();
+    assert_eq!(now, settled);
+    daemon.ok(&["service", "rm", "web"]);
+}
+
+fn a_drain_that_cannot_end(lab: &Lab, daemon: &LabDaemon, image: &str) {
+    daemon.ok(&["service", "create", "--name", "pinned", "--constraint", "node.hostname==n2", image]);
+    let drain = ["node", "update", "n2", "--availability", "drain"];
+    let said = daemon.fails(&[&drain[..], &["--timeout", "2s"]].concat());
+    assert!(said.contains("not empty within 2s; 1 left: pinned.1: no suitable node ("), "{said}");
+    assert!(said.contains("--force"), "{said}");
+    let listed = daemon.ok(&["node", "ls"]);
+    assert!(listed.contains("drain (1 left)"), "{listed}");
+    assert_eq!(lab.containers("n2", "pinned").len(), 1, "nothing takes its place, so it stays");
+    daemon.ok(&[&drain[..], &["--force", "--timeout", "1m"]].concat());
+    assert!(lab.containers("n2", "pinned").is_empty());
+    let availability = || lab.docker("n1", &["node", "inspect", "-f", "{{.Spec.Availability}}", "n2"]);
+    eventually("Swarm knows it", 20, || (availability() == "drain").then_some(()));
+    daemon.ok(&["node", "update", "n2", "--availability", "active"]);
+    daemon.ok(&["service", "wait", "pinned"]);
+    daemon.ok(&["service", "rm", "pinned"]);
+}
+
+// Replicas die while no daemon lives, and Swarm restarts them with other ports: checks follow.
+fn new_ports_behind_its_back(lab: &Lab, daemon: &LabDaemon) {
+    #[rustfmt::skip]
+    daemon.ok(&[
+        "service", "create", "--name", "moves", "--replicas", "3", "-p", "8081:8080", "--health-http", "/",
+        "--health-interval", "500ms", "--health-retries", "3", &lab.image("demo:1"),
+    ]);
+    let ports = |task: &serde_json::Value| (task["id"].to_string(), task["ports"].to_string());
+    let before: Vec<_> = daemon.live("moves").iter().map(ports).collect();
+    daemon.end("KILL");
+    for node in ["n1", "n2", "n3"] {
+        for container in lab.containers(node, "moves") {
+            lab.docker(node, &["kill", &container]);
+        }
+    }
+    eventually("Swarm has restarted them", 60, || (lab.all_containers("moves") == 3).then_some(()));
+    daemon.up(&[]);
+    eventually("they have other ports", 30, || {
+        let now: Vec<_> = daemon.live("moves").iter().map(ports).collect();
+        let moved = |(id, ports): &(String, String)| before.iter().any(|(old, had)| old == id && had != ports);
+        (now.len() == 3 && now.iter().all(moved)).then_some(())
+    });
+    // Long enough for six checks: whoever asks at the old ports ends all three.
+    std::thread::sleep(Duration::from_secs(4));
+    let now: Vec<_> =
+        daemon.live("moves").iter().map(|task| (task["id"].to_string(), task["health"].to_string())).collect();
+    let healthy: Vec<_> = before.iter().map(|(id, _)| (id.clone(), "\"healthy\"".to_owned())).collect();
+    assert_eq!(now, healthy);
+    daemon.ok(&["service", "rm", "moves"]);
+}
+
+fn a_host_that_is_lost_gets_no_requests(lab: &Lab, daemon: &LabDaemon, image: &str) {
+    #[rustfmt::skip]
+    daemon.ok(&[
+        "service", "create", "--name", "web", "--replicas", "3", "--replicas-max-per-node", "1", "-p", "8080:8080", image,
+    ]);
+    let load = Load::start(format!("http://{}:8080/", lab.address("n1")));
+    lab.ok(&["cut", "n3"]);
+    eventually("it is known to be down", 20, || {
+        let nodes = daemon.json(&["node", "ls", "--format", "json"]);
+        nodes.as_array().unwrap().iter().any(|node| node["state"] == "down").then_some(())
+    });
+    // A request that was on its way there gives up first.
+    std::thread::sleep(Duration::from_secs(4));
+    load.gap();
+    std::thread::sleep(Duration::from_secs(3));
+    let gap = load.gap();
+    assert!(gap < Duration::from_secs(2), "a third of the requests went to a host that is lost: {gap:?}");
+    load.end();
+    lab.ok(&["mend", "n3"]);
+    eventually("it is back", 60, || (daemon.running_on("web").len() == 3).then_some(()));
+    daemon.ok(&["service", "wait", "web"]);
+}
+
+// It hears of nobody any more, and is the one that is cut off: nothing is started on it for the others.
+fn a_manager_that_is_cut_off(lab: &Lab, daemon: &LabDaemon) {
+    let before = daemon.live("web");
+    lab.ok(&["cut", "n1"]);
+    std::thread::sleep(Duration::from_secs(8));
+    let nodes = daemon.json(&["node", "ls", "--format", "json"]);
+    assert!(nodes.as_array().unwrap().iter().all(|node| node["state"] == "ready"), "{nodes}");
+    lab.ok(&["mend", "n1"]);
+    let ids = |tasks: &[serde_json::Value]| tasks.iter().map(|task| task["id"].clone()).collect::<Vec<_>>();
+    assert_eq!(ids(&daemon.live("web")), ids(&before));
+    eventually("it serves on", 30, || (daemon.running_on("web") == ["n1", "n2", "n3"]).then_some(()));
+}
