@@ -93,6 +93,15 @@ fn changes_by_hand(lab: &Lab, daemon: &LabDaemon, image: &str) {
         let listed = lab.docker("n1", &["service", "ls", "-q", "--filter", "label=neap.service=web"]);
         listed.lines().map(str::to_owned).collect::<Vec<_>>()
     };
+    // As old scripts ask.
+    assert_eq!(daemon.ok(&["service", "ls", "-q", "--filter", "name=we", "-f", "mode=replicated"]), "web\n");
+    assert_eq!(daemon.ok(&["service", "ls", "-q", "-f", "label=none"]), "");
+    assert_eq!(daemon.ok(&["service", "ps", "-q", "-f", "name=web.2", "web"]).lines().count(), 1);
+    assert_eq!(daemon.ok(&["service", "ps", "-q", "-f", "desired-state=shutdown", "-a", "web"]), "");
+    assert_eq!(daemon.ok(&["node", "ls", "-q", "-f", "role=worker"]).lines().count(), 2);
+    assert!(daemon.json(&["node", "inspect", "n1", "n2"]).as_array().is_some_and(|nodes| nodes.len() == 2));
+    assert!(daemon.fails(&["service", "ls", "-f", "colour=red"]).contains("use name, label, mode"));
+    daemon.ok(&["service", "logs", "--tail", "all", "web"]);
     let [one, two] = &services()[..] else { panic!("{:?}", services()) };
     let show = |service: &str, what: &str| lab.docker("n1", &["service", "inspect", "-f", what, service]);
     let before = daemon.live("web");

@@ -2,6 +2,7 @@
 
 use clap::Subcommand;
 
+use super::filter::FilterArgs;
 use super::output::{self, FormatArg};
 use super::progress;
 use crate::client::remote::RemoteCluster;
@@ -15,11 +16,20 @@ use crate::model::{Error, Result};
 pub enum Command {
     /// List nodes
     #[command(visible_alias = "list")]
-    Ls(FormatArg),
-    /// Show one node whole
+    Ls {
+        #[command(flatten)]
+        format: FormatArg,
+        /// Ids only
+        #[arg(long, short)]
+        quiet: bool,
+        #[command(flatten)]
+        filter: FilterArgs,
+    },
+    /// Show nodes whole, as JSON
     Inspect {
-        /// Id or hostname
-        node: String,
+        /// Ids or hostnames
+        #[arg(required = true)]
+        nodes: Vec<String>,
     },
     /// List the tasks on a node
     Ps {
@@ -135,18 +145,35 @@ impl RoleArg {
 /// Runs a subcommand.
 pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     match command {
-        Command::Ls(args) => {
+        Command::Ls { format, quiet, filter } => {
+            let filter = filter.read(&["name", "id", "label", "node.label", "role"])?;
             let cluster = &cluster.on_age(output::print_age);
-            let nodes = cluster.nodes().await?;
+            let mut nodes = cluster.nodes().await?;
+            nodes.retain(|node| {
+                filter.begins("name", &[&node.hostname])
+                    && filter.begins("id", &[&node.id])
+                    && filter.labels("label", &node.engine_labels)
+                    && filter.labels("node.label", &node.labels)
+                    && filter.is("role", node.role.as_str())
+            });
+            if quiet {
+                return nodes.iter().try_for_each(|node| output::line(&node.id));
+            }
             // What a drained node still has is what an operator waits for.
             let drained = nodes.iter().any(|node| node.availability == Availability::Drain);
             let services = if drained { cluster.services().await? } else { Vec::new() };
-            output::print(args.format, &nodes, || show::nodes(&nodes, &services))
+            output::print(format.format, &nodes, || show::nodes(&nodes, &services))
         }
-        Command::Inspect { node } => {
+        Command::Inspect { nodes } => {
             let cluster = &cluster.on_age(output::print_age);
-            let found = find(cluster, &node).await?;
-            output::print(output::Format::Json, &found, String::new)
+            let mut found = Vec::new();
+            for node in &nodes {
+                found.push(find(cluster, node).await?);
+            }
+            match &found[..] {
+                [one] => output::print(output::Format::Json, one, String::new),
+                _ => output::print(output::Format::Json, &found, String::new),
+            }
         }
         Command::Ps { node, format, all } => {
             let found = find(cluster, &node).await?;
@@ -155,7 +182,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                 status.tasks.retain(|task| task.node.as_ref() == Some(&found.id));
             }
             let tasks: Vec<_> = services.iter().flat_map(|status| &status.tasks).collect();
-            output::print(format.format, &tasks, || show::tasks_of(&services, all, show::now()))
+            output::print(format.format, &tasks, || show::tasks_of(&services, all, false, show::now()))
         }
         Command::Promote { nodes } => change_roles(cluster, nodes, Role::Manager).await,
         Command::Demote { nodes } => change_roles(cluster, nodes, Role::Worker).await,

@@ -4,16 +4,14 @@ use std::io::IsTerminal;
 
 use clap::Subcommand;
 use futures_util::StreamExt;
-use serde_json::json;
 
 use super::output::{self, Format, FormatArg};
 use super::progress::Reporter;
 use super::registry::AuthArgs;
 use super::spec::{CommandArgs, SpecArgs, Words};
-use super::{native, stats};
+use super::{look, native, stats};
 use crate::client::remote::RemoteCluster;
 use crate::client::{Apply, Cluster, LogsAsk, Only, ReleaseAction, ServiceStatus, show, wait};
-use crate::model::clock::Timestamp;
 use crate::model::plan::Rebalance;
 use crate::model::units::Duration;
 use crate::model::{Error, Result};
@@ -37,30 +35,14 @@ pub enum Command {
     },
     /// List services
     #[command(visible_alias = "list")]
-    Ls {
-        #[command(flatten)]
-        format: FormatArg,
-        /// Names only
-        #[arg(long, short)]
-        quiet: bool,
-        /// Only those that the Swarm runs itself
-        #[arg(long)]
-        native: bool,
-    },
-    /// List a service's tasks
-    Ps {
-        /// The service
-        service: String,
-        #[command(flatten)]
-        format: FormatArg,
-        /// Ended tasks as well
-        #[arg(long, short)]
-        all: bool,
-    },
-    /// Show a service whole, as JSON
+    Ls(look::LsArgs),
+    /// List services' tasks
+    Ps(look::PsArgs),
+    /// Show services whole, as JSON
     Inspect {
-        /// The service
-        service: String,
+        /// The services
+        #[arg(required = true)]
+        services: Vec<String>,
     },
     /// Show what create or update would change, without doing it
     Plan {
@@ -86,9 +68,9 @@ pub enum Command {
         /// Only lines since: 10m, or 2026-01-31T12:00:00Z
         #[arg(long)]
         since: Option<String>,
-        /// Only so many of the newest lines
-        #[arg(long, short = 'n')]
-        tail: Option<usize>,
+        /// Only so many of the newest lines, or all
+        #[arg(long, short = 'n', value_name = "LINES", value_parser = tail)]
+        tail: Option<Tail>,
         /// Show each line's time
         #[arg(long, short)]
         timestamps: bool,
@@ -245,7 +227,7 @@ impl WaitArgs {
 /// Runs a subcommand.
 pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     let looking = cluster.on_age(output::print_age);
-    let looks = matches!(command, Command::Ls { .. } | Command::Ps { .. } | Command::Inspect { .. });
+    let looks = matches!(command, Command::Ls(_) | Command::Ps(_) | Command::Inspect { .. });
     let cluster = if looks { &looking } else { cluster };
     match command {
         Command::Create { words, name, spec, auth, wait } => {
@@ -274,35 +256,8 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let plan = cluster.plan(Apply { service, with: spec.scripts()?, only: Only::Either, auth: None }).await?;
             output::print(format.format, &plan, || show::plan(&plan))
         }
-        Command::Ls { format, quiet, native: true } => {
-            let natives = cluster.natives().await?;
-            if quiet {
-                return natives.iter().try_for_each(|native| output::line(&native.name));
-            }
-            output::print(format.format, &natives, || show::natives(&natives))
-        }
-        Command::Ls { format, quiet, native: false } => {
-            let services = cluster.services().await?;
-            if quiet {
-                return services.iter().try_for_each(|status| output::line(status.service.spec.name.as_str()));
-            }
-            // What the Swarm runs is asked of it only where it is shown.
-            let natives = match format.format {
-                Format::Table => native::beside(cluster).await,
-                Format::Json => Vec::new(),
-            };
-            output::print(format.format, &services, || show::services(&services, &natives))
-        }
-        Command::Ps { service, format, all } => match cluster.service(&service).await {
-            Ok(ServiceStatus { native: Some(native), .. }) => {
-                output::print(format.format, &native.tasks, || show::native_tasks(&native, all))
-            }
-            Ok(status) => output::print(format.format, &status.tasks, || show::tasks(&status, all, now())),
-            Err(error) => {
-                let native = native::find(cluster, &service, error).await?;
-                output::print(format.format, &native.tasks, || show::native_tasks(&native, all))
-            }
-        },
+        Command::Ls(args) => look::ls(args, cluster).await,
+        Command::Ps(args) => look::ps(args, cluster).await,
         Command::Stats(args) => stats::main(args, cluster).await,
         Command::Adopt { args, format, wait } => {
             native::adopt(cluster, args, format.format, wait.timeout(), wait.quiet).await
@@ -310,17 +265,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
         Command::Release { args, format, wait } => {
             native::release(cluster, args, format.format, wait.timeout(), wait.quiet).await
         }
-        Command::Inspect { service } => {
-            let status = match cluster.service(&service).await {
-                Ok(status) => status,
-                Err(error) => {
-                    let native = native::find(cluster, &service, error).await?;
-                    return output::print(Format::Json, &json!({ "native": native }), String::new);
-                }
-            };
-            let revisions = cluster.revisions(&service).await?;
-            output::print(Format::Json, &json!({ "status": status, "revisions": revisions }), String::new)
-        }
+        Command::Inspect { services } => look::inspect(&services, cluster).await,
         Command::Logs { service, follow, since, tail, timestamps, raw, format } => {
             let (name, slot) = match service.split_once('.') {
                 Some((name, slot)) => (name.to_owned(), Some(slot.to_owned())),
@@ -328,6 +273,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             };
             let since = since.as_deref().map(read_since).transpose()?;
             let shape = LineShape { json: format.format == Format::Json, timestamps, raw };
+            let tail = tail.and_then(|tail| tail.0);
             logs(cluster, &name, LogsAsk { since, tail, follow, slot }, &shape).await
         }
         Command::Scale { scales, wait } => {
@@ -476,8 +422,12 @@ async fn logs(cluster: &RemoteCluster, name: &str, ask: LogsAsk, shape: &LineSha
     Ok(())
 }
 
-fn now() -> Timestamp {
-    Timestamp(u64::try_from(jiff::Timestamp::now().as_millisecond()).unwrap_or_default())
+/// How many lines; none: all.
+#[derive(Clone)]
+pub struct Tail(Option<usize>);
+
+fn tail(text: &str) -> std::result::Result<Tail, std::num::ParseIntError> {
+    if text == "all" { Ok(Tail(None)) } else { text.parse().map(|lines| Tail(Some(lines))) }
 }
 
 fn read_since(text: &str) -> Result<i64> {

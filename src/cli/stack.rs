@@ -188,7 +188,7 @@ pub async fn main(command: Command, cluster: impl FnOnce() -> Result<RemoteClust
         Command::Ps { name, all, format } => {
             let services = own(&cluster()?, &name).await?;
             let tasks: Vec<_> = services.iter().flat_map(|status| &status.tasks).collect();
-            output::print(format.format, &tasks, || show::tasks_of(&services, all, show::now()))
+            output::print(format.format, &tasks, || show::tasks_of(&services, all, false, show::now()))
         }
         Command::Rm { names, timeout } => {
             let cluster = cluster()?;

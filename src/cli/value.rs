@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::Subcommand;
 
+use super::filter::FilterArgs;
 use super::output::{self, Format, FormatArg};
 use crate::client::kv::{ValueChange, ValueInfo, ValueKind, ValueSet};
 use crate::client::remote::RemoteCluster;
@@ -44,7 +45,7 @@ pub enum SecretCommand {
     Set(SecretArgs),
     /// List secrets; their values are never shown
     #[command(visible_alias = "list")]
-    Ls(FormatArg),
+    Ls(ListArgs),
     /// Show what is known of secrets, but not their values
     Inspect(Names),
     /// Remove secrets that nothing uses
@@ -70,7 +71,7 @@ pub enum ConfigCommand {
     },
     /// List configs
     #[command(visible_alias = "list")]
-    Ls(FormatArg),
+    Ls(ListArgs),
     /// Show configs with their values
     Inspect(Names),
     /// Remove configs that nothing uses
@@ -80,6 +81,18 @@ pub enum ConfigCommand {
         #[arg(required = true)]
         names: Vec<String>,
     },
+}
+
+/// What is listed.
+#[derive(clap::Args)]
+pub struct ListArgs {
+    #[command(flatten)]
+    format: FormatArg,
+    /// Names only
+    #[arg(long, short)]
+    quiet: bool,
+    #[command(flatten)]
+    filter: FilterArgs,
 }
 
 /// Some by name.
@@ -149,9 +162,14 @@ fn find<'a>(of: ValueKind, all: &'a [ValueInfo], name: &str) -> Result<&'a Value
     })
 }
 
-async fn list(of: ValueKind, args: FormatArg, cluster: &RemoteCluster) -> Result<()> {
-    let all = cluster.values(of).await?;
-    output::print(args.format, &all, || show::values(&all, show::now()))
+async fn list(of: ValueKind, args: ListArgs, cluster: &RemoteCluster) -> Result<()> {
+    let filter = args.filter.read(&["name"])?;
+    let mut all = cluster.values(of).await?;
+    all.retain(|value| filter.begins("name", &[&value.name]));
+    if args.quiet {
+        return all.iter().try_for_each(|value| output::line(&value.name));
+    }
+    output::print(args.format.format, &all, || show::values(&all, show::now()))
 }
 
 async fn remove(of: ValueKind, names: Vec<String>, cluster: &RemoteCluster) -> Result<()> {

@@ -89,6 +89,16 @@ pub fn check_loose(what: &str, text: &str) -> Result<()> {
     Ok(())
 }
 
+/// A label's key: whatever tools that read labels have made up, such as `traefik.http.routers.a.tls.domains[0].main`.
+pub fn check_label(what: &str, text: &str) -> Result<()> {
+    if text.is_empty() || text.len() > 256 || text.contains(|c: char| c.is_whitespace() || c.is_control() || c == '=') {
+        let shown: String = text.chars().take(70).collect();
+        return Err(Error::invalid(format!("{what} {shown:?}"), "is no key")
+            .help("use 1 to 256 characters without spaces and \"=\""));
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -13,7 +13,7 @@ use super::container::{self, NetworkUse, Pull, Ulimit, ValueUse};
 use super::error::{Error, Result};
 use super::id::{ServiceId, sha256_hex};
 use super::mount::Mount;
-use super::name::{Name, check_loose};
+use super::name::{Name, check_label};
 use super::native::{Handover, Way};
 pub use super::policy::{LogPolicy, Resources, RestartCondition, RestartPolicy, StopPolicy, Use};
 use super::port::{PortSpec, Protocol};
@@ -276,7 +276,7 @@ impl ServiceSpec {
             return wrong("env", format!("{key:.60?} is not a variable's name"));
         }
         for key in self.labels.keys() {
-            check_loose("label", key).map_err(|error| error_in(&subject, "labels", &error))?;
+            check_label("label", key).map_err(|error| error_in(&subject, "labels", &error))?;
         }
         if self.policy.is_empty() {
             return wrong("policy", "is an empty list".into());

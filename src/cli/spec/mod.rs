@@ -5,6 +5,8 @@ mod files;
 mod ports;
 mod refused;
 mod rollback;
+#[cfg(test)]
+mod tests;
 mod words;
 
 use container::{ContainerArgs, change_list};
@@ -280,11 +282,14 @@ impl SpecArgs {
                 "limits",
                 vec![
                     ("cpu", text(&self.limit_cpu)),
-                    ("memory", text(&self.limit_memory)),
+                    ("memory", text(&docker_size(self.limit_memory.as_ref()))),
                     ("pids", self.limit_pids.map(Value::from)),
                 ],
             ),
-            ("reservations", vec![("cpu", text(&self.reserve_cpu)), ("memory", text(&self.reserve_memory))]),
+            (
+                "reservations",
+                vec![("cpu", text(&self.reserve_cpu)), ("memory", text(&docker_size(self.reserve_memory.as_ref())))],
+            ),
             (
                 "restart",
                 vec![
@@ -434,4 +439,10 @@ fn read_file(path: &std::path::Path) -> Result<Map<String, Value>> {
         Value::Object(map) => Ok(map),
         _ => Err(Error::invalid(subject, "is not a table of fields")),
     }
+}
+// Docker counts in 1024, whether `m` or `mb` is written.
+fn docker_size(text: Option<&String>) -> Option<String> {
+    let text = text?;
+    let short = text.strip_suffix(['b', 'B']).filter(|short| short.ends_with(['k', 'K', 'm', 'M', 'g', 'G', 't', 'T']));
+    Some(short.unwrap_or(text).to_owned())
 }

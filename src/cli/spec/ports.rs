@@ -19,7 +19,8 @@ pub fn describe(spec: &mut Map<String, Value>, publish: &[String], remove: &[Str
         let is_it = |port: PortSpec| port.container_port() == Some(number) && port.protocol == protocol;
         table(spec, "ports").retain(|_, port| !read(port).is_some_and(is_it));
     }
-    for text in publish {
+    let publish = publish.iter().map(|text| each(text)).collect::<Result<Vec<_>>>()?.concat();
+    for text in &publish {
         let (name, port) = one(text)?;
         let ports = table(spec, "ports");
         let name = name.unwrap_or_else(|| {
@@ -41,6 +42,27 @@ pub fn describe(spec: &mut Map<String, Value>, publish: &[String], remove: &[Str
         ports.insert(name, json!(port));
     }
     Ok(())
+}
+
+// `8000-8002:9000-9002/tcp` is three ports.
+fn each(text: &str) -> Result<Vec<String>> {
+    let wrong = |why: &str| Error::invalid(format!("--publish {text:.80?}"), why);
+    let (ports, protocol) =
+        text.split_once('/').map_or((text, String::new()), |(ports, rest)| (ports, format!("/{rest}")));
+    let (head, target) = ports.rsplit_once(':').unwrap_or(("", ports));
+    let (address, published) = head.rsplit_once(':').map_or((String::new(), head), |(a, p)| (format!("{a}:"), p));
+    let range = |text: &str| {
+        let (first, last) = text.split_once('-')?;
+        Some((first.parse::<u16>().ok()?, last.parse::<u16>().ok()?))
+    };
+    let (Some(target), published) = (range(target), range(published)) else { return Ok(vec![text.to_owned()]) };
+    let Some(published) =
+        published.filter(|(first, last)| first <= last && last - first == target.1.wrapping_sub(target.0))
+    else {
+        return Err(wrong("names ranges of different length").help("write 8000-8002:8000-8002"));
+    };
+    let pairs = (published.0..=published.1).zip(target.0..=target.1);
+    Ok(pairs.map(|(published, target)| format!("{address}{published}:{target}{protocol}")).collect())
 }
 
 fn read(port: &Value) -> Option<PortSpec> {
@@ -120,6 +142,10 @@ mod tests {
         tcp["protocol"] = "tcp".into();
         check(&json!({}), &[&dns("tcp"), &dns("udp")], &[], &json!({ "p53": tcp, "p53-udp": udp }));
         check(&json!({ "p53": tcp, "p53-udp": udp }), &[], &["53/udp"], &json!({ "p53": tcp }));
+        let three = json!({ "p9000": port(80, 9000), "p9001": port(81, 9001), "p9002": port(82, 9002) });
+        check(&json!({}), &["80-82:9000-9002"], &[], &three);
+        check(&json!({}), &["80-82:9000-9001"], &[], &json!("names ranges of different length"));
+        check(&json!({}), &["80:9000-9001"], &[], &json!("names ranges of different length"));
         check(&json!({}), &["target=80,protocol=sctp"], &[], &json!("is not forwarded; tcp and udp are"));
         check(&json!({}), &["published=80"], &[], &json!("has no target"));
     }

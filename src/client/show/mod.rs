@@ -129,11 +129,11 @@ pub fn state(status: &ServiceStatus) -> String {
 
 /// `service ps`: `all` shows ended tasks as well; nodes are shown by their host names.
 pub fn tasks(status: &ServiceStatus, all: bool, now: Timestamp) -> String {
-    tasks_of(std::slice::from_ref(status), all, now)
+    tasks_of(std::slice::from_ref(status), all, false, now)
 }
 
 /// `node ps`: the tasks of several services.
-pub fn tasks_of(services: &[ServiceStatus], all: bool, now: Timestamp) -> String {
+pub fn tasks_of(services: &[ServiceStatus], all: bool, whole: bool, now: Timestamp) -> String {
     let node = |task: &Task| {
         let id = task.node.as_deref()?;
         let name = services.iter().find_map(|status| status.nodes.get(id));
@@ -156,7 +156,7 @@ pub fn tasks_of(services: &[ServiceStatus], all: bool, now: Timestamp) -> String
             task.pid.filter(|_| !task.state.is_final()).map_or_else(|| "-".into(), |pid| pid.to_string()),
             if ports.is_empty() { "-".into() } else { ports.join(", ") },
             ago(now, since),
-            reason.lines().next().unwrap_or_default().to_owned(),
+            if whole { reason } else { reason.lines().next().unwrap_or_default().to_owned() },
         ]);
     }
     text(table)
