@@ -32,11 +32,27 @@ fn another_daemon_goes_on() {
     if lab::missing().is_none() {
         let lab = &Lab::up(3, 3);
         let daemons: Vec<LabDaemon> = ["n1", "n2", "n3"].iter().map(|node| LabDaemon::new(lab, node, &[])).collect();
-        // All at once: which of them makes the store is decided by the Swarm.
-        daemons.iter().for_each(|daemon| daemon.spawn(&[]));
-        for daemon in &daemons {
+        // On two of three managers, and the Swarm's leader is the third. Both at once: which of them makes the store is
+        // decided by the Swarm.
+        let two = &daemons[1..];
+        two.iter().for_each(|daemon| daemon.spawn(&[]));
+        for daemon in two {
             eventually("every daemon answers", 30, || daemon.answers().then_some(()));
         }
+        two[0].ok(&["service", "create", "--name", "two", "--replicas", "2", &lab.image("demo:1")]);
+        let leader = leading(two, |_| true).unwrap();
+        let other = two.iter().find(|daemon| daemon.node != leader.node).unwrap();
+        leader.end("KILL");
+        let killed = Instant::now();
+        eventually("the other one of two leads", 30, || {
+            other.neap(&["service", "scale", "two=3", "--detach"]).status.success().then_some(())
+        });
+        println!("two of three: led by the other one after {:.1} s", killed.elapsed().as_secs_f32());
+        eventually("three run", 30, || settled(other, "two", 1, 3));
+        assert_eq!(other.tasks("two").len(), 3, "nothing was started twice");
+        leader.up(&[]);
+        daemons[0].up(&[]);
+        other.ok(&["service", "rm", "two"]);
         daemons[2].secret("shop/password", "hunter2");
         #[rustfmt::skip]
         daemons[1].ok(&[
