@@ -1,7 +1,11 @@
 //! Replicas from the command to all of them running, and a rolling update, beside Docker Swarm itself on the same three
-//! machines in the same run: `cargo bench --bench swarm`; of it only what is named: `-- create`, `update`, `rest`;
+//! machines in the same run: `cargo bench --bench swarm`; of it only what is named: `-- create`, `update`, `lost`, `rest`;
 //! `-- rest 1000` for so many services at rest. Needs what tests/lab needs.
 
+use std::collections::BTreeMap;
+use std::io::{Read, Write};
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 #[path = "../tests/support/lab.rs"]
@@ -32,8 +36,15 @@ fn main() {
         }
     }
     if wants("update") {
-        let times = in_turn(ROUNDS / 2, || update_by_swarm(&lab, 30), || update_by_neap(&lab, &daemon, 30));
-        row("rolling update of 30, 2 at once, start-first", times);
+        for replicas in [30, 100] {
+            let neap = || update_by_neap(&lab, &daemon, replicas);
+            let times = in_turn(ROUNDS / 2, || update_by_swarm(&lab, replicas), neap);
+            row(&format!("rolling update of {replicas}, 2 at once, start-first"), times);
+        }
+    }
+    if wants("lost") {
+        let times = in_turn(ROUNDS / 3, || lost_by_swarm(&lab, 6), || lost_by_neap(&lab, &daemon, 6));
+        row("a worker's link cut, 6 replicas on the others", times);
     }
     if wants("rest") {
         at_rest(&lab, &daemon, asked.iter().find_map(|arg| arg.parse().ok()).unwrap_or(100));
@@ -82,15 +93,17 @@ fn row(what: &str, times: [Vec<Duration>; 2]) {
 
 // Tasks that the Swarm has as running with this image: asked in the same way for both.
 fn running(lab: &Lab, image: &str) -> usize {
+    tasks(lab, image).len()
+}
+
+fn tasks(lab: &Lab, image: &str) -> Vec<serde_json::Value> {
     let socket = lab.folder().join("n1/docker.sock");
     let url = "http://docker/v1.41/tasks?filters=%7B%22desired-state%22%3A%5B%22running%22%5D%7D";
     let output =
         std::process::Command::new("curl").args(["-s", "--unix-socket"]).arg(socket).arg(url).output().unwrap();
-    let tasks: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
-    let is = |task: &&serde_json::Value| {
-        task["Status"]["State"] == "running" && task["Spec"]["ContainerSpec"]["Image"] == image
-    };
-    tasks.iter().filter(is).count()
+    let mut tasks: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).unwrap();
+    tasks.retain(|task| task["Status"]["State"] == "running" && task["Spec"]["ContainerSpec"]["Image"] == image);
+    tasks
 }
 
 fn wait_for(lab: &Lab, image: &str, replicas: usize) {
@@ -178,8 +191,92 @@ fn update_by_neap(lab: &Lab, daemon: &LabDaemon, replicas: usize) -> Duration {
     took
 }
 
+// From the cut to as many as before on the other hosts.
+fn lose(lab: &Lab, image: &str, replicas: usize) -> Duration {
+    let lost = lab.docker("n1", &["node", "inspect", "-f", "{{.ID}}", "n3"]);
+    lab.ok(&["cut", "n3"]);
+    let begun = Instant::now();
+    while tasks(lab, image).iter().filter(|task| task["NodeID"] != lost.as_str()).count() < replicas {
+        assert!(begun.elapsed() < Duration::from_secs(120), "not {replicas} on the others");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    let took = begun.elapsed();
+    lab.ok(&["mend", "n3"]);
+    let until = Instant::now() + Duration::from_secs(120);
+    while lab.docker("n1", &["node", "inspect", "-f", "{{.Status.State}}", "n3"]) != "ready" {
+        assert!(Instant::now() < until, "n3 does not come back");
+        std::thread::sleep(Duration::from_millis(200));
+    }
+    took
+}
+
+fn lost_by_swarm(lab: &Lab, replicas: usize) -> Duration {
+    swarm_service(lab, replicas);
+    wait_for(lab, &lab.image("demo:1"), replicas);
+    let took = lose(lab, &lab.image("demo:1"), replicas);
+    lab.docker("n1", &["service", "rm", "theirs"]);
+    clear(lab);
+    took
+}
+
+fn lost_by_neap(lab: &Lab, daemon: &LabDaemon, replicas: usize) -> Duration {
+    neap_service(lab, daemon, replicas);
+    wait_for(lab, &lab.image("demo:1"), replicas);
+    let took = lose(lab, &lab.image("demo:1"), replicas);
+    daemon.ok(&["service", "rm", "ours"]);
+    clear(lab);
+    took
+}
+
+// Requests that were made, by method and path without ids.
+type Requests = Arc<Mutex<BTreeMap<String, usize>>>;
+
+// Passes on to a Docker Engine what comes to `own`, and counts requests.
+fn counting(own: &std::path::Path, engine: std::path::PathBuf) -> Requests {
+    let _ = std::fs::remove_file(own);
+    let listener = UnixListener::bind(own).unwrap();
+    let requests = Requests::default();
+    let counted = requests.clone();
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let Ok(server) = UnixStream::connect(&engine) else { continue };
+            let (from, to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+            let counted = counted.clone();
+            std::thread::spawn(move || pass_on(from, to, |chunk| count(chunk, &counted)));
+            std::thread::spawn(move || pass_on(server, client, |_| ()));
+        }
+    });
+    requests
+}
+
+fn pass_on(mut from: UnixStream, mut to: UnixStream, seen: impl Fn(&[u8])) {
+    let mut chunk = vec![0; 64 << 10];
+    while let Ok(length @ 1..) = from.read(&mut chunk) {
+        seen(&chunk[..length]);
+        if to.write_all(&chunk[..length]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(std::net::Shutdown::Write);
+}
+
+fn count(chunk: &[u8], requests: &Requests) {
+    let text = String::from_utf8_lossy(chunk);
+    let mut words = text.lines().next().unwrap_or_default().split(' ');
+    let (Some(method @ ("GET" | "POST" | "DELETE" | "HEAD")), Some(path)) = (words.next(), words.next()) else {
+        return;
+    };
+    let path = path.split('?').next().unwrap_or_default();
+    let parts = path.split('/').filter(|part| !part.is_empty() && !part.starts_with("v1."));
+    let parts: Vec<&str> = parts.map(|part| if part.len() >= 25 { "ID" } else { part }).collect();
+    *requests.lock().unwrap().entry(format!("{method} /{}", parts.join("/"))).or_default() += 1;
+}
+
 // What a daemon with many services costs while nothing happens.
 fn at_rest(lab: &Lab, daemon: &LabDaemon, replicas: usize) {
+    let requests = counting(&lab.folder().join("n1/run/count.sock"), lab.folder().join("n1/docker.sock"));
+    daemon.end("TERM");
+    daemon.up(&["DOCKER_HOST=unix:///run/count.sock"]);
     let pid = std::fs::read_to_string(lab.folder().join("n1/run/neap.pid")).unwrap();
     let line = format!("cat /proc/{0}/stat; grep -E 'VmRSS|RssAnon' /proc/{0}/status", pid.trim());
     let look = || lab.run("n1", &["sh", "-c", &line]);
@@ -192,14 +289,17 @@ fn at_rest(lab: &Lab, daemon: &LabDaemon, replicas: usize) {
     wait_for(lab, &image, replicas);
     std::thread::sleep(Duration::from_secs(15));
     let before = ticks(&look());
-    std::thread::sleep(Duration::from_secs(10));
+    requests.lock().unwrap().clear();
+    std::thread::sleep(Duration::from_secs(60));
+    let made = std::mem::take(&mut *requests.lock().unwrap());
     let after = look();
     let memory: Vec<&str> = after.lines().filter(|line| line.contains("Rss") || line.contains("RSS")).collect();
     println!(
         "at rest with {replicas} replicas, each a Swarm service: {:.2}% of a core, {}",
-        (ticks(&after) - before) as f64 / 10.0,
+        (ticks(&after) - before) as f64 / 60.0,
         memory.join(", ")
     );
+    println!("requests to Docker in 60 s: {}, {made:?}", made.values().sum::<usize>());
     daemon.ok(&["service", "rm", "ours"]);
     clear(lab);
 }
