@@ -236,6 +236,7 @@ fn task(service: &Name, service_id: ServiceId, slot: u32, clock: &ManualClock) -
         health: Health::None,
         reason: None,
         warnings: Vec::new(),
+        no_room: false,
         ports: std::collections::BTreeMap::new(),
         pid: None,
         stop: None,

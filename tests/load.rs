@@ -246,7 +246,7 @@ fn a_killed_keeper_takes_its_replica_along_and_a_new_one_comes() {
         tasks.as_array().unwrap().iter().find(|task| task["state"] == "lost").cloned()
     });
     assert_eq!(lost["exit"], "unknown");
-    assert!(lost["reason"].as_str().unwrap().contains("keeper was lost"));
+    assert!(lost["reason"].as_str().unwrap().contains("nobody saw it end"));
     daemon.ok(&["service", "wait", "web"]);
     let now: Vec<u64> = daemon.live_tasks("web").iter().map(|task| task["pid"].as_u64().unwrap()).collect();
     assert_eq!(now.len(), 2);

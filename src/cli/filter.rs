@@ -32,6 +32,11 @@ impl FilterArgs {
 }
 
 impl Filter {
+    /// Whether something was asked for under `key`.
+    pub fn asks(&self, key: &str) -> bool {
+        self.0.contains_key(key)
+    }
+
     /// Whether a text, or one of several, begins with what was asked for under `key`.
     pub fn begins(&self, key: &str, texts: &[&str]) -> bool {
         self.any(key, |wanted| texts.iter().any(|text| text.starts_with(wanted)))

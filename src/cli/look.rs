@@ -104,7 +104,16 @@ pub async fn ps(args: PsArgs, cluster: &RemoteCluster) -> Result<()> {
                 && filter.is("desired-state", desired)
         });
     }
-    let shown = |task: &&Task| args.all || !task.state.is_final();
+    for native in &mut natives {
+        native.tasks.retain(|task| {
+            let desired = if task.wanted == "running" { "running" } else { "shutdown" };
+            filter.begins("name", &[&task.name])
+                && filter.is("node", task.node.as_deref().unwrap_or_default())
+                && filter.is("desired-state", desired)
+        });
+    }
+    let all = args.all || filter.asks("desired-state");
+    let shown = |task: &&Task| all || !task.state.is_final();
     let tasks: Vec<&Task> = ours.iter().flat_map(|status| &status.tasks).collect();
     if args.quiet {
         let native = natives.iter().flat_map(|native| &native.tasks).map(|task| task.name.clone());
@@ -117,11 +126,11 @@ pub async fn ps(args: PsArgs, cluster: &RemoteCluster) -> Result<()> {
         return output::print(Format::Json, &all, String::new);
     }
     if !ours.is_empty() {
-        output::print(Format::Table, &tasks, || show::tasks_of(&ours, args.all, args.no_trunc, show::now()))?;
+        output::print(Format::Table, &tasks, || show::tasks_of(&ours, all, args.no_trunc, show::now()))?;
     }
     natives
         .iter()
-        .try_for_each(|native| output::print(Format::Table, &native.tasks, || show::native_tasks(native, args.all)))
+        .try_for_each(|native| output::print(Format::Table, &native.tasks, || show::native_tasks(native, all)))
 }
 
 /// `neap service inspect`: one as an object, several as a list.

@@ -219,7 +219,8 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let update = NodeUpdate { availability, role, label_add, label_rm, force };
             let node = cluster.update_node(&node, update).await?;
             if availability == Some(Availability::Drain) && !detach {
-                wait::drained(cluster, &node, timeout.std(), &mut progress::left("replicas", &node.hostname)).await?;
+                let mut left = progress::Left::new("replicas", &node.hostname);
+                wait::drained(cluster, &node, timeout.std(), &mut |count| left.report(count)).await?;
             }
             output::line(&node.hostname)
         }

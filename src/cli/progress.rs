@@ -65,22 +65,41 @@ impl Reporter {
 }
 
 /// Shows how many are left of something, as it becomes less: `n2: 3 replicas left`.
-pub fn left(what: &'static str, subject: &str) -> impl FnMut(usize) + Send + use<> {
-    let (subject, mut last) = (subject.to_owned(), None);
-    let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
-    if let Some(bar) = &bar {
-        bar.enable_steady_tick(std::time::Duration::from_millis(100));
+pub struct Left {
+    what: &'static str,
+    of: String,
+    last: Option<usize>,
+    bar: Option<ProgressBar>,
+}
+
+impl Left {
+    /// Of this.
+    pub fn new(what: &'static str, of: &str) -> Self {
+        let bar = std::io::stderr().is_terminal().then(ProgressBar::new_spinner);
+        if let Some(bar) = &bar {
+            bar.enable_steady_tick(std::time::Duration::from_millis(100));
+        }
+        Left { what, of: of.to_owned(), last: None, bar }
     }
-    move |count| {
-        if last.replace(count) == Some(count) {
+
+    /// So many, now.
+    pub fn report(&mut self, count: usize) {
+        if self.last.replace(count) == Some(count) {
             return;
         }
-        let line = format!("{subject}: {count} {what} left");
-        match &bar {
-            Some(bar) if count == 0 => bar.finish_and_clear(),
+        let line = format!("{}: {count} {} left", self.of, self.what);
+        match &self.bar {
             Some(bar) => bar.set_message(line),
             None if count > 0 => eprintln!("{line}"),
             None => {}
+        }
+    }
+}
+
+impl Drop for Left {
+    fn drop(&mut self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
         }
     }
 }

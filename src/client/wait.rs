@@ -6,7 +6,7 @@ use futures_util::StreamExt;
 
 use super::{Cluster, ServiceStatus};
 use crate::model::native::NativeService;
-use crate::model::node::Node;
+use crate::model::node::{Availability, Node};
 use crate::model::plan::Move;
 use crate::model::release::{Release, ReleaseState};
 use crate::model::task::TaskState;
@@ -80,9 +80,25 @@ pub async fn drained(
     progress: &mut (dyn FnMut(usize) + Send),
 ) -> Result<()> {
     let until = tokio::time::Instant::now() + timeout;
+    let look = async || -> Result<(bool, Vec<String>)> {
+        let nodes = cluster.nodes().await?;
+        let is_drained = nodes.iter().any(|now| now.id == node.id && now.availability == Availability::Drain);
+        Ok((is_drained, staying(&cluster.services().await?, node)))
+    };
     loop {
-        let services = cluster.services().await?;
-        let left = staying(&services, node);
+        let left = match look().await {
+            Ok((true, left)) => left,
+            Ok((false, _)) => {
+                let message = "is not drained any more: somebody else has changed that, or removed it";
+                return Err(Error::new(Kind::Conflict, format!("node \"{}\"", node.hostname), message));
+            }
+            // Another daemon takes the lead, say.
+            Err(error) if error.retry && tokio::time::Instant::now() < until => {
+                tokio::time::sleep(LOOK).await;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
         progress(left.len());
         if left.is_empty() {
             return Ok(());

@@ -100,8 +100,6 @@ pub enum Sight {
     Task(Observed),
     /// A node was looked through: these tasks are all that it has.
     Node(NodeId, BTreeSet<TaskId>),
-    /// Others may have changed what a task is made of: `put_right` is wanted.
-    Changed(TaskId),
 }
 
 /// How far a task is, as its engine sees it.
@@ -138,6 +136,11 @@ pub enum ObservedState {
     /// It could not be started, and never ran.
     Rejected {
         /// Why.
+        reason: String,
+    },
+    /// It never ran, because there is no room for it where it was placed.
+    NoRoom {
+        /// Of what.
         reason: String,
     },
 }
@@ -202,12 +205,6 @@ pub trait Engine: Send + Sync {
     /// Starts a task. Asking twice for the same task starts it once; the outcome comes through `observe`. An error that
     /// says that a retry can help is no outcome.
     async fn start(&self, request: StartRequest) -> Result<()>;
-
-    /// Makes what a task is made of again as it is to be, where others have changed it.
-    async fn put_right(&self, request: StartRequest) -> Result<()> {
-        let _ = request;
-        Ok(())
-    }
 
     /// Tells a task to end: its stop signal, then after `grace` the kill. False: it was never started, so no end of
     /// it will be observed.

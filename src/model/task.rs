@@ -51,6 +51,10 @@ pub struct Task {
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
+    /// Its node had no room for it, or for the one before it as long as nothing else is known of this one: no failure of
+    /// its revision.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub no_room: bool,
     /// Failures in a row in this slot and revision before this task.
     #[serde(default)]
     pub failures: u32,
@@ -90,6 +94,16 @@ impl Task {
         self.state == TaskState::Lost && self.stop.is_some()
     }
 
+    /// Whether it ended because its node had no room for it.
+    pub fn found_no_room(&self) -> bool {
+        self.no_room && self.state == TaskState::Rejected
+    }
+
+    /// Whether its end says nothing of what it is made of: it was lost with its node, or found no room on one.
+    pub fn failed_in_nothing(&self) -> bool {
+        self.found_no_room() || self.went_with_its_node()
+    }
+
     /// As users call it: `web.3`.
     pub fn label(&self) -> String {
         format!("{}.{}", self.service, self.slot)
@@ -107,7 +121,7 @@ impl Task {
 
     /// Whether failures follow each other so fast that waiting is all it does.
     pub fn is_crash_looping(&self) -> bool {
-        self.failures >= CRASH_LOOP
+        self.failures >= CRASH_LOOP && !self.no_room
     }
 }
 
@@ -239,7 +253,7 @@ pub enum Exit {
     Code(i32),
     /// By this signal.
     Signal(i32),
-    /// Its keeper was lost, and the code with it.
+    /// Nobody saw it end (its keeper was lost, its host went away), and the code is lost.
     Unknown,
 }
 
@@ -251,7 +265,7 @@ impl fmt::Display for Exit {
                 Ok(name) => write!(f, "killed by {name}"),
                 Err(_) => write!(f, "killed by signal {signal}"),
             },
-            Exit::Unknown => f.write_str("exit code unknown, its keeper was lost"),
+            Exit::Unknown => f.write_str("exit code unknown: nobody saw it end"),
         }
     }
 }

@@ -309,10 +309,6 @@ pub fn missing_node(id: &str) -> Error {
 pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update: NodeUpdate, kept: bool) -> Result<()> {
     let found = draft.world.nodes.values().find(|node| *node.id == *id || node.hostname == id);
     let mut node = Node::clone(found.ok_or_else(|| missing_node(id))?);
-    if update.force && update.availability != Some(Availability::Drain) {
-        let subject = format!("node \"{}\"", node.hostname);
-        return Err(Error::invalid(subject, "force: goes with a drain alone (availability = \"drain\")"));
-    }
     node.availability = update.availability.unwrap_or(node.availability);
     node.role = update.role.unwrap_or(node.role);
     node.labels.extend(update.label_add);

@@ -62,10 +62,6 @@ impl Engine for Fenced {
         self.engine()?.remove_node(id, force).await
     }
 
-    async fn put_right(&self, request: StartRequest) -> Result<()> {
-        self.engine()?.put_right(request).await
-    }
-
     async fn start(&self, request: StartRequest) -> Result<()> {
         self.engine()?.start(request).await
     }

@@ -237,6 +237,10 @@ impl Cluster for Runtime {
             }
         }
         let wanted = self.node_id(id)?.to_string();
+        if update.force && update.availability != Some(Availability::Drain) {
+            let why = "force: goes with a drain alone (availability = \"drain\")";
+            return Err(Error::invalid(format!("node \"{id:.70}\""), why));
+        }
         // An engine that keeps settings itself is told; but of a drain only when the node is empty, since a Swarm would
         // end at once what runs there.
         let at_once =

@@ -168,16 +168,12 @@ impl Runtime {
             let _ = messages.send(Message::Observed(observed));
         }
         conductor::spawn(parts.clone(), world, inbox, publish, events.clone())?;
-        let (forward, mender, now) = (messages.clone(), parts.clone(), seen.clone());
+        let forward = messages.clone();
         tokio::spawn(async move {
             while let Some(sight) = observations.recv().await {
                 let message = match sight {
                     Sight::Task(observed) => Message::Observed(observed),
                     Sight::Node(node, tasks) => Message::Stock(node, tasks),
-                    Sight::Changed(task) => {
-                        starter::put_right(&mender, &now.borrow(), task);
-                        continue;
-                    }
                 };
                 if forward.send(message).is_err() {
                     return;

@@ -116,26 +116,6 @@ fn request(world: &World, task: &Task) -> Option<(ServiceId, StartRequest, Versi
     Some((service, request, (revision.secrets.clone(), revision.configs.clone())))
 }
 
-/// Others may have changed what a task is made of: that is put right, if it is to run.
-pub fn put_right(parts: &Arc<Parts>, world: &World, task: TaskId) {
-    let Some(task) = world.tasks.get(&task).filter(|task| task.wanted() && task.stop.is_none()) else { return };
-    let Some((service, request, versions)) = request(world, task) else { return };
-    let parts = parts.clone();
-    tokio::spawn(async move {
-        for _ in 0..PUT_AWAY {
-            let put_right = match with_files(&parts, service, request.clone(), &versions) {
-                Ok(request) => parts.engine.put_right(request).await,
-                Err(error) => Err(error),
-            };
-            match put_right {
-                Err(error) if error.retry => tokio::time::sleep(AGAIN.1).await,
-                Err(error) => return tracing::warn!(%error, "what others changed of a task could not be put right"),
-                Ok(()) => return,
-            }
-        }
-    });
-}
-
 // Whoever waits for a node that is away holds up nobody else, and tries again when it may be back.
 fn remove(parts: &Arc<Parts>, id: TaskId, turns: &Arc<Semaphore>) {
     let (parts, turns) = (parts.clone(), turns.clone());
@@ -224,7 +204,10 @@ pub fn put_away(parts: &Arc<Parts>, observed: Observed, world: World) {
     let parts = parts.clone();
     tokio::spawn(async move {
         let id = observed.task;
-        let over = matches!(observed.state, ObservedState::Ended { .. } | ObservedState::Rejected { .. });
+        let over = matches!(
+            observed.state,
+            ObservedState::Ended { .. } | ObservedState::Rejected { .. } | ObservedState::NoRoom { .. }
+        );
         let grace = world.task_spec(&id).map_or(LEFT_OVER, |spec| spec.stop.grace);
         if !over {
             tracing::warn!(task = %id, "runs, but nobody asks for it any more; it is stopped");

@@ -29,6 +29,9 @@ pub fn observe(draft: &mut Draft, observed: &Observed) {
     {
         return still_running(draft, &task, ports, *health, said.clone());
     }
+    if !matches!(observed.state, ObservedState::Preparing { .. }) {
+        task.no_room = matches!(observed.state, ObservedState::NoRoom { .. });
+    }
     let note = match &observed.state {
         ObservedState::Preparing { said } => {
             if task.state < TaskState::Starting {
@@ -50,7 +53,7 @@ pub fn observe(draft: &mut Draft, observed: &Observed) {
             note
         }
         ObservedState::Ended { exit, finished_at } => Some(ended(draft, &mut task, *exit, *finished_at)),
-        ObservedState::Rejected { reason } => {
+        ObservedState::Rejected { reason } | ObservedState::NoRoom { reason } => {
             task.state = TaskState::Rejected;
             task.reason = Some(reason.clone());
             task.finished_at = Some(now);

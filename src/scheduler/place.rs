@@ -187,6 +187,9 @@ pub fn nowhere(service: &Name, refusals: &Refusals) -> Error {
     Error::new(crate::model::Kind::Exhausted, format!("service \"{service}\""), refusals.to_string()).retry(true)
 }
 
+/// How it is said that nothing suits.
+pub const NOWHERE: &str = "no suitable node";
+
 /// Counts refusals and tells them as `no suitable node (2 nodes drained; ...)`.
 #[derive(Debug, Default)]
 pub struct Refusals(BTreeMap<String, usize>);
@@ -201,7 +204,7 @@ impl Refusals {
 impl std::fmt::Display for Refusals {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         if self.0.is_empty() {
-            return f.write_str("no suitable node (there are no nodes)");
+            return write!(f, "{NOWHERE} (there are no nodes)");
         }
         let nodes = |count: usize| if count == 1 { "1 node".to_owned() } else { format!("{count} nodes") };
         let parts: Vec<String> = self
@@ -212,6 +215,6 @@ impl std::fmt::Display for Refusals {
                 _ => format!("{reason} on {}", nodes(*count)),
             })
             .collect();
-        write!(f, "no suitable node ({})", parts.join("; "))
+        write!(f, "{NOWHERE} ({})", parts.join("; "))
     }
 }

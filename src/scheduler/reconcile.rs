@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::backoff::{Again, again};
 use super::board::Claim;
-use super::place::{Answer, Ask, Filter, Placer, SlotAsk, Stay};
+use super::place::{self, Answer, Ask, Filter, Placer, SlotAsk, Stay};
 use super::rebalance;
 use super::release::{self, Rollouts};
 use super::slots::{self, InSlot};
@@ -181,6 +181,7 @@ fn create(draft: &mut Draft, service: &Arc<Service>, slot: &Slot, tasks: &InSlot
         health: Health::None,
         reason: last.filter(|_| failures > 0).and_then(|task| task.reason.clone()),
         warnings: Vec::new(),
+        no_room: last.is_some_and(|last| last.found_no_room()),
         ports: std::collections::BTreeMap::new(),
         pid: None,
         stop: None,
@@ -296,6 +297,7 @@ struct Due {
 
 fn due(world: &World, name: &Name, now: Timestamp) -> Due {
     let mut due = Due { tasks: BTreeMap::new(), seated: Seated::new(), leaving: BTreeMap::new(), next: None };
+    let mut refused = Refused::default();
     for task in world.tasks_of(name).filter(|task| task.wanted()) {
         if let Some(node) = &task.node {
             due.seated.entry(task.slot.clone()).or_default().push(node.clone());
@@ -308,23 +310,38 @@ fn due(world: &World, name: &Name, now: Timestamp) -> Due {
         }
         match task.not_before.filter(|at| *at > now) {
             Some(at) => due.next = Some(due.next.map_or(at, |other| at.min(other))),
-            None => due.tasks.entry((task.revision, refused_by(world, task, now))).or_default().push(task.clone()),
+            None => {
+                let avoid = if may_avoid(task) { refused.of(world, task, now) } else { Vec::new() };
+                due.tasks.entry((task.revision, avoid)).or_default().push(task.clone());
+            }
         }
     }
     due
 }
 
-// Nodes that refused a task in the same place a moment ago: a port is taken there, an image cannot be had.
-fn refused_by(world: &World, task: &Task, now: Timestamp) -> Vec<NodeId> {
-    if task.failures == 0 {
-        return Vec::new();
+// One that found no place has tried the others, and one that belongs to its node has none.
+fn may_avoid(task: &Task) -> bool {
+    let has_tried = task.reason.as_deref().is_some_and(|reason| reason.starts_with(place::NOWHERE));
+    task.failures > 0 && !has_tried && !matches!(task.slot, Slot::Node(_))
+}
+
+/// Nodes that refused a task in the same place a moment ago: a port is taken there, an image cannot be had, there is no room.
+#[derive(Default)]
+struct Refused(Option<BTreeMap<(Slot, u32), BTreeSet<NodeId>>>);
+
+impl Refused {
+    // Read once for all tasks of a service, and only where one asks.
+    fn of(&mut self, world: &World, task: &Task, now: Timestamp) -> Vec<NodeId> {
+        let all = self.0.get_or_insert_with(|| {
+            let mut all: BTreeMap<_, BTreeSet<NodeId>> = BTreeMap::new();
+            let lately = |old: &Task| old.finished_at.is_some_and(|at| now.since(at) < AVOID);
+            for old in world.tasks_of(&task.service).filter(|old| old.state == TaskState::Rejected && lately(old)) {
+                all.entry((old.slot.clone(), old.revision)).or_default().extend(old.node.clone());
+            }
+            all
+        });
+        all.get(&(task.slot.clone(), task.revision)).into_iter().flatten().cloned().collect()
     }
-    let lately = |old: &Task| old.finished_at.is_some_and(|at| now.since(at) < AVOID);
-    let refused = world.tasks_of(&task.service).filter(|old| {
-        old.slot == task.slot && old.revision == task.revision && old.state == TaskState::Rejected && lately(old)
-    });
-    let nodes: BTreeSet<NodeId> = refused.filter_map(|old| old.node.clone()).collect();
-    nodes.into_iter().collect()
 }
 
 fn ask(

@@ -349,8 +349,8 @@ fn failure(tasks: &InSlot, service: &Service, release: &Release) -> Option<Strin
 
 fn has_failed(task: &Task) -> bool {
     let ended = matches!(task.state, TaskState::Failed | TaskState::Rejected | TaskState::Lost | TaskState::Complete);
-    // That a node was lost says nothing of the revision.
-    (ended && !task.went_with_its_node()) || task.health == Health::Unhealthy
+    // That a node was lost, or full, says nothing of the revision.
+    (ended && !task.failed_in_nothing()) || task.health == Health::Unhealthy
 }
 
 fn view(draft: &Draft, service: &Service, release: &Release) -> ReleaseView {

@@ -56,6 +56,11 @@ fn each(text: &str) -> Result<Vec<String>> {
         Some((first.parse::<u16>().ok()?, last.parse::<u16>().ok()?))
     };
     let (Some(target), published) = (range(target), range(published)) else { return Ok(vec![text.to_owned()]) };
+    if text.contains('=') {
+        return Err(
+            wrong("names a range of ports, which has no name of its own").help("write each of its ports, or no name")
+        );
+    }
     let Some(published) =
         published.filter(|(first, last)| first <= last && last - first == target.1.wrapping_sub(target.0))
     else {

@@ -142,11 +142,6 @@ impl Tasks {
         }
     }
 
-    /// Tells that others changed what it is made of.
-    pub fn changed(&self, task: TaskId) {
-        self.tell(Sight::Changed(task));
-    }
-
     /// Whether some are neither at rest nor over.
     pub fn under_way(&self) -> bool {
         self.known().values().any(|known| match known.seen.as_ref().map(|seen| rank(&seen.state)) {
@@ -221,7 +216,7 @@ fn rank(state: &ObservedState) -> u8 {
         ObservedState::Preparing { .. } => 0,
         ObservedState::Starting => 1,
         ObservedState::Running { .. } => RUNNING,
-        ObservedState::Ended { .. } | ObservedState::Rejected { .. } => OVER,
+        ObservedState::Ended { .. } | ObservedState::Rejected { .. } | ObservedState::NoRoom { .. } => OVER,
     }
 }
 

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard::Docker;
-use bollard::models::EventMessage;
+use bollard::models::{ContainerSummaryStateEnum, EventMessage};
 use bollard::query_parameters::{EventsOptions, ListContainersOptions};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
@@ -124,35 +124,39 @@ impl SwarmHost {
         Ok(())
     }
 
-    // All our containers here. Swarm keeps those of earlier attempts at a task: the newest is the one that counts.
+    // All our containers here. Swarm keeps those of earlier attempts at a task: one that runs is the one that counts, else the
+    // newest. Where several run, somebody has scaled the service: the oldest is what was there before.
     async fn take_stock(&self, docker: &Docker) -> Result<()> {
         let filters = HashMap::from([("label".to_owned(), vec![format!("{}={}", spec::CLUSTER, self.cluster)])]);
         let options = ListContainersOptions { all: true, filters: Some(filters), ..ListContainersOptions::default() };
         let listed = docker.list_containers(Some(options)).await;
         let listed = listed.map_err(|error| trouble::error("containers", "list them", &error))?;
-        let mut newest: BTreeMap<TaskId, (i64, String)> = BTreeMap::new();
+        let mut counts: BTreeMap<TaskId, ((bool, i64), i64, String)> = BTreeMap::new();
         for summary in listed {
             let (Some(id), Some(labels)) = (summary.id, summary.labels) else { continue };
             let Some(task) = spec::task_of(&labels, &self.cluster) else { continue };
             let created = summary.created.unwrap_or_default();
-            if newest.get(&task).is_none_or(|(other, _)| created >= *other) {
-                newest.insert(task, (created, id));
+            let runs = summary.state == Some(ContainerSummaryStateEnum::RUNNING);
+            let rank = (runs, if runs { -created } else { created });
+            if counts.get(&task).is_none_or(|(other, ..)| rank >= *other) {
+                counts.insert(task, (rank, created, id));
             }
         }
-        self.tasks().retain(|task, _| newest.contains_key(task));
-        for (task, (created, id)) in newest {
+        self.tasks().retain(|task, _| counts.contains_key(task));
+        for (task, (_, created, id)) in counts {
             self.note(&task, &id, created);
             self.look_at(docker, &task, &id).await;
         }
         Ok(())
     }
 
-    // A container of a task; false if a newer one is known.
+    // A container of a task; false if another one counts: one that runs, or a newer one.
     fn note(&self, task: &TaskId, container: &str, created: i64) -> bool {
         let mut tasks = self.tasks();
         match tasks.get_mut(task) {
             Some(known) if known.container == container => true,
             Some(known) if known.created > created => false,
+            Some(Known { seen: Some(Observed { state: ObservedState::Running { .. }, .. }), .. }) => false,
             _ => {
                 tasks.insert(*task, Known { container: container.to_owned(), created, seen: None, unhealthy: false });
                 true
@@ -277,7 +281,7 @@ fn as_swarm_sees(state: ObservedState) -> Option<ObservedState> {
         ObservedState::Running { health: Health::Starting, .. } => Some(ObservedState::Starting),
         ObservedState::Running { health: Health::Unhealthy, .. } => None,
         // A start that failed may be tried again by Swarm: whether it was the last one the managers tell.
-        ObservedState::Rejected { .. } => None,
+        ObservedState::Rejected { .. } | ObservedState::NoRoom { .. } => None,
         ObservedState::Running { pid, ports, started_at, .. } => {
             Some(ObservedState::Running { pid, ports, started_at, health: Health::None, said: None })
         }

@@ -15,8 +15,6 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use bollard::Docker;
-use bollard::auth::DockerCredentials;
-use bollard::models::ServiceSpec as SwarmSpec;
 use tokio::sync::{Notify, mpsc};
 
 use self::nodes::Nodes;
@@ -65,9 +63,7 @@ struct Shared {
     stirred: Notify,
     hosts: Option<Arc<dyn Hosts>>,
     // Services that were changed, by whomever, and were not looked at since.
-    touched: std::sync::Mutex<BTreeSet<String>>,
-    // Those that were put right, as the Swarm has them since.
-    restored: std::sync::Mutex<BTreeMap<TaskId, serde_json::Value>>,
+    touched: restore::Touched,
     // Since when tasks wait for room on their nodes.
     without_room: std::sync::Mutex<BTreeMap<TaskId, tokio::time::Instant>>,
     // Held for a start, which may need a secret before its service names it; taken whole to clear them up.
@@ -134,8 +130,7 @@ impl SwarmEngine {
             tasks: Arc::new(Tasks::default()),
             stirred: Notify::new(),
             hosts: options.hosts.clone(),
-            touched: std::sync::Mutex::default(),
-            restored: std::sync::Mutex::default(),
+            touched: restore::Touched::default(),
             without_room: std::sync::Mutex::default(),
             files: tokio::sync::RwLock::new(None),
         });
@@ -164,8 +159,9 @@ impl SwarmEngine {
 }
 
 impl Shared {
-    // The Swarm service of a task and what its registry is told; what it needs is there then.
-    async fn compose(&self, request: &StartRequest) -> Result<(SwarmSpec, Option<DockerCredentials>)> {
+    async fn begin(&self, request: &StartRequest) -> Result<()> {
+        let subject = format!("task {}.{}", request.service, request.slot);
+        let _held = self.files.read().await;
         for network in &request.spec.networks {
             objects::ensure_network(&self.docker, &self.cluster, &network.name).await?;
         }
@@ -175,13 +171,9 @@ impl Shared {
         let request = StartRequest { spec: filled, ..request.clone() };
         let image = request.spec.image.clone().unwrap_or_default();
         let credentials = credentials::of(request.login.as_ref(), &image).await;
-        Ok((spec::service(&request, &self.cluster, &files, self.log_driver.as_deref()), credentials))
-    }
-
-    async fn begin(&self, request: &StartRequest) -> Result<()> {
-        let subject = format!("task {}.{}", request.service, request.slot);
-        let _held = self.files.read().await;
-        let (body, credentials) = self.compose(request).await?;
+        let mut body = spec::service(&request, &self.cluster, &files, self.log_driver.as_deref());
+        let fingerprint = restore::of_request(&body)?;
+        body.labels.get_or_insert_default().insert(restore::SPEC.to_owned(), fingerprint);
         fault::point("swarm.before-create");
         let name = body.name.clone().unwrap_or_default();
         let id = match self.docker.create_service(body, credentials).await {
@@ -289,10 +281,6 @@ impl Engine for SwarmEngine {
 
     async fn remove_node(&self, id: &str, force: bool) -> Result<()> {
         self.shared.nodes.remove(id, force).await
-    }
-
-    async fn put_right(&self, request: StartRequest) -> Result<()> {
-        self.shared.put_right(&request).await
     }
 
     async fn start(&self, request: StartRequest) -> Result<()> {

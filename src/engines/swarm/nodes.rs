@@ -1,7 +1,7 @@
 //! The Swarm's nodes. Swarm itself notices the loss of one only after three missed heartbeats, about 20 s; so each node
 //! is asked for besides, at the port on which Swarm's nodes gossip (7946) and every Docker Engine of a Swarm listens.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -111,6 +111,8 @@ impl Nodes {
             let now = Instant::now();
             let mut nodes = listed.clone();
             heard.retain(|id, _| listed.iter().any(|node| node.id == *id));
+            let new: BTreeSet<NodeId> =
+                listed.iter().map(|node| node.id.clone()).filter(|id| !heard.contains_key(id)).collect();
             for (node, answer) in listed.iter().zip(answers) {
                 let heard = heard.entry(node.id.clone()).or_insert(Heard { engine: now, host: now });
                 match answer {
@@ -121,11 +123,20 @@ impl Nodes {
             }
             let before = self.known.borrow().clone();
             let was_down = |id: &NodeId| before.iter().any(|node| node.id == *id && node.state == NodeState::Down);
-            let others = listed.iter().filter(|node| *node.id != *self.own && !was_down(&node.id));
+            let asked = |node: &&Node| *node.id != *self.own && node.address.is_some() && !new.contains(&node.id);
+            let others = listed.iter().filter(|node| asked(node) && !was_down(&node.id));
             let cut_off = is_cut_off(others.map(|node| heard.get(&node.id).is_some_and(|heard| heard.host == now)));
+            if cut_off {
+                // Silence counts from when anybody is heard again: they come back one after the other.
+                for (id, heard) in &mut heard {
+                    if !was_down(id) {
+                        (heard.engine, heard.host) = (now, now);
+                    }
+                }
+            }
             for node in &mut nodes {
                 let Some(heard) = heard.get(&node.id) else { continue };
-                let is_silent = now - heard.host >= SILENT && (!cut_off || was_down(&node.id));
+                let is_silent = now - heard.host >= SILENT;
                 if is_silent || (now - heard.engine >= REFUSED && now - heard.host < SILENT) {
                     node.state = NodeState::Down;
                 }

@@ -34,7 +34,8 @@ const ALL_TELL: Duration = Duration::from_millis(500);
 const SPARED: u32 = 3;
 /// What Swarm says of a task whose node has no room for it, or not its port, and how long that may take: what is being
 /// removed there makes room in a moment.
-const NO_ROOM: (&str, Duration) = ("no suitable node", Duration::from_secs(4));
+const NO_ROOM: [&str; 2] = ["insufficient resources", "host-mode port already in use"];
+const ROOM_WITHIN: Duration = Duration::from_secs(5);
 /// What Swarm says of a task that ran and ended with an error.
 const EXITED: &str = "task: non-zero exit";
 /// What is said of a task that Swarm ended because its own check failed.
@@ -55,6 +56,7 @@ impl Shared {
     pub async fn follow(self: Arc<Self>) {
         let mut failed = false;
         let mut took = Duration::ZERO;
+        let mut put_right = None;
         loop {
             // A list of many tasks costs the manager more than the news are worth: it gets most of the time for its work.
             let (hurried, all_tell) = (self.tasks.under_way(), self.all_tell());
@@ -70,8 +72,8 @@ impl Shared {
             let begun = tokio::time::Instant::now();
             let mut looked = self.look().await;
             took = begun.elapsed();
-            if looked.is_ok() && !self.tasks.under_way() {
-                looked = self.tell_changed().await;
+            if looked.is_ok() {
+                looked = self.put_right(&mut put_right).await;
             }
             match looked {
                 Ok(()) => failed = false,
@@ -220,14 +222,17 @@ impl Shared {
 
     // `tasks`: Swarm's attempts at one of ours, oldest first.
     fn take_in(&self, id: &TaskId, tasks: &[&Task]) {
+        // Surplus that was scaled away says nothing of what is left.
+        let is_surplus = |task: &&&Task| task.desired_state == Some(TaskState::REMOVE);
+        let kept: Vec<&Task> = tasks.iter().filter(|task| !is_surplus(task)).copied().collect();
+        let tasks = if kept.is_empty() { tasks } else { &kept };
         let Some(last) = tasks.last() else { return };
         let is_over = |task: &Task| state(task) > TaskState::RUNNING;
         // Swarm has not begun its own restart yet: what ended is what counts, and the restart is ours to decide.
         let ended = tasks.iter().rev().find(|task| is_over(task));
         let shown = if state(last) < TaskState::RUNNING { ended.unwrap_or(last) } else { last };
         let mut warnings = Vec::new();
-        let was_restored = self.restored.lock().unwrap_or_else(PoisonError::into_inner).contains_key(id);
-        if !is_over(shown) && tasks.len() > 1 && !was_restored {
+        if !is_over(shown) && tasks.len() > 1 {
             warnings.push(format!("restarted by Swarm {} times while no daemon acted", tasks.len() - 1));
         }
         let error = shown.status.as_ref().and_then(|status| status.err.as_deref()).unwrap_or_default();
@@ -236,11 +241,16 @@ impl Shared {
         }
         let mut observed = Observed { task: *id, state: self.describe(shown), warnings };
         if let Some(reason) = self.found_no_room(id, shown) {
-            observed.state = ObservedState::Rejected { reason };
+            observed.state = ObservedState::NoRoom { reason };
         }
         // On the managers' word alone, though the host's own comes sooner: a task that Swarm still has for running would be
         // removed with what it wrote.
-        let over = matches!(observed.state, ObservedState::Ended { .. } | ObservedState::Rejected { .. });
+        // So is what was told to be over by the host, or found changed, whatever the Swarm runs in its place.
+        let over = self.tasks.is_over(id)
+            || matches!(
+                observed.state,
+                ObservedState::Ended { .. } | ObservedState::Rejected { .. } | ObservedState::NoRoom { .. }
+            );
         if over && !self.tasks.is_forbidden(id) && self.tasks.begin_hold(id) {
             self.hold_back(id, shown.service_id.clone().unwrap_or_default());
         }
@@ -251,12 +261,12 @@ impl Shared {
     fn found_no_room(&self, id: &TaskId, task: &Task) -> Option<String> {
         let said = task.status.as_ref().and_then(|status| status.err.as_deref()).unwrap_or_default();
         let mut waiting = self.without_room.lock().unwrap_or_else(PoisonError::into_inner);
-        if state(task) != TaskState::PENDING || !said.starts_with(NO_ROOM.0) {
+        if state(task) != TaskState::PENDING || !NO_ROOM.iter().any(|sign| said.contains(sign)) {
             waiting.remove(id);
             return None;
         }
         let since = *waiting.entry(*id).or_insert_with(tokio::time::Instant::now);
-        (since.elapsed() >= NO_ROOM.1).then(|| format!("the Swarm finds no room for it on its node: {said}"))
+        (since.elapsed() >= ROOM_WITHIN).then(|| format!("the Swarm finds no room for it on its node: {said}"))
     }
 
     fn describe(&self, task: &Task) -> ObservedState {
@@ -309,7 +319,7 @@ impl Shared {
     }
 
     // Keeps Swarm from restarting what ended, and what it wrote where it can be read.
-    fn hold_back(&self, task: &TaskId, service: String) {
+    pub(super) fn hold_back(&self, task: &TaskId, service: String) {
         let (docker, task) = (self.docker.clone(), *task);
         tokio::spawn(async move {
             let mut wait = UNDER_WAY;
