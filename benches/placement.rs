@@ -236,7 +236,7 @@ fn task(service: &Name, service_id: ServiceId, slot: u32, clock: &ManualClock) -
         health: Health::None,
         reason: None,
         warnings: Vec::new(),
-        no_room: false,
+        no_room: 0,
         ports: std::collections::BTreeMap::new(),
         pid: None,
         stop: None,

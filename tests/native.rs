@@ -57,8 +57,10 @@ fn the_swarm_schedules_and_updates_what_asks_for_it() {
     assert_eq!(listed.lines().count(), 2, "shown once: {listed}");
     let tasks = daemon.ok(&["service", "ps", "web"]);
     assert!(tasks.contains("web.1") && tasks.contains("web.2") && tasks.contains("running"), "{tasks}");
-    let said = daemon.fails(&["service", "logs", "web"]);
-    assert!(said.contains("docker service logs web"), "{said}");
+    let wrote = daemon.ok(&["service", "logs", "web"]);
+    assert!(wrote.contains("web.1 | demo 1 listens on") && wrote.contains("web.2 | demo 1 listens on"), "{wrote}");
+    let wrote = daemon.ok(&["service", "logs", "--tail", "1", "web.2"]);
+    assert!(wrote.starts_with("web.2 | demo 1") && wrote.lines().count() == 1, "{wrote}");
     let said = daemon.fails(&["service", "update", "web", "--engine-native=false", "--publish-rm", "8080"]);
     assert!(said.contains("cannot be changed of a service that is there"), "{said}");
 

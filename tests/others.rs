@@ -114,12 +114,12 @@ fn changes_by_hand(lab: &Lab, daemon: &LabDaemon, image: &str) {
         let listed = lab.docker("n1", &["service", "ls", "-q", "--filter", &format!("label=neap.service={name}")]);
         listed.lines().map(str::to_owned).collect::<Vec<_>>()
     };
-    let show = |service: &str, what: &str| lab.docker("n1", &["service", "inspect", "-f", what, service]);
     // Each service has what counts, and each replica runs once.
     let as_described = |what: &str| {
         eventually(what, 60, || {
-            let running: Vec<String> = services("web").into_iter().filter(|id| replicas(lab, id) != "0").collect();
-            let limit = |id: &String| show(id, "{{.Spec.TaskTemplate.Resources.Limits.MemoryBytes}}");
+            let running: Vec<String> =
+                services("web").into_iter().filter(|id| !["", "0"].contains(&&*replicas(lab, id))).collect();
+            let limit = |id: &String| show(lab, id, "{{.Spec.TaskTemplate.Resources.Limits.MemoryBytes}}");
             let right = running.len() == 2 && running.iter().all(|id| replicas(lab, id) == "1" && limit(id) == "0");
             (right && daemon.running_on("web").len() == 2 && lab.all_containers("web") == 2).then_some(())
         });
@@ -137,7 +137,8 @@ fn changes_by_hand(lab: &Lab, daemon: &LabDaemon, image: &str) {
     lab.docker("n1", &["service", "update", "--detach", "--limit-memory", "100M", changed]);
     as_described("no replica has the limit");
     let listed = daemon.ok(&["service", "ps", "--all", "web"]);
-    println!("{listed}");
+    assert!(listed.contains("changed by somebody else; another replica takes its place"), "{listed}");
+    assert!(daemon.tasks("web").iter().all(|task| task["failures"] == 0), "no failure of the service's: {listed}");
 
     // A label is nobody's business: a replica with all that can be described stays, also when a daemon begins.
     daemon.secret("shop/key", "1");
@@ -154,17 +155,19 @@ fn changes_by_hand(lab: &Lab, daemon: &LabDaemon, image: &str) {
         "--stop-signal", "INT", "--stop-grace-period", "3s", "--label", "a.b[0].c=d", "--container-label", "x=y",
         "--log-opt", "tag=z", "-p", "8082:8080", "-p", "mode=host,published=9100,target=9100", image,
     ]);
+    let ids = || {
+        let live = [daemon.live("web"), daemon.live("rich")].concat();
+        let containers = ["n1", "n2", "n3"].map(|node| [lab.containers(node, "web"), lab.containers(node, "rich")]);
+        (live.iter().map(|task| task["id"].to_string()).collect::<Vec<_>>(), containers)
+    };
+    let before = ids();
+    assert_eq!(before.0.len(), 3);
     for id in services("rich").iter().chain(&services("web")) {
         if replicas(lab, id) == "1" {
             lab.docker("n1", &["service", "update", "--detach", "--label-add", "who=me", id]);
         }
     }
-    let ids = || {
-        let live = [daemon.live("web"), daemon.live("rich")].concat();
-        live.iter().map(|task| task["id"].to_string()).collect::<Vec<_>>()
-    };
-    let before = ids();
-    std::thread::sleep(Duration::from_secs(5));
+    std::thread::sleep(Duration::from_secs(6));
     assert_eq!(ids(), before);
     daemon.end("KILL");
     daemon.up(&[]);
@@ -175,12 +178,16 @@ fn changes_by_hand(lab: &Lab, daemon: &LabDaemon, image: &str) {
     daemon.ok(&["service", "rm", "web", "rich"]);
 }
 
-fn replicas(lab: &Lab, service: &str) -> String {
+// Of a Swarm service; nothing where it is gone.
+fn show(lab: &Lab, service: &str, what: &str) -> String {
     let socket = format!("unix://{}", lab.folder().join("n1/docker.sock").display());
-    let words = ["-H", &socket, "service", "inspect", "-f", "{{.Spec.Mode.Replicated.Replicas}}", service];
-    // It may be gone by now.
+    let words = ["-H", &socket, "service", "inspect", "-f", what, service];
     let output = std::process::Command::new("docker").args(words).output().unwrap();
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+fn replicas(lab: &Lab, service: &str) -> String {
+    show(lab, service, "{{.Spec.Mode.Replicated.Replicas}}")
 }
 
 fn a_drain_that_cannot_end(lab: &Lab, daemon: &LabDaemon, image: &str) {
@@ -257,17 +264,20 @@ fn a_host_that_is_lost_gets_no_requests(lab: &Lab, daemon: &LabDaemon, image: &s
 
 // It hears of nobody any more, and is the one that is cut off: nothing is started on it for the others.
 fn a_manager_that_is_cut_off(lab: &Lab, daemon: &LabDaemon) {
-    let before = daemon.live("web");
+    let ids = || daemon.live("web").iter().map(|task| task["id"].clone()).collect::<Vec<_>>();
+    let ready = || {
+        let nodes = daemon.json(&["node", "ls", "--format", "json"]);
+        nodes.as_array().unwrap().iter().all(|node| node["state"] == "ready")
+    };
+    let before = ids();
     lab.ok(&["cut", "n1"]);
-    std::thread::sleep(Duration::from_secs(8));
-    let nodes = daemon.json(&["node", "ls", "--format", "json"]);
-    assert!(nodes.as_array().unwrap().iter().all(|node| node["state"] == "ready"), "{nodes}");
+    // Longer than any silence that is waited for, and shorter than what the Swarm itself waits for.
+    std::thread::sleep(Duration::from_millis(4500));
+    assert!(ready());
     lab.ok(&["mend", "n1"]);
-    let ids = |tasks: &[serde_json::Value]| tasks.iter().map(|task| task["id"].clone()).collect::<Vec<_>>();
     // They are heard of again one after the other.
-    std::thread::sleep(Duration::from_secs(6));
-    assert_eq!(ids(&daemon.live("web")), ids(&before));
+    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(ids(), before);
+    eventually("all are ready", 30, || ready().then_some(()));
     assert_eq!(daemon.running_on("web"), ["n1", "n2", "n3"]);
-    let nodes = daemon.json(&["node", "ls", "--format", "json"]);
-    assert!(nodes.as_array().unwrap().iter().all(|node| node["state"] == "ready"), "{nodes}");
 }

@@ -11,7 +11,7 @@ use crate::agent::authority::JoinToken;
 use crate::agent::identity::Identity;
 use crate::agent::join;
 use crate::client::Cluster;
-use crate::client::hosting::{HostJoined, HostPlace, Hosting, InitAsk, JoinAsk, LeaveAsk};
+use crate::client::hosting::{HostJoined, HostPlace, Hosting, InitAsk, JoinAsk, LeaveAsk, UnlockAsk};
 use crate::client::members::JoinTicket;
 use crate::client::remote::RemoteCluster;
 use crate::client::wire::Endpoint;
@@ -338,6 +338,10 @@ impl Hosting for Here {
             None => return Err(Error::new(Kind::Timeout, "agent", format!("is not connected yet; it is {started}"))),
         }
         Ok(now)
+    }
+
+    async fn unlock(&self, ask: UnlockAsk) -> Result<()> {
+        LocalSwarm::open(&Self::docker(&ask.place)?).await?.unlock(ask.key.trim()).await
     }
 
     async fn leave(&self, ask: LeaveAsk) -> Result<()> {

@@ -65,6 +65,16 @@ pub struct LeaveAsk {
     pub force: bool,
 }
 
+/// The manager of a host that started again is let go on.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct UnlockAsk {
+    /// The key of the Swarm's managers.
+    pub key: String,
+    /// Where.
+    #[serde(flatten)]
+    pub place: HostPlace,
+}
+
 /// What a host has become.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct HostJoined {
@@ -85,4 +95,6 @@ pub trait Hosting {
     async fn join(&self, ask: JoinAsk) -> Result<HostJoined>;
     /// Leaves it.
     async fn leave(&self, ask: LeaveAsk) -> Result<()>;
+    /// Unlocks this host's manager, which has started again and waits for its key.
+    async fn unlock(&self, ask: UnlockAsk) -> Result<()>;
 }

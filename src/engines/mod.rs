@@ -100,6 +100,8 @@ pub enum Sight {
     Task(Observed),
     /// A node was looked through: these tasks are all that it has.
     Node(NodeId, BTreeSet<TaskId>),
+    /// Somebody else has changed or removed what a task runs in, as is said: another is to take its place.
+    Changed(TaskId, String),
 }
 
 /// How far a task is, as its engine sees it.

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 
 use async_trait::async_trait;
 use serde_json::{Map, Value};
+use tokio::sync::mpsc;
 
-use super::StartRequest;
+use super::{LogQuery, StartRequest};
 use crate::model::Result;
 use crate::model::native::{NativeService, PublishMode};
 
@@ -46,6 +47,21 @@ pub struct Wanted {
     pub tag: String,
 }
 
+/// A line that a task of a native service wrote.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NativeLine {
+    /// Nanoseconds since 1970-01-01 UTC.
+    pub at: i64,
+    /// `web.1`.
+    pub task: String,
+    /// The task's id, as its engine has it.
+    pub id: String,
+    /// `stdout` or `stderr`.
+    pub stream: String,
+    /// The line.
+    pub text: String,
+}
+
 /// Those of an engine that has some.
 #[async_trait]
 pub trait Natives: Send + Sync {
@@ -57,6 +73,15 @@ pub trait Natives: Send + Sync {
 
     /// Makes one, or changes the one that this made before.
     async fn place(&self, wanted: Wanted) -> Result<()>;
+
+    /// What tasks of one wrote (of one slot, where that is asked for), in portions, oldest first; with `follow` it goes on.
+    async fn logs(
+        &self,
+        name: &str,
+        slot: Option<String>,
+        query: LogQuery,
+        follow: bool,
+    ) -> Result<mpsc::Receiver<Result<Vec<NativeLine>>>>;
 
     /// Removes one, by its whole id; one that is not there is no error.
     async fn remove(&self, id: &str) -> Result<()>;

@@ -25,7 +25,7 @@ macro_rules! ulid_id {
                 $name(ulid::Ulid::from_parts(clock.wall().0, random).0)
             }
 
-            /// The one of this number, for tests and simulations.
+            /// The one of this number.
             pub fn numbered(number: u128) -> Self {
                 $name(number)
             }

@@ -51,10 +51,9 @@ pub struct Task {
     /// How it ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit: Option<Exit>,
-    /// Its node had no room for it, or for the one before it as long as nothing else is known of this one: no failure of
-    /// its revision.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    pub no_room: bool,
+    /// How often in a row there was no room for the one in this place, this one included: no failures of its revision.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub no_room: u32,
     /// Failures in a row in this slot and revision before this task.
     #[serde(default)]
     pub failures: u32,
@@ -96,7 +95,7 @@ impl Task {
 
     /// Whether it ended because its node had no room for it.
     pub fn found_no_room(&self) -> bool {
-        self.no_room && self.state == TaskState::Rejected
+        self.no_room > 0 && self.state == TaskState::Rejected
     }
 
     /// Whether its end says nothing of what it is made of: it was lost with its node, or found no room on one.
@@ -121,8 +120,14 @@ impl Task {
 
     /// Whether failures follow each other so fast that waiting is all it does.
     pub fn is_crash_looping(&self) -> bool {
-        self.failures >= CRASH_LOOP && !self.no_room
+        self.failures >= CRASH_LOOP
     }
+}
+
+// By reference, as serde asks.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_none(count: &u32) -> bool {
+    *count == 0
 }
 
 /// From so many failures in a row on, a slot is in a crash loop.
@@ -229,6 +234,8 @@ pub enum StopReason {
     Drained,
     /// Its successor runs on a node that suits the policy better.
     Moved,
+    /// Somebody else has changed or removed what it runs in.
+    Changed,
 }
 
 impl StopReason {
@@ -241,6 +248,7 @@ impl StopReason {
             StopReason::Unhealthy => "failed its check",
             StopReason::Drained => "node drained or no longer fits",
             StopReason::Moved => "moved by a rebalance",
+            StopReason::Changed => "changed by somebody else",
         }
     }
 }

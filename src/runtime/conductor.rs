@@ -11,7 +11,7 @@ use super::{Message, Parts, persist, starter};
 use crate::model::clock::Timestamp;
 use crate::model::event::{AboutTask, Event, What};
 use crate::model::name::Name;
-use crate::model::task::{Task, TaskState};
+use crate::model::task::{StopReason, Task, TaskState};
 use crate::model::{Error, Result, fault, units};
 use crate::scheduler::observe;
 use crate::scheduler::reconcile::reconcile;
@@ -203,6 +203,17 @@ impl Conductor {
             Message::Observed(observed) => {
                 observe::observe(draft, &observed);
                 repeatable.push(Message::Observed(observed));
+            }
+            Message::Changed(task, why) => {
+                if let Some(old) = draft.world.tasks.get(&task).filter(|task| task.wanted()).cloned() {
+                    let mut told = Task::clone(&old);
+                    if !told.warnings.contains(&why) {
+                        told.warnings.push(why.clone());
+                    }
+                    draft.change(Change::Task(Arc::new(told.clone())));
+                    draft.stop(&told, StopReason::Changed);
+                }
+                repeatable.push(Message::Changed(task, why));
             }
             Message::Told(task, will_end) => {
                 if let Some(old) = draft.world.tasks.get(&task).cloned()

@@ -8,7 +8,7 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
 use crate::engines::hosts::{ProbeAsk, Probed};
-use crate::engines::native::{Described, Natives, Wanted};
+use crate::engines::native::{Described, NativeLine, Natives, Wanted};
 use crate::engines::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight, StartRequest};
 use crate::model::id::TaskId;
 use crate::model::native::NativeService;
@@ -163,6 +163,16 @@ impl Natives for Fenced {
 
     async fn describe(&self, name: &str) -> Result<Described> {
         self.inner_natives()?.describe(name).await
+    }
+
+    async fn logs(
+        &self,
+        name: &str,
+        slot: Option<String>,
+        query: LogQuery,
+        follow: bool,
+    ) -> Result<mpsc::Receiver<Result<Vec<NativeLine>>>> {
+        self.inner_natives()?.logs(name, slot, query, follow).await
     }
 
     async fn place(&self, wanted: Wanted) -> Result<()> {

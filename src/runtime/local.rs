@@ -45,7 +45,7 @@ impl Runtime {
     }
 }
 
-fn channel<T: Send + 'static>() -> (mpsc::Sender<Result<T>>, Stream1<T>) {
+pub(super) fn channel<T: Send + 'static>() -> (mpsc::Sender<Result<T>>, Stream1<T>) {
     let (sender, receiver) = mpsc::channel(64);
     let stream =
         futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
@@ -186,14 +186,15 @@ impl Cluster for Runtime {
     }
 
     async fn logs(&self, name: &str, ask: LogsAsk) -> Result<Stream1<LogEntry>> {
-        if self.status(name)?.service.spec.engine_native {
-            let subject = format!("service \"{name:.70}\"");
-            return Err(Error::new(
-                Kind::Unsupported,
-                subject,
-                "is run by the Swarm, and so is what it writes (engine_native)",
-            )
-            .help(format!("docker service logs {name:.70}")));
+        match self.status(name) {
+            Ok(status) if status.service.spec.engine_native => return self.native_logs(name, ask).await,
+            Ok(_) => {}
+            Err(missing) => {
+                return match self.native_logs(name, ask).await {
+                    Err(error) if matches!(error.kind, Kind::NotFound | Kind::Unsupported) => Err(missing),
+                    read => read,
+                };
+            }
         }
         let world = self.world();
         if let Some(slot) = &ask.slot

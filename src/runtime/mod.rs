@@ -97,6 +97,8 @@ enum Message {
     Observed(Observed),
     /// A node was looked through: these tasks are all that it has.
     Stock(NodeId, BTreeSet<TaskId>),
+    /// Somebody else has changed what a task runs in.
+    Changed(TaskId, String),
     /// The nodes as their engine sees them now.
     Nodes(Arc<Vec<Node>>),
     /// The engine was told to stop it; true: its end will be observed.
@@ -174,6 +176,7 @@ impl Runtime {
                 let message = match sight {
                     Sight::Task(observed) => Message::Observed(observed),
                     Sight::Node(node, tasks) => Message::Stock(node, tasks),
+                    Sight::Changed(task, why) => Message::Changed(task, why),
                 };
                 if forward.send(message).is_err() {
                     return;

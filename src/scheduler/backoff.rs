@@ -21,10 +21,10 @@ const ROOM: Duration = Duration::from_secs(30);
 pub fn again(policy: &RestartPolicy, last: Option<&Task>) -> Again {
     let Some(last) = last else { return Again::At(None, 0) };
     let failed = matches!(last.state, TaskState::Failed | TaskState::Rejected | TaskState::Lost);
-    if last.found_no_room() {
+    if last.found_no_room() && !last.was_on_trial() {
         // Whatever its policy says of failures, this is none; and room may be made at any moment.
-        let (failures, end) = (last.failures.saturating_add(1), last.finished_at.unwrap_or(last.created_at));
-        return Again::At(Some(end.after(delay(policy, failures).min(ROOM))), failures);
+        let end = last.finished_at.unwrap_or(last.created_at);
+        return Again::At(Some(end.after(delay(policy, last.no_room).min(ROOM))), last.failures);
     }
     let by_itself = !last.went_with_its_node() && !last.was_on_trial() && (failed || last.state == TaskState::Complete);
     if !by_itself {
@@ -61,17 +61,18 @@ mod tests {
 
     #[test]
     fn no_room_is_no_failure() {
-        let task = |no_room: bool| -> Task {
+        let task = |no_room: u32| -> Task {
             serde_json::from_value(serde_json::json!({
                 "id": "01arz3ndektsv4rrffq69g5fav", "service": "web", "service_id": crate::model::id::ServiceId::numbered(1),
                 "slot": { "replica": 1 }, "revision": 1, "state": "rejected", "health": "none", "created_at": 0,
-                "finished_at": 1000, "failures": 9, "no_room": no_room,
+                "finished_at": 1000, "failures": 1, "no_room": no_room,
             }))
             .unwrap()
         };
         let never = RestartPolicy { condition: RestartCondition::None, max_attempts: 2, ..RestartPolicy::default() };
-        assert_eq!(again(&never, Some(&task(false))), Again::Never);
-        assert_eq!(again(&never, Some(&task(true))), Again::At(Some(Timestamp(31_000)), 10));
+        assert_eq!(again(&never, Some(&task(0))), Again::Never);
+        assert_eq!(again(&never, Some(&task(1))), Again::At(Some(Timestamp(2_000)), 1));
+        assert_eq!(again(&never, Some(&task(9))), Again::At(Some(Timestamp(31_000)), 1));
     }
 
     #[test]

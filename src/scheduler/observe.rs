@@ -30,7 +30,8 @@ pub fn observe(draft: &mut Draft, observed: &Observed) {
         return still_running(draft, &task, ports, *health, said.clone());
     }
     if !matches!(observed.state, ObservedState::Preparing { .. }) {
-        task.no_room = matches!(observed.state, ObservedState::NoRoom { .. });
+        let none = matches!(observed.state, ObservedState::NoRoom { .. });
+        task.no_room = if none { task.no_room.saturating_add(1) } else { 0 };
     }
     let note = match &observed.state {
         ObservedState::Preparing { said } => {

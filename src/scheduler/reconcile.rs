@@ -181,7 +181,7 @@ fn create(draft: &mut Draft, service: &Arc<Service>, slot: &Slot, tasks: &InSlot
         health: Health::None,
         reason: last.filter(|_| failures > 0).and_then(|task| task.reason.clone()),
         warnings: Vec::new(),
-        no_room: last.is_some_and(|last| last.found_no_room()),
+        no_room: last.filter(|last| last.found_no_room()).map_or(0, |last| last.no_room),
         ports: std::collections::BTreeMap::new(),
         pid: None,
         stop: None,
@@ -322,7 +322,7 @@ fn due(world: &World, name: &Name, now: Timestamp) -> Due {
 // One that found no place has tried the others, and one that belongs to its node has none.
 fn may_avoid(task: &Task) -> bool {
     let has_tried = task.reason.as_deref().is_some_and(|reason| reason.starts_with(place::NOWHERE));
-    task.failures > 0 && !has_tried && !matches!(task.slot, Slot::Node(_))
+    (task.failures > 0 || task.no_room > 0) && !has_tried && !matches!(task.slot, Slot::Node(_))
 }
 
 /// Nodes that refused a task in the same place a moment ago: a port is taken there, an image cannot be had, there is no room.

@@ -40,6 +40,8 @@ pub enum Of {
     Container(String),
     /// A Swarm service, wherever its containers are.
     Service(String),
+    /// One task of a Swarm service.
+    Task(String),
 }
 
 impl Source {
@@ -63,8 +65,9 @@ impl Source {
         let task = self.task;
         let failed = move |error| trouble::error(format!("task {task}"), "read its output", &error);
         let parts = match &self.of {
-            Of::Container(id) => self.docker.logs(id, Some(options)).left_stream(),
-            Of::Service(id) => self.docker.service_logs(id, Some(options)).right_stream(),
+            Of::Container(id) => self.docker.logs(id, Some(options)).boxed(),
+            Of::Service(id) => self.docker.service_logs(id, Some(options)).boxed(),
+            Of::Task(id) => self.docker.task_logs(id, Some(options)).boxed(),
         };
         let lines = parts.filter_map(move |part| {
             std::future::ready(match part {

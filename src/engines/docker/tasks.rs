@@ -142,6 +142,15 @@ impl Tasks {
         }
     }
 
+    /// Tells that somebody else has changed or removed what a task runs in; told before its end.
+    pub fn changed(&self, task: &TaskId, why: &str) {
+        let all = self.known();
+        let runs = |known: &Known| !known.forbidden && known.seen.as_ref().is_none_or(|seen| rank(&seen.state) != OVER);
+        if all.get(task).is_some_and(runs) {
+            self.tell(Sight::Changed(*task, why.to_owned()));
+        }
+    }
+
     /// Whether some are neither at rest nor over.
     pub fn under_way(&self) -> bool {
         self.known().values().any(|known| match known.seen.as_ref().map(|seen| rank(&seen.state)) {

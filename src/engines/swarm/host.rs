@@ -144,7 +144,15 @@ impl SwarmHost {
         }
         self.tasks().retain(|task, _| counts.contains_key(task));
         for (task, (_, created, id)) in counts {
-            self.note(&task, &id, created);
+            let known = Known { container: id.clone(), created, seen: None, unhealthy: false };
+            self.tasks()
+                .entry(task)
+                .and_modify(|now| {
+                    if now.container != id {
+                        *now = known.clone()
+                    }
+                })
+                .or_insert(known);
             self.look_at(docker, &task, &id).await;
         }
         Ok(())

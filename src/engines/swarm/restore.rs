@@ -1,7 +1,7 @@
 //! What others change of our services: `docker service scale` is put right, and a replica of which somebody has changed what
 //! it is made of is ended, so that one as its revision says takes its place.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::sync::PoisonError;
 use std::time::Duration;
 
@@ -10,27 +10,25 @@ use tokio::time::Instant;
 
 use super::Shared;
 use crate::engines::docker::{raw, spec};
-use crate::engines::{Observed, ObservedState};
-use crate::model::clock::Timestamp;
-use crate::model::id::{TaskId, sha256_hex};
-use crate::model::task::Exit;
+use crate::model::id::sha256_hex;
 use crate::model::{Error, Result};
 
-/// The label with the hash of what the service was made of: only one that is not so any more was changed by others, whichever
-/// version of Neap made it, and on whichever host.
+/// The label with the hash of what the service was made of: only one that is not so any more was changed by others, on
+/// whichever host it was made. Before the hash the number of the way in which it is made; of other ways nothing is known.
 pub const SPEC: &str = "neap.spec";
+const WAY: &str = "1:";
 /// So many services are asked for at once.
 const AT_ONCE: usize = 100;
 /// While tasks are under way services are looked at no more often: each that is made is touched by the Swarm itself.
 const SELDOM: Duration = Duration::from_secs(3);
 /// What is said of a task.
 const SCALED: &str = "its Swarm service was scaled by somebody else, and scaled back";
-const CHANGED: &str = "its Swarm service was changed by somebody else; another replica takes its place";
+pub const CHANGED: &str = "its Swarm service was changed by somebody else; another replica takes its place";
 
 impl Shared {
-    /// A service was changed, by whomever.
-    pub fn touch(&self, service: &str) {
-        self.touched.lock().unwrap_or_else(PoisonError::into_inner).insert(service.to_owned());
+    /// A service was changed, by whomever. `told`: an event said so; else it may have been, long ago.
+    pub fn touch(&self, service: &str, told: bool) {
+        *self.touched.lock().unwrap_or_else(PoisonError::into_inner).entry(service.to_owned()).or_default() |= told;
     }
 
     /// Looks at those that were touched, and puts right what is not as it was made. What fails is tried with the next look.
@@ -41,23 +39,25 @@ impl Shared {
         }
         *last = Some(Instant::now());
         let touched = std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner));
-        let touched: Vec<String> = touched.into_iter().collect();
+        let names: Vec<String> = touched.keys().cloned().collect();
+        let again = |service: &str| self.touch(service, touched.get(service).copied().unwrap_or_default());
         let mut failed = None;
-        for some in touched.chunks(AT_ONCE) {
+        for some in names.chunks(AT_ONCE) {
             // {"id":["...","..."]}
             let ids = some.join("%22%2C%22");
             let path = format!("/services?filters=%7B%22id%22%3A%5B%22{ids}%22%5D%7D");
             match raw::get(&self.address, &self.docker, &path).await {
                 Ok(listed) => {
                     for service in listed.as_ref().and_then(Value::as_array).into_iter().flatten() {
-                        if let Err(error) = self.look_over(service).await {
-                            self.touch(service["ID"].as_str().unwrap_or_default());
+                        let id = service["ID"].as_str().unwrap_or_default();
+                        if let Err(error) = self.look_over(service, id, touched.get(id) == Some(&true)).await {
+                            again(id);
                             failed = Some(error);
                         }
                     }
                 }
                 Err(error) => {
-                    some.iter().for_each(|service| self.touch(service));
+                    some.iter().for_each(|service| again(service));
                     failed = Some(error);
                 }
             }
@@ -65,51 +65,59 @@ impl Shared {
         failed.map_or(Ok(()), Err)
     }
 
-    async fn look_over(&self, service: &Value) -> Result<()> {
+    async fn look_over(&self, service: &Value, id: &str, told: bool) -> Result<()> {
         let labels = serde_json::from_value(service["Spec"]["Labels"].clone()).unwrap_or_default();
         let Some(task) = spec::task_of(&labels, &self.cluster) else { return Ok(()) };
-        let Some(id) = service["ID"].as_str() else { return Ok(()) };
-        let (Some(made), false) = (labels.get(SPEC), service["PreviousSpec"].is_null()) else { return Ok(()) };
         // What has ended is replaced already, and held back by us.
         if self.tasks.place(&task).is_none() || self.tasks.is_forbidden(&task) || self.tasks.is_over(&task) {
             return Ok(());
         }
         let now = &service["Spec"];
-        if fingerprint(now) == *made || now["Mode"]["Replicated"]["Replicas"] == 0 {
+        if service["PreviousSpec"].is_null() || now["Mode"]["Replicated"]["Replicas"] == 0 {
             return Ok(());
         }
-        let mut scaled_back = now.clone();
-        scaled_back["Mode"] = json!({ "Replicated": { "Replicas": 1 } });
-        if fingerprint(&scaled_back) == *made {
+        // One replica is one service, whichever version of Neap made it.
+        if now["Mode"]["Replicated"]["Replicas"] != 1 {
+            let mut scaled_back = now.clone();
+            scaled_back["Mode"] = json!({ "Replicated": { "Replicas": 1 } });
             let version = service["Version"]["Index"].as_u64().unwrap_or_default();
             let path = format!("/services/{id}/update?version={version}&registryAuthFrom=spec");
             raw::call(&self.address, &self.docker, "POST", &path, Some(&scaled_back)).await?;
             tracing::warn!(%task, service = id, "its Swarm service was scaled by somebody else; it is scaled back");
             self.tasks.say(&task, SCALED);
-            return Ok(());
         }
-        tracing::warn!(%task, service = id, "its Swarm service was changed by somebody else; it is replaced");
-        self.end_changed(task, id);
+        let Some(made) = labels.get(SPEC) else { return Ok(()) };
+        // Long after the fact only what was right before is known to have been changed since.
+        if differs(now, made) && (told || !differs(&service["PreviousSpec"], made)) {
+            tracing::warn!(%task, service = id, "its Swarm service was changed by somebody else; it is replaced");
+            self.tasks.changed(&task, CHANGED);
+        }
         Ok(())
     }
 
-    // The Swarm has begun to replace its container by one that nobody described: neither is kept.
-    fn end_changed(&self, task: TaskId, service: &str) {
-        let state = ObservedState::Ended { exit: Exit::Unknown, finished_at: Timestamp(0) };
-        self.tasks.report(Observed { task, state, warnings: vec![CHANGED.to_owned()] });
-        if self.tasks.begin_hold(&task) {
-            self.hold_back(&task, service.to_owned());
-        }
+    /// Whether somebody else has changed what a service is made of, or has it started again.
+    pub async fn was_changed(&self, service: &str) -> bool {
+        let Ok(Some(found)) = raw::get(&self.address, &self.docker, &format!("/services/{service}")).await else {
+            return false;
+        };
+        let (now, before) = (&found["Spec"], &found["PreviousSpec"]);
+        let restarted = |spec: &Value| spec["TaskTemplate"]["ForceUpdate"].as_u64().unwrap_or_default();
+        let differs = now["Labels"][SPEC].as_str().is_some_and(|made| differs(now, made));
+        !before.is_null() && (differs || restarted(now) != restarted(before))
     }
 }
 
-/// The hash of what a Swarm service is made of and how many there are; labels, and that somebody restarted it, are none of it.
+// Whether it is known not to be what it was made of.
+fn differs(spec: &Value, made: &str) -> bool {
+    made.starts_with(WAY) && fingerprint(spec) != made
+}
+
+/// The hash of what a Swarm service is made of; its labels, how many there are, and that somebody restarted it are none of it.
 pub fn fingerprint(spec: &Value) -> String {
-    let mut parts = json!({ "task": spec["TaskTemplate"], "mode": spec["Mode"], "endpoint": spec["EndpointSpec"] });
+    let mut parts = json!({ "task": spec["TaskTemplate"], "endpoint": spec["EndpointSpec"] });
     strip(&mut parts);
-    let mut digest = sha256_hex(parts.to_string().as_bytes());
-    digest.truncate(16);
-    digest
+    let digest = sha256_hex(parts.to_string().as_bytes());
+    format!("{WAY}{}", &digest[..16])
 }
 
 // Takes out what a Swarm fills in, and networks' names, for which it has their ids. Whether anything is left.
@@ -129,6 +137,12 @@ fn strip(value: &mut Value) -> bool {
             if let Some(Value::Array(networks)) = fields.get_mut("Networks") {
                 networks.iter_mut().filter_map(Value::as_object_mut).for_each(|network| drop(network.remove("Target")));
             }
+            // docker's own command line puts them into an order of its own with every change.
+            for set in ["Mounts", "Ulimits", "Secrets", "Configs", "Hosts"] {
+                if let Some(Value::Array(items)) = fields.get_mut(set) {
+                    items.sort_by_key(Value::to_string);
+                }
+            }
             // Written so by every Docker Engine, whatever the description of its API says.
             if let Some(check) = fields.remove("HealthCheck") {
                 fields.insert("Healthcheck".into(), check);
@@ -147,8 +161,8 @@ fn strip(value: &mut Value) -> bool {
     }
 }
 
-/// Services that were touched.
-pub type Touched = std::sync::Mutex<BTreeSet<String>>;
+/// Services that were touched, and whether an event said so.
+pub type Touched = std::sync::Mutex<BTreeMap<String, bool>>;
 
 /// The fingerprint of what is about to be sent.
 pub fn of_request(body: &bollard::models::ServiceSpec) -> Result<String> {
@@ -169,9 +183,9 @@ mod tests {
                 "Networks": [{ "Target": "front", "Aliases": ["web"] }],
             },
         });
-        let stored = |image: &str, memory: i64, replicas: u32| {
+        let stored = |image: &str, memory: i64| {
             json!({
-                "Name": "web", "Labels": { "who": "me" }, "Mode": { "Replicated": { "Replicas": replicas } },
+                "Name": "web", "Labels": { "who": "me" }, "Mode": { "Replicated": { "Replicas": 3 } },
                 "TaskTemplate": {
                     "ContainerSpec": {
                         "Image": image, "Env": ["A=1", ""], "Isolation": "default", "DNSConfig": {}, "Init": false,
@@ -183,9 +197,9 @@ mod tests {
                 },
             })
         };
-        assert_eq!(fingerprint(&sent), fingerprint(&stored("nginx:1", 0, 1)));
-        assert_ne!(fingerprint(&sent), fingerprint(&stored("nginx:2", 0, 1)));
-        assert_ne!(fingerprint(&sent), fingerprint(&stored("nginx:1", 1 << 20, 1)));
-        assert_ne!(fingerprint(&sent), fingerprint(&stored("nginx:1", 0, 3)));
+        let made = fingerprint(&sent);
+        assert!(made.starts_with("1:") && !differs(&stored("nginx:1", 0), &made));
+        assert!(differs(&stored("nginx:2", 0), &made) && differs(&stored("nginx:1", 1 << 20), &made));
+        assert!(!differs(&stored("nginx:2", 0), "2:0123456789abcdef"), "made in a way that is not known here");
     }
 }

@@ -129,7 +129,7 @@ fn container_spec(request: &StartRequest, labels: HashMap<String, String>, files
         groups: some(spec.groups.clone()),
         tty: spec.tty.then_some(true),
         read_only: spec.read_only.then_some(true),
-        mounts: some(spec.mounts.iter().map(container::mount).collect()),
+        mounts: some(mounts(spec)),
         stop_signal: spec.stop.signal.as_ref().map(|signal| format!("SIG{signal}")),
         stop_grace_period: nanos(spec.stop.grace),
         health_check: health(spec),
@@ -150,6 +150,13 @@ fn container_spec(request: &StartRequest, labels: HashMap<String, String>, files
         ulimits: container::ulimits(spec),
         ..TaskSpecContainerSpec::default()
     }
+}
+
+// In the order in which docker's command line puts them with every change that somebody makes: it would be one of its own.
+fn mounts(spec: &ServiceSpec) -> Vec<bollard::models::Mount> {
+    let mut mounts: Vec<_> = spec.mounts.iter().map(container::mount).collect();
+    mounts.sort_by(|a, b| (&a.source, &a.target).cmp(&(&b.source, &b.target)));
+    mounts
 }
 
 fn secret((file, owner): &(FileUse, ValueUse)) -> TaskSpecContainerSpecSecrets {

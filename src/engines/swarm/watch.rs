@@ -13,6 +13,7 @@ use futures_util::StreamExt;
 use tokio::sync::{Notify, mpsc};
 
 use super::Shared;
+use super::restore::CHANGED;
 use crate::engines::docker::{spec, trouble};
 use crate::engines::{Observed, ObservedState};
 use crate::model::clock::Timestamp;
@@ -35,6 +36,8 @@ const SPARED: u32 = 3;
 /// What Swarm says of a task whose node has no room for it, or not its port, and how long that may take: what is being
 /// removed there makes room in a moment.
 const NO_ROOM: [&str; 2] = ["insufficient resources", "host-mode port already in use"];
+/// The same where no waiting helps.
+const UNFIT: [&str; 2] = ["missing plugin", "unsupported platform"];
 const ROOM_WITHIN: Duration = Duration::from_secs(5);
 /// What Swarm says of a task that ran and ended with an error.
 const EXITED: &str = "task: non-zero exit";
@@ -70,11 +73,10 @@ impl Shared {
             tokio::time::sleep(if all_tell { ALL_TELL / 2 } else { UNDER_WAY / 4 }).await;
             let _ = tokio::time::timeout(wait, self.stirred.notified()).await;
             let begun = tokio::time::Instant::now();
-            let mut looked = self.look().await;
+            // First what others have changed: what ends by that is no failure.
+            let changed = self.put_right(&mut put_right).await;
+            let looked = self.look().await.and(changed);
             took = begun.elapsed();
-            if looked.is_ok() {
-                looked = self.put_right(&mut put_right).await;
-            }
             match looked {
                 Ok(()) => failed = false,
                 Err(error) if !failed => {
@@ -104,9 +106,16 @@ impl Shared {
     }
 
     // An end that nobody here has asked for: the host does not know whether somebody removed the service.
-    async fn report_end(self: Arc<Self>, mut observed: Observed, service: String) {
-        let why = tokio::time::timeout(AGAIN, self.why_nothing_runs(&service)).await;
-        observed.warnings.extend(why.ok().flatten().filter(|why| *why == REMOVED).map(str::to_owned));
+    async fn report_end(self: Arc<Self>, observed: Observed, service: String) {
+        let why = async {
+            match self.why_nothing_runs(&service).await {
+                Some(why) => Some(why),
+                None => self.was_changed(&service).await.then_some(CHANGED),
+            }
+        };
+        if let Ok(Some(why)) = tokio::time::timeout(AGAIN, why).await {
+            self.tasks.changed(&observed.task, why);
+        }
         self.report(observed);
         // Its service is to be held back, and it is the list that tells which attempt it was.
         self.stirred.notify_one();
@@ -142,13 +151,14 @@ impl Shared {
                         if event.action.as_deref() == Some("update")
                             && let Some(service) = event.actor.and_then(|actor| actor.id)
                         {
-                            self.touch(&service);
+                            self.touch(&service, true);
                         }
                         self.stirred.notify_one();
                     }
                 }
             }
             // What it did not tell is found by looking.
+            self.tasks.with_container().iter().for_each(|(_, service)| self.touch(service, false));
             nodes_changed.notify_one();
             self.stirred.notify_one();
             tokio::time::sleep(AGAIN).await;
@@ -166,8 +176,8 @@ impl Shared {
             let pinned = described.task_template.and_then(|template| template.placement?.constraints);
             let node = pinned.iter().flatten().find_map(|constraint| constraint.strip_prefix("node.id=="));
             self.tasks.found(&task, node.unwrap_or_default(), &id);
-            // By a daemon before this one or by whomever.
-            self.touch(&id);
+            // Perhaps while nobody looked.
+            self.touch(&id, false);
             self.tasks.report(Observed { task, state: ObservedState::Starting, warnings: Vec::new() });
         }
         self.look().await
@@ -197,10 +207,12 @@ impl Shared {
             if has_task || self.tasks.is_over(&id) {
                 continue;
             }
-            if let Some(warning) = self.why_nothing_runs(&service).await {
-                let told = self.tasks.is_forbidden(&id);
+            if let Some(why) = self.why_nothing_runs(&service).await {
+                if why == REMOVED {
+                    self.tasks.changed(&id, why);
+                }
+                let warnings = if self.tasks.is_forbidden(&id) { Vec::new() } else { vec![why.to_owned()] };
                 let state = ObservedState::Ended { exit: Exit::Unknown, finished_at: Timestamp(0) };
-                let warnings = if told { Vec::new() } else { vec![warning.to_owned()] };
                 self.tasks.report(Observed { task: id, state, warnings });
             }
         }
@@ -228,25 +240,31 @@ impl Shared {
         let tasks = if kept.is_empty() { tasks } else { &kept };
         let Some(last) = tasks.last() else { return };
         let is_over = |task: &Task| state(task) > TaskState::RUNNING;
+        let running = tasks.iter().rev().find(|task| state(task) == TaskState::RUNNING);
         // Swarm has not begun its own restart yet: what ended is what counts, and the restart is ours to decide.
         let ended = tasks.iter().rev().find(|task| is_over(task));
-        let shown = if state(last) < TaskState::RUNNING { ended.unwrap_or(last) } else { last };
+        let shown = match running {
+            Some(running) => running,
+            None if state(last) < TaskState::RUNNING => ended.unwrap_or(last),
+            None => last,
+        };
         let mut warnings = Vec::new();
-        if !is_over(shown) && tasks.len() > 1 {
-            warnings.push(format!("restarted by Swarm {} times while no daemon acted", tasks.len() - 1));
+        let restarts = tasks.iter().filter(|task| task.slot == shown.slot && is_over(task)).count();
+        if !is_over(shown) && restarts > 0 {
+            warnings.push(format!("restarted by Swarm {restarts} times while no daemon acted"));
         }
         let error = shown.status.as_ref().and_then(|status| status.err.as_deref()).unwrap_or_default();
         if error.starts_with(EXITED) && error.contains("unhealthy") {
             warnings.push(FAILED_CHECK.to_owned());
         }
         let mut observed = Observed { task: *id, state: self.describe(shown), warnings };
-        if let Some(reason) = self.found_no_room(id, shown) {
-            observed.state = ObservedState::NoRoom { reason };
+        if let Some(state) = self.found_no_place(id, shown) {
+            observed.state = state;
         }
         // On the managers' word alone, though the host's own comes sooner: a task that Swarm still has for running would be
         // removed with what it wrote.
-        // So is what was told to be over by the host, or found changed, whatever the Swarm runs in its place.
-        let over = self.tasks.is_over(id)
+        // So is what was told to be over by the host, once the Swarm has begun another in its place.
+        let over = (self.tasks.is_over(id) && tasks.len() > 1)
             || matches!(
                 observed.state,
                 ObservedState::Ended { .. } | ObservedState::Rejected { .. } | ObservedState::NoRoom { .. }
@@ -258,15 +276,22 @@ impl Shared {
     }
 
     // Neap knows of its own tasks what they take, not of others': the Swarm does, and would let one wait for ever.
-    fn found_no_room(&self, id: &TaskId, task: &Task) -> Option<String> {
+    fn found_no_place(&self, id: &TaskId, task: &Task) -> Option<ObservedState> {
         let said = task.status.as_ref().and_then(|status| status.err.as_deref()).unwrap_or_default();
         let mut waiting = self.without_room.lock().unwrap_or_else(PoisonError::into_inner);
-        if state(task) != TaskState::PENDING || !NO_ROOM.iter().any(|sign| said.contains(sign)) {
+        let says = |signs: &[&str]| signs.iter().any(|sign| said.contains(sign));
+        if state(task) != TaskState::PENDING || !(says(&NO_ROOM) || says(&UNFIT)) {
             waiting.remove(id);
             return None;
         }
         let since = *waiting.entry(*id).or_insert_with(tokio::time::Instant::now);
-        (since.elapsed() >= ROOM_WITHIN).then(|| format!("the Swarm finds no room for it on its node: {said}"))
+        if since.elapsed() < ROOM_WITHIN {
+            return None;
+        }
+        Some(match says(&NO_ROOM) {
+            true => ObservedState::NoRoom { reason: format!("the Swarm finds no room for it on its node: {said}") },
+            false => ObservedState::Rejected { reason: said.to_owned() },
+        })
     }
 
     fn describe(&self, task: &Task) -> ObservedState {

@@ -11,11 +11,12 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 pub use self::drive::spawn;
+use super::local::channel;
 use super::{Runtime, commands, values};
 use crate::client::kv::{ValueKind, ValueSet};
-use crate::client::{Apply, Only};
-use crate::engines::Engine;
-use crate::engines::native::{Described, Natives};
+use crate::client::{Apply, LogEntry, LogsAsk, Only, Stream1};
+use crate::engines::native::{Described, NativeLine, Natives};
+use crate::engines::{Engine, LogQuery};
 use crate::model::id::sha256_hex;
 use crate::model::mount::{Mount, MountKind};
 use crate::model::native::{
@@ -34,6 +35,31 @@ fn natives(engine: &dyn Engine) -> Result<&dyn Natives> {
 }
 
 impl Runtime {
+    /// What tasks of one of them wrote.
+    pub(super) async fn native_logs(&self, name: &str, ask: LogsAsk) -> Result<Stream1<LogEntry>> {
+        let query = LogQuery { since: ask.since, tail: ask.tail };
+        let mut portions = natives(&*self.parts.engine)?.logs(name, ask.slot, query, ask.follow).await?;
+        let (sender, stream) = channel();
+        tokio::spawn(async move {
+            loop {
+                let portion = tokio::select! {
+                    () = sender.closed() => return,
+                    portion = portions.recv() => match portion {
+                        Some(Ok(portion)) => portion,
+                        Some(Err(error)) => return drop(sender.send(Err(error)).await),
+                        None => return,
+                    },
+                };
+                for NativeLine { at, task, id, stream, text } in portion {
+                    if sender.send(Ok(LogEntry { at, task, id, stream, text })).await.is_err() {
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(stream)
+    }
+
     /// The engine's own services, where it has some.
     pub(super) async fn list_natives(&self) -> Result<Vec<NativeService>> {
         match self.parts.engine.natives() {

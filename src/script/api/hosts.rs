@@ -5,7 +5,7 @@ use std::rc::Rc;
 use mlua::{Lua, Table, Value};
 
 use super::services::Context;
-use crate::client::hosting::{Hosting, InitAsk, JoinAsk, LeaveAsk};
+use crate::client::hosting::{Hosting, InitAsk, JoinAsk, LeaveAsk, UnlockAsk};
 use crate::model::node::Role;
 use crate::model::swarm::SwarmAsk;
 use crate::model::{Error, Kind, Result};
@@ -70,7 +70,7 @@ pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
     lua.globals().set("cluster", table)
 }
 
-// `cluster.init`, `join`, `leave`: for whoever runs a script on the host that is meant.
+// `cluster.init`, `join`, `leave`, `unlock`: for whoever runs a script on the host that is meant.
 fn install_hosting(lua: &Lua, table: &Table, hosting: Option<&Rc<dyn Hosting>>) -> mlua::Result<()> {
     let here = |what: &'static str| {
         let hosting = hosting.cloned();
@@ -114,7 +114,16 @@ fn install_hosting(lua: &Lua, table: &Table, hosting: Option<&Rc<dyn Hosting>>) 
             get()?.leave(ask).await.map_err(raise)
         }
     };
-    table.set("leave", lua.create_async_function(leave)?)
+    table.set("leave", lua.create_async_function(leave)?)?;
+    let get = here("cluster.unlock");
+    let unlock = move |_: Lua, ask: Table| {
+        let get = get.clone();
+        async move {
+            let ask: UnlockAsk = asked("cluster.unlock", Some(ask), &["key"]).map_err(raise)?;
+            get()?.unlock(ask).await.map_err(raise)
+        }
+    };
+    table.set("unlock", lua.create_async_function(unlock)?)
 }
 
 // What all of them take.

@@ -20,6 +20,8 @@ for _, odd in { { advertise = "x" }, { force = true } } do
   local wrong, why_wrong = pcall(cluster.init, odd)
   assert(not wrong and tostring(why_wrong):find "unknown field", tostring(why_wrong))
 end
+local unlocked, why_locked = pcall(cluster.unlock, { key = "x", kye = "y" })
+assert(not unlocked and tostring(why_locked):find "unknown field", tostring(why_locked))
 local pruned, why_pruned = pcall(function() return node:prune_images { created_before = "72h" } end)
 assert(not pruned and tostring(why_pruned):find "no images", tostring(why_pruned))
 assert(node.agent == nil and not pcall(function() node:forget_agent() end))

@@ -1,6 +1,7 @@
 //! What the Swarm schedules itself: listed, described, made and removed.
 
 mod describe;
+mod output;
 mod place;
 #[cfg(test)]
 mod tests;
@@ -15,11 +16,14 @@ use bollard::models::{
 };
 use bollard::query_parameters::{InspectNetworkOptions, InspectServiceOptions, ListServicesOptions, ListTasksOptions};
 use serde_json::Value;
+use tokio::sync::mpsc;
 
+use self::output::Output;
 use super::Shared;
 use super::objects::VALUE;
+use crate::engines::LogQuery;
 use crate::engines::docker::{networks, raw, spec, trouble};
-use crate::engines::native::{Described, Natives, Wanted};
+use crate::engines::native::{Described, NativeLine, Natives, Wanted};
 use crate::model::native::{NativePort, NativeService, NativeTask, PublishMode};
 use crate::model::{Error, Result};
 
@@ -96,6 +100,19 @@ impl Natives for Shared {
 
     async fn place(&self, wanted: Wanted) -> Result<()> {
         place::place(self, wanted).await
+    }
+
+    async fn logs(
+        &self,
+        name: &str,
+        slot: Option<String>,
+        query: LogQuery,
+        follow: bool,
+    ) -> Result<mpsc::Receiver<Result<Vec<NativeLine>>>> {
+        let found = self.list(Some(name)).await?.into_iter().next().ok_or_else(|| missing(name))?;
+        let (docker, nodes) = (self.docker.clone(), self.nodes.clone());
+        let output = Output { docker, nodes, service: found.id, name: found.name, slot };
+        Ok(output.read(query, follow))
     }
 
     async fn remove(&self, id: &str) -> Result<()> {
