@@ -78,7 +78,9 @@ fn managers_are_locked_and_the_authority_is_made_anew() {
     // By a script as well as by the command.
     let socket = lab.folder().join("n1/docker.sock");
     let line = format!("cluster.unlock {{ key = \"{key}\", docker_host = \"unix://{}\" }}", socket.display());
-    let output = std::process::Command::new(support::NEAP).args(["repl", "--eval", &line]).output().unwrap();
+    let script = lab.folder().join("unlock.lua");
+    std::fs::write(&script, line).unwrap();
+    let output = std::process::Command::new(support::NEAP).arg("run").arg(&script).output().unwrap();
     assert!(output.status.success(), "{output:?}");
     eventually("the daemon is back", 60, || daemon.neap(&["service", "scale", "web=1"]).status.success().then_some(()));
     assert_eq!(daemon.ok(&["autolock", "off"]).trim(), "off");

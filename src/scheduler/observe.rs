@@ -55,10 +55,12 @@ pub fn observe(draft: &mut Draft, observed: &Observed) {
         }
         ObservedState::Ended { exit, finished_at } => Some(ended(draft, &mut task, *exit, *finished_at)),
         ObservedState::Rejected { reason } | ObservedState::NoRoom { reason } => {
-            task.state = TaskState::Rejected;
+            // What somebody else has made of it says nothing of what it is.
+            let changed = task.stop.as_ref().is_some_and(|stop| stop.why == StopReason::Changed);
+            task.state = if changed { TaskState::Shutdown } else { TaskState::Rejected };
             task.reason = Some(reason.clone());
             task.finished_at = Some(now);
-            Some((What::TaskFailed, reason.clone()))
+            Some((if changed { What::TaskEnded } else { What::TaskFailed }, reason.clone()))
         }
     };
     if task != *old {

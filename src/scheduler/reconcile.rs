@@ -179,7 +179,7 @@ fn create(draft: &mut Draft, service: &Arc<Service>, slot: &Slot, tasks: &InSlot
         node: None,
         state: TaskState::Pending,
         health: Health::None,
-        reason: last.filter(|_| failures > 0).and_then(|task| task.reason.clone()),
+        reason: last.filter(|last| failures > 0 || last.found_no_room()).and_then(|task| task.reason.clone()),
         warnings: Vec::new(),
         no_room: last.filter(|last| last.found_no_room()).map_or(0, |last| last.no_room),
         ports: std::collections::BTreeMap::new(),

@@ -142,6 +142,11 @@ impl Tasks {
         }
     }
 
+    /// Whether anybody hears what is told.
+    pub fn is_observed(&self) -> bool {
+        self.observer.lock().unwrap_or_else(PoisonError::into_inner).as_ref().is_some_and(|to| !to.is_closed())
+    }
+
     /// Tells that somebody else has changed or removed what a task runs in; told before its end.
     pub fn changed(&self, task: &TaskId, why: &str) {
         let all = self.known();

@@ -63,7 +63,7 @@ struct Shared {
     stirred: Notify,
     hosts: Option<Arc<dyn Hosts>>,
     // Services that were changed, by whomever, and were not looked at since.
-    touched: restore::Touched,
+    touched: std::sync::Mutex<restore::Touched>,
     // Since when tasks wait for room on their nodes.
     without_room: std::sync::Mutex<BTreeMap<TaskId, tokio::time::Instant>>,
     // Held for a start, which may need a secret before its service names it; taken whole to clear them up.
@@ -130,7 +130,7 @@ impl SwarmEngine {
             tasks: Arc::new(Tasks::default()),
             stirred: Notify::new(),
             hosts: options.hosts.clone(),
-            touched: restore::Touched::default(),
+            touched: std::sync::Mutex::default(),
             without_room: std::sync::Mutex::default(),
             files: tokio::sync::RwLock::new(None),
         });

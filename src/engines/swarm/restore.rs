@@ -21,6 +21,8 @@ const WAY: &str = "1:";
 const AT_ONCE: usize = 100;
 /// While tasks are under way services are looked at no more often: each that is made is touched by the Swarm itself.
 const SELDOM: Duration = Duration::from_secs(3);
+/// What ends within this time of a change may have ended by it.
+const LATELY: Duration = Duration::from_secs(60);
 /// What is said of a task.
 const SCALED: &str = "its Swarm service was scaled by somebody else, and scaled back";
 pub const CHANGED: &str = "its Swarm service was changed by somebody else; another replica takes its place";
@@ -28,17 +30,28 @@ pub const CHANGED: &str = "its Swarm service was changed by somebody else; anoth
 impl Shared {
     /// A service was changed, by whomever. `told`: an event said so; else it may have been, long ago.
     pub fn touch(&self, service: &str, told: bool) {
-        *self.touched.lock().unwrap_or_else(PoisonError::into_inner).entry(service.to_owned()).or_default() |= told;
+        let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        *touched.new.entry(service.to_owned()).or_default() |= told;
+        if told {
+            touched.lately.insert(service.to_owned(), Instant::now());
+        }
     }
 
     /// Looks at those that were touched, and puts right what is not as it was made. What fails is tried with the next look.
     pub async fn put_right(&self, last: &mut Option<Instant>) -> Result<()> {
         let hurried = self.tasks.under_way() && last.is_some_and(|last| last.elapsed() < SELDOM);
-        if hurried || self.touched.lock().unwrap_or_else(PoisonError::into_inner).is_empty() {
+        if hurried || !self.tasks.is_observed() {
+            return Ok(());
+        }
+        let touched = {
+            let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+            touched.lately.retain(|_, at| at.elapsed() < LATELY);
+            std::mem::take(&mut touched.new)
+        };
+        if touched.is_empty() {
             return Ok(());
         }
         *last = Some(Instant::now());
-        let touched = std::mem::take(&mut *self.touched.lock().unwrap_or_else(PoisonError::into_inner));
         let names: Vec<String> = touched.keys().cloned().collect();
         let again = |service: &str| self.touch(service, touched.get(service).copied().unwrap_or_default());
         let mut failed = None;
@@ -68,12 +81,19 @@ impl Shared {
     async fn look_over(&self, service: &Value, id: &str, told: bool) -> Result<()> {
         let labels = serde_json::from_value(service["Spec"]["Labels"].clone()).unwrap_or_default();
         let Some(task) = spec::task_of(&labels, &self.cluster) else { return Ok(()) };
-        // What has ended is replaced already, and held back by us.
-        if self.tasks.place(&task).is_none() || self.tasks.is_forbidden(&task) || self.tasks.is_over(&task) {
+        let now = &service["Spec"];
+        let runs = now["Mode"]["Replicated"]["Replicas"] != 0;
+        if self.tasks.place(&task).is_none() || self.tasks.is_forbidden(&task) {
             return Ok(());
         }
-        let now = &service["Spec"];
-        if service["PreviousSpec"].is_null() || now["Mode"]["Replicated"]["Replicas"] == 0 {
+        // What has ended is replaced already: whoever lets it run again has two.
+        if self.tasks.is_over(&task) {
+            if runs && !service["PreviousSpec"].is_null() {
+                self.hold_back(&task, id.to_owned());
+            }
+            return Ok(());
+        }
+        if service["PreviousSpec"].is_null() || !runs {
             return Ok(());
         }
         // One replica is one service, whichever version of Neap made it.
@@ -95,15 +115,25 @@ impl Shared {
         Ok(())
     }
 
-    /// Whether somebody else has changed what a service is made of, or has it started again.
+    /// Whether a service was changed within the last minute, as far as events told.
+    pub fn touched_lately(&self, service: &str) -> bool {
+        let touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        touched.lately.get(service).is_some_and(|at| at.elapsed() < LATELY)
+    }
+
+    /// Whether somebody else has just changed what a service is made of or how many there are, or has it started again: what
+    /// ends then ends by that.
     pub async fn was_changed(&self, service: &str) -> bool {
+        if !self.touched_lately(service) {
+            return false;
+        }
         let Ok(Some(found)) = raw::get(&self.address, &self.docker, &format!("/services/{service}")).await else {
             return false;
         };
         let (now, before) = (&found["Spec"], &found["PreviousSpec"]);
-        let restarted = |spec: &Value| spec["TaskTemplate"]["ForceUpdate"].as_u64().unwrap_or_default();
         let differs = now["Labels"][SPEC].as_str().is_some_and(|made| differs(now, made));
-        !before.is_null() && (differs || restarted(now) != restarted(before))
+        let is_other = |path: &str| now.pointer(path) != before.pointer(path);
+        !before.is_null() && (differs || is_other("/TaskTemplate/ForceUpdate") || is_other("/Mode"))
     }
 }
 
@@ -161,8 +191,14 @@ fn strip(value: &mut Value) -> bool {
     }
 }
 
-/// Services that were touched, and whether an event said so.
-pub type Touched = std::sync::Mutex<BTreeMap<String, bool>>;
+/// Services that were touched.
+#[derive(Default)]
+pub struct Touched {
+    // Not looked at since, and whether an event said so.
+    new: BTreeMap<String, bool>,
+    // When an event said so last.
+    lately: BTreeMap<String, Instant>,
+}
 
 /// The fingerprint of what is about to be sent.
 pub fn of_request(body: &bollard::models::ServiceSpec) -> Result<String> {

@@ -45,6 +45,8 @@ const EXITED: &str = "task: non-zero exit";
 pub const FAILED_CHECK: &str = "ended by Swarm: it failed its check";
 /// What is said of one whose service is not there any more.
 const REMOVED: &str = "its Swarm service was removed by somebody else";
+/// What is said of one whose service is to have no replica any more, by somebody else or by a daemon before this one.
+const NONE_LEFT: &str = "its Swarm service was scaled to no replica";
 /// The wait before an event stream that ended is opened again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// The longest wait before a service is held back anew: less than Swarm waits before it restarts.
@@ -199,7 +201,7 @@ impl Shared {
         self.without_room.lock().unwrap_or_else(PoisonError::into_inner).retain(|id, _| attempts.contains_key(id));
         for (id, mut tasks) in attempts {
             tasks.sort_by_key(|task| created(task));
-            self.take_in(&id, &tasks);
+            self.take_in(&id, &tasks).await;
         }
         // Services that were there before this look and have no task any more.
         for (id, service) in asked {
@@ -208,7 +210,7 @@ impl Shared {
                 continue;
             }
             if let Some(why) = self.why_nothing_runs(&service).await {
-                if why == REMOVED {
+                if why == REMOVED || self.touched_lately(&service) {
                     self.tasks.changed(&id, why);
                 }
                 let warnings = if self.tasks.is_forbidden(&id) { Vec::new() } else { vec![why.to_owned()] };
@@ -226,14 +228,14 @@ impl Shared {
             Ok(known) => {
                 let mode = known.spec.and_then(|spec| spec.mode);
                 let replicas = mode.and_then(|mode| mode.replicated).and_then(|replicated| replicated.replicas);
-                (replicas == Some(0)).then_some("its Swarm service has no replica, and how it ended was not seen")
+                (replicas == Some(0)).then_some(NONE_LEFT)
             }
             Err(error) => trouble::is_status(&error, 404).then_some(REMOVED),
         }
     }
 
     // `tasks`: Swarm's attempts at one of ours, oldest first.
-    fn take_in(&self, id: &TaskId, tasks: &[&Task]) {
+    async fn take_in(&self, id: &TaskId, tasks: &[&Task]) {
         // Surplus that was scaled away says nothing of what is left.
         let is_surplus = |task: &&&Task| task.desired_state == Some(TaskState::REMOVE);
         let kept: Vec<&Task> = tasks.iter().filter(|task| !is_surplus(task)).copied().collect();
@@ -271,6 +273,11 @@ impl Shared {
             );
         if over && !self.tasks.is_forbidden(id) && self.tasks.begin_hold(id) {
             self.hold_back(id, shown.service_id.clone().unwrap_or_default());
+        }
+        let service = shown.service_id.as_deref().unwrap_or_default();
+        let news = over && !self.tasks.is_forbidden(id) && !self.tasks.is_over(id);
+        if news && self.was_changed(service).await {
+            self.tasks.changed(id, CHANGED);
         }
         self.report(observed);
     }

@@ -13,8 +13,8 @@ use crate::engines::docker::{logs, trouble};
 use crate::engines::native::NativeLine;
 use crate::engines::swarm::nodes::Nodes;
 use crate::engines::{LogLine, LogPosition, LogQuery};
-use crate::model::Result;
-use crate::model::id::TaskId;
+use crate::model::id::{TaskId, sha256_hex};
+use crate::model::{Kind, Result};
 
 /// How often followed output is looked at, and how often tasks are listed anew meanwhile.
 const FOLLOW: Duration = Duration::from_millis(100);
@@ -34,7 +34,7 @@ pub struct Output {
     pub slot: Option<String>,
 }
 
-// Docker's id and what the task is called, by the number that the id is.
+// Docker's id and what the task is called, by a number of ours.
 type Tasks = BTreeMap<TaskId, (String, String)>;
 
 impl Output {
@@ -60,7 +60,7 @@ impl Output {
             }
         }
         let followed = logs::Followed::default();
-        let mut listed = Instant::now();
+        let (mut listed, mut gone) = (Instant::now(), false);
         if !follow {
             return Ok(());
         }
@@ -71,11 +71,19 @@ impl Output {
                 () = sender.closed() => return Ok(()),
             }
             if listed.elapsed() >= LIST {
-                (tasks, listed) = (self.tasks().await?, Instant::now());
-                position.0.retain(|task, _| tasks.contains_key(task));
+                listed = Instant::now();
+                match self.tasks().await {
+                    Ok(now) => {
+                        tasks = now;
+                        position.0.retain(|task, _| tasks.contains_key(task));
+                    }
+                    Err(error) if error.kind == Kind::NotFound => gone = true,
+                    // A Swarm that changes its leader, say: those that are known write on.
+                    Err(_) => {}
+                }
             }
             let lines = self.take(&followed, &tasks, &mut position);
-            if !lines.is_empty() && sender.send(Ok(named(&tasks, lines))).await.is_err() {
+            if !lines.is_empty() && sender.send(Ok(named(&tasks, lines))).await.is_err() || gone {
                 return Ok(());
             }
         }
@@ -104,12 +112,15 @@ impl Output {
                 None => self.nodes.hostname(task.node_id.as_deref()?)?,
             };
             let is_asked = self.slot.as_ref().is_none_or(|slot| *slot == place);
-            // A Swarm's ids are numbers of 128 bits, written in 36 digits.
-            let number = u128::from_str_radix(&id, 36).ok()?;
-            is_asked.then(|| (TaskId::numbered(number), (id, format!("{}.{place}", self.name))))
+            is_asked.then(|| (number(&id), (id, format!("{}.{place}", self.name))))
         };
         Ok(listed.into_iter().filter_map(one).collect())
     }
+}
+
+// A number for a Swarm's id, which has a few bits too many to be one itself.
+fn number(id: &str) -> TaskId {
+    TaskId::numbered(u128::from_str_radix(&sha256_hex(id.as_bytes())[..32], 16).unwrap_or_default())
 }
 
 fn named(tasks: &Tasks, lines: Vec<LogLine>) -> Vec<NativeLine> {
@@ -118,4 +129,16 @@ fn named(tasks: &Tasks, lines: Vec<LogLine>) -> Vec<NativeLine> {
         NativeLine { at: line.at, task, id, stream: line.stream, text: line.text }
     };
     lines.into_iter().map(name).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_id_has_a_number() {
+        let ids = ["zzzzzzzzzzzzzzzzzzzzzzzzz", "f5lxx1zz5pnorynqglhzmsp34", "0"];
+        let numbers: std::collections::BTreeSet<TaskId> = ids.iter().map(|id| number(id)).collect();
+        assert_eq!((numbers.len(), number(ids[0])), (3, number(ids[0])));
+    }
 }
