@@ -138,7 +138,7 @@ fn a_hundred_changes_fail_no_request() {
             }
             _ => {
                 // One node alone: what runs stays until it could run elsewhere.
-                daemon.ok(&["node", "update", &node, "--availability", "drain"]);
+                daemon.ok(&["node", "update", &node, "--availability", "drain", "--detach"]);
                 std::thread::sleep(Duration::from_millis(200));
                 daemon.ok(&["node", "update", &node, "--availability", "active"]);
             }

@@ -125,7 +125,6 @@ impl Task {
 }
 
 // By reference, as serde asks.
-#[allow(clippy::trivially_copy_pass_by_ref)]
 fn is_none(count: &u32) -> bool {
     *count == 0
 }
