@@ -271,13 +271,14 @@ impl Shared {
                 observed.state,
                 ObservedState::Ended { .. } | ObservedState::Rejected { .. } | ObservedState::NoRoom { .. }
             );
-        if over && !self.tasks.is_forbidden(id) && self.tasks.begin_hold(id) {
-            self.hold_back(id, shown.service_id.clone().unwrap_or_default());
-        }
+        // Asked before it is held back, which is a change too.
         let service = shown.service_id.as_deref().unwrap_or_default();
         let news = over && !self.tasks.is_forbidden(id) && !self.tasks.is_over(id);
         if news && self.was_changed(service).await {
             self.tasks.changed(id, CHANGED);
+        }
+        if over && !self.tasks.is_forbidden(id) && self.tasks.begin_hold(id) {
+            self.hold_back(id, shown.service_id.clone().unwrap_or_default());
         }
         self.report(observed);
     }
