@@ -121,6 +121,11 @@ impl Error {
             std::io::ErrorKind::NotFound => Kind::NotFound,
             std::io::ErrorKind::PermissionDenied => Kind::Forbidden,
             std::io::ErrorKind::StorageFull | std::io::ErrorKind::QuotaExceeded => Kind::Exhausted,
+            // What was named is no file, or a name that no file can have: another name is needed, not another try.
+            std::io::ErrorKind::IsADirectory
+            | std::io::ErrorKind::NotADirectory
+            | std::io::ErrorKind::InvalidFilename
+            | std::io::ErrorKind::InvalidInput => Kind::Invalid,
             _ => Kind::Unavailable,
         };
         Error::new(kind, subject, format!("cannot {doing}")).cause(error.to_string())
@@ -198,5 +203,16 @@ mod tests {
     fn reads_subject_first_and_help_last() {
         let error = Error::invalid("service \"web\"", "replicas is negative").help("use 0 or more");
         assert_eq!(error.to_string(), "service \"web\": replicas is negative\n  = help: use 0 or more");
+    }
+    #[test]
+    fn what_is_no_file_is_bad_input_and_a_broken_disk_is_not() {
+        use std::io::{Error as Io, ErrorKind};
+        let kind = |kind: ErrorKind| Error::io("file .", "read it", &Io::from(kind));
+        assert_eq!(kind(ErrorKind::IsADirectory).kind, Kind::Invalid);
+        assert_eq!(kind(ErrorKind::NotADirectory).kind, Kind::Invalid);
+        assert_eq!(kind(ErrorKind::NotFound).kind, Kind::NotFound);
+        assert!(!kind(ErrorKind::IsADirectory).retry, "another try reads no folder");
+        assert_eq!(kind(ErrorKind::Other).kind, Kind::Unavailable);
+        assert!(kind(ErrorKind::Other).retry);
     }
 }
