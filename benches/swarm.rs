@@ -2,18 +2,17 @@
 //! machines in the same run: `cargo bench --bench swarm`; of it only what is named: `-- create`, `update`, `lost`, `rest`;
 //! `-- rest 1000` for so many services at rest. Needs what tests/lab needs.
 
-use std::collections::BTreeMap;
-use std::io::{Read, Write};
-use std::os::unix::net::{UnixListener, UnixStream};
-use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 #[path = "../tests/support/lab.rs"]
 mod lab;
+#[path = "../tests/support/proxy.rs"]
+mod proxy;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
 use lab::{Lab, LabDaemon};
+use proxy::Proxy;
 
 /// How often a round is made, by either in turn: a machine that makes and removes hundreds of network namespaces becomes
 /// slower, and whoever went second would pay for it.
@@ -228,53 +227,9 @@ fn lost_by_neap(lab: &Lab, daemon: &LabDaemon, replicas: usize) -> Duration {
     took
 }
 
-// Requests that were made, by method and path without ids.
-type Requests = Arc<Mutex<BTreeMap<String, usize>>>;
-
-// Passes on to a Docker Engine what comes to `own`, and counts requests.
-fn counting(own: &std::path::Path, engine: std::path::PathBuf) -> Requests {
-    let _ = std::fs::remove_file(own);
-    let listener = UnixListener::bind(own).unwrap();
-    let requests = Requests::default();
-    let counted = requests.clone();
-    std::thread::spawn(move || {
-        for client in listener.incoming().map_while(Result::ok) {
-            let Ok(server) = UnixStream::connect(&engine) else { continue };
-            let (from, to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
-            let counted = counted.clone();
-            std::thread::spawn(move || pass_on(from, to, |chunk| count(chunk, &counted)));
-            std::thread::spawn(move || pass_on(server, client, |_| ()));
-        }
-    });
-    requests
-}
-
-fn pass_on(mut from: UnixStream, mut to: UnixStream, seen: impl Fn(&[u8])) {
-    let mut chunk = vec![0; 64 << 10];
-    while let Ok(length @ 1..) = from.read(&mut chunk) {
-        seen(&chunk[..length]);
-        if to.write_all(&chunk[..length]).is_err() {
-            break;
-        }
-    }
-    let _ = to.shutdown(std::net::Shutdown::Write);
-}
-
-fn count(chunk: &[u8], requests: &Requests) {
-    let text = String::from_utf8_lossy(chunk);
-    let mut words = text.lines().next().unwrap_or_default().split(' ');
-    let (Some(method @ ("GET" | "POST" | "DELETE" | "HEAD")), Some(path)) = (words.next(), words.next()) else {
-        return;
-    };
-    let path = path.split('?').next().unwrap_or_default();
-    let parts = path.split('/').filter(|part| !part.is_empty() && !part.starts_with("v1."));
-    let parts: Vec<&str> = parts.map(|part| if part.len() >= 25 { "ID" } else { part }).collect();
-    *requests.lock().unwrap().entry(format!("{method} /{}", parts.join("/"))).or_default() += 1;
-}
-
 // What a daemon with many services costs while nothing happens.
 fn at_rest(lab: &Lab, daemon: &LabDaemon, replicas: usize) {
-    let requests = counting(&lab.folder().join("n1/run/count.sock"), lab.folder().join("n1/docker.sock"));
+    let proxy = Proxy::start(&lab.folder().join("n1/run/count.sock"), lab.folder().join("n1/docker.sock"));
     daemon.end("TERM");
     daemon.up(&["DOCKER_HOST=unix:///run/count.sock"]);
     let pid = std::fs::read_to_string(lab.folder().join("n1/run/neap.pid")).unwrap();
@@ -289,9 +244,9 @@ fn at_rest(lab: &Lab, daemon: &LabDaemon, replicas: usize) {
     wait_for(lab, &image, replicas);
     std::thread::sleep(Duration::from_secs(15));
     let before = ticks(&look());
-    requests.lock().unwrap().clear();
+    proxy.taken();
     std::thread::sleep(Duration::from_secs(60));
-    let made = std::mem::take(&mut *requests.lock().unwrap());
+    let made = proxy.taken();
     let after = look();
     let memory: Vec<&str> = after.lines().filter(|line| line.contains("Rss") || line.contains("RSS")).collect();
     println!(

@@ -125,7 +125,7 @@ fn volumes_of_hosts(lab: &Lab, daemon: &LabDaemon, busybox: &str) {
 
 #[test]
 fn a_script_makes_a_cluster() {
-    with_machines(2, |lab| {
+    with_machines(3, |lab| {
         let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/hosts.lua");
         let run = |node: &str, args: &[&str]| {
             let place = ["env", "NEAP_CONFIG=/run/neap.toml", "NEAP_DATA=/run/neap", "NEAP_SOCKET=/run/neap.sock"];
@@ -134,10 +134,20 @@ fn a_script_makes_a_cluster() {
         let said = run("n1", &["init"]);
         let words: Vec<&str> = said.lines().last().unwrap().split_whitespace().skip(3).collect();
         assert_eq!(words[0], "join", "{said}");
-        let joined = run("n2", &words);
-        assert!(joined.contains("a worker of default now"), "{joined}");
+        for node in ["n2", "n3"] {
+            let joined = run(node, &words);
+            assert!(joined.contains("a worker of default now"), "{joined}");
+        }
         let daemon = LabDaemon::new(lab, "n1", &[]);
-        all_ready(&daemon, 2);
+        all_ready(&daemon, 3);
+        // The practice on it, from publishing to removing.
+        let practice = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/scripts/practice.lua");
+        let images = ["demo:1", "demo:2", "busybox"].map(|name| lab.image(name));
+        let urls = ["n1", "n2", "n3"].map(|node| format!("http://{}:8080/", lab.address(node)));
+        let words: Vec<&str> = images.iter().chain(&urls).map(String::as_str).collect();
+        let host = "NEAP_HOST=unix:///run/neap.sock";
+        let said = lab.run("n1", &[&["env", host, NEAP, "run", practice], &words[..]].concat());
+        assert!(said.contains("requests, 0 failed"), "{said}");
         assert!(run("n2", &["leave"]).contains("nobody's"));
         eventually("it is gone", 30, || agents(&daemon).contains(&("n2".into(), false)).then_some(()));
         // What the daemon itself runs has no host that is meant.

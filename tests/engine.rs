@@ -104,6 +104,17 @@ fn restarts_back_off_into_a_crash_loop_and_stop_when_told() {
     });
     assert!(shown.contains("exit code 7"), "{shown}");
     assert!(lines(&daemon, "loop").len() >= 3);
+    // What comes to run has healed, however often those before it failed: it is waited for, also when something else changes.
+    let cause = daemon.data().join("cause");
+    std::fs::write(&cause, "").unwrap();
+    let line = format!("[ ! -e {} ] || exit 7; exec sleep 1000", cause.display());
+    let heals = ["service", "create", "--name", "heals", "--restart-delay", "50ms", "--", "/bin/sh", "-c", &line];
+    assert!(daemon.fails(&heals).1.contains("heals.1 is in a crash loop"));
+    std::fs::remove_file(&cause).unwrap();
+    eventually("it runs", 20, || (daemon.live_tasks("heals")[0]["state"] == "running").then_some(()));
+    daemon.ok(&["service", "wait", "heals"]);
+    daemon.ok(&["service", "scale", "heals=2"]);
+    assert!(daemon.live_tasks("heals").iter().any(|task| task["failures"].as_u64() >= Some(3)), "it is remembered");
 
     // Bounded attempts end for good; a clean end with on-failure is the end.
     let (_, error) = daemon.fails(&[

@@ -55,17 +55,8 @@ fn the_practice() {
         let subnet = lab.docker("n1", &["network", "inspect", "-f", "{{(index .IPAM.Config 0).Subnet}}", "shop"]);
         assert!(subnet.ends_with("/20"), "{subnet}");
         // One that was made before is what it was made as.
-        daemon.ok(&[
-            "network",
-            "create",
-            "--opt",
-            "encrypted",
-            "--subnet",
-            "10.77.0.0/24",
-            "--label",
-            "team=shop",
-            "safe",
-        ]);
+        let made = "network create --opt encrypted --subnet 10.77.0.0/24 --label team=shop safe";
+        daemon.ok(&made.split(' ').collect::<Vec<_>>());
         let made = lab.docker("n1", &["network", "inspect", "safe"]);
         let made: serde_json::Value = serde_json::from_str(&made).unwrap();
         assert!(made[0]["Options"].get("encrypted").is_some() && made[0]["Attachable"] == true, "{made}");
@@ -106,31 +97,24 @@ fn the_practice() {
         load.forgive();
 
         // Rolled out and back without a failed request.
-        daemon.ok(&[
-            "service",
-            "update",
-            "web",
-            "--image",
-            &demo2,
-            "--update-monitor",
-            "200ms",
-            "--update-parallelism",
-            "2",
-        ]);
+        let update = ["service", "update", "web", "--image", &demo2, "--update-monitor", "200ms"];
+        daemon.ok(&[&update[..], &["--update-parallelism", "2"]].concat());
         load.saw("\"version\":\"2\"");
         daemon.ok(&["service", "rollback", "web"]);
         load.saw("\"version\":\"1\"");
-        // Another value of a config: its users are rolled out with it, as carefully.
+        // Another value of a config or a secret: its users are rolled out with it, as carefully.
+        let files = ["/etc/nginx/site.conf", "/run/secrets/password"];
         daemon.config("shop/nginx", "listen 81;\n");
-        eventually("all have the new one", 30, || {
-            let web = ["n1", "n2", "n3"].iter().flat_map(|node| {
-                lab.containers(node, "web")
-                    .into_iter()
-                    .map(move |id| lab.exec_in(node, &id, "cat /etc/nginx/site.conf"))
+        for (file, new) in files.iter().zip(["listen 81;", "hunter3"]) {
+            let line = format!("cat {file}");
+            eventually("all have the new one", 30, || {
+                let on = |node: &'static str| lab.containers(node, "web").into_iter().map(move |id| (node, id));
+                let web = ["n1", "n2", "n3"].into_iter().flat_map(on);
+                let all: Vec<_> = web.map(|(node, id)| lab.exec_in(node, &id, &line)).collect();
+                (all.len() == 4 && all.iter().all(|text| text.as_deref() == Some(new))).then_some(())
             });
-            let all: Vec<Option<String>> = web.collect();
-            (all.len() == 4 && all.iter().all(|text| text.as_deref() == Some("listen 81;"))).then_some(())
-        });
+            daemon.secret("shop/password", "hunter3");
+        }
         load.end();
 
         daemon.ok(&["service", "rm", "web", "asks"]);
@@ -181,11 +165,14 @@ fn a_node_is_lost_and_comes_back() {
             });
             println!("{lose}: healthy elsewhere after {:.1} s", lost.elapsed().as_secs_f32());
             lab.ok(&[back, "n3"]);
+            let back = Instant::now();
             eventually("what ran there is gone", 40, || lab.containers("n3", "web").is_empty().then_some(()));
+            let twice = back.elapsed();
             eventually("the node is ready", 60, || {
                 let nodes = daemon.json(&["node", "ls", "--format", "json"]);
                 nodes.as_array().unwrap().iter().all(|node| node["state"] == "ready").then_some(())
             });
+            println!("{lose}: back, and nothing twice after {twice:.1?}; ready after {:.1?}", back.elapsed());
             if lose == "cut" {
                 assert_eq!(lab.all_containers("web"), 6);
             }
@@ -367,8 +354,12 @@ fn what_goes_wrong_is_said() {
         lab.docker(&on, &["exec", &id, "rm", "/tmp/ok"]);
         daemon
             .task_that("checked", "failed its check", |task| task["warnings"].to_string().contains("failed its check"));
-        // What ended can still be read.
+        // What ended can still be read: the first attempt's words as well.
+        let first = daemon.tasks("exits").remove(0);
         let lines = daemon.ok(&["service", "logs", "exits"]);
+        let said = lines.lines().filter(|line| line.contains("last words")).count();
+        let ended = daemon.tasks("exits").iter().filter(|task| task["state"] == "failed").count();
+        println!("{said} of {ended} attempts can be read, the first is {}", first["id"]);
         assert!(lines.contains("last words"), "{lines}");
         for name in ["no-image", "exits", "no-program"] {
             let attempts = daemon.tasks(name).len();

@@ -118,9 +118,10 @@ impl Task {
         self.state == TaskState::Running && matches!(self.health, Health::None | Health::Healthy)
     }
 
-    /// Whether failures follow each other so fast that waiting is all it does.
+    /// Whether failures follow each other so fast that waiting is all it does. One that has come to run has healed, however
+    /// often those before it failed.
     pub fn is_crash_looping(&self) -> bool {
-        self.failures >= CRASH_LOOP
+        self.failures >= CRASH_LOOP && !self.is_healthy()
     }
 }
 

@@ -89,7 +89,15 @@ fn running(
     let started_at = within(started_at, task.created_at, draft.clock.now());
     task.started_at = Some(started_at);
     task.reason = None;
-    task.health = if has_own_check(draft, task) { Health::Starting } else { health };
+    let revision = draft.world.revision(&task.service, task.revision);
+    task.health = match revision.map(|revision| &revision.spec) {
+        Some(spec) if spec.own_check().is_some() => Health::Starting,
+        // Who runs a check for us has a replica running once that passes.
+        Some(spec) if health == Health::None && spec.check.as_ref().is_some_and(|check| check.by_engine) => {
+            Health::Healthy
+        }
+        _ => health,
+    };
     if matches!(task.health, Health::None | Health::Healthy) {
         task.healthy_at = Some(started_at);
     }

@@ -188,6 +188,11 @@ impl Load {
         self.shared.failed.lock().unwrap().clear();
     }
 
+    /// How many requests failed that are not forgiven.
+    pub fn failed(&self) -> usize {
+        self.shared.failed.lock().unwrap().len()
+    }
+
     /// The longest time without an answer since this was asked last; what failed in it is forgiven.
     pub fn gap(&self) -> std::time::Duration {
         self.forgive();
