@@ -111,8 +111,9 @@ impl Caller {
 }
 
 async fn read(at: &str, response: hyper::Response<Incoming>) -> Result<Bytes> {
-    let body = Limited::new(response.into_body(), LONGEST).collect().await;
-    let body = body.map_err(|error| {
+    let body = tokio::time::timeout(ANSWER, Limited::new(response.into_body(), LONGEST).collect()).await;
+    let silent = || Error::new(Kind::Timeout, format!("daemon at {at}"), "its answer does not come to an end");
+    let body = body.map_err(|_| silent())?.map_err(|error| {
         Error::new(Kind::Unavailable, format!("daemon at {at}"), "its answer broke off").cause(error)
     })?;
     Ok(body.to_bytes())

@@ -2,7 +2,6 @@
 //! join token, or a certificate of the cluster's authority, or what only daemons know.
 
 use std::collections::BTreeMap;
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -393,7 +392,11 @@ async fn connect(State(door): State<Arc<Door>>, mut request: Request) -> Respons
         let nodes = door.nodes.borrow().clone();
         let known = nodes.iter().find(|known| known.id == node).cloned();
         let known = known.ok_or_else(|| Error::not_found(format!("node \"{node:.70}\"")))?;
-        let address = known.address.unwrap_or(IpAddr::from([127, 0, 0, 1]));
+        // With another host's idea of it, every host would send requests to itself.
+        let address = known.address.ok_or_else(|| {
+            let subject = format!("node \"{}\"", known.hostname);
+            Error::new(Kind::Unavailable, subject, "the Swarm does not tell its address yet").retry(true)
+        })?;
         let daemons = door.daemons()?;
         Ok((caller, known, Welcome { term: door.term, cluster: door.cluster.clone(), address, daemons }))
     };

@@ -1,3 +1,5 @@
+use std::net::IpAddr;
+
 use super::*;
 use crate::agent::authority::{JoinToken, agent_key, public_key};
 use crate::agent::link::{self, Reader};

@@ -20,6 +20,10 @@ use crate::network::table::{Status, Table};
 /// How long an agent has to take a table over: it may be large, and the way slow. One that is gone is known sooner.
 const TABLE: Duration = Duration::from_secs(10);
 
+/// How many tables a host may be ahead of, and how far: versions begin at the wall clock's milliseconds.
+const AHEAD: u32 = 3;
+const FARTHEST: u64 = 100 * 365 * 24 * 3600 * 1000;
+
 /// Speaks to all of them.
 pub struct Fleet {
     hub: Arc<Hub>,
@@ -28,6 +32,8 @@ pub struct Fleet {
     leads: Box<dyn Fn() -> bool + Send + Sync>,
     // The version of the last table.
     sent: u64,
+    // How many tables in a row a host has answered with a later version than was sent.
+    ahead: BTreeMap<String, u32>,
 }
 
 impl Fleet {
@@ -38,10 +44,10 @@ impl Fleet {
         own: &str,
         leads: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Self {
-        Fleet { hub, nodes, own: own.into(), leads: Box::new(leads), sent: 0 }
+        Fleet { hub, nodes, own: own.into(), leads: Box::new(leads), sent: 0, ahead: BTreeMap::new() }
     }
 
-    async fn ask(&self, ask: Ask) -> Result<Status> {
+    async fn ask(&mut self, ask: Ask) -> Result<Status> {
         if !(self.leads)() {
             let message = "cannot prove that it leads, and so does nothing";
             return Err(Error::new(crate::model::Kind::Unavailable, "this daemon", message).retry(true));
@@ -51,9 +57,10 @@ impl Fleet {
         let nodes: BTreeMap<&NodeId, &Node> = nodes.iter().map(|node| (&node.id, node)).collect();
         let agents = self.hub.agents().borrow().clone();
         // Also on a node that is down: where only the Docker Engine is, the balancer goes on.
+        let hub = &self.hub;
         let answers = agents.keys().map(|node| {
             let ask = ask.clone();
-            async move { (node, self.hub.ask::<Status>(node, ask, patience).await) }
+            async move { (node, hub.ask::<Status>(node, ask, patience).await) }
         });
         let mut all = Vec::new();
         for (node, answer) in join_all(answers).await {
@@ -66,7 +73,27 @@ impl Fleet {
                 answer => all.push((name, answer)),
             }
         }
+        self.doubt(&mut all);
         Ok(together(all, self.sent))
+    }
+}
+
+impl Fleet {
+    // A table overtakes one that another daemon has sent. Whoever is ahead for ever does not follow, and is nobody to wait for.
+    fn doubt(&mut self, all: &mut [(String, Result<Status>)]) {
+        for (name, answer) in all {
+            let version = answer.as_ref().map_or(0, |status| status.version);
+            if version <= self.sent {
+                self.ahead.remove(name);
+                continue;
+            }
+            let times = self.ahead.entry(name.clone()).or_default();
+            *times = times.saturating_add(1);
+            if *times > AHEAD || version - self.sent > FARTHEST {
+                let message = format!("its balancer has table {version}, and not {}", self.sent);
+                *answer = Err(Error::new(crate::model::Kind::Conflict, format!("node \"{name}\""), message));
+            }
+        }
     }
 }
 
@@ -88,10 +115,11 @@ fn together(all: Vec<(String, Result<Status>)>, sent: u64) -> Status {
             }
         };
         whole.pid = whole.pid.max(status.pid);
-        whole.accepted += status.accepted;
-        whole.refused += status.refused;
+        whole.accepted = whole.accepted.saturating_add(status.accepted);
+        whole.refused = whole.refused.saturating_add(status.refused);
         for (task, count) in status.connections {
-            *whole.connections.entry(task).or_default() += count;
+            let open = whole.connections.entry(task).or_default();
+            *open = open.saturating_add(count);
         }
         for (listener, why) in status.failed {
             let why = format!("on node \"{name}\": {why}");

@@ -232,8 +232,11 @@ async fn serve(
     let about = match route.about {
         About::Nothing => None,
         About::Path => path.get("name").cloned(),
-        About::BodyName => body.get("name").and_then(Value::as_str).map(str::to_owned),
-        About::BodyService => body.pointer("/service/name").and_then(Value::as_str).map(str::to_owned),
+        // What names nothing is not for whoever is confined to some names.
+        About::BodyName => Some(body.get("name").and_then(Value::as_str).unwrap_or_default().to_owned()),
+        About::BodyService => {
+            Some(body.pointer("/service/name").and_then(Value::as_str).unwrap_or_default().to_owned())
+        }
     };
     let allowed = principal.require(route.need, about.as_deref());
     let result = match allowed {

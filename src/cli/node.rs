@@ -187,11 +187,11 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
         Command::Promote { nodes } => change_roles(cluster, nodes, Role::Manager).await,
         Command::Demote { nodes } => change_roles(cluster, nodes, Role::Worker).await,
         Command::Rm { nodes, force } => {
-            for node in nodes {
+            output::each(nodes, async |node| {
                 cluster.remove_node(&node, force).await?;
-                output::line(&node)?;
-            }
-            Ok(())
+                output::line(&node)
+            })
+            .await
         }
         Command::PruneImages { nodes, created_before, keep, dry_run, format } => {
             let ask = ImagePrune { created_before, dry_run, keep };
@@ -208,14 +208,12 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                 AvailabilityArg::Pause => Availability::Pause,
                 AvailabilityArg::Drain => Availability::Drain,
             });
-            let label_add = label_add
-                .iter()
-                .map(|text| {
-                    text.split_once('=')
-                        .map(|(key, value)| (key.to_owned(), value.to_owned()))
-                        .ok_or_else(|| Error::invalid(format!("--label-add {text:.60?}"), "is not KEY=VALUE"))
-                })
-                .collect::<Result<_>>()?;
+            // A label may stand alone.
+            let pair = |text: &String| {
+                let (key, value) = text.split_once('=').unwrap_or((text, ""));
+                (key.to_owned(), value.to_owned())
+            };
+            let label_add = label_add.iter().map(pair).collect();
             let update = NodeUpdate { availability, role, label_add, label_rm, force };
             let node = cluster.update_node(&node, update).await?;
             if availability == Some(Availability::Drain) && !detach {
@@ -266,11 +264,11 @@ async fn prune_images(
 }
 
 async fn change_roles(cluster: &RemoteCluster, nodes: Vec<String>, role: Role) -> Result<()> {
-    for node in nodes {
+    output::each(nodes, async |node| {
         let update = NodeUpdate { role: Some(role), ..NodeUpdate::default() };
-        output::line(&cluster.update_node(&node, update).await?.hostname)?;
-    }
-    Ok(())
+        output::line(&cluster.update_node(&node, update).await?.hostname)
+    })
+    .await
 }
 
 async fn find(cluster: &RemoteCluster, name: &str) -> Result<Node> {

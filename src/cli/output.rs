@@ -57,6 +57,19 @@ pub fn raw(text: &str) -> Result<()> {
     }
 }
 
+/// Does it for each, whatever becomes of the others; each error is told, the last one as the command's own.
+pub async fn each<T>(of: impl IntoIterator<Item = T>, mut act: impl AsyncFnMut(T) -> Result<()>) -> Result<()> {
+    let mut failed = None;
+    for one in of {
+        if let Err(error) = act(one).await
+            && let Some(earlier) = failed.replace(error)
+        {
+            print_error(&earlier);
+        }
+    }
+    failed.map_or(Ok(()), Err)
+}
+
 /// Prints an error to standard error, coloured on a terminal.
 pub fn print_error(error: &Error) {
     let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();

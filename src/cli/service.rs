@@ -8,11 +8,12 @@ use futures_util::StreamExt;
 use super::output::{self, Format, FormatArg};
 use super::progress::Reporter;
 use super::registry::AuthArgs;
-use super::spec::{CommandArgs, SpecArgs, Words};
+use super::spec::{CommandArgs, SpecArgs, Words, changes, name_it};
 use super::{look, native, stats};
 use crate::client::remote::RemoteCluster;
 use crate::client::{Apply, Cluster, LogsAsk, Only, ReleaseAction, ServiceStatus, show, wait};
 use crate::model::plan::Rebalance;
+use crate::model::release::Release;
 use crate::model::units::Duration;
 use crate::model::{Error, Result};
 
@@ -23,7 +24,7 @@ pub enum Command {
     Create {
         #[command(flatten)]
         words: Words,
-        /// Its name
+        /// Its name [default: what its image or program is called]
         #[arg(long)]
         name: Option<String>,
         #[command(flatten)]
@@ -231,19 +232,26 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     let cluster = if looks { &looking } else { cluster };
     match command {
         Command::Create { words, name, spec, auth, wait } => {
-            let service = words.describe(spec.describe(name.as_deref(), None)?);
+            let mut service = words.describe(spec.describe(name.as_deref(), None)?);
+            if service.get("name").is_none() {
+                let known = cluster.services().await?;
+                name_it(&mut service, |name| known.iter().any(|known| known.service.spec.name.as_str() == name));
+            }
             let auth = auth.of(std::iter::once(&service)).into_values().next();
             let status = cluster.apply(Apply { service, with: spec.scripts()?, only: Only::Create, auth }).await?;
-            finish(cluster, "create", status, &wait).await
+            let since = wait::since(None, status.release.as_ref());
+            finish(cluster, "create", status, since, &wait).await
         }
         Command::Update { service, command, spec, auth, wait } => {
             let old = cluster.service(&service).await?;
             let base = serde_json::to_value(&old.service.spec)
                 .map_err(|error| Error::internal("update", error.to_string()))?;
-            let service = command.describe(spec.describe(None, Some(base))?);
+            let service = command.describe(spec.describe(None, Some(base.clone()))?)?;
+            let service = changes(&base, service);
             let auth = auth.of(std::iter::once(&service)).into_values().next();
             let status = cluster.apply(Apply { service, with: spec.scripts()?, only: Only::Update, auth }).await?;
-            finish(cluster, "update", status, &wait).await
+            let since = wait::since(old.release.as_ref(), status.release.as_ref());
+            finish(cluster, "update", status, since, &wait).await
         }
         Command::Plan { words, name, spec, format } => {
             let base = match &name {
@@ -283,11 +291,19 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                 let (name, count) = text.split_once('=').ok_or_else(|| wrong(text))?;
                 parsed.push((name, count.parse::<u32>().map_err(|_| wrong(text))?));
             }
-            for (name, count) in parsed {
-                let status = cluster.scale(name, count).await?;
-                finish(cluster, "scale", status, &wait).await?;
-            }
-            Ok(())
+            // All of them are told first: one that does not settle keeps nobody back.
+            let mut told = Vec::new();
+            let asked = output::each(parsed, async |(name, count)| {
+                told.push(cluster.scale(name, count).await?);
+                Ok(())
+            });
+            let asked = asked.await;
+            let settled = output::each(told, async |status: ServiceStatus| {
+                let before = status.release.clone();
+                finish(cluster, "scale", status, before, &wait).await
+            });
+            let settled = settled.await;
+            settled.and(asked)
         }
         Command::Rebalance { services, dry_run, max, min_gain, cancel, format, wait } => {
             let mut all = Vec::new();
@@ -298,7 +314,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                 }
                 if !done.moves.is_empty() && !dry_run && !wait.detach {
                     let status = cluster.service(service).await?;
-                    let status = watched(cluster, "rebalance", &status, &wait).await?;
+                    let status = watched(cluster, "rebalance", &status, status.release.as_ref(), &wait).await?;
                     wait::moved(&status, &done.moves)?;
                 }
                 all.push(done);
@@ -312,22 +328,22 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let going_back = before
                 .as_ref()
                 .is_some_and(|release| release.state == crate::model::release::ReleaseState::RollingBack);
-            match finish(cluster, "rollback", status, &wait).await {
+            match finish(cluster, "rollback", status, before, &wait).await {
                 Err(_) if going_back && cluster.service(&service).await?.settled => output::line(&service),
                 other => other,
             }
         }
         Command::Rollout(rollout) => steer(cluster, rollout).await,
         Command::Rm { services, detach } => {
-            for name in services {
+            output::each(services, async |name| {
                 let states = cluster.watch(&name).await?;
                 cluster.remove(&name).await?;
                 if !detach {
-                    states.for_each(|_| async {}).await;
+                    wait::gone(cluster, &name, states).await?;
                 }
-                output::line(&name)?;
-            }
-            Ok(())
+                output::line(&name)
+            })
+            .await
         }
         Command::Wait { service, timeout } => {
             let before = cluster.service(&service).await?.release;
@@ -341,9 +357,16 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     }
 }
 
-async fn finish(cluster: &RemoteCluster, doing: &str, status: ServiceStatus, args: &WaitArgs) -> Result<()> {
+// `since`: the release that the wait starts from.
+async fn finish(
+    cluster: &RemoteCluster,
+    doing: &str,
+    status: ServiceStatus,
+    since: Option<Release>,
+    args: &WaitArgs,
+) -> Result<()> {
     if !args.detach {
-        watched(cluster, doing, &status, args).await?;
+        watched(cluster, doing, &status, since.as_ref(), args).await?;
     }
     output::line(status.service.spec.name.as_str())
 }
@@ -352,11 +375,12 @@ async fn watched(
     cluster: &RemoteCluster,
     doing: &str,
     status: &ServiceStatus,
+    since: Option<&Release>,
     args: &WaitArgs,
 ) -> Result<ServiceStatus> {
     let mut reporter = Reporter::default();
     let name = status.service.spec.name.as_str();
-    wait::settled(cluster, name, status.release.as_ref(), args.timeout.std(), &mut |status| {
+    wait::settled(cluster, name, since, args.timeout.std(), &mut |status| {
         if !args.quiet {
             reporter.report(doing, status);
         }

@@ -21,14 +21,9 @@ use crate::script::bring::bring;
 /// Where a stack is described.
 #[derive(clap::Args)]
 pub struct Files {
-    /// A Compose file; several are put on top of each other; -: standard input
-    #[arg(
-        long = "compose-file",
-        short = 'c',
-        visible_alias = "file",
-        value_name = "FILE",
-        default_value = "docker-compose.yml"
-    )]
+    /// A Compose file; several are put on top of each other; -: standard input [default: compose.yaml, compose.yml,
+    /// docker-compose.yaml or docker-compose.yml, the first that is there]
+    #[arg(long = "compose-file", short = 'c', visible_alias = "file", value_name = "FILE")]
     files: Vec<PathBuf>,
     /// Variables for the file, instead of the .env beside it
     #[arg(long, value_name = "FILE")]
@@ -113,15 +108,13 @@ fn read(path: &Path) -> Result<String> {
 fn load(files: &Files) -> Result<Stack> {
     let here = std::env::current_dir().map_err(|error| Error::io("working folder", "find it", &error))?;
     let mut paths: Vec<PathBuf> = files.files.iter().map(|path| here.join(path)).collect();
-    // Compose's other usual name.
-    if let [path] = &mut paths[..]
-        && path.ends_with("docker-compose.yml")
-        && !path.exists()
-    {
-        let other = ["compose.yaml", "compose.yml", "docker-compose.yaml"].map(|name| here.join(name));
-        if let Some(found) = other.into_iter().find(|path| path.exists()) {
-            *path = found;
-        }
+    if paths.is_empty() {
+        let usual = ["compose.yaml", "compose.yml", "docker-compose.yaml", "docker-compose.yml"];
+        let found = usual.iter().map(|name| here.join(name)).find(|path| path.exists());
+        paths.push(found.ok_or_else(|| {
+            Error::new(Kind::NotFound, format!("folder {}", here.display()), "has no Compose file")
+                .help(format!("name one with -c, or call it {}", usual[0]))
+        })?);
     }
     let options = compose::Options {
         name: files.name.clone(),

@@ -4,6 +4,7 @@ use super::host::Place;
 use super::output;
 use crate::agent::identity::Identity;
 use crate::client::remote::RemoteCluster;
+use crate::client::wait;
 use crate::client::wire::Endpoint;
 use crate::client::{Cluster, ServiceStatus, native};
 use crate::daemon::config::{self, Config};
@@ -162,11 +163,9 @@ async fn give_back(args: &Args, remote: &RemoteCluster, swarm: bool) -> Result<(
         if args.remove_services {
             let subject = format!("service \"{name}\"");
             let gone = async {
-                use futures_util::StreamExt;
                 let states = remote.watch(&name).await?;
                 remote.remove(&name).await?;
-                states.for_each(|_| async {}).await;
-                Ok::<(), Error>(())
+                wait::gone(remote, &name, states).await
             };
             let late = |_| Error::new(Kind::Timeout, subject, format!("is not gone within {}", args.timeout));
             tokio::time::timeout(args.timeout.std(), gone).await.map_err(late)??;

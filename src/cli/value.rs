@@ -173,11 +173,11 @@ async fn list(of: ValueKind, args: ListArgs, cluster: &RemoteCluster) -> Result<
 }
 
 async fn remove(of: ValueKind, names: Vec<String>, cluster: &RemoteCluster) -> Result<()> {
-    for name in names {
+    output::each(names, async |name| {
         cluster.remove_value(of, &name).await?;
-        output::line(&name)?;
-    }
-    Ok(())
+        output::line(&name)
+    })
+    .await
 }
 
 async fn set(of: ValueKind, args: SetArgs, trim: bool, only_new: bool, cluster: &RemoteCluster) -> Result<()> {

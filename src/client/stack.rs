@@ -76,12 +76,11 @@ pub async fn deploy(cluster: &dyn Cluster, stack: &Stack, ask: &Deploy, tell: Te
     if ask.prune {
         prune(cluster, stack, &there, ask.timeout, tell).await?;
     }
-    let mut applied: Vec<(String, ServiceStatus)> = Vec::new();
+    let mut applied: Vec<(String, ServiceStatus, Option<Release>)> = Vec::new();
     for key in order {
         let spec = &stack.services[&key];
         for (needed, need) in stack.depends_on.get(&key).into_iter().flatten() {
-            let before = applied.iter().find(|(known, _)| known == needed).map(|(_, status)| status);
-            let release = before.and_then(|status| status.release.as_ref());
+            let release = applied.iter().find(|(known, ..)| known == needed).and_then(|(.., since)| since.as_ref());
             let reached = reach(cluster, stack.service(needed)?, need.until, release, ask.timeout, tell).await;
             match reached {
                 Err(error) if !need.required => {
@@ -93,9 +92,11 @@ pub async fn deploy(cluster: &dyn Cluster, stack: &Stack, ask: &Deploy, tell: Te
         }
         let auth = ask.auth.get(registry::of_image(spec["image"].as_str().unwrap_or_default())).cloned();
         let service = Apply { service: spec.clone(), with: ask.with.clone(), only: Only::Either, auth };
+        let before = wait::release_before(cluster, spec["name"].as_str().unwrap_or_default()).await?;
         let status = cluster.apply(service).await?;
+        let since = wait::since(before.as_ref(), status.release.as_ref());
         tell(Step::Done("service applied", status.service.spec.name.as_str()));
-        applied.push((key, status));
+        applied.push((key, status, since));
     }
     let optional = |key: &str| {
         let named = |needs: &BTreeMap<String, Need>| needs.get(key).map(|need| need.required);
@@ -103,16 +104,16 @@ pub async fn deploy(cluster: &dyn Cluster, stack: &Stack, ask: &Deploy, tell: Te
         !all.is_empty() && all.iter().all(|required| !required)
     };
     if ask.wait {
-        for (key, status) in &mut applied {
-            let (name, before) = (status.service.spec.name.to_string(), status.release.clone());
+        for (key, status, since) in &mut applied {
+            let name = status.service.spec.name.to_string();
             let mut progress = |status: &ServiceStatus| tell(Step::Waits(status));
-            match wait::settled(cluster, &name, before.as_ref(), ask.timeout, &mut progress).await {
+            match wait::settled(cluster, &name, since.as_ref(), ask.timeout, &mut progress).await {
                 Err(error) if optional(key) => tell(Step::Done(&format!("is not as described ({error})"), &name)),
                 other => *status = other?,
             }
         }
     }
-    Ok(applied.into_iter().map(|(_, status)| status).collect())
+    Ok(applied.into_iter().map(|(_, status, _)| status).collect())
 }
 
 // A name may be somebody else's: of another stack, or of none.
@@ -188,7 +189,7 @@ async fn until_gone(cluster: &dyn Cluster, names: &[&str], stack: &str, timeout:
     let gone = async {
         for name in names {
             match cluster.watch(name).await {
-                Ok(mut states) => while states.next().await.transpose()?.is_some() {},
+                Ok(states) => wait::gone(cluster, name, states).await?,
                 Err(error) if error.kind == Kind::NotFound => {}
                 Err(error) => return Err(error),
             }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 
-use super::{Cluster, ServiceStatus};
+use super::{Cluster, ServiceStatus, Stream1};
 use crate::model::native::NativeService;
 use crate::model::node::{Availability, Node};
 use crate::model::plan::Move;
@@ -18,6 +18,9 @@ const STABLE: Duration = Duration::from_secs(1);
 /// How often a node that is drained is looked at, and how many of what stays there are named.
 const LOOK: Duration = Duration::from_millis(500);
 const NAMED: usize = 5;
+
+/// How long the states of a service that goes may be broken off.
+const BROKEN: Duration = Duration::from_secs(30);
 
 /// Told about each state on the way.
 pub type Progress<'a> = &'a mut (dyn FnMut(&ServiceStatus) + Send);
@@ -69,6 +72,34 @@ pub async fn settled(
             }
             Err(error)
         }
+    }
+}
+
+/// Waits until a service that is being removed is gone. `states` were asked for before, so that its end cannot be missed;
+/// where they break off, because another daemon takes the lead, say, they are asked for again.
+pub async fn gone(cluster: &dyn Cluster, name: &str, mut states: Stream1<ServiceStatus>) -> Result<()> {
+    let mut since = None;
+    loop {
+        while let Some(Ok(_)) = states.next().await {
+            since = None;
+        }
+        let broken = *since.get_or_insert_with(tokio::time::Instant::now);
+        // An end is the service's own only if there is none any more.
+        match cluster.watch(name).await {
+            Err(error) if error.kind == Kind::NotFound => return Ok(()),
+            Err(error) if !error.retry || broken.elapsed() > BROKEN => return Err(error),
+            Err(_) => {}
+            Ok(mut again) => match again.next().await {
+                // Made anew in the meantime.
+                Some(Ok(status)) if !status.service.removing => return Ok(()),
+                _ if broken.elapsed() > BROKEN => {
+                    return Err(Error::new(Kind::Unavailable, format!("service \"{name}\""), "cannot be watched")
+                        .help(format!("it goes on by itself; look with: neap service ps {name}")));
+                }
+                _ => states = again,
+            },
+        }
+        tokio::time::sleep(LOOK).await;
     }
 }
 
@@ -146,6 +177,22 @@ pub fn moved(status: &ServiceStatus, moves: &[Move]) -> Result<()> {
     let message = format!("{} of {} stay where they are: {}", staying.len(), moves.len(), staying.join(", "));
     Err(Error::new(Kind::Failed, format!("service \"{name}\""), message)
         .help(format!("`neap service ps -a {name}` shows what their successors died of")))
+}
+
+/// The release that a service has before something is applied to it: one that begins and ends at once is not old for that.
+pub async fn release_before(cluster: &dyn Cluster, name: &str) -> Result<Option<Release>> {
+    match cluster.service(name).await {
+        Ok(status) => Ok(status.release),
+        Err(error) if error.kind == Kind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// What a wait after an apply starts from: the release in its answer, unless that is over already and was not there
+/// `before`. Then it began and ended at once, and how it ended is what the apply came to.
+pub fn since(before: Option<&Release>, answer: Option<&Release>) -> Option<Release> {
+    let own = |release: &&Release| before.is_none_or(|old| old.started_at != release.started_at);
+    answer.filter(|release| !(release.state.is_final() && own(release))).cloned()
 }
 
 /// Whether a release was over already when `before` was seen.

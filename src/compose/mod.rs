@@ -15,13 +15,14 @@ use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Map, Value as Json, json};
 
+pub use self::fields::words;
 use self::fields::{Fields, Refused, wrong};
 use self::yaml::{At, Entry, Node, Value};
 use crate::model::name::Name;
 use crate::model::objects::NetworkSpec;
 use crate::model::service::ServiceSpec;
 use crate::model::stack::{MAX_SERVICES, NAMESPACE, Need, Stack, StackNetwork, StackValue, Until, stack_name};
-use crate::model::{Error, Result};
+use crate::model::{Error, Kind, Result};
 
 /// Reads a file.
 pub type Read<'a> = &'a dyn Fn(&Path) -> Result<String>;
@@ -162,14 +163,31 @@ pub fn load(files: &[PathBuf], options: &Options, read: Read<'_>) -> Result<Stac
             let found = interpolate::env_file(&env.display().to_string(), &text, &options.variables)?;
             variables.extend(found.into_iter().filter_map(|(key, value)| Some((key, value?))));
         }
-        Err(error) if options.env_file.is_some() => return Err(error),
+        Err(error) if options.env_file.is_some() || error.kind != Kind::NotFound => return Err(error),
         Err(_) => {}
     }
     variables.extend(options.variables.clone());
+    let texts = files.iter().map(|file| Ok((file.display().to_string(), read(file)?)));
+    let texts = texts.collect::<Result<Vec<_>>>()?;
+    // What it is called is a variable of its own, which the files may use.
+    let of_folder = || folder.file_name().map(|name| name.to_string_lossy().into_owned());
+    const PROJECT: &str = "COMPOSE_PROJECT_NAME";
+    let mut name = options.name.clone().or_else(|| variables.get(PROJECT).filter(|name| !name.is_empty()).cloned());
+    if name.is_none() {
+        for (file, text) in &texts {
+            let mut node = yaml::parse(file, text)?;
+            if let Value::Map(map) = &mut node.value {
+                map.retain(|(key, ..)| key == "name");
+                interpolate::tree(&mut node, &variables, &mut interpolate::Filled::default())?;
+            }
+            name = Fields::of("", &node)?.text("name")?.or(name);
+        }
+    }
+    let name = name.or_else(of_folder).unwrap_or_default();
+    variables.insert(PROJECT.to_owned(), stack_name(&name));
     let (mut document, mut filled): (Option<Node>, _) = (None, interpolate::Filled::default());
-    for file in files {
-        let shown = file.display().to_string();
-        let mut node = yaml::parse(&shown, &read(file)?)?;
+    for (file, text) in &texts {
+        let mut node = yaml::parse(file, text)?;
         interpolate::tree(&mut node, &variables, &mut filled)?;
         document = Some(match document {
             Some(base) => merge::merge(base, node, &mut Vec::new()),
@@ -179,9 +197,7 @@ pub fn load(files: &[PathBuf], options: &Options, read: Read<'_>) -> Result<Stac
     let document = document.ok_or_else(|| Error::invalid("stack", "names no Compose file"))?;
     let mut root = Fields::of("", &document)?;
     root.text("version")?;
-    let own = root.text("name")?;
-    let of_folder = || folder.file_name().map(|name| name.to_string_lossy().into_owned());
-    let name = options.name.clone().or(own).or_else(of_folder).unwrap_or_default();
+    root.text("name")?;
     let stack: Name = stack_name(&name).parse().map_err(|error: Error| {
         Error::invalid("stack", format!("{} {}", error.subject, error.message)).help("name it")
     })?;

@@ -36,6 +36,7 @@ pub const DAEMONS: &str = "daemons";
 const FIND: Duration = Duration::from_millis(300);
 /// How often a daemon's certificate is made anew: far more often than it would have to be.
 const FACE: Duration = Duration::from_secs(24 * 3600);
+const FACE_AGAIN: Duration = Duration::from_secs(30);
 
 type Found = Pin<Box<dyn Future<Output = Result<Option<Vault>>> + Send>>;
 
@@ -106,10 +107,14 @@ impl Face {
 pub async fn keep_face(keys: Keys, face: Face) {
     let (authority, _) = keys.found().await;
     loop {
-        if let Err(error) = face.show(&authority) {
-            tracing::warn!(%error, "this daemon's certificate cannot be made; it is tried again");
-        }
-        tokio::time::sleep(FACE).await;
+        let wait = match face.show(&authority) {
+            Ok(()) => FACE,
+            Err(error) => {
+                tracing::warn!(%error, "this daemon's certificate cannot be made; it is tried again");
+                FACE_AGAIN
+            }
+        };
+        tokio::time::sleep(wait).await;
     }
 }
 

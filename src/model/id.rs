@@ -25,6 +25,18 @@ macro_rules! ulid_id {
                 $name(ulid::Ulid::from_parts(clock.wall().0, random).0)
             }
 
+            /// A new one that sorts behind `last`, whichever way the clock was set in the meantime.
+            pub fn after(clock: &dyn Clock, last: Option<Self>) -> Self {
+                let new = Self::new(clock);
+                match last {
+                    Some(last) if last >= new => {
+                        let moment = ulid::Ulid(last.0).timestamp_ms() + 1;
+                        $name(ulid::Ulid::from_parts(moment, ulid::Ulid(new.0).random()).0)
+                    }
+                    _ => new,
+                }
+            }
+
             /// The one of this number.
             pub fn numbered(number: u128) -> Self {
                 $name(number)

@@ -138,7 +138,8 @@ impl Mount {
                 "volume-nocopy" => mount.volume_nocopy = flag(key, value)?,
                 "bind-propagation" => mount.bind_propagation = Some(needed()?),
                 "tmpfs-size" => {
-                    mount.tmpfs_size = Some(needed()?.parse().map_err(|error: Error| error.message)?);
+                    let size = super::units::docker_size(&needed()?).parse();
+                    mount.tmpfs_size = Some(size.map_err(|error: Error| error.message)?);
                 }
                 "tmpfs-mode" => mount.tmpfs_mode = Some(needed()?),
                 // A hint for other platforms; on Linux it has no effect.
@@ -271,7 +272,7 @@ mod tests {
             r#"{"type":"bind","source":"/a","target":"/b","read_only":true,"bind_propagation":"rshared"}"#,
         );
         check(
-            "type=tmpfs,target=/tmp,tmpfs-size=64M,tmpfs-mode=1770",
+            "type=tmpfs,target=/tmp,tmpfs-size=64MB,tmpfs-mode=1770",
             r#"{"type":"tmpfs","target":"/tmp","tmpfs_size":"64MiB","tmpfs_mode":"1770"}"#,
         );
         check(

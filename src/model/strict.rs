@@ -216,6 +216,12 @@ impl<'de> de::Deserializer<'de> for Reader<'_> {
         fields: &'static [&'static str],
         visitor: V,
     ) -> Result<V::Value, Mismatch> {
+        // A list in the order of the fields is nobody's way to write a table; what looks names up in one would find none.
+        if let Value::Array(list) = self.value
+            && !list.is_empty()
+        {
+            return Err(self.path.place(de::Error::invalid_type(de::Unexpected::Seq, &visitor)));
+        }
         if let Value::Object(map) = self.value
             && let Some(unknown) = map.keys().find(|key| !fields.contains(&key.as_str()))
         {

@@ -118,10 +118,10 @@ impl Task {
         self.state == TaskState::Running && matches!(self.health, Health::None | Health::Healthy)
     }
 
-    /// Whether failures follow each other so fast that waiting is all it does. One that has come to run has healed, however
-    /// often those before it failed.
+    /// Whether failures follow each other so fast that waiting is all it does. One that has come to run does something else,
+    /// however often those before it failed.
     pub fn is_crash_looping(&self) -> bool {
-        self.failures >= CRASH_LOOP && !self.is_healthy()
+        self.failures >= CRASH_LOOP && self.state < TaskState::Running
     }
 }
 

@@ -119,6 +119,12 @@ impl fmt::Display for Duration {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Bytes(pub u64);
 
+/// A size as Docker has it, which counts in 1024 whether `m` or `mb` is written, in a form that is read so here as well.
+pub fn docker_size(text: &str) -> &str {
+    let short = text.strip_suffix(['b', 'B']).filter(|short| short.ends_with(['k', 'K', 'm', 'M', 'g', 'G', 't', 'T']));
+    short.unwrap_or(text)
+}
+
 impl FromStr for Bytes {
     type Err = Error;
 

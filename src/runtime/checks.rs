@@ -83,7 +83,7 @@ impl Runner {
         let timing = self.check.timing(None);
         let started = self.task.started_at.unwrap_or(self.task.created_at);
         let mut counter = HealthCounter::new(self.task.health, started);
-        let mut starting = self.task.health != Health::Healthy;
+        let mut starting = matches!(self.task.health, Health::None | Health::Starting);
         let every = timing.every.std();
         let mut quick = FIRST.min(every);
         // Only failures a whole interval apart count: the quick looks at the start are there to see the first pass

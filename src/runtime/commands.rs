@@ -16,6 +16,7 @@ use crate::model::release::ReleaseState;
 use crate::model::service::{MAX_REPLICAS, Revision, Service, ServiceSpec};
 use crate::model::task::StopReason;
 use crate::model::{Error, Kind, Result};
+use crate::scheduler::slots;
 use crate::scheduler::world::{Change, Draft, Note, World};
 use crate::script::host::ScriptHost;
 use crate::script::registration::Facts;
@@ -81,6 +82,8 @@ pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prep
         refuse_taken_names(&draft.world, host, &spec.name, hash)?;
     }
     match old {
+        // Removed between the preparation and now.
+        None if only == Only::Update => return Err(missing(&draft.world, spec.name.as_str())),
         None => create(draft, spec, &resolved, bundle),
         Some(old) => update(draft, &old, spec, &resolved, bundle, &rollout, rollout_bundle),
     }
@@ -196,11 +199,7 @@ fn update(
     let name = spec.name.clone();
     let mut service = old.clone();
     service.bundle = bundle.or(service.bundle);
-    // What the slots are on their way to, or run.
-    let target = draft.world.open_release(&name).map_or(old.active, |release| match release.state {
-        ReleaseState::RollingBack => release.back,
-        _ => release.to,
-    });
+    let target = slots::target(&draft.world, old);
     let same = draft.world.revision(&name, target).is_some_and(|revision| revision.hash == resolved.hash());
     let changed = service.spec != spec || service.bundle != old.bundle;
     service.spec = spec;
@@ -214,11 +213,7 @@ fn update(
         draft.change(Change::Revision(Arc::new(current)));
     }
     // After a release that stopped half-way, asking for what runs elsewhere brings every slot there.
-    let half_way = draft.world.releases.get(&name).is_some_and(|release| {
-        release.state == ReleaseState::Failed
-            && release.moved.iter().chain(release.base.keys()).any(|slot| release.revision_of(slot) != target)
-    });
-    if same && half_way {
+    if same && slots::is_half_way(&draft.world, old) {
         let way = Way { rollout: &service.spec.rollout, facts: rollout, scripts: rollout_bundle.clone() };
         begin_release(draft, &service, target, way);
     }

@@ -1,9 +1,11 @@
 //! The conductor: one thread that owns the world.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::publish::Listeners;
@@ -12,7 +14,7 @@ use crate::model::clock::Timestamp;
 use crate::model::event::{AboutTask, Event, What};
 use crate::model::name::Name;
 use crate::model::task::{StopReason, Task, TaskState};
-use crate::model::{Error, Result, fault, units};
+use crate::model::{Error, Kind, Result, fault, units};
 use crate::scheduler::observe;
 use crate::scheduler::reconcile::reconcile;
 use crate::scheduler::world::{Change, Draft, Note, World};
@@ -40,6 +42,10 @@ struct Conductor {
     // Messages whose changes could not be committed; tried again.
     retry_at: Option<Timestamp>,
     unwritten: Vec<Message>,
+    // One thing at a time, to find the one that can never be written down.
+    careful: bool,
+    // More is written down than is known here.
+    committed: bool,
 }
 
 /// Starts it, on a thread of its own if scripts have theirs. It ends when every sender of `inbox` is gone.
@@ -63,6 +69,8 @@ pub fn spawn(
         gather_until: Timestamp::default(),
         retry_at: None,
         unwritten: Vec::new(),
+        careful: false,
+        committed: false,
     };
     if conductor.parts.host.threads() == Threads::This {
         tokio::spawn(conductor.run(inbox));
@@ -89,7 +97,7 @@ impl Conductor {
             let mut messages = Vec::new();
             if self.retry_at.is_some_and(|at| at <= now) {
                 self.retry_at = None;
-            } else if self.dirty.is_empty() || self.retry_at.is_some() {
+            } else if (self.dirty.is_empty() && self.unwritten.is_empty()) || self.retry_at.is_some() {
                 let next = self.wakes.values().copied().chain(self.retry_at).min();
                 let wait = next.map(|at| Duration::from_millis(at.since(now).millis() + 1));
                 match receive(&mut inbox, wait).await {
@@ -110,13 +118,47 @@ impl Conductor {
             // What could not be written down comes first, so that nothing is overtaken by what followed it.
             let mut all = std::mem::take(&mut self.unwritten);
             all.append(&mut messages);
-            self.turn(all).await;
+            let (mut later, mut services) = (Vec::new(), BTreeSet::new());
+            if self.careful {
+                later = all.split_off(all.len().min(1));
+                services = self.all_but_one(all.len());
+            }
+            let turn = AssertUnwindSafe(self.turn(all)).catch_unwind().await;
+            self.unwritten.append(&mut later);
+            self.dirty.append(&mut services);
+            self.careful &= !(self.unwritten.is_empty() && self.dirty.is_empty());
+            if let Err(panic) = turn {
+                self.survive(panic);
+            }
         }
+    }
+
+    // What is left for later where one thing at a time is done: all services but one, and all where a message is taken in.
+    fn all_but_one(&mut self, messages: usize) -> BTreeSet<Name> {
+        let mut rest = std::mem::take(&mut self.dirty);
+        if messages == 0 {
+            self.dirty.extend(rest.pop_first());
+        }
+        rest
+    }
+
+    // A fault of ours in one decision: what it was about is left alone until something about it changes, and all else goes on.
+    // Where more is written down than is known here nothing can go on: whoever starts next reads it.
+    fn survive(&mut self, panic: Box<dyn std::any::Any + Send>) {
+        if self.parts.host.threads() == Threads::This {
+            std::panic::resume_unwind(panic);
+        }
+        if self.committed {
+            tracing::error!("a commit could not be followed by a fault of Neap's own; the daemon ends");
+            std::process::abort();
+        }
+        tracing::error!("a decision broke off by a fault of Neap's own; what it was about waits for its next change");
     }
 
     // Takes in messages, decides, commits, publishes.
     async fn turn(&mut self, messages: Vec<Message>) {
         let parts = self.parts.clone();
+        let alone = messages.len() == 1;
         let mut draft = Draft::new(&self.world, &*parts.clock);
         let mut writes = Vec::new();
         let mut replies = Vec::new();
@@ -147,15 +189,33 @@ impl Conductor {
             let began = self.parts.clock.now();
             if let Err(error) = self.parts.store.commit(writes).await {
                 // Nothing happened. What can come again is kept; who asked is told.
-                tracing::error!(%error, "a decision could not be written down; it is made again");
+                let hopeless = error.kind == Kind::Exhausted && !error.retry;
+                let told = if hopeless && !alone && !self.careful {
+                    // Whose fault it is shows when each is made by itself.
+                    let message = "could not be done together with something else that cannot be written down";
+                    Error::new(Kind::Unavailable, "this daemon", message).cause(&error)
+                } else {
+                    error.clone()
+                };
                 for (reply, _) in replies {
-                    let _ = reply.send(Err(error.clone()));
+                    let _ = reply.send(Err(told.clone()));
                 }
+                if hopeless && self.careful {
+                    // This one will never be written down: everything else is not to wait for it.
+                    tracing::error!(%error, "a decision cannot be written down, and is given up");
+                    return;
+                }
+                tracing::error!(%error, "a decision could not be written down; it is made again");
                 self.unwritten = repeatable;
                 self.dirty.extend(everything);
+                if hopeless {
+                    self.careful = true;
+                    return;
+                }
                 self.retry_at = Some(self.parts.clock.now().after(units::Duration::from_millis(500)));
                 return;
             }
+            self.committed = true;
             fault::point("conductor.after-commit");
             let ended = self.parts.clock.now();
             self.gather_until = ended.after(ended.since(began).min(GATHER));
@@ -166,6 +226,7 @@ impl Conductor {
             || self.world.natives != world.natives;
         self.forget_bundles(&world, &decision.changes);
         self.world = world;
+        self.committed = false;
         if changed {
             self.publish.send_replace(Arc::new(self.world.clone()));
         }

@@ -46,8 +46,12 @@ pub async fn watch(runtime: &Arc<Runtime>, folder: PathBuf) -> Result<()> {
             if !still || last == loaded {
                 continue;
             }
-            loaded = last.clone();
-            if let Err(error) = load(&runtime, &folder, &loaded).await {
+            let done = load(&runtime, &folder, &last).await;
+            // What only could not be written down is tried again.
+            if !done.as_ref().is_err_and(|error| error.retry) {
+                loaded = last.clone();
+            }
+            if let Err(error) = done {
                 tracing::error!(%error, "the scripts folder cannot be used as it is; the scripts before go on");
                 let subject = folder.display().to_string();
                 let note =

@@ -80,11 +80,16 @@ impl Cluster for Runtime {
         tokio::spawn(async move {
             let _ = sender.send(Ok(last.clone())).await;
             loop {
-                tokio::select! {
+                let changed = tokio::select! {
                     biased;
-                    changed = seen.changed() => if changed.is_err() { return },
-                    changed = confirmed.changed() => if changed.is_err() { return },
+                    changed = seen.changed() => changed,
+                    changed = confirmed.changed() => changed,
                     () = sender.closed() => return,
+                };
+                // Not the service's end, which is what an end of its states says.
+                if changed.is_err() {
+                    let _ = sender.send(Err(Error::new(Kind::Unavailable, "daemon", "is being ended"))).await;
+                    return;
                 }
                 let world = seen.borrow_and_update().clone();
                 let Some(service) = world.services.get(name.as_str()) else { return };

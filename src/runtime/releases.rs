@@ -10,11 +10,12 @@ use crate::client::ReleaseAction;
 use crate::model::bundle::HostedKind;
 use crate::model::event::What;
 use crate::model::policy::Use;
-use crate::model::release::{Order, Release, ReleaseState};
+use crate::model::release::{Intent, Order, Release, ReleaseState};
 use crate::model::service::Service;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::release::roll_back;
+use crate::scheduler::slots;
 use crate::scheduler::world::{Change, Draft};
 use crate::script::host::ScriptHost;
 use crate::script::registration::Facts;
@@ -121,6 +122,7 @@ pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: Release
             draft.note(What::ReleaseStep, &release.service, "promoted by hand");
         }
         ReleaseAction::Abort => {
+            stay_as_it_is(draft, &service, &mut release);
             release.state = ReleaseState::Failed;
             release.intent = None;
             release.reason = Some("aborted by hand".into());
@@ -161,6 +163,24 @@ fn roll_back_native(draft: &mut Draft, service: &Service, action: ReleaseAction)
     Ok(())
 }
 
+// Each slot is left with the revision that it has now, whichever way it was going.
+fn stay_as_it_is(draft: &Draft, service: &Service, release: &mut Release) {
+    let before = release.clone();
+    release.moved.clear();
+    release.base.clear();
+    let tasks = slots::by_slot(&draft.world, service);
+    for slot in slots::desired(&draft.world, service) {
+        let runs =
+            tasks.get(&slot).and_then(|tasks| tasks.wanted.iter().max_by_key(|task| (task.is_healthy(), task.id)));
+        let revision = runs.map_or_else(|| before.revision_of(&slot), |task| task.revision);
+        if revision == release.to {
+            release.moved.insert(slot);
+        } else if revision != release.from {
+            release.base.insert(slot, revision);
+        }
+    }
+}
+
 // What failed before has been seen, and the time of the pause does not count.
 fn try_again(draft: &Draft, release: &mut Release) {
     let now = draft.clock.now();
@@ -170,6 +190,9 @@ fn try_again(draft: &Draft, release: &mut Release) {
         release.deadline_at = release.deadline_at.map(|at| at.after(now.since(paused_at)));
     }
     release.intent_at = release.intent_at.map(|_| now);
+    if let Some(Intent::Batch(batch) | Intent::Shift { batch, .. }) = &mut release.intent {
+        batch.carried.values_mut().for_each(|since| *since = now);
+    }
 }
 
 // What another service has published in the meantime stays its own.

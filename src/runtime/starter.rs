@@ -53,27 +53,28 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     fault::point("runtime.before-start");
                     let id = request.task;
                     let mut wait = AGAIN.0;
-                    let started = match with_files(&parts, service, request, &versions) {
-                        Err(error) => Err(error),
-                        Ok(request) => loop {
-                            match parts.engine.start(request.clone()).await {
-                                // What cannot be had for the moment is tried again, for as long as it is wanted.
-                                Err(error) if error.retry => {
-                                    let state = ObservedState::Preparing { said: error.to_string() };
-                                    let observed = Observed { task: id, state, warnings: Vec::new() };
-                                    let _ = messages.send(Message::Observed(observed));
-                                    // Others need not wait for a node that is away.
-                                    drop(slot);
-                                    tokio::time::sleep(wait).await;
-                                    wait = (wait * 2).min(AGAIN.1);
-                                    slot = slots.acquire().await;
-                                    if !now.borrow().tasks.get(&id).is_some_and(|task| task.wanted()) {
-                                        return;
-                                    }
+                    let started = loop {
+                        let started = match with_files(&parts, service.clone(), request.clone(), &versions) {
+                            Err(error) => Err(error),
+                            Ok(request) => parts.engine.start(request).await,
+                        };
+                        match started {
+                            // What cannot be had for the moment is tried again, for as long as it is wanted.
+                            Err(error) if error.retry => {
+                                let state = ObservedState::Preparing { said: error.to_string() };
+                                let observed = Observed { task: id, state, warnings: Vec::new() };
+                                let _ = messages.send(Message::Observed(observed));
+                                // Others need not wait for a node that is away.
+                                drop(slot);
+                                tokio::time::sleep(wait).await;
+                                wait = (wait * 2).min(AGAIN.1);
+                                slot = slots.acquire().await;
+                                if !now.borrow().tasks.get(&id).is_some_and(|task| task.wanted()) {
+                                    return;
                                 }
-                                other => break other,
                             }
-                        },
+                            other => break other,
+                        }
                     };
                     if let Err(error) = started {
                         let _ = messages.send(Message::Rejected(id, error.to_string()));

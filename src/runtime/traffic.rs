@@ -24,6 +24,8 @@ use crate::scheduler::world::{Note, World};
 const DRAIN: Duration = Duration::from_millis(50);
 /// How often a balancer that failed, or could not open a port, is asked again.
 const RETRY: Duration = Duration::from_millis(500);
+/// How often in a row a table is overtaken at once.
+const OVERTAKEN: u32 = 5;
 /// How often a balancer is looked at that gives no cause.
 const WATCH: Duration = Duration::from_secs(5);
 
@@ -40,6 +42,8 @@ struct Traffic {
     balancer: Box<dyn Balancer>,
     table: Table,
     pushed: bool,
+    // How often in a row a later table than the one sent was answered.
+    overtaken: u32,
     looked: bool,
     status: Status,
     told: BTreeSet<TaskId>,
@@ -63,6 +67,7 @@ pub fn spawn(
         // Versions go on where an earlier daemon's stopped: the balancer does not go back.
         table: Table { version: parts.clock.wall().0, listeners: BTreeMap::new() },
         pushed: false,
+        overtaken: 0,
         looked: false,
         status: Status::default(),
         told: BTreeSet::new(),
@@ -113,8 +118,7 @@ impl Traffic {
             if *self.confirm.borrow() != nothing {
                 self.confirm.send_replace(nothing);
             }
-            self.stop_all(&stopping, world, true).await;
-            return WATCH;
+            return if self.stop_all(&stopping, world, true).await { RETRY } else { WATCH };
         }
         if wanted.listeners != self.table.listeners || !self.pushed {
             self.table = Table { version: self.table.version + 1, ..wanted };
@@ -125,9 +129,17 @@ impl Traffic {
                 Ok(status) if status.version != self.table.version => {
                     self.table.version = self.table.version.max(status.version);
                     self.pushed = false;
-                    return Duration::ZERO;
+                    self.overtaken += 1;
+                    if self.overtaken <= OVERTAKEN {
+                        return Duration::ZERO;
+                    }
+                    self.stop_all(&stopping, world, false).await;
+                    return RETRY;
                 }
-                Ok(status) => self.note_status(status),
+                Ok(status) => {
+                    self.overtaken = 0;
+                    self.note_status(status);
+                }
                 Err(error) => {
                     self.note_trouble(&error);
                     tracing::warn!(%error, "the balancer did not take the table; it is sent again");

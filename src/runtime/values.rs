@@ -113,7 +113,7 @@ fn sealed_as(name: &str, id: &str) -> String {
 
 /// Removes one that nothing uses.
 pub async fn remove(parts: &Parts, world: &World, of: ValueKind, name: &str) -> Result<()> {
-    let (_, version) = read(parts, of, name)?.ok_or_else(|| missing(of, name))?;
+    let (record, version) = read(parts, of, name)?.ok_or_else(|| missing(of, name))?;
     let users = users(world, of, name);
     if !users.is_empty() {
         let message = format!("is used by {}", users.join(", "));
@@ -121,8 +121,8 @@ pub async fn remove(parts: &Parts, world: &World, of: ValueKind, name: &str) -> 
             .help("change those services first; the revisions that they may go back to count as well"));
     }
     let mut writes = vec![Write::remove(key(of, name)).expect(Expect::Version(version))];
-    let values = parts.store.list(&value_key(of, name, ""))?;
-    writes.extend(values.into_iter().map(|entry| Write::remove(entry.key)));
+    // Its own, one by one: another's name may begin with this one's.
+    writes.extend(record.versions.iter().map(|held| Write::remove(value_key(of, name, &held.id))));
     parts.store.commit(writes).await.map(drop)
 }
 

@@ -9,7 +9,7 @@ use crate::model::clock::Timestamp;
 use crate::model::event::What;
 use crate::model::id::{NodeId, TaskId};
 use crate::model::node::{Node, NodeState};
-use crate::model::task::{Exit, Health, StopReason, Task, TaskState};
+use crate::model::task::{Exit, Health, Stop, StopReason, Task, TaskState};
 
 /// Takes in one observation. States only move forward: an old or doubled one changes nothing.
 pub fn observe(draft: &mut Draft, observed: &Observed) {
@@ -190,6 +190,9 @@ pub fn stock(draft: &mut Draft, node: &NodeId, present: &std::collections::BTree
 fn lost(draft: &mut Draft, old: &Task, why: &str) {
     let mut task = old.clone();
     task.state = TaskState::Lost;
+    // It went with its node, and failed in nothing.
+    let at = draft.clock.now();
+    task.stop = task.stop.or(Some(Stop { why: StopReason::Drained, at }));
     task.reason = Some(why.to_owned());
     task.healthy_at = None;
     task.finished_at = Some(draft.clock.now());

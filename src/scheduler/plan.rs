@@ -15,9 +15,15 @@ use crate::model::service::{Service, ServiceSpec};
 
 /// Compares `service` (as it would be after the change, its tasks made of what `hash` stands for) with what runs in `world`.
 pub fn plan(world: &World, old: Option<&Service>, service: &Service, hash: &str, placer: &mut dyn Placer) -> Plan {
-    let changes = old.map_or_else(Vec::new, |old| differences(&old.spec, &service.spec));
-    let latest = old.and_then(|old| world.revision(&old.spec.name, old.revision));
-    let replaced = latest.is_some_and(|latest| latest.hash != hash);
+    let mut changes = old.map_or_else(Vec::new, |old| differences(&old.spec, &service.spec));
+    if old.is_some_and(|old| old.bundle != service.bundle) {
+        changes.push("scripts that come along: edited".to_owned());
+    }
+    // As an apply decides it.
+    let replaced = old.is_some_and(|old| {
+        let target = world.revision(&old.spec.name, slots::target(world, old));
+        target.is_none_or(|target| target.hash != hash) || slots::is_half_way(world, old)
+    });
     let present = slots::by_slot(world, service);
     let desired = slots::desired(world, service);
     let mut wanted: Vec<(Slot, PlanAction, String)> = Vec::new();
@@ -96,7 +102,7 @@ pub fn plan(world: &World, old: Option<&Service>, service: &Service, hash: &str,
     }
     Plan {
         service: Some(service.spec.name.clone()),
-        empty: steps.is_empty() && changes.is_empty() && old.is_some(),
+        empty: steps.is_empty() && changes.is_empty() && old.is_some() && !replaced,
         changes,
         steps,
     }

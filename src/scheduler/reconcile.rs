@@ -171,7 +171,7 @@ fn create(draft: &mut Draft, service: &Arc<Service>, slot: &Slot, tasks: &InSlot
     let now = draft.clock.now();
     let not_before = not_before.filter(|at| *at > now);
     let task = Arc::new(Task {
-        id: TaskId::new(draft.clock),
+        id: TaskId::after(draft.clock, draft.world.tasks.get_max().map(|(id, _)| *id)),
         service: service.spec.name.clone(),
         service_id: service.id,
         slot: slot.clone(),
@@ -220,6 +220,14 @@ fn tidy(draft: &mut Draft, service: &Arc<Service>) {
             draft.change(Change::RemoveTask(task.id));
         }
     }
+    // What slots that are gone have left behind: the newest is enough.
+    let wanted = slots::desired(&draft.world, service);
+    let gone = slots.iter().filter(|(slot, tasks)| {
+        !wanted.contains(slot) && tasks.wanted.is_empty() && tasks.stopping.is_empty() && !tasks.ended.is_empty()
+    });
+    let mut left: Vec<TaskId> = gone.flat_map(|(_, tasks)| &tasks.ended).map(|task| task.id).collect();
+    left.sort_unstable_by(|a, b| b.cmp(a));
+    left.iter().skip(HISTORY).for_each(|id| draft.change(Change::RemoveTask(*id)));
     let used: BTreeSet<u32> =
         draft.world.tasks_of(name).filter(|task| !task.state.is_final()).map(|task| task.revision).collect();
     let release = draft.world.releases.get(name).cloned();

@@ -270,10 +270,19 @@ fn judge_moved(draft: &Draft, service: &Service, release: &mut Release) -> bool 
     let before = release.failed.len();
     for slot in release.moved.clone() {
         if let Some(reason) = slots.get(&slot).and_then(|tasks| failure(tasks, service, release)) {
-            release.failed.entry(slot).or_insert(reason);
+            release.failed.entry(slot).or_insert_with(|| brief(&reason));
         }
     }
     release.failed.len() > before
+}
+
+// Thousands of slots may fail, and one record holds them all.
+fn brief(reason: &str) -> String {
+    const MOST: usize = 300;
+    match reason.char_indices().nth(MOST) {
+        Some((end, _)) => format!("{}...", &reason[..end]),
+        None => reason.to_owned(),
+    }
 }
 
 fn batch_done(draft: &mut Draft, service: &Service, release: &mut Release, batch: &Batch) -> bool {
@@ -308,7 +317,7 @@ fn on_their_way(
         }
         let tasks = slots.get(slot).unwrap_or(&empty);
         if let Some(reason) = failure(tasks, service, release) {
-            release.failed.insert(slot.clone(), reason);
+            release.failed.insert(slot.clone(), brief(&reason));
             continue;
         }
         if tasks.is_complete(service, release.to) {

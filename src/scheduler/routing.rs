@@ -92,9 +92,9 @@ fn backends(world: &World, service: &crate::model::name::Name, port: &str) -> Ve
         .collect()
 }
 
-// A revision's percent, divided among its tasks, in hundredths of a percent so that small shares survive.
+// A revision's percent, divided among its tasks, fine enough that shares among thousands are kept.
 fn share(percent: u32, tasks: usize) -> u32 {
-    percent * 100 / u32::try_from(tasks).unwrap_or(u32::MAX)
+    percent.min(100) * 1_000_000 / u32::try_from(tasks).unwrap_or(u32::MAX).max(1)
 }
 
 fn serves(world: &World, task: &Task) -> bool {

@@ -7,6 +7,8 @@ use super::backoff::{Again, again};
 use super::place::Filter;
 use super::world::World;
 use crate::model::id::Slot;
+use crate::model::node::Availability;
+use crate::model::release::ReleaseState;
 use crate::model::service::{Mode, Service, ServiceSpec};
 use crate::model::task::{Task, TaskState};
 
@@ -18,12 +20,14 @@ pub fn desired(world: &World, service: &Service) -> BTreeSet<Slot> {
     }
     match service.spec.mode {
         Mode::Replicated => (1..=service.spec.replicas).map(Slot::Replica).collect(),
-        Mode::Global => world
-            .nodes
-            .values()
-            .filter(|node| suits(world, &service.spec, &node.id))
-            .map(|node| Slot::Node(node.id.clone()))
-            .collect(),
+        Mode::Global => {
+            // A paused node keeps what it has and takes nothing new.
+            let has = |slot: &Slot| world.tasks_of(&service.spec.name).any(|task| task.slot == *slot && task.wanted());
+            let suited = world.nodes.values().filter(|node| suits(world, &service.spec, &node.id));
+            let slots = suited.map(|node| (node.availability, Slot::Node(node.id.clone())));
+            let wanted = slots.filter(|(availability, slot)| *availability != Availability::Pause || has(slot));
+            wanted.map(|(_, slot)| slot).collect()
+        }
     }
 }
 
@@ -36,6 +40,23 @@ pub fn placement<'a>(world: &'a World, service: &'a Service, revision: u32) -> &
         }
         _ => &service.spec,
     }
+}
+
+/// The revision that a service's slots are on their way to, or run.
+pub fn target(world: &World, service: &Service) -> u32 {
+    world.open_release(&service.spec.name).map_or(service.active, |release| match release.state {
+        ReleaseState::RollingBack => release.back,
+        _ => release.to,
+    })
+}
+
+/// Whether a release that stopped half-way has left slots on another revision.
+pub fn is_half_way(world: &World, service: &Service) -> bool {
+    let target = target(world, service);
+    world.releases.get(&service.spec.name).is_some_and(|release| {
+        release.state == ReleaseState::Failed
+            && release.moved.iter().chain(release.base.keys()).any(|slot| release.revision_of(slot) != target)
+    })
 }
 
 /// Whether a task placed by `spec` may stay on the node: it takes work or at least keeps it, and the constraints hold.

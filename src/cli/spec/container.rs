@@ -2,6 +2,7 @@
 
 use serde_json::{Map, Value, json};
 
+use super::words::words;
 use super::{set, table};
 use crate::model::container::NetworkUse;
 use crate::model::mount::Mount;
@@ -111,12 +112,11 @@ pub struct ContainerArgs {
 impl ContainerArgs {
     /// Puts them into a description.
     pub fn describe(&self, spec: &mut Map<String, Value>) -> Result<()> {
-        let words = |line: &String| json!(line.split_whitespace().collect::<Vec<_>>());
         let single = [
             ("image", self.image.clone().map(Value::from)),
             ("pull", self.pull.clone().map(Value::from)),
             ("platform", self.platform.clone().map(Value::from)),
-            ("entrypoint", self.entrypoint.as_ref().map(words)),
+            ("entrypoint", self.entrypoint.as_ref().map(|line| words("--entrypoint", line)).transpose()?),
             ("hostname", self.hostname.clone().map(Value::from)),
             ("read_only", self.read_only.map(Value::from)),
             ("init", self.init.map(Value::from)),
@@ -143,46 +143,51 @@ impl ContainerArgs {
     }
 
     fn mounts(&self, spec: &mut Map<String, Value>) -> Result<()> {
+        for target in &self.mount_rm {
+            list(spec, "mounts").retain(|mount| mount["target"] != json!(target));
+        }
         for text in &self.mount {
             let mount: Mount = text.parse()?;
             let mounts = list(spec, "mounts");
             mounts.retain(|other| other["target"] != json!(mount.target));
             mounts.push(json!(mount));
         }
-        for target in &self.mount_rm {
-            list(spec, "mounts").retain(|mount| mount["target"] != json!(target));
-        }
         Ok(())
     }
 
     fn networks(&self, spec: &mut Map<String, Value>) -> Result<()> {
+        for name in &self.network_rm {
+            list(spec, "networks").retain(|network| network["name"] != json!(name));
+        }
         for text in &self.network {
             let network: NetworkUse = text.parse()?;
             let networks = list(spec, "networks");
             networks.retain(|other| other["name"] != json!(network.name));
             networks.push(json!(network));
         }
-        for name in &self.network_rm {
-            list(spec, "networks").retain(|network| network["name"] != json!(name));
-        }
         Ok(())
     }
 
     fn tables(&self, spec: &mut Map<String, Value>) -> Result<()> {
+        for text in &self.host_rm {
+            // Docker's form names the address as well.
+            let name = text.split_once([':', '=']).map_or(text.as_str(), |(name, _)| name);
+            table(spec, "hosts").remove(name);
+        }
         for text in &self.host {
             let (name, address) = text
                 .split_once([':', '='])
                 .ok_or_else(|| Error::invalid(format!("--host {text:.80?}"), "is not HOST:IP"))?;
             table(spec, "hosts").insert(name.to_owned(), json!(address));
         }
-        for name in &self.host_rm {
-            table(spec, "hosts").remove(name);
-        }
         let pairs = [
             ("sysctls", "--sysctl", &self.sysctl, &self.sysctl_rm),
             ("container_labels", "--container-label", &self.container_label, &self.container_label_rm),
         ];
         for (field, flag, add, remove) in pairs {
+            for key in remove {
+                table(spec, field).remove(key);
+            }
             for text in add {
                 let (key, value) = match text.split_once('=') {
                     Some(pair) => pair,
@@ -192,9 +197,9 @@ impl ContainerArgs {
                 };
                 table(spec, field).insert(key.to_owned(), json!(value));
             }
-            for key in remove {
-                table(spec, field).remove(key);
-            }
+        }
+        for name in &self.ulimit_rm {
+            table(spec, "ulimits").remove(name);
         }
         for text in &self.ulimit {
             let wrong = || Error::invalid(format!("--ulimit {text:.80?}"), "is not NAME=SOFT[:HARD]");
@@ -202,9 +207,6 @@ impl ContainerArgs {
             let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));
             let number = |text: &str| text.parse::<i64>().map_err(|_| wrong());
             table(spec, "ulimits").insert(name.to_owned(), json!({ "soft": number(soft)?, "hard": number(hard)? }));
-        }
-        for name in &self.ulimit_rm {
-            table(spec, "ulimits").remove(name);
         }
         if let Some(driver) = &self.log_driver {
             table(spec, "log").insert("driver".into(), json!(driver));

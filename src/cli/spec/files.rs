@@ -25,21 +25,21 @@ pub struct FileArgs {
 impl FileArgs {
     /// Puts them into a description.
     pub fn describe(&self, spec: &mut Map<String, Value>) -> Result<()> {
+        for target in &self.secret_rm {
+            remove_file(table(spec, "secrets"), target);
+        }
         for text in &self.secret {
             let (target, secret) = file("--secret", text)?;
             // As with Docker, which has them all there.
             let target = target.strip_prefix("/run/secrets/").unwrap_or(&target).to_owned();
             table(spec, "secrets").insert(target, secret);
         }
-        for target in &self.secret_rm {
-            remove_file(table(spec, "secrets"), target);
+        for target in &self.config_rm {
+            remove_file(table(spec, "configs"), target);
         }
         for text in &self.config {
             let (target, config) = file("--config", text)?;
             table(spec, "configs").insert(target, config);
-        }
-        for target in &self.config_rm {
-            remove_file(table(spec, "configs"), target);
         }
         Ok(())
     }

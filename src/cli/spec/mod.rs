@@ -14,9 +14,10 @@ use files::FileArgs;
 use refused::RefusedArgs;
 use rollback::RollbackArgs;
 use serde_json::{Map, Value, json};
-pub use words::{CommandArgs, Words};
+pub use words::{CommandArgs, Words, name_it};
 
 use crate::model::bundle::Bundle;
+use crate::model::units::docker_size;
 use crate::model::{Error, Result};
 use crate::script::bring::bring;
 
@@ -70,6 +71,9 @@ pub struct SpecArgs {
     /// Spread over the values of a label: spread=node.labels.zone
     #[arg(long, visible_alias = "placement-pref-add", value_name = "PREFERENCE", conflicts_with = "policy")]
     placement_pref: Vec<String>,
+    /// Spread over the values of a label no more (update)
+    #[arg(long, value_name = "PREFERENCE", conflicts_with = "policy")]
+    placement_pref_rm: Vec<String>,
     /// Most replicas on one node
     #[arg(long)]
     replicas_max_per_node: Option<u32>,
@@ -188,8 +192,15 @@ impl SpecArgs {
             (Some(Value::Object(base)), _) => base,
             (_, _) => Map::new(),
         };
+        let base_name = spec.get("name").cloned();
         if let Some(path) = &self.file {
             spec.extend(read_file(path)?);
+            if let (Some(base), Some(named)) = (&base_name, spec.get("name"))
+                && base != named
+            {
+                let message = format!("describes {named}, and not {base}");
+                return Err(Error::invalid(format!("file {}", path.display()), message));
+            }
         }
         if let Some(name) = name {
             spec.insert("name".into(), json!(name));
@@ -206,7 +217,7 @@ impl SpecArgs {
             set(&mut spec, key, value);
         }
         change_list(&mut spec, "constraints", &constraints(&self.constraint)?, &constraints(&self.constraint_rm)?);
-        if let Some(policy) = self.preference()? {
+        if let Some(policy) = self.preference(base_name.and_then(|_| spec.get("policy")))? {
             spec.insert("policy".into(), policy);
         }
         if !self.policy.is_empty() {
@@ -235,61 +246,72 @@ impl SpecArgs {
                 .map_err(|error| Error::io(format!("--env-file {}", path.display()), "read it", &error))?;
             env.extend(
                 text.lines()
-                    .map(str::trim)
+                    .map(str::trim_start)
                     .filter(|line| !line.is_empty() && !line.starts_with('#'))
                     .map(str::to_owned),
             );
         }
         env.extend(self.env.iter().cloned());
+        for key in &self.env_rm {
+            table(spec, "env").remove(key);
+            not_by_reference(spec, key);
+        }
         for text in env {
             // As with Docker, a bare name passes on the caller's variable.
             let (key, value) = match text.split_once('=') {
                 Some((key, value)) => (key.to_owned(), Some(value.to_owned())),
                 None => (text.clone(), std::env::var(&text).ok()),
             };
+            if value.is_some() {
+                not_by_reference(spec, &key);
+            }
             set(table(spec, "env"), &key, value.map(Value::from));
         }
-        for key in &self.env_rm {
-            table(spec, "env").remove(key);
+        for key in &self.label_rm {
+            table(spec, "labels").remove(key);
         }
         for text in &self.label {
             let (key, value) = text.split_once('=').unwrap_or((text, ""));
             table(spec, "labels").insert(key.to_owned(), json!(value));
         }
-        for key in &self.label_rm {
-            table(spec, "labels").remove(key);
-        }
         self.files.describe(spec)?;
         ports::describe(spec, &self.publish, &self.publish_rm)
     }
 
-    // Each preference is a spread; the first decides, the next ones break ties.
-    fn preference(&self) -> Result<Option<Value>> {
-        let mut policies = Vec::new();
-        for text in &self.placement_pref {
-            let over = text.strip_prefix("spread=").and_then(|over| over.strip_prefix("node.")).ok_or_else(|| {
-                Error::invalid(format!("--placement-pref {text:.80?}"), "is not spread=node.labels.KEY")
-            })?;
-            policies.push(json!({ "use": "spread", "over": over }));
+    // Each preference is a spread; the first decides, the next ones break ties. `old`: what an update adds to.
+    fn preference(&self, old: Option<&Value>) -> Result<Option<Value>> {
+        if self.placement_pref.is_empty() && self.placement_pref_rm.is_empty() {
+            return Ok(None);
         }
-        Ok((!policies.is_empty()).then_some(Value::Array(policies)))
+        let read = |text: &String| {
+            let over = text.strip_prefix("spread=").and_then(|over| over.strip_prefix("node."));
+            let wrong = || Error::invalid(format!("--placement-pref {text:.80?}"), "is not spread=node.labels.KEY");
+            over.map(|over| json!({ "use": "spread", "over": over })).ok_or_else(wrong)
+        };
+        let remove = self.placement_pref_rm.iter().map(read).collect::<Result<Vec<_>>>()?;
+        let mut policies = old.and_then(Value::as_array).cloned().unwrap_or_default();
+        policies.retain(|policy| policy.get("over").is_some() && !remove.contains(policy));
+        for added in self.placement_pref.iter().map(read) {
+            let added = added?;
+            policies.retain(|policy| *policy != added);
+            policies.push(added);
+        }
+        Ok(Some(if policies.is_empty() { json!(["spread"]) } else { Value::Array(policies) }))
     }
 
     fn tables(&self, spec: &mut Map<String, Value>) -> Result<()> {
         let text = |value: &Option<String>| value.clone().map(Value::from);
+        let size = |value: &Option<String>| value.as_deref().map(|value| json!(docker_size(value)));
         let groups = [
             (
                 "limits",
                 vec![
                     ("cpu", text(&self.limit_cpu)),
-                    ("memory", text(&docker_size(self.limit_memory.as_ref()))),
+                    ("memory", size(&self.limit_memory)),
                     ("pids", self.limit_pids.map(Value::from)),
                 ],
             ),
-            (
-                "reservations",
-                vec![("cpu", text(&self.reserve_cpu)), ("memory", text(&docker_size(self.reserve_memory.as_ref())))],
-            ),
+            ("reservations", vec![("cpu", text(&self.reserve_cpu)), ("memory", size(&self.reserve_memory))]),
             (
                 "restart",
                 vec![
@@ -426,6 +448,28 @@ fn read_use(text: &str) -> Result<Value> {
     Ok(Value::Object(map))
 }
 
+// A variable that is set or gone comes from no key any more.
+fn not_by_reference(spec: &mut Map<String, Value>, variable: &str) {
+    if let Some(references) = spec.get_mut("env_kv").and_then(Value::as_object_mut) {
+        references.remove(variable);
+    }
+}
+
+/// What of a description differs from `base`, so that whatever somebody else changes meanwhile stays.
+pub fn changes(base: &Value, described: Value) -> Value {
+    let (Some(old), Some(new)) = (base.as_object(), described.as_object()) else { return described };
+    // Both are what variables come from.
+    let env = ["env", "env_kv"];
+    let env_differs = env.iter().any(|key| old.get(*key) != new.get(*key));
+    if old.keys().any(|key| !new.contains_key(key)) {
+        return described;
+    }
+    let counts = |key: &String, value: &Value| {
+        key == "name" || old.get(key) != Some(value) || env_differs && env.contains(&key.as_str())
+    };
+    new.iter().filter(|(key, value)| counts(key, value)).map(|(key, value)| (key.clone(), value.clone())).collect()
+}
+
 fn read_file(path: &std::path::Path) -> Result<Map<String, Value>> {
     let subject = format!("file {}", path.display());
     let text = std::fs::read_to_string(path).map_err(|error| Error::io(subject.clone(), "read it", &error))?;
@@ -439,10 +483,4 @@ fn read_file(path: &std::path::Path) -> Result<Map<String, Value>> {
         Value::Object(map) => Ok(map),
         _ => Err(Error::invalid(subject, "is not a table of fields")),
     }
-}
-// Docker counts in 1024, whether `m` or `mb` is written.
-fn docker_size(text: Option<&String>) -> Option<String> {
-    let text = text?;
-    let short = text.strip_suffix(['b', 'B']).filter(|short| short.ends_with(['k', 'K', 'm', 'M', 'g', 'G', 't', 'T']));
-    Some(short.unwrap_or(text).to_owned())
 }

@@ -24,7 +24,9 @@ pub fn describe(spec: &mut Map<String, Value>, publish: &[String], remove: &[Str
         let (name, port) = one(text)?;
         let ports = table(spec, "ports");
         let name = name.unwrap_or_else(|| {
-            let is_same = |other: PortSpec| other.published == port.published && other.protocol == port.protocol;
+            let is_same = |other: PortSpec| {
+                (other.address, other.published, other.protocol) == (port.address, port.published, port.protocol)
+            };
             let same = ports.iter().find(|(_, other)| read(other).is_some_and(is_same));
             let name = match same {
                 Some((name, _)) => return name.clone(),

@@ -3,7 +3,7 @@
 use clap::Parser;
 use serde_json::{Value, json};
 
-use super::{CommandArgs, SpecArgs};
+use super::{CommandArgs, SpecArgs, changes, name_it};
 
 #[derive(Parser)]
 struct Line {
@@ -15,7 +15,7 @@ struct Line {
 
 fn described(base: &Value, flags: &[&str]) -> Value {
     let line = Line::try_parse_from([&["neap"], flags].concat()).unwrap_or_else(|error| panic!("{flags:?}: {error}"));
-    line.command.describe(line.spec.describe(None, Some(base.clone())).unwrap())
+    line.command.describe(line.spec.describe(None, Some(base.clone())).unwrap()).unwrap()
 }
 
 // What the flags change, and nothing else.
@@ -150,6 +150,34 @@ fn lists_and_tables_grow_and_shrink() {
     ] {
         check(&base, &flags.split(' ').collect::<Vec<_>>(), &expected);
     }
+    // One goes and another comes under the same name: as with Docker, what comes is there in the end.
+    let base =
+        json!({ "secrets": { "key": "key_v1" }, "env": { "A": "1" }, "env_kv": { "A": "shop/a" }, "name": "web" });
+    let rotated = described(&base, &["--secret-rm", "key", "--secret-add", "source=key_v2,target=key"]);
+    assert_eq!(rotated["secrets"], json!({ "key": "key_v2" }));
+    // A variable that is set by hand comes from no key any more, nor one that is gone.
+    let set = described(&base, &["--env-add", "A=2"]);
+    assert_eq!((&set["env"], &set["env_kv"]), (&json!({ "A": "2" }), &json!({})));
+    let gone = described(&base, &["--env-rm", "A"]);
+    assert_eq!((&gone["env"], &gone["env_kv"]), (&json!({}), &json!({})));
+    // What is sent is what differs, so that what somebody else changes meanwhile stays.
+    assert_eq!(changes(&base, rotated), json!({ "name": "web", "secrets": { "key": "key_v2" } }));
+    assert_eq!(changes(&base, set), json!({ "name": "web", "env": { "A": "2" }, "env_kv": {} }));
+    assert_eq!(changes(&base, base.clone()), json!({ "name": "web" }));
+    // A shell's quotes.
+    let quoted = described(&json!({}), &["--entrypoint", "sh -c 'sleep 5; exit'", "--args", "a 'b c'"]);
+    let expected = (json!(["sh", "-c", "sleep 5; exit"]), json!(["a", "b c"]));
+    assert_eq!((&quoted["entrypoint"], &quoted["command"]), (&expected.0, &expected.1));
+    // Preferences are added to those that are there.
+    let zone = described(&json!({}), &["--placement-pref", "spread=node.labels.zone"]);
+    let named = json!({ "name": "web", "policy": zone["policy"] });
+    let both = described(&named, &["--placement-pref-add", "spread=node.labels.rack"]);
+    assert_eq!(both["policy"].as_array().map(Vec::len), Some(2), "{both}");
+    let rack = described(&both, &["--placement-pref-rm", "spread=node.labels.zone"]);
+    assert_eq!(rack["policy"], json!([{ "use": "spread", "over": "labels.rack" }]));
+    let none = described(&rack, &["--placement-pref-rm", "spread=node.labels.rack"]);
+    assert_eq!(none["policy"], json!(["spread"]));
+    assert_eq!(described(&json!({ "hosts": { "db": "10.0.0.1" } }), &["--host-rm", "db:10.0.0.1"])["hosts"], json!({}));
     // Mounts and networks are written out; what went and what came is what counts.
     let base = described(&json!({}), &["--mount", "type=volume,source=a,target=/a", "--network", "front"]);
     #[rustfmt::skip]
@@ -168,4 +196,21 @@ fn lists_and_tables_grow_and_shrink() {
         caps["cap_add"].to_string().contains("NET_ADMIN") && caps["cap_drop"].to_string().contains("ALL"),
         "{caps}"
     );
+}
+
+#[test]
+fn what_has_no_name_is_called_as_its_image_or_program_is() {
+    let named = |spec: Value, taken: &[&str]| {
+        let mut spec = spec;
+        name_it(&mut spec, |name| taken.contains(&name));
+        spec["name"].as_str().unwrap_or_default().to_owned()
+    };
+    assert_eq!(named(json!({ "image": "nginx" }), &[]), "nginx");
+    assert_eq!(named(json!({ "image": "nginx" }), &["nginx", "nginx-2"]), "nginx-3");
+    let image = "registry.example:5000/shop/My_App:1.2@sha256:0123";
+    assert_eq!(named(json!({ "image": image, "command": ["run"] }), &[]), "my-app");
+    assert_eq!(named(json!({ "command": ["./server.py", "x"] }), &[]), "server-py");
+    assert_eq!(named(json!({ "command": ["/"] }), &[]), "service");
+    assert_eq!(named(json!({ "image": "a".repeat(200) }), &["a"]).len(), 55);
+    assert_eq!(named(json!({}), &[]), "", "which is the description's own error");
 }

@@ -2,6 +2,8 @@
 
 use serde_json::{Value, json};
 
+use crate::model::{Error, Result};
+
 /// `IMAGE [COMMAND] [ARG...]` at the end of a line, as with Docker, or `-- COMMAND [ARG...]` without an image.
 #[derive(clap::Args, Default)]
 pub struct Words {
@@ -32,10 +34,31 @@ impl Words {
     }
 }
 
+/// One text as words, by the rules of a shell's quotes, as with Docker.
+pub fn words(flag: &str, line: &str) -> Result<Value> {
+    let split = crate::compose::words(line);
+    split.map(|words| json!(words)).map_err(|why| Error::invalid(format!("{flag} {line:.80?}"), why))
+}
+
+/// A name for a description that has none: what its image or program is called, the first that is not `taken`.
+pub fn name_it(spec: &mut Value, taken: impl Fn(&str) -> bool) {
+    let command = |spec: &Value| spec["command"].get(0)?.as_str().map(str::to_owned);
+    let Some(called) = spec["image"].as_str().map(str::to_owned).or_else(|| command(spec)) else { return };
+    let last = called.split('@').next().and_then(|whole| whole.rsplit('/').next()).unwrap_or_default();
+    let plain = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
+    let name: String = last.split(':').next().unwrap_or_default().chars().map(plain).take(55).collect();
+    let name = match name.trim_matches('-') {
+        "" => "service",
+        name => name,
+    };
+    let names = std::iter::once(name.to_owned()).chain((2..).map(|number| format!("{name}-{number}")));
+    spec["name"] = names.into_iter().find(|name| !taken(name)).into();
+}
+
 /// A new command for a service that is there.
 #[derive(clap::Args, Default)]
 pub struct CommandArgs {
-    /// The arguments of the image's entry point, as one text that is split at spaces
+    /// The arguments of the image's entry point, as one text with a shell's quotes
     #[arg(long, value_name = "COMMAND", conflicts_with = "command")]
     args: Option<String>,
     /// The command and its arguments, behind --
@@ -45,12 +68,12 @@ pub struct CommandArgs {
 
 impl CommandArgs {
     /// Puts it into a description.
-    pub fn describe(&self, mut spec: Value) -> Value {
+    pub fn describe(&self, mut spec: Value) -> Result<Value> {
         if let Some(line) = &self.args {
-            spec["command"] = json!(line.split_whitespace().collect::<Vec<_>>());
+            spec["command"] = words("--args", line)?;
         } else if !self.command.is_empty() {
             spec["command"] = json!(self.command);
         }
-        spec
+        Ok(spec)
     }
 }

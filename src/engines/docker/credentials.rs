@@ -3,7 +3,8 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use bollard::Docker;
@@ -16,6 +17,9 @@ use crate::model::{Error, Kind, Result};
 
 /// What Docker Hub is called there.
 const HUB: &str = "https://index.docker.io/v1/";
+
+/// How long a credential helper has.
+const HELPER: Duration = Duration::from_secs(10);
 
 // The registry of an image, as in `config.json`.
 fn registry(image: &str) -> &str {
@@ -135,6 +139,22 @@ fn stored(config: &Value, registry: &str) -> Option<DockerCredentials> {
     any.then_some(found)
 }
 
+// One that waits for somebody who is not there, to unlock it, say, is ended: whoever wants an image waits for it.
+fn within(most: Duration, mut child: Child, helper: &str) -> Option<Output> {
+    let until = Instant::now() + most;
+    // It says little enough for the pipe to hold.
+    while child.try_wait().ok()?.is_none() {
+        if Instant::now() >= until {
+            tracing::warn!(helper, "a credential helper did not answer within {most:?}, and was ended");
+            let _ = child.kill();
+            let _ = child.wait();
+            return None;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    child.wait_with_output().ok()
+}
+
 // The protocol of Docker's credential helpers: the registry on standard input, JSON on standard output.
 fn ask(helper: &str, registry: &str) -> Option<DockerCredentials> {
     if helper.contains('/') {
@@ -149,7 +169,7 @@ fn ask(helper: &str, registry: &str) -> Option<DockerCredentials> {
         .map_err(|error| tracing::warn!(%error, helper, "a credential helper could not be started"))
         .ok()?;
     child.stdin.take()?.write_all(registry.as_bytes()).ok()?;
-    let output = child.wait_with_output().ok()?;
+    let output = within(HELPER, child, helper)?;
     let answer: Value = serde_json::from_slice(&output.stdout).ok()?;
     let (name, secret) = (answer["Username"].as_str()?.to_owned(), answer["Secret"].as_str()?.to_owned());
     let mut found = DockerCredentials { serveraddress: Some(registry.to_owned()), ..DockerCredentials::default() };

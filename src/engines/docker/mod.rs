@@ -361,7 +361,12 @@ impl Engine for DockerEngine {
         match connection.docker.remove_container(&id, Some(options)).await {
             Ok(()) => {}
             Err(error) if trouble::is_status(&error, 404) => {}
-            Err(error) => return Err(trouble::error(format!("task {task}"), "remove its container", &error)),
+            Err(error) => {
+                // Its removal is under way already, or something of it is still busy.
+                let passes = trouble::is_status(&error, 409) || trouble::is_status(&error, 500);
+                let error = trouble::error(format!("task {task}"), "remove its container", &error);
+                return Err(if passes { error.retry(true) } else { error });
+            }
         }
         self.tasks.forget(task);
         Ok(())

@@ -161,6 +161,9 @@ impl SwarmEngine {
 impl Shared {
     async fn begin(&self, request: &StartRequest) -> Result<()> {
         let subject = format!("task {}.{}", request.service, request.slot);
+        let image = request.spec.image.clone().unwrap_or_default();
+        // It may take a while, and others want what is held from here on.
+        let credentials = credentials::of(request.login.as_ref(), &image).await;
         let _held = self.files.read().await;
         for network in &request.spec.networks {
             objects::ensure_network(&self.docker, &self.cluster, &network.name).await?;
@@ -169,8 +172,6 @@ impl Shared {
         // The service's own name and slot are filled in here, its node's by Swarm.
         let filled = Arc::new(super::template::expand(request, None));
         let request = StartRequest { spec: filled, ..request.clone() };
-        let image = request.spec.image.clone().unwrap_or_default();
-        let credentials = credentials::of(request.login.as_ref(), &image).await;
         let mut body = spec::service(&request, &self.cluster, &files, self.log_driver.as_deref());
         let fingerprint = restore::of_request(&body)?;
         body.labels.get_or_insert_default().insert(restore::SPEC.to_owned(), fingerprint);
@@ -179,7 +180,13 @@ impl Shared {
         let id = match self.docker.create_service(body, credentials).await {
             Ok(made) => made.id.unwrap_or(name),
             // The name is unique to the task: an attempt before this one has made it.
-            Err(error) if trouble::is_status(&error, 409) => name,
+            Err(error) if trouble::is_status(&error, 409) => {
+                let made =
+                    self.docker.inspect_service(&name, None::<bollard::query_parameters::InspectServiceOptions>).await;
+                let made =
+                    made.map_err(|error| trouble::error(&subject, "find its Swarm service", &error).retry(true))?;
+                made.id.unwrap_or(name)
+            }
             Err(error) => return Err(trouble::error(subject, "make its Swarm service", &error)),
         };
         fault::point("swarm.after-create");

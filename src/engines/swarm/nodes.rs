@@ -15,7 +15,7 @@ use crate::engines::docker::trouble;
 use crate::model::id::NodeId;
 use crate::model::node::{Agent, Availability, Node, NodeState, NodeUpdate, Role};
 use crate::model::units::{Bytes, Cpu};
-use crate::model::{Error, Result};
+use crate::model::{Error, Kind, Result};
 
 /// The port on which every node of a Swarm listens for the others.
 const GOSSIP: u16 = 7946;
@@ -27,6 +27,8 @@ const SILENT: Duration = Duration::from_millis(1500);
 const REFUSED: Duration = Duration::from_secs(6);
 /// How often the list is read anew though no event says so.
 const LIST: Duration = Duration::from_secs(15);
+/// How long the list may take.
+const LIST_WITHIN: Duration = Duration::from_secs(3);
 /// How often a change is tried when somebody else changed the node in between.
 const ATTEMPTS: usize = 20;
 
@@ -101,7 +103,11 @@ impl Nodes {
                 () = tokio::time::sleep(PROBE.0) => false,
             };
             if told || at.elapsed() >= LIST {
-                match list(&self.docker).await {
+                // While the managers choose a leader they do not answer, and the hosts are to be asked all the same.
+                let now = tokio::time::timeout(LIST_WITHIN, list(&self.docker)).await.unwrap_or_else(|_| {
+                    Err(Error::new(Kind::Timeout, "Swarm", format!("its nodes are not told within {LIST_WITHIN:?}")))
+                });
+                match now {
                     Ok(now) => (listed, at) = (now, Instant::now()),
                     Err(error) => tracing::warn!(%error, "the Swarm's nodes are not known anew"),
                 }

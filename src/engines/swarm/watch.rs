@@ -1,7 +1,8 @@
 //! What becomes of our tasks in the Swarm. Managers tell of changes to services and nodes by events, but not of tasks:
 //! those are listed, in one request for all, often while something is under way and seldom while nothing is.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
@@ -17,7 +18,9 @@ use super::restore::CHANGED;
 use crate::engines::docker::{spec, trouble};
 use crate::engines::{Observed, ObservedState};
 use crate::model::clock::Timestamp;
+use crate::model::error::shorten;
 use crate::model::id::{NodeId, TaskId};
+use crate::model::name::Name;
 use crate::model::node::{Node, NodeState};
 use crate::model::task::{Exit, Health};
 use crate::model::{Error, Result};
@@ -47,6 +50,9 @@ pub const FAILED_CHECK: &str = "ended by Swarm: it failed its check";
 const REMOVED: &str = "its Swarm service was removed by somebody else";
 /// What is said of one whose service is to have no replica any more, by somebody else or by a daemon before this one.
 const NONE_LEFT: &str = "its Swarm service was scaled to no replica";
+/// How much of what a host says of a replica is taken in: warnings, and ports.
+const WARNINGS: usize = 8;
+const PORTS: usize = 256;
 /// The wait before an event stream that ended is opened again.
 const AGAIN: Duration = Duration::from_millis(500);
 /// The longest wait before a service is held back anew: less than Swarm waits before it restarts.
@@ -98,6 +104,7 @@ impl Shared {
             if place != *node {
                 continue;
             }
+            let observed = within_bounds(observed, self.nodes.address(&node));
             let ended = matches!(observed.state, ObservedState::Ended { .. });
             if ended && !self.tasks.is_forbidden(&observed.task) && !self.tasks.is_over(&observed.task) {
                 tokio::spawn(self.clone().report_end(observed, service));
@@ -204,9 +211,9 @@ impl Shared {
             self.take_in(&id, &tasks).await;
         }
         // Services that were there before this look and have no task any more.
+        let with_task: HashSet<&str> = tasks.iter().filter_map(|task| task.service_id.as_deref()).collect();
         for (id, service) in asked {
-            let has_task = tasks.iter().any(|task| task.service_id.as_deref() == Some(&service));
-            if has_task || self.tasks.is_over(&id) {
+            if with_task.contains(service.as_str()) || self.tasks.is_over(&id) {
                 continue;
             }
             if let Some(why) = self.why_nothing_runs(&service).await {
@@ -401,4 +408,72 @@ pub fn state(task: &Task) -> TaskState {
 /// When it was made; a time that cannot be read sorts first.
 pub fn created(task: &Task) -> Option<jiff::Timestamp> {
     task.created_at.as_deref().and_then(|time| time.parse().ok())
+}
+
+// What a host says goes into records and tables: so much of it, and with that host's own address, whatever it says.
+fn within_bounds(mut observed: Observed, address: Option<IpAddr>) -> Observed {
+    observed.warnings.truncate(WARNINGS);
+    observed.warnings.iter_mut().for_each(|warning| *warning = shorten(warning));
+    match &mut observed.state {
+        ObservedState::Running { ports, said, .. } => {
+            *said = said.as_deref().map(shorten);
+            ports.retain(|name, _| name.parse::<Name>().is_ok());
+            let own = |told: &str| {
+                let (at, protocol) = told.split_once('/').map_or((told, None), |(at, protocol)| (at, Some(protocol)));
+                let port = at.rsplit_once(':')?.1.parse::<u16>().ok()?;
+                let at = match address {
+                    Some(address) => SocketAddr::new(address, port).to_string(),
+                    None => at.parse::<SocketAddr>().ok()?.to_string(),
+                };
+                match protocol {
+                    None => Some(at),
+                    Some("udp") => Some(format!("{at}/udp")),
+                    Some(_) => None,
+                }
+            };
+            *ports = ports.iter().filter_map(|(name, told)| Some((name.clone(), own(told)?))).take(PORTS).collect();
+        }
+        ObservedState::Preparing { said: text }
+        | ObservedState::Rejected { reason: text }
+        | ObservedState::NoRoom { reason: text } => *text = shorten(text),
+        ObservedState::Starting | ObservedState::Ended { .. } => {}
+    }
+    observed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_host_speaks_of_itself_and_not_for_long() {
+        let ports = [
+            ("http", "169.254.169.254:80"),
+            ("dns", "127.0.0.1:53/udp"),
+            ("v6", "[::1]:8080"),
+            ("odd", "nothing"),
+            ("not a name", "10.0.0.1:1"),
+        ];
+        let observed = Observed {
+            task: TaskId::numbered(1),
+            state: ObservedState::Running {
+                pid: None,
+                ports: ports.map(|(name, at)| (name.to_owned(), at.to_owned())).into(),
+                started_at: Timestamp(1),
+                health: Health::None,
+                said: Some("x".repeat(1 << 20)),
+            },
+            warnings: vec!["y".repeat(1 << 20); 100],
+        };
+        let taken = within_bounds(observed.clone(), Some([10, 0, 0, 7].into()));
+        assert_eq!(taken.warnings.len(), WARNINGS);
+        assert!(serde_json::to_vec(&taken.warnings).unwrap().len() < 100_000);
+        let ObservedState::Running { ports, said, .. } = taken.state else { panic!("{taken:?}") };
+        assert!(said.unwrap().len() < 10_000);
+        let expected = [("dns", "10.0.0.7:53/udp"), ("http", "10.0.0.7:80"), ("v6", "10.0.0.7:8080")];
+        assert_eq!(ports, expected.map(|(name, at)| (name.to_owned(), at.to_owned())).into());
+        // Where the Swarm does not tell an address, the host's own is all there is.
+        let ObservedState::Running { ports, .. } = within_bounds(observed, None).state else { panic!() };
+        assert_eq!(ports["v6"], "[::1]:8080");
+    }
 }

@@ -26,37 +26,31 @@ impl Chooser {
         tried: &[TaskId],
         open: &HashMap<TaskId, u32>,
     ) -> Option<usize> {
-        let takes = |backend: &&Backend| backend.weight > 0 && !tried.contains(&backend.id);
-        match balance {
-            Balance::RoundRobin => {
-                // Smooth weighted round robin (nginx, 2012): each gains its weight, the richest serves and pays the sum.
-                let total: i64 = backends.iter().filter(takes).map(|backend| i64::from(backend.weight)).sum();
-                let mut best: Option<(usize, i64)> = None;
-                for (index, backend) in backends.iter().enumerate().filter(|(_, backend)| takes(backend)) {
-                    let current = self.current.entry(backend.id).or_default();
-                    *current += i64::from(backend.weight);
-                    if best.is_none_or(|(_, richest)| *current > richest) {
-                        best = Some((index, *current));
-                    }
-                }
-                let (index, _) = best?;
-                if let Some(current) = self.current.get_mut(&backends[index].id) {
-                    *current -= total;
-                }
-                Some(index)
+        let may = |backend: &&Backend| backend.weight > 0 && !tried.contains(&backend.id);
+        let load = |backend: &Backend| {
+            f64::from(open.get(&backend.id).copied().unwrap_or_default()) / f64::from(backend.weight)
+        };
+        // Those that have as few share in turn: else the first one would get all, on every host, while little goes on.
+        let least = match balance {
+            Balance::RoundRobin => f64::INFINITY,
+            Balance::LeastConnections => backends.iter().filter(may).map(load).fold(f64::INFINITY, f64::min),
+        };
+        let takes = |backend: &&Backend| may(backend) && load(backend) <= least;
+        // Smooth weighted round robin (nginx, 2012): each gains its weight, the richest serves and pays the sum.
+        let total: i64 = backends.iter().filter(takes).map(|backend| i64::from(backend.weight)).sum();
+        let mut best: Option<(usize, i64)> = None;
+        for (index, backend) in backends.iter().enumerate().filter(|(_, backend)| takes(backend)) {
+            let current = self.current.entry(backend.id).or_default();
+            *current += i64::from(backend.weight);
+            if best.is_none_or(|(_, richest)| *current > richest) {
+                best = Some((index, *current));
             }
-            Balance::LeastConnections => backends
-                .iter()
-                .enumerate()
-                .filter(|(_, backend)| takes(backend))
-                .min_by(|(_, a), (_, b)| {
-                    let load = |backend: &Backend| {
-                        f64::from(open.get(&backend.id).copied().unwrap_or_default()) / f64::from(backend.weight)
-                    };
-                    load(a).total_cmp(&load(b))
-                })
-                .map(|(index, _)| index),
         }
+        let (index, _) = best?;
+        if let Some(current) = self.current.get_mut(&backends[index].id) {
+            *current -= total;
+        }
+        Some(index)
     }
 }
 

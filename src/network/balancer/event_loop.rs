@@ -300,10 +300,6 @@ impl Loop {
         for token in starved {
             self.accept(token);
         }
-        if !self.failed.is_empty() {
-            let table = self.table.clone();
-            self.apply(table);
-        }
     }
 
     // Soon at first, then more and more seldom: after a minute as seldom as everything else.

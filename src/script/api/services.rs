@@ -14,7 +14,7 @@ use crate::client::hosting::Hosting;
 use crate::client::{Apply, Cluster, LogsAsk, Only, ReleaseAction, ServiceStatus, show, wait};
 use crate::model::bundle::Bundle;
 use crate::model::plan::{Plan, Rebalance};
-use crate::model::release::ReleaseState;
+use crate::model::release::{Release, ReleaseState};
 use crate::model::service::ServiceSpec;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
@@ -216,8 +216,7 @@ impl UserData for Description {
         methods.add_async_method("apply", |_, this, options: Option<Table>| async move {
             let options = apply_options(options)?;
             let ask = Apply { service: this.spec.clone(), with: options.with, only: Only::Either, auth: None };
-            let status = this.context.cluster.apply(ask).await.map_err(raise)?;
-            Handle { context: this.context.clone(), status }.waited("apply", options.wait).await
+            applied(&this.context, "apply", ask, options.wait).await
         });
     }
 }
@@ -231,6 +230,14 @@ fn plan_table(lua: &Lua, plan: &Plan) -> mlua::Result<Value> {
         table.set_metatable(Some(meta))?;
     }
     Ok(value)
+}
+
+async fn applied(context: &Context, doing: &str, ask: Apply, period: Option<Duration>) -> mlua::Result<Handle> {
+    let name = ask.service["name"].as_str().unwrap_or_default().to_owned();
+    let before = wait::release_before(&*context.cluster, &name).await.map_err(raise)?;
+    let status = context.cluster.apply(ask).await.map_err(raise)?;
+    let since = wait::since(before.as_ref(), status.release.as_ref());
+    Handle { context: context.clone(), status }.waited_since(doing, period, since).await
 }
 
 /// A service that exists, as it was when it was last asked for.
@@ -256,10 +263,20 @@ impl Handle {
         self.status.service.spec.name.to_string()
     }
 
-    async fn waited(mut self, doing: &str, period: Option<Duration>) -> mlua::Result<Handle> {
+    async fn waited(self, doing: &str, period: Option<Duration>) -> mlua::Result<Handle> {
+        let before = self.status.release.clone();
+        self.waited_since(doing, period, before).await
+    }
+
+    // `before`: the release that it starts from.
+    async fn waited_since(
+        mut self,
+        doing: &str,
+        period: Option<Duration>,
+        before: Option<Release>,
+    ) -> mlua::Result<Handle> {
         let Some(period) = period else { return Ok(self) };
         let name = self.name();
-        let before = self.status.release.clone();
         let (sender, mut states) = tokio::sync::mpsc::unbounded_channel();
         let mut progress = move |status: &ServiceStatus| {
             let _ = sender.send(status.clone());
@@ -357,8 +374,7 @@ impl UserData for Handle {
             spec["name"] = json!(this.name());
             let options = apply_options(options)?;
             let ask = Apply { service: spec, with: options.with, only: Only::Update, auth: None };
-            let status = this.context.cluster.apply(ask).await.map_err(raise)?;
-            Handle { context: this.context.clone(), status }.waited("update", options.wait).await
+            applied(&this.context, "update", ask, options.wait).await
         });
         methods.add_async_method("wait", |_, this, period: Value| async move {
             let period = if period.is_nil() { WAIT } else { duration(&period)? };
@@ -382,14 +398,12 @@ impl UserData for Handle {
             let states = this.context.cluster.watch(&name).await.map_err(raise)?;
             this.context.cluster.remove(&name).await.map_err(raise)?;
             if let Some(period) = period {
-                let drained = states.for_each(|_| async {});
-                tokio::time::timeout(period.std(), drained).await.map_err(|_| {
-                    raise(Error::new(
-                        Kind::Timeout,
-                        format!("service \"{name}\""),
-                        format!("not removed within {period}"),
-                    ))
-                })?;
+                let gone = wait::gone(&*this.context.cluster, &name, states);
+                let late = |_| {
+                    let message = format!("not removed within {period}");
+                    raise(Error::new(Kind::Timeout, format!("service \"{name}\""), message))
+                };
+                tokio::time::timeout(period.std(), gone).await.map_err(late)?.map_err(raise)?;
             }
             Ok(())
         });
