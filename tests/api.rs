@@ -251,6 +251,28 @@ fn tcp_takes_tls_a_token_and_the_right_role() {
     assert_eq!(remote("ci", &["service", "ps", "bank"]).0, 8);
     assert_eq!(remote("ci", &["node", "update", "x", "--availability", "drain"]).0, 8);
     assert_eq!(remote("ci", &["token", "ls"]).0, 8);
+    // Nor by a body in which no name is found, though it might be read as one.
+    let post = |path: &str, body: &str| {
+        let url = format!("https://127.0.0.1:{port}{path}");
+        let bearer = format!("Authorization: Bearer {deployer}");
+        let sent = ["-sk", "-H", &bearer, "-H", "Content-Type: application/json", "-d", body, &url];
+        let output = std::process::Command::new("curl").args(sent).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let owned = daemon.json(&["service", "inspect", "bank"])["status"]["service"]["revision"].clone();
+    for (path, body) in [
+        ("/v1/apply", r#"[{"name":"bank","command":["/bin/false"]}]"#),
+        ("/v1/apply", r#"{"service":["bank",{},false]}"#),
+        ("/v1/apply", r#"{"service":{"name":"bank"}}"#),
+        ("/v1/apply", "[]"),
+        ("/v1/networks", r#"["bank"]"#),
+    ] {
+        let answer = post(path, body);
+        assert!(answer.contains("forbidden") && answer.contains("may not touch"), "{path} {body}: {answer}");
+    }
+    let mine = post("/v1/apply", r#"{"service":["shop-api",{},false],"only":"either"}"#);
+    assert!(mine.contains("may not touch"), "{mine}");
+    assert_eq!(daemon.json(&["service", "inspect", "bank"])["status"]["service"]["revision"], owned);
     // A registry is everybody's, however its name begins.
     let confined = token("some", "admin", "hub");
     daemon.ok(&["context", "add", "some", "--address", &address, "--token", &confined, "--fingerprint", &fingerprint]);

@@ -2,6 +2,7 @@
 //! lost.
 
 use std::collections::BTreeSet;
+use std::process::{Output, Stdio};
 use std::time::{Duration, Instant};
 
 #[path = "support/mod.rs"]
@@ -40,8 +41,7 @@ impl Scene {
     fn insist(&mut self, args: &[&str]) {
         let until = Instant::now() + Duration::from_secs(60);
         loop {
-            self.revive();
-            let output = self.daemon.neap(args);
+            let output = self.through(args);
             if output.status.success() {
                 return;
             }
@@ -53,6 +53,17 @@ impl Scene {
             assert!(Instant::now() < until, "neap {args:?}: {error}\n{}", self.daemon.log());
             std::thread::sleep(Duration::from_millis(20));
         }
+    }
+
+    /// A command that is under way while its daemon may die, and be started again.
+    fn through(&mut self, args: &[&str]) -> Output {
+        self.revive();
+        let mut child = self.daemon.command(args).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        while child.try_wait().unwrap().is_none() {
+            self.revive();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        child.wait_with_output().unwrap()
     }
 
     fn revive(&mut self) {
@@ -125,8 +136,7 @@ impl Scene {
     fn clear(&mut self) {
         let until = Instant::now() + Duration::from_secs(60);
         loop {
-            self.revive();
-            let output = self.daemon.neap(&["service", "rm", "web"]);
+            let output = self.through(&["service", "rm", "web"]);
             let error = String::from_utf8_lossy(&output.stderr).into_owned();
             if output.status.success() || error.contains("not found") {
                 break;

@@ -84,7 +84,7 @@ fn memory_is_limited_or_said_not_to_be() {
 
 #[test]
 fn restarts_back_off_into_a_crash_loop_and_stop_when_told() {
-    let daemon = Daemon::start();
+    let mut daemon = Daemon::start();
     let (code, error) = daemon.fails(&[
         "service",
         "create",
@@ -115,6 +115,16 @@ fn restarts_back_off_into_a_crash_loop_and_stop_when_told() {
     daemon.ok(&["service", "wait", "heals"]);
     daemon.ok(&["service", "scale", "heals=2"]);
     assert!(daemon.live_tasks("heals").iter().any(|task| task["failures"].as_u64() >= Some(3)), "it is remembered");
+
+    // Who waits is not sent away by a daemon that dies and comes back.
+    let line = format!("until [ -e {} ]; do sleep 0.05; done; exec {NEAP} demo", cause.display());
+    let slow = ["service", "create", "--name", "slow", "--health-cmd", "true", "--", "/bin/sh", "-c", &line];
+    let mut waits = daemon.command(&slow).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    eventually("it is there", 10, || daemon.ok(&["service", "ls", "-q"]).contains("slow").then_some(()));
+    daemon.kill();
+    daemon.up();
+    std::fs::write(&cause, "").unwrap();
+    assert!(waits.wait().unwrap().success(), "{}", daemon.ok(&["service", "ps", "slow"]));
 
     // Bounded attempts end for good; a clean end with on-failure is the end.
     let (_, error) = daemon.fails(&[

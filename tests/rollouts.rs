@@ -305,4 +305,13 @@ fn global_services_follow_nodes_and_labels() {
     eventually("it goes", 15, || daemon.live_tasks("agent").is_empty().then_some(()));
     let (code, _) = daemon.fails(&["service", "scale", "agent=3"]);
     assert_eq!(code, 2);
+    // A paused node keeps what it has, and nothing new is waited for there.
+    daemon.ok(&["node", "update", &node, "--label-add", "tier=db"]);
+    eventually("it comes", 10, || (daemon.live_tasks("agent").len() == 1).then_some(()));
+    daemon.ok(&["node", "update", &node, "--availability", "pause"]);
+    daemon.ok(&["service", "create", "--name", "late", "--mode", "global", "--", "/bin/sleep", "1000"]);
+    assert!(daemon.live_tasks("late").is_empty());
+    assert_eq!(daemon.live_tasks("agent").len(), 1);
+    daemon.ok(&["node", "update", &node, "--availability", "active"]);
+    eventually("it comes", 10, || (daemon.live_tasks("late").len() == 1).then_some(()));
 }

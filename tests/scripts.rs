@@ -30,6 +30,11 @@ fn formats() {
 }
 
 #[test]
+fn coroutines() {
+    run("coroutines.lua");
+}
+
+#[test]
 fn time() {
     run("time.lua");
 }

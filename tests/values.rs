@@ -74,6 +74,21 @@ fn keys_have_versions_and_services_keep_the_one_they_were_applied_with() {
 }
 
 #[test]
+fn one_that_goes_takes_no_other_along() {
+    let daemon = Daemon::start();
+    let file = daemon.folder.path().join("value");
+    for name in ["a", "a@b"] {
+        std::fs::write(&file, format!("of {name}")).unwrap();
+        if !daemon.neap(&["config", "create", name, file.to_str().unwrap()]).status.success() {
+            assert_eq!(name, "a@b", "a name may be refused, and another not");
+            return;
+        }
+    }
+    daemon.ok(&["config", "rm", "a"]);
+    assert_eq!(daemon.ok(&["config", "get", "a@b"]), "of a@b");
+}
+
+#[test]
 fn configs_roll_out_their_users() {
     let daemon = Daemon::start();
     let file = |name: &str, text: &str| {

@@ -39,7 +39,7 @@ pub async fn settled(
     let watch = async {
         let mut states = cluster.watch(name).await?;
         // When a settled service without a check has proven itself.
-        let mut proven = None;
+        let (mut proven, mut broken) = (None, None);
         loop {
             let next = match (proven, &last) {
                 (Some(at), Some(settled)) => match tokio::time::timeout_at(at, states.next()).await {
@@ -48,7 +48,18 @@ pub async fn settled(
                 },
                 _ => states.next().await,
             };
-            let Some(status) = next.transpose()? else { break };
+            let status = match next {
+                Some(Ok(status)) => status,
+                // Another daemon takes the lead, or the same begins anew: what is waited for goes on.
+                Some(Err(error)) if error.retry => {
+                    states = again(cluster, name, &mut broken, error).await?;
+                    proven = None;
+                    continue;
+                }
+                Some(Err(error)) => return Err(error),
+                None => break,
+            };
+            broken = None;
             progress(&status);
             if let Some(failure) = failure(&status, before) {
                 return Err(failure);
@@ -73,6 +84,26 @@ pub async fn settled(
             Err(error)
         }
     }
+}
+
+// The states once more, after `error` broke them off. `broken`: since when they have been.
+async fn again(
+    cluster: &dyn Cluster,
+    name: &str,
+    broken: &mut Option<tokio::time::Instant>,
+    mut error: Error,
+) -> Result<Stream1<ServiceStatus>> {
+    let since = *broken.get_or_insert_with(tokio::time::Instant::now);
+    while since.elapsed() < BROKEN {
+        tokio::time::sleep(LOOK).await;
+        match cluster.watch(name).await {
+            Err(another) if another.retry => error = another,
+            other => return other,
+        }
+    }
+    Err(error.help(format!(
+        "what was begun goes on; look with: neap service ps {name}, wait with: neap service wait {name}"
+    )))
 }
 
 /// Waits until a service that is being removed is gone. `states` were asked for before, so that its end cannot be missed;

@@ -415,6 +415,9 @@ pub struct Service {
     /// The last revision of which every replica was healthy.
     #[serde(default)]
     pub stable: Option<u32>,
+    /// The revision that ran before the active one came in by a release that went through: what a rollback goes back to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub previous: Option<u32>,
     /// The scripts that came along with it, by hash.
     #[serde(default)]
     pub bundle: Option<String>,

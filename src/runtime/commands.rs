@@ -177,6 +177,7 @@ fn create(draft: &mut Draft, spec: ServiceSpec, resolved: &Resolved, bundle: Opt
         revision: 1,
         active: 1,
         stable: None,
+        previous: None,
         bundle,
         removing: false,
         handover: None,

@@ -20,11 +20,14 @@ const LOOK: Duration = Duration::from_millis(1000);
 // What is there: size and time of change by path.
 type Seen = BTreeMap<String, (u64, Option<SystemTime>)>;
 
-/// Loads the folder, and follows it. What is wrong at the start is an error; what is wrong later is told, and the scripts
-/// before it go on.
+/// Loads the folder, and follows it. What is wrong is told, and the scripts before it go on; where there are none from
+/// before, it is an error at the start.
 pub async fn watch(runtime: &Arc<Runtime>, folder: PathBuf) -> Result<()> {
     let seen = look(&folder)?;
-    load(runtime, &folder, &seen).await?;
+    match load(runtime, &folder, &seen).await {
+        Err(error) if runtime.world().scripts.contains_key(OWNER) => refused(runtime, &folder, &error),
+        other => other?,
+    }
     let runtime = Arc::downgrade(runtime);
     tokio::spawn(async move {
         let (mut loaded, mut last, mut lost) = (seen.clone(), seen, false);
@@ -52,15 +55,18 @@ pub async fn watch(runtime: &Arc<Runtime>, folder: PathBuf) -> Result<()> {
                 loaded = last.clone();
             }
             if let Err(error) = done {
-                tracing::error!(%error, "the scripts folder cannot be used as it is; the scripts before go on");
-                let subject = folder.display().to_string();
-                let note =
-                    Note { what: What::ScriptsRefused, service: None, task: None, subject, message: error.to_string() };
-                let _ = runtime.messages.send(Message::Note(note));
+                refused(&runtime, &folder, &error);
             }
         }
     });
     Ok(())
+}
+
+fn refused(runtime: &Runtime, folder: &Path, error: &Error) {
+    tracing::error!(%error, "the scripts folder cannot be used as it is; the scripts before go on");
+    let (subject, message) = (folder.display().to_string(), error.to_string());
+    let note = Note { what: What::ScriptsRefused, service: None, task: None, subject, message };
+    let _ = runtime.messages.send(Message::Note(note));
 }
 
 /// What an earlier daemon's folder left goes, where there is no folder any more.

@@ -126,6 +126,7 @@ impl Cluster for Runtime {
                     revision: 0,
                     active: 0,
                     stable: None,
+                    previous: None,
                     bundle: None,
                     removing: false,
                     handover: None,

@@ -54,7 +54,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     let id = request.task;
                     let mut wait = AGAIN.0;
                     let started = loop {
-                        let started = match with_files(&parts, service.clone(), request.clone(), &versions) {
+                        let started = match with_files(&parts, service, request.clone(), &versions) {
                             Err(error) => Err(error),
                             Ok(request) => parts.engine.start(request).await,
                         };

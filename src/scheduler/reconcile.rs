@@ -240,7 +240,11 @@ fn tidy(draft: &mut Draft, service: &Arc<Service>) {
             let in_release = release
                 .as_ref()
                 .is_some_and(|r| [r.from, r.to, r.back].contains(number) || r.base.values().any(|v| v == number));
-            !used.contains(number) && !in_release && *number != service.active && service.stable != Some(*number)
+            !used.contains(number)
+                && !in_release
+                && *number != service.active
+                && service.stable != Some(*number)
+                && service.previous != Some(*number)
         })
         .collect();
     for number in old {

@@ -21,6 +21,8 @@ use crate::model::units::Duration;
 
 /// Most steps of one release: a script that never ends it is stopped.
 const MAX_STEPS: u32 = 10_000;
+/// The shortest wait that a script may ask for: without one it would be asked without end.
+const SHORTEST: Duration = Duration::from_millis(100);
 /// A batch that is refilled gets its next part when one of so many is through.
 const PARTS: usize = 8;
 
@@ -130,9 +132,17 @@ fn begin(
         _ => shorten(&reason),
     };
     let intent = match answer {
-        Answer::Batch(batch) => Intent::Batch(choose_batch(draft, service, release, &batch, carried)),
+        Answer::Batch(batch) => {
+            let batch = choose_batch(draft, service, release, &batch, carried);
+            // All has moved: a script that asks for more of it means that it is through.
+            if batch.slots.is_empty() && left(draft, service, release).is_empty() {
+                Intent::Promote
+            } else {
+                Intent::Batch(batch)
+            }
+        }
         Answer::Shift(shift) => choose_shift(draft, service, release, &shift),
-        Answer::Wait(hold) => Intent::Wait { hold },
+        Answer::Wait(hold) => Intent::Wait { hold: hold.max(SHORTEST) },
         Answer::Pause(reason) => Intent::Pause { reason: because(reason) },
         Answer::Promote(()) => Intent::Promote,
         Answer::Rollback(reason) => Intent::Rollback { reason: because(reason) },
@@ -409,6 +419,7 @@ fn promoting(draft: &mut Draft, service: &Service, release: &mut Release) {
     let mut service = service.clone();
     service.active = release.to;
     service.stable = Some(release.to);
+    service.previous = Some(release.from);
     draft.change(Change::Service(Arc::new(service)));
 }
 

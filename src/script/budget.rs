@@ -2,6 +2,7 @@
 //! network uses none. In a simulation it is counted in steps, so that a slow machine decides nothing.
 
 use std::cell::{Cell, RefCell};
+use std::ffi::c_void;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
@@ -45,6 +46,8 @@ struct Inner {
     limit: Cell<Duration>,
     // Where a long run steps aside for others; never for a call that is waited for on the spot.
     slice: Cell<Option<Instant>>,
+    // The thread of the call itself: only there it steps aside, since to a coroutine of the script's own a yield means something.
+    own: Cell<*const c_void>,
     yields: Cell<bool>,
     gate: RefCell<Option<Arc<Gate>>>,
     exceeded: Cell<bool>,
@@ -94,6 +97,7 @@ impl Budget {
             left: Cell::new(Duration::ZERO),
             limit: Cell::new(Duration::ZERO),
             slice: Cell::new(None),
+            own: Cell::new(std::ptr::null()),
             yields: Cell::new(false),
             gate: RefCell::default(),
             exceeded: Cell::new(false),
@@ -110,6 +114,9 @@ impl Budget {
             let fresh = seen.fresh.get();
             if fresh > 0 {
                 seen.fresh.set(fresh - 1);
+                if fresh == FREE && seen.yields.get() {
+                    seen.own.set(lua.current_thread().to_pointer());
+                }
                 if fresh > 1 {
                     return Ok(VmState::Continue);
                 }
@@ -124,7 +131,8 @@ impl Budget {
                 return Err(seen.over(lua));
             }
             // Not asked again before the next turn begins: some code cannot step aside.
-            if seen.slice.get().is_some_and(|slice| now >= slice) {
+            if seen.slice.get().is_some_and(|slice| now >= slice) && lua.current_thread().to_pointer() == seen.own.get()
+            {
                 seen.slice.set(None);
                 if let Some(gate) = &*seen.gate.borrow() {
                     gate.shut.store(true, Ordering::SeqCst);

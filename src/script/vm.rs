@@ -67,33 +67,55 @@ fn unknown_names(lua: &Lua, what: String) -> mlua::Result<Table> {
 // Calls that run long inside C can be neither interrupted nor bounded by time: they are bounded by size, done in another
 // way, or given a comparator in Lua, where every call counts.
 const BOUNDED: &str = r#"
-local max_range, find, split, is_plain = ...
+local max_range, find, split, is_plain, pending = ...
 local raw_sort, raw_move, raw_concat, raw_find, raw_split = table.sort, table.move, table.concat, string.find, string.split
 local function less(a, b) return a < b end
 table.sort = function(list, compare) return raw_sort(list, compare or less) end
 table.move = function(from, first, last, to, into)
-  if type(first) == "number" and type(last) == "number" and last - first > max_range then
+  -- A text that is a number is one for C as well.
+  local from_at, to_at = tonumber(first), tonumber(last)
+  if from_at and to_at and to_at - from_at > max_range then
     error(`table.move is bounded to {max_range} entries`, 2)
   end
   if into == nil then return raw_move(from, first, last, to) end
   return raw_move(from, first, last, to, into)
 end
 table.concat = function(list, between, first, last)
-  if type(list) == "table" and (last or #list) - (first or 1) > max_range then
+  if type(list) == "table" and (tonumber(last) or #list) - (tonumber(first) or 1) > max_range then
     error(`table.concat is bounded to {max_range} entries`, 2)
   end
   return raw_concat(list, between, first, last)
 end
 string.find = function(text, wanted, from, plain)
-  if type(text) == "string" and type(wanted) == "string" and (from == nil or type(from) == "number")
+  if type(text) == "string" and type(wanted) == "string" and (from == nil or tonumber(from))
     and #text * #wanted > 65536 and (plain or is_plain(wanted)) then
-    return find(text, wanted, from)
+    return find(text, wanted, tonumber(from))
   end
   return raw_find(text, wanted, from, plain)
 end
 string.split = function(text, separator)
   if type(text) == "string" and type(separator) == "string" and #separator > 1 then return split(text, separator) end
   return raw_split(text, separator)
+end
+
+-- Where a call of the API waits in a coroutine of the script's own, all that is below it waits.
+local raw_resume, create, yield, pack, unpack = coroutine.resume, coroutine.create, coroutine.yield, table.pack, table.unpack
+local function resume(thread, ...)
+  local results = pack(raw_resume(thread, ...))
+  while results[1] and results.n == 2 and results[2] == pending do
+    yield(pending)
+    results = pack(raw_resume(thread))
+  end
+  return unpack(results, 1, results.n)
+end
+local function given(ok, ...)
+  if not ok then error((...), 0) end
+  return ...
+end
+coroutine.resume = resume
+coroutine.wrap = function(run)
+  local thread = create(run)
+  return function(...) return given(resume(thread, ...)) end
 end
 "#;
 
@@ -139,5 +161,5 @@ fn bound_libraries(lua: &Lua) -> mlua::Result<()> {
     let is_plain = lua.create_function(|_, wanted: mlua::LuaString| {
         Ok(!wanted.as_bytes().iter().any(|byte| b"^$*+?.([%-".contains(byte)))
     })?;
-    lua.load(BOUNDED).set_name("=neap").call::<()>((MAX_RANGE, find, split, is_plain))
+    lua.load(BOUNDED).set_name("=neap").call::<()>((MAX_RANGE, find, split, is_plain, Lua::poll_pending()))
 }

@@ -43,8 +43,9 @@ impl EmbeddedStore {
         keep_copy(path, &copy)?;
         let opened = Self::open_and_read(path);
         let settled = match &opened {
-            Ok(_) => std::fs::remove_file(&copy),
-            Err(_) => std::fs::rename(&copy, path),
+            // Nothing is acknowledged before it is known to be gone: it would take the place of what follows.
+            Ok(_) => std::fs::remove_file(&copy).and_then(|()| sync_folder(&copy)),
+            Err(_) => std::fs::rename(&copy, path).and_then(|()| sync_folder(path)),
         };
         match settled {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -104,12 +105,16 @@ impl Drop for EmbeddedStore {
 fn keep_copy(path: &Path, copy: &Path) -> Result<()> {
     let failed = |error: std::io::Error| Error::io(subject(path), "copy it", &error);
     if copy.exists() {
-        return std::fs::copy(copy, path).map(drop).map_err(failed);
+        return std::fs::copy(copy, path).and_then(|_| sync(path)).map_err(failed);
     }
     if path.exists() {
         let temporary = path.with_extension("redb.copy");
         match std::fs::copy(path, &temporary) {
-            Ok(_) => std::fs::rename(&temporary, copy).map_err(failed)?,
+            // It is whole on the disk before it has the name that says so.
+            Ok(_) => sync(&temporary)
+                .and_then(|()| std::fs::rename(&temporary, copy))
+                .and_then(|()| sync_folder(copy))
+                .map_err(failed)?,
             // A full disk must not keep a daemon from coming back; only the way back out of a repair is missing then.
             Err(error) if error.kind() == std::io::ErrorKind::StorageFull => {
                 tracing::warn!("no room to keep a copy of the store while it is opened");
@@ -119,6 +124,14 @@ fn keep_copy(path: &Path, copy: &Path) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn sync(path: &Path) -> std::io::Result<()> {
+    std::fs::File::open(path)?.sync_all()
+}
+
+fn sync_folder(of: &Path) -> std::io::Result<()> {
+    of.parent().map_or(Ok(()), sync)
 }
 
 // Every record, so that damage is found before anything acts on the rest.

@@ -122,12 +122,15 @@ impl Daemon {
 
     /// Runs the CLI against this daemon.
     pub fn neap(&self, args: &[&str]) -> Output {
-        Command::new(NEAP)
-            .args(args)
-            .env("NEAP_HOST", format!("unix://{}", self.socket().display()))
-            .env("NEAP_CONFIG", self.folder.path().join("config.toml"))
-            .output()
-            .unwrap()
+        self.command(args).output().unwrap()
+    }
+
+    /// The same, still to be run.
+    pub fn command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(NEAP);
+        command.args(args).env("NEAP_HOST", format!("unix://{}", self.socket().display()));
+        command.env("NEAP_CONFIG", self.folder.path().join("config.toml"));
+        command
     }
 
     /// The same; panics unless it succeeds.

@@ -93,10 +93,10 @@ impl ProcessEngine {
         });
         for task in shared.task_ids()? {
             let folder = shared.folder(&task);
-            if let Ok(file) = TaskFile::read(&folder) {
-                held(&shared.ports).take(file.ports.values().copied());
-            }
             if lock_is_held(&folder) {
+                if let Ok(file) = TaskFile::read(&folder) {
+                    held(&shared.ports).hold(&task, file.ports.values().copied());
+                }
                 shared.watch_adopted(&task);
             }
         }
@@ -235,7 +235,7 @@ impl Shared {
 
     fn release_ports(&self, task: &TaskId) {
         if let Ok(file) = TaskFile::read(&self.folder(task)) {
-            held(&self.ports).give_back(file.ports.values().copied());
+            held(&self.ports).release(task, file.ports.values().copied());
         }
     }
 
@@ -349,6 +349,7 @@ impl Engine for ProcessEngine {
             return Ok(());
         }
         let ports = held(&shared.ports).choose(&request.spec.ports).map_err(|error| error.about(subject.clone()))?;
+        held(&shared.ports).hold(&request.task, ports.values().copied());
         let (secrets, configs) =
             taskdir::write_files(&folder, &request).map_err(|error| error.about(subject.clone()))?;
         let file = TaskFile {

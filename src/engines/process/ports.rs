@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::ops::RangeInclusive;
 
+use crate::model::id::TaskId;
 use crate::model::port::{PortSpec, Protocol};
 use crate::model::{Error, Kind, Result};
 
@@ -15,6 +16,8 @@ pub const DEFAULT_RANGE: RangeInclusive<u16> = 20_000..=29_999;
 pub struct PortPool {
     range: RangeInclusive<u16>,
     taken: BTreeSet<u16>,
+    // Who has which, where that is known.
+    holders: BTreeMap<u16, TaskId>,
     next: u16,
 }
 
@@ -24,16 +27,28 @@ impl PortPool {
         // Daemons on one host begin at different places, so that they seldom try each other's ports.
         let width = range.end() - range.start() + 1;
         let offset = u16::try_from(std::process::id() * 37 % u32::from(width)).unwrap_or_default();
-        PortPool { next: range.start() + offset, taken: BTreeSet::new(), range }
+        PortPool { next: range.start() + offset, taken: BTreeSet::new(), holders: BTreeMap::new(), range }
     }
 
-    /// Remembers ports that are in use already.
-    pub fn take(&mut self, ports: impl IntoIterator<Item = u16>) {
-        self.taken.extend(ports);
+    /// Remembers ports that are in use, and whose they are.
+    pub fn hold(&mut self, task: &TaskId, ports: impl IntoIterator<Item = u16>) {
+        for port in ports {
+            self.taken.insert(port);
+            self.holders.insert(port, *task);
+        }
     }
 
-    /// Forgets ports whose task has ended.
-    pub fn give_back(&mut self, ports: impl IntoIterator<Item = u16>) {
+    /// Forgets a task's ports once it has ended; what another has got since stays that one's.
+    pub fn release(&mut self, task: &TaskId, ports: impl IntoIterator<Item = u16>) {
+        for port in ports {
+            if self.holders.get(&port).is_none_or(|holder| holder == task) {
+                self.taken.remove(&port);
+                self.holders.remove(&port);
+            }
+        }
+    }
+
+    fn give_back(&mut self, ports: impl IntoIterator<Item = u16>) {
         for port in ports {
             self.taken.remove(&port);
         }
@@ -45,7 +60,7 @@ impl PortPool {
         for (name, spec) in ports {
             let found = match spec.host_port() {
                 Some((port, protocol)) => self.own(port, protocol, spec.address),
-                None => self.free().ok_or_else(|| {
+                None => self.free(spec.protocol).ok_or_else(|| {
                     let range = format!("no free port between {} and {}", self.range.start(), self.range.end());
                     Error::new(Kind::Exhausted, "", range).help("widen the range with --task-ports").retry(true)
                 }),
@@ -76,15 +91,38 @@ impl PortPool {
         Ok(port)
     }
 
-    fn free(&mut self) -> Option<u16> {
+    fn free(&mut self, protocol: Protocol) -> Option<u16> {
         for _ in self.range.clone() {
             let port = self.next;
             self.next = if port >= *self.range.end() { *self.range.start() } else { port + 1 };
-            if !self.taken.contains(&port) && TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            let is_free = match protocol {
+                Protocol::Tcp => TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok(),
+                Protocol::Udp => UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok(),
+            };
+            if !self.taken.contains(&port) && is_free {
                 self.taken.insert(port);
                 return Some(port);
             }
         }
         None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_another_has_by_now_is_not_given_back() {
+        let (first, second) = (TaskId::numbered(1), TaskId::numbered(2));
+        let mut pool = PortPool::new(DEFAULT_RANGE);
+        pool.hold(&first, [20_001, 20_002]);
+        pool.release(&first, [20_001, 20_002]);
+        pool.hold(&second, [20_001]);
+        // Its record goes as well, later.
+        pool.release(&first, [20_001, 20_002]);
+        assert_eq!(pool.taken, BTreeSet::from([20_001]));
+        pool.release(&second, [20_001]);
+        assert!(pool.taken.is_empty() && pool.holders.is_empty());
     }
 }

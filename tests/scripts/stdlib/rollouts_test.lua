@@ -179,3 +179,39 @@ test "what hangs is judged by its own time" {
     assert(web.release.state == "rolled_back" and web.release.step <= 3, json.encode(web.release))
   end,
 }
+
+test "an abort leaves each slot as it is, whichever way it was going" {
+  programs = programs,
+  run = function(t)
+    web("v1"):apply { wait = "1m" }
+    -- On its way forward with two of six, told to move the rest, and stopped before any of those answers.
+    web("slow", { use = "rolling", batch = 2, min_healthy = "30s" }):apply()
+    t.clock:advance "25s"
+    local live = services.get("web"):promote()
+    t.clock:advance "1s"
+    live = live:abort()
+    t.clock:advance "2m"
+    local now = shares(60)
+    assert(now.v1 == 40 and now.slow == 20, json.encode(now))
+    assert(services.get("web").release.state == "failed")
+    -- Going back from there, and stopped again: none is sent forward once more.
+    live = services.get("web"):rollback { wait = "5m" }
+    assert(shares(60).v1 == 60)
+  end,
+}
+
+test "a release that ends at once is told" {
+  programs = programs,
+  run = function(t)
+    local with = scripts "brought/*.lua"
+    web("v1"):apply { wait = "1m" }
+    local ok, why = pcall(function() web("v2", "no"):apply { with = with, wait = "1m" } end)
+    assert(not ok and tostring(why):find "rolled back to revision 1" and tostring(why):find "not today", tostring(why))
+    -- The same as what runs is nothing new, though the release before went back; and is told as no failure.
+    local same = web("v1")
+    assert(same:plan().empty, tostring(same:plan()))
+    same:apply { wait = "1m" }
+    local other = web("v2", "no"):plan { with = with }
+    assert(not other.empty and #other.steps == 6, tostring(other))
+  end,
+}
