@@ -247,8 +247,8 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let base = serde_json::to_value(&old.service.spec)
                 .map_err(|error| Error::internal("update", error.to_string()))?;
             let service = command.describe(spec.describe(None, Some(base.clone()))?)?;
-            let service = changes(&base, service);
             let auth = auth.of(std::iter::once(&service)).into_values().next();
+            let service = changes(&base, service);
             let status = cluster.apply(Apply { service, with: spec.scripts()?, only: Only::Update, auth }).await?;
             let since = wait::since(old.release.as_ref(), status.release.as_ref());
             finish(cluster, "update", status, since, &wait).await
@@ -303,6 +303,9 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                 finish(cluster, "scale", status, before, &wait).await
             });
             let settled = settled.await;
+            if let (Err(_), Err(error)) = (&settled, &asked) {
+                output::print_error(error);
+            }
             settled.and(asked)
         }
         Command::Rebalance { services, dry_run, max, min_gain, cancel, format, wait } => {

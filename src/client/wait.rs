@@ -9,11 +9,12 @@ use crate::model::native::NativeService;
 use crate::model::node::{Availability, Node};
 use crate::model::plan::Move;
 use crate::model::release::{Release, ReleaseState};
-use crate::model::task::TaskState;
+use crate::model::task::{CRASH_LOOP, TaskState};
 use crate::model::{Error, Kind, Result};
 
 /// How long a service without a check has to stay up before it counts as settled: what ends at once should show.
 const STABLE: Duration = Duration::from_secs(1);
+const STABLE_AGAIN: Duration = Duration::from_secs(5);
 
 /// How often a node that is drained is looked at, and how many of what stays there are named.
 const LOOK: Duration = Duration::from_millis(500);
@@ -67,7 +68,10 @@ pub async fn settled(
             if status.settled && status.service.spec.check.is_some() {
                 return Ok(status);
             }
-            proven = status.settled.then(|| proven.unwrap_or_else(|| tokio::time::Instant::now() + STABLE));
+            // What has failed again and again has more to prove.
+            let looped = status.tasks.iter().any(|task| task.wanted() && task.failures >= CRASH_LOOP);
+            let stable = if looped { STABLE_AGAIN } else { STABLE };
+            proven = status.settled.then(|| proven.unwrap_or_else(|| tokio::time::Instant::now() + stable));
             last = Some(status);
         }
         Err(Error::new(Kind::NotFound, subject.clone(), "was removed while it was waited for"))
@@ -123,6 +127,7 @@ pub async fn gone(cluster: &dyn Cluster, name: &str, mut states: Stream1<Service
             Ok(mut again) => match again.next().await {
                 // Made anew in the meantime.
                 Some(Ok(status)) if !status.service.removing => return Ok(()),
+                Some(Ok(_)) => (since, states) = (None, again),
                 _ if broken.elapsed() > BROKEN => {
                     return Err(Error::new(Kind::Unavailable, format!("service \"{name}\""), "cannot be watched")
                         .help(format!("it goes on by itself; look with: neap service ps {name}")));

@@ -1,6 +1,6 @@
 //! The conductor: one thread that owns the world.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,6 +9,7 @@ use futures_util::FutureExt;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::publish::Listeners;
+use super::trial::{Parted, Turn};
 use super::{Message, Parts, persist, starter};
 use crate::model::clock::Timestamp;
 use crate::model::event::{AboutTask, Event, What};
@@ -28,6 +29,8 @@ const GROUP: usize = 256;
 const GATHER: units::Duration = units::Duration::from_millis(100);
 /// Most passes in a row before other messages get their turn.
 const PASSES: usize = 16;
+/// When a service for which nothing can be decided is looked at again, if nothing about it changes before.
+const GIVEN_UP: units::Duration = units::Duration::from_secs(60);
 
 struct Conductor {
     parts: Arc<Parts>,
@@ -42,8 +45,8 @@ struct Conductor {
     // Messages whose changes could not be committed; tried again.
     retry_at: Option<Timestamp>,
     unwritten: Vec<Message>,
-    // One thing at a time, to find the one that can never be written down.
-    careful: bool,
+    // Parts of what could not be decided as a whole.
+    trials: VecDeque<Turn>,
     // More is written down than is known here.
     committed: bool,
 }
@@ -69,7 +72,7 @@ pub fn spawn(
         gather_until: Timestamp::default(),
         retry_at: None,
         unwritten: Vec::new(),
-        careful: false,
+        trials: VecDeque::new(),
         committed: false,
     };
     if conductor.parts.host.threads() == Threads::This {
@@ -87,64 +90,77 @@ pub fn spawn(
 impl Conductor {
     async fn run(mut self, mut inbox: mpsc::UnboundedReceiver<Message>) {
         loop {
-            let now = self.parts.clock.now();
-            let due: Vec<Name> =
-                self.wakes.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
-            for name in due {
-                self.wakes.remove(&name);
-                self.dirty.insert(name);
-            }
-            let mut messages = Vec::new();
-            if self.retry_at.is_some_and(|at| at <= now) {
-                self.retry_at = None;
-            } else if (self.dirty.is_empty() && self.unwritten.is_empty()) || self.retry_at.is_some() {
-                let next = self.wakes.values().copied().chain(self.retry_at).min();
-                let wait = next.map(|at| Duration::from_millis(at.since(now).millis() + 1));
-                match receive(&mut inbox, wait).await {
-                    Received::Message(message) => messages.push(message),
-                    Received::Nothing => {}
-                    Received::End => return,
-                }
-                let early = self.gather_until.since(self.parts.clock.now()).millis();
-                if early > 0 {
-                    tokio::time::sleep(Duration::from_millis(early)).await;
-                }
-            }
-            while messages.len() < GROUP
-                && let Ok(message) = inbox.try_recv()
-            {
-                messages.push(message);
-            }
-            // What could not be written down comes first, so that nothing is overtaken by what followed it.
-            let mut all = std::mem::take(&mut self.unwritten);
-            all.append(&mut messages);
-            let (mut later, mut services) = (Vec::new(), BTreeSet::new());
-            if self.careful {
-                later = all.split_off(all.len().min(1));
-                services = self.all_but_one(all.len());
-            }
-            let turn = AssertUnwindSafe(self.turn(all)).catch_unwind().await;
-            self.unwritten.append(&mut later);
-            self.dirty.append(&mut services);
-            self.careful &= !(self.unwritten.is_empty() && self.dirty.is_empty());
-            if let Err(panic) = turn {
-                self.survive(panic);
+            let mut turn = match self.trials.pop_front() {
+                Some(trial) => trial,
+                None => match self.gather(&mut inbox).await {
+                    Some(turn) => turn,
+                    None => return,
+                },
+            };
+            match AssertUnwindSafe(self.turn(&mut turn)).catch_unwind().await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => self.failed(turn, &error),
+                Err(panic) => self.broke(turn, panic),
             }
         }
     }
 
-    // What is left for later where one thing at a time is done: all services but one, and all where a message is taken in.
-    fn all_but_one(&mut self, messages: usize) -> BTreeSet<Name> {
-        let mut rest = std::mem::take(&mut self.dirty);
-        if messages == 0 {
-            self.dirty.extend(rest.pop_first());
+    // Waits for what is next to be decided; nothing once nobody can send any more.
+    async fn gather(&mut self, inbox: &mut mpsc::UnboundedReceiver<Message>) -> Option<Turn> {
+        let now = self.parts.clock.now();
+        let due: Vec<Name> = self.wakes.iter().filter(|(_, at)| **at <= now).map(|(name, _)| name.clone()).collect();
+        for name in due {
+            self.wakes.remove(&name);
+            self.dirty.insert(name);
         }
-        rest
+        // What could not be written down comes first, so that nothing is overtaken by what followed it.
+        let mut messages = VecDeque::new();
+        if self.retry_at.is_some_and(|at| at <= now) {
+            self.retry_at = None;
+        } else if self.dirty.is_empty() || self.retry_at.is_some() {
+            let next = self.wakes.values().copied().chain(self.retry_at).min();
+            let wait = next.map(|at| Duration::from_millis(at.since(now).millis() + 1));
+            match receive(inbox, wait).await {
+                Received::Message(message) => messages.push_back(message),
+                Received::Nothing => {}
+                Received::End => return None,
+            }
+            let early = self.gather_until.since(self.parts.clock.now()).millis();
+            if early > 0 {
+                tokio::time::sleep(Duration::from_millis(early)).await;
+            }
+        }
+        while messages.len() < GROUP
+            && let Ok(message) = inbox.try_recv()
+        {
+            messages.push_back(message);
+        }
+        let mut queue: VecDeque<Message> = std::mem::take(&mut self.unwritten).into();
+        queue.append(&mut messages);
+        Some(Turn::new(queue, std::mem::take(&mut self.dirty)))
     }
 
-    // A fault of ours in one decision: what it was about is left alone until something about it changes, and all else goes on.
-    // Where more is written down than is known here nothing can go on: whoever starts next reads it.
-    fn survive(&mut self, panic: Box<dyn std::any::Any + Send>) {
+    // Nothing of it happened. What can come again is kept; who asked is told.
+    fn failed(&mut self, mut turn: Turn, error: &Error) {
+        if error.kind == Kind::Exhausted && !error.retry {
+            // More than the store takes: whose fault it is shows when each is made by itself.
+            let message = "could not be done together with something else that cannot be written down";
+            let told = match turn.alone {
+                true => error.clone(),
+                false => Error::new(Kind::Unavailable, "this daemon", message).cause(error),
+            };
+            turn.refuse(&told);
+            return self.part(turn, &error.to_string());
+        }
+        tracing::error!(%error, "a decision could not be written down; it is made again");
+        turn.refuse(error);
+        self.unwritten.append(&mut turn.taken);
+        self.dirty.append(&mut turn.scope);
+        self.retry_at = Some(self.parts.clock.now().after(units::Duration::from_millis(500)));
+    }
+
+    // A fault of ours. Where more is written down than is known here nothing can go on: whoever starts next reads it.
+    fn broke(&mut self, mut turn: Turn, panic: Box<dyn std::any::Any + Send>) {
         if self.parts.host.threads() == Threads::This {
             std::panic::resume_unwind(panic);
         }
@@ -152,34 +168,44 @@ impl Conductor {
             tracing::error!("a commit could not be followed by a fault of Neap's own; the daemon ends");
             std::process::abort();
         }
-        tracing::error!("a decision broke off by a fault of Neap's own; what it was about waits for its next change");
+        turn.refuse(&Error::internal("this daemon", "a decision broke off by a fault of Neap's own"));
+        self.part(turn, "a fault of Neap's own");
+    }
+
+    fn part(&mut self, turn: Turn, why: &str) {
+        match turn.part() {
+            Parted::Into(parts) => parts.into_iter().rev().for_each(|part| self.trials.push_front(part)),
+            Parted::Message => tracing::error!(why, "something that was seen cannot be taken in, and is left out"),
+            Parted::Service(name) => {
+                tracing::error!(why, service = %name, "nothing can be decided for it now; it is tried again in a while");
+                self.wakes.insert(name, self.parts.clock.now().after(GIVEN_UP));
+            }
+        }
     }
 
     // Takes in messages, decides, commits, publishes.
-    async fn turn(&mut self, messages: Vec<Message>) {
+    async fn turn(&mut self, turn: &mut Turn) -> Result<()> {
         let parts = self.parts.clone();
-        let alone = messages.len() == 1;
         let mut draft = Draft::new(&self.world, &*parts.clock);
         let mut writes = Vec::new();
-        let mut replies = Vec::new();
-        let mut repeatable = Vec::new();
-        for message in messages {
-            self.take_in(message, &mut draft, &mut writes, &mut replies, &mut repeatable);
+        while let Some(message) = turn.queue.pop_front() {
+            self.take_in(message, &mut draft, &mut writes, &mut turn.replies, &mut turn.taken);
         }
+        let mut later = BTreeSet::new();
         for change in &draft.decision.changes {
-            self.dirty.extend(change.service(&self.world));
+            later.extend(change.service(&self.world));
         }
-        let mut scope = std::mem::take(&mut self.dirty);
-        let everything = scope.clone();
-        for _ in 0..PASSES {
-            if scope.is_empty() {
-                break;
+        if turn.looks {
+            turn.scope.append(&mut later);
+            later.clone_from(&turn.scope);
+            for _ in 0..PASSES {
+                if later.is_empty() {
+                    break;
+                }
+                later = self.pass(&mut draft, &later);
             }
-            scope = self.pass(&mut draft, &scope);
         }
-        self.dirty = scope;
         let decision = draft.decision;
-        self.wakes.extend(decision.wakes);
         let world = draft.world;
         writes.extend(persist::writes(&self.world, &decision.changes));
         writes.extend(self.unused_bundles(&world, &decision.changes));
@@ -187,39 +213,14 @@ impl Conductor {
         if !writes.is_empty() {
             fault::point("conductor.before-commit");
             let began = self.parts.clock.now();
-            if let Err(error) = self.parts.store.commit(writes).await {
-                // Nothing happened. What can come again is kept; who asked is told.
-                let hopeless = error.kind == Kind::Exhausted && !error.retry;
-                let told = if hopeless && !alone && !self.careful {
-                    // Whose fault it is shows when each is made by itself.
-                    let message = "could not be done together with something else that cannot be written down";
-                    Error::new(Kind::Unavailable, "this daemon", message).cause(&error)
-                } else {
-                    error.clone()
-                };
-                for (reply, _) in replies {
-                    let _ = reply.send(Err(told.clone()));
-                }
-                if hopeless && self.careful {
-                    // This one will never be written down: everything else is not to wait for it.
-                    tracing::error!(%error, "a decision cannot be written down, and is given up");
-                    return;
-                }
-                tracing::error!(%error, "a decision could not be written down; it is made again");
-                self.unwritten = repeatable;
-                self.dirty.extend(everything);
-                if hopeless {
-                    self.careful = true;
-                    return;
-                }
-                self.retry_at = Some(self.parts.clock.now().after(units::Duration::from_millis(500)));
-                return;
-            }
+            self.parts.store.commit(writes).await?;
             self.committed = true;
             fault::point("conductor.after-commit");
             let ended = self.parts.clock.now();
             self.gather_until = ended.after(ended.since(began).min(GATHER));
         }
+        self.dirty.append(&mut later);
+        self.wakes.extend(decision.wakes);
         self.install_scripts(&world, &decision.changes);
         let changed = !decision.changes.is_empty()
             || self.world.board().nodes_stamp() != world.board().nodes_stamp()
@@ -233,9 +234,10 @@ impl Conductor {
         for note in decision.notes {
             self.tell(note);
         }
-        for (reply, result) in replies {
+        for (reply, result) in turn.replies.drain(..) {
             let _ = reply.send(result);
         }
+        Ok(())
     }
 
     fn take_in(

@@ -24,13 +24,19 @@ type Seen = BTreeMap<String, (u64, Option<SystemTime>)>;
 /// before, it is an error at the start.
 pub async fn watch(runtime: &Arc<Runtime>, folder: PathBuf) -> Result<()> {
     let seen = look(&folder)?;
+    let mut loaded = seen.clone();
     match load(runtime, &folder, &seen).await {
-        Err(error) if runtime.world().scripts.contains_key(OWNER) => refused(runtime, &folder, &error),
+        Err(error) if runtime.world().scripts.contains_key(OWNER) => {
+            refused(runtime, &folder, &error);
+            if error.retry {
+                loaded.clear();
+            }
+        }
         other => other?,
     }
     let runtime = Arc::downgrade(runtime);
     tokio::spawn(async move {
-        let (mut loaded, mut last, mut lost) = (seen.clone(), seen, false);
+        let (mut last, mut lost, mut told) = (seen, false, None);
         loop {
             tokio::time::sleep(LOOK).await;
             let Some(runtime) = runtime.upgrade() else { return };
@@ -54,9 +60,12 @@ pub async fn watch(runtime: &Arc<Runtime>, folder: PathBuf) -> Result<()> {
             if !done.as_ref().is_err_and(|error| error.retry) {
                 loaded = last.clone();
             }
-            if let Err(error) = done {
-                refused(&runtime, &folder, &error);
+            // Once, however often it is tried.
+            let why = done.err();
+            if let Some(error) = why.as_ref().filter(|error| told.as_ref() != Some(*error)) {
+                refused(&runtime, &folder, error);
             }
+            told = why;
         }
     });
     Ok(())

@@ -31,6 +31,7 @@ pub mod standing;
 mod starter;
 mod status;
 mod traffic;
+mod trial;
 mod values;
 
 use std::collections::BTreeSet;

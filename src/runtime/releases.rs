@@ -220,7 +220,10 @@ fn roll_back_finished(draft: &mut Draft, host: &ScriptHost, service: &Service) -
     let to = match &last {
         Some(release) if release.state == ReleaseState::Promoted && release.to == service.active => release.from,
         // Not the one before by number: that may be one that failed.
-        _ => service.previous.or(service.active.checked_sub(1)).filter(|number| *number > 0).ok_or_else(nowhere)?,
+        _ => {
+            let previous = service.previous.filter(|number| *number != service.active);
+            previous.or(service.active.checked_sub(1)).filter(|number| *number > 0).ok_or_else(nowhere)?
+        }
     };
     let revision = draft.world.revision(name, to).cloned().ok_or_else(nowhere)?;
     let own = host.registered(service.bundle.as_deref())?;

@@ -15,6 +15,7 @@ use crate::model::clock::{Clock, Timestamp};
 use crate::model::event::What;
 use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::name::Name;
+use crate::model::node::Availability;
 use crate::model::release::{Order, ReleaseState};
 use crate::model::service::Service;
 use crate::model::task::{Health, StopReason, Task, TaskState};
@@ -135,6 +136,12 @@ fn fill_slot(
         }
         return good.is_healthy();
     }
+    // A paused node keeps what it has: nothing could take its place there.
+    let node = if let Slot::Node(node) = slot { draft.world.nodes.get(node) } else { None };
+    let paused = node.is_some_and(|node| node.availability == Availability::Pause);
+    if paused && outgoing.iter().any(|task| task.state == TaskState::Running) {
+        return false;
+    }
     let unfit = |task: &Arc<Task>| task.revision == revision;
     let mut blocked = false;
     for task in &outgoing {
@@ -220,12 +227,14 @@ fn tidy(draft: &mut Draft, service: &Arc<Service>) {
             draft.change(Change::RemoveTask(task.id));
         }
     }
-    // What slots that are gone have left behind: the newest is enough.
-    let wanted = slots::desired(&draft.world, service);
-    let gone = slots.iter().filter(|(slot, tasks)| {
-        !wanted.contains(slot) && tasks.wanted.is_empty() && tasks.stopping.is_empty() && !tasks.ended.is_empty()
+    // What slots that are gone for good have left behind: the newest are enough. What ran to its end is remembered, so that it
+    // is not run again should its slot come back.
+    let gone = slots.iter().filter(|(slot, _)| match slot {
+        Slot::Replica(number) => *number > service.spec.replicas,
+        Slot::Node(node) => !draft.world.nodes.contains_key(node),
     });
-    let mut left: Vec<TaskId> = gone.flat_map(|(_, tasks)| &tasks.ended).map(|task| task.id).collect();
+    let ended = gone.flat_map(|(_, tasks)| &tasks.ended).filter(|task| task.state != TaskState::Complete);
+    let mut left: Vec<TaskId> = ended.map(|task| task.id).collect();
     left.sort_unstable_by(|a, b| b.cmp(a));
     left.iter().skip(HISTORY).for_each(|id| draft.change(Change::RemoveTask(*id)));
     let used: BTreeSet<u32> =

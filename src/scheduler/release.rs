@@ -419,7 +419,9 @@ fn promoting(draft: &mut Draft, service: &Service, release: &mut Release) {
     let mut service = service.clone();
     service.active = release.to;
     service.stable = Some(release.to);
-    service.previous = Some(release.from);
+    if release.from != release.to {
+        service.previous = Some(release.from);
+    }
     draft.change(Change::Service(Arc::new(service)));
 }
 

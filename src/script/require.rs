@@ -86,6 +86,8 @@ fn resolve(from: &str, name: &str) -> Result<String, Error> {
     for part in bare.split('/') {
         match part {
             "." => {}
+            // What is joined to a folder would else begin at the root.
+            "" => return Err(wrong("is not a path relative to the requiring file")),
             ".." => {
                 if parts.pop().is_none() {
                     return Err(wrong("leads out of the scripts' folder"));

@@ -68,8 +68,17 @@ impl Script {
             .collect::<mlua::Result<_>>()
             .map_err(|error| Error::internal(subject.clone(), error.to_string()))?;
         let chunk = lua.load(strip_shebang(&source)).set_name(format!("={file}"));
-        chunk.call_async::<()>(args).await.map_err(|error| explain(&subject, &error, files))
+        match chunk.call_async::<()>(args).await {
+            Err(error) if is_closed_pipe(&error) => Ok(()),
+            other => other.map_err(|error| explain(&subject, &error, files)),
+        }
     }
+}
+
+// A closed pipe (`neap run x.lua | head`) ends the script quietly, as it does other programs.
+fn is_closed_pipe(error: &mlua::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 fn explain(subject: &str, error: &mlua::Error, files: &dyn Files) -> Error {
@@ -170,7 +179,6 @@ pub fn prepare_with(
         })?;
         lua.globals().set(word, refuse)?;
     }
-    // A closed pipe (`neap run x.lua | head`) ends the script quietly, as it does other programs.
     let print = lua.create_function(|_, values: MultiValue| {
         use std::io::Write;
         let line = api::join(&values)?;
