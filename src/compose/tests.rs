@@ -329,3 +329,25 @@ fn files_on_top_of_each_other() {
     assert_eq!((&web["env"], &web["replicas"]), (&json!({ "A": "1", "B": "2" }), &json!(3)));
     assert_eq!(web["ports"], json!({ "http": { "target": 80, "published": 81 } }));
 }
+
+#[test]
+fn the_stack_has_a_name_that_files_may_use() {
+    let text = "name: from-${KIND}\nservices: {web: {image: 'x/${COMPOSE_PROJECT_NAME}-web'}}";
+    let named = |name: Option<&str>, variables: &[(&str, &str)]| {
+        let variables = variables.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect();
+        let options = Options { name: name.map(str::to_owned), variables, ..Options::default() };
+        let stack = load_with(&[("compose.yml", text)], &options).unwrap();
+        (stack.name.to_string(), stack.services["web"]["image"].as_str().unwrap().to_owned())
+    };
+    let both = |name: &str| (name.to_owned(), format!("x/{name}-web"));
+    assert_eq!(named(None, &[("KIND", "file")]), both("from-file"));
+    assert_eq!(named(None, &[("KIND", "file"), ("COMPOSE_PROJECT_NAME", "outer")]), both("outer"));
+    assert_eq!(named(Some("given"), &[("COMPOSE_PROJECT_NAME", "outer")]), both("given"));
+    // Variables that cannot be read are not the same as none.
+    let denied = |path: &Path| match path.file_name().and_then(|name| name.to_str()) {
+        Some(".env") => Err(Error::new(Kind::Forbidden, "file .env", "cannot read it")),
+        _ => Ok(text.to_owned()),
+    };
+    let error = load(&[PathBuf::from("/srv/shop/compose.yml")], &options(), &denied).unwrap_err();
+    assert_eq!(error.kind, Kind::Forbidden);
+}
