@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::status::Confirmed;
@@ -24,6 +25,8 @@ use crate::scheduler::world::{Note, World};
 const DRAIN: Duration = Duration::from_millis(50);
 /// How often a balancer that failed, or could not open a port, is asked again.
 const RETRY: Duration = Duration::from_millis(500);
+/// How many are told to stop at a time.
+const STOPS: usize = 16;
 /// How often in a row a table is overtaken at once.
 const OVERTAKEN: u32 = 5;
 /// How often a balancer is looked at that gives no cause.
@@ -176,6 +179,7 @@ impl Traffic {
     async fn stop_all(&mut self, stopping: &[Arc<Task>], world: &World, confirmed: bool) -> bool {
         let now = self.parts.clock.now();
         let mut draining = false;
+        let mut due = Vec::new();
         for task in stopping {
             if self.told.contains(&task.id) {
                 continue;
@@ -191,14 +195,23 @@ impl Traffic {
                 draining = true;
                 continue;
             }
-            fault::point("runtime.before-stop");
-            let (engine, messages, id, grace) =
-                (self.parts.engine.clone(), self.messages.clone(), task.id, policy.grace);
-            match engine.stop(&id, grace).await {
+            due.push((task.id, policy.grace));
+        }
+        // Some at a time: tables wait for it, and each is a request to its host.
+        let stops = due.into_iter().map(|(id, grace)| {
+            let engine = self.parts.engine.clone();
+            async move {
+                fault::point("runtime.before-stop");
+                (id, engine.stop(&id, grace).await)
+            }
+        });
+        let mut stops = futures_util::stream::iter(stops).buffered(STOPS);
+        while let Some((id, told)) = stops.next().await {
+            match told {
                 Ok(will_end) => {
                     self.told.insert(id);
                     fault::point("runtime.after-stop");
-                    let _ = messages.send(Message::Told(id, will_end));
+                    let _ = self.messages.send(Message::Told(id, will_end));
                 }
                 Err(error) => {
                     tracing::debug!(%error, "a task could not be stopped yet");
