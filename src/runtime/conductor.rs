@@ -47,6 +47,8 @@ struct Conductor {
     unwritten: Vec<Message>,
     // Parts of what could not be decided as a whole.
     trials: VecDeque<Turn>,
+    // Services for which nothing could be decided when they were looked at last.
+    given_up: BTreeSet<Name>,
     // More is written down than is known here.
     committed: bool,
 }
@@ -73,6 +75,7 @@ pub fn spawn(
         retry_at: None,
         unwritten: Vec::new(),
         trials: VecDeque::new(),
+        given_up: BTreeSet::new(),
         committed: false,
     };
     if conductor.parts.host.threads() == Threads::This {
@@ -137,7 +140,10 @@ impl Conductor {
         }
         let mut queue: VecDeque<Message> = std::mem::take(&mut self.unwritten).into();
         queue.append(&mut messages);
-        Some(Turn::new(queue, std::mem::take(&mut self.dirty)))
+        let (apart, scope): (BTreeSet<Name>, _) =
+            std::mem::take(&mut self.dirty).into_iter().partition(|name| self.given_up.contains(name));
+        self.trials.extend(apart.into_iter().map(|name| Turn::looking([name].into())));
+        Some(Turn::new(queue, scope))
     }
 
     // Nothing of it happened. What can come again is kept; who asked is told.
@@ -156,6 +162,11 @@ impl Conductor {
         turn.refuse(error);
         self.unwritten.append(&mut turn.taken);
         self.dirty.append(&mut turn.scope);
+        // In their order, with what came later behind them.
+        for mut trial in self.trials.drain(..) {
+            self.unwritten.extend(trial.queue);
+            self.dirty.append(&mut trial.scope);
+        }
         self.retry_at = Some(self.parts.clock.now().after(units::Duration::from_millis(500)));
     }
 
@@ -178,7 +189,9 @@ impl Conductor {
             Parted::Message => tracing::error!(why, "something that was seen cannot be taken in, and is left out"),
             Parted::Service(name) => {
                 tracing::error!(why, service = %name, "nothing can be decided for it now; it is tried again in a while");
-                self.wakes.insert(name, self.parts.clock.now().after(GIVEN_UP));
+                let again = self.parts.clock.now().after(GIVEN_UP);
+                self.wakes.entry(name.clone()).and_modify(|at| *at = (*at).min(again)).or_insert(again);
+                self.given_up.insert(name);
             }
         }
     }
@@ -188,6 +201,7 @@ impl Conductor {
         let parts = self.parts.clone();
         let mut draft = Draft::new(&self.world, &*parts.clock);
         let mut writes = Vec::new();
+        turn.began = turn.queue.len();
         while let Some(message) = turn.queue.pop_front() {
             self.take_in(message, &mut draft, &mut writes, &mut turn.replies, &mut turn.taken);
         }
@@ -196,8 +210,11 @@ impl Conductor {
             later.extend(change.service(&self.world));
         }
         if turn.looks {
-            turn.scope.append(&mut later);
-            later.clone_from(&turn.scope);
+            // What was given up is looked at by itself, so that nobody else's wish fails with it.
+            let (apart, mut with) = later.into_iter().partition(|name| self.given_up.contains(name));
+            self.dirty.extend::<BTreeSet<Name>>(apart);
+            turn.scope.append(&mut with);
+            later = turn.scope.clone();
             for _ in 0..PASSES {
                 if later.is_empty() {
                     break;
@@ -219,6 +236,7 @@ impl Conductor {
             let ended = self.parts.clock.now();
             self.gather_until = ended.after(ended.since(began).min(GATHER));
         }
+        self.given_up.retain(|name| !turn.scope.contains(name));
         self.dirty.append(&mut later);
         self.wakes.extend(decision.wakes);
         self.install_scripts(&world, &decision.changes);
@@ -317,7 +335,11 @@ impl Conductor {
                 let (world, changes, notes) =
                     (draft.world.clone(), draft.decision.changes.len(), draft.decision.notes.len());
                 let written = writes.len();
-                let result = command(draft, writes);
+                let asked = std::panic::catch_unwind(AssertUnwindSafe(|| command(draft, writes)));
+                let result = asked.unwrap_or_else(|panic| match self.parts.host.threads() {
+                    Threads::This => std::panic::resume_unwind(panic),
+                    _ => Err(Error::internal("this daemon", "a decision broke off by a fault of Neap's own")),
+                });
                 if result.is_err() {
                     // A refused wish leaves no trace.
                     draft.world = world;

@@ -24,12 +24,12 @@ type Seen = BTreeMap<String, (u64, Option<SystemTime>)>;
 /// before, it is an error at the start.
 pub async fn watch(runtime: &Arc<Runtime>, folder: PathBuf) -> Result<()> {
     let seen = look(&folder)?;
-    let mut loaded = seen.clone();
+    let mut loaded = Some(seen.clone());
     match load(runtime, &folder, &seen).await {
         Err(error) if runtime.world().scripts.contains_key(OWNER) => {
             refused(runtime, &folder, &error);
             if error.retry {
-                loaded.clear();
+                loaded = None;
             }
         }
         other => other?,
@@ -52,13 +52,13 @@ pub async fn watch(runtime: &Arc<Runtime>, folder: PathBuf) -> Result<()> {
             lost = false;
             let still = now == last;
             last = now;
-            if !still || last == loaded {
+            if !still || loaded.as_ref() == Some(&last) {
                 continue;
             }
             let done = load(&runtime, &folder, &last).await;
             // What only could not be written down is tried again.
             if !done.as_ref().is_err_and(|error| error.retry) {
-                loaded = last.clone();
+                loaded = Some(last.clone());
             }
             // Once, however often it is tried.
             let why = done.err();

@@ -24,6 +24,8 @@ pub struct Turn {
     pub looks: bool,
     /// Whether it is about one message, and nothing else was due.
     pub alone: bool,
+    /// How many messages it began with.
+    pub began: usize,
 }
 
 /// What became of a turn that could not be.
@@ -47,7 +49,8 @@ impl Turn {
         Turn { queue: messages.into(), ..Turn::default() }
     }
 
-    fn looking(scope: BTreeSet<Name>) -> Self {
+    /// One that looks at these services.
+    pub fn looking(scope: BTreeSet<Name>) -> Self {
         Turn { scope, looks: true, ..Turn::default() }
     }
 
@@ -62,12 +65,17 @@ impl Turn {
     pub fn part(mut self) -> Parted {
         let mut messages = std::mem::take(&mut self.taken);
         messages.extend(self.queue);
-        if self.looks && !messages.is_empty() {
-            return Parted::Into(vec![Turn::taking(messages), Turn::looking(self.scope)]);
+        // A message may be the culprit and gone already: what else it was about is not judged for it.
+        if self.looks && self.began > 0 {
+            let taking = (!messages.is_empty()).then(|| Turn::taking(messages));
+            return Parted::Into(taking.into_iter().chain([Turn::looking(self.scope)]).collect());
         }
         if !self.looks {
-            if messages.len() < 2 {
-                return Parted::Message;
+            match (self.began, messages.len()) {
+                (..=1, _) => return Parted::Message,
+                (_, 0) => return Parted::Into(Vec::new()),
+                (_, 1) => return Parted::Into(vec![Turn::taking(messages)]),
+                _ => {}
             }
             let second = messages.split_off(messages.len() / 2);
             return Parted::Into(vec![Turn::taking(messages), Turn::taking(second)]);
@@ -90,8 +98,9 @@ mod tests {
     // Tries turns until none is left, as the conductor does; what was found, and how many tries that took.
     fn find(turn: Turn, is_bad: impl Fn(&Turn) -> bool) -> (usize, Vec<String>, usize) {
         let (mut trials, mut messages, mut services, mut tries) = (VecDeque::from([turn]), 0, Vec::new(), 0);
-        while let Some(trial) = trials.pop_front() {
+        while let Some(mut trial) = trials.pop_front() {
             tries += 1;
+            trial.began = trial.queue.len();
             if !is_bad(&trial) {
                 continue;
             }

@@ -15,7 +15,6 @@ use crate::model::clock::{Clock, Timestamp};
 use crate::model::event::What;
 use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::name::Name;
-use crate::model::node::Availability;
 use crate::model::release::{Order, ReleaseState};
 use crate::model::service::Service;
 use crate::model::task::{Health, StopReason, Task, TaskState};
@@ -136,10 +135,7 @@ fn fill_slot(
         }
         return good.is_healthy();
     }
-    // A paused node keeps what it has: nothing could take its place there.
-    let node = if let Slot::Node(node) = slot { draft.world.nodes.get(node) } else { None };
-    let paused = node.is_some_and(|node| node.availability == Availability::Pause);
-    if paused && outgoing.iter().any(|task| task.state == TaskState::Running) {
+    if slots::is_kept(&draft.world, slot, Some(tasks), revision) {
         return false;
     }
     let unfit = |task: &Arc<Task>| task.revision == revision;
@@ -227,13 +223,14 @@ fn tidy(draft: &mut Draft, service: &Arc<Service>) {
             draft.change(Change::RemoveTask(task.id));
         }
     }
-    // What slots that are gone for good have left behind: the newest are enough. What ran to its end is remembered, so that it
-    // is not run again should its slot come back.
+    // What slots that are gone for good have left behind: the newest are enough. Of replicas, what ran to its end is remembered,
+    // so that it is not run again should they come back; a node that comes back is another.
     let gone = slots.iter().filter(|(slot, _)| match slot {
         Slot::Replica(number) => *number > service.spec.replicas,
         Slot::Node(node) => !draft.world.nodes.contains_key(node),
     });
-    let ended = gone.flat_map(|(_, tasks)| &tasks.ended).filter(|task| task.state != TaskState::Complete);
+    let ended = gone.flat_map(|(_, tasks)| &tasks.ended);
+    let ended = ended.filter(|task| task.state != TaskState::Complete || matches!(task.slot, Slot::Node(_)));
     let mut left: Vec<TaskId> = ended.map(|task| task.id).collect();
     left.sort_unstable_by(|a, b| b.cmp(a));
     left.iter().skip(HISTORY).for_each(|id| draft.change(Change::RemoveTask(*id)));

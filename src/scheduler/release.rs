@@ -202,7 +202,10 @@ fn describe(intent: &Intent) -> String {
 }
 
 fn left(draft: &Draft, service: &Service, release: &Release) -> Vec<Slot> {
-    slots::desired(&draft.world, service).into_iter().filter(|slot| !release.moved.contains(slot)).collect()
+    let tasks = slots::by_slot(&draft.world, service);
+    let stays = |slot: &Slot| slots::is_kept(&draft.world, slot, tasks.get(slot), release.to);
+    let desired = slots::desired(&draft.world, service).into_iter();
+    desired.filter(|slot| !release.moved.contains(slot) && !stays(slot)).collect()
 }
 
 // What an earlier step began counts among those on their way.
@@ -326,6 +329,9 @@ fn on_their_way(
             continue;
         }
         let tasks = slots.get(slot).unwrap_or(&empty);
+        if slots::is_kept(&draft.world, slot, Some(tasks), release.to) {
+            continue;
+        }
         if let Some(reason) = failure(tasks, service, release) {
             release.failed.insert(slot.clone(), brief(&reason));
             continue;
@@ -455,7 +461,9 @@ fn all_healthy(draft: &Draft, service: &Service, release: &Release, revision: u3
         debug_assert_eq!(release.revision_of(slot), revision, "every slot is on its way to the same revision here");
         let tasks = slots.get(slot);
         let good = tasks.and_then(|tasks| tasks.good(&draft.world, service, revision));
-        good.is_some_and(|task| task.is_healthy()) || tasks.is_some_and(|tasks| tasks.is_over(service, revision))
+        slots::is_kept(&draft.world, slot, tasks, revision)
+            || good.is_some_and(|task| task.is_healthy())
+            || tasks.is_some_and(|tasks| tasks.is_over(service, revision))
     })
 }
 

@@ -64,6 +64,15 @@ pub fn suits(world: &World, spec: &ServiceSpec, node: &str) -> bool {
     world.nodes.get(node).is_some_and(|node| Filter::of(spec).suits(node))
 }
 
+/// Whether a paused node keeps a task of another revision in this slot: nothing could take its place there, so it stays, and
+/// nobody waits for it.
+pub fn is_kept(world: &World, slot: &Slot, tasks: Option<&InSlot>, revision: u32) -> bool {
+    let Slot::Node(node) = slot else { return false };
+    let kept = |task: &Arc<Task>| task.state == TaskState::Running && task.revision != revision;
+    world.nodes.get(node).is_some_and(|node| node.availability == Availability::Pause)
+        && tasks.is_some_and(|tasks| tasks.wanted.iter().any(kept))
+}
+
 /// What is in one slot.
 #[derive(Debug, Default)]
 pub struct InSlot {
@@ -159,6 +168,9 @@ pub fn settled(world: &World, service: &Service) -> bool {
     let filled = wanted.iter().all(|slot| {
         let revision = world.revision_for(service, slot);
         let Some(tasks) = slots.get(slot) else { return false };
+        if is_kept(world, slot, Some(tasks), revision) {
+            return true;
+        }
         tasks.good(world, service, revision).is_some_and(|task| task.is_healthy())
             || tasks.is_complete(service, revision)
     });

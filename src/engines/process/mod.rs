@@ -94,9 +94,8 @@ impl ProcessEngine {
         for task in shared.task_ids()? {
             let folder = shared.folder(&task);
             if lock_is_held(&folder) {
-                if let Ok(file) = TaskFile::read(&folder) {
-                    held(&shared.ports).hold(&task, file.ports.values().copied());
-                }
+                let ports = TaskFile::read(&folder).map(|file| file.ports).unwrap_or_default();
+                held(&shared.ports).hold(&task, ports.into_values());
                 shared.watch_adopted(&task);
             }
         }
@@ -258,6 +257,11 @@ impl Shared {
                     tokio::time::sleep(std::time::Duration::from_millis(5)).await;
                     continue;
                 };
+                // Its hints go to the daemon that has started it: until the replica runs it is looked at.
+                let starting = |seen: Observed| matches!(seen.state, ObservedState::Starting);
+                while shared.state(&task).is_some_and(starting) {
+                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                }
                 shared.report(&task);
                 sys::ended(pidfd).await;
                 break;

@@ -215,3 +215,31 @@ test "a release that ends at once is told" {
     assert(not other.empty and #other.steps == 6, tostring(other))
   end,
 }
+
+for _, order in { "start-first", "stop-first" } do
+  test(`a paused node keeps what it has, and holds up no release: {order}`) {
+    nodes = 3, programs = programs,
+    run = function(t)
+      local function agent(version)
+        return service "agent" {
+          command = { "server", version }, mode = "global", rollout = { use = "rolling", order = order, min_healthy = "1s" },
+        }
+      end
+      local function revisions()
+        local found = { 0, 0, 0 }
+        for _, task in services.get("agent").tasks do
+          if task.state == "running" then found[task.revision] += 1 end
+        end
+        return table.concat(found, " ")
+      end
+      agent("v1"):apply { wait = "1m" }
+      local paused = nodes.list()[2]:update { availability = "pause" }
+      agent("v2"):apply { wait = "5m" }
+      assert(revisions() == "1 2 0", revisions())
+      -- Back again, and it is as everywhere.
+      paused:update { availability = "active" }
+      t.clock:advance "1m"
+      assert(services.get("agent"):wait("1m").settled and revisions() == "0 3 0", revisions())
+    end,
+  }
+end
