@@ -11,7 +11,7 @@ mod proxy;
 #[path = "../tests/support/mod.rs"]
 mod support;
 
-use lab::{Lab, LabDaemon};
+use lab::{Lab, LabDaemon, join_agents};
 use proxy::Proxy;
 
 /// How often a round is made, by either in turn: a machine that makes and removes hundreds of network namespaces becomes
@@ -24,7 +24,8 @@ fn main() {
     }
     let lab = Lab::up(3, 1);
     let daemon = LabDaemon::start(&lab, "n1", &["--log", "warn"]);
-    join(&lab, &daemon);
+    // As its owner has it: somebody on every host.
+    join_agents(&daemon);
     let asked: Vec<String> = std::env::args().skip(1).filter(|arg| !arg.starts_with("--")).collect();
     let wants = |what: &str| asked.is_empty() || asked.iter().any(|arg| arg == what);
     println!("{:<46} {:>17} {:>17} {:>6}", "medians of rounds in turn (best)", "Swarm", "Neap", "ratio");
@@ -47,18 +48,6 @@ fn main() {
     }
     if wants("rest") {
         at_rest(&lab, &daemon, asked.iter().find_map(|arg| arg.parse().ok()).unwrap_or(100));
-    }
-}
-
-// As its owner has it: somebody on every host.
-fn join(lab: &Lab, daemon: &LabDaemon) {
-    let token = daemon.ok(&["join-token", "worker", "--quiet"]);
-    for node in ["n2", "n3"] {
-        let address = format!("{}:8377", lab.address("n1"));
-        lab.run(
-            node,
-            &["env", "NEAP_LOG=warn", support::NEAP, "join", &address, "--token", token.trim(), "--data", "/run/neap"],
-        );
     }
 }
 

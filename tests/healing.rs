@@ -10,7 +10,7 @@ mod proxy;
 #[path = "support/mod.rs"]
 mod support;
 
-use lab::{Lab, LabDaemon, Load};
+use lab::{Lab, LabDaemon, Load, join_agents};
 use proxy::Proxy;
 use support::eventually;
 
@@ -26,12 +26,7 @@ fn what_heals_by_itself() {
     let daemon = LabDaemon::new(&lab, "n1", &[]);
     daemon.up(&["DOCKER_HOST=unix:///run/proxy.sock"]);
     let demo = lab.image("demo:1");
-    let token = daemon.ok(&["join-token", "worker", "--quiet"]);
-    for node in ["n2", "n3"] {
-        let address = format!("{}:8377", lab.address("n1"));
-        let join = ["join", &address, "--token", token.trim(), "--data", "/run/neap"];
-        lab.run(node, &[&["env", "NEAP_LOG=warn", support::NEAP], &join[..]].concat());
-    }
+    join_agents(&daemon);
 
     events_that_do_not_come(&lab, &daemon, &proxy, &demo);
     docker_engines_that_are_restarted(&lab, &daemon);

@@ -8,7 +8,7 @@ mod lab;
 #[path = "support/mod.rs"]
 mod support;
 
-use lab::{Lab, LabDaemon, Load};
+use lab::{Lab, LabDaemon, Load, join_agents};
 use support::eventually;
 
 #[test]
@@ -19,12 +19,7 @@ fn a_swarm_is_shared() {
     let lab = Lab::up(3, 1);
     let daemon = LabDaemon::start(&lab, "n1", &[]);
     let demo = lab.image("demo:1");
-    let token = daemon.ok(&["join-token", "worker", "--quiet"]);
-    for node in ["n2", "n3"] {
-        let address = format!("{}:8377", lab.address("n1"));
-        let join = ["join", &address, "--token", token.trim(), "--data", "/run/neap"];
-        lab.run(node, &[&["env", "NEAP_LOG=warn", support::NEAP], &join[..]].concat());
-    }
+    join_agents(&daemon);
 
     what_a_swarm_cannot_do_is_refused(&daemon, &demo);
     room_that_others_take(&lab, &daemon, &demo);

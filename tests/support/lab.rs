@@ -424,6 +424,16 @@ pub fn neap(lab: &Lab, node: &str, args: &[&str]) -> String {
     lab.run(node, &[&["env", "NEAP_CONFIG=/run/neap.toml", NEAP], args].concat())
 }
 
+/// Lets the other machines of a Swarm join the daemon on n1 with an agent each.
+pub fn join_agents(daemon: &LabDaemon) {
+    let token = daemon.ok(&["join-token", "worker", "--quiet"]);
+    let address = format!("{}:8377", daemon.lab.address("n1"));
+    for node in 2..=daemon.lab.machines {
+        let join = ["join", &address, "--token", token.trim(), "--data", "/run/neap"];
+        daemon.lab.run(&format!("n{node}"), &[&["env", "NEAP_LOG=warn", NEAP], &join[..]].concat());
+    }
+}
+
 /// Makes a cluster of all machines: n1 its manager, the others workers.
 pub fn cluster(lab: &Lab) -> LabDaemon<'_> {
     let said = neap(lab, "n1", &[&["init"], &PLACE[..]].concat());
