@@ -79,10 +79,7 @@ fn one_that_goes_takes_no_other_along() {
     let file = daemon.folder.path().join("value");
     for name in ["a", "a@b"] {
         std::fs::write(&file, format!("of {name}")).unwrap();
-        if !daemon.neap(&["config", "create", name, file.to_str().unwrap()]).status.success() {
-            assert_eq!(name, "a@b", "a name may be refused, and another not");
-            return;
-        }
+        daemon.ok(&["config", "create", name, file.to_str().unwrap()]);
     }
     daemon.ok(&["config", "rm", "a"]);
     assert_eq!(daemon.ok(&["config", "get", "a@b"]), "of a@b");
