@@ -352,8 +352,8 @@ impl Engine for ProcessEngine {
             shared.report(&task);
             return Ok(());
         }
-        let ports = held(&shared.ports).choose(&request.spec.ports).map_err(|error| error.about(subject.clone()))?;
-        held(&shared.ports).hold(&request.task, ports.values().copied());
+        let ports = held(&shared.ports).choose(&task, &request.spec.ports);
+        let ports = ports.map_err(|error| error.about(subject.clone()))?;
         let (secrets, configs) =
             taskdir::write_files(&folder, &request).map_err(|error| error.about(subject.clone()))?;
         let file = TaskFile {

@@ -1,7 +1,7 @@
 //! Ports for replicas: handed out from a range below the kernel's ephemeral ports, tried by binding, remembered until
 //! the task has ended.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, TcpListener, UdpSocket};
 use std::ops::RangeInclusive;
 
@@ -15,8 +15,7 @@ pub const DEFAULT_RANGE: RangeInclusive<u16> = 20_000..=29_999;
 /// Ports in use, and where to look next.
 pub struct PortPool {
     range: RangeInclusive<u16>,
-    taken: BTreeSet<u16>,
-    // Who has which, where that is known.
+    // Who has which.
     holders: BTreeMap<u16, TaskId>,
     next: u16,
 }
@@ -27,56 +26,49 @@ impl PortPool {
         // Daemons on one host begin at different places, so that they seldom try each other's ports.
         let width = range.end() - range.start() + 1;
         let offset = u16::try_from(std::process::id() * 37 % u32::from(width)).unwrap_or_default();
-        PortPool { next: range.start() + offset, taken: BTreeSet::new(), holders: BTreeMap::new(), range }
+        PortPool { next: range.start() + offset, holders: BTreeMap::new(), range }
     }
 
     /// Remembers ports that are in use, and whose they are.
     pub fn hold(&mut self, task: &TaskId, ports: impl IntoIterator<Item = u16>) {
-        for port in ports {
-            self.taken.insert(port);
-            self.holders.insert(port, *task);
-        }
+        self.holders.extend(ports.into_iter().map(|port| (port, *task)));
     }
 
     /// Forgets a task's ports once it has ended; what another has got since stays that one's.
     pub fn release(&mut self, task: &TaskId, ports: impl IntoIterator<Item = u16>) {
         for port in ports {
-            if self.holders.get(&port).is_none_or(|holder| holder == task) {
-                self.taken.remove(&port);
+            if self.holders.get(&port) == Some(task) {
                 self.holders.remove(&port);
             }
         }
     }
 
-    fn give_back(&mut self, ports: impl IntoIterator<Item = u16>) {
-        for port in ports {
-            self.taken.remove(&port);
-        }
-    }
-
-    /// One free port for each; the host's own where it is published there.
-    pub fn choose(&mut self, ports: &BTreeMap<String, PortSpec>) -> Result<BTreeMap<String, u16>> {
+    /// One free port for each, the task's from now on; the host's own where it is published there.
+    pub fn choose(&mut self, task: &TaskId, ports: &BTreeMap<String, PortSpec>) -> Result<BTreeMap<String, u16>> {
         let mut chosen = BTreeMap::new();
         for (name, spec) in ports {
             let found = match spec.host_port() {
-                Some((port, protocol)) => self.own(port, protocol, spec.address),
+                Some((port, protocol)) => Self::own(port, protocol, spec.address),
                 None => self.free(spec.protocol).ok_or_else(|| {
                     let range = format!("no free port between {} and {}", self.range.start(), self.range.end());
                     Error::new(Kind::Exhausted, "", range).help("widen the range with --task-ports").retry(true)
                 }),
             };
             match found {
-                Ok(port) => chosen.insert(name.clone(), port),
+                Ok(port) => {
+                    self.hold(task, [port]);
+                    chosen.insert(name.clone(), port);
+                }
                 Err(error) => {
-                    self.give_back(chosen.into_values());
+                    self.release(task, chosen.into_values());
                     return Err(error);
                 }
-            };
+            }
         }
         Ok(chosen)
     }
 
-    fn own(&mut self, port: u16, protocol: Protocol, address: Option<IpAddr>) -> Result<u16> {
+    fn own(port: u16, protocol: Protocol, address: Option<IpAddr>) -> Result<u16> {
         let address = address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         let bound = match protocol {
             Protocol::Tcp => TcpListener::bind((address, port)).map(drop),
@@ -87,7 +79,6 @@ impl PortPool {
                 .cause(error)
                 .retry(true)
         })?;
-        self.taken.insert(port);
         Ok(port)
     }
 
@@ -99,8 +90,7 @@ impl PortPool {
                 Protocol::Tcp => TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok(),
                 Protocol::Udp => UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok(),
             };
-            if !self.taken.contains(&port) && is_free {
-                self.taken.insert(port);
+            if !self.holders.contains_key(&port) && is_free {
                 return Some(port);
             }
         }
@@ -121,8 +111,8 @@ mod tests {
         pool.hold(&second, [20_001]);
         // Its record goes as well, later.
         pool.release(&first, [20_001, 20_002]);
-        assert_eq!(pool.taken, BTreeSet::from([20_001]));
+        assert_eq!(pool.holders, BTreeMap::from([(20_001, second)]));
         pool.release(&second, [20_001]);
-        assert!(pool.taken.is_empty() && pool.holders.is_empty());
+        assert!(pool.holders.is_empty());
     }
 }
