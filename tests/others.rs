@@ -1,6 +1,8 @@
 //! A Swarm that is not Neap's alone: services of others that take room, people who change what is ours by hand, hosts that
 //! cannot be emptied, links that fail.
 
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::time::{Duration, Instant};
 
 #[path = "support/lab.rs"]
@@ -239,14 +241,17 @@ fn a_host_that_is_lost_gets_no_requests(lab: &Lab, daemon: &LabDaemon, image: &s
     daemon.ok(&[
         "service", "create", "--name", "web", "--replicas", "3", "--replicas-max-per-node", "1", "-p", "8080:8080", image,
     ]);
+    let mut kept: Vec<TcpStream> = (0..6).map(|_| TcpStream::connect((lab.address("n1"), 8080)).unwrap()).collect();
+    assert!(kept.iter_mut().all(ask_again));
     let load = Load::start(format!("http://{}:8080/", lab.address("n1")));
     lab.ok(&["cut", "n3"]);
+    // What was open to it is closed, though nothing comes from there; what is open to others goes on.
+    let kept: Vec<_> = kept.into_iter().map(|mut one| std::thread::spawn(move || ask_again(&mut one))).collect();
     eventually("it is known to be down", 20, || {
         let nodes = daemon.json(&["node", "ls", "--format", "json"]);
         nodes.as_array().unwrap().iter().any(|node| node["state"] == "down").then_some(())
     });
-    // A request that was on its way there gives up first.
-    std::thread::sleep(Duration::from_secs(4));
+    assert_eq!(kept.into_iter().map(|one| one.join().unwrap()).filter(|answered| *answered).count(), 4);
     load.gap();
     std::thread::sleep(Duration::from_secs(3));
     let gap = load.gap();
@@ -255,6 +260,17 @@ fn a_host_that_is_lost_gets_no_requests(lab: &Lab, daemon: &LabDaemon, image: &s
     lab.ok(&["mend", "n3"]);
     eventually("it is back", 60, || (daemon.running_on("web").len() == 3).then_some(()));
     daemon.ok(&["service", "wait", "web"]);
+}
+
+// Whether a request over this connection is answered; false once it is closed.
+fn ask_again(stream: &mut TcpStream) -> bool {
+    stream.set_read_timeout(Some(Duration::from_secs(12))).unwrap();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: test\r\n\r\n").unwrap();
+    match stream.read(&mut [0; 4096]) {
+        Ok(length) => length > 0,
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionReset => false,
+        Err(error) => panic!("neither answered nor closed within 12 s: {error}"),
+    }
 }
 
 // It hears of nobody any more, and is the one that is cut off: nothing is started on it for the others.

@@ -30,6 +30,13 @@ pub struct Listener {
     pub backends: Vec<Backend>,
 }
 
+impl Listener {
+    /// The tasks that get new connections.
+    pub fn takers(&self) -> impl Iterator<Item = TaskId> {
+        self.backends.iter().filter(|backend| backend.weight > 0).map(|backend| backend.id)
+    }
+}
+
 /// One replica behind a port.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backend {

@@ -1,6 +1,6 @@
 //! The balancer's loop: accepts, connects, moves bytes, obeys its control socket.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
@@ -53,6 +53,8 @@ struct Loop {
     pairs: HashMap<usize, Pair>,
     controls: HashMap<usize, Control>,
     open: HashMap<TaskId, u32>,
+    // Those of them that get no new ones, and whose connections are asked often whether anybody is there.
+    doubted: HashSet<TaskId>,
     // Pairs whose backend has yet to answer, and until when; in the order of that moment, since all wait alike.
     connecting: VecDeque<(Instant, usize)>,
     busy: Vec<usize>,
@@ -97,6 +99,7 @@ pub fn main(folder: &Path, lifeline: bool) -> io::Result<()> {
         pairs: HashMap::new(),
         controls: HashMap::new(),
         open: HashMap::new(),
+        doubted: HashSet::new(),
         connecting: VecDeque::new(),
         busy: Vec::new(),
         accepted: 0,
@@ -370,11 +373,28 @@ impl Loop {
             }
         }
         self.table = table;
+        self.doubt();
         // Connections that waited for the first table, or came before their listener was registered.
         let tokens: Vec<Token> = self.listeners.values().map(|listener| listener.token).collect();
         for token in tokens {
             self.accept(token);
         }
+    }
+
+    // Who gets nothing new may be on a host that is lost: a connection there would hang until the kernel gives up, a
+    // quarter of an hour later. One that is only being drained answers, and loses nothing.
+    fn doubt(&mut self) {
+        let takes: HashSet<TaskId> = self.table.listeners.values().flat_map(Listener::takers).collect();
+        self.doubted.retain(|task| self.open.contains_key(task) && !takes.contains(task));
+        let new = self.open.keys().filter(|task| !takes.contains(task) && !self.doubted.contains(task));
+        let new: Vec<TaskId> = new.copied().collect();
+        if new.is_empty() {
+            return;
+        }
+        for pair in self.pairs.values().filter(|pair| new.contains(&pair.task)) {
+            ask_often(&pair.server);
+        }
+        self.doubted.extend(new);
     }
 
     fn accept_controls(&mut self, listener: &UnixListener) {
@@ -443,4 +463,14 @@ fn prepare(stream: &TcpStream) {
     let _ = setsockopt(stream, sockopt::TcpKeepIdle, &60);
     let _ = setsockopt(stream, sockopt::TcpKeepInterval, &15);
     let _ = setsockopt(stream, sockopt::TcpKeepCount, &4);
+}
+
+// Whether the peer's host is there is known within three seconds, or twice that where it has been silent for long. A host
+// that takes what is sent may take as long as it likes to answer it.
+fn ask_often(stream: &TcpStream) {
+    use nix::sys::socket::{setsockopt, sockopt};
+    let _ = setsockopt(stream, sockopt::TcpUserTimeout, &3000);
+    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &1);
+    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &1);
+    let _ = setsockopt(stream, sockopt::TcpKeepCount, &3);
 }
