@@ -324,6 +324,17 @@ fn the_images_own_check_is_read_and_overridden() {
         daemon.ok(&["service", "create", "--name", "own", "--health-cmd", "true", "checked", "sleep", "1000"]);
         health("own", "healthy");
 
+        // A command that does not end is ended, with what it has started: none is left while the next one runs.
+        #[rustfmt::skip]
+        daemon.ok(&[
+            "service", "create", "--name", "hangs", "--detach", "--health-cmd", "sleep 999; true", "--health-interval", "100ms",
+            "--health-timeout", "200ms", "--health-retries", "5", "--health-on-fail", "none", "busybox", "sleep", "1000",
+        ]);
+        health("hangs", "unhealthy");
+        let id = lab.docker("n1", &["ps", "-q", "--filter", "label=neap.service=hangs"]);
+        let left = lab.docker("n1", &["top", &id]).matches("sleep 999").count();
+        assert!(left <= 2, "five commands have timed out, and of the last one shell and sleep may be there: {left}");
+
         // A port that is not published, and listens on the container's loopback alone: asked in its own network.
         let inside = ["--health-interval", "200ms", "--health-retries", "1", "--health-on-fail", "unroute", "busybox"];
         let serve = ["sh", "-c", "touch /tmp/ok; exec httpd -f -p 127.0.0.1:8080 -h /tmp"];

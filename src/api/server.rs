@@ -78,6 +78,7 @@ pub async fn serve_tls(listener: TcpListener, tls: watch::Receiver<Arc<rustls::S
         let (acceptor, router) = (tokio_rustls::TlsAcceptor::from(tls.borrow().clone()), router.clone());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
+            crate::network::keep_alive(&stream);
             if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
                 let shown = stream.get_ref().1.peer_certificates().and_then(|all| all.first());
                 let shown = shown.map(|certificate| PeerCertificate(sha256_hex(certificate)));

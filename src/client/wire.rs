@@ -198,6 +198,7 @@ impl Wire {
                     .await
                     .map_err(|_| Error::new(Kind::Timeout, self.subject(), "no answer within 10s"))?
                     .map_err(|error| self.unreachable(&error))?;
+                crate::network::keep_alive(&stream);
                 let host = address
                     .rsplit_once(':')
                     .map_or(address.as_str(), |(host, _)| host)

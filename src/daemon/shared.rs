@@ -19,8 +19,7 @@ use crate::api::switch::Switch;
 use crate::api::{self, Api};
 use crate::client::remote::RemoteCluster;
 use crate::client::wire::Endpoint;
-
-use crate::engines::docker::Address;
+use crate::engines::docker::{Address, trouble};
 use crate::model::clock::{Clock, SystemClock};
 use crate::model::{Error, Kind, Result};
 use crate::runtime::Runtime;
@@ -42,6 +41,32 @@ const FIND_KEY: Duration = Duration::from_millis(300);
 /// The record with the key of the secrets, sealed with a key that every manager of the Swarm can find out.
 const VAULT: &str = "meta/vault";
 
+/// How long a Docker Engine is waited for that does not answer: it may be starting as well.
+const STARTING: Duration = Duration::from_secs(60);
+
+async fn reached(address: &Address) -> Result<(Docker, bollard::models::SystemInfo)> {
+    let failed = |act: &str, error| trouble::error(format!("Docker Engine {}", address.url), act, &error);
+    let begun = tokio::time::Instant::now();
+    let mut told = false;
+    loop {
+        let asked = async {
+            let docker =
+                address.client().await?.negotiate_version().await.map_err(|error| failed("reach it", error))?;
+            let info = docker.info().await.map_err(|error| failed("ask it", error))?;
+            Ok::<_, Error>((docker, info))
+        };
+        match asked.await {
+            Err(error) if matches!(error.kind, Kind::Unavailable | Kind::Timeout) && begun.elapsed() < STARTING => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(%error, "the Docker Engine is waited for, {} s at most", STARTING.as_secs());
+                }
+                tokio::time::sleep(RECOVER).await;
+            }
+            other => return other,
+        }
+    }
+}
+
 #[derive(serde::Serialize, serde::Deserialize)]
 struct Wrapped {
     key: Vec<u8>,
@@ -52,16 +77,12 @@ struct Wrapped {
 /// Runs the daemon: follows, leads when it is its turn, and begins anew as a follower when it has lost the lead.
 pub async fn up(options: Options, socket: UnixListener, address: Address) -> Result<()> {
     let subject = || format!("Docker Engine {}", address.url);
-    let broken = |act: &str, error: &dyn std::fmt::Display| {
-        Error::new(Kind::Unavailable, subject(), format!("cannot {act}")).cause(error)
-    };
-    let docker = address.client().await?.negotiate_version().await.map_err(|error| broken("connect to it", &error))?;
     let mut told = false;
-    let info = loop {
-        let info = docker.info().await.map_err(|error| broken("ask it", &error))?;
+    let (docker, info) = loop {
+        let (docker, info) = reached(&address).await?;
         let state = info.swarm.as_ref().and_then(|swarm| swarm.local_node_state);
         if state != Some(bollard::models::LocalNodeState::LOCKED) {
-            break info;
+            break (docker, info);
         }
         if !std::mem::replace(&mut told, true) {
             tracing::warn!("this manager is locked; the daemon waits until it is unlocked (neap unlock)");

@@ -31,6 +31,16 @@ pub async fn ask(
     Ok(asked(entered(network).await?, port, path, timeout).await)
 }
 
+/// Ends process `pid` with those that it started, if that is `whose` process. Permission may be lacking: then it goes on.
+pub fn kill(pid: u32, whose: &str) {
+    use nix::sys::signal::{Signal, killpg};
+    let Ok(number) = i32::try_from(pid).map(nix::unistd::Pid::from_raw) else { return };
+    // A command in a container has a session of its own, so its group is nobody else's.
+    if belongs(pid, whose) && nix::unistd::getpgid(Some(number)) == Ok(number) {
+        let _ = killpg(number, Signal::SIGKILL);
+    }
+}
+
 // A container's id is in the name of its control group, or in those of the files that Docker mounts into it.
 fn belongs(pid: u32, container: &str) -> bool {
     let holds =

@@ -42,8 +42,9 @@ pub async fn probe(address: &Address, docker: &Docker, container: &str, ask: &Pr
     })
 }
 
-/// Runs a command and waits for its end.
+/// Runs a command and waits for its end; one that is late is ended where that can be done.
 pub async fn run(
+    address: &Address,
     docker: &Docker,
     task: &TaskId,
     container: &str,
@@ -52,6 +53,7 @@ pub async fn run(
 ) -> Result<ExecResult> {
     let subject = format!("task {task}");
     let failed = |error| trouble::error(subject.clone(), "run a command in its container", &error);
+    let begun = std::sync::OnceLock::new();
     let work = async {
         let config = ExecConfig {
             cmd: Some(command.to_vec()),
@@ -60,6 +62,7 @@ pub async fn run(
             ..ExecConfig::default()
         };
         let exec = docker.create_exec(container, config).await.map_err(failed)?;
+        let _ = begun.set(exec.id.clone());
         let mut output = Vec::new();
         if let StartExecResults::Attached { output: mut parts, .. } =
             docker.start_exec(&exec.id, None::<StartExecOptions>).await.map_err(failed)?
@@ -73,9 +76,30 @@ pub async fn run(
         let code = i32::try_from(ended.exit_code.unwrap_or(-1)).unwrap_or(-1);
         Ok(ExecResult { code, output: String::from_utf8_lossy(&output).into_owned() })
     };
-    // Docker has no way to end a command: one that does not end by itself goes on until its container ends.
-    match tokio::time::timeout(timeout.std(), work).await {
-        Ok(result) => result,
-        Err(_) => Err(Error::new(Kind::Timeout, subject, format!("the command did not end within {timeout}"))),
+    if let Ok(result) = tokio::time::timeout(timeout.std(), work).await {
+        return result;
+    }
+    if let Some(exec) = begun.into_inner() {
+        end(address, docker, (container, &exec)).await;
+    }
+    Err(Error::new(Kind::Timeout, subject, format!("the command did not end within {timeout}")))
+}
+
+/// How long the Docker Engine has to say which process a command is.
+const PATIENCE: std::time::Duration = std::time::Duration::from_secs(2);
+
+// Docker has no way to end a command, the kernel of its host has. Elsewhere it goes on until it ends, or its container.
+async fn end(address: &Address, docker: &Docker, (container, exec): (&str, &str)) {
+    if !address.is_local() {
+        return;
+    }
+    let asked = async {
+        let command = docker.inspect_exec(exec).await.ok().filter(|command| command.running == Some(true))?;
+        // By its id, which is what its processes can be known by.
+        let id = docker.inspect_container(container, None).await.ok()?.id?;
+        Some((u32::try_from(command.pid?).ok()?, id))
+    };
+    if let Ok(Some((pid, id))) = tokio::time::timeout(PATIENCE, asked).await {
+        inside::kill(pid, &id);
     }
 }

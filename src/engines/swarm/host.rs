@@ -246,7 +246,7 @@ impl SwarmHost {
     /// Runs a command in a task's container.
     pub async fn exec(&self, ask: &ExecAsk) -> Result<ExecResult> {
         let docker = self.connected()?;
-        exec::run(&docker, &ask.task, &self.container(&ask.task)?, &ask.command, ask.timeout).await
+        exec::run(&self.address, &docker, &ask.task, &self.container(&ask.task)?, &ask.command, ask.timeout).await
     }
 
     /// Asks a port in the network of a task's container.

@@ -142,11 +142,12 @@ impl Nodes {
             }
             for node in &mut nodes {
                 let Some(heard) = heard.get(&node.id) else { continue };
-                let is_silent = now - heard.host >= SILENT;
+                node.agent = known.get(&node.id).cloned();
+                // A connection that beats is a sign of life: one question that is lost on the way means nothing.
+                let is_silent = now - heard.host >= SILENT && !node.agent.as_ref().is_some_and(|agent| agent.connected);
                 if is_silent || (now - heard.engine >= REFUSED && now - heard.host < SILENT) {
                     node.state = NodeState::Down;
                 }
-                node.agent = known.get(&node.id).cloned();
             }
             let nodes = Arc::new(nodes);
             self.known.send_if_modified(|known| {

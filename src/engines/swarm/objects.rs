@@ -6,7 +6,7 @@ use std::net::Ipv4Addr;
 use base64::Engine;
 use bollard::Docker;
 use bollard::models::{ConfigSpec, SecretSpec};
-use bollard::query_parameters::{ListConfigsOptions, ListSecretsOptions};
+use bollard::query_parameters::{InspectNetworkOptions, ListConfigsOptions, ListSecretsOptions};
 
 use super::spec::{FileUse, Files};
 use crate::engines::StartRequest;
@@ -29,14 +29,19 @@ pub async fn ensure_network(docker: &Docker, cluster: &str, name: &str) -> Resul
     if matches!(name, "host" | "none" | "bridge") {
         return Ok(());
     }
-    let listed = networks::list(docker).await?;
-    match listed.iter().find(|network| network.name == name) {
-        Some(network) if network.scope == "swarm" => return Ok(()),
-        Some(_) => {
-            let message = "is there on this host, but is no network of the Swarm";
-            return Err(Error::new(Kind::Conflict, format!("network \"{name}\""), message).help("use another name"));
+    let of_swarm = InspectNetworkOptions { scope: Some("swarm".into()), ..InspectNetworkOptions::default() };
+    match docker.inspect_network(name, Some(of_swarm)).await {
+        // It may have found another one whose id begins like this.
+        Ok(found) if found.name.as_deref() == Some(name) => return Ok(()),
+        Err(error) if !trouble::is_status(&error, 404) => {
+            return Err(trouble::error(format!("network \"{name}\""), "look it up", &error));
         }
-        None => {}
+        _ => {}
+    }
+    let listed = networks::list(docker).await?;
+    if listed.iter().any(|network| network.name == name) {
+        let message = "is there on this host, but is no network of the Swarm";
+        return Err(Error::new(Kind::Conflict, format!("network \"{name}\""), message).help("use another name"));
     }
     match create(docker, cluster, &NetworkSpec { name: name.to_owned(), ..NetworkSpec::default() }, &listed).await {
         // Another replica's start was faster.
@@ -103,17 +108,14 @@ fn object_name(cluster: &str, value: &[u8], salt: &str) -> String {
 /// Makes the Swarm's secrets and configs that a task reads, where they are not there yet.
 pub async fn ensure_files(docker: &Docker, cluster: &str, request: &StartRequest) -> Result<Files> {
     let mut files = Files::default();
-    if !request.secrets.0.is_empty() {
-        let known = list_secrets(docker, cluster).await?;
-        for (file, value) in &request.secrets.0 {
-            let owner = request.spec.secrets.get(file).cloned().unwrap_or_default();
-            let name = object_name(cluster, value, &owner.name);
-            let id = match known.get(&name) {
-                Some(id) => id.clone(),
-                None => create_secret(docker, labels(spec::CLUSTER, cluster), &name, value).await?,
-            };
-            files.secrets.push((FileUse { file: file.clone(), id, name }, owner));
-        }
+    for (file, value) in &request.secrets.0 {
+        let owner = request.spec.secrets.get(file).cloned().unwrap_or_default();
+        let name = object_name(cluster, value, &owner.name);
+        let id = match secret_id(docker, &name).await? {
+            Some(id) => id,
+            None => create_secret(docker, labels(spec::CLUSTER, cluster), &name, value).await?,
+        };
+        files.secrets.push((FileUse { file: file.clone(), id, name }, owner));
     }
     for config in &request.configs {
         let name = object_name(cluster, &config.value, &config.owner.name);
@@ -173,12 +175,16 @@ async fn create_secret(docker: &Docker, labels: Labels, name: &str, value: &[u8]
     };
     match docker.create_secret(spec).await {
         Ok(made) => Ok(made.id),
-        Err(error) if trouble::is_status(&error, 409) => {
-            let found = docker.inspect_secret(name).await;
-            let found = found.map_err(|error| trouble::error("secret", "look it up in the Swarm", &error))?;
-            Ok(found.id.unwrap_or_default())
-        }
-        Err(error) => Err(trouble::error("secret", "make it in the Swarm", &error)),
+        Err(error) if trouble::is_status(&error, 409) => Ok(secret_id(docker, name).await?.unwrap_or_default()),
+        Err(error) => Err(trouble::error(format!("secret \"{name}\""), "make it in the Swarm", &error)),
+    }
+}
+
+async fn secret_id(docker: &Docker, name: &str) -> Result<Option<String>> {
+    match docker.inspect_secret(name).await {
+        Ok(found) => Ok(found.id),
+        Err(error) if trouble::is_status(&error, 404) => Ok(None),
+        Err(error) => Err(trouble::error(format!("secret \"{name}\""), "look it up in the Swarm", &error)),
     }
 }
 
@@ -192,7 +198,7 @@ async fn create_config(docker: &Docker, labels: Labels, name: &str, value: &[u8]
     match docker.create_config(spec).await {
         Ok(made) => Ok(made.id),
         Err(error) if trouble::is_status(&error, 409) => Ok(config_id(docker, name).await?.unwrap_or_default()),
-        Err(error) => Err(trouble::error("config", "make it in the Swarm", &error)),
+        Err(error) => Err(trouble::error(format!("config \"{name}\""), "make it in the Swarm", &error)),
     }
 }
 
@@ -200,18 +206,12 @@ async fn config_id(docker: &Docker, name: &str) -> Result<Option<String>> {
     match docker.inspect_config(name).await {
         Ok(found) => Ok(found.id),
         Err(error) if trouble::is_status(&error, 404) => Ok(None),
-        Err(error) => Err(trouble::error("config", "look it up in the Swarm", &error)),
+        Err(error) => Err(trouble::error(format!("config \"{name}\""), "look it up in the Swarm", &error)),
     }
 }
 
 fn filters(key: &str, cluster: &str) -> Option<HashMap<String, Vec<String>>> {
     Some(HashMap::from([("label".to_owned(), vec![format!("{key}={cluster}")])]))
-}
-
-async fn list_secrets(docker: &Docker, cluster: &str) -> Result<BTreeMap<String, String>> {
-    let listed = docker.list_secrets(Some(ListSecretsOptions { filters: filters(spec::CLUSTER, cluster) })).await;
-    let listed = listed.map_err(|error| trouble::error("Swarm", "list its secrets", &error))?;
-    Ok(listed.into_iter().filter_map(|secret| Some((secret.spec?.name?, secret.id?))).collect())
 }
 
 /// Removes our secrets and configs that no service uses any more; Swarm itself keeps those that one does.
@@ -221,8 +221,10 @@ pub async fn prune_files(docker: &Docker, cluster: &str) -> Result<()> {
         Err(error) if trouble::is_status(&error, 404) || trouble::said(&error).contains("in use") => {}
         Err(error) => tracing::warn!(%error, what, "what nothing uses could not be removed from the Swarm"),
     };
-    for id in list_secrets(docker, cluster).await?.values() {
-        gone("secret", docker.delete_secret(id).await);
+    let listed = docker.list_secrets(Some(ListSecretsOptions { filters: filters(spec::CLUSTER, cluster) })).await;
+    let listed = listed.map_err(|error| trouble::error("Swarm", "list its secrets", &error))?;
+    for id in listed.into_iter().filter_map(|secret| secret.id) {
+        gone("secret", docker.delete_secret(&id).await);
     }
     let listed = docker.list_configs(Some(ListConfigsOptions { filters: filters(CONFIG, cluster) })).await;
     let listed = listed.map_err(|error| trouble::error("Swarm", "list its configs", &error))?;
