@@ -84,7 +84,9 @@ async fn repl(folder: &Path) {
         cluster.apply(Apply { service, ..Apply::default() }).await.unwrap();
     }
     let reach = neap::script::api::Reach::default();
-    let context = Context { cluster, reporter: Rc::new(|_, _| {}), folder: folder.to_owned(), reach, hosting: None };
+    let reporter = Rc::new(|_: &str, _: &_| {});
+    let described = neap::script::api::describe::Described::default();
+    let context = Context { cluster, reporter, folder: folder.to_owned(), reach, described, hosting: None };
     let session = Session::new(context, folder.to_owned(), Arc::default()).unwrap();
     let trips = measure(1000, async || drop(session.eval("services.get \"service-00500\"").await.unwrap())).await;
     println!(

@@ -16,8 +16,6 @@ end
 
 compose.apply(stack, { wait = "2m", prune = true })
 
-for _, service in services.list() do
-  if service.spec.labels and service.spec.labels["com.docker.stack.namespace"] == name then
-    print(`{service.name}: {service.healthy} of {service.replicas} healthy, settled: {service.settled}`)
-  end
+for _, service in services.list { stack = name } do
+  print(`{service.name}: {service.healthy} of {service.replicas} healthy, settled: {service.settled}`)
 end

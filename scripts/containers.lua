@@ -17,16 +17,16 @@ local shop = service "shop" {
 }
 
 print(shop:plan())
-local live = shop:apply { wait = "2m" }
+local live = shop:apply():wait "2m"
 live = live:scale(4, { wait = "2m" })
 
 local load = http.load { url = url, connections = 4 }  -- goes on while the new image comes in, and goes again
-live = live:update({ image = next_image }, { wait = "3m" })
+live = live:update({ image = next_image }):wait "3m"
 live = live:rollback { wait = "3m" }
 local during = load:stop()
 print(`rolled out and back under load: {during.requests} requests, {during.failed} failed`)
 assert(during.failed == 0, "a request failed during the rollout")
 
 print(live)
-for _, node in nodes.list() do print(node.hostname, table.concat(node:tasks(), " ")) end
+for _, node in nodes.list() do print(node.name, table.concat(node:tasks(), " ")) end
 live:remove { wait = "1m" }

@@ -11,8 +11,6 @@ local agent = service "host-agent" {
   mode = "global",
   ports = { agent = { published = port, target = port, protocol = protocol or "tcp", mode = "host" } },
 }
-agent:apply { wait = "5m" }
-
-for _, task in services.get("host-agent").tasks do
-  if task.state == "running" then print(nodes.get(task.node).hostname, task.ports.agent) end
+for _, task in agent:apply():wait("5m").tasks do
+  if task.state == "running" then print(task.node, task.ports.agent) end
 end

@@ -9,9 +9,9 @@ cron "prune-images" {
       -- A node that cannot be asked now is asked tomorrow; the others need not wait for it.
       local ok, pruned = pcall(node.prune_images, node, { created_before = "72h" })
       if ok then
-        print(`{node.hostname}: {#pruned.removed} images, {pruned.bytes // 1048576} MiB`)
+        print(`{node.name}: {#pruned.removed} images, {pruned.bytes // 1048576} MiB`)
       else
-        warn(`{node.hostname}: {pruned}`)
+        warn(`{node.name}: {pruned}`)
       end
     end
   end,

@@ -4,15 +4,11 @@
 local prefix = "maintenance/failures/"
 
 -- Each failure of a task is counted under its service. Events of one subject come in order, one at a time; two tasks of
--- one service may fail at once, so the count is set against the version that was read.
+-- one service may fail at once, and `kv.update` loses neither.
 on "task.failed" {
   name = "count-failures",
   run = function(event)
-    local key = prefix .. event.service
-    repeat
-      local count, version = kv.get(key)
-      local ok = pcall(kv.set, key, (tonumber(count) or 0) + 1, { version = version or 0 })
-    until ok
+    kv.update(prefix .. event.service, function(count) return (tonumber(count) or 0) + 1 end)
   end,
 }
 
@@ -27,14 +23,14 @@ cron "morning-report" {
     end
     for _, entry in kv.list(prefix) do
       tell(`{entry.key:sub(#prefix + 1)}: {entry.value} tasks failed`)
-      kv.delete(entry.key, { version = entry.version })
+      kv.remove(entry.key, { version = entry.version })
     end
     for _, service in services.list() do
       if not service.settled then tell(`{service.name}: {service.healthy} of {service.replicas} healthy`) end
     end
     for _, node in nodes.list() do
       if node.availability ~= "active" or node.state ~= "ready" then
-        tell(`{node.hostname}: {node.state}, {node.availability}`)
+        tell(`{node.name}: {node.state}, {node.availability}`)
       end
     end
     if quiet then print "all is well" end

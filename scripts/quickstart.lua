@@ -12,6 +12,7 @@ local function web(version, flags)
     command  = command,
     replicas = 3,
     ports    = { http = env.get("PORT", "8080") },
+    with     = rules,                                  -- come along whenever it is planned or applied
     policy   = "quietest",                             -- quickstart/quietest.lua
     check    = "answers",                              -- quickstart/answers.lua
     rollout  = { use = "rolling", batch = 1, min_healthy = "500ms", on_failure = "rollback" },
@@ -25,20 +26,20 @@ local function show(title, load)
   for why, count in load.failures do print(`  {count} x {why}`) end
 end
 
-print(web("v1"):plan { with = rules })
-local live = web("v1"):apply { with = rules, wait = "30s" }
+print(web("v1"):plan())
+local live = web("v1"):apply():wait "30s"
 show("three replicas", http.load { url = url, requests = 1000, connections = 8 }:wait())
 
 live = live:scale(5, { wait = "30s" })
 
 local load = http.load { url = url, connections = 8 }  -- goes on while the new version comes in
-live = live:update({ command = web("v2").spec.command }, { wait = "1m" })
+live = live:update({ command = web("v2").spec.command }):wait "1m"
 local during = load:stop()
 show("rolled out v2 under load", during)
 assert(during.failed == 0, "a request failed during the rollout")
 
 local ok, why = pcall(function()
-  live:update({ command = web("v3", { "--fail-check" }).spec.command }, { wait = "1m" })
+  live:update({ command = web("v3", { "--fail-check" }).spec.command }):wait "1m"
 end)
 assert(not ok, "v3 fails its check and should have been rolled back")
 print(`v3: {why}`)

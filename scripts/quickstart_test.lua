@@ -4,22 +4,20 @@ local rules = scripts "quickstart/*.lua"
 
 local function web(replicas)
   return service "web" {
-    command = "server", replicas = replicas, ports = { http = "8080" }, policy = "quietest", check = "answers",
+    command = "server", replicas = replicas, ports = { http = "8080" }, with = rules, policy = "quietest", check = "answers",
   }
 end
 
 test "the quietest node is chosen, and hosts of databases take nothing" {
   nodes = { { name = "web", count = 2 }, { name = "db", count = 3, labels = { tier = "db" } } },
   run = function()
-    web(4):apply { with = rules, wait = "1m" }
-    local counts = {}
-    for _, task in services.get("web").tasks do counts[task.node] = (counts[task.node] or 0) + 1 end
-    assert(counts.web1 == 2 and counts.web2 == 2, json.encode(counts))
+    web(4):apply():wait "1m"
+    assert(#nodes.get("web1"):tasks() == 2 and #nodes.get("web2"):tasks() == 2)
   end,
 }
 
 test("what says that it is ill is restarted, until it is well", function(t)
-  web(1):apply { with = rules, wait = "1m" }
+  web(1):apply():wait "1m"
   assert(http.get("http://localhost:8080/").status == 200)
   local first = services.get("web").tasks[1].id
   t.cluster:program("server", { healthy = false })
@@ -32,7 +30,7 @@ test("what says that it is ill is restarted, until it is well", function(t)
 end)
 
 test("a replica that ends is started again", function(t)
-  web(2):apply { with = rules, wait = "1m" }
+  web(2):apply():wait "1m"
   t.cluster:kill("web.2", 1)
   t.clock:advance "1ms"
   assert(services.get("web").healthy == 1)

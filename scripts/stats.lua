@@ -4,8 +4,8 @@
 
 local prefix = ... or ""
 local rows = {}
-for _, service in services.list() do
-  if service.name:sub(1, #prefix) == prefix and not service.spec.engine_native then
+for _, service in services.list { prefix = prefix } do
+  if not service.spec.engine_native then
     local ok, stats = pcall(service.stats, service)
     if not ok then warn(`{service.name}: {stats}`) end
     for _, row in ok and stats or {} do

@@ -5,10 +5,10 @@
 local image, port, path, replicas = ...
 assert(image and tonumber(port), "usage: neap run scripts/worker.lua IMAGE PORT [PATH] [REPLICAS]")
 
-service "worker" {
+local worker = service "worker" {
   image = image,
   replicas = tonumber(replicas or "1"),
   check = { http = path or "/healthz", port = tonumber(port), every = "5s" },
-}:apply { wait = "5m" }
+}
 
-for _, task in services.get("worker").tasks do print(task.name, task.node, task.health) end
+for _, task in worker:apply():wait("5m").tasks do print(task.name, task.node, task.health) end

@@ -211,7 +211,7 @@ fn moments_are_seconds_everywhere() {
         near(service.tasks[1].created_at)
         near(service.tasks[1].started_at)
         near(service:logs({})[1].at)
-        service = service:update({ env = { A = '1' } }, { wait = 60 })
+        service = service:update({ env = { A = '1' } }, { wait = '1m' })
         near(service.release.started_at)
         assert(not pcall(function() nodes.list()[1].labels.x = 'y' end), 'what was read is no place to write to')
         local ok, why = pcall(services.get)

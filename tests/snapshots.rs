@@ -80,6 +80,7 @@ fn plan() {
         service: Some("web".parse().unwrap()),
         empty: false,
         changes: vec!["env.VERSION: 1 -> 2".into(), "replicas: 3 -> 2".into()],
+        release: None,
         steps: vec![
             step(PlanAction::Replace, "web.1", Some("eu-1"), Some(-1.0), "new revision, by rollout \"rolling\""),
             step(

@@ -57,18 +57,12 @@ impl Identity {
 
     /// Writes it, whole or not at all, readable by its owner only.
     pub fn save(&self, folder: &Path) -> Result<()> {
-        use std::io::Write;
-        use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+        use std::os::unix::fs::DirBuilderExt;
         let path = folder.join(FILE);
         let failed = |error: std::io::Error| Error::io(path.display().to_string(), "write it", &error);
         let text = serde_json::to_vec_pretty(self).map_err(|error| Error::internal(FILE, error.to_string()))?;
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder).map_err(failed)?;
-        let temporary = folder.join("agent.json.new");
-        let mut options = std::fs::OpenOptions::new();
-        let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&temporary).map_err(failed)?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
-        std::fs::rename(&temporary, &path).map_err(failed)?;
-        std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)
+        crate::store::file::replace(&path, &text, 0o600).map_err(failed)
     }
 
     /// Forgets it: the host has left.

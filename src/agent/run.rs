@@ -1,7 +1,7 @@
 //! The agent's side of the connection: finds whoever leads, does what it asks, tells what it sees.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::mpsc;
@@ -20,6 +20,9 @@ use crate::model::{Error, Kind, Result};
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
 /// The wait before the certificate is asked for anew where that failed.
 const RENEW: Duration = Duration::from_secs(3600);
+/// Whoever leads with a lower number than was seen is believed once the higher one was not heard of for this long, many
+/// times what a lead lasts without a sign of life: a Swarm that is restored from a backup counts from an older number.
+const OUTLIVED: Duration = Duration::from_secs(60);
 const DAY: u64 = 86_400_000;
 
 /// Whom to call, and as whom.
@@ -32,6 +35,8 @@ pub struct Site {
     pub daemon: Option<String>,
     /// The highest number of a lead that was heard of: one with a lower number does not lead any more.
     pub term: u64,
+    /// When that was heard last.
+    pub heard: Instant,
 }
 
 /// Shared between the connection and whoever keeps it up to date.
@@ -50,7 +55,7 @@ pub fn set_daemons(shared: &Shared, daemons: Vec<String>) {
 /// cannot be used.
 pub async fn agent(
     folder: &std::path::Path,
-    mut identity: Identity,
+    identity: Identity,
     worker: Arc<Worker>,
     clock: Arc<dyn Clock>,
     mut connected: impl FnMut(&str),
@@ -61,21 +66,14 @@ pub async fn agent(
         daemons: identity.daemons.clone(),
         daemon: None,
         term: identity.term,
+        heard: Instant::now(),
     }));
+    let identity = Mutex::new(identity);
     loop {
-        let due = |identity: &Identity| {
-            let at = identity.certified_at + u64::try_from(authority::RENEW_DAYS).unwrap_or_default() * DAY;
-            Duration::from_millis(at.saturating_sub(clock.wall().0))
-        };
-        if due(&identity).is_zero()
-            && let Err(error) = renew(folder, &mut identity, &shared, &*clock).await
-        {
-            tracing::warn!(%error, "the agent's certificate cannot be made anew yet; it is tried again");
-        }
-        let wait = due(&identity).max(RENEW);
         let serve = follow(&worker, &shared, |at| {
             connected(at);
             let site = site(&shared);
+            let mut identity = identity.lock().unwrap_or_else(PoisonError::into_inner);
             if (identity.term, &identity.daemons) != (site.term, &site.daemons) {
                 (identity.term, identity.daemons) = (site.term, site.daemons.clone());
                 if let Err(error) = identity.save(folder) {
@@ -83,22 +81,53 @@ pub async fn agent(
                 }
             }
         });
+        let renewed = async {
+            loop {
+                let certified_at = identity.lock().unwrap_or_else(PoisonError::into_inner).certified_at;
+                tokio::time::sleep(due(certified_at, clock.wall().0)).await;
+                match renew(folder, &identity, &shared, &*clock).await {
+                    Ok(()) => return,
+                    Err(error) => {
+                        tracing::warn!(%error, "the agent's certificate cannot be made anew yet; it is tried again");
+                        tokio::time::sleep(RENEW).await;
+                    }
+                }
+            }
+        };
         // The next connection shows the new certificate.
-        let _ = tokio::time::timeout(wait, serve).await;
+        tokio::select! {
+            () = serve => {}
+            () = renewed => {}
+        }
     }
 }
 
-async fn renew(folder: &std::path::Path, identity: &mut Identity, shared: &Shared, clock: &dyn Clock) -> Result<()> {
+// How long a certificate has until it is to be made anew. One that was given in the future was given by a clock that was wrong,
+// and so is counted by.
+fn due(certified_at: u64, now: u64) -> Duration {
+    let term = u64::try_from(authority::RENEW_DAYS).unwrap_or_default() * DAY;
+    if certified_at > now + DAY {
+        return Duration::ZERO;
+    }
+    Duration::from_millis((certified_at + term).saturating_sub(now))
+}
+
+async fn renew(folder: &std::path::Path, identity: &Mutex<Identity>, shared: &Shared, clock: &dyn Clock) -> Result<()> {
     let (caller, daemons) = {
         let site = site(shared);
         (site.caller.clone(), site.daemons.clone())
     };
-    let key = authority::public_key(&identity.key)?;
-    let ask = CertifyAsk { secret: String::new(), node: identity.node.clone(), key };
+    let known = || identity.lock().unwrap_or_else(PoisonError::into_inner);
+    let ask = {
+        let identity = known();
+        let key = authority::public_key(&identity.key)?;
+        CertifyAsk { secret: String::new(), node: identity.node.clone(), key }
+    };
     let mut last = Error::new(Kind::Unavailable, "cluster", "no daemon is known");
     for address in &daemons {
         match caller.post::<CertifyAnswer>(address, "/v1/join/agent", &ask).await {
             Ok(answer) => {
+                let mut identity = known();
                 identity.certificate = answer.certificate;
                 identity.certified_at = clock.wall().0;
                 identity.save(folder)?;
@@ -130,6 +159,7 @@ pub async fn follow(worker: &Arc<Worker>, shared: &Shared, mut connected: impl F
                     why = serve(worker, shared, stream, || connected(&at)).await;
                     if began.elapsed() > AGAIN.1 {
                         (wait, told) = (AGAIN.0, false);
+                        site(shared).heard = Instant::now();
                     }
                     break;
                 }
@@ -168,10 +198,17 @@ async fn serve(
     };
     {
         let mut site = site(shared);
-        if welcome.term < site.term {
+        if welcome.term < site.term && site.heard.elapsed() < OUTLIVED {
             let message = format!("leads with the number {}, and {} has been seen", welcome.term, site.term);
-            return Error::new(Kind::Conflict, "daemon", message);
+            return Error::new(Kind::Conflict, "daemon", message).retry(true);
         }
+        if welcome.term < site.term {
+            tracing::warn!(
+                term = welcome.term,
+                "this lead has a lower number than was seen: a Swarm restored from a backup"
+            );
+        }
+        site.heard = Instant::now();
         (site.term, site.daemons) = (welcome.term, welcome.daemons.clone());
     }
     tracing::info!(cluster = welcome.cluster, term = welcome.term, "connected to the daemon that leads");
@@ -225,5 +262,20 @@ async fn serve(
         if frames.send(told).await.is_err() {
             return gone();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_is_made_anew_in_time_whatever_the_clock_said() {
+        let now = 1_000 * DAY;
+        let whole = Duration::from_millis(u64::try_from(authority::RENEW_DAYS).unwrap() * DAY);
+        assert_eq!(due(now, now), whole);
+        assert_eq!(due(now - whole.as_millis() as u64, now), Duration::ZERO);
+        assert_eq!(due(0, now), Duration::ZERO);
+        assert_eq!(due(now + 400 * DAY, now), Duration::ZERO, "the clock was ahead when it was given");
     }
 }

@@ -15,6 +15,8 @@ use crate::model::{Error, Kind, Result};
 use crate::network::balancer::Balancer;
 use crate::network::table::{Status, Table};
 
+/// How long the balancer has for one order, those before it included.
+const ORDER: Duration = Duration::from_secs(10);
 /// The wait before a balancer that could not be started is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -96,8 +98,12 @@ impl Worker {
     async fn order(&self, order: Order) -> Result<Status> {
         let gone = || Error::new(Kind::Unavailable, "agent", "is stopping");
         let (sender, answer) = oneshot::channel();
-        self.balancer.send((order, sender)).await.map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())?
+        let asked = async {
+            self.balancer.send((order, sender)).await.map_err(|_| gone())?;
+            answer.await.map_err(|_| gone())?
+        };
+        let late = |_| Error::new(Kind::Timeout, "balancer", "no answer within 10s").retry(true);
+        tokio::time::timeout(ORDER, asked).await.map_err(late)?
     }
 }
 
@@ -124,6 +130,10 @@ async fn keep(
             biased;
             order = orders.recv() => {
                 let Some((order, answer)) = order else { return };
+                // Whoever asked has given it up, and asks again: with a balancer that hangs they would pile up.
+                if answer.is_closed() {
+                    continue;
+                }
                 let result = match order {
                     // A host where nothing is published needs none.
                     Order::Table(table) if !runs && table.listeners.is_empty() => {

@@ -133,7 +133,7 @@ pub async fn beside(cluster: &RemoteCluster) -> Vec<NativeService> {
     match cluster.natives().await {
         Ok(natives) => natives,
         Err(error) => {
-            eprintln!("warning: the Swarm's own services are not known: {error}");
+            super::output::warn(format!("the Swarm's own services are not known: {error}"));
             Vec::new()
         }
     }

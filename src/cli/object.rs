@@ -229,6 +229,6 @@ fn told(volumes: &[VolumeInfo]) -> Result<()> {
 
 fn warn(missing: &BTreeMap<String, String>) {
     for (node, why) in missing {
-        eprintln!("warning: node \"{node}\": {why}");
+        super::output::warn(format!("node \"{node}\": {why}"));
     }
 }

@@ -77,6 +77,13 @@ pub fn print_error(error: &Error) {
     eprintln!("{red}error{plain}: {error}");
 }
 
+/// Prints a warning to standard error, coloured on a terminal.
+pub fn warn(message: impl std::fmt::Display) {
+    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
+    let (yellow, plain) = if colour { ("\x1b[1;33m", "\x1b[0m") } else { ("", "") };
+    eprintln!("{yellow}warning{plain}: {message}");
+}
+
 /// Says that what was answered is old: once in a while, however much is asked.
 pub fn print_age(age: std::time::Duration) {
     static LAST: std::sync::Mutex<Option<std::time::Instant>> = std::sync::Mutex::new(None);
@@ -85,10 +92,8 @@ pub fn print_age(age: std::time::Duration) {
         return;
     }
     *last = Some(std::time::Instant::now());
-    let colour = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let (yellow, plain) = if colour { ("\x1b[1;33m", "\x1b[0m") } else { ("", "") };
     let age = crate::model::units::Duration::from_secs(age.as_secs());
-    eprintln!("{yellow}warning{plain}: no daemon leads for now; this is what stood {age} ago");
+    warn(format!("no daemon leads for now; this is what stood {age} ago"));
 }
 
 /// `neap version`.

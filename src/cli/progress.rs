@@ -5,7 +5,10 @@ use std::io::IsTerminal;
 
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::client::{ServiceStatus, show};
+use crate::client::{ServiceStatus, show, wait};
+
+/// How much of a reason is shown on the way.
+const REASON: usize = 160;
 
 /// Shows one wait after the other.
 #[derive(Default)]
@@ -29,6 +32,11 @@ impl Reporter {
                 format!("{}, {} of {} moved", show::state(status), release.moved.len(), status.desired)
             }
             _ => show::state(status),
+        };
+        let why = wait::why_not(status).filter(|_| !status.settled);
+        let state = match why.as_deref().and_then(|why| why.lines().next()) {
+            Some(why) => format!("{state}; {}", why.chars().take(REASON).collect::<String>()),
+            None => state,
         };
         let line = format!("{doing} {name}: {}/{} healthy, {state}", status.healthy, status.desired);
         if line == self.last {

@@ -94,7 +94,9 @@ impl AuthArgs {
         let by_registry: BTreeMap<&str, &str> = images.map(|image| (registry::of_image(image), image)).collect();
         let known = by_registry.into_iter().filter_map(|(registry, image)| {
             let Some(login) = credentials::find_login(image) else {
-                eprintln!("warning: docker has no login at {registry} here that could be taken along (docker login {registry})");
+                super::output::warn(format!(
+                    "docker has no login at {registry} here that could be taken along (docker login {registry})"
+                ));
                 return None;
             };
             Some((registry.to_owned(), Credentials { username: login.username, password: Password(login.password) }))

@@ -24,6 +24,7 @@ use crate::daemon::Standalone;
 use crate::daemon::config;
 use crate::model::{Error, Kind, Result};
 use crate::script::api::Reach;
+use crate::script::api::describe::Described;
 use crate::script::api::services::Context;
 use crate::script::repl::{Checker, Session, colour};
 
@@ -66,7 +67,14 @@ async fn attached(args: &Args, cluster: Arc<dyn Cluster>, hosting: Option<Rc<dyn
     let info = cluster.info().await?;
     let cwd = std::env::current_dir().map_err(|error| Error::io("working folder", "find it", &error))?;
     let reporter = Rc::new(progress::Reporter::default().into_report());
-    let context = Context { cluster, reporter, folder: cwd.clone(), reach: Reach::default(), hosting };
+    let context = Context {
+        cluster,
+        reporter,
+        folder: cwd.clone(),
+        reach: Reach::default(),
+        described: Described::default(),
+        hosting,
+    };
     let stop = Stop::listen()?;
     let session = Rc::new(Session::new(context, cwd, stop.flag.clone())?);
     if let Some(code) = &args.eval {

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::host::Here;
-use super::{Global, progress, up};
+use super::{Global, output, progress, up};
 use crate::client::Cluster;
 use crate::client::hosting::Hosting;
 use crate::daemon::Standalone;
 use crate::model::{Error, Kind, Result};
 use crate::script::api::Reach;
+use crate::script::api::describe::Described;
 use crate::script::api::services::Context;
 use crate::script::run::{self, Script};
 
@@ -31,6 +32,9 @@ pub struct Args {
     args: Vec<String>,
 }
 
+/// Flags that mean something else behind the file.
+const OWN_FLAGS: [&str; 3] = ["--standalone", "--log", "--host"];
+
 /// Runs a script.
 pub fn main(args: &Args, global: &Global) -> Result<()> {
     let file = std::path::absolute(&args.file)
@@ -43,6 +47,12 @@ pub fn main(args: &Args, global: &Global) -> Result<()> {
         return Err(Error::not_found(format!("script {}", args.file.display())));
     }
     let cwd = std::env::current_dir().map_err(|error| Error::io("working folder", "find it", &error))?;
+    if let Some(flag) = args.args.iter().find(|arg| OWN_FLAGS.contains(&arg.split('=').next().unwrap_or_default())) {
+        let shown = args.file.display();
+        output::warn(format!(
+            "{flag} stands behind the file, so the script gets it; neap's own: neap run {flag} {shown}"
+        ));
+    }
     let script = Script { path: file, args: args.args.clone(), cwd };
     if args.standalone {
         up::start_log(&args.log)?;
@@ -69,13 +79,18 @@ async fn standalone(script: &Script) -> Result<()> {
 async fn interruptible(script: &Script, cluster: Arc<dyn Cluster>, hosting: Option<Rc<dyn Hosting>>) -> Result<()> {
     let folder = script.path.parent().map(PathBuf::from).unwrap_or_default();
     let reporter = Rc::new(progress::Reporter::default().into_report());
-    let context = Context { cluster, reporter, folder, reach: Reach::default(), hosting };
+    let described = Described::default();
+    let context = Context { cluster, reporter, folder, reach: Reach::default(), described: described.clone(), hosting };
     let (flag, notice) = watch_signals()?;
     let interrupted = || Error::new(Kind::Failed, format!("script {}", script.path.display()), "was interrupted");
     tokio::select! {
         result = run::run(script, context, flag.clone()) => match flag.load(Ordering::Relaxed) {
             true => Err(interrupted()),
-            false => result,
+            false => result.inspect(|()| {
+                for name in described.forgotten() {
+                    output::warn(format!("service \"{name}\" is described, and neither planned nor applied"));
+                }
+            }),
         },
         _ = notice => Err(interrupted()),
     }

@@ -349,7 +349,9 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             .await
         }
         Command::Wait { service, timeout } => {
-            let before = cluster.service(&service).await?.release;
+            let status = cluster.service(&service).await?;
+            wait::half_way(&status)?;
+            let before = status.release;
             let mut reporter = Reporter::default();
             wait::settled(cluster, &service, before.as_ref(), timeout.std(), &mut |status| {
                 reporter.report("wait", status)

@@ -124,7 +124,7 @@ fn load(files: &Files) -> Result<Stack> {
     };
     let stack = compose::load(&paths, &options, &read)?;
     for warning in &stack.warnings {
-        eprintln!("warning: {warning}");
+        super::output::warn(warning);
     }
     Ok(stack)
 }

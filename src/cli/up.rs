@@ -110,10 +110,12 @@ fn read_range(text: &str) -> Result<std::ops::RangeInclusive<u16>> {
 /// Begins logging to standard error.
 pub fn start_log(filter: &str) -> Result<()> {
     use std::io::IsTerminal;
-    let filter = tracing_subscriber::EnvFilter::try_new(filter)
+    use tracing_subscriber::prelude::*;
+    let filter: tracing_subscriber::filter::Targets = filter
+        .parse()
         .map_err(|error| Error::invalid(format!("log filter {filter:.60?}"), "cannot be read").cause(error))?;
     let colours = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let _ =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colours).with_writer(std::io::stderr).try_init();
+    let lines = tracing_subscriber::fmt::layer().with_ansi(colours).with_writer(std::io::stderr).with_filter(filter);
+    let _ = tracing_subscriber::registry().with(lines).try_init();
     Ok(())
 }

@@ -9,7 +9,7 @@ use crate::model::native::NativeService;
 use crate::model::node::{Availability, Node};
 use crate::model::plan::Move;
 use crate::model::release::{Release, ReleaseState};
-use crate::model::task::{CRASH_LOOP, TaskState};
+use crate::model::task::{CRASH_LOOP, Task, TaskState};
 use crate::model::{Error, Kind, Result};
 
 /// How long a service without a check has to stay up before it counts as settled: what ends at once should show.
@@ -37,6 +37,7 @@ pub async fn settled(
 ) -> Result<ServiceStatus> {
     let subject = format!("service \"{name}\"");
     let mut last: Option<ServiceStatus> = None;
+    let mut lost: Option<Error> = None;
     let watch = async {
         let mut states = cluster.watch(name).await?;
         // When a settled service without a check has proven itself.
@@ -53,6 +54,7 @@ pub async fn settled(
                 Some(Ok(status)) => status,
                 // Another daemon takes the lead, or the same begins anew: what is waited for goes on.
                 Some(Err(error)) if error.retry => {
+                    lost = Some(error.clone());
                     states = again(cluster, name, &mut broken, error).await?;
                     proven = None;
                     continue;
@@ -60,7 +62,7 @@ pub async fn settled(
                 Some(Err(error)) => return Err(error),
                 None => break,
             };
-            broken = None;
+            (broken, lost) = (None, None);
             progress(&status);
             if let Some(failure) = failure(&status, before) {
                 return Err(failure);
@@ -79,6 +81,13 @@ pub async fn settled(
     match tokio::time::timeout(timeout, watch).await {
         Ok(result) => result,
         Err(_) => {
+            // It has nothing to prove any more that a longer wait would show.
+            if let Some(settled) = last.as_ref().filter(|status| status.settled && lost.is_none()) {
+                return Ok(settled.clone());
+            }
+            if let Some(error) = lost {
+                return Err(error.help(gone_on(name)));
+            }
             let shown = crate::model::units::Duration::from(timeout);
             let mut error = Error::new(Kind::Timeout, subject.clone(), format!("not settled within {shown}"))
                 .help(format!("it goes on by itself; look with: neap service ps {name}"));
@@ -105,9 +114,26 @@ async fn again(
             other => return other,
         }
     }
-    Err(error.help(format!(
-        "what was begun goes on; look with: neap service ps {name}, wait with: neap service wait {name}"
-    )))
+    Err(error.help(gone_on(name)))
+}
+
+fn gone_on(name: &str) -> String {
+    format!("what was begun goes on; look with: neap service ps {name}, wait with: neap service wait {name}")
+}
+
+/// An error where the last release of a service was ended half-way: it stands still, and is not as described.
+pub fn half_way(status: &ServiceStatus) -> Result<()> {
+    let Some(release) = status.release.as_ref().filter(|release| release.state == ReleaseState::Failed) else {
+        return Ok(());
+    };
+    let name = &status.service.spec.name;
+    let message = format!("stopped half-way, {} of {} on revision {}", release.moved.len(), status.desired, release.to);
+    let mut error = Error::new(Kind::Failed, format!("service \"{name}\""), message)
+        .help(format!("go back with: neap service rollback {name}; or apply a description again"));
+    if let Some(why) = &release.reason {
+        error = error.cause(why);
+    }
+    Err(error)
 }
 
 /// Waits until a service that is being removed is gone. `states` were asked for before, so that its end cannot be missed;
@@ -261,6 +287,16 @@ pub fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error
         let why = release.reason.clone().unwrap_or_default();
         let (revision, back) = (release.to, release.back);
         match release.state {
+            // The one before may never have run, and then nothing gets quiet again.
+            ReleaseState::RolledBack | ReleaseState::RollingBack if !status.settled && is_stuck(status) => {
+                let message =
+                    format!("revision {revision} failed, and revision {back}, to which it goes back, does not run");
+                return Some(
+                    Error::new(Kind::Failed, subject, message)
+                        .cause(why)
+                        .help("mend the description, and apply it again"),
+                );
+            }
             // Said once all is quiet again, so that whoever waited finds the old revision alone.
             ReleaseState::RolledBack if !status.settled => return None,
             ReleaseState::RolledBack => {
@@ -283,7 +319,7 @@ pub fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error
                     Error::new(Kind::Failed, subject, format!("the release of revision {revision} is paused"))
                         .cause(why)
                         .help(format!(
-                            "go on with: neap service rollout resume {name}; go back with: neap service rollback {name}; or mend it and apply again"
+                            "go on with: neap service rollout resume {name}; go back with: neap service rollback {name}"
                         )),
                 );
             }
@@ -299,8 +335,7 @@ pub fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error
                 .help(format!("look with: neap service logs {name}; its restart policy says so")),
         );
     }
-    let looping =
-        status.tasks.iter().find(|task| !task.state.is_final() && task.is_crash_looping() && task.stop.is_none())?;
+    let looping = status.tasks.iter().find(|task| loops(task))?;
     let why = looping.reason.clone().unwrap_or_default();
     Some(
         Error::new(
@@ -313,12 +348,21 @@ pub fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error
     )
 }
 
-fn why_not(status: &ServiceStatus) -> Option<String> {
+fn loops(task: &Task) -> bool {
+    !task.state.is_final() && task.is_crash_looping() && task.stop.is_none()
+}
+
+fn is_stuck(status: &ServiceStatus) -> bool {
+    status.tasks.iter().any(loops)
+}
+
+/// Why it is not as described yet, as one of its replicas tells.
+pub fn why_not(status: &ServiceStatus) -> Option<String> {
     let open = |state: TaskState| !state.is_final() && state != TaskState::Running;
     let task = status.tasks.iter().find(|task| open(task.state) && task.reason.is_some()).or_else(|| {
         status.tasks.iter().find(|task| task.state == TaskState::Running && !task.is_healthy() && task.reason.is_some())
     });
-    let why = |task: &crate::model::task::Task| {
+    let why = |task: &Task| {
         format!("{} is {}: {}", task.label(), task.state.as_str(), task.reason.as_deref().unwrap_or_default())
     };
     task.map(why).or_else(|| status.ports_pending.clone())

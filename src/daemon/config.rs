@@ -125,24 +125,13 @@ impl Config {
 
     /// Writes it back, readable by its owner only: contexts hold tokens.
     pub fn save(&self, path: &Path) -> Result<()> {
-        use std::os::unix::fs::OpenOptionsExt;
         let subject = format!("configuration {}", path.display());
         let failed = |error: std::io::Error| Error::io(subject.clone(), "write it", &error);
         let text = toml::to_string_pretty(self).map_err(|error| Error::internal(subject.clone(), error.to_string()))?;
         if let Some(folder) = path.parent() {
             std::fs::create_dir_all(folder).map_err(failed)?;
         }
-        let temporary = path.with_extension("toml.new");
-        let mut file = std::fs::OpenOptions::new()
-            .create(true)
-            .truncate(true)
-            .write(true)
-            .mode(0o600)
-            .open(&temporary)
-            .map_err(failed)?;
-        std::io::Write::write_all(&mut file, text.as_bytes()).map_err(failed)?;
-        file.sync_all().map_err(failed)?;
-        std::fs::rename(&temporary, path).map_err(failed)
+        crate::store::file::replace(path, text.as_bytes(), 0o600).map_err(failed)
     }
 
     /// The daemon that `host` means: an address, a context's name, or by default the local one.

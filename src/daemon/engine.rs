@@ -10,7 +10,7 @@ use crate::engines::hosts::Hosts;
 use crate::engines::process::{ProcessEngine, ProcessOptions};
 use crate::engines::swarm::{self, SwarmEngine, SwarmOptions};
 use crate::model::{Error, Kind, Result};
-use crate::store::{EmbeddedStore, Store};
+use crate::store::{EmbeddedStore, Store, file};
 
 /// Which engine is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, clap::ValueEnum)]
@@ -83,7 +83,10 @@ pub async fn choose(data: &Path, options: &EngineOptions) -> Result<Chosen> {
         Some(store) => store.get(super::identity::ID)?.is_some(),
         None => false,
     };
-    let before = std::fs::read_to_string(data.join(FILE)).ok().map(|text| text.trim().to_owned());
+    let failed = |act: &str, error: std::io::Error| Error::io(data.join(FILE).display().to_string(), act, &error);
+    let known = file::text(&data.join(FILE)).map_err(|error| failed("read it", error))?;
+    let before = known.map(|text| text.trim().to_owned());
+    let written = before.clone();
     // What a folder without that file holds was made before there was a choice.
     let before = before.or_else(|| used.then(|| "process".to_owned()));
     let moved_here = has_id && before.as_deref() == Some("swarm");
@@ -117,8 +120,10 @@ pub async fn choose(data: &Path, options: &EngineOptions) -> Result<Chosen> {
         }
         choice => choice == StoreChoice::Swarm,
     };
-    let failed = |error: std::io::Error| Error::io(data.join(FILE).display().to_string(), "write it", &error);
-    std::fs::write(data.join(FILE), format!("{name}\n")).map_err(failed)?;
+    if written.as_deref() != Some(name) {
+        let text = format!("{name}\n");
+        file::replace(&data.join(FILE), text.as_bytes(), 0o644).map_err(|error| failed("write it", error))?;
+    }
     match (shared, hosts.into_iter().next()) {
         (true, Some(address)) => Ok(Chosen::Shared(address)),
         (true, None) => Err(Error::invalid("--docker-host", "names no Docker Engine")),

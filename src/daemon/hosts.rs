@@ -132,8 +132,13 @@ pub async fn follow(
         Err(error) => return tracing::error!(%error, "this daemon cannot act for another one that leads"),
     };
     let headers = vec![("authorization", format!("Bearer {secret}")), (NODE, node)];
-    let site = Site { caller: Caller { config, headers }, daemons: Vec::new(), daemon: Some(address), term: 0 };
-    let shared = Arc::new(Mutex::new(site));
+    let shared = Arc::new(Mutex::new(Site {
+        caller: Caller { config, headers },
+        daemons: Vec::new(),
+        daemon: Some(address),
+        term: 0,
+        heard: std::time::Instant::now(),
+    }));
     loop {
         let now = leader.borrow_and_update().clone();
         run::set_daemons(&shared, now.map(|leader| leader.address).into_iter().collect());

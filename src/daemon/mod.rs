@@ -176,12 +176,10 @@ const FOLDER_FORMAT: u32 = 1;
 fn check_format(folder: &Path) -> Result<()> {
     let path = folder.join("format");
     let subject = format!("data folder {}", folder.display());
-    let text = match std::fs::read_to_string(&path) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-            return std::fs::write(&path, format!("{FOLDER_FORMAT}\n"))
-                .map_err(|error| Error::io(subject, "write to it", &error));
-        }
-        other => other.map_err(|error| Error::io(subject.clone(), "read its format", &error))?,
+    let known = crate::store::file::text(&path);
+    let Some(text) = known.map_err(|error| Error::io(subject.clone(), "read its format", &error))? else {
+        return crate::store::file::replace(&path, format!("{FOLDER_FORMAT}\n").as_bytes(), 0o644)
+            .map_err(|error| Error::io(subject, "write to it", &error));
     };
     match text.trim().parse::<u32>() {
         Ok(format) if format <= FOLDER_FORMAT => Ok(()),

@@ -220,6 +220,10 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         why = &mut lost => {
             tracing::warn!(%why, "this daemon begins anew");
             memory.keep();
+            // Told to end in the same moment: a program that begins anew would not know of it.
+            if futures_util::FutureExt::now_or_never(&mut end).is_some() {
+                super::leave(&options)
+            }
             Err(again())
         }
         result = leading => {
@@ -227,9 +231,14 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
             if let Err(error) = result {
                 tracing::error!(%error, "this daemon cannot lead; it hands over and begins anew");
             }
-            hand_over(&store).await;
-            tokio::time::sleep(RECOVER).await;
-            Err(again())
+            tokio::select! {
+                biased;
+                () = &mut end => super::leave(&options),
+                () = async {
+                    hand_over(&store).await;
+                    tokio::time::sleep(RECOVER).await;
+                } => Err(again()),
+            }
         }
     }
 }

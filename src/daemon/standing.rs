@@ -2,8 +2,6 @@
 //! saw it last, in memory, and in a file for a daemon that starts where the Swarm's managers have no quorum.
 
 use std::collections::BTreeMap;
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -141,12 +139,8 @@ impl Memory {
             .collect();
         let kept = Kept { cluster: self.cluster.clone(), data, nodes };
         let text = serde_json::to_vec(&kept).map_err(|error| Error::internal("what stands", error.to_string()))?;
-        let temporary = self.file.with_extension("new");
         let failed = |error: std::io::Error| Error::io(self.file.display().to_string(), "write it", &error);
-        let mut options = std::fs::OpenOptions::new();
-        let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&temporary).map_err(failed)?;
-        file.write_all(&text).and_then(|()| file.sync_all()).map_err(failed)?;
-        std::fs::rename(&temporary, &self.file).map_err(failed)
+        crate::store::file::replace(&self.file, &text, 0o600).map_err(failed)
     }
 }
 

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 use crate::agent;
 use crate::model::id::sha256_hex;
 use crate::model::{Error, Kind, Result};
+use crate::store::file;
 
 /// The certificate that the control API shows, with its fingerprint, which clients pin.
 pub fn own_face(data: &Path, given: Option<&(PathBuf, PathBuf)>) -> Result<(Arc<CertifiedKey>, String)> {
@@ -40,18 +41,16 @@ pub fn server_config(face: Arc<CertifiedKey>) -> Result<watch::Sender<Arc<rustls
 }
 
 fn own(data: &Path) -> Result<(PathBuf, PathBuf)> {
-    use std::os::unix::fs::OpenOptionsExt;
     let (certificate, key) = (data.join("control.crt"), data.join("control.key"));
-    if certificate.exists() && key.exists() {
+    let holds = |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.len() > 0);
+    if holds(&certificate) && holds(&key) {
         return Ok((certificate, key));
     }
     let made = rcgen::generate_simple_self_signed(vec!["neap".to_owned()])
         .map_err(|error| Error::internal("control API", "cannot make a certificate").cause(error))?;
     let failed =
         |error: std::io::Error| Error::io(data.display().to_string(), "write the control API's certificate", &error);
-    let mut file =
-        std::fs::OpenOptions::new().create(true).truncate(true).write(true).mode(0o600).open(&key).map_err(failed)?;
-    std::io::Write::write_all(&mut file, made.signing_key.serialize_pem().as_bytes()).map_err(failed)?;
-    std::fs::write(&certificate, made.cert.pem()).map_err(failed)?;
+    file::replace(&key, made.signing_key.serialize_pem().as_bytes(), 0o600).map_err(failed)?;
+    file::replace(&certificate, made.cert.pem().as_bytes(), 0o644).map_err(failed)?;
     Ok((certificate, key))
 }

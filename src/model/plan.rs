@@ -10,10 +10,13 @@ use super::name::Name;
 pub struct Plan {
     /// The service.
     pub service: Option<Name>,
-    /// Whether nothing would change.
+    /// Whether nothing would change, and all is as described.
     pub empty: bool,
     /// The fields of the description that differ, as `field: old -> new`.
     pub changes: Vec<String>,
+    /// The release that brings just this about and is not through, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release: Option<String>,
     /// What would be done.
     pub steps: Vec<PlanStep>,
 }

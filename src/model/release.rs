@@ -153,8 +153,6 @@ pub enum Intent {
         batch: Batch,
         /// Percent of new connections.
         weight: u32,
-        /// How long to stay so.
-        hold: Duration,
     },
     /// Do nothing for this long.
     Wait {
@@ -194,6 +192,9 @@ pub struct Batch {
     /// Whether the next step is asked for as soon as one of them is through.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub refill: bool,
+    /// How long to stay so once all are through.
+    #[serde(default)]
+    pub hold: Duration,
     /// Those that an earlier step began, and when.
     #[serde(default, with = "pairs", skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "Vec<(Slot, Timestamp)>")]
@@ -278,6 +279,8 @@ pub struct BatchAnswer {
     /// As soon as one is through the next step is asked for, so that always so many are on their way; otherwise once all
     /// are.
     pub refill: bool,
+    /// How long to stay so before the next step, once all are through; none goes on meanwhile.
+    pub hold: Duration,
 }
 
 impl Default for BatchAnswer {
@@ -288,6 +291,7 @@ impl Default for BatchAnswer {
             min_healthy: Duration::ZERO,
             deadline: Duration::from_secs(300),
             refill: false,
+            hold: Duration::ZERO,
         }
     }
 }

@@ -176,6 +176,8 @@ impl Runner {
         match host.run_check(&bundle, name.as_str(), Task::clone(&task), timeout).await {
             Ok((true, _)) => Ok(()),
             Ok((false, said)) => Err(if said.is_empty() { format!("check \"{name}\" failed") } else { said }.into()),
+            // Its thread was held by another script.
+            Err(error) if error.retry => Err(unasked(error)),
             Err(error) => Err(error.to_string().into()),
         }
     }

@@ -213,6 +213,9 @@ fn update(
         current.bundle.clone_from(&service.bundle);
         draft.change(Change::Revision(Arc::new(current)));
     }
+    if same {
+        super::releases::mended(draft, &service, rollout_bundle.as_ref());
+    }
     // After a release that stopped half-way, asking for what runs elsewhere brings every slot there.
     if same && slots::is_half_way(&draft.world, old) {
         let way = Way { rollout: &service.spec.rollout, facts: rollout, scripts: rollout_bundle.clone() };

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{mpsc, watch};
 
 use super::publish::Listeners;
 use super::trial::{Parted, Turn};
-use super::{Message, Parts, persist, starter};
+use super::{Message, Parts, bundles, persist, starter};
 use crate::model::clock::Timestamp;
 use crate::model::event::{AboutTask, Event, What};
 use crate::model::name::Name;
@@ -116,12 +116,13 @@ impl Conductor {
             self.wakes.remove(&name);
             self.dirty.insert(name);
         }
-        // What could not be written down comes first, so that nothing is overtaken by what followed it.
+        // What could not be written down comes first, so that nothing is overtaken by what followed it; and in its time, since a
+        // disk that is full is not to be tried at each message.
         let mut messages = VecDeque::new();
-        if self.retry_at.is_some_and(|at| at <= now) {
-            self.retry_at = None;
-        } else if self.dirty.is_empty() || self.retry_at.is_some() {
-            let next = self.wakes.values().copied().chain(self.retry_at).min();
+        if let Some(at) = self.retry_at.take() {
+            tokio::time::sleep(Duration::from_millis(at.since(now).millis())).await;
+        } else if self.dirty.is_empty() {
+            let next = self.wakes.values().copied().min();
             let wait = next.map(|at| Duration::from_millis(at.since(now).millis() + 1));
             match receive(inbox, wait).await {
                 Received::Message(message) => messages.push_back(message),
@@ -161,12 +162,14 @@ impl Conductor {
         tracing::error!(%error, "a decision could not be written down; it is made again");
         turn.refuse(error);
         self.unwritten.append(&mut turn.taken);
+        self.unwritten.extend(turn.queue);
         self.dirty.append(&mut turn.scope);
         // In their order, with what came later behind them.
         for mut trial in self.trials.drain(..) {
             self.unwritten.extend(trial.queue);
             self.dirty.append(&mut trial.scope);
         }
+        super::trial::only_newest(&mut self.unwritten);
         self.retry_at = Some(self.parts.clock.now().after(units::Duration::from_millis(500)));
     }
 
@@ -203,7 +206,7 @@ impl Conductor {
         let mut writes = Vec::new();
         turn.began = turn.queue.len();
         while let Some(message) = turn.queue.pop_front() {
-            self.take_in(message, &mut draft, &mut writes, &mut turn.replies, &mut turn.taken);
+            self.take_in(message, &mut draft, &mut writes, turn)?;
         }
         let mut later = BTreeSet::new();
         for change in &draft.decision.changes {
@@ -225,7 +228,7 @@ impl Conductor {
         let decision = draft.decision;
         let world = draft.world;
         writes.extend(persist::writes(&self.world, &decision.changes));
-        writes.extend(self.unused_bundles(&world, &decision.changes));
+        writes.extend(bundles::unused(&self.world, &world, &decision.changes));
         writes.extend(self.lent_logins(&decision.changes));
         if !writes.is_empty() {
             fault::point("conductor.before-commit");
@@ -243,11 +246,14 @@ impl Conductor {
         let changed = !decision.changes.is_empty()
             || self.world.board().nodes_stamp() != world.board().nodes_stamp()
             || self.world.natives != world.natives;
-        self.forget_bundles(&world, &decision.changes);
+        bundles::forget(&self.parts.host, &world, &decision.changes);
         self.world = world;
         self.committed = false;
         if changed {
             self.publish.send_replace(Arc::new(self.world.clone()));
+        }
+        for stray in turn.strays.drain(..) {
+            starter::put_away(&self.parts, stray, self.world.clone());
         }
         for note in decision.notes {
             self.tell(note);
@@ -263,23 +269,22 @@ impl Conductor {
         message: Message,
         draft: &mut Draft,
         writes: &mut Vec<crate::store::Write>,
-        replies: &mut Vec<(oneshot::Sender<Result<()>>, Result<()>)>,
-        repeatable: &mut Vec<Message>,
-    ) {
+        turn: &mut Turn,
+    ) -> Result<()> {
+        let repeatable = &mut turn.taken;
         match message {
             Message::Observed(observed) if starter::is_stray(&draft.world, &observed) => {
-                starter::put_away(&self.parts, observed, draft.world.clone());
+                turn.strays.push(observed.clone());
+                repeatable.push(Message::Observed(observed));
             }
             Message::Stock(node, tasks) => {
                 observe::stock(draft, &node, &tasks);
                 repeatable.push(Message::Stock(node, tasks));
             }
             Message::Nodes(nodes) => {
-                match persist::with_settings(&*self.parts.store, &nodes) {
-                    Ok(nodes) => observe::nodes(draft, nodes),
-                    Err(error) => tracing::error!(%error, "the nodes' settings cannot be read"),
-                }
+                let settings = persist::with_settings(&*self.parts.store, &nodes);
                 repeatable.push(Message::Nodes(nodes));
+                observe::nodes(draft, settings?);
             }
             Message::Observed(observed) => {
                 observe::observe(draft, &observed);
@@ -330,7 +335,10 @@ impl Conductor {
                 }
                 repeatable.push(Message::Natives(natives));
             }
-            Message::Note(note) => draft.decision.notes.push(note),
+            Message::Note(note) => {
+                draft.decision.notes.push(note.clone());
+                repeatable.push(Message::Note(note));
+            }
             Message::Command(command, reply) => {
                 let (world, changes, notes) =
                     (draft.world.clone(), draft.decision.changes.len(), draft.decision.notes.len());
@@ -347,9 +355,10 @@ impl Conductor {
                     draft.decision.notes.truncate(notes);
                     writes.truncate(written);
                 }
-                replies.push((reply, result));
+                turn.replies.push((reply, result));
             }
         }
+        Ok(())
     }
 
     // One pass of the scheduler on the draft; returns the services that changed by it.
@@ -384,37 +393,6 @@ impl Conductor {
         }
     }
 
-    // Bundles that the changed records used and nothing uses any more once the changes are made.
-    fn unused_bundles(&self, world: &World, changes: &[Change]) -> Vec<crate::store::Write> {
-        let mut used: BTreeSet<&String> = BTreeSet::new();
-        for change in changes {
-            match change {
-                Change::Service(new) => {
-                    used.extend(self.world.services.get(&new.spec.name).and_then(|old| old.bundle.as_ref()));
-                }
-                Change::Revision(new) => {
-                    used.extend(self.world.revision(&new.service, new.number).and_then(|old| old.bundle.as_ref()));
-                }
-                Change::RemoveRevision(name, number) => {
-                    used.extend(self.world.revision(name, *number).and_then(|old| old.bundle.as_ref()));
-                }
-                Change::Release(new) => {
-                    used.extend(self.world.releases.get(&new.service).and_then(|old| old.bundle.as_ref()));
-                }
-                Change::RemoveService(name) => {
-                    used.extend(self.world.services.get(name).and_then(|old| old.bundle.as_ref()));
-                    used.extend(self.world.releases.get(name).and_then(|old| old.bundle.as_ref()));
-                    used.extend(self.world.revisions_of(name).filter_map(|old| old.bundle.as_ref()));
-                }
-                Change::Scripts(new) => used.extend(self.versions_of(&new.name)),
-                Change::RemoveScripts(name) => used.extend(self.versions_of(name)),
-                Change::Task(_) | Change::RemoveTask(_) => {}
-            }
-        }
-        let unused = used.into_iter().filter(|hash| !world.uses_bundle(hash));
-        unused.map(|hash| crate::store::Write::remove(persist::bundle_key(hash))).collect()
-    }
-
     // What came along with services that are gone. What cannot be looked up for the moment is only left over.
     fn lent_logins(&self, changes: &[Change]) -> Vec<crate::store::Write> {
         let gone = changes.iter().filter_map(|change| match change {
@@ -422,18 +400,6 @@ impl Conductor {
             _ => None,
         });
         gone.flat_map(|id| super::logins::forget(&*self.parts.store, id, None).unwrap_or_default()).collect()
-    }
-
-    fn versions_of(&self, name: &Name) -> impl Iterator<Item = &String> {
-        let sets = self.world.scripts.get(name).into_iter();
-        sets.flat_map(|set| &set.versions).map(|version| &version.hash)
-    }
-
-    // The host's memory of scripts follows the services that use them.
-    fn forget_bundles(&self, world: &World, changes: &[Change]) {
-        if changes.iter().any(releases_bundles) {
-            self.parts.host.retain(&|hash| world.uses_bundle(hash));
-        }
     }
 
     fn tell(&mut self, note: Note) {
@@ -465,20 +431,6 @@ impl Conductor {
         };
         self.events.tell(&event);
     }
-}
-
-// Whether a change may end the last use of a bundle.
-fn releases_bundles(change: &Change) -> bool {
-    matches!(
-        change,
-        Change::RemoveService(_)
-            | Change::RemoveRevision(..)
-            | Change::Service(_)
-            | Change::Release(_)
-            | Change::Revision(_)
-            | Change::Scripts(_)
-            | Change::RemoveScripts(_)
-    )
 }
 
 enum Received {

@@ -5,6 +5,7 @@
 //! check found, what somebody asks. It decides (scheduler), commits (store), and publishes the new world. Whoever has
 //! effects to make (starter, traffic, checks) follows what is published, so nothing is done that is not written down.
 
+mod bundles;
 mod checks;
 mod commands;
 mod conductor;

@@ -20,6 +20,8 @@ use crate::scheduler::world::World;
 /// How often the Swarm is asked while something is under way, and while nothing is.
 const UNDER_WAY: Duration = Duration::from_millis(300);
 const AT_REST: Duration = Duration::from_secs(5);
+/// How long nothing has changed where something is still wanted, until it is looked at as seldom.
+const STANDS: Duration = Duration::from_secs(30);
 /// How long after a change the Swarm may not have begun with it yet.
 const SETTLES: crate::model::units::Duration = crate::model::units::Duration::from_millis(1500);
 
@@ -32,6 +34,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
         };
         let mut told: Option<BTreeMap<String, NativeService>> = None;
         let mut memory = Memory::default();
+        let mut changed_at = parts.clock.now();
         loop {
             let world = seen.borrow_and_update().clone();
             let any = world.services.values().any(|service| service.spec.engine_native);
@@ -44,8 +47,11 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                         if told.as_ref() != Some(&now) {
                             let _ = messages.send(Message::Natives(Arc::new(now.clone())));
                             told = Some(now);
+                            changed_at = parts.clock.now();
                         }
-                        if quiet { AT_REST } else { UNDER_WAY }
+                        // One that finds no room stays as it is, and is no reason to ask all the time.
+                        let stands = parts.clock.now().0.saturating_sub(changed_at.0) >= STANDS.as_millis() as u64;
+                        if quiet || stands { AT_REST } else { UNDER_WAY }
                     }
                     Err(error) => {
                         tracing::debug!(%error, "the services that the Swarm runs are not known for now");
@@ -63,9 +69,15 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
 }
 
 fn is_quiet(world: &World, native: &NativeService) -> bool {
-    let known = world.services.get(native.name.as_str()).is_some_and(|service| !service.removing);
-    let settled = native.running >= native.desired && native.desired > 0 && !native.is_updating();
-    known && (settled || native.refused.is_some())
+    let Some(service) = world.services.get(native.name.as_str()).filter(|service| !service.removing) else {
+        return false;
+    };
+    let all = match service.spec.mode {
+        Mode::Global => native.desired > 0,
+        _ => native.desired == service.spec.replicas,
+    };
+    let settled = native.running >= native.desired && all && !native.is_updating();
+    settled || native.refused.is_some()
 }
 
 // What this daemon has asked for, by name: the state, and when; and what it has seen that registries are told.

@@ -130,10 +130,11 @@ pub fn prepare(world: &World, parts: &Parts, ask: Apply) -> Result<Prepared> {
         Some(script) => Some(host.find(&own, HostedKind::Check, script.as_str()).map_err(about)?.1.check),
         None => None,
     };
-    if let (Some(check), Some(registered)) = (&mut spec.check, registered) {
+    let mut resolved = resolve(parts, &spec)?;
+    // Not in the description: what the script says next counts next time.
+    if let (Some(check), Some(registered)) = (&mut resolved.spec.check, registered) {
         fill_in(check, &registered);
     }
-    let resolved = resolve(parts, &spec)?;
     let in_own = own.registrations.contains_key(&(HostedKind::Rollout, spec.rollout.name.to_string()));
     let in_set = !in_own && !host.in_library(HostedKind::Rollout, spec.rollout.name.as_str());
     let rollout_bundle = in_set.then_some(rollout_bundle);

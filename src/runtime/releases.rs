@@ -84,6 +84,22 @@ pub fn begin_release(draft: &mut Draft, service: &Service, to: u32, way: Way<'_>
     draft.change(Change::Release(Arc::new(release)));
 }
 
+/// A release that its own script held up goes on by the one that was mended.
+pub fn mended(draft: &mut Draft, service: &Service, scripts: Option<&String>) {
+    let Some(open) = draft.world.open_release(&service.spec.name).cloned() else { return };
+    let scripts = scripts.or(service.bundle.as_ref()).cloned();
+    let is_other = open.bundle != scripts || open.rollout != service.spec.rollout;
+    if open.state != ReleaseState::Paused || open.reason.as_deref() == Some(BY_HAND) || !is_other {
+        return;
+    }
+    let mut release = Release::clone(&open);
+    (release.rollout, release.bundle) = (service.spec.rollout.clone(), scripts);
+    (release.state, release.reason) = (ReleaseState::Running, None);
+    try_again(draft, &mut release);
+    draft.note(What::ReleaseResumed, &release.service, "its rollout was mended");
+    draft.change(Change::Release(Arc::new(release)));
+}
+
 /// A person's word on a release.
 pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: ReleaseAction) -> Result<()> {
     let service = present(draft, name)?;

@@ -39,10 +39,12 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                 }
             }
             for task in world.tasks.values().filter(|task| task.state == TaskState::Assigned && task.stop.is_none()) {
-                let Some((service, request, versions)) = request(&world, task) else { continue };
-                if !asked.insert(task.id) {
+                // Looked at first: thousands may wait for their turn, and a request is a description copied.
+                if asked.contains(&task.id) {
                     continue;
                 }
+                let Some((service, request, versions)) = request(&world, task) else { continue };
+                asked.insert(task.id);
                 let (parts, messages, slots, now) = (parts.clone(), messages.clone(), slots.clone(), seen.clone());
                 tokio::spawn(async move {
                     let mut slot = slots.acquire().await;

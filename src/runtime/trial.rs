@@ -6,6 +6,7 @@ use std::collections::{BTreeSet, VecDeque};
 use tokio::sync::oneshot;
 
 use super::Message;
+use crate::engines::Observed;
 use crate::model::name::Name;
 use crate::model::{Error, Result};
 
@@ -16,6 +17,8 @@ pub struct Turn {
     pub queue: VecDeque<Message>,
     /// Taken in, of those that can come again.
     pub taken: Vec<Message>,
+    /// What was found to run for nobody, and is put away once the rest is written down.
+    pub strays: Vec<Observed>,
     /// Who waits, and the answer.
     pub replies: Vec<(oneshot::Sender<Result<()>>, Result<()>)>,
     /// Services to look at.
@@ -90,10 +93,30 @@ impl Turn {
     }
 }
 
+/// Of what tells how things are now, the newest: an outage of the store does not pile up what is long past.
+pub fn only_newest(messages: &mut Vec<Message>) {
+    let mut seen = BTreeSet::new();
+    let about = |message: &Message| match message {
+        Message::Nodes(_) => Some("nodes".to_owned()),
+        Message::Natives(_) => Some("natives".to_owned()),
+        Message::Health { task, .. } => Some(format!("health {task}")),
+        _ => None,
+    };
+    let mut kept: Vec<Message> = Vec::new();
+    for message in messages.drain(..).rev() {
+        if about(&message).is_none_or(|about| seen.insert(about)) {
+            kept.push(message);
+        }
+    }
+    kept.reverse();
+    *messages = kept;
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::model::id::TaskId;
+    use crate::model::task::Health;
 
     // Tries turns until none is left, as the conductor does; what was found, and how many tries that took.
     fn find(turn: Turn, is_bad: impl Fn(&Turn) -> bool) -> (usize, Vec<String>, usize) {
@@ -111,6 +134,30 @@ mod tests {
             }
         }
         (messages, services, tries)
+    }
+
+    #[test]
+    fn of_what_is_only_known_now_the_newest_is_kept() {
+        let health = |number: u128, health| Message::Health {
+            task: TaskId::numbered(number),
+            health,
+            reason: None,
+            restart: false,
+        };
+        let mut all = vec![
+            Message::Nodes(std::sync::Arc::default()),
+            health(1, Health::Healthy),
+            rejected(7),
+            health(2, Health::Healthy),
+            health(1, Health::Unhealthy),
+            rejected(7),
+            Message::Nodes(std::sync::Arc::default()),
+        ];
+        only_newest(&mut all);
+        assert_eq!(all.len(), 5);
+        assert!(matches!(all[0], Message::Rejected(..)), "what happened stays, in its order");
+        assert!(matches!(all[2], Message::Health { health: Health::Unhealthy, .. }));
+        assert!(matches!(all[4], Message::Nodes(_)));
     }
 
     fn rejected(number: u128) -> Message {

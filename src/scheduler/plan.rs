@@ -100,10 +100,17 @@ pub fn plan(world: &World, old: Option<&Service>, service: &Service, hash: &str,
             });
         }
     }
+    // A description that is the same is not in place before its release is through.
+    let release = world.open_release(&service.spec.name).filter(|_| old.is_some() && !replaced).map(|open| {
+        let reason = open.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
+        let (moved, state) = (open.moved.len(), open.state.as_str());
+        format!("revision {} is on its way: {state}, {moved} of {} moved{reason}", open.to, desired.len())
+    });
     Plan {
         service: Some(service.spec.name.clone()),
-        empty: steps.is_empty() && changes.is_empty() && old.is_some() && !replaced,
+        empty: steps.is_empty() && changes.is_empty() && release.is_none() && old.is_some() && !replaced,
         changes,
+        release,
         steps,
     }
 }

@@ -25,6 +25,8 @@ const MAX_STEPS: u32 = 10_000;
 const SHORTEST: Duration = Duration::from_millis(100);
 /// A batch that is refilled gets its next part when one of so many is through.
 const PARTS: usize = 8;
+/// The wait before a script is asked again that could not be asked.
+const ASKED_AGAIN: Duration = Duration::from_secs(1);
 
 /// Rollout scripts.
 pub trait Rollouts {
@@ -88,6 +90,8 @@ fn running(draft: &mut Draft, service: &Service, release: &mut Release, rollouts
             release.step += 1;
             begin(draft, service, release, (answer, carried), view.failure);
         }
+        // Another script held its thread: nothing is said of this one.
+        Err(error) if error.retry => draft.wake(&release.service, now.after(ASKED_AGAIN)),
         Err(error) => {
             release.state = ReleaseState::Paused;
             release.paused_at = Some(draft.clock.now());
@@ -192,7 +196,9 @@ fn describe(intent: &Intent) -> String {
     };
     match intent {
         Intent::Batch(batch) => slots(batch),
-        Intent::Shift { batch, weight, hold } => format!("{}, {weight}% of connections, hold {hold}", slots(batch)),
+        Intent::Shift { batch, weight } => {
+            format!("{}, {weight}% of connections, hold {}", slots(batch), batch.hold)
+        }
         Intent::Wait { hold } => format!("wait {hold}"),
         Intent::Pause { reason } => format!("pause: {reason}"),
         Intent::Promote => "promote".into(),
@@ -218,10 +224,14 @@ fn choose_batch(
 ) -> Batch {
     let total = u32::try_from(slots::desired(&draft.world, service).len()).unwrap_or(u32::MAX);
     let mut fresh = left(draft, service, release);
-    fresh.truncate((answer.tasks.of(total) as usize).saturating_sub(carried.len()));
+    let count = (answer.tasks.of(total) as usize).saturating_sub(carried.len());
+    // Nothing follows the last one that could wait for it.
+    let hold = if count < fresh.len() { answer.hold } else { Duration::ZERO };
+    fresh.truncate(count);
     let slots = carried.keys().cloned().chain(fresh).collect();
-    let BatchAnswer { order, min_healthy, deadline, refill, .. } = *answer;
-    Batch { slots, order, min_healthy, deadline, refill, carried }
+    let BatchAnswer { order, min_healthy, deadline, .. } = *answer;
+    let refill = answer.refill && answer.hold == Duration::ZERO;
+    Batch { slots, order, min_healthy, deadline, refill, hold, carried }
 }
 
 fn choose_shift(draft: &Draft, service: &Service, release: &Release, answer: &ShiftAnswer) -> Intent {
@@ -236,17 +246,18 @@ fn choose_shift(draft: &Draft, service: &Service, release: &Release, answer: &Sh
         min_healthy: answer.min_healthy,
         deadline: answer.deadline,
         refill: false,
+        hold: answer.hold,
         carried: BTreeMap::new(),
     };
-    Intent::Shift { batch, weight: answer.weight.min(100), hold: answer.hold }
+    Intent::Shift { batch, weight: answer.weight.min(100) }
 }
 
 // Whether an intent is done. Failures of its tasks are written into the release.
 fn finished(draft: &mut Draft, service: &Service, release: &mut Release, intent: &Intent) -> bool {
     let begun = release.intent_at.unwrap_or(release.started_at);
     match intent {
-        Intent::Batch(batch) => batch_done(draft, service, release, batch),
-        Intent::Shift { batch, hold, .. } => {
+        Intent::Batch(batch) if batch.hold == Duration::ZERO => batch_done(draft, service, release, batch),
+        Intent::Batch(batch) | Intent::Shift { batch, .. } => {
             // The hold begins when the tasks are ready; a failure ends it at once, for the script to judge.
             if !batch_done(draft, service, release, batch) {
                 return false;
@@ -254,7 +265,7 @@ fn finished(draft: &mut Draft, service: &Service, release: &mut Release, intent:
             let failed = batch.slots.iter().any(|slot| release.failed.contains_key(slot));
             failed
                 || judge_moved(draft, service, release)
-                || held(draft, service, ready_at(draft, service, release).unwrap_or(begun), *hold)
+                || held(draft, service, ready_at(draft, service, release).unwrap_or(begun), batch.hold)
         }
         Intent::Wait { hold } => judge_moved(draft, service, release) || held(draft, service, begun, *hold),
         _ => true,
@@ -291,11 +302,7 @@ fn judge_moved(draft: &Draft, service: &Service, release: &mut Release) -> bool 
 
 // Thousands of slots may fail, and one record holds them all.
 fn brief(reason: &str) -> String {
-    const MOST: usize = 300;
-    match reason.char_indices().nth(MOST) {
-        Some((end, _)) => format!("{}...", &reason[..end]),
-        None => reason.to_owned(),
-    }
+    reason.char_indices().nth(300).map_or_else(|| reason.to_owned(), |(end, _)| format!("{}...", &reason[..end]))
 }
 
 fn batch_done(draft: &mut Draft, service: &Service, release: &mut Release, batch: &Batch) -> bool {

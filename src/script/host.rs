@@ -14,6 +14,7 @@ use super::epoch::{Epoch, Found};
 use super::files::Files;
 use super::hosted::Hosted;
 use super::lane::{Culprit, Lane, Threads, Ticket, Watchdog};
+use super::options::Meant;
 use super::registration::Facts;
 use super::stdlib;
 use super::vms::{Calls, Library, Vms};
@@ -363,15 +364,12 @@ pub fn inspect_files(files: Rc<dyn Files>, entries: &[String], hash: &str, prefi
 
 /// Checks the options of a use against those that the registration knows.
 pub fn check_options(kind: HostedKind, wanted: &Use, facts: &Facts) -> Result<()> {
-    let Some(known) = &facts.options else { return Ok(()) };
-    match wanted.options.keys().find(|key| !known.contains(key)) {
-        None => Ok(()),
-        Some(unknown) => {
-            let hint = crate::model::suggest::hint(unknown, known.iter().map(String::as_str));
-            let subject = format!("{} \"{}\"", kind.as_str(), wanted.name);
-            Err(Error::invalid(subject, format!("unknown option \"{unknown:.60}\"{hint}")))
-        }
+    let subject = format!("{} \"{}\"", kind.as_str(), wanted.name);
+    // Read by the scheduler itself, whatever the script knows.
+    if let Some(deadline) = wanted.options.get("deadline").filter(|_| kind == HostedKind::Rollout) {
+        Meant::Duration.check(deadline).map_err(|why| Error::invalid(&subject, format!("deadline: {why}")))?;
     }
+    facts.options.as_ref().map_or(Ok(()), |known| known.check(&subject, &wanted.options))
 }
 
 /// The host as the scheduler sees it: who places, and who says how a release goes on.

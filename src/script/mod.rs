@@ -10,6 +10,7 @@ pub mod files;
 pub mod host;
 pub mod hosted;
 pub mod lane;
+mod options;
 mod places;
 pub mod registration;
 pub mod repl;

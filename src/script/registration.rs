@@ -7,6 +7,7 @@ use serde::Deserialize;
 use serde_json::Map;
 
 use super::hosted::{Entry, type_of};
+use super::options::Options;
 use super::value::to_json;
 use crate::model::bundle::HostedKind;
 use crate::model::check::{CheckSpec, OnFail};
@@ -29,7 +30,7 @@ pub struct Facts {
     /// How long a rollout may take in all.
     pub deadline: Option<Duration>,
     /// The options that it knows; none: any.
-    pub options: Option<Vec<String>>,
+    pub options: Option<Options>,
     /// When a cron script runs.
     pub cron: Option<CronSpec>,
     /// What an event's handler listens to.
@@ -54,7 +55,7 @@ fn fields(kind: HostedKind) -> (&'static [(&'static str, bool)], &'static [&'sta
     match kind {
         HostedKind::Policy => (&[("filter", false), ("score", false)], &["options"]),
         HostedKind::Check => {
-            (&[("run", true)], &["every", "timeout", "healthy", "unhealthy", "start_period", "on_fail", "options"])
+            (&[("run", true)], &["every", "timeout", "healthy", "unhealthy", "start_period", "on_fail"])
         }
         HostedKind::Rollout => (&[("step", true)], &["deadline", "options"]),
         HostedKind::Cron => (&[("run", true)], &["schedule", "timezone", "overlap", "timeout"]),
@@ -116,7 +117,7 @@ pub fn read(kind: HostedKind, given: &str, table: &Table, file: &str, line: u32)
     let rest = serde_json::Value::Object(rest);
     let mut name = given.to_owned();
     match kind {
-        HostedKind::Policy => entry.facts.options = strict::read::<Options>(subject, &rest)?.options,
+        HostedKind::Policy => entry.facts.options = strict::read::<Policy>(subject, &rest)?.options,
         HostedKind::Rollout => {
             let read: Rollout = strict::read(subject, &rest)?;
             entry.facts = Facts { deadline: read.deadline, options: read.options, ..Facts::default() };
@@ -174,15 +175,15 @@ fn comparable(key: &str, value: &mut serde_json::Value, what: What) -> std::resu
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
-struct Options {
-    options: Option<Vec<String>>,
+struct Policy {
+    options: Option<Options>,
 }
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Rollout {
     deadline: Option<Duration>,
-    options: Option<Vec<String>>,
+    options: Option<Options>,
 }
 
 #[derive(Deserialize, Default)]
@@ -194,7 +195,6 @@ struct Check {
     unhealthy: Option<u32>,
     start_period: Option<Duration>,
     on_fail: Option<OnFail>,
-    options: Option<Vec<String>>,
 }
 
 fn check(subject: &str, given: &serde_json::Value) -> Result<Facts> {
@@ -208,7 +208,7 @@ fn check(subject: &str, given: &serde_json::Value) -> Result<Facts> {
         on_fail: read.on_fail,
         ..CheckSpec::default()
     };
-    Ok(Facts { check, options: read.options, ..Facts::default() })
+    Ok(Facts { check, ..Facts::default() })
 }
 
 #[derive(Deserialize)]

@@ -241,7 +241,7 @@ fn object(line: &str) -> Option<(NameKind, usize)> {
         ("scripts.remove", NameKind::Script),
         ("kv.get", NameKind::Kv),
         ("kv.set", NameKind::Kv),
-        ("kv.delete", NameKind::Kv),
+        ("kv.remove", NameKind::Kv),
         ("kv.list", NameKind::Kv),
         ("kv.ref", NameKind::Kv),
         ("secrets.set", NameKind::Secret),

@@ -1,8 +1,10 @@
 //! Values between Lua and JSON, and tables that know their fields.
 
 use mlua::{Lua, Table, Value as LuaValue};
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Number, Value};
 
+use crate::model::units::Duration;
 use crate::model::{Error, Result, suggest};
 
 /// Deepest nesting, and most entries in all.
@@ -172,6 +174,47 @@ pub fn strict(lua: &Lua, what: &'static str, table: &Table, fields: &[&str]) -> 
     table.set_metatable(Some(meta))?;
     table.set_readonly(true);
     Ok(())
+}
+
+/// A verb's options, read strictly: none is an empty table.
+pub fn options<T: DeserializeOwned>(verb: &str, table: Option<Table>) -> mlua::Result<T> {
+    let given = table.map_or_else(|| Ok(Value::Object(Map::new())), |table| to_json(&LuaValue::Table(table)));
+    crate::model::strict::read(verb, &given.map_err(raise)?).map_err(raise)
+}
+
+/// How long a verb waits that is told to wait, and not how long.
+pub const WAIT: Duration = Duration::from_secs(600);
+
+/// A verb's `wait` option: a time, or true for the usual one.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Wait(pub Option<Duration>);
+
+impl<'de> serde::Deserialize<'de> for Wait {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> std::result::Result<Self, D::Error> {
+        use serde::de::Error;
+        match Value::deserialize(deserializer)? {
+            Value::Null | Value::Bool(false) => Ok(Wait(None)),
+            Value::Bool(true) => Ok(Wait(Some(WAIT))),
+            Value::String(text) => text.parse().map(|period| Wait(Some(period))).map_err(D::Error::custom),
+            other => Err(D::Error::custom(format!("expected a time such as \"2m\", or true, got {other}"))),
+        }
+    }
+}
+
+/// The `wait` among a verb's options, where the others are read elsewhere.
+pub fn take_wait(verb: &str, table: Option<&Table>) -> mlua::Result<Option<Duration>> {
+    let Some(table) = table else { return Ok(None) };
+    let given = to_json(&table.get::<LuaValue>("wait")?).map_err(raise)?;
+    let read: Waits = crate::model::strict::read(verb, &serde_json::json!({ "wait": given })).map_err(raise)?;
+    Ok(read.wait.0)
+}
+
+/// What verbs have whose only option is `wait`.
+#[derive(Debug, Default, serde::Deserialize)]
+#[serde(default)]
+pub struct Waits {
+    /// Whether to wait, and how long.
+    pub wait: Wait,
 }
 
 /// A Rust function's error for Lua.

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::model::bundle::TESTS;
 use crate::model::units::Duration as Period;
 use crate::model::{Error, Kind, Result};
+use crate::script::api::describe::Described;
 use crate::script::api::services::Context;
 use crate::script::api::test::{Case, Cases, Setup, Stage};
 use crate::script::run::{Script, Tests};
@@ -196,8 +197,8 @@ async fn load(file: &Path, cwd: &Path, stage: &Stage, interrupted: Arc<AtomicBoo
     let script = Script { path: file.to_owned(), args: Vec::new(), cwd: cwd.to_owned() };
     let folder = file.parent().map(Path::to_owned).unwrap_or_default();
     let reporter = Rc::new(|_: &str, _: &crate::client::ServiceStatus| {});
-    let context =
-        Context { cluster: stage.cluster.clone(), reporter, folder, reach: stage.reach.clone(), hosting: None };
+    let (cluster, reach) = (stage.cluster.clone(), stage.reach.clone());
+    let context = Context { cluster, reporter, folder, reach, described: Described::default(), hosting: None };
     Tests::load(&script, &context, Cases::default(), interrupted).await
 }
 

@@ -2,6 +2,7 @@
 //! simulation keeps its store in memory.
 
 mod embedded;
+pub mod file;
 mod memory;
 mod record;
 pub mod swarm;

@@ -1,7 +1,5 @@
 //! Seals secrets before they are stored (ChaCha20-Poly1305, RFC 8439), with a key that lies beside the store.
 
-use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
@@ -34,14 +32,8 @@ impl Vault {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
                 let mut bytes = vec![0; KEY];
                 random.fill(&mut bytes).map_err(|_| Error::internal(subject.clone(), "no randomness for a key"))?;
-                // Whole or not at all: a key that is half written would make secrets unreadable later.
-                let temporary = folder.join("secrets.key.new");
-                let mut options = std::fs::OpenOptions::new();
-                let mut file =
-                    options.create(true).truncate(true).write(true).mode(0o600).open(&temporary).map_err(failed)?;
-                file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed)?;
-                std::fs::rename(&temporary, &path).map_err(failed)?;
-                std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(failed)?;
+                // A key that is half written would make secrets unreadable later.
+                super::file::replace(&path, &bytes, 0o600).map_err(failed)?;
                 bytes
             }
             Err(error) => return Err(failed(error)),
@@ -75,11 +67,7 @@ impl Vault {
             }
             return Vault::of(bytes);
         }
-        let temporary = folder.join("secrets.key.new");
-        let mut options = std::fs::OpenOptions::new();
-        let mut file = options.create(true).truncate(true).write(true).mode(0o600).open(&temporary).map_err(failed)?;
-        file.write_all(&bytes).and_then(|()| file.sync_all()).map_err(failed)?;
-        std::fs::rename(&temporary, &path).map_err(failed)?;
+        super::file::replace(&path, &bytes, 0o600).map_err(failed)?;
         Vault::of(bytes)
     }
 

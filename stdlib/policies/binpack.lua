@@ -2,6 +2,7 @@
 -- policy = "binpack"
 
 policy "binpack" {
+  options = {},
   score = function(node, task, view)
     local cpu = node.cpu > 0 and node.free_cpu / node.cpu or 0
     local memory = node.memory > 0 and node.free_memory / node.memory or 0

@@ -2,6 +2,7 @@
 -- policy = "spread"  or  policy = { use = "spread", over = "labels.zone" }
 
 policy "spread" {
+  options = { over = "text" },
   score = function(node, task, view)
     local over = task.options.over
     local here = view:count { service = task.service, node = true }

@@ -5,7 +5,14 @@ local failure = require "@neap/lib/failure"
 
 rollout "all-at-once" {
   deadline = "1h",
-  options = { "order", "min_healthy", "batch_deadline", "on_failure", "max_failure_ratio", "deadline" },
+  options = {
+    order = { "start-first", "stop-first" },
+    min_healthy = "duration",
+    batch_deadline = "duration",
+    on_failure = failure.actions,
+    max_failure_ratio = "number",
+    deadline = "duration",
+  },
   step = function(release)
     local options = release.options
     local verdict = failure.judge(release, options)

@@ -9,20 +9,26 @@ local failure = require "@neap/lib/failure"
 rollout "rolling" {
   deadline = "1h",
   options = {
-    "batch", "order", "min_healthy", "batch_deadline", "delay", "on_failure", "max_failure_ratio", "deadline",
+    batch = "portion",
+    order = { "start-first", "stop-first" },
+    min_healthy = "duration",
+    batch_deadline = "duration",
+    delay = "duration",
+    on_failure = failure.actions,
+    max_failure_ratio = "number",
+    deadline = "duration",
   },
   step = function(release)
     local options = release.options
     local verdict = failure.judge(release, options)
     if verdict then return verdict end
     if release.remaining == 0 then return release:promote() end
-    -- Odd steps replace, even steps wait, if a delay is asked for.
-    if options.delay and release.moved > 0 and release.step % 2 == 0 then return release:wait(options.delay) end
     return release:batch {
       tasks = options.batch or 1,
       order = options.order or "start-first",
       min_healthy = options.min_healthy or "5s",
       deadline = options.batch_deadline or "5m",
+      hold = options.delay,
       refill = not options.delay,
     }
   end,

@@ -233,6 +233,7 @@ pub fn plan(plan: &Plan) -> String {
     }
     let mut lines = vec![format!("service \"{name}\":")];
     lines.extend(plan.changes.iter().map(|change| format!("  ~ {change}")));
+    lines.extend(plan.release.iter().map(|release| format!("  {release}")));
     if !plan.steps.is_empty() {
         let mut table = table(&["ACTION", "TASK", "NODE", "SCORE", "WHY"]);
         for step in &plan.steps {

@@ -75,7 +75,10 @@ pub fn labels(inspected: &ContainerInspectResponse) -> HashMap<String, String> {
 fn ports(inspected: &ContainerInspectResponse, reach: &Reach) -> BTreeMap<String, String> {
     let Some(network) = &inspected.network_settings else { return BTreeMap::new() };
     let mode = inspected.host_config.as_ref().and_then(|config| config.network_mode.as_deref()).unwrap_or_default();
-    let own = network.networks.iter().flatten().find_map(|(_, endpoint)| {
+    // The network that it was made in first, then by name: the same address at each look.
+    let mut endpoints: Vec<_> = network.networks.iter().flatten().collect();
+    endpoints.sort_by_key(|(name, _)| (name.as_str() != mode, name.as_str()));
+    let own = endpoints.into_iter().find_map(|(_, endpoint)| {
         let address = endpoint.ip_address.as_deref().filter(|address| !address.is_empty());
         address.map(str::to_owned).or_else(|| {
             let address = endpoint.global_ipv6_address.as_deref().filter(|address| !address.is_empty())?;

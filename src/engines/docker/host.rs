@@ -25,8 +25,11 @@ use crate::model::{Error, Kind, Result};
 
 /// How often a connected engine is asked whether it is there, and how long it has to answer.
 const PING: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(2));
-/// An engine that did not answer for this long is down. A restart of dockerd takes less.
-const DOWN: Duration = Duration::from_secs(4);
+/// An engine that did not answer for this long is down: nothing is heard of its host, or its host refuses, as while dockerd
+/// is restarted.
+const DOWN: (Duration, Duration) = (Duration::from_secs(4), Duration::from_secs(10));
+/// How long one container may take to be looked at, and how many are looked at together.
+const LOOK: (Duration, usize) = (Duration::from_secs(5), 16);
 /// How long an attempt to connect may take: while the engine may be back in a moment, and once it is known to be down.
 const CONNECT: (Duration, Duration) = (Duration::from_secs(2), Duration::from_secs(15));
 /// How often an engine that does not answer is asked about a container; after that the next stock-taking tells.
@@ -54,8 +57,9 @@ pub struct Host {
     connection: Mutex<Option<Connection>>,
     node: watch::Sender<Node>,
     tasks: Arc<Tasks>,
-    // Networks that are known to be there.
-    networks: tokio::sync::Mutex<BTreeSet<String>>,
+    // Networks that are known to be there, and the turn to make one.
+    networks: Mutex<BTreeSet<String>>,
+    making: tokio::sync::Mutex<()>,
     // Images that are being pulled: one pull at a time for each.
     pulls: Mutex<HashMap<String, Arc<tokio::sync::Mutex<()>>>>,
 }
@@ -72,7 +76,8 @@ impl Host {
             connection: Mutex::new(None),
             node: watch::Sender::new(node),
             tasks,
-            networks: tokio::sync::Mutex::default(),
+            networks: Mutex::default(),
+            making: tokio::sync::Mutex::default(),
             pulls: Mutex::default(),
         })
     }
@@ -95,6 +100,15 @@ impl Host {
         })
     }
 
+    /// Waits until it is connected, and all that it has is known; each for so long.
+    pub async fn there(&self, (connects, tells): (Duration, Duration)) {
+        let mut node = self.node();
+        let ready = |node: &Node| node.state == NodeState::Ready;
+        if tokio::time::timeout(connects, node.wait_for(ready)).await.is_err() && self.connected().is_ok() {
+            let _ = tokio::time::timeout(tells, node.wait_for(ready)).await;
+        }
+    }
+
     /// How its containers' ports are reached.
     pub fn reach(&self, connection: &Connection) -> Reach {
         Reach { direct: connection.direct, host: self.address.host() }
@@ -109,8 +123,12 @@ impl Host {
 
     /// Makes a network that is not there, as a bridge of this host.
     pub async fn ensure_network(&self, docker: &Docker, name: &str) -> Result<()> {
-        let mut known = self.networks.lock().await;
-        if known.contains(name) || matches!(name, "bridge" | "host" | "none") {
+        let known = || self.networks.lock().unwrap_or_else(PoisonError::into_inner);
+        if known().contains(name) || matches!(name, "bridge" | "host" | "none") {
+            return Ok(());
+        }
+        let _turn = self.making.lock().await;
+        if known().contains(name) {
             return Ok(());
         }
         let failed = |act: &str, error| trouble::error(format!("network \"{name}\""), act, &error);
@@ -123,13 +141,13 @@ impl Host {
             }
             Err(error) => return Err(failed("look it up", error)),
         }
-        known.insert(name.to_owned());
+        known().insert(name.to_owned());
         Ok(())
     }
 
     /// Forgets what networks there are: one was removed.
-    pub async fn forget_networks(&self) {
-        self.networks.lock().await.clear();
+    pub fn forget_networks(&self) {
+        self.networks.lock().unwrap_or_else(PoisonError::into_inner).clear();
     }
 
     /// Connects, listens, and begins again when the connection is lost. Never ends.
@@ -145,7 +163,9 @@ impl Host {
                     }
                 }
                 Err(error) => {
-                    if answered.elapsed() >= DOWN && !is_down {
+                    let cause = error.cause.as_deref().unwrap_or_default();
+                    let refused = ["refused", "No such file"].iter().any(|sign| cause.contains(sign));
+                    if answered.elapsed() >= if refused { DOWN.1 } else { DOWN.0 } && !is_down {
                         tracing::warn!(node = self.address.name, %error, "a Docker Engine does not answer");
                         self.node.send_modify(|node| node.state = NodeState::Down);
                     }
@@ -257,16 +277,41 @@ impl Host {
         let filters = HashMap::from([("label".to_owned(), vec![format!("{}={}", spec::CLUSTER, self.cluster)])]);
         let options = ListContainersOptions { all: true, filters: Some(filters), ..ListContainersOptions::default() };
         let mut present = before;
+        let mut found = Vec::new();
         for summary in docker.list_containers(Some(options)).await.map_err(failed)? {
             let (Some(id), Some(labels)) = (summary.id, summary.labels) else { continue };
             let Some(task) = spec::task_of(&labels, &self.cluster) else { continue };
             self.tasks.found(&task, &self.address.name, &id);
             present.insert(task);
-            let waits = self.look_at(connection, &task, &id).await == Some(ObservedState::Starting);
-            // Made by a daemon that died before it could start it.
-            if waits && !self.tasks.is_starting(&task) {
-                let (host, connection) = (self.clone(), connection.clone());
-                tokio::spawn(async move { host.start(&connection, &task, &id).await });
+            found.push((task, id));
+        }
+        let mut looks = futures_util::stream::iter(found)
+            .map(|(task, id)| async move { (self.look_at(connection, &task, &id).await, task, id) })
+            .buffer_unordered(LOOK.1);
+        let mut silent = 0;
+        while let Some((seen, task, id)) = looks.next().await {
+            let (host, connection) = (self.clone(), connection.clone());
+            match seen {
+                // Made by a daemon that died before it could start it.
+                Some(ObservedState::Starting) if self.tasks.begin_start(&task, &self.address.name) => {
+                    tokio::spawn(async move {
+                        host.start(&connection, &task, &id).await;
+                        host.tasks.end_start(&task);
+                    });
+                }
+                // One that hangs holds up no others; when more do, it is not the containers.
+                None if !self.tasks.is_over(&task) => {
+                    silent += 1;
+                    if silent >= LOOK.1 {
+                        return Err(Error::new(
+                            Kind::Timeout,
+                            format!("Docker Engine {}", self.address.url),
+                            "does not answer",
+                        ));
+                    }
+                    tokio::spawn(async move { host.look_until_known(&task, &id).await });
+                }
+                _ => {}
             }
         }
         self.tasks.end_stock(&self.address.name, present);
@@ -275,28 +320,31 @@ impl Host {
 
     // Inspects a container and reports what it is.
     async fn look_at(&self, connection: &Connection, task: &TaskId, id: &str) -> Option<ObservedState> {
-        match connection.docker.inspect_container(id, None).await {
-            Ok(inspected) => {
+        match tokio::time::timeout(LOOK.0, connection.docker.inspect_container(id, None)).await {
+            Ok(Ok(inspected)) => {
                 let (state, warnings) = container::state(&inspected, &self.reach(connection));
                 self.tasks.report(Observed { task: *task, state: state.clone(), warnings });
                 return Some(state);
             }
-            Err(error) if trouble::is_status(&error, 404) => self.tasks.report(gone(task)),
-            Err(error) => tracing::warn!(node = self.address.name, %error, "a container could not be inspected"),
+            Ok(Err(error)) if trouble::is_status(&error, 404) => self.tasks.report(gone(task)),
+            Ok(Err(error)) => tracing::warn!(node = self.address.name, %error, "a container could not be inspected"),
+            Err(_) => tracing::warn!(node = self.address.name, %task, "the Docker Engine does not tell of a container"),
         }
         None
     }
 
-    /// Looks until the engine answers: what happens in between may have been told to nobody.
-    pub async fn look_until_known(&self, task: &TaskId, id: &str) {
+    /// Looks until the engine answers: what happens in between may have been told to nobody. What was seen, if anything.
+    pub async fn look_until_known(&self, task: &TaskId, id: &str) -> Option<ObservedState> {
         for _ in 0..LOOKS {
-            if let Ok(connection) = self.connected()
-                && (self.look_at(&connection, task, id).await.is_some() || self.tasks.is_over(task))
-            {
-                return;
+            if let Ok(connection) = self.connected() {
+                let seen = self.look_at(&connection, task, id).await;
+                if seen.is_some() || self.tasks.is_over(task) {
+                    return seen;
+                }
             }
             tokio::time::sleep(PING.0).await;
         }
+        None
     }
 
     /// Starts a container that was made, and reports what became of it.
@@ -304,10 +352,10 @@ impl Host {
         match connection.docker.start_container(id, None).await {
             Ok(()) => drop(self.look_at(connection, task, id).await),
             // Whether it was started is found by looking.
-            Err(error) if trouble::error("", "", &error).retry => self.look_until_known(task, id).await,
+            Err(error) if trouble::error("", "", &error).retry => drop(self.look_until_known(task, id).await),
             Err(error) => {
                 // A network that was removed by hand is made again with the next task.
-                self.forget_networks().await;
+                self.forget_networks();
                 let state = ObservedState::Rejected { reason: trouble::said(&error) };
                 self.tasks.report(Observed { task: *task, state, warnings: Vec::new() });
             }
@@ -318,11 +366,14 @@ impl Host {
         let Some(actor) = event.actor else { return };
         let (Some(action), Some(id)) = (event.action, actor.id) else { return };
         if event.typ == Some(bollard::models::EventMessageTypeEnum::NETWORK) {
-            return self.forget_networks().await;
+            return self.forget_networks();
         }
         let attributes = actor.attributes.unwrap_or_default();
         let Some(task) = spec::task_of(&attributes, &self.cluster) else { return };
-        self.tasks.found(&task, &self.address.name, &id);
+        // What is removed may be forgotten by now, and is not to be known again.
+        if action != "destroy" {
+            self.tasks.found(&task, &self.address.name, &id);
+        }
         match action.split(':').next().unwrap_or_default() {
             "die" => {
                 let code = attributes.get("exitCode").and_then(|code| code.parse().ok());

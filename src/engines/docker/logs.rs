@@ -167,7 +167,7 @@ pub struct Followed(Mutex<BTreeMap<(TaskId, u64), Following>>);
 
 struct Following {
     lines: Arc<Mutex<VecDeque<LogLine>>>,
-    asked: Instant,
+    asked: Arc<Mutex<Instant>>,
     reader: tokio::task::AbortHandle,
     broken: Arc<AtomicBool>,
 }
@@ -182,24 +182,28 @@ impl Followed {
     /// What came since `position`, which moves on.
     pub fn take(&self, sources: Vec<Source>, position: &mut LogPosition) -> Vec<LogLine> {
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        all.retain(|_, following| following.asked.elapsed() < FORGOTTEN);
+        all.retain(|_, following| !is_forgotten(&following.asked));
         let mut lines = Vec::new();
         for source in sources {
             let place = position.0.entry(source.task).or_default();
             let known = all.remove(&(source.task, place.1)).filter(|known| !known.is_broken());
-            let mut following = known.unwrap_or_else(|| Following::begin(&source, place.1));
+            let following = known.unwrap_or_else(|| Following::begin(&source, place.1));
             let new: Vec<LogLine> = following.lines.lock().unwrap_or_else(PoisonError::into_inner).drain(..).collect();
             if let Some(last) = new.last() {
                 place.1 = u64::try_from(last.at).unwrap_or_default();
             }
             lines.extend(new);
-            following.asked = Instant::now();
+            *following.asked.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
             all.insert((source.task, place.1), following);
         }
         // Stable: lines of one task keep their order also within one moment.
         lines.sort_by_key(|line| line.at);
         lines
     }
+}
+
+fn is_forgotten(asked: &Mutex<Instant>) -> bool {
+    asked.lock().unwrap_or_else(PoisonError::into_inner).elapsed() >= FORGOTTEN
 }
 
 impl Following {
@@ -209,20 +213,27 @@ impl Following {
         let waiting = lines.clone();
         let broken: Arc<AtomicBool> = Arc::default();
         let marked = broken.clone();
+        let asked = Arc::new(Mutex::new(Instant::now()));
+        let last = asked.clone();
         let reader = tokio::spawn(async move {
-            while let Some(line) = stream.next().await {
+            // Ends by itself too: where the last one who followed is gone, nobody comes by to end it.
+            while !is_forgotten(&last) {
+                let Ok(next) = tokio::time::timeout(FORGOTTEN, stream.next()).await else { continue };
+                let Some(line) = next else { return };
                 let Ok(line) = line else {
                     marked.store(true, Ordering::SeqCst);
                     return;
                 };
                 // Whoever is slower than the container waits for it no further: the reader waits for him.
-                while waiting.lock().unwrap_or_else(PoisonError::into_inner).len() >= WAITING {
+                while waiting.lock().unwrap_or_else(PoisonError::into_inner).len() >= WAITING && !is_forgotten(&last) {
                     tokio::time::sleep(Duration::from_millis(20)).await;
                 }
                 waiting.lock().unwrap_or_else(PoisonError::into_inner).push_back(line);
             }
+            waiting.lock().unwrap_or_else(PoisonError::into_inner).clear();
+            marked.store(true, Ordering::SeqCst);
         });
-        Following { lines, asked: Instant::now(), reader: reader.abort_handle(), broken }
+        Following { lines, asked, reader: reader.abort_handle(), broken }
     }
 
     // Its stream broke off, and all that came before was taken.

@@ -32,7 +32,7 @@ use self::tasks::Tasks;
 use super::hosts::{ProbeAsk, Probed};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
 use crate::model::id::TaskId;
-use crate::model::node::{ImagePrune, Node, NodeState, PrunedImages};
+use crate::model::node::{ImagePrune, Node, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::registry::Login;
 use crate::model::service::ServiceSpec;
@@ -42,8 +42,9 @@ use crate::model::{Error, Kind, Result};
 
 /// The wait before a container that did not stop is told again.
 const STOP_AGAIN: std::time::Duration = std::time::Duration::from_secs(2);
-/// How long a start of the daemon waits for Docker Engines that do not answer.
-const FIRST: std::time::Duration = std::time::Duration::from_secs(3);
+/// How long a start of the daemon waits for Docker Engines that do not answer, and for those that do to tell what they have.
+const FIRST: (std::time::Duration, std::time::Duration) =
+    (std::time::Duration::from_secs(3), std::time::Duration::from_secs(60));
 
 /// How the engine is set up.
 #[derive(Debug, Clone)]
@@ -68,7 +69,7 @@ pub struct DockerEngine {
 /// Whether a Docker Engine is there.
 pub async fn answers(address: &Address) -> bool {
     let asked = async { address.client().await.ok()?.ping().await.ok() };
-    matches!(tokio::time::timeout(FIRST, asked).await, Ok(Some(_)))
+    matches!(tokio::time::timeout(FIRST.0, asked).await, Ok(Some(_)))
 }
 
 impl DockerEngine {
@@ -87,12 +88,8 @@ impl DockerEngine {
         for host in hosts.values() {
             tokio::spawn(host.clone().follow());
         }
-        let all_there = async {
-            for change in &mut changes {
-                let _ = change.wait_for(|node| node.state == NodeState::Ready).await;
-            }
-        };
-        let _ = tokio::time::timeout(FIRST, all_there).await;
+        let all_there = futures_util::future::join_all(hosts.values().map(|host| host.there(FIRST)));
+        all_there.await;
         let now = |changes: &mut [watch::Receiver<Node>]| {
             Arc::new(changes.iter_mut().map(|change| change.borrow_and_update().clone()).collect::<Vec<Node>>())
         };
@@ -187,17 +184,16 @@ impl Engine for DockerEngine {
                 let options =
                     StopContainerOptions { t: i32::try_from(seconds).ok(), ..StopContainerOptions::default() };
                 match docker.stop_container(&id, Some(options)).await {
-                    // Its end is told by its event as well; one that is missed is found by looking.
-                    Ok(()) => host.look_until_known(&task, &id).await,
-                    // Not started yet, and about to be: it is told again.
-                    Err(error) if trouble::is_status(&error, 304) && tasks.is_starting(&task) => {}
-                    Err(error) if trouble::is_status(&error, 304) || trouble::is_status(&error, 404) => {
-                        host.look_until_known(&task, &id).await;
-                        // It was never started, and will not be.
-                        let state = ObservedState::Rejected { reason: "told to end before it was started".into() };
-                        tasks.report(Observed { task, state, warnings: Vec::new() });
-                        return;
+                    // Its end is told by its event as well; one that is missed is found by looking. What was never started
+                    // counts as stopped: it is told again if it is about to be, and else will not be.
+                    Ok(()) => {
+                        let seen = host.look_until_known(&task, &id).await;
+                        if seen == Some(ObservedState::Starting) && !tasks.is_starting(&task) {
+                            let state = ObservedState::Rejected { reason: "told to end before it was started".into() };
+                            tasks.report(Observed { task, state, warnings: Vec::new() });
+                        }
                     }
+                    Err(error) if trouble::is_status(&error, 404) => drop(host.look_until_known(&task, &id).await),
                     Err(error) => tracing::warn!(%task, %error, "a container could not be stopped; it is tried again"),
                 }
                 tokio::time::sleep(STOP_AGAIN).await;
@@ -302,7 +298,7 @@ impl Engine for DockerEngine {
                 }
                 NetworkAsk::Remove(name) => {
                     removed |= networks::remove(&docker, name).await?;
-                    host.forget_networks().await;
+                    host.forget_networks();
                 }
             }
         }

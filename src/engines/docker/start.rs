@@ -19,6 +19,9 @@ impl DockerEngine {
         for network in &request.spec.networks {
             host.ensure_network(docker, &network.name).await?;
         }
+        if self.runs_already(host, connection, request).await? {
+            return Ok(());
+        }
         let files = self.write_files(host, request)?;
         let id = self.create(host, connection, request, &files).await?;
         fault::point("docker.after-create");
@@ -45,6 +48,27 @@ impl DockerEngine {
         self.report(request, ObservedState::Starting);
         host.start(connection, &request.task, &id).await;
         Ok(())
+    }
+
+    // Started by a daemon that died before it heard of it. What it reads is mounted, and must not be written anew under it.
+    async fn runs_already(&self, host: &Arc<Host>, connection: &Connection, request: &StartRequest) -> Result<bool> {
+        if request.secrets.0.is_empty() && request.configs.is_empty() {
+            return Ok(false);
+        }
+        let known = match connection.docker.inspect_container(&spec::container_name(request), None).await {
+            Ok(known) => known,
+            Err(error) if trouble::is_status(&error, 404) => return Ok(false),
+            Err(error) => {
+                let subject = format!("task {}.{}", request.service, request.slot);
+                return Err(trouble::error(subject, "look for its container", &error));
+            }
+        };
+        let is_ours = spec::task_of(&container::labels(&known), &self.options.cluster) == Some(request.task);
+        let (state, warnings) = container::state(&known, &host.reach(connection));
+        let Some(id) = known.id.filter(|_| is_ours && state != ObservedState::Starting) else { return Ok(false) };
+        self.tasks.found(&request.task, &host.address.name, &id);
+        self.tasks.report(Observed { task: request.task, state, warnings });
+        Ok(true)
     }
 
     // Makes the container, and pulls its image where that is needed. One that is there by this name is this task's.

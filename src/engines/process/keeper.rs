@@ -46,6 +46,10 @@ fn record(folder: &Path, record: &Record) {
     let _ = append(folder, record);
 }
 
+/// How long what a replica has started may take to be gone once it is killed.
+const KILLED_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
+/// How often a record that could not be written is tried again.
+const RECORD_AGAIN: std::time::Duration = std::time::Duration::from_secs(1);
 /// Bound on the reads after the replica's end: 16 buffers each, far more than a pipe holds.
 const LAST_READS: usize = 64;
 
@@ -125,6 +129,8 @@ struct Keeper {
     daemon_open: bool,
     kill_at: Option<Instant>,
     told: bool,
+    // That it runs: the disk was full, and it is written once there is room.
+    unrecorded: Option<Record>,
 }
 
 impl Keeper {
@@ -154,8 +160,8 @@ impl Keeper {
         let mut child = spawned.inspect_err(|_| cgroup.remove())?;
         fault::point("keeper.after-spawn");
         let pid = child.id();
-        let start_time = sys::start_time(pid).unwrap_or_default();
-        record(folder, &Record::Started { pid, start_time, at: now(), warnings });
+        let started = Record::Started { pid, at: now(), warnings };
+        let unrecorded = append(folder, &started).err().map(|_| started);
         tell("started\n");
         let (Some(stdout), Some(stderr)) = (child.stdout.take(), child.stderr.take()) else {
             return Err("the replica has no pipes".into());
@@ -175,6 +181,7 @@ impl Keeper {
             daemon_open: true,
             kill_at: None,
             told: false,
+            unrecorded,
         })
     }
 
@@ -223,11 +230,10 @@ impl Keeper {
     }
 
     fn wait(&mut self) {
-        let timeout = match self.kill_at {
-            Some(at) => {
-                let left = at.saturating_duration_since(Instant::now()).as_millis() + 1;
-                PollTimeout::try_from(left).unwrap_or(PollTimeout::MAX)
-            }
+        let left = self.kill_at.map(|at| at.saturating_duration_since(Instant::now()).as_millis() + 1);
+        let again = self.unrecorded.as_ref().map(|_| RECORD_AGAIN.as_millis());
+        let timeout = match left.into_iter().chain(again).min() {
+            Some(wait) => PollTimeout::try_from(wait).unwrap_or(PollTimeout::MAX),
             None => PollTimeout::NONE,
         };
         let stdout = std::io::stdout();
@@ -240,6 +246,10 @@ impl Keeper {
             fds.push(PollFd::new(stdout.as_fd(), PollFlags::POLLIN));
         }
         let _ = poll(&mut fds, timeout);
+        if let Some(started) = self.unrecorded.take_if(|started| append(&self.folder, started).is_ok()) {
+            drop(started);
+            tell("started\n");
+        }
         let gone = fds.get(streams).and_then(PollFd::revents).is_some_and(|events| !events.is_empty());
         drop(fds);
         if gone {
@@ -291,15 +301,18 @@ impl Keeper {
     // The replica is its first process: when that ends, all that it started ends.
     fn end_descendants(&self) {
         let _ = killpg(self.group, Signal::SIGKILL);
-        for _ in 0..100 {
+        let until = Instant::now() + KILLED_WITHIN;
+        loop {
             let left = children();
-            if left.is_empty() {
+            // One that waits for a disk or a lost NFS server cannot be killed, and must not keep the end from being told.
+            if left.is_empty() || Instant::now() >= until {
                 return;
             }
             for pid in left {
                 let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
-                let _ = nix::sys::wait::waitpid(pid, None);
+                let _ = nix::sys::wait::waitpid(pid, Some(nix::sys::wait::WaitPidFlag::WNOHANG));
             }
+            std::thread::sleep(std::time::Duration::from_millis(5));
         }
     }
 }

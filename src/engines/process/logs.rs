@@ -3,11 +3,14 @@
 use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+
+use tokio::sync::mpsc;
 
 use super::spool::{self, numbers};
 use crate::engines::{LogLine, LogPosition, LogQuery};
 use crate::model::id::TaskId;
+use crate::model::{Error, Result};
 
 /// Lines handed on at once.
 const CHUNK: usize = 512;
@@ -47,18 +50,20 @@ impl Reader {
             }
             let Some(file) = &mut self.file else { return Ok(self.pause()) };
             self.raw.clear();
-            let length = file.read_until(b'\n', &mut self.raw)?;
-            if self.raw.pop() != Some(b'\n') {
-                // The end of this file. A later one says that nothing more comes here.
-                match numbers(&self.folder)?.into_iter().find(|number| *number > self.cursor.0) {
-                    Some(next) => {
-                        self.cursor = (next, 0);
-                        self.file = None;
-                        continue;
-                    }
-                    None => return Ok(self.pause()),
+            let mut length = file.read_until(b'\n', &mut self.raw)?;
+            if self.raw.last() != Some(&b'\n') {
+                // The end of this file, as it was. A later one says that nothing more comes here, from then on.
+                let Some(next) = numbers(&self.folder)?.into_iter().find(|number| *number > self.cursor.0) else {
+                    return Ok(self.pause());
+                };
+                length += file.read_until(b'\n', &mut self.raw)?;
+                if self.raw.last() != Some(&b'\n') {
+                    self.cursor = (next, 0);
+                    self.file = None;
+                    continue;
                 }
             }
+            self.raw.pop();
             self.cursor.1 += length as u64;
             let Some((line, whole)) = spool::parse(&self.raw, &self.task) else { continue };
             self.part.push_str(&line.text);
@@ -81,18 +86,34 @@ impl Reader {
             return Ok(true);
         }
         // A file that was rotated away takes its lines along; the oldest that is left goes on.
-        let present = match numbers(&self.folder) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            other => other?,
-        };
-        let Some(number) = present.into_iter().find(|number| *number >= self.cursor.0) else { return Ok(false) };
-        if number > self.cursor.0 {
-            self.cursor = (number, 0);
+        let first = self.cursor.0;
+        for number in present(&self.folder)?.into_iter().filter(|number| *number >= first) {
+            if number > self.cursor.0 {
+                self.cursor = (number, 0);
+            }
+            if let Some(mut file) = opened(&self.folder, number)? {
+                file.seek(SeekFrom::Start(self.cursor.1))?;
+                self.file = Some(BufReader::new(file));
+                return Ok(true);
+            }
         }
-        let mut file = File::open(spool::path(&self.folder, number))?;
-        file.seek(SeekFrom::Start(self.cursor.1))?;
-        self.file = Some(BufReader::new(file));
-        Ok(true)
+        Ok(false)
+    }
+}
+
+// The numbers of the files that are there; none where the folder is gone.
+fn present(folder: &Path) -> io::Result<Vec<u32>> {
+    match numbers(folder) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        other => other,
+    }
+}
+
+// A file; none if it was rotated away since it was listed.
+fn opened(folder: &Path, number: u32) -> io::Result<Option<File>> {
+    match File::open(spool::path(folder, number)) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        other => other.map(Some),
     }
 }
 
@@ -105,7 +126,7 @@ pub fn ends(tasks: &[(TaskId, PathBuf)]) -> LogPosition {
     LogPosition(tasks.iter().map(|(task, folder)| (*task, end(folder))).collect())
 }
 
-fn whole_length(path: &std::path::Path) -> io::Result<u64> {
+fn whole_length(path: &Path) -> io::Result<u64> {
     let mut file = File::open(path)?;
     let size = file.metadata()?.len();
     // A line is written at once and no piece of one is longer than this.
@@ -114,6 +135,25 @@ fn whole_length(path: &std::path::Path) -> io::Result<u64> {
     let mut tail = Vec::new();
     file.take(size - from).read_to_end(&mut tail)?;
     Ok(tail.iter().rposition(|byte| *byte == b'\n').map_or(from, |at| from + at as u64 + 1))
+}
+
+/// The lines asked for, oldest first, in portions.
+pub fn read(
+    folders: Vec<(TaskId, PathBuf)>,
+    query: LogQuery,
+    until: Option<LogPosition>,
+) -> Result<mpsc::Receiver<Result<Vec<LogLine>>>> {
+    let (sender, receiver) = mpsc::channel(4);
+    // On a thread of its own: one that waits for a slow reader holds up nobody else, and the shared ones are few.
+    let read = move || {
+        let mut sink = |lines| sender.blocking_send(Ok(lines)).is_ok();
+        if let Err(error) = merge(&folders, &query, until.as_ref(), &mut sink) {
+            let _ = sender.blocking_send(Err(Error::io("output", "read it", &error)));
+        }
+    };
+    let spawned = std::thread::Builder::new().name("output".into()).stack_size(512 * 1024).spawn(read);
+    spawned.map_err(|error| Error::io("output", "begin to read it", &error))?;
+    Ok(receiver)
 }
 
 /// Hands the lines asked for to `sink`, oldest first, until it wants no more.
@@ -170,21 +210,16 @@ pub fn merge(
 }
 
 // The newest file behind whose beginning there are at least `tail` lines.
-fn tail_start(folder: &std::path::Path, tail: usize) -> io::Result<Place> {
-    let present = match numbers(folder) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, 0)),
-        other => other?,
-    };
+fn tail_start(folder: &Path, tail: usize) -> io::Result<Place> {
     let mut lines = 0;
-    let mut buffer = vec![0; 64 * 1024];
-    for number in present.into_iter().rev() {
-        let mut file = File::open(spool::path(folder, number))?;
-        loop {
-            let length = file.read(&mut buffer)?;
-            if length == 0 {
-                break;
-            }
-            lines += buffer[..length].iter().filter(|byte| **byte == b'\n').count();
+    let mut raw = Vec::new();
+    for number in present(folder)?.into_iter().rev() {
+        let Some(file) = opened(folder, number)? else { continue };
+        let mut file = BufReader::new(file);
+        // Pieces of a long line are one line.
+        while file.read_until(b'\n', &mut raw)? > 0 {
+            lines += usize::from(spool::is_whole(&raw));
+            raw.clear();
         }
         if lines >= tail {
             return Ok((number, 0));

@@ -211,7 +211,7 @@ impl Shared {
     // A keeper that ended without a word never started anything.
     fn report_end(&self, task: &TaskId) {
         if records(&self.folder(task)).is_empty() {
-            self.release_ports(task);
+            held(&self.ports).release(task);
             let reason = "its keeper ended before it could start the replica".to_owned();
             if let Some(observer) = held(&self.observer).as_ref() {
                 let state = ObservedState::Rejected { reason };
@@ -224,17 +224,11 @@ impl Shared {
     fn report(&self, task: &TaskId) {
         if let Some(observed) = self.state(task) {
             if matches!(observed.state, ObservedState::Ended { .. } | ObservedState::Rejected { .. }) {
-                self.release_ports(task);
+                held(&self.ports).release(task);
             }
             if let Some(observer) = held(&self.observer).as_ref() {
                 let _ = observer.send(Sight::Task(observed));
             }
-        }
-    }
-
-    fn release_ports(&self, task: &TaskId) {
-        if let Ok(file) = TaskFile::read(&self.folder(task)) {
-            held(&self.ports).release(task, file.ports.values().copied());
         }
     }
 
@@ -259,8 +253,10 @@ impl Shared {
                 };
                 // Its hints go to the daemon that has started it: until the replica runs it is looked at.
                 let starting = |seen: Observed| matches!(seen.state, ObservedState::Starting);
+                let mut wait = std::time::Duration::from_millis(5);
                 while shared.state(&task).is_some_and(starting) {
-                    tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(std::time::Duration::from_secs(1));
                 }
                 shared.report(&task);
                 sys::ended(pidfd).await;
@@ -354,21 +350,24 @@ impl Engine for ProcessEngine {
         }
         let ports = held(&shared.ports).choose(&task, &request.spec.ports);
         let ports = ports.map_err(|error| error.about(subject.clone()))?;
-        let (secrets, configs) =
-            taskdir::write_files(&folder, &request).map_err(|error| error.about(subject.clone()))?;
-        let file = TaskFile {
-            format: 1,
-            request,
-            ports,
-            inherited: shared.inherited.clone(),
-            lifeline: shared.options.lifeline,
-            secrets,
-            configs,
+        let begun = || {
+            let (secrets, configs) =
+                taskdir::write_files(&folder, &request).map_err(|error| error.about(subject.clone()))?;
+            let file = TaskFile {
+                format: 1,
+                request,
+                ports,
+                inherited: shared.inherited.clone(),
+                lifeline: shared.options.lifeline,
+                secrets,
+                configs,
+            };
+            file.write(&folder).map_err(failed)?;
+            fault::point("engine.before-keeper");
+            // The descriptor itself is passed on, so that the lock is held without a break from here to the keeper's end.
+            shared.spawn_keeper(&task, lock).map_err(failed)
         };
-        file.write(&folder).map_err(failed)?;
-        fault::point("engine.before-keeper");
-        // The descriptor itself is passed on, so that the lock is held without a break from here to the keeper's end.
-        shared.spawn_keeper(&task, lock).map_err(failed)?;
+        begun().inspect_err(|_| held(&shared.ports).release(&task))?;
         fault::point("engine.after-keeper");
         Ok(())
     }
@@ -415,7 +414,7 @@ impl Engine for ProcessEngine {
                 super::files::remove(files);
             }
         }
-        self.shared.release_ports(task);
+        held(&self.shared.ports).release(task);
         match std::fs::remove_dir_all(&folder) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                 Err(Error::io(format!("task {task}"), "remove its folder", &error))
@@ -425,12 +424,14 @@ impl Engine for ProcessEngine {
     }
 
     async fn prune(&self, keep: &BTreeSet<TaskId>) -> Result<()> {
+        let mut result = Ok(());
         for task in self.shared.task_ids()?.iter().filter(|task| !keep.contains(*task)) {
             if !lock_is_held(&self.shared.folder(task)) {
-                self.remove(task).await?;
+                // One that cannot be removed keeps the others from nothing.
+                result = result.and(self.remove(task).await);
             }
         }
-        Ok(())
+        result
     }
 
     async fn list(&self) -> Result<Vec<Observed>> {
@@ -453,16 +454,7 @@ impl Engine for ProcessEngine {
         query: LogQuery,
         until: Option<LogPosition>,
     ) -> Result<mpsc::Receiver<Result<Vec<LogLine>>>> {
-        let (sender, receiver) = mpsc::channel(4);
-        let folders = self.shared.folders(tasks);
-        // Files are read where waiting for the disk, or for a slow reader, holds up nobody else.
-        tokio::task::spawn_blocking(move || {
-            let mut sink = |lines| sender.blocking_send(Ok(lines)).is_ok();
-            if let Err(error) = logs::merge(&folders, &query, until.as_ref(), &mut sink) {
-                let _ = sender.blocking_send(Err(Error::io("output", "read it", &error)));
-            }
-        });
-        Ok(receiver)
+        logs::read(self.shared.folders(tasks), query, until)
     }
 
     async fn follow(&self, tasks: &[TaskId], position: &mut LogPosition) -> Result<Vec<LogLine>> {

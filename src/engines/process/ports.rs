@@ -35,12 +35,8 @@ impl PortPool {
     }
 
     /// Forgets a task's ports once it has ended; what another has got since stays that one's.
-    pub fn release(&mut self, task: &TaskId, ports: impl IntoIterator<Item = u16>) {
-        for port in ports {
-            if self.holders.get(&port) == Some(task) {
-                self.holders.remove(&port);
-            }
-        }
+    pub fn release(&mut self, task: &TaskId) {
+        self.holders.retain(|_, holder| holder != task);
     }
 
     /// One free port for each, the task's from now on; the host's own where it is published there.
@@ -48,7 +44,7 @@ impl PortPool {
         let mut chosen = BTreeMap::new();
         for (name, spec) in ports {
             let found = match spec.host_port() {
-                Some((port, protocol)) => Self::own(port, protocol, spec.address),
+                Some((port, protocol)) => self.own(port, protocol, spec.address),
                 None => self.free(spec.protocol).ok_or_else(|| {
                     let range = format!("no free port between {} and {}", self.range.start(), self.range.end());
                     Error::new(Kind::Exhausted, "", range).help("widen the range with --task-ports").retry(true)
@@ -60,7 +56,7 @@ impl PortPool {
                     chosen.insert(name.clone(), port);
                 }
                 Err(error) => {
-                    self.release(task, chosen.into_values());
+                    self.release(task);
                     return Err(error);
                 }
             }
@@ -68,18 +64,21 @@ impl PortPool {
         Ok(chosen)
     }
 
-    fn own(port: u16, protocol: Protocol, address: Option<IpAddr>) -> Result<u16> {
+    fn own(&self, port: u16, protocol: Protocol, address: Option<IpAddr>) -> Result<u16> {
+        let taken = || {
+            let message = format!("port {port}/{} of this host cannot be had", protocol.as_str());
+            Error::new(Kind::Exhausted, "", message).retry(true)
+        };
+        // Handed out from the range, and perhaps not bound yet.
+        if self.holders.contains_key(&port) {
+            return Err(taken().cause("another replica has it"));
+        }
         let address = address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
         let bound = match protocol {
             Protocol::Tcp => TcpListener::bind((address, port)).map(drop),
             Protocol::Udp => UdpSocket::bind((address, port)).map(drop),
         };
-        bound.map_err(|error| {
-            Error::new(Kind::Exhausted, "", format!("port {port}/{} of this host cannot be had", protocol.as_str()))
-                .cause(error)
-                .retry(true)
-        })?;
-        Ok(port)
+        bound.map(|()| port).map_err(|error| taken().cause(error))
     }
 
     fn free(&mut self, protocol: Protocol) -> Option<u16> {
@@ -107,12 +106,12 @@ mod tests {
         let (first, second) = (TaskId::numbered(1), TaskId::numbered(2));
         let mut pool = PortPool::new(DEFAULT_RANGE);
         pool.hold(&first, [20_001, 20_002]);
-        pool.release(&first, [20_001, 20_002]);
+        pool.release(&first);
         pool.hold(&second, [20_001]);
         // Its record goes as well, later.
-        pool.release(&first, [20_001, 20_002]);
+        pool.release(&first);
         assert_eq!(pool.holders, BTreeMap::from([(20_001, second)]));
-        pool.release(&second, [20_001]);
+        pool.release(&second);
         assert!(pool.holders.is_empty());
     }
 }

@@ -113,6 +113,11 @@ fn append(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).mode(0o640).open(path)
 }
 
+/// Whether a line of a file ends a line of output.
+pub fn is_whole(raw: &[u8]) -> bool {
+    raw.splitn(4, |byte| *byte == b' ').nth(2) == Some(b"F")
+}
+
 /// One line of a file, and whether it is whole.
 pub fn parse(raw: &[u8], task: &TaskId) -> Option<(LogLine, bool)> {
     let text = String::from_utf8_lossy(raw);

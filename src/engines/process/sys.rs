@@ -80,10 +80,3 @@ pub fn prepare_child(command: &mut Command, cgroups: Vec<CString>, identity: Opt
     // Only system calls on memory prepared before the fork: nothing here allocates or takes a lock.
     unsafe { command.pre_exec(hook) };
 }
-
-/// The kernel's start time of a process, in clock ticks since boot.
-pub fn start_time(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // Field 22, counted behind the command's closing parenthesis (proc(5)).
-    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(19)?.parse().ok()
-}

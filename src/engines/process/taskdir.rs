@@ -144,8 +144,6 @@ pub enum Record {
     Started {
         /// Its process id.
         pid: u32,
-        /// The kernel's start time of that process, against reuse of the id.
-        start_time: u64,
         /// When, in milliseconds since 1970.
         at: u64,
         /// What could not be done as asked.

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bollard::Docker;
-use bollard::models::{ContainerSummaryStateEnum, EventMessage};
+use bollard::models::{ContainerInspectResponse, ContainerSummaryStateEnum, EventMessage};
 use bollard::query_parameters::{EventsOptions, ListContainersOptions};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
@@ -25,6 +25,9 @@ use crate::model::{Error, Kind, Result};
 
 /// The wait before a Docker Engine that does not answer is asked again.
 const AGAIN: Duration = Duration::from_millis(500);
+
+/// How long one container may take to be looked at.
+const LOOK: Duration = Duration::from_secs(2);
 
 /// A container of ours on this host.
 #[derive(Debug, Clone)]
@@ -173,7 +176,7 @@ impl SwarmHost {
     }
 
     async fn look_at(&self, docker: &Docker, task: &TaskId, id: &str) {
-        let Ok(inspected) = docker.inspect_container(id, None).await else { return };
+        let Some(inspected) = inspect(docker, id).await else { return };
         let reach = Reach { direct: false, host: self.host.clone() };
         let (state, warnings) = container::state(&inspected, &reach);
         if matches!(state, ObservedState::Running { health: Health::Unhealthy, .. }) {
@@ -216,10 +219,10 @@ impl SwarmHost {
                     finished_at: Timestamp(millis),
                 };
                 // What the kernel did to it only an inspection knows; it may be gone by then.
-                let mut warnings = match docker.inspect_container(&id, None).await {
-                    Ok(inspected) => container::state(&inspected, &Reach { direct: false, host: String::new() }).1,
-                    Err(_) => Vec::new(),
-                };
+                let reach = Reach { direct: false, host: String::new() };
+                let mut warnings = inspect(docker, &id)
+                    .await
+                    .map_or_else(Vec::new, |inspected| container::state(&inspected, &reach).1);
                 if self.tasks().get(&task).is_some_and(|known| known.container == id && known.unhealthy) {
                     warnings.push(super::watch::FAILED_CHECK.to_owned());
                 }
@@ -280,6 +283,11 @@ impl SwarmHost {
         let docker = self.connected()?;
         prune::images(&docker, ask).await
     }
+}
+
+// What hangs is that container's trouble, and must not hold up what is told of others for long.
+async fn inspect(docker: &Docker, id: &str) -> Option<ContainerInspectResponse> {
+    tokio::time::timeout(LOOK, docker.inspect_container(id, None)).await.ok()?.ok()
 }
 
 // Swarm counts a task as running once its own check passes, and ends it when that fails: until then it is starting here

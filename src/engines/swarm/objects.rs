@@ -175,9 +175,16 @@ async fn create_secret(docker: &Docker, labels: Labels, name: &str, value: &[u8]
     };
     match docker.create_secret(spec).await {
         Ok(made) => Ok(made.id),
-        Err(error) if trouble::is_status(&error, 409) => Ok(secret_id(docker, name).await?.unwrap_or_default()),
+        Err(error) if trouble::is_status(&error, 409) => {
+            secret_id(docker, name).await?.ok_or_else(|| vanished("secret", name))
+        }
         Err(error) => Err(trouble::error(format!("secret \"{name}\""), "make it in the Swarm", &error)),
     }
+}
+
+// There when it was to be made, and gone when it was looked up.
+fn vanished(what: &str, name: &str) -> Error {
+    Error::new(Kind::Conflict, format!("{what} \"{name}\""), "was removed by somebody else just now").retry(true)
 }
 
 async fn secret_id(docker: &Docker, name: &str) -> Result<Option<String>> {
@@ -197,7 +204,9 @@ async fn create_config(docker: &Docker, labels: Labels, name: &str, value: &[u8]
     };
     match docker.create_config(spec).await {
         Ok(made) => Ok(made.id),
-        Err(error) if trouble::is_status(&error, 409) => Ok(config_id(docker, name).await?.unwrap_or_default()),
+        Err(error) if trouble::is_status(&error, 409) => {
+            config_id(docker, name).await?.ok_or_else(|| vanished("config", name))
+        }
         Err(error) => Err(trouble::error(format!("config \"{name}\""), "make it in the Swarm", &error)),
     }
 }

@@ -133,7 +133,9 @@ impl Shared {
         let (now, before) = (&found["Spec"], &found["PreviousSpec"]);
         let differs = now["Labels"][SPEC].as_str().is_some_and(|made| differs(now, made));
         let is_other = |path: &str| now.pointer(path) != before.pointer(path);
-        !before.is_null() && (differs || is_other("/TaskTemplate/ForceUpdate") || is_other("/Mode"))
+        // Scaled back by now, it is as it was: what ends later ends by itself.
+        let scaled = now["Mode"]["Replicated"]["Replicas"] != 1;
+        !before.is_null() && (differs || is_other("/TaskTemplate/ForceUpdate") || scaled)
     }
 }
 

@@ -339,7 +339,7 @@ impl Loop {
     }
 
     fn apply(&mut self, table: Table) {
-        self.failed.clear();
+        let failed = std::mem::take(&mut self.failed);
         // As the socket says: a table that was inherited does not.
         let same = |open: &Open, wanted: &Listener| {
             open.socket.local_addr().is_ok_and(|local| {
@@ -365,7 +365,14 @@ impl Loop {
                 open.spec = wanted.clone();
                 continue;
             }
-            let added = owner::listen(wanted.address, wanted.port).and_then(|socket| {
+            // Who is in the way was found once: looking for them takes a while, and traffic waits for it.
+            let before = self.table.listeners.get(name);
+            let is_same = before.is_some_and(|old| (old.address, old.port) == (wanted.address, wanted.port));
+            let opened = match failed.get(name).filter(|_| is_same) {
+                Some(why) => owner::try_listen(wanted.address, wanted.port).map_err(|_| why.clone()),
+                None => owner::listen(wanted.address, wanted.port),
+            };
+            let added = opened.and_then(|socket| {
                 self.add_listener(name.clone(), socket, wanted.clone()).map_err(|error| error.to_string())
             });
             if let Err(why) = added {
@@ -387,7 +394,7 @@ impl Loop {
         let takes: HashSet<TaskId> = self.table.listeners.values().flat_map(Listener::takers).collect();
         self.doubted.retain(|task| self.open.contains_key(task) && !takes.contains(task));
         let new = self.open.keys().filter(|task| !takes.contains(task) && !self.doubted.contains(task));
-        let new: Vec<TaskId> = new.copied().collect();
+        let new: HashSet<TaskId> = new.copied().collect();
         if new.is_empty() {
             return;
         }

@@ -24,7 +24,8 @@ const BY: &str = "a script";
 pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>, reach: &Reach) -> mlua::Result<()> {
     let reporter: services::Reporter = Rc::new(|_, _| {});
     let (cluster, reach) = (cluster.clone(), reach.clone());
-    install_with(lua, &services::Context { cluster, reporter, folder: PathBuf::new(), reach, hosting: None })
+    let described = super::describe::Described::default();
+    install_with(lua, &services::Context { cluster, reporter, folder: PathBuf::new(), reach, described, hosting: None })
 }
 
 /// Sets them for somebody who is there to see; `scripts` as well, for files that they have.
@@ -65,7 +66,7 @@ fn install_scripts(lua: &Lua, context: &services::Context) -> mlua::Result<()> {
         lua.create_async_function(move |lua, (name, brought): (String, Value)| {
             let cluster = shared.clone();
             async move {
-                let push = Push { bundle: services::brought("scripts.push", &brought)?, check_only: false };
+                let push = Push { bundle: super::describe::brought("scripts.push", &brought)?, check_only: false };
                 from_timed(&lua, &cluster.push_scripts(&name, push, BY).await.map_err(raise)?)
             }
         })?,

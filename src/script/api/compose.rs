@@ -6,14 +6,14 @@ use std::path::{Path, PathBuf};
 use mlua::{Lua, Table, Value};
 use serde::Deserialize;
 
-use super::services::{Context, brought};
-use super::time::duration;
+use super::describe::brought;
+use super::services::Context;
 use crate::client::stack::{self, Deploy, Step};
 use crate::compose;
 use crate::model::stack::Stack;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
-use crate::script::value::{from_record, raise, to_json};
+use crate::script::value::{WAIT, Waits, from_record, options, raise, take_wait, to_json};
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
@@ -61,24 +61,34 @@ pub fn install(lua: &Lua, folder: &Path, context: &Context) -> mlua::Result<()> 
     let shared = context.clone();
     table.set(
         "apply",
-        lua.create_async_function(move |lua, (stack, options): (Table, Option<Table>)| {
+        lua.create_async_function(move |lua, (stack, table): (Table, Option<Table>)| {
             let context = shared.clone();
             async move {
                 let stack: Stack = {
                     let json = to_json(&Value::Table(stack)).map_err(raise)?;
                     crate::model::strict::read("compose.apply", &json).map_err(raise)?
                 };
-                let timeout = Duration::from_secs(600).std();
+                let timeout = WAIT.std();
                 let mut ask = Deploy { prune: false, wait: false, timeout, with: None, auth: BTreeMap::new() };
-                if let Some(options) = options {
-                    ask.prune = options.get::<Option<bool>>("prune")?.unwrap_or_default();
-                    match options.get::<Value>("wait")? {
-                        Value::Nil | Value::Boolean(false) => {}
-                        Value::Boolean(true) => ask.wait = true,
-                        period => (ask.wait, ask.timeout) = (true, duration(&period)?.std()),
+                if let Some(table) = table {
+                    let wait = take_wait("compose.apply", Some(&table))?;
+                    (ask.wait, ask.timeout) = (wait.is_some(), wait.map_or(timeout, Duration::std));
+                    for pair in table.pairs::<String, Value>() {
+                        match pair? {
+                            (key, value) if key == "with" => ask.with = Some(brought("compose.apply: with", &value)?),
+                            (key, Value::Boolean(prune)) if key == "prune" => ask.prune = prune,
+                            (key, other) if key == "prune" => {
+                                let message = format!("prune: expected true or false, got a {}", other.type_name());
+                                return Err(raise(Error::invalid("compose.apply", message)));
+                            }
+                            (key, _) if key == "wait" => {}
+                            (key, _) => {
+                                let hint = crate::model::suggest::hint(&key, ["wait", "prune", "with"]);
+                                let message = format!("unknown option \"{key:.60}\"{hint}");
+                                return Err(raise(Error::invalid("compose.apply", message)));
+                            }
+                        }
                     }
-                    let with: Value = options.get("with")?;
-                    ask.with = if with.is_nil() { None } else { Some(brought("compose.apply", &with)?) };
                 }
                 // Steps are told where the script's own reports go.
                 let (sender, mut states) = tokio::sync::mpsc::unbounded_channel();
@@ -106,13 +116,10 @@ pub fn install(lua: &Lua, folder: &Path, context: &Context) -> mlua::Result<()> 
     let shared = context.clone();
     table.set(
         "remove",
-        lua.create_async_function(move |_, (name, options): (String, Option<Table>)| {
+        lua.create_async_function(move |_, (name, table): (String, Option<Table>)| {
             let context = shared.clone();
             async move {
-                let timeout = match options {
-                    Some(options) => duration(&options.get("wait")?)?,
-                    None => Duration::from_secs(600),
-                };
+                let timeout = options::<Waits>("compose.remove", table)?.wait.0.unwrap_or(WAIT);
                 stack::remove(&*context.cluster, &name, timeout.std(), &mut |_| {}).await.map_err(raise)
             }
         })?,

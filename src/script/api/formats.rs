@@ -3,7 +3,7 @@
 use mlua::{Lua, LuaString, Value};
 
 use crate::model::{Error, Kind};
-use crate::script::value::{from_json, raise, to_json};
+use crate::script::value::{from_json, options, raise, to_json};
 
 /// Largest text that is read, in bytes: reading cannot be interrupted, and takes memory beside the VM's own.
 const MAX_TEXT: usize = 4 << 20;
@@ -36,6 +36,12 @@ pub fn install(lua: &Lua) -> mlua::Result<()> {
     )
 }
 
+#[derive(serde::Deserialize, Default)]
+#[serde(default)]
+struct Writes {
+    pretty: bool,
+}
+
 fn namespace(
     lua: &Lua,
     name: &'static str,
@@ -57,9 +63,8 @@ fn namespace(
     )?;
     table.set(
         "encode",
-        lua.create_function(move |_, (value, options): (Value, Option<mlua::Table>)| {
-            let pretty =
-                options.map(|options| options.get::<Option<bool>>("pretty")).transpose()?.flatten().unwrap_or(false);
+        lua.create_function(move |_, (value, table): (Value, Option<mlua::Table>)| {
+            let Writes { pretty } = options(&format!("{name}.encode"), table)?;
             let value = to_json(&value).map_err(raise)?;
             encode(&value, pretty).map_err(|why| fail("encode", why))
         })?,

@@ -6,22 +6,16 @@ use futures_util::StreamExt;
 use mlua::{Lua, Table, Value};
 use serde::Deserialize;
 
-use super::time::duration;
 use crate::client::Cluster;
 use crate::client::kv::{KvSet, ValueKind, ValueSet};
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
-use crate::script::value::{from_timed, raise, to_json};
+use crate::script::value::{from_timed, options, raise};
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Versioned {
     version: Option<u64>,
-}
-
-fn versioned(what: &str, options: Option<Table>) -> mlua::Result<Versioned> {
-    let Some(table) = options else { return Ok(Versioned::default()) };
-    crate::model::strict::read(what, &to_json(&Value::Table(table)).map_err(raise)?).map_err(raise)
 }
 
 // A value is a text; numbers and booleans are written out, as in an environment.
@@ -55,20 +49,24 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
     let shared = cluster.clone();
     kv.set(
         "set",
-        lua.create_async_function(move |_, (key, value, options): (String, Value, Option<Table>)| {
+        lua.create_async_function(move |_, (key, value, table): (String, Value, Option<Table>)| {
             let cluster = shared.clone();
             async move {
-                let set = KvSet { value: text("kv.set", &value)?, version: versioned("kv.set", options)?.version };
+                let set =
+                    KvSet { value: text("kv.set", &value)?, version: options::<Versioned>("kv.set", table)?.version };
                 Ok(cluster.kv_set(&key, set).await.map_err(raise)?.version as f64)
             }
         })?,
     )?;
     let shared = cluster.clone();
     kv.set(
-        "delete",
-        lua.create_async_function(move |_, (key, options): (String, Option<Table>)| {
+        "remove",
+        lua.create_async_function(move |_, (key, table): (String, Option<Table>)| {
             let cluster = shared.clone();
-            async move { cluster.kv_delete(&key, versioned("kv.delete", options)?.version).await.map_err(raise) }
+            async move {
+                let version = options::<Versioned>("kv.remove", table)?.version;
+                cluster.kv_delete(&key, version).await.map_err(raise)
+            }
         })?,
     )?;
     let shared = cluster.clone();
@@ -85,15 +83,20 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
     let shared = cluster.clone();
     kv.set(
         "watch",
-        lua.create_async_function(move |lua, (prefix, each, options): (String, mlua::Function, Option<Table>)| {
+        lua.create_async_function(move |lua, (prefix, each, table): (String, mlua::Function, Option<Table>)| {
             let cluster = shared.clone();
             async move {
-                let period = match options {
-                    Some(options) => Some(duration(&options.get("timeout")?)?),
-                    None => None,
-                };
-                watch(&lua, &cluster, &prefix, each, period).await
+                let timeout = options::<WatchOptions>("kv.watch", table)?.timeout;
+                watch(&lua, &cluster, &prefix, each, timeout).await
             }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    kv.set(
+        "update",
+        lua.create_async_function(move |lua, (key, change): (String, mlua::Function)| {
+            let cluster = shared.clone();
+            async move { update(&lua, &cluster, &key, &change).await }
         })?,
     )?;
     kv.set(
@@ -115,6 +118,12 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
+struct WatchOptions {
+    timeout: Option<Duration>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
 struct SetOptions {
     only_new: bool,
     rollout: Option<bool>,
@@ -126,17 +135,11 @@ fn values(lua: &Lua, cluster: &Arc<dyn Cluster>, name: &'static str, of: ValueKi
     let shared = cluster.clone();
     table.set(
         "set",
-        lua.create_async_function(move |lua, (key, value, options): (String, Value, Option<Table>)| {
+        lua.create_async_function(move |lua, (key, value, given): (String, Value, Option<Table>)| {
             let cluster = shared.clone();
             async move {
                 let what = format!("{name}.set");
-                let options: SetOptions = match options {
-                    Some(table) => {
-                        let json = to_json(&Value::Table(table)).map_err(raise)?;
-                        crate::model::strict::read(&what, &json).map_err(raise)?
-                    }
-                    None => SetOptions::default(),
-                };
+                let options: SetOptions = options(&what, given)?;
                 let no_rollout = options.rollout == Some(false);
                 let set = ValueSet {
                     value: text(&what, &value)?,
@@ -189,6 +192,32 @@ fn values(lua: &Lua, cluster: &Arc<dyn Cluster>, name: &'static str, of: ValueKi
     }
     table.set_readonly(true);
     Ok(table)
+}
+
+/// How often a key that others change all the time is read anew.
+const ATTEMPTS: usize = 100;
+
+// Writes what `change(value)` returns, unless somebody else was faster: then it is asked again. Nothing returned leaves all as
+// it is.
+async fn update(lua: &Lua, cluster: &Arc<dyn Cluster>, key: &str, change: &mlua::Function) -> mlua::Result<Value> {
+    for _ in 0..ATTEMPTS {
+        let entry = cluster.kv_get(key).await.map_err(raise)?;
+        let known = entry.as_ref().map(|entry| lua.create_string(&entry.value)).transpose()?;
+        let wanted: Value = change.call_async(known).await?;
+        if wanted.is_nil() {
+            return Ok(Value::Nil);
+        }
+        let value = text("kv.update", &wanted)?;
+        let version = Some(entry.map_or(0, |entry| entry.version));
+        match cluster.kv_set(key, KvSet { value: value.clone(), version }).await {
+            Ok(_) => return Ok(Value::String(lua.create_string(value)?)),
+            Err(error) if error.kind == Kind::Conflict => {}
+            Err(error) => return Err(raise(error)),
+        }
+    }
+    Err(raise(
+        Error::new(Kind::Conflict, format!("key \"{key:.70}\""), "is changed by others all the time").retry(true),
+    ))
 }
 
 // Calls `each(key, value, version)` for what is there and for each change, until it returns something that counts as true,

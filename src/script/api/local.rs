@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, suggest};
-use crate::script::value::{from_json, raise, to_json};
+use crate::script::value::{from_json, options, raise, to_json};
 
 /// Sets the four namespaces. Relative paths are relative to `folder`, where the user is. In a simulation time stands
 /// still while a command runs.
@@ -66,13 +66,13 @@ fn files(lua: &Lua, folder: &Path) -> mlua::Result<()> {
     )?;
     fs.set(
         "remove",
-        lua.create_function(move |_, (path, options): (String, Option<Table>)| {
-            let recursive = options.map(|options| options.get::<Option<bool>>("recursive")).transpose()?.flatten();
+        lua.create_function(move |_, (path, table): (String, Option<Table>)| {
+            let Removal { recursive } = options("fs.remove", table)?;
             let path = at(&path);
             let is_folder = std::fs::symlink_metadata(&path).is_ok_and(|about| about.is_dir());
             match (is_folder, recursive) {
-                (true, Some(true)) => std::fs::remove_dir_all(&path),
-                (true, _) => std::fs::remove_dir(&path),
+                (true, true) => std::fs::remove_dir_all(&path),
+                (true, false) => std::fs::remove_dir(&path),
                 (false, _) => std::fs::remove_file(&path),
             }
             .map_err(|error| failed(&path, "remove it", &error))
@@ -80,6 +80,12 @@ fn files(lua: &Lua, folder: &Path) -> mlua::Result<()> {
     )?;
     fs.set_readonly(true);
     lua.globals().set("fs", fs)
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Removal {
+    recursive: bool,
 }
 
 fn environment(lua: &Lua) -> mlua::Result<()> {
@@ -114,15 +120,10 @@ struct ShellOptions {
 // `sh("make image")` runs a shell line, `sh({ "git", "log" })` a command; both wait, and fail on a bad exit code.
 fn shell(lua: &Lua, folder: &Path, stands_still: bool) -> mlua::Result<()> {
     let folder = folder.to_owned();
-    let run = lua.create_async_function(move |lua, (command, options): (Value, Option<Table>)| {
+    let run = lua.create_async_function(move |lua, (command, table): (Value, Option<Table>)| {
         let folder = folder.clone();
         async move {
-            let options: ShellOptions = match options {
-                Some(table) => {
-                    crate::model::strict::read("sh", &to_json(&Value::Table(table)).map_err(raise)?).map_err(raise)?
-                }
-                None => ShellOptions::default(),
-            };
+            let options: ShellOptions = options("sh", table)?;
             let words: Vec<String> = match &command {
                 Value::String(line) => vec!["/bin/sh".into(), "-c".into(), line.to_str()?.to_owned()],
                 Value::Table(list) => list.sequence_values::<String>().collect::<mlua::Result<_>>()?,

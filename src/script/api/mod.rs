@@ -4,6 +4,7 @@ pub mod check;
 pub mod cluster;
 pub mod compose;
 pub mod crons;
+pub mod describe;
 pub mod formats;
 pub mod hosts;
 pub mod http;

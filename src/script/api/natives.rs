@@ -4,26 +4,24 @@ use mlua::{Lua, Table, Value};
 use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
 
-use super::services::{Context, Handle, wait_time};
+use super::services::{Context, Handle};
 use crate::client::{ServiceStatus, native};
 use crate::model::native::{Adopt, HandBack};
 use crate::model::units::Duration;
-use crate::script::value::{from_record, raise, to_json};
+use crate::script::value::{from_record, raise, take_wait, to_json};
 
 // The options with how long is waited, which is nobody's but the script's.
-fn options<T: DeserializeOwned>(what: &str, options: Option<Table>) -> mlua::Result<(T, Option<Duration>)> {
-    let mut asked = json!({});
-    let mut period = None;
-    if let Some(options) = options {
-        period = wait_time(&options.get("wait")?)?;
-        asked = to_json(&Value::Table(options)).map_err(raise)?;
-        asked.as_object_mut().map(|fields| fields.remove("wait"));
-        // An empty table may be a list as well.
-        if asked.get("change").is_some_and(|change| change.as_array().is_some_and(Vec::is_empty)) {
-            asked["change"] = json!({});
-        }
-    }
-    Ok((crate::model::strict::read(what, &asked).map_err(raise)?, period))
+fn options<T: DeserializeOwned>(what: &str, table: Option<Table>) -> mlua::Result<(T, Option<Duration>)> {
+    let wait = take_wait(what, table.as_ref())?;
+    let mut asked = table.map_or_else(|| Ok(json!({})), |table| to_json(&Value::Table(table))).map_err(raise)?;
+    asked.as_object_mut().map(|fields| fields.remove("wait"));
+    Ok((crate::model::strict::read(what, &asked).map_err(raise)?, wait))
+}
+
+#[derive(serde::Deserialize, Default)]
+#[serde(default)]
+struct Which {
+    prefix: String,
 }
 
 /// Sets `natives`.
@@ -32,9 +30,14 @@ pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
     let shared = context.clone();
     natives.set(
         "list",
-        lua.create_async_function(move |lua, ()| {
+        lua.create_async_function(move |lua, table: Option<Table>| {
             let context = shared.clone();
-            async move { from_record(&lua, &context.cluster.natives().await.map_err(raise)?) }
+            async move {
+                let which: Which = crate::script::value::options("natives.list", table)?;
+                let mut all = context.cluster.natives().await.map_err(raise)?;
+                all.retain(|native| native.name.starts_with(&which.prefix));
+                from_record(&lua, &all)
+            }
         })?,
     )?;
     let shared = context.clone();

@@ -1,17 +1,20 @@
 //! `nodes`: the cluster's nodes.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mlua::{Lua, Table, Value};
+use serde::Deserialize;
 
 use crate::client::{Cluster, wait};
-use crate::model::node::{Availability, ImagePrune, Node, NodeUpdate};
+use crate::model::node::{Availability, ImagePrune, Node, NodeState, NodeUpdate, Role};
 use crate::model::units::Duration;
 use crate::model::{Error, strict};
-use crate::script::value::{from_record, raise, to_json};
+use crate::script::value::{WAIT, from_record, options, raise, to_json};
 
-const FIELDS: [&str; 19] = [
+const FIELDS: [&str; 20] = [
     "id",
+    "name",
     "hostname",
     "role",
     "availability",
@@ -46,11 +49,15 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
     let shared = cluster.clone();
     nodes.set(
         "list",
-        lua.create_async_function(move |lua, ()| {
+        lua.create_async_function(move |lua, table: Option<Table>| {
             let cluster = shared.clone();
             async move {
+                let which: Which = options("nodes.list", table)?;
                 let all = cluster.nodes().await.map_err(raise)?;
-                all.iter().map(|node| node_table(&lua, &cluster, node)).collect::<mlua::Result<Vec<_>>>()
+                all.iter()
+                    .filter(|node| which.holds(node))
+                    .map(|node| node_table(&lua, &cluster, node))
+                    .collect::<mlua::Result<Vec<_>>>()
             }
         })?,
     )?;
@@ -71,10 +78,36 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
     lua.globals().set("nodes", nodes)
 }
 
+// Which nodes `nodes.list` tells of.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Which {
+    labels: BTreeMap<String, String>,
+    state: Option<NodeState>,
+    role: Option<Role>,
+    availability: Option<Availability>,
+}
+
+impl Which {
+    fn holds(&self, node: &Node) -> bool {
+        self.labels.iter().all(|(key, value)| node.labels.get(key) == Some(value))
+            && self.state.is_none_or(|state| node.state == state)
+            && self.role.is_none_or(|role| node.role == role)
+            && self.availability.is_none_or(|availability| node.availability == availability)
+    }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Forced {
+    force: bool,
+}
+
 fn node_table(lua: &Lua, cluster: &Arc<dyn Cluster>, node: &Node) -> mlua::Result<Table> {
     let Value::Table(table) = from_record(lua, node)? else {
         return Err(mlua::Error::runtime("a node is a table"));
     };
+    table.raw_set("name", node.hostname.as_str())?;
     // Amounts as numbers, as policies see them.
     table.raw_set("memory", node.memory.0 as f64)?;
     // Changed by `update`, not by writing to what was read.
@@ -84,14 +117,11 @@ fn node_table(lua: &Lua, cluster: &Arc<dyn Cluster>, node: &Node) -> mlua::Resul
         }
     }
     let (shared, id) = (cluster.clone(), node.id.clone());
-    let remove = lua.create_async_function(move |_, (_, options): (Value, Option<Table>)| {
+    let remove = lua.create_async_function(move |_, (_, table): (Value, Option<Table>)| {
         let (cluster, id) = (shared.clone(), id.clone());
         async move {
-            let force = match options {
-                Some(options) => options.get::<Option<bool>>("force")?.unwrap_or_default(),
-                None => false,
-            };
-            cluster.remove_node(&id, force).await.map_err(raise)
+            let options: Forced = options("remove", table)?;
+            cluster.remove_node(&id, options.force).await.map_err(raise)
         }
     })?;
     table.raw_set("remove", remove)?;
@@ -107,11 +137,10 @@ fn node_table(lua: &Lua, cluster: &Arc<dyn Cluster>, node: &Node) -> mlua::Resul
     })?;
     table.raw_set("tasks", tasks)?;
     let (shared, id) = (cluster.clone(), node.id.clone());
-    let prune = lua.create_async_function(move |lua, (_, options): (Value, Option<Table>)| {
+    let prune = lua.create_async_function(move |lua, (_, table): (Value, Option<Table>)| {
         let (cluster, id) = (shared.clone(), id.clone());
         async move {
-            let options = options.map_or_else(|| Ok(serde_json::json!({})), |table| to_json(&Value::Table(table)));
-            let ask: ImagePrune = strict::read("prune_images", &options.map_err(raise)?).map_err(raise)?;
+            let ask: ImagePrune = options("prune_images", table)?;
             let pruned = cluster.prune_images(&id, ask).await.map_err(raise)?;
             let table = lua.create_table()?;
             table.raw_set("removed", pruned.removed)?;
@@ -127,15 +156,14 @@ fn node_table(lua: &Lua, cluster: &Arc<dyn Cluster>, node: &Node) -> mlua::Resul
     })?;
     table.raw_set("forget_agent", forget)?;
     let (shared, id) = (cluster.clone(), node.id.clone());
-    let drain = lua.create_async_function(move |lua, (_, options): (Value, Option<Table>)| {
+    let drain = lua.create_async_function(move |lua, (_, table): (Value, Option<Table>)| {
         let (cluster, id) = (shared.clone(), id.clone());
         async move {
-            let options = options.map_or_else(|| Ok(serde_json::json!({})), |table| to_json(&Value::Table(table)));
-            let options: DrainOptions = strict::read("drain", &options.map_err(raise)?).map_err(raise)?;
+            let options: DrainOptions = options("drain", table)?;
             let availability = Some(Availability::Drain);
             let update = NodeUpdate { availability, force: options.force, ..NodeUpdate::default() };
             let node = cluster.update_node(&id, update).await.map_err(raise)?;
-            let timeout = options.timeout.unwrap_or(super::services::WAIT).std();
+            let timeout = options.timeout.unwrap_or(WAIT).std();
             wait::drained(&*cluster, &node, timeout, &mut |_| {}).await.map_err(raise)?;
             node_table(&lua, &cluster, &node)
         }

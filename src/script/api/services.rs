@@ -1,5 +1,6 @@
-//! `service` describes, `services` finds; both give handles with the verbs. `scripts` brings hosted scripts along.
+//! `services` finds services; handles with the verbs.
 
+use std::collections::BTreeMap;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -9,17 +10,18 @@ use serde::Deserialize;
 use serde_json::json;
 
 use super::Reach;
+use super::describe::{self, Described, Description, apply_options};
 use super::time::duration;
 use crate::client::hosting::Hosting;
 use crate::client::{Apply, Cluster, LogsAsk, Only, ReleaseAction, ServiceStatus, show, wait};
-use crate::model::bundle::Bundle;
-use crate::model::plan::{Plan, Rebalance};
+use crate::model::plan::Rebalance;
 use crate::model::release::{Release, ReleaseState};
 use crate::model::service::ServiceSpec;
+use crate::model::stack::NAMESPACE;
+use crate::model::task::Task;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
-use crate::script::bring::bring;
-use crate::script::value::{from_record, from_timed, raise, to_json};
+use crate::script::value::{WAIT, Waits, from_record, from_timed, options, raise, strict, take_wait, to_json};
 
 /// How a script in the user's process shows that it waits.
 pub type Reporter = Rc<dyn Fn(&str, &ServiceStatus)>;
@@ -35,39 +37,14 @@ pub struct Context {
     pub folder: std::path::PathBuf,
     /// What else the script reaches.
     pub reach: Reach,
+    /// What the script has described.
+    pub described: Described,
     /// What it can do with the very host where it is run, where somebody runs it by hand.
     pub hosting: Option<Rc<dyn Hosting>>,
 }
 
-/// How long `apply { wait = true }` and `wait()` wait where nothing is said.
-pub const WAIT: Duration = Duration::from_secs(600);
-
 /// Sets `service`, `services`, `scripts`.
 pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
-    let shared = context.clone();
-    let describe = lua.create_function(move |lua, (name, table): (String, Value)| {
-        let context = shared.clone();
-        let describe = lua.create_function(move |_, table: Table| {
-            let mut spec =
-                to_json(&Value::Table(table)).map_err(|error| raise(error.about(format!("service \"{name:.70}\""))))?;
-            if let serde_json::Value::Array(list) = &spec
-                && list.is_empty()
-            {
-                spec = json!({});
-            }
-            spec["name"] = json!(name);
-            // Read here as well, so that a mistake is shown where the description stands.
-            ServiceSpec::read(&spec).map_err(raise)?;
-            Ok(Description { context: context.clone(), spec })
-        })?;
-        // `service("name", { ... })` is the same.
-        match table {
-            Value::Nil => Ok(Value::Function(describe)),
-            table => describe.call::<Value>(table),
-        }
-    })?;
-    lua.globals().set("service", describe)?;
-
     let services = lua.create_table()?;
     let shared = context.clone();
     services.set(
@@ -80,37 +57,37 @@ pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
     let shared = context.clone();
     services.set(
         "list",
-        lua.create_async_function(move |_, ()| {
+        lua.create_async_function(move |_, table: Option<Table>| {
             let context = shared.clone();
             async move {
-                let all = context.cluster.services().await.map_err(raise)?;
-                Ok(all.into_iter().map(|status| Handle { context: context.clone(), status }).collect::<Vec<_>>())
+                let which: Which = options("services.list", table)?;
+                let mut all = context.cluster.services().await.map_err(raise)?;
+                all.retain(|status| which.holds(&status.service.spec));
+                Ok(all.into_iter().map(|status| Handle::of(context.clone(), status)).collect::<Vec<_>>())
             }
         })?,
     )?;
     services.set_readonly(true);
     lua.globals().set("services", services)?;
-
-    let shared = context.clone();
-    let scripts =
-        lua.create_function(move |_, pattern: String| bring(&shared.folder, &[pattern]).map(Brought).map_err(raise))?;
-    lua.globals().set("scripts", scripts)
+    describe::install(lua, context)
 }
 
-/// Hosted scripts brought along, checked already.
-struct Brought(Bundle);
+// Which services `services.list` tells of.
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Which {
+    prefix: String,
+    labels: BTreeMap<String, String>,
+    stack: Option<String>,
+}
 
-impl UserData for Brought {}
-
-/// The scripts that `scripts "*.lua"` has read.
-pub fn brought(what: &str, value: &Value) -> mlua::Result<Bundle> {
-    if let Value::UserData(data) = value
-        && let Ok(brought) = data.borrow::<Brought>()
-    {
-        return Ok(brought.0.clone());
+impl Which {
+    fn holds(&self, spec: &ServiceSpec) -> bool {
+        let stack = self.stack.as_deref();
+        spec.name.as_str().starts_with(&self.prefix)
+            && self.labels.iter().all(|(key, value)| spec.labels.get(key) == Some(value))
+            && stack.is_none_or(|stack| spec.labels.get(NAMESPACE).is_some_and(|of| of == stack))
     }
-    let message = format!("expected what scripts \"*.lua\" returns, got a {}", value.type_name());
-    Err(raise(Error::new(Kind::Script, what, message)))
 }
 
 /// The fields and methods of a service.
@@ -138,16 +115,13 @@ pub const SERVICE: [&str; 22] = [
     "logs",
     "stats",
 ];
-/// The fields and methods of a description.
-pub const DESCRIPTION: [&str; 4] = ["name", "spec", "plan", "apply"];
-
 /// The names of what a handle has, if `value` is one.
 pub fn members(value: &Value) -> Option<&'static [&'static str]> {
     let data = value.as_userdata()?;
     if data.is::<Handle>() {
         return Some(&SERVICE);
     }
-    data.is::<Description>().then_some(&DESCRIPTION)
+    data.is::<Description>().then_some(&describe::DESCRIPTION)
 }
 
 /// The services that `values` stand for, if all of them are services.
@@ -156,88 +130,13 @@ pub fn statuses(values: &[Value]) -> Option<Vec<ServiceStatus>> {
     values.iter().map(status).collect()
 }
 
-struct Description {
-    context: Context,
-    spec: serde_json::Value,
-}
-
-#[derive(Default)]
-struct ApplyOptions {
-    with: Option<Bundle>,
-    wait: Option<Duration>,
-}
-
-// `with` holds a userdata, so this table is read by hand.
-fn apply_options(table: Option<Table>) -> mlua::Result<ApplyOptions> {
-    let mut options = ApplyOptions::default();
-    let Some(table) = table else { return Ok(options) };
-    for pair in table.pairs::<String, Value>() {
-        let (key, value) = pair?;
-        match (key.as_str(), value) {
-            ("with", value) => options.with = Some(brought("apply: with", &value)?),
-            ("wait", value) => options.wait = wait_time(&value)?,
-            (other, _) => {
-                let hint = crate::model::suggest::hint(other, ["with", "wait"]);
-                return Err(raise(Error::new(Kind::Script, "apply", format!("unknown option \"{other:.60}\"{hint}"))));
-            }
-        }
-    }
-    Ok(options)
-}
-
-/// A `wait` option: a time, or true for the usual one.
-pub fn wait_time(value: &Value) -> mlua::Result<Option<Duration>> {
-    match value {
-        Value::Nil | Value::Boolean(false) => Ok(None),
-        Value::Boolean(true) => Ok(Some(WAIT)),
-        other => duration(other).map(Some),
-    }
-}
-
-impl Description {
-    fn name(&self) -> String {
-        self.spec["name"].as_str().unwrap_or_default().to_owned()
-    }
-}
-
-impl UserData for Description {
-    fn add_fields<F: UserDataFields<Self>>(fields: &mut F) {
-        fields.add_field_method_get("name", |_, this| Ok(this.name()));
-        fields.add_field_method_get("spec", |lua, this| from_record(lua, &this.spec));
-    }
-
-    fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
-        methods.add_async_method("plan", |lua, this, options: Option<Table>| async move {
-            let options = apply_options(options)?;
-            let ask = Apply { service: this.spec.clone(), with: options.with, only: Only::Either, auth: None };
-            let plan = this.context.cluster.plan(ask).await.map_err(raise)?;
-            plan_table(&lua, &plan)
-        });
-        methods.add_async_method("apply", |_, this, options: Option<Table>| async move {
-            let options = apply_options(options)?;
-            let ask = Apply { service: this.spec.clone(), with: options.with, only: Only::Either, auth: None };
-            applied(&this.context, "apply", ask, options.wait).await
-        });
-    }
-}
-
-fn plan_table(lua: &Lua, plan: &Plan) -> mlua::Result<Value> {
-    let value = from_record(lua, plan)?;
-    if let Value::Table(table) = &value {
-        let text = show::plan(plan);
-        let meta = lua.create_table()?;
-        meta.set("__tostring", lua.create_function(move |_, _: Value| Ok(text.clone()))?)?;
-        table.set_metatable(Some(meta))?;
-    }
-    Ok(value)
-}
-
-async fn applied(context: &Context, doing: &str, ask: Apply, period: Option<Duration>) -> mlua::Result<Handle> {
+/// Applies it, and waits where that is asked for.
+pub async fn applied(context: &Context, doing: &str, ask: Apply, period: Option<Duration>) -> mlua::Result<Handle> {
     let name = ask.service["name"].as_str().unwrap_or_default().to_owned();
     let before = wait::release_before(&*context.cluster, &name).await.map_err(raise)?;
     let status = context.cluster.apply(ask).await.map_err(raise)?;
     let since = wait::since(before.as_ref(), status.release.as_ref());
-    Handle { context: context.clone(), status }.waited_since(doing, period, since).await
+    Handle::of(context.clone(), status).waited_since(doing, period, since).await
 }
 
 /// A service that exists, as it was when it was last asked for.
@@ -245,18 +144,20 @@ async fn applied(context: &Context, doing: &str, ask: Apply, period: Option<Dura
 pub struct Handle {
     context: Context,
     status: ServiceStatus,
+    // What was begun by the verb that returned it, and the release that a wait for it starts from.
+    begun: Option<(String, Option<Release>)>,
 }
 
 impl Handle {
     /// As it was seen.
     pub fn of(context: Context, status: ServiceStatus) -> Self {
-        Handle { context, status }
+        Handle { context, status, begun: None }
     }
 
     /// As it is now.
     pub async fn fetch(context: Context, name: &str) -> mlua::Result<Handle> {
         let status = context.cluster.service(name).await.map_err(raise)?;
-        Ok(Handle { context, status })
+        Ok(Handle::of(context, status))
     }
 
     fn name(&self) -> String {
@@ -275,7 +176,7 @@ impl Handle {
         period: Option<Duration>,
         before: Option<Release>,
     ) -> mlua::Result<Handle> {
-        let Some(period) = period else { return Ok(self) };
+        let Some(period) = period else { return Ok(Handle { begun: Some((doing.to_owned(), before)), ..self }) };
         let name = self.name();
         let (sender, mut states) = tokio::sync::mpsc::unbounded_channel();
         let mut progress = move |status: &ServiceStatus| {
@@ -295,19 +196,17 @@ impl Handle {
         };
         let (result, ()) = tokio::join!(waiting, shown);
         self.status = result.map_err(raise)?;
+        self.begun = None;
         Ok(self)
     }
 
-    async fn act(self, action: ReleaseAction, options: Option<Table>) -> mlua::Result<Handle> {
-        let period = match options {
-            Some(options) => wait_time(&options.get("wait")?)?,
-            None => None,
-        };
+    async fn act(self, action: ReleaseAction, table: Option<Table>) -> mlua::Result<Handle> {
+        let period = options::<Waits>(action.as_str(), table)?.wait.0;
         let status = self.context.cluster.release(&self.name(), action).await.map_err(raise)?;
         // Going back is what was asked for, so that it went back is no failure.
         let going_back = status.release.as_ref().is_some_and(|release| release.state == ReleaseState::RollingBack);
         let (context, name) = (self.context.clone(), self.name());
-        match (Handle { status, ..self }).waited(action.as_str(), period).await {
+        match Handle::of(self.context, status).waited(action.as_str(), period).await {
             Err(error) if going_back => {
                 let now = Handle::fetch(context, &name).await?;
                 if now.status.settled { Ok(now) } else { Err(error) }
@@ -316,6 +215,39 @@ impl Handle {
         }
     }
 }
+
+// As tables show it: with its name, its slot as a text, and its node by the host's name.
+fn task_table(lua: &Lua, status: &ServiceStatus, task: &Task) -> mlua::Result<Value> {
+    let value = from_timed(lua, task)?;
+    if let Value::Table(table) = &value {
+        table.raw_set("name", task.label())?;
+        table.raw_set("slot", task.slot.to_string())?;
+        table.raw_set(
+            "ports",
+            lua.create_table_from(task.ports.iter().map(|(name, at)| (name.as_str(), at.as_str())))?,
+        )?;
+        table.raw_set("node_id", task.node.as_deref())?;
+        table.raw_set("node", task.node.as_deref().map(|id| status.nodes.get(id).map_or(id, String::as_str)))?;
+        strict(lua, "task", table, &TASK)?;
+    }
+    Ok(value)
+}
+
+/// The fields of a task that are not always there.
+const TASK: [&str; 12] = [
+    "node",
+    "node_id",
+    "reason",
+    "pid",
+    "started_at",
+    "finished_at",
+    "healthy_at",
+    "exit",
+    "warnings",
+    "stop",
+    "not_before",
+    "leaving",
+];
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
@@ -334,8 +266,8 @@ impl UserData for Handle {
         fields.add_field_method_get("spec", |lua, this| from_record(lua, &this.status.service.spec));
         fields.add_field_method_get("release", |lua, this| from_timed(lua, &this.status.release));
         fields.add_field_method_get("tasks", |lua, this| {
-            let live: Vec<_> = this.status.tasks.iter().filter(|task| !task.state.is_final()).collect();
-            from_timed(lua, &live)
+            let live = this.status.tasks.iter().filter(|task| !task.state.is_final());
+            live.map(|task| task_table(lua, &this.status, task)).collect::<mlua::Result<Vec<_>>>()
         });
     }
 
@@ -343,19 +275,16 @@ impl UserData for Handle {
         methods.add_async_method("refresh", |_, this, ()| async move {
             Handle::fetch(this.context.clone(), &this.name()).await
         });
-        methods.add_async_method("scale", |_, this, (replicas, options): (u32, Option<Table>)| async move {
-            let period = options.map(|options| wait_time(&options.get("wait")?)).transpose()?.flatten();
+        methods.add_async_method("scale", |_, this, (replicas, table): (u32, Option<Table>)| async move {
+            let period = options::<Waits>("scale", table)?.wait.0;
             let status = this.context.cluster.scale(&this.name(), replicas).await.map_err(raise)?;
-            Handle { context: this.context.clone(), status }.waited("scale", period).await
+            Handle::of(this.context.clone(), status).waited("scale", period).await
         });
-        methods.add_async_method("rebalance", |lua, this, options: Option<Table>| async move {
-            let mut period = None;
-            let mut asked = json!({});
-            if let Some(options) = options {
-                period = wait_time(&options.get("wait")?)?;
-                asked = to_json(&Value::Table(options)).map_err(raise)?;
-                asked.as_object_mut().map(|fields| fields.remove("wait"));
-            }
+        methods.add_async_method("rebalance", |lua, this, table: Option<Table>| async move {
+            let period = take_wait("rebalance", table.as_ref())?;
+            let mut asked =
+                table.map_or_else(|| Ok(json!({})), |table| to_json(&Value::Table(table))).map_err(raise)?;
+            asked.as_object_mut().map(|fields| fields.remove("wait"));
             let ask: Rebalance = crate::model::strict::read("rebalance", &asked).map_err(raise)?;
             let done = this.context.cluster.rebalance(&this.name(), ask).await.map_err(raise)?;
             if period.is_some() && !ask.dry_run && !done.moves.is_empty() {
@@ -372,13 +301,20 @@ impl UserData for Handle {
         methods.add_async_method("update", |_, this, (changes, options): (Table, Option<Table>)| async move {
             let mut spec = to_json(&Value::Table(changes)).map_err(raise)?;
             spec["name"] = json!(this.name());
-            let options = apply_options(options)?;
+            let options = apply_options("update", options)?;
             let ask = Apply { service: spec, with: options.with, only: Only::Update, auth: None };
             applied(&this.context, "update", ask, options.wait).await
         });
         methods.add_async_method("wait", |_, this, period: Value| async move {
             let period = if period.is_nil() { WAIT } else { duration(&period)? };
-            Handle::clone(&this).waited("wait", Some(period)).await
+            let handle = Handle::clone(&this);
+            match handle.begun.clone() {
+                Some((doing, before)) => handle.waited_since(&doing, Some(period), before).await,
+                None => {
+                    wait::half_way(&handle.status).map_err(raise)?;
+                    handle.waited("wait", Some(period)).await
+                }
+            }
         });
         for action in [
             ReleaseAction::Pause,
@@ -391,8 +327,8 @@ impl UserData for Handle {
                 Handle::clone(&this).act(action, options)
             });
         }
-        methods.add_async_method("remove", |_, this, options: Option<Table>| async move {
-            let period = options.map(|options| wait_time(&options.get("wait")?)).transpose()?.flatten();
+        methods.add_async_method("remove", |_, this, table: Option<Table>| async move {
+            let period = options::<Waits>("remove", table)?.wait.0;
             let name = this.name();
             // Before the removal, so that its end cannot be missed.
             let states = this.context.cluster.watch(&name).await.map_err(raise)?;
@@ -410,13 +346,8 @@ impl UserData for Handle {
         methods.add_async_method("hand_back", |lua, this, options: Option<Table>| async move {
             super::natives::hand_back(lua, this.context.clone(), this.name(), options).await
         });
-        methods.add_async_method("logs", |lua, this, options: Option<Table>| async move {
-            let options: LogOptions = match options {
-                Some(table) => {
-                    crate::model::strict::read("logs", &to_json(&Value::Table(table)).map_err(raise)?).map_err(raise)?
-                }
-                None => LogOptions::default(),
-            };
+        methods.add_async_method("logs", |lua, this, table: Option<Table>| async move {
+            let options: LogOptions = options("logs", table)?;
             let now = this.context.reach.clock.wall_nanos();
             let since = options.since.map(|period| now - period.millis().cast_signed() * 1_000_000);
             let ask = LogsAsk { since, tail: options.tail, follow: false, slot: None };

@@ -42,7 +42,21 @@ assert(#kv.list "t/" == 2 and kv.list("t/")[1].value == "2")
 local seen = kv.watch("t/", function(key, value) return key == "t/b" and value end, { timeout = "5s" })
 assert(seen == "true")
 assert(kv.watch("t/", function() end, { timeout = "50ms" }) == nil)
-assert(kv.delete "t/a" == true and kv.delete "t/a" == false and kv.get "t/a" == nil)
+assert(kv.update("t/n", function(count) return (tonumber(count) or 0) + 1 end) == "1")
+assert(kv.update("t/n", function(count) return (tonumber(count) or 0) + 1 end) == "2" and kv.get "t/n" == "2")
+assert(kv.update("t/n", function() return nil end) == nil and kv.get "t/n" == "2")
+-- Somebody else is faster, once: it is asked again with what that left.
+local asked = 0
+kv.update("t/n", function(count)
+  asked += 1
+  if asked == 1 then kv.set("t/n", "10") end
+  return count .. "!"
+end)
+assert(asked == 2 and kv.get "t/n" == "10!")
+kv.remove "t/n"
+local ok, why = pcall(kv.watch, "t/", function() end, { timout = "1s" })
+assert(not ok and tostring(why):find "did you mean \"timeout\"", tostring(why))
+assert(kv.remove "t/a" == true and kv.remove "t/a" == false and kv.get "t/a" == nil)
 assert(not pcall(kv.set, "t/c", {}))
 
 assert(secrets.set("t/secret", "x") == 1 and secrets.set("t/secret", "y") == 2)

@@ -25,11 +25,39 @@ end
 life:update { env = { A = "2" } }
 assert(life:pause().release.state == "paused")
 assert(life:resume().release.state == "running")
-assert(life:abort().release.state == "failed")
+local half = life:abort()
+assert(half.release.state == "failed")
+local ok, why = pcall(half.wait, half:refresh(), "5s")
+assert(not ok and tostring(why):find "stopped half%-way", tostring(why))
 life:rollback { wait = "30s" }
 life:update { env = { A = "3" } }
 life:promote { wait = "60s" }
 assert(services.get("life").spec.env.A == "3")
+
+-- A replica as tables show it, and fields that it does not have.
+local task = life:refresh().tasks[1]
+assert(task.name == "life.1" and task.slot == "1" and task.node == nodes.list()[1].name and task.node_id == nodes.list()[1].id)
+assert(task.started_at < time.now() + 1 and task.exit == nil and next(task.ports) == nil)
+local ok, why = pcall(function() return task.nod end)
+assert(not ok and tostring(why):find 'did you mean "node"', tostring(why))
+
+-- Which services, and a wait for what a verb has begun.
+assert(#services.list { prefix = "lif" } == 1 and #services.list { prefix = "x" } == 0)
+life = life:update({ labels = { tier = "back" } }):wait "30s"
+assert(#services.list { labels = { tier = "back" } } == 1 and #services.list { labels = { tier = "front" } } == 0)
+assert(#services.list { stack = "none" } == 0 and not pcall(services.list, { prefx = "" }))
+assert(#nodes.list { state = "ready", availability = "active" } == 1 and #nodes.list { labels = { a = "b" } } == 0)
+
+-- Options are read strictly.
+for verb, options in { scale = { wiat = "1s" }, remove = { force = true }, pause = { wait = 5 }, update = { wit = true } } do
+  local call = function()
+    if verb == "scale" then return life:scale(3, options) end
+    if verb == "update" then return life:update({}, options) end
+    return life[verb](life, options)
+  end
+  local ok, why = pcall(call)
+  assert(not ok and tostring(why):find(verb), verb .. ": " .. tostring(why))
+end
 
 local ok, why = pcall(services.get, "lief")
 assert(not ok and why.kind == "not_found" and why.help:find("life"), tostring(why))

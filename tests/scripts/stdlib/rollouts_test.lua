@@ -106,17 +106,6 @@ test "all-at-once never runs two versions" {
   end,
 }
 
-test "an unknown choice for on_failure holds the release and says so" {
-  programs = programs,
-  run = function(t)
-    web("v1"):apply { wait = "1m" }
-    assert(not pcall(function() web("bad", { use = "rolling", on_failure = "shrug" }):apply { wait = "2m" } end))
-    local paused = t.cluster:events "release.paused"
-    assert(#paused == 1 and paused[1].message:find "known: rollback, pause, continue", json.encode(paused))
-    assert(shares(60).v1 == 60)
-  end,
-}
-
 test "a rollback goes the way that was asked for it" {
   programs = programs,
   run = function(t)
@@ -243,3 +232,76 @@ for _, order in { "start-first", "stop-first" } do
     end,
   }
 end
+
+test "a rollout that breaks holds its release up, which is no success, until the mended one is applied" {
+  programs = programs,
+  run = function(t)
+    local function mine(version, which)
+      return service "web" {
+        command = { "server", version }, replicas = 3, rollout = "mine", with = scripts(`mended/{which}.lua`),
+      }
+    end
+    mine("v1", "broken"):apply():wait "1m"
+    local ok, why = pcall(function() mine("v2", "broken"):apply():wait "1m" end)
+    assert(not ok and tostring(why):find 'did you mean "min_healthy"', tostring(why))
+    -- Asked for again, it is not there yet, and says so.
+    local plan = mine("v2", "broken"):plan()
+    assert(not plan.empty and plan.release and tostring(plan):find "paused, 0 of 3 moved", tostring(plan))
+    assert(not pcall(function() mine("v2", "broken"):apply():wait "1m" end))
+    assert(mine("v2", "right"):apply():wait("1m").revision == 2)
+    assert(mine("v2", "right"):plan().empty)
+    for _, task in services.get("web").tasks do assert(task.revision == 2) end
+  end,
+}
+
+test "between batches it waits as long as is asked for, and not after the last" {
+  programs = programs,
+  run = function(t)
+    local function web(version)
+      return service "web" {
+        command = { "server", version }, replicas = 4,
+        rollout = { use = "rolling", batch = 2, min_healthy = "1s", delay = "20s" },
+      }
+    end
+    web("v1"):apply():wait "1m"
+    local begun = time.now()
+    local live = web("v2"):apply()
+    -- Held up and let go in between, the waits are as before.
+    t.clock:advance "5s"
+    live:pause()
+    live:resume()
+    live = live:wait "5m"
+    local took = time.now() - begun
+    assert(took >= 20 and took < 60, took)
+  end,
+}
+
+test "what a service gives a policy or a rollout is checked when it is applied" {
+  run = function()
+    for said, fields in {
+      ['did you mean "over"'] = { policy = { use = "spread", ovr = "labels.zone" } },
+      ['expected a text'] = { policy = { use = "spread", over = 5 } },
+      ['did you mean "start%-first"'] = { rollout = { use = "rolling", order = "start_first" } },
+      ['batch: expected a number of replicas'] = { rollout = { use = "rolling", batch = 0 } },
+      ['delay: "5 sec" has an unknown unit'] = { rollout = { use = "rolling", delay = "5 sec" } },
+      ['max_failure_ratio: expected a number'] = { rollout = { use = "rolling", max_failure_ratio = "10%" } },
+      ['did you mean "rollback"'] = { rollout = { use = "rolling", on_failure = "rolback" } },
+      ['deadline: "2 hours"'] = { rollout = { use = "all-at-once", deadline = "2 hours" } },
+    } do
+      fields.command = "server"
+      local ok, why = pcall(function() service "web"(fields):apply() end)
+      assert(not ok and tostring(why):find(said), said .. ": " .. tostring(why))
+    end
+  end,
+}
+
+test "a correction that fails where nothing ever ran says what is wrong with the correction" {
+  programs = { gone = { reject = "no such folder" }, lost = { reject = "no such program" } },
+  run = function()
+    local first = pcall(function() service "web" { command = "gone" }:apply():wait "5m" end)
+    local begun = time.now()
+    local ok, why = pcall(function() service "web" { command = "lost" }:apply():wait "10m" end)
+    assert(not first and not ok and tostring(why):find "to which it goes back, does not run", tostring(why))
+    assert(tostring(why):find "no such program" and time.now() - begun < 300, tostring(why))
+  end,
+}

@@ -32,13 +32,15 @@ const OF_A_REPLICA: [&str; 6] =
 /// Makes it, or changes it where it is another.
 pub async fn place(shared: &Shared, wanted: Wanted) -> Result<()> {
     let (docker, name) = (&shared.docker, &wanted.name);
+    let image = wanted.request.spec.image.clone().unwrap_or_default();
+    let credentials = credentials::of(wanted.request.login.as_ref(), &image).await;
+    // What it needs is not cleared up while it is being made.
+    let _held = shared.files.read().await;
     for network in &wanted.request.spec.networks {
         objects::ensure_network(docker, &shared.cluster, &network.name).await?;
     }
     let files = objects::native_files(docker, &shared.cluster, &wanted).await?;
     let mut body = body(&wanted, &shared.cluster, &files);
-    let image = wanted.request.spec.image.clone().unwrap_or_default();
-    let credentials = credentials::of(wanted.request.login.as_ref(), &image).await;
     for _ in 0..ATTEMPTS {
         let Some((known, ours)) = shared.placed(name).await? else {
             return match docker.create_service(body, credentials).await {
