@@ -292,7 +292,7 @@ fn keepers_killed_at_every_point_of_their_own() {
             &script,
         ]);
         let task = eventually("its end is seen", 20, || {
-            let tasks = daemon.json(&["service", "ps", "once", "--format", "json"]);
+            let tasks = daemon.json(&["service", "ps", "-a", "once", "--format", "json"]);
             let task = tasks[0].clone();
             task["finished_at"].is_u64().then_some(task)
         });

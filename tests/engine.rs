@@ -68,7 +68,7 @@ fn memory_is_limited_or_said_not_to_be() {
         eat,
     ]);
     let task = eventually("it ends, or runs with a warning", 20, || {
-        let tasks = daemon.json(&["service", "ps", "eater", "--format", "json"]);
+        let tasks = daemon.json(&["service", "ps", "-a", "eater", "--format", "json"]);
         let task = tasks[0].clone();
         let warned = task["warnings"].as_array().is_some_and(|warnings| !warnings.is_empty());
         (warned || task["state"] == "failed").then_some(task)
@@ -154,8 +154,8 @@ fn restarts_back_off_into_a_crash_loop_and_stop_when_told() {
         "--",
         "/bin/true",
     ]);
-    assert_eq!(daemon.json(&["service", "ps", "few", "--format", "json"]).as_array().unwrap().len(), 3);
-    let once = daemon.json(&["service", "ps", "once", "--format", "json"]);
+    assert_eq!(daemon.json(&["service", "ps", "-a", "few", "--format", "json"]).as_array().unwrap().len(), 3);
+    let once = daemon.json(&["service", "ps", "-a", "once", "--format", "json"]);
     assert_eq!(once.as_array().unwrap().len(), 1);
     assert_eq!(once[0]["state"], "complete");
 }

@@ -288,7 +288,8 @@ fn rolling_goes_batch_by_batch_and_judges_failures() {
     );
     assert!(matches!(rolling(2, 1, 1, serde_json::json!({ "on_failure": "continue" })), Answer::Batch(_)));
     assert!(matches!(rolling(2, 1, 1, serde_json::json!({ "max_failure_ratio": 0.25 })), Answer::Batch(_)));
-    assert!(matches!(rolling(2, 1, 0, serde_json::json!({ "delay": "5s" })), Answer::Wait(_)));
+    let Answer::Batch(batch) = rolling(2, 1, 0, serde_json::json!({ "delay": "5s" })) else { panic!("no batch") };
+    assert_eq!((batch.hold, batch.refill), ("5s".parse().unwrap(), false));
     let error =
         step(nothing, "rolling", &view(2, 1, 1, serde_json::json!({ "on_failure": "panic" }))).unwrap_err().to_string();
     assert!(error.contains("on_failure is \"panic\"; known: rollback, pause, continue"), "{error}");

@@ -114,7 +114,7 @@ fn another_daemon_goes_on() {
         // What stood is told all the same, with its age; also by a daemon that starts where nobody leads.
         let told = |when: &str| {
             eventually(when, 30, || {
-                let output = other.neap(&["service", "ps", "web", "--format", "json"]);
+                let output = other.neap(&["service", "ps", "-a", "web", "--format", "json"]);
                 let why = String::from_utf8_lossy(&output.stderr).into_owned();
                 let tasks: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
                 let seven = tasks.as_array()?.iter().filter(|task| task["state"] == "running").count() == 7;

@@ -226,7 +226,7 @@ fn a_killed_replica_is_replaced_and_others_serve() {
         assert_eq!(support::get(port, "/").unwrap().0, 200);
     }
     daemon.ok(&["service", "wait", "web"]);
-    let ended = daemon.json(&["service", "ps", "web", "--format", "json"]);
+    let ended = daemon.json(&["service", "ps", "-a", "web", "--format", "json"]);
     let failed = ended.as_array().unwrap().iter().find(|task| task["state"] == "failed").unwrap();
     assert_eq!(failed["exit"]["signal"], 9);
 }
@@ -242,7 +242,7 @@ fn a_killed_keeper_takes_its_replica_along_and_a_new_one_comes() {
     signal(keeper, "KILL");
     // Its exit code is unknown and said to be; the replica never runs without a keeper.
     let lost = eventually("the loss is seen", 10, || {
-        let tasks = daemon.json(&["service", "ps", "web", "--format", "json"]);
+        let tasks = daemon.json(&["service", "ps", "-a", "web", "--format", "json"]);
         tasks.as_array().unwrap().iter().find(|task| task["state"] == "lost").cloned()
     });
     assert_eq!(lost["exit"], "unknown");

@@ -78,7 +78,7 @@ fn an_interrupted_standalone_run_cleans_up_before_it_ends() {
     let temp = tempfile::tempdir().unwrap();
     let (mut child, _) = standalone(temp.path());
     support::signal(child.id(), "INT");
-    assert_eq!(child.wait().unwrap().code(), Some(1));
+    assert_eq!(child.wait().unwrap().code(), Some(130));
     nothing_left(temp.path());
 }
 

@@ -7,7 +7,7 @@ use crate::model::{Error, Result};
 /// Chooses among what is listed.
 #[derive(clap::Args)]
 pub struct FilterArgs {
-    /// Only what matches, such as name=web or label=team=shop; given more than once, each key has to match
+    /// Only what matches, such as name=web; given more than once, each key has to match
     #[arg(long = "filter", short = 'f', value_name = "KEY=VALUE")]
     filters: Vec<String>,
 }

@@ -122,7 +122,14 @@ pub async fn ps(args: PsArgs, cluster: &RemoteCluster) -> Result<()> {
     }
     if args.format.format == Format::Json {
         let native = natives.iter().flat_map(|native| &native.tasks).map(|task| json!(task));
-        let all: Vec<_> = tasks.iter().map(|task| json!(task)).chain(native).collect();
+        let named = |(status, task): (&ServiceStatus, &Task)| {
+            let mut row = json!(task);
+            row["name"] = json!(task.label());
+            row["hostname"] = json!(task.node.as_deref().and_then(|node| status.nodes.get(node)));
+            row
+        };
+        let each = ours.iter().flat_map(|status| status.tasks.iter().map(move |task| (status, task)));
+        let all: Vec<_> = each.filter(|(_, task)| shown(task)).map(named).chain(native).collect();
         return output::print(Format::Json, &all, String::new);
     }
     if !ours.is_empty() {

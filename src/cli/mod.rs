@@ -46,8 +46,7 @@ use crate::model::{Error, Result};
 #[command(
     name = "neap",
     version,
-    disable_help_subcommand = true,
-    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 script error, 4 not found, 5 conflict, 6 timeout, 7 nobody answers, 8 not allowed."
+    after_help = "Exit codes: 0 done, 1 failed, 2 wrong usage or input, 3 script error, 4 not found, 5 conflict, 6 timeout, 7 nobody answers, 8 not allowed, 130 or 143 ended by a signal."
 )]
 struct Cli {
     #[command(flatten)]

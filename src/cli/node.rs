@@ -7,9 +7,9 @@ use super::output::{self, FormatArg};
 use super::progress;
 use crate::client::remote::RemoteCluster;
 use crate::client::{Cluster, show, wait};
-use crate::model::node::{Availability, ImagePrune, Node, NodeState, NodeUpdate, Role};
+use crate::model::Result;
+use crate::model::node::{self, Availability, ImagePrune, Node, NodeState, NodeUpdate, Role};
 use crate::model::units::Duration;
-use crate::model::{Error, Result};
 
 /// Subcommands.
 #[derive(Subcommand)]
@@ -272,7 +272,5 @@ async fn change_roles(cluster: &RemoteCluster, nodes: Vec<String>, role: Role) -
 }
 
 async fn find(cluster: &RemoteCluster, name: &str) -> Result<Node> {
-    let nodes = cluster.nodes().await?;
-    let found = nodes.into_iter().find(|node| *node.id == *name || node.hostname == name);
-    found.ok_or_else(|| Error::not_found(format!("node \"{name:.70}\"")).help("`neap node ls` lists them"))
+    node::named(cluster.nodes().await?.iter(), name).cloned()
 }

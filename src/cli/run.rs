@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 
 use super::host::Here;
 use super::{Global, output, progress, up};
@@ -32,6 +32,9 @@ pub struct Args {
     args: Vec<String>,
 }
 
+// The exit code of a run that a signal has ended, as shells give it: 128 and the signal's number.
+static CODE: AtomicU8 = AtomicU8::new(0);
+
 /// Flags that mean something else behind the file.
 const OWN_FLAGS: [&str; 3] = ["--standalone", "--log", "--host"];
 
@@ -56,7 +59,7 @@ pub fn main(args: &Args, global: &Global) -> Result<()> {
     let script = Script { path: file, args: args.args.clone(), cwd };
     if args.standalone {
         up::start_log(&args.log)?;
-        return super::threaded(standalone(&script));
+        return super::threaded(standalone(&script)).map_err(|error| signalled(&error));
     }
     let cluster: Arc<dyn Cluster> = Arc::new(global.cluster()?);
     let file = global.load()?;
@@ -65,6 +68,16 @@ pub fn main(args: &Args, global: &Global) -> Result<()> {
         let local = tokio::task::LocalSet::new();
         local.run_until(interruptible(&script, cluster, Some(hosting))).await
     })
+    .map_err(|error| signalled(&error))
+}
+
+fn signalled(error: &Error) -> Error {
+    let code = CODE.load(Ordering::Relaxed);
+    if code > 0 {
+        output::print_error(error);
+        std::process::exit(i32::from(code));
+    }
+    error.clone()
 }
 
 async fn standalone(script: &Script) -> Result<()> {
@@ -111,10 +124,11 @@ fn watch_signals() -> Result<(Arc<AtomicBool>, tokio::sync::oneshot::Receiver<()
             else {
                 return;
             };
-            tokio::select! {
-                _ = terminate.recv() => {}
-                _ = interrupt.recv() => {}
-            }
+            let code = tokio::select! {
+                _ = terminate.recv() => 143,
+                _ = interrupt.recv() => 130,
+            };
+            CODE.store(code, Ordering::Relaxed);
             set.store(true, Ordering::Relaxed);
             let _ = notice.send(());
             // The next one is for those who do not want to wait for the cleaning up.

@@ -39,11 +39,14 @@ pub trait Clock: Send + Sync {
     }
     /// 64 random bits.
     fn random(&self) -> u64;
+    /// Lets `now` go on from `moment` where that lies ahead: what was decided before, by a clock that has been set back since,
+    /// is not decided later than what is decided now.
+    fn catch_up(&self, _moment: Timestamp) {}
 }
 
 /// The machine's own clock and randomness.
 pub struct SystemClock {
-    base: Timestamp,
+    base: AtomicU64,
     started: Instant,
     seed: AtomicU64,
 }
@@ -51,13 +54,13 @@ pub struct SystemClock {
 impl SystemClock {
     /// Starts at the present wall time.
     pub fn start() -> Self {
-        SystemClock { base: wall(), started: Instant::now(), seed: AtomicU64::new(entropy()) }
+        SystemClock { base: AtomicU64::new(wall().0), started: Instant::now(), seed: AtomicU64::new(entropy()) }
     }
 }
 
 impl Clock for SystemClock {
     fn now(&self) -> Timestamp {
-        self.base.after(self.started.elapsed().into())
+        Timestamp(self.base.load(Ordering::SeqCst)).after(self.started.elapsed().into())
     }
 
     fn wall(&self) -> Timestamp {
@@ -71,6 +74,10 @@ impl Clock for SystemClock {
 
     fn random(&self) -> u64 {
         mix(self.seed.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::Relaxed))
+    }
+
+    fn catch_up(&self, moment: Timestamp) {
+        self.base.fetch_add(moment.since(self.now()).millis(), Ordering::SeqCst);
     }
 }
 
@@ -126,5 +133,22 @@ impl Clock for ManualClock {
 
     fn random(&self) -> u64 {
         mix(self.seed.fetch_add(0x9E37_79B9_7F4A_7C15, Ordering::SeqCst))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_goes_on_from_what_was_decided_last() {
+        let clock = SystemClock::start();
+        let before = clock.now();
+        clock.catch_up(Timestamp(before.0 - 5000));
+        assert!(clock.now().since(before).millis() < 1000, "what is past is past");
+        let ahead = before.after(Duration::from_secs(3600));
+        clock.catch_up(ahead);
+        assert!(clock.now() >= ahead && clock.now().since(ahead).millis() < 1000);
+        assert!(clock.wall() < ahead, "people read the wall's clock");
     }
 }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::id::NodeId;
 use super::units::{Bytes, Cpu};
+use super::{Error, Kind, Result};
 
 /// A node as engine and owner describe it together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -87,6 +88,31 @@ pub struct PrunedImages {
     pub removed: Vec<String>,
     /// Their sizes together, without what other images share with them.
     pub bytes: Bytes,
+}
+
+/// The node of this id, or else of this host name. A host that has left and come back has two entries of one name: the one that
+/// is there is meant; where that does not tell, neither is.
+pub fn named<'a>(nodes: impl IntoIterator<Item = &'a Node>, name: &str) -> Result<&'a Node> {
+    let subject = || format!("node \"{name:.70}\"");
+    let nodes: Vec<&Node> = nodes.into_iter().collect();
+    if let Some(node) = nodes.iter().find(|node| *node.id == *name) {
+        return Ok(node);
+    }
+    let all: Vec<&Node> = nodes.iter().filter(|node| node.hostname == name).copied().collect();
+    let there: Vec<&Node> = all.iter().filter(|node| node.state != NodeState::Down).copied().collect();
+    match (all.as_slice(), there.as_slice()) {
+        ([one], _) | (_, [one]) => Ok(one),
+        ([], _) => {
+            let near = super::suggest::nearest(name, nodes.iter().map(|node| node.hostname.as_str()));
+            let help = near.map_or("`neap node ls` lists them".to_owned(), |near| format!("did you mean \"{near}\"?"));
+            Err(Error::not_found(subject()).help(help))
+        }
+        _ => {
+            let ids: Vec<&str> = all.iter().map(|node| &*node.id).collect();
+            let message = format!("is the name of {} hosts", all.len());
+            Err(Error::new(Kind::Conflict, subject(), message).help(format!("say which by its id: {}", ids.join(", "))))
+        }
+    }
 }
 
 impl Node {
@@ -199,4 +225,34 @@ pub struct NodeUpdate {
     /// With a drain: what is there is told to end now, also where nothing takes its place.
     #[serde(skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn by_id_or_by_a_name_that_is_one_hosts() {
+        let node = |id: &str, hostname: &str, state| Node { state, ..Node::new(id, hostname) };
+        let nodes = [
+            node("a1", "eu-1", NodeState::Down),
+            node("a2", "eu-1", NodeState::Ready),
+            node("b1", "eu-2", NodeState::Ready),
+            node("b2", "eu-2", NodeState::Ready),
+            node("eu-2x", "eu-3", NodeState::Down),
+        ];
+        let check = |name: &str, expected: &str| {
+            let got = match named(nodes.iter(), name) {
+                Ok(node) => node.id.to_string(),
+                Err(error) => format!("{} {}", error.message, error.help.unwrap_or_default()),
+            };
+            assert!(got.contains(expected), "{name}: {got}");
+        };
+        check("a1", "a1");
+        check("eu-1", "a2");
+        check("eu-2", "is the name of 2 hosts say which by its id: b1, b2");
+        check("eu-3", "eu-2x");
+        check("eu-4", "did you mean");
+        check("nothing", "`neap node ls`");
+    }
 }

@@ -107,7 +107,7 @@ impl PortSpec {
 impl std::str::FromStr for PortSpec {
     type Err = Error;
 
-    /// `PUBLISHED`, `PUBLISHED:TARGET` or `ADDRESS:PUBLISHED:TARGET`, each with `/tcp` behind it if wanted.
+    /// `PUBLISHED`, `PUBLISHED:TARGET`, each with `ADDRESS:` before it and `/tcp` behind it if wanted.
     fn from_str(text: &str) -> Result<Self> {
         let shown: String = text.chars().take(60).collect();
         let wrong = |why: &str| {
@@ -120,6 +120,16 @@ impl std::str::FromStr for PortSpec {
             Ok(port) => Ok(port),
         };
         let mut spec = PortSpec { protocol, ..PortSpec::default() };
+        let address = |text: &str| {
+            let bare = text.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(text);
+            bare.parse::<IpAddr>().ok()
+        };
+        if let Some((before, published)) = rest.rsplit_once(':')
+            && let Some(address) = address(before)
+        {
+            (spec.address, spec.published) = (Some(address), Some(number(published)?));
+            return Ok(spec);
+        }
         let mut parts = rest.rsplitn(3, ':');
         let last = parts.next().unwrap_or_default();
         let Some(middle) = parts.next() else {
@@ -128,9 +138,8 @@ impl std::str::FromStr for PortSpec {
         };
         spec.target = Some(number(last)?);
         spec.published = Some(number(middle)?);
-        if let Some(address) = parts.next() {
-            let bare = address.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(address);
-            spec.address = Some(bare.parse().map_err(|_| wrong("has an address that is none"))?);
+        if let Some(text) = parts.next() {
+            spec.address = Some(address(text).ok_or_else(|| wrong("has an address that is none"))?);
         }
         Ok(spec)
     }
@@ -199,6 +208,8 @@ mod tests {
         check("80:8080", "None Some(80) Some(8080)");
         check("80:8080/tcp", "None Some(80) Some(8080)");
         check("127.0.0.1:80:8080", "Some(127.0.0.1) Some(80) Some(8080)");
+        check("127.0.0.1:8080", "Some(127.0.0.1) Some(8080) None");
+        check("[::1]:8080/udp", "Some(::1) Some(8080) None");
         check("[::1]:80:8080", "Some(::1) Some(80) Some(8080)");
         check("53:53/udp", "None Some(53) Some(53)");
         check("80:8080/sctp", "is not forwarded; tcp and udp are");

@@ -70,6 +70,8 @@ pub fn client() -> Result<reqwest::Client> {
             reqwest::Client::builder()
                 .user_agent(concat!("neap/", env!("CARGO_PKG_VERSION")))
                 .connect_timeout(std::time::Duration::from_secs(10))
+                // Whoever is asked may be about to end, and wait for the connections that are open.
+                .pool_idle_timeout(std::time::Duration::from_secs(1))
                 .build()
                 .map_err(|error| Error::internal("http", "cannot make a client").cause(error))
         })

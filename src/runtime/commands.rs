@@ -10,7 +10,7 @@ use crate::model::bundle::HostedKind;
 use crate::model::event::What;
 use crate::model::id::ServiceId;
 use crate::model::name::Name;
-use crate::model::node::{Availability, Node, NodeSettings, NodeUpdate};
+use crate::model::node::{self, Availability, NodeSettings, NodeUpdate};
 use crate::model::port::PortSpec;
 use crate::model::release::ReleaseState;
 use crate::model::service::{MAX_REPLICAS, Revision, Service, ServiceSpec};
@@ -298,16 +298,10 @@ pub fn remove(draft: &mut Draft, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// The error for a node that is not there.
-pub fn missing_node(id: &str) -> Error {
-    Error::not_found(format!("node \"{id:.70}\"")).help("`neap node ls` lists them")
-}
-
 /// Changes a node's availability and labels. `kept`: the engine keeps them itself, and only a drain that is under way is
 /// written down here.
 pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update: NodeUpdate, kept: bool) -> Result<()> {
-    let found = draft.world.nodes.values().find(|node| *node.id == *id || node.hostname == id);
-    let mut node = Node::clone(found.ok_or_else(|| missing_node(id))?);
+    let mut node = node::named(draft.world.nodes.values().map(|node| &**node), id)?.clone();
     node.availability = update.availability.unwrap_or(node.availability);
     node.role = update.role.unwrap_or(node.role);
     node.labels.extend(update.label_add);

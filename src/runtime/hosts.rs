@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::{Runtime, commands};
 use crate::client::members::{self, Members};
 use crate::model::id::{NodeId, TaskId};
-use crate::model::node::{ImagePrune, PrunedImages};
+use crate::model::node::{self, ImagePrune, PrunedImages};
 use crate::model::stats::TaskStats;
 use crate::model::task::{Task, TaskState};
 use crate::model::{Error, Kind, Result};
@@ -16,8 +16,7 @@ impl Runtime {
     /// The id of a node that is named by id or host name.
     pub(super) fn node_id(&self, name: &str) -> Result<NodeId> {
         let world = self.world();
-        let found = world.nodes.values().find(|node| *node.id == *name || node.hostname == name);
-        found.map(|node| node.id.clone()).ok_or_else(|| commands::missing_node(name))
+        Ok(node::named(world.nodes.values().map(|node| &**node), name)?.id.clone())
     }
 
     pub(super) fn members(&self) -> Result<&Arc<dyn Members>> {

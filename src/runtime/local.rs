@@ -18,7 +18,7 @@ use crate::model::event::Event;
 use crate::model::id::ServiceId;
 use crate::model::name::check_loose;
 use crate::model::native::{Adopt, Adoption, HandBack, HandedBack, NativeService};
-use crate::model::node::{Availability, ImagePrune, Node, NodeUpdate, PrunedImages, Role};
+use crate::model::node::{self, Availability, ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeAsk, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::registry::{self, LoginAsk, LoginInfo};
@@ -259,8 +259,7 @@ impl Cluster for Runtime {
         }
         self.command(move |draft, writes| commands::update_node(draft, writes, &wanted, update, kept)).await?;
         let world = self.world();
-        let node = world.nodes.values().find(|node| *node.id == *id || node.hostname == id);
-        node.map(|node| Node::clone(node)).ok_or_else(|| commands::missing_node(id))
+        node::named(world.nodes.values().map(|node| &**node), id).cloned()
     }
 
     async fn remove_node(&self, id: &str, force: bool) -> Result<()> {

@@ -147,6 +147,8 @@ impl Runtime {
         let parts = Arc::new(parts);
         let mut world = persist::load(&*parts.store, &parts.host)?;
         persist::clear_bundles(&*parts.store, &world).await?;
+        // A clock that was set back since, or another daemon's that was ahead, would leave what it has decided for later.
+        parts.clock.catch_up(persist::decided_at(&world));
         let mut nodes = parts.engine.nodes();
         let with_settings = persist::with_settings(&*parts.store, &nodes.borrow_and_update())?;
         world.set_nodes(with_settings.into_iter().map(Arc::new));

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::model::Result;
 use crate::model::bundle::{Bundle, ScriptSet};
+use crate::model::clock::Timestamp;
 use crate::model::name::Name;
 use crate::model::node::{Node, NodeSettings};
 use crate::model::release::Release;
@@ -82,6 +83,18 @@ pub fn with_settings(store: &dyn Store, nodes: &[Node]) -> Result<Vec<Node>> {
     Ok(nodes.collect())
 }
 
+/// The newest moment at which anything in the world was decided.
+pub fn decided_at(world: &World) -> Timestamp {
+    let tasks = world.tasks.values().flat_map(|task| {
+        let told = task.stop.as_ref().map(|stop| stop.at);
+        [Some(task.created_at), task.healthy_at, told]
+    });
+    let releases = world.releases.values().flat_map(|release| {
+        [Some(release.started_at), Some(release.judged_from), release.intent_at, release.paused_at, release.finished_at]
+    });
+    tasks.chain(releases).flatten().max().unwrap_or_default()
+}
+
 // All nodes' settings, by id.
 fn node_settings(store: &dyn Store) -> Result<BTreeMap<String, NodeSettings>> {
     let entries = store.list("node/")?;
@@ -108,8 +121,18 @@ pub fn writes(before: &World, changes: &[Change]) -> Vec<Write> {
                 for task in before.tasks_of(name) {
                     last.insert(format!("task/{}", task.id), None);
                 }
-                for (_, number) in before.revisions.keys().filter(|(service, _)| service == name) {
-                    last.insert(revision_key(name, *number), None);
+                for revision in before.revisions_of(name) {
+                    last.insert(revision_key(name, revision.number), None);
+                }
+                // And what this very decision has made of it before.
+                for change in changes {
+                    match change {
+                        Change::Task(task) if task.service == *name => last.insert(format!("task/{}", task.id), None),
+                        Change::Revision(new) if new.service == *name => {
+                            last.insert(revision_key(name, new.number), None)
+                        }
+                        _ => continue,
+                    };
                 }
                 last.insert(format!("release/{name}"), None);
                 last.insert(format!("service/{name}"), None)

@@ -12,10 +12,10 @@ use super::status::Confirmed;
 use super::{Message, Parts};
 use crate::model::clock::Timestamp;
 use crate::model::event::What;
-use crate::model::fault;
 use crate::model::id::TaskId;
 use crate::model::port::PortSpec;
 use crate::model::task::{Task, TaskState};
+use crate::model::{Error, Kind, fault};
 use crate::network::balancer::Balancer;
 use crate::network::table::{Status, Table};
 use crate::scheduler::routing;
@@ -27,6 +27,8 @@ const DRAIN: Duration = Duration::from_millis(50);
 const RETRY: Duration = Duration::from_millis(500);
 /// How many are told to stop at a time.
 const STOPS: usize = 16;
+/// How long each of them may take to be told.
+const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// How often in a row a table is overtaken at once.
 const OVERTAKEN: u32 = 5;
 /// How often a balancer is looked at that gives no cause.
@@ -202,7 +204,9 @@ impl Traffic {
             let engine = self.parts.engine.clone();
             async move {
                 fault::point("runtime.before-stop");
-                (id, engine.stop(&id, grace).await)
+                let late =
+                    |_| Err(Error::new(Kind::Timeout, format!("task {id}"), "its host does not answer").retry(true));
+                (id, tokio::time::timeout(STOP_WITHIN, engine.stop(&id, grace)).await.unwrap_or_else(late))
             }
         });
         let mut stops = futures_util::stream::iter(stops).buffered(STOPS);

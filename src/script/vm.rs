@@ -54,8 +54,13 @@ fn unknown_names(lua: &Lua, what: String) -> mlua::Result<Table> {
         let key = key.to_string_lossy();
         let known: Vec<String> =
             table.pairs::<Value, Value>().flatten().filter_map(|(name, _)| name.to_string().ok()).collect();
-        let hint = crate::model::suggest::nearest(&key, known.iter().map(String::as_str));
-        let hint = hint.map(|name| format!("; did you mean \"{name}\"?")).unwrap_or_default();
+        let near = crate::model::suggest::nearest(&key, known.iter().map(String::as_str));
+        let hint = match key.as_str() {
+            // What plain Lua has, and is done in another way here.
+            "os" => "; the time is time.now(), a variable of the environment env.get \"NAME\"".to_owned(),
+            "io" => "; a file is read with fs.read \"FILE\"".to_owned(),
+            _ => near.map(|name| format!("; did you mean \"{name}\"?")).unwrap_or_default(),
+        };
         Err::<Value, _>(mlua::Error::runtime(format!("{what} \"{key:.60}\"{hint}")))
     })?;
     let meta = lua.create_table()?;

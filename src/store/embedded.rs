@@ -1,6 +1,7 @@
 //! The embedded store: one redb file, one writer thread that gathers waiting commits into one transaction and one
 //! fsync. Readers see the last finished transaction and wait for nobody.
 
+use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
 
@@ -45,6 +46,8 @@ impl EmbeddedStore {
         let settled = match &opened {
             // Nothing is acknowledged before it is known to be gone: it would take the place of what follows.
             Ok(_) => std::fs::remove_file(&copy).and_then(|()| sync_folder(&copy)),
+            // Another daemon has it: what it writes there is not ours to undo.
+            Err(error) if error.kind == Kind::Conflict => std::fs::remove_file(&copy),
             Err(_) => std::fs::rename(&copy, path).and_then(|()| sync_folder(path)),
         };
         match settled {
@@ -288,13 +291,20 @@ impl Writer {
         }
     }
 
-    // After a failed write. Until it succeeds, commits fail and try it again.
-    fn reopen(&self) {
+    // After a failed write. Until it succeeds, commits fail and try it again. The number of the last commit that is there.
+    fn reopen(&self) -> Option<u64> {
         let mut slot = self.database.write().unwrap_or_else(PoisonError::into_inner);
         *slot = None;
         match open_database(&self.path) {
-            Ok(database) => *slot = Some(database),
-            Err(error) => tracing::error!(%error, "the store cannot be opened again"),
+            Ok(database) => {
+                let last = prepare(&database).ok().map(|prepared| prepared.last);
+                *slot = Some(database);
+                last
+            }
+            Err(error) => {
+                tracing::error!(%error, "the store cannot be opened again");
+                None
+            }
         }
     }
 
@@ -303,10 +313,22 @@ impl Writer {
         let mut replies = Vec::with_capacity(group.len());
         let before = self.version;
         fault::point("store.before-commit");
-        let result = self.transaction(group, &mut replies);
+        let mut changes = Vec::new();
+        let tried = AssertUnwindSafe(|| self.transaction(group, &mut replies, &mut changes));
+        // A file that is damaged under our hands may break redb off: that write failed, and the next is tried.
+        let broken = |_| Err(redb::Error::Io(std::io::Error::other("its structure is broken")));
+        let mut result = std::panic::catch_unwind(tried).unwrap_or_else(broken);
         fault::point("store.after-commit");
+        if result.is_err() {
+            let reached = std::mem::replace(&mut self.version, before);
+            // What failed last may have failed once all was written: then it is there, and its number is taken.
+            if self.reopen() == Some(reached) && reached > before {
+                self.version = reached;
+                result = Ok(());
+            }
+        }
         match result {
-            Ok(changes) => {
+            Ok(()) => {
                 for change in changes {
                     let _ = self.changes.send(change);
                 }
@@ -315,8 +337,6 @@ impl Writer {
                 }
             }
             Err(error) => {
-                self.version = before;
-                self.reopen();
                 let full = matches!(&error, redb::Error::Io(io) if io.kind() == std::io::ErrorKind::StorageFull);
                 let mut failure = Error::new(
                     if full { Kind::Exhausted } else { Kind::Unavailable },
@@ -340,13 +360,13 @@ impl Writer {
         &mut self,
         group: Vec<Request>,
         replies: &mut Vec<(oneshot::Sender<Result<u64>>, Result<u64>)>,
-    ) -> Result<Vec<Change>, redb::Error> {
+        changes: &mut Vec<Change>,
+    ) -> Result<(), redb::Error> {
         let mut requests = Vec::with_capacity(group.len());
         for request in group {
             replies.push((request.reply, Ok(0)));
             requests.push(request.writes);
         }
-        let mut changes = Vec::new();
         if self.database.read().unwrap_or_else(PoisonError::into_inner).is_none() {
             self.reopen();
         }
@@ -385,7 +405,7 @@ impl Writer {
             meta.insert("version", self.version)?;
         }
         transaction.commit()?;
-        Ok(changes)
+        Ok(())
     }
 }
 

@@ -188,6 +188,9 @@ impl SpecArgs {
     /// The description on top of `base` (what the service is now, or nothing).
     pub fn describe(&self, name: Option<&str>, base: Option<Value>) -> Result<Value> {
         self.refused.check()?;
+        if self.replicas.is_some() && self.mode.as_deref().is_some_and(|mode| mode.starts_with("global")) {
+            return Err(Error::invalid("--replicas", "is not for --mode global, which has one on every node"));
+        }
         let mut spec = match (base, &self.file) {
             (Some(Value::Object(base)), _) => base,
             (_, _) => Map::new(),

@@ -17,8 +17,14 @@ pub fn accepts(spec: &mut ServiceSpec) -> Result<()> {
     }
     if let Some(field) = container::fields(spec).first() {
         let message = format!("{field}: is for containers, and the process engine runs commands");
-        return Err(Error::new(Kind::Unsupported, spec.subject(), message)
-            .help("leave it out, or run the daemon with --engine docker"));
+        // The first word of a command line that was not set apart.
+        let help = match (*field, spec.image.as_deref()) {
+            ("image", Some(word)) if !word.contains([':', '/']) => {
+                format!("a command stands behind two dashes: -- {word} ...; images are run with --engine docker")
+            }
+            _ => "leave it out, or run the daemon with --engine docker".to_owned(),
+        };
+        return Err(Error::new(Kind::Unsupported, spec.subject(), message).help(help));
     }
     if let Some((name, _)) = spec.ports.iter().find(|(_, port)| port.host_port().is_some() && port.address.is_some()) {
         let message = format!("ports.{name}.address: with mode host a process itself opens its port, where it likes");

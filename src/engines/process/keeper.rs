@@ -347,7 +347,11 @@ fn spawn(task: &TaskFile, cgroup: &Cgroup) -> Result<Child, String> {
     }
     sys::prepare_child(&mut command, cgroup.procs(), identity);
     command.spawn().map_err(|error| match error.kind() {
-        std::io::ErrorKind::NotFound if program.contains('/') => format!("command {program:?} not found"),
+        std::io::ErrorKind::NotFound if program.starts_with('/') => format!("command {program:?} not found"),
+        std::io::ErrorKind::NotFound if program.contains('/') => {
+            let here = || std::env::current_dir().unwrap_or_default().display().to_string();
+            format!("command {program:?} not found in {}", spec.workdir.clone().unwrap_or_else(here))
+        }
         std::io::ErrorKind::NotFound => format!("command {program:?} not found in the daemon's PATH"),
         std::io::ErrorKind::PermissionDenied => format!("command {program:?}: permission denied"),
         _ => format!("command {program:?}: {error}"),

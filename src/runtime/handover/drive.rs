@@ -50,7 +50,7 @@ pub fn spawn(
                 if !driven.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone()) {
                     continue;
                 }
-                let driver = Driver {
+                let mut driver = Driver {
                     parts: parts.clone(),
                     seen: seen.clone(),
                     confirmed: confirmed.clone(),
@@ -59,8 +59,15 @@ pub fn spawn(
                 };
                 let driven = driven.clone();
                 tokio::spawn(async move {
-                    driver.run().await;
-                    driven.lock().unwrap_or_else(PoisonError::into_inner).remove(&name);
+                    loop {
+                        driver.run().await;
+                        let mut driven = driven.lock().unwrap_or_else(PoisonError::into_inner);
+                        // Begun anew since the last look, it would be picked up by nobody else.
+                        if driver.scene().is_none() {
+                            driven.remove(&name);
+                            return;
+                        }
+                    }
                 });
             }
             if seen.changed().await.is_err() {
@@ -109,7 +116,7 @@ impl Driver {
         Some(Scene { world, service, handover })
     }
 
-    async fn run(mut self) {
+    async fn run(&mut self) {
         let mut memory = Memory::default();
         loop {
             self.seen.borrow_and_update();
@@ -239,13 +246,14 @@ impl Driver {
         if now >= since.after(MOVE) {
             let native = self.native(scene).await.map_or_else(|error| error.to_string(), |native| progress(&native));
             let why = format!("the Swarm's tasks did not come up with its ports within {MOVE}: {native}");
+            let reason = Some(why.clone());
+            self.change(scene, move |handover| {
+                handover.state = HandoverState::Cancelling;
+                handover.reason = reason;
+            })
+            .await?;
             self.note(What::HandoverFailed, &why);
-            return self
-                .change(scene, move |handover| {
-                    handover.state = HandoverState::Cancelling;
-                    handover.reason = Some(why);
-                })
-                .await;
+            return Ok(());
         }
         let prefix = format!("{}/", self.name);
         let confirmed = self.confirmed.borrow().clone();
@@ -275,8 +283,9 @@ impl Driver {
 
     async fn keep(&self, scene: &Scene) -> Result<()> {
         natives(&*self.parts.engine)?.withdraw(&scene.handover.native).await?;
+        self.command(scene, |service| service.handover = None).await?;
         self.note(What::HandoverFailed, "it stays Neap's");
-        self.command(scene, |service| service.handover = None).await
+        Ok(())
     }
 
     // Nothing is moved before it is known how it was.

@@ -46,7 +46,14 @@ fn task_table(lua: &Lua, task: &Task) -> mlua::Result<Table> {
     table.raw_set("ports", ports)?;
     let addresses = task.ports.clone();
     let label = task.label();
-    let address = lua.create_function(move |_, (_, name): (Value, Option<String>)| {
+    let address = lua.create_function(move |_, (this, name): (Value, Option<String>)| {
+        if !this
+            .as_table()
+            .is_some_and(|table| table.raw_get::<Value>("address").is_ok_and(|found| found.is_function()))
+        {
+            let message = "is called with a colon: task:address(...)";
+            return Err(raise(Error::new(Kind::Script, "task.address", message)));
+        }
         let name = name.or_else(|| addresses.keys().find(|name| *name == "http").or(addresses.keys().next()).cloned());
         let Some(name) = name else {
             return Err(raise(Error::new(Kind::Script, format!("task {label}"), "has no ports")));

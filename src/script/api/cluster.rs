@@ -12,9 +12,9 @@ use crate::client::scripts::{Back, Push};
 use crate::script::value::{from_timed, raise};
 
 /// What `install` sets.
-pub const NAMES: [&str; 12] = [
-    "cluster", "service", "services", "nodes", "networks", "volumes", "registry", "kv", "secrets", "configs", "crons",
-    "events",
+pub const NAMES: [&str; 13] = [
+    "cluster", "service", "services", "nodes", "networks", "volumes", "natives", "registry", "kv", "secrets",
+    "configs", "crons", "events",
 ];
 
 /// Who does what a script does.

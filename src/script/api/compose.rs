@@ -28,7 +28,7 @@ struct LoadOptions {
 pub fn install(lua: &Lua, folder: &Path, context: &Context) -> mlua::Result<()> {
     let table = lua.create_table()?;
     let folder = folder.to_owned();
-    let load = lua.create_function(move |lua, (files, options): (Value, Option<Table>)| {
+    let load = lua.create_function(move |lua, (files, table): (Value, Option<Table>)| {
         let paths: Vec<PathBuf> = match &files {
             Value::String(path) => vec![folder.join(&*path.to_str()?)],
             Value::Table(list) => {
@@ -40,13 +40,7 @@ pub fn install(lua: &Lua, folder: &Path, context: &Context) -> mlua::Result<()> 
                 return Err(raise(Error::new(Kind::Script, "compose.load", message)));
             }
         };
-        let options: LoadOptions = match options {
-            Some(table) => {
-                let json = to_json(&Value::Table(table)).map_err(raise)?;
-                crate::model::strict::read("compose.load", &json).map_err(raise)?
-            }
-            None => LoadOptions::default(),
-        };
+        let options: LoadOptions = options("compose.load", table)?;
         let mut variables: BTreeMap<String, String> = compose::environment();
         variables.extend(options.variables);
         let env_file = options.env_file.map(|path| folder.join(path));

@@ -128,7 +128,7 @@ pub fn install_hosted(
         }
     }
     absent(lua, "test", "it works in `neap test`, in files that end with _test.lua")?;
-    for name in ["scripts", "fs", "env", "sh", "args"] {
+    for name in ["scripts", "fs", "env", "sh", "args", "compose"] {
         absent(lua, name, "it works in `neap run`, not in hosted scripts")?;
     }
     if kind == Some(HostedKind::Policy) {

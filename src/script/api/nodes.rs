@@ -7,9 +7,9 @@ use mlua::{Lua, Table, Value};
 use serde::Deserialize;
 
 use crate::client::{Cluster, wait};
-use crate::model::node::{Availability, ImagePrune, Node, NodeState, NodeUpdate, Role};
+use crate::model::node::{self, Availability, ImagePrune, Node, NodeState, NodeUpdate, Role};
+use crate::model::strict;
 use crate::model::units::Duration;
-use crate::model::{Error, strict};
 use crate::script::value::{WAIT, from_record, options, raise, to_json};
 
 const FIELDS: [&str; 20] = [
@@ -68,9 +68,7 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
             let cluster = shared.clone();
             async move {
                 let all = cluster.nodes().await.map_err(raise)?;
-                let found = all.iter().find(|node| *node.id == *name || node.hostname == name);
-                let found = found.ok_or_else(|| raise(Error::not_found(format!("node \"{name:.70}\""))))?;
-                node_table(&lua, &cluster, found)
+                node_table(&lua, &cluster, node::named(all.iter(), &name).map_err(raise)?)
             }
         })?,
     )?;

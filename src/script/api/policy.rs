@@ -25,7 +25,11 @@ use crate::script::value::{from_json, raise, to_json};
 // A count that is known is a look-up; every other one, and every mistake, is Rust's.
 const COUNT: &str = r#"
 local values, own, ask = ...
-return function(_, given)
+return function(view, given)
+  -- Called with a dot, its first argument is the table: it would count everything, and nobody would know.
+  if view == nil or view.count == nil then
+    error("view.count is called with a colon: view:count(...)", 2)
+  end
   local service, same, node
   if given ~= nil then
     if type(given) ~= "table" then return ask(given) end

@@ -45,21 +45,22 @@ pub fn step(hosted: &Hosted, name: &str, view: &ReleaseView) -> Result<Answer> {
         return Err(wrong("a table"));
     }
     let kind: String = table.raw_get("kind").map_err(explain)?;
-    let given = to_json(&table.raw_get::<Value>("given").map_err(explain)?)?;
-    let given =
-        if given.is_null() && matches!(kind.as_str(), "batch" | "shift") { serde_json::json!({}) } else { given };
+    read(&kind, &table.raw_get::<Value>("given").map_err(explain)?)
+}
+
+// What an intent was given. Read when it is made, where the script's line is known, and once more when it is returned.
+fn read(kind: &str, given: &Value) -> Result<Answer> {
+    let subject = format!("release:{kind}");
+    let given = to_json(given).map_err(|error| Error { kind: Kind::Script, ..error.about(subject.as_str()) })?;
+    let given = if given.is_null() && matches!(kind, "batch" | "shift") { serde_json::json!({}) } else { given };
     if kind == "shift"
         && let Some(weight) = given["weight"].as_f64().filter(|weight| !(0.0..=100.0).contains(weight))
     {
-        let message = format!("weight: {weight} is not a percentage between 0 and 100\n{place}\n   = in {call}");
-        return Err(Error::new(Kind::Script, format!("{subject}: release:shift"), message));
+        let message = format!("weight: {weight} is not a percentage between 0 and 100");
+        return Err(Error::new(Kind::Script, subject, message));
     }
-    let answer = serde_json::json!({ kind.as_str(): given });
-    strict::read(&format!("{subject}: release:{kind}"), &answer).map_err(|mut error: Error| {
-        error.kind = Kind::Script;
-        error.message.push_str(&format!("\n{place}\n   = in {call}"));
-        error
-    })
+    let answer = serde_json::json!({ kind: given });
+    strict::read(&subject, &answer).map_err(|error: Error| Error { kind: Kind::Script, ..error })
 }
 
 fn release_table(lua: &Lua, view: &ReleaseView) -> mlua::Result<Table> {
@@ -80,10 +81,12 @@ fn release_table(lua: &Lua, view: &ReleaseView) -> mlua::Result<Table> {
                         format!("is called with a colon: release:{kind}(...)"),
                     )));
                 }
+                let given = given.front().cloned().unwrap_or(Value::Nil);
+                read(kind, &given).map_err(raise)?;
                 let intent = lua.create_table()?;
                 intent.raw_set("__intent", true)?;
                 intent.raw_set("kind", kind)?;
-                intent.raw_set("given", given.front().cloned().unwrap_or(Value::Nil))?;
+                intent.raw_set("given", given)?;
                 Ok(intent)
             })?,
         )?;

@@ -138,7 +138,13 @@ impl SwarmStore {
             }
             incomplete = Some(config.index);
             let head = Head::read(&config.labels)?;
+            // A sign of life, and nothing new.
+            if head.seq == self.inner().head.seq {
+                self.take(head, config.index, None, Vec::new());
+                return Ok(());
+            }
             if let Some((data, changed)) = self.gather(&head).await? {
+                let data = Some(data);
                 self.take(head, config.index, data, changed);
                 return Ok(());
             }
@@ -186,7 +192,8 @@ impl SwarmStore {
         parse(&String::from_utf8_lossy(&config.data)).map(Some)
     }
 
-    fn take(&self, head: Head, index: u64, data: Data, changed: Vec<Change>) {
+    // `data`: none where it is as it was.
+    fn take(&self, head: Head, index: u64, data: Option<Data>, changed: Vec<Change>) {
         let leader = head.leader.clone();
         {
             let mut inner = self.change();
@@ -196,7 +203,10 @@ impl SwarmStore {
             if inner.proven.is_some() && head.term != inner.head.term {
                 inner.proven = None;
             }
-            (inner.data, inner.head, inner.index, inner.seen) = (data, head, index, Instant::now());
+            if let Some(data) = data {
+                inner.data = data;
+            }
+            (inner.head, inner.index, inner.seen) = (head, index, Instant::now());
         }
         for change in changed {
             let _ = self.changes.send(change);
