@@ -35,8 +35,8 @@ pub struct Args {
 // The exit code of a run that a signal has ended, as shells give it: 128 and the signal's number.
 static CODE: AtomicU8 = AtomicU8::new(0);
 
-/// Flags that mean something else behind the file.
-const OWN_FLAGS: [&str; 3] = ["--standalone", "--log", "--host"];
+/// The flag that means something else behind the file.
+const STANDALONE: &str = "--standalone";
 
 /// Runs a script.
 pub fn main(args: &Args, global: &Global) -> Result<()> {
@@ -50,10 +50,11 @@ pub fn main(args: &Args, global: &Global) -> Result<()> {
         return Err(Error::not_found(format!("script {}", args.file.display())));
     }
     let cwd = std::env::current_dir().map_err(|error| Error::io("working folder", "find it", &error))?;
-    if let Some(flag) = args.args.iter().find(|arg| OWN_FLAGS.contains(&arg.split('=').next().unwrap_or_default())) {
+    // A script may have a --host of its own, and hardly that.
+    if args.args.iter().take_while(|arg| *arg != "--").any(|arg| arg == STANDALONE) {
         let shown = args.file.display();
         output::warn(format!(
-            "{flag} stands behind the file, so the script gets it; neap's own: neap run {flag} {shown}"
+            "{STANDALONE} stands behind the file, so the script gets it: neap run {STANDALONE} {shown}"
         ));
     }
     let script = Script { path: file, args: args.args.clone(), cwd };

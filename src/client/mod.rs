@@ -109,6 +109,9 @@ pub struct ServiceStatus {
     pub given_up: Option<String>,
     /// Whether all is as described and nothing is under way.
     pub settled: bool,
+    /// Whether its last release was ended before all was as described.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub half_way: bool,
     /// Published ports that could not be opened, and why.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub port_failures: Vec<String>,

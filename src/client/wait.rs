@@ -71,8 +71,7 @@ pub async fn settled(
                 return Ok(status);
             }
             // What has failed again and again has more to prove.
-            let looped = status.tasks.iter().any(|task| task.wanted() && task.failures >= CRASH_LOOP);
-            let stable = if looped { STABLE_AGAIN } else { STABLE };
+            let stable = if has_looped(&status) { STABLE_AGAIN } else { STABLE };
             proven = status.settled.then(|| proven.unwrap_or_else(|| tokio::time::Instant::now() + stable));
             last = Some(status);
         }
@@ -81,8 +80,10 @@ pub async fn settled(
     match tokio::time::timeout(timeout, watch).await {
         Ok(result) => result,
         Err(_) => {
-            // It has nothing to prove any more that a longer wait would show.
-            if let Some(settled) = last.as_ref().filter(|status| status.settled && lost.is_none()) {
+            // Whoever waits no longer than what it takes to be taken for stable is told how things are.
+            let brief =
+                |status: &&ServiceStatus| status.settled && lost.is_none() && timeout <= STABLE && !has_looped(status);
+            if let Some(settled) = last.as_ref().filter(brief) {
                 return Ok(settled.clone());
             }
             if let Some(error) = lost {
@@ -123,9 +124,7 @@ fn gone_on(name: &str) -> String {
 
 /// An error where the last release of a service was ended half-way: it stands still, and is not as described.
 pub fn half_way(status: &ServiceStatus) -> Result<()> {
-    let Some(release) = status.release.as_ref().filter(|release| release.state == ReleaseState::Failed) else {
-        return Ok(());
-    };
+    let Some(release) = status.release.as_ref().filter(|_| status.half_way) else { return Ok(()) };
     let name = &status.service.spec.name;
     let message = format!("stopped half-way, {} of {} on revision {}", release.moved.len(), status.desired, release.to);
     let mut error = Error::new(Kind::Failed, format!("service \"{name}\""), message)
@@ -346,6 +345,10 @@ pub fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error
         .cause(why)
         .help(format!("look with: neap service ps -a {name}, and neap service logs {name}")),
     )
+}
+
+fn has_looped(status: &ServiceStatus) -> bool {
+    status.tasks.iter().any(|task| task.wanted() && task.failures >= CRASH_LOOP)
 }
 
 fn loops(task: &Task) -> bool {

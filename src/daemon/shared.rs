@@ -46,7 +46,7 @@ const STARTING: Duration = Duration::from_secs(60);
 
 async fn reached(address: &Address) -> Result<(Docker, bollard::models::SystemInfo)> {
     let failed = |act: &str, error| trouble::error(format!("Docker Engine {}", address.url), act, &error);
-    let begun = tokio::time::Instant::now();
+    let until = tokio::time::Instant::now() + STARTING;
     let mut told = false;
     loop {
         let asked = async {
@@ -55,8 +55,10 @@ async fn reached(address: &Address) -> Result<(Docker, bollard::models::SystemIn
             let info = docker.info().await.map_err(|error| failed("ask it", error))?;
             Ok::<_, Error>((docker, info))
         };
-        match asked.await {
-            Err(error) if matches!(error.kind, Kind::Unavailable | Kind::Timeout) && begun.elapsed() < STARTING => {
+        let late = |_| Err(Error::new(Kind::Timeout, format!("Docker Engine {}", address.url), "does not answer"));
+        match tokio::time::timeout_at(until, asked).await.unwrap_or_else(late) {
+            // A socket that is not there yet comes with its engine; what is wrong with an address stays wrong.
+            Err(error) if comes_by_itself(address, &error) && tokio::time::Instant::now() < until => {
                 if !std::mem::replace(&mut told, true) {
                     tracing::warn!(%error, "the Docker Engine is waited for, {} s at most", STARTING.as_secs());
                 }
@@ -65,6 +67,10 @@ async fn reached(address: &Address) -> Result<(Docker, bollard::models::SystemIn
             other => return other,
         }
     }
+}
+
+fn comes_by_itself(address: &Address, error: &Error) -> bool {
+    error.retry || (address.is_local() && matches!(error.kind, Kind::Unavailable | Kind::Timeout))
 }
 
 #[derive(serde::Serialize, serde::Deserialize)]

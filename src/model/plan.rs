@@ -14,7 +14,7 @@ pub struct Plan {
     pub empty: bool,
     /// The fields of the description that differ, as `field: old -> new`.
     pub changes: Vec<String>,
-    /// The release that brings just this about and is not through, where there is one.
+    /// The release that is not through, where the revision that it brings, or goes back to, is what is described.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub release: Option<String>,
     /// What would be done.

@@ -124,7 +124,9 @@ impl std::str::FromStr for PortSpec {
             let bare = text.strip_prefix('[').and_then(|a| a.strip_suffix(']')).unwrap_or(text);
             bare.parse::<IpAddr>().ok()
         };
+        // A bare IPv6 address could as well be one and a port more.
         if let Some((before, published)) = rest.rsplit_once(':')
+            && (before.starts_with('[') || !before.contains(':'))
             && let Some(address) = address(before)
         {
             (spec.address, spec.published) = (Some(address), Some(number(published)?));
@@ -208,6 +210,7 @@ mod tests {
         check("80:8080", "None Some(80) Some(8080)");
         check("80:8080/tcp", "None Some(80) Some(8080)");
         check("127.0.0.1:80:8080", "Some(127.0.0.1) Some(80) Some(8080)");
+        check("::1:80:8080", "Some(::1) Some(80) Some(8080)");
         check("127.0.0.1:8080", "Some(127.0.0.1) Some(8080) None");
         check("[::1]:8080/udp", "Some(::1) Some(8080) None");
         check("[::1]:80:8080", "Some(::1) Some(80) Some(8080)");

@@ -59,6 +59,9 @@ pub struct Release {
     pub started_at: Timestamp,
     /// Failures of tasks made before do not count: a person has seen them and said go on.
     pub judged_from: Timestamp,
+    /// Whether its script broke off, and that is why it is paused.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub broken: bool,
     /// Since when it is paused; that time is added to the deadline.
     #[serde(default)]
     pub paused_at: Option<Timestamp>,
@@ -279,7 +282,8 @@ pub struct BatchAnswer {
     /// As soon as one is through the next step is asked for, so that always so many are on their way; otherwise once all
     /// are.
     pub refill: bool,
-    /// How long to stay so before the next step, once all are through; none goes on meanwhile.
+    /// How long to stay so before the next step, once all are through; none goes on meanwhile. A failure ends it, for the script
+    /// to judge.
     pub hold: Duration,
 }
 

@@ -120,6 +120,9 @@ impl Conductor {
         // disk that is full is not to be tried at each message.
         let mut messages = VecDeque::new();
         if let Some(at) = self.retry_at.take() {
+            if inbox.is_closed() && inbox.is_empty() {
+                return None;
+            }
             tokio::time::sleep(Duration::from_millis(at.since(now).millis())).await;
         } else if self.dirty.is_empty() {
             let next = self.wakes.values().copied().min();
@@ -284,7 +287,12 @@ impl Conductor {
             Message::Nodes(nodes) => {
                 let settings = persist::with_settings(&*self.parts.store, &nodes);
                 repeatable.push(Message::Nodes(nodes));
-                observe::nodes(draft, settings?);
+                match settings {
+                    Ok(nodes) => observe::nodes(draft, nodes),
+                    Err(error) if error.retry => return Err(error),
+                    // A damaged record must not hold up all else.
+                    Err(error) => tracing::error!(%error, "the nodes' settings cannot be read"),
+                }
             }
             Message::Observed(observed) => {
                 observe::observe(draft, &observed);

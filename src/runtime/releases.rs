@@ -72,6 +72,7 @@ pub fn begin_release(draft: &mut Draft, service: &Service, to: u32, way: Way<'_>
         reason: None,
         started_at: now,
         judged_from: now,
+        broken: false,
         paused_at: None,
         deadline_at: asked.or(way.facts.deadline).map(|period| now.after(period)),
         finished_at: None,
@@ -89,12 +90,14 @@ pub fn mended(draft: &mut Draft, service: &Service, scripts: Option<&String>) {
     let Some(open) = draft.world.open_release(&service.spec.name).cloned() else { return };
     let scripts = scripts.or(service.bundle.as_ref()).cloned();
     let is_other = open.bundle != scripts || open.rollout != service.spec.rollout;
-    if open.state != ReleaseState::Paused || open.reason.as_deref() == Some(BY_HAND) || !is_other {
+    // One that goes back goes its own way; what a script has paused waits for a person.
+    let goes_back = service.spec.rollback.as_ref() == Some(&open.rollout);
+    if open.state != ReleaseState::Paused || !open.broken || goes_back || !is_other {
         return;
     }
     let mut release = Release::clone(&open);
     (release.rollout, release.bundle) = (service.spec.rollout.clone(), scripts);
-    (release.state, release.reason) = (ReleaseState::Running, None);
+    (release.state, release.reason, release.broken) = (ReleaseState::Running, None, false);
     try_again(draft, &mut release);
     draft.note(What::ReleaseResumed, &release.service, "its rollout was mended");
     draft.change(Change::Release(Arc::new(release)));
@@ -127,6 +130,7 @@ pub fn release(draft: &mut Draft, host: &ScriptHost, name: &str, action: Release
         ReleaseAction::Resume if release.state == ReleaseState::Paused => {
             release.state = ReleaseState::Running;
             release.reason = None;
+            release.broken = false;
             try_again(draft, &mut release);
             draft.note(What::ReleaseResumed, &release.service, "by hand");
         }

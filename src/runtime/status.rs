@@ -103,6 +103,7 @@ fn of_tasks(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceS
         healthy: count(healthy.count()),
         completed: count(completed.count()),
         given_up,
+        half_way: slots::is_half_way(world, service),
         settled: !service.removing
             && world.open_release(name).is_none()
             && service.open_handover().is_none()

@@ -11,6 +11,7 @@ use super::slots;
 use super::world::World;
 use crate::model::id::{NodeId, Slot};
 use crate::model::plan::{Plan, PlanAction, PlanStep};
+use crate::model::release::ReleaseState;
 use crate::model::service::{Service, ServiceSpec};
 
 /// Compares `service` (as it would be after the change, its tasks made of what `hash` stands for) with what runs in `world`.
@@ -103,8 +104,18 @@ pub fn plan(world: &World, old: Option<&Service>, service: &Service, hash: &str,
     // A description that is the same is not in place before its release is through.
     let release = world.open_release(&service.spec.name).filter(|_| old.is_some() && !replaced).map(|open| {
         let reason = open.reason.as_ref().map_or_else(String::new, |reason| format!(": {reason}"));
-        let (moved, state) = (open.moved.len(), open.state.as_str());
-        format!("revision {} is on its way: {state}, {moved} of {} moved{reason}", open.to, desired.len())
+        let moved = desired.iter().filter(|slot| open.moved.contains(*slot)).count();
+        match open.state {
+            ReleaseState::RollingBack => format!("it goes back to revision {}{reason}", open.back),
+            state => {
+                format!(
+                    "revision {} is on its way: {}, {moved} of {} moved{reason}",
+                    open.to,
+                    state.as_str(),
+                    desired.len()
+                )
+            }
+        }
     });
     Plan {
         service: Some(service.spec.name.clone()),

@@ -25,8 +25,6 @@ const MAX_STEPS: u32 = 10_000;
 const SHORTEST: Duration = Duration::from_millis(100);
 /// A batch that is refilled gets its next part when one of so many is through.
 const PARTS: usize = 8;
-/// The wait before a script is asked again that could not be asked.
-const ASKED_AGAIN: Duration = Duration::from_secs(1);
 
 /// Rollout scripts.
 pub trait Rollouts {
@@ -90,10 +88,9 @@ fn running(draft: &mut Draft, service: &Service, release: &mut Release, rollouts
             release.step += 1;
             begin(draft, service, release, (answer, carried), view.failure);
         }
-        // Another script held its thread: nothing is said of this one.
-        Err(error) if error.retry => draft.wake(&release.service, now.after(ASKED_AGAIN)),
         Err(error) => {
             release.state = ReleaseState::Paused;
+            release.broken = true;
             release.paused_at = Some(draft.clock.now());
             release.reason = Some(error.to_string());
             draft.note(What::ReleasePaused, &release.service, error.to_string());
@@ -263,9 +260,10 @@ fn finished(draft: &mut Draft, service: &Service, release: &mut Release, intent:
                 return false;
             }
             let failed = batch.slots.iter().any(|slot| release.failed.contains_key(slot));
-            failed
-                || judge_moved(draft, service, release)
-                || held(draft, service, ready_at(draft, service, release).unwrap_or(begun), batch.hold)
+            // A shift holds from when its tasks are well, a batch from when they have proven it.
+            let since = if matches!(intent, Intent::Batch(_)) { batch.min_healthy } else { Duration::ZERO };
+            let ready = ready_at(draft, service, release).map_or(begun, |at| at.after(since));
+            failed || judge_moved(draft, service, release) || held(draft, service, ready, batch.hold)
         }
         Intent::Wait { hold } => judge_moved(draft, service, release) || held(draft, service, begun, *hold),
         _ => true,

@@ -367,8 +367,10 @@ impl Writer {
             replies.push((request.reply, Ok(0)));
             requests.push(request.writes);
         }
-        if self.database.read().unwrap_or_else(PoisonError::into_inner).is_none() {
-            self.reopen();
+        if self.database.read().unwrap_or_else(PoisonError::into_inner).is_none()
+            && let Some(last) = self.reopen()
+        {
+            self.version = self.version.max(last);
         }
         let slot = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = slot.as_ref() else {

@@ -20,7 +20,7 @@ use crate::model::native::NativeService;
 use crate::model::node::{Availability, Node};
 use crate::model::plan::{Plan, Rebalanced};
 use crate::model::port::{PortSpec, Protocol};
-use crate::model::release::{Release, ReleaseState};
+use crate::model::release::Release;
 use crate::model::service::Mode;
 use crate::model::task::{Task, TaskState};
 use crate::model::units::Duration;
@@ -98,7 +98,7 @@ pub fn state(status: &ServiceStatus) -> String {
     if let Some(release) = status.release.as_ref().filter(|release| !release.state.is_final()) {
         return format!("release {} -> {}: {}", release.from, release.to, release.state.as_str());
     }
-    if let Some(release) = status.release.as_ref().filter(|release| release.state == ReleaseState::Failed) {
+    if let Some(release) = status.release.as_ref().filter(|_| status.half_way) {
         return format!("stopped half-way, {} of {} on revision {}", release.moved.len(), status.desired, release.to);
     }
     if let Some(why) = status.ports_pending.as_ref().filter(|_| status.healthy == status.desired) {

@@ -288,7 +288,8 @@ impl Host {
         let mut looks = futures_util::stream::iter(found)
             .map(|(task, id)| async move { (self.look_at(connection, &task, &id).await, task, id) })
             .buffer_unordered(LOOK.1);
-        let mut silent = 0;
+        let begun = Instant::now();
+        let mut unknown = Vec::new();
         while let Some((seen, task, id)) = looks.next().await {
             let (host, connection) = (self.clone(), connection.clone());
             match seen {
@@ -299,20 +300,23 @@ impl Host {
                         host.tasks.end_start(&task);
                     });
                 }
-                // One that hangs holds up no others; when more do, it is not the containers.
-                None if !self.tasks.is_over(&task) => {
-                    silent += 1;
-                    if silent >= LOOK.1 {
+                // One that hangs holds up no others; when as many as are asked together do, it is not the containers.
+                None if self.tasks.is_open(&task) => {
+                    unknown.push((task, id));
+                    if unknown.len() >= LOOK.1 && begun.elapsed() >= LOOK.0 {
                         return Err(Error::new(
                             Kind::Timeout,
                             format!("Docker Engine {}", self.address.url),
                             "does not answer",
                         ));
                     }
-                    tokio::spawn(async move { host.look_until_known(&task, &id).await });
                 }
                 _ => {}
             }
+        }
+        for (task, id) in unknown {
+            let host = self.clone();
+            tokio::spawn(async move { host.look_until_known(&task, &id).await });
         }
         self.tasks.end_stock(&self.address.name, present);
         Ok(())
@@ -338,7 +342,7 @@ impl Host {
         for _ in 0..LOOKS {
             if let Ok(connection) = self.connected() {
                 let seen = self.look_at(&connection, task, id).await;
-                if seen.is_some() || self.tasks.is_over(task) {
+                if seen.is_some() || !self.tasks.is_open(task) {
                     return seen;
                 }
             }

@@ -179,7 +179,7 @@ impl Engine for DockerEngine {
         let (task, tasks) = (*task, self.tasks.clone());
         tokio::spawn(async move {
             // Until it has ended: a Docker Engine that is restarted in between forgets what it was asked.
-            while !tasks.is_over(&task) {
+            while tasks.is_open(&task) {
                 let docker = connection.docker.clone().with_timeout(patience);
                 let options =
                     StopContainerOptions { t: i32::try_from(seconds).ok(), ..StopContainerOptions::default() };
@@ -193,7 +193,10 @@ impl Engine for DockerEngine {
                             tasks.report(Observed { task, state, warnings: Vec::new() });
                         }
                     }
-                    Err(error) if trouble::is_status(&error, 404) => drop(host.look_until_known(&task, &id).await),
+                    Err(error) if trouble::is_status(&error, 404) => {
+                        host.look_until_known(&task, &id).await;
+                        return;
+                    }
                     Err(error) => tracing::warn!(%task, %error, "a container could not be stopped; it is tried again"),
                 }
                 tokio::time::sleep(STOP_AGAIN).await;

@@ -182,6 +182,12 @@ impl Tasks {
         self.known().get(task).and_then(|known| known.seen.as_ref()).is_some_and(|seen| rank(&seen.state) == OVER)
     }
 
+    /// Whether it is known, and its end was not told yet.
+    pub fn is_open(&self, task: &TaskId) -> bool {
+        let all = self.known();
+        all.get(task).is_some_and(|known| known.seen.as_ref().is_none_or(|seen| rank(&seen.state) != OVER))
+    }
+
     /// Those that have a container, with its id.
     pub fn with_container(&self) -> Vec<(TaskId, String)> {
         let all = self.known();

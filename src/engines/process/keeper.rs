@@ -131,6 +131,7 @@ struct Keeper {
     told: bool,
     // That it runs: the disk was full, and it is written once there is room.
     unrecorded: Option<Record>,
+    record_at: Instant,
 }
 
 impl Keeper {
@@ -182,6 +183,7 @@ impl Keeper {
             kill_at: None,
             told: false,
             unrecorded,
+            record_at: Instant::now() + RECORD_AGAIN,
         })
     }
 
@@ -224,6 +226,9 @@ impl Keeper {
         }
         let oom = self.cgroup.out_of_memory();
         self.cgroup.remove();
+        if let Some(started) = self.unrecorded.take() {
+            record(&self.folder, &started);
+        }
         record(&self.folder, &Record::Ended { exit, at: now(), out_of_memory: oom });
         fault::point("keeper.after-record");
         0
@@ -246,9 +251,11 @@ impl Keeper {
             fds.push(PollFd::new(stdout.as_fd(), PollFlags::POLLIN));
         }
         let _ = poll(&mut fds, timeout);
-        if let Some(started) = self.unrecorded.take_if(|started| append(&self.folder, started).is_ok()) {
-            drop(started);
-            tell("started\n");
+        if Instant::now() >= self.record_at {
+            self.record_at = Instant::now() + RECORD_AGAIN;
+            if self.unrecorded.take_if(|started| append(&self.folder, started).is_ok()).is_some() {
+                tell("started\n");
+            }
         }
         let gone = fds.get(streams).and_then(PollFd::revents).is_some_and(|events| !events.is_empty());
         drop(fds);

@@ -94,8 +94,11 @@ impl ProcessEngine {
         for task in shared.task_ids()? {
             let folder = shared.folder(&task);
             if lock_is_held(&folder) {
-                let ports = TaskFile::read(&folder).map(|file| file.ports).unwrap_or_default();
-                held(&shared.ports).hold(&task, ports.into_values());
+                if let Ok(file) = TaskFile::read(&folder) {
+                    let protocol = |name: &String| file.request.spec.ports.get(name).map(|port| port.protocol);
+                    let ports = file.ports.iter().map(|(name, port)| (*port, protocol(name).unwrap_or_default()));
+                    held(&shared.ports).hold(&task, ports);
+                }
                 shared.watch_adopted(&task);
             }
         }

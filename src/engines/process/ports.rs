@@ -16,7 +16,7 @@ pub const DEFAULT_RANGE: RangeInclusive<u16> = 20_000..=29_999;
 pub struct PortPool {
     range: RangeInclusive<u16>,
     // Who has which.
-    holders: BTreeMap<u16, TaskId>,
+    holders: BTreeMap<(u16, Protocol), TaskId>,
     next: u16,
 }
 
@@ -30,7 +30,7 @@ impl PortPool {
     }
 
     /// Remembers ports that are in use, and whose they are.
-    pub fn hold(&mut self, task: &TaskId, ports: impl IntoIterator<Item = u16>) {
+    pub fn hold(&mut self, task: &TaskId, ports: impl IntoIterator<Item = (u16, Protocol)>) {
         self.holders.extend(ports.into_iter().map(|port| (port, *task)));
     }
 
@@ -52,7 +52,7 @@ impl PortPool {
             };
             match found {
                 Ok(port) => {
-                    self.hold(task, [port]);
+                    self.hold(task, [(port, spec.protocol)]);
                     chosen.insert(name.clone(), port);
                 }
                 Err(error) => {
@@ -70,7 +70,7 @@ impl PortPool {
             Error::new(Kind::Exhausted, "", message).retry(true)
         };
         // Handed out from the range, and perhaps not bound yet.
-        if self.holders.contains_key(&port) {
+        if self.holders.contains_key(&(port, protocol)) {
             return Err(taken().cause("another replica has it"));
         }
         let address = address.unwrap_or(Ipv4Addr::UNSPECIFIED.into());
@@ -89,7 +89,7 @@ impl PortPool {
                 Protocol::Tcp => TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok(),
                 Protocol::Udp => UdpSocket::bind((Ipv4Addr::LOCALHOST, port)).is_ok(),
             };
-            if !self.holders.contains_key(&port) && is_free {
+            if !self.holders.contains_key(&(port, protocol)) && is_free {
                 return Some(port);
             }
         }
@@ -105,13 +105,29 @@ mod tests {
     fn what_another_has_by_now_is_not_given_back() {
         let (first, second) = (TaskId::numbered(1), TaskId::numbered(2));
         let mut pool = PortPool::new(DEFAULT_RANGE);
-        pool.hold(&first, [20_001, 20_002]);
+        pool.hold(&first, [(20_001, Protocol::Tcp), (20_002, Protocol::Tcp)]);
         pool.release(&first);
-        pool.hold(&second, [20_001]);
+        pool.hold(&second, [(20_001, Protocol::Tcp)]);
         // Its record goes as well, later.
         pool.release(&first);
-        assert_eq!(pool.holders, BTreeMap::from([(20_001, second)]));
+        assert_eq!(pool.holders, BTreeMap::from([((20_001, Protocol::Tcp), second)]));
         pool.release(&second);
         assert!(pool.holders.is_empty());
+    }
+
+    #[test]
+    fn one_number_is_two_ports() {
+        let read = |text: &str| serde_json::from_value::<PortSpec>(serde_json::json!(text)).unwrap();
+        // Any that is free now.
+        let number = TcpListener::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap().local_addr().unwrap().port();
+        let host = |protocol: &str| PortSpec {
+            mode: crate::model::native::PublishMode::Host,
+            ..read(&format!("{number}/{protocol}"))
+        };
+        let ports = BTreeMap::from([("a".to_owned(), host("tcp")), ("b".to_owned(), host("udp"))]);
+        let mut pool = PortPool::new(DEFAULT_RANGE);
+        assert_eq!(pool.choose(&TaskId::numbered(1), &ports).unwrap().len(), 2);
+        let why = pool.choose(&TaskId::numbered(2), &ports).unwrap_err();
+        assert!(why.retry && why.cause.is_some_and(|cause| cause.contains("another replica")));
     }
 }

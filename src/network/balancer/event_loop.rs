@@ -12,6 +12,7 @@ use mio::{Events, Interest, Poll, Token};
 use super::choose::Chooser;
 use super::control::{Control, take_over};
 use super::pair::{Outcome, Pair};
+use super::sockets::{ask_often, is_unheard, prepare};
 use super::{Reply, Request, build, owner, socket_path};
 use crate::model::id::TaskId;
 use crate::network::table::{Listener, Status, Table};
@@ -127,6 +128,7 @@ impl Loop {
         while !self.stopped && (!self.leaving || !self.pairs.is_empty()) {
             let waiting = !self.failed.is_empty()
                 || !self.connecting.is_empty()
+                || !self.doubted.is_empty()
                 || self.listeners.values().any(|listener| listener.starved);
             let timeout = match (self.busy.is_empty(), waiting) {
                 (false, _) => Some(Duration::ZERO),
@@ -298,6 +300,12 @@ impl Loop {
                 self.try_another(index);
             }
         }
+        if !self.doubted.is_empty() {
+            let doubted = self.pairs.iter().filter(|(_, pair)| self.doubted.contains(&pair.task));
+            let lost: Vec<usize> =
+                doubted.filter(|(_, pair)| is_unheard(&pair.server)).map(|(index, _)| *index).collect();
+            lost.into_iter().for_each(|index| self.close(index));
+        }
         let starved: Vec<Token> =
             self.listeners.values().filter(|listener| listener.starved).map(|listener| listener.token).collect();
         for token in starved {
@@ -392,6 +400,10 @@ impl Loop {
     // quarter of an hour later. One that is only being drained answers, and loses nothing.
     fn doubt(&mut self) {
         let takes: HashSet<TaskId> = self.table.listeners.values().flat_map(Listener::takers).collect();
+        // Of one that takes connections again nothing more is asked than of any other.
+        for pair in self.pairs.values().filter(|pair| takes.contains(&pair.task) && self.doubted.contains(&pair.task)) {
+            prepare(&pair.server);
+        }
         self.doubted.retain(|task| self.open.contains_key(task) && !takes.contains(task));
         let new = self.open.keys().filter(|task| !takes.contains(task) && !self.doubted.contains(task));
         let new: HashSet<TaskId> = new.copied().collect();
@@ -459,25 +471,4 @@ impl Loop {
             missing: BTreeMap::new(),
         }
     }
-}
-
-// Small packets at once; and a peer that went without a word is noticed after two minutes, so that it neither keeps
-// its descriptors nor holds up a drain for ever.
-fn prepare(stream: &TcpStream) {
-    use nix::sys::socket::{setsockopt, sockopt};
-    let _ = stream.set_nodelay(true);
-    let _ = setsockopt(stream, sockopt::KeepAlive, &true);
-    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &60);
-    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &15);
-    let _ = setsockopt(stream, sockopt::TcpKeepCount, &4);
-}
-
-// Whether the peer's host is there is known within three seconds, or twice that where it has been silent for long. A host
-// that takes what is sent may take as long as it likes to answer it.
-fn ask_often(stream: &TcpStream) {
-    use nix::sys::socket::{setsockopt, sockopt};
-    let _ = setsockopt(stream, sockopt::TcpUserTimeout, &3000);
-    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &1);
-    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &1);
-    let _ = setsockopt(stream, sockopt::TcpKeepCount, &3);
 }

@@ -10,6 +10,7 @@ mod control;
 mod event_loop;
 mod owner;
 mod pair;
+mod sockets;
 
 use std::path::{Path, PathBuf};
 

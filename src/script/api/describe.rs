@@ -1,6 +1,7 @@
 //! `service` describes what is wanted, `scripts` brings hosted scripts along: inert until a verb makes it so.
 
 use std::cell::{Cell, RefCell};
+use std::collections::BTreeSet;
 use std::rc::Rc;
 
 use mlua::{Lua, Table, UserData, UserDataFields, UserDataMethods, Value};
@@ -37,8 +38,14 @@ pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
                     (rest, Some(brought(&format!("{subject}: with"), &with)?))
                 }
             };
-            let mut spec = to_json(&Value::Table(table)).map_err(|error| raise(error.about(subject)))?;
-            spec["name"] = json!(name);
+            let mut spec = to_json(&Value::Table(table)).map_err(|error| raise(error.about(subject.as_str())))?;
+            let Some(fields) = spec.as_object_mut() else {
+                let message = "is described by a list, and not by fields";
+                return Err(raise(
+                    Error::invalid(subject, message).help("write service \"NAME\" { FIELD = VALUE, ... }"),
+                ));
+            };
+            fields.insert("name".into(), json!(name));
             // Read here as well, so that a mistake is shown where the description stands.
             ServiceSpec::read(&spec).map_err(raise)?;
             let used = context.described.add(&name);
@@ -108,9 +115,8 @@ impl Described {
         let all = self.0.borrow();
         // A second description of the same name may be the one that counts.
         let is_used = |name: &str| all.iter().any(|(other, used)| other == name && used.get());
-        let mut names: Vec<String> = all.iter().map(|(name, _)| name.clone()).filter(|name| !is_used(name)).collect();
-        names.dedup();
-        names
+        let names: BTreeSet<&String> = all.iter().map(|(name, _)| name).filter(|name| !is_used(name)).collect();
+        names.into_iter().cloned().collect()
     }
 }
 
@@ -159,7 +165,10 @@ impl Description {
 impl UserData for Description {
     fn add_fields<F: UserDataFields<Self>>(fields: &mut F) {
         fields.add_field_method_get("name", |_, this| Ok(this.name()));
-        fields.add_field_method_get("spec", |lua, this| from_record(lua, &this.spec));
+        fields.add_field_method_get("spec", |lua, this| {
+            this.used.set(true);
+            from_record(lua, &this.spec)
+        });
     }
 
     fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {

@@ -194,8 +194,19 @@ impl Handle {
             drop(progress);
             result
         };
+        // Going back is what was asked for, so that it went back is no failure.
+        let going_back = before.as_ref().is_some_and(|release| release.state == ReleaseState::RollingBack);
         let (result, ()) = tokio::join!(waiting, shown);
-        self.status = result.map_err(raise)?;
+        self.status = match result {
+            Err(error) if going_back => {
+                let now = self.context.cluster.service(&name).await.map_err(raise)?;
+                if !now.settled {
+                    return Err(raise(error));
+                }
+                now
+            }
+            other => other.map_err(raise)?,
+        };
         self.begun = None;
         Ok(self)
     }
@@ -203,16 +214,7 @@ impl Handle {
     async fn act(self, action: ReleaseAction, table: Option<Table>) -> mlua::Result<Handle> {
         let period = options::<Waits>(action.as_str(), table)?.wait.0;
         let status = self.context.cluster.release(&self.name(), action).await.map_err(raise)?;
-        // Going back is what was asked for, so that it went back is no failure.
-        let going_back = status.release.as_ref().is_some_and(|release| release.state == ReleaseState::RollingBack);
-        let (context, name) = (self.context.clone(), self.name());
-        match Handle::of(self.context, status).waited(action.as_str(), period).await {
-            Err(error) if going_back => {
-                let now = Handle::fetch(context, &name).await?;
-                if now.status.settled { Ok(now) } else { Err(error) }
-            }
-            other => other,
-        }
+        Handle::of(self.context, status).waited(action.as_str(), period).await
     }
 }
 
@@ -300,7 +302,10 @@ impl UserData for Handle {
         });
         methods.add_async_method("update", |_, this, (changes, options): (Table, Option<Table>)| async move {
             let mut spec = to_json(&Value::Table(changes)).map_err(raise)?;
-            spec["name"] = json!(this.name());
+            let Some(fields) = spec.as_object_mut() else {
+                return Err(raise(Error::invalid("update", "is given a list, and not fields of the description")));
+            };
+            fields.insert("name".into(), json!(this.name()));
             let options = apply_options("update", options)?;
             let ask = Apply { service: spec, with: options.with, only: Only::Update, auth: None };
             applied(&this.context, "update", ask, options.wait).await

@@ -29,7 +29,8 @@ local half = life:abort()
 assert(half.release.state == "failed")
 local ok, why = pcall(half.wait, half:refresh(), "5s")
 assert(not ok and tostring(why):find "stopped half%-way", tostring(why))
-life:rollback { wait = "30s" }
+life = life:rollback():wait "30s"
+assert(life.settled)
 life:update { env = { A = "3" } }
 life:promote { wait = "60s" }
 assert(services.get("life").spec.env.A == "3")
