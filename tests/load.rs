@@ -225,10 +225,13 @@ fn a_killed_replica_is_replaced_and_others_serve() {
         // A backend that refuses is passed over: the connection has not begun yet.
         assert_eq!(support::get(port, "/").unwrap().0, 200);
     }
-    daemon.ok(&["service", "wait", "web"]);
-    let ended = daemon.json(&["service", "ps", "-a", "web", "--format", "json"]);
-    let failed = ended.as_array().unwrap().iter().find(|task| task["state"] == "failed").unwrap();
+    // Told by its keeper, a moment after its sockets are closed.
+    let failed = eventually("its end is told", 10, || {
+        let ended = daemon.json(&["service", "ps", "-a", "web", "--format", "json"]);
+        ended.as_array().unwrap().iter().find(|task| task["state"] == "failed").cloned()
+    });
     assert_eq!(failed["exit"]["signal"], 9);
+    daemon.ok(&["service", "wait", "web"]);
 }
 
 #[test]
