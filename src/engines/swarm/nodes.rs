@@ -87,10 +87,10 @@ impl Nodes {
         // What was down at first stays so until it answers, whatever a list says that is just being made.
         if let Some(long_ago) = at.checked_sub(REFUSED) {
             let silent = listed.iter().filter(|node| node.state == NodeState::Down);
-            heard.extend(silent.map(|node| (node.id.clone(), Heard { engine: long_ago, host: long_ago })));
+            heard
+                .extend(silent.map(|node| (node.id.clone(), Heard { engine: long_ago, host: long_ago, silent: true })));
         }
         loop {
-            let known = agents.as_mut().map(|agents| agents.borrow_and_update().clone()).unwrap_or_default();
             let joined = async {
                 match agents.as_mut() {
                     Some(agents) => drop(agents.changed().await),
@@ -113,14 +113,27 @@ impl Nodes {
                 }
             }
             let probes = listed.iter().map(|node| probe(node, *node.id == *self.own));
-            let answers = futures_util::future::join_all(probes).await;
+            let parted = async {
+                match agents.as_mut() {
+                    Some(agents) => drop(agents.changed().await),
+                    None => std::future::pending().await,
+                }
+            };
+            // Whose agent is gone may be lost, and whether it is has been asked for already.
+            let answers = tokio::select! {
+                biased;
+                answers = futures_util::future::join_all(probes) => Some(answers),
+                () = parted => None,
+            };
+            let known = agents.as_mut().map(|agents| agents.borrow_and_update().clone()).unwrap_or_default();
             let now = Instant::now();
             let mut nodes = listed.clone();
             heard.retain(|id, _| listed.iter().any(|node| node.id == *id));
             let new: BTreeSet<NodeId> =
                 listed.iter().map(|node| node.id.clone()).filter(|id| !heard.contains_key(id)).collect();
-            for (node, answer) in listed.iter().zip(answers) {
-                let heard = heard.entry(node.id.clone()).or_insert(Heard { engine: now, host: now });
+            for (node, answer) in listed.iter().zip(answers.iter().flatten()) {
+                let heard = heard.entry(node.id.clone()).or_insert(Heard { engine: now, host: now, silent: false });
+                heard.silent = matches!(answer, Answer::Silent);
                 match answer {
                     Answer::Yes => (heard.engine, heard.host) = (now, now),
                     Answer::Refused => heard.host = now,
@@ -131,7 +144,8 @@ impl Nodes {
             let was_down = |id: &NodeId| before.iter().any(|node| node.id == *id && node.state == NodeState::Down);
             let asked = |node: &&Node| *node.id != *self.own && node.address.is_some() && !new.contains(&node.id);
             let others = listed.iter().filter(|node| asked(node) && !was_down(&node.id));
-            let cut_off = is_cut_off(others.map(|node| heard.get(&node.id).is_some_and(|heard| heard.host == now)));
+            let cut_off = answers.is_some()
+                && is_cut_off(others.map(|node| heard.get(&node.id).is_some_and(|heard| heard.host == now)));
             if cut_off {
                 // Silence counts from when anybody is heard again: they come back one after the other.
                 for (id, heard) in &mut heard {
@@ -144,8 +158,9 @@ impl Nodes {
                 let Some(heard) = heard.get(&node.id) else { continue };
                 node.agent = known.get(&node.id).cloned();
                 // A connection that beats is a sign of life: one question that is lost on the way means nothing.
-                let is_silent = now - heard.host >= SILENT && !node.agent.as_ref().is_some_and(|agent| agent.connected);
-                if is_silent || (now - heard.engine >= REFUSED && now - heard.host < SILENT) {
+                let beats = node.agent.as_ref().is_some_and(|agent| agent.connected);
+                let is_silent = heard.silent && now - heard.host >= SILENT && !beats;
+                if is_silent || (!heard.silent && now - heard.engine >= REFUSED) {
                     node.state = NodeState::Down;
                 }
             }
@@ -214,6 +229,8 @@ struct Heard {
     engine: Instant,
     // Of the host at all.
     host: Instant,
+    // It did not answer when it was asked last.
+    silent: bool,
 }
 
 // Nobody is heard of any more: then this host is cut off rather than all others lost, and whatever runs there goes on to

@@ -413,7 +413,11 @@ impl Loop {
         for pair in self.pairs.values().filter(|pair| new.contains(&pair.task)) {
             ask_often(&pair.server);
         }
+        // Whoever has not got through yet goes to another at once.
+        let waiting = self.pairs.iter().filter(|(_, pair)| pair.connecting.is_some() && new.contains(&pair.task));
+        let waiting: Vec<usize> = waiting.map(|(index, _)| *index).collect();
         self.doubted.extend(new);
+        waiting.into_iter().for_each(|index| self.try_another(index));
     }
 
     fn accept_controls(&mut self, listener: &UnixListener) {

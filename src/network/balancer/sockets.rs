@@ -25,10 +25,7 @@ pub fn ask_often(stream: &TcpStream) {
 
 /// Whether what was sent was sent again and again, and nothing came: a host that is there says so for every packet, also where
 /// the program there reads nothing. Four times take three seconds where packets travel fast.
-#[allow(
-    unsafe_code,
-    reason = "the kernel fills a plain record, of which zeroes are valid, up to the length that it is told"
-)]
+#[allow(unsafe_code, reason = "the kernel fills a plain record, and no more of it than it is told")]
 pub fn is_unheard(stream: &TcpStream) -> bool {
     let mut info: libc::tcp_info = unsafe { std::mem::zeroed() };
     let mut length = size_of::<libc::tcp_info>() as libc::socklen_t;
