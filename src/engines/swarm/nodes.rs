@@ -91,15 +91,9 @@ impl Nodes {
                 .extend(silent.map(|node| (node.id.clone(), Heard { engine: long_ago, host: long_ago, silent: true })));
         }
         loop {
-            let joined = async {
-                match agents.as_mut() {
-                    Some(agents) => drop(agents.changed().await),
-                    None => std::future::pending().await,
-                }
-            };
             let told = tokio::select! {
                 () = changed.notified() => true,
-                () = joined => false,
+                () = changed_agents(&mut agents) => false,
                 () = tokio::time::sleep(PROBE.0) => false,
             };
             if told || at.elapsed() >= LIST {
@@ -113,17 +107,11 @@ impl Nodes {
                 }
             }
             let probes = listed.iter().map(|node| probe(node, *node.id == *self.own));
-            let parted = async {
-                match agents.as_mut() {
-                    Some(agents) => drop(agents.changed().await),
-                    None => std::future::pending().await,
-                }
-            };
             // Whose agent is gone may be lost, and whether it is has been asked for already.
             let answers = tokio::select! {
                 biased;
                 answers = futures_util::future::join_all(probes) => Some(answers),
-                () = parted => None,
+                () = changed_agents(&mut agents) => None,
             };
             let known = agents.as_mut().map(|agents| agents.borrow_and_update().clone()).unwrap_or_default();
             let now = Instant::now();
@@ -220,6 +208,13 @@ impl Nodes {
             }
         }
         Err(Error::new(crate::model::Kind::Conflict, subject(), "is changed by others all the time").retry(true))
+    }
+}
+
+async fn changed_agents(agents: &mut Option<watch::Receiver<Arc<BTreeMap<NodeId, Agent>>>>) {
+    match agents {
+        Some(agents) => drop(agents.changed().await),
+        None => std::future::pending().await,
     }
 }
 
