@@ -25,6 +25,13 @@ end
 life:update { env = { A = "2" } }
 assert(life:pause().release.state == "paused")
 assert(life:resume().release.state == "running")
+local function has_moved()
+  for _, task in life:refresh().tasks do
+    if task.revision == 3 and task.state == "running" then return true end
+  end
+  return false
+end
+repeat time.sleep "20ms" until has_moved()
 local half = life:abort()
 assert(half.release.state == "failed")
 local ok, why = pcall(half.wait, half:refresh(), "5s")
