@@ -27,7 +27,7 @@ struct RustJudge {
 }
 
 impl Judge for RustJudge {
-    fn name(&self) -> &str {
+    fn name(&self) -> &'static str {
         "rust"
     }
 

@@ -251,7 +251,7 @@ fn killed_at_random_moments() {
                 scene.apply(&format!("v{version}"), replicas);
             }
         }
-        for _ in 0..1 + random(3) {
+        for _ in 0..=random(3) {
             std::thread::sleep(Duration::from_millis(random(150)));
             scene.revive();
             std::thread::sleep(Duration::from_millis(random(40)));

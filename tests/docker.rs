@@ -294,7 +294,7 @@ fn what_goes_wrong_is_said() {
 fn the_images_own_check_is_read_and_overridden() {
     with_lab(1, |lab| {
         lab.docker("n1", &["create", "--name", "make", "busybox"]);
-        let check = r#"HEALTHCHECK --interval=200ms --retries=2 CMD test -e /tmp/ok || { echo missing; exit 1; }"#;
+        let check = r"HEALTHCHECK --interval=200ms --retries=2 CMD test -e /tmp/ok || { echo missing; exit 1; }";
         lab.docker("n1", &["commit", "-c", check, "make", "checked"]);
         let daemon = LabDaemon::start(lab, "n1", &["--engine", "docker"]);
         let shell = |service: &str, line: &str| {

@@ -26,7 +26,7 @@ fn examples_are_right() {
                     && !block.contains("service \"");
             match inspect(Arc::new(bundle), "example") {
                 Ok(inspected) => {
-                    assert!(!hosted || !inspected.registrations.is_empty(), "{path}: registers nothing:\n{block}")
+                    assert!(!hosted || !inspected.registrations.is_empty(), "{path}: registers nothing:\n{block}");
                 }
                 Err(error) => assert!(!hosted && !error.message.contains("syntax:"), "{path}: {error}\n{block}"),
             }

@@ -252,6 +252,7 @@ fn a_host_that_is_lost_gets_no_requests(lab: &Lab, daemon: &LabDaemon, image: &s
         nodes.as_array().unwrap().iter().any(|node| node["state"] == "down").then_some(())
     });
     assert_eq!(kept.into_iter().map(|one| one.join().unwrap()).filter(|answered| *answered).count(), 4);
+    load.answers_again();
     load.gap();
     std::thread::sleep(Duration::from_secs(3));
     let gap = load.gap();

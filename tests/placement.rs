@@ -174,7 +174,7 @@ fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
         let nodes: Vec<Arc<Node>> = (0..count).map(|id| Arc::new(node(&mut dice, id))).collect();
         board.set_nodes(nodes.clone());
         let mut placed: Vec<(String, Name, Claim)> = Vec::new();
-        for _ in 0..1 + dice.roll(6) {
+        for _ in 0..=dice.roll(6) {
             clusters += 1;
             match dice.roll(4) {
                 0 => {
@@ -189,7 +189,7 @@ fn a_kept_decision_is_that_of_a_scan_on_10_000_random_clusters() {
             }
             let mut asks = Vec::new();
             let mut scans = Vec::new();
-            for _ in 0..1 + dice.roll(3) {
+            for _ in 0..=dice.roll(3) {
                 let service = names[dice.roll(3) as usize].clone();
                 let first = dice.roll(POLICIES.len() as u64) as usize;
                 let mut chosen = vec![first];

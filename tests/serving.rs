@@ -308,7 +308,7 @@ fn a_run_happens_at_most_once_wherever_the_daemon_dies() {
 }
 
 fn nix_is_root() -> bool {
-    std::fs::metadata("/proc/self").map(|about| std::os::unix::fs::MetadataExt::uid(&about) == 0).unwrap_or(false)
+    std::fs::metadata("/proc/self").is_ok_and(|about| std::os::unix::fs::MetadataExt::uid(&about) == 0)
 }
 
 #[test]

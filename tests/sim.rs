@@ -200,6 +200,8 @@ fn mistakes_in_a_file_of_tests_are_said_where_they_stand() {
         ("test 'a' { starts = 'soon', run = print }", "is no moment"),
         ("test 'a' { programs = { x = { healty = true } }, run = print }", "did you mean \"healthy\"?"),
         ("test('a', function() end)\ntest('a', function() end)", "is there twice; the first stands in line 1"),
+        ("local x = 1\ntest 'a'", "test \"a\": in line 2 has nothing that it does"),
+        ("test 'a'\ntest 'b' { run = function() end }", "test \"a\": in line 1 has nothing"),
         ("policy 'p' { score = print }", "policy belongs in a hosted script"),
         ("service('x') { command = 'y' }:apply()", "tests: not found"),
         ("test(", "a_test.lua:1"),

@@ -130,10 +130,8 @@ impl Hub {
         let mut reader = Reader(read);
         let _ = frames.send(Frame::Welcome(welcome)).await;
         let late = |_| Error::new(Kind::Timeout, "agent", "does not say who it is");
-        let hello = match tokio::time::timeout(link::SILENT, reader.next()).await.map_err(late)?? {
-            Frame::Hello(hello) => hello,
-            _ => return Err(Error::invalid("agent", "does not say who it is")),
-        };
+        let first = tokio::time::timeout(link::SILENT, reader.next()).await.map_err(late)??;
+        let Frame::Hello(hello) = first else { return Err(Error::invalid("agent", "does not say who it is")) };
         heard(&hello).await?;
         let connection = self.next.fetch_add(1, Ordering::Relaxed);
         let waiting = Arc::<Mutex<Answers>>::default();

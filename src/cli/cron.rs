@@ -5,8 +5,7 @@ use clap::Subcommand;
 use super::output::{self, FormatArg};
 use crate::client::remote::RemoteCluster;
 use crate::client::{Cluster, show};
-use crate::model::cron::Outcome;
-use crate::model::{Error, Kind, Result};
+use crate::model::{Error, Result};
 
 /// Subcommands.
 #[derive(Subcommand)]
@@ -54,13 +53,8 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
         Command::Run { name, format } => {
             let run = cluster.run_cron(&name, "").await?;
             output::print(format.format, &run, || run.output.trim_end().to_owned())?;
-            match run.outcome {
-                Outcome::Ok => Ok(()),
-                other => {
-                    let message = format!("run {} ended: {}", run.number, other.as_str());
-                    Err(Error::new(Kind::Failed, format!("cron \"{name}\""), message))
-                }
-            }
+            // What it printed is there to be read already.
+            run.well(&name).map_err(|error| Error { cause: None, ..error })
         }
         Command::Pause { name } => said(cluster.pause_cron(&name, true).await?.name),
         Command::Resume { name } => said(cluster.pause_cron(&name, false).await?.name),

@@ -66,7 +66,7 @@ fn short(context: &Context<'_>, path: &str, at: &At, text: &str) -> Result<Json>
             "rw" | "z" | "Z" | "cached" | "delegated" | "consistent" => {}
             "nocopy" => mount["volume_nocopy"] = json!(true),
             "shared" | "rshared" | "slave" | "rslave" | "private" | "rprivate" => {
-                mount["bind_propagation"] = json!(option)
+                mount["bind_propagation"] = json!(option);
             }
             other => return Err(wrong(at, path, format!("has the unknown option {other:.40?}"))),
         }

@@ -243,6 +243,21 @@ pub struct CronRun {
     pub output: String,
 }
 
+impl CronRun {
+    /// An error where it did not end well; what it printed last is the cause.
+    pub fn well(&self, name: &str) -> crate::model::Result<()> {
+        if self.outcome == Outcome::Ok {
+            return Ok(());
+        }
+        let message = format!("run {} ended: {}", self.number, self.outcome.as_str());
+        let error = crate::model::Error::new(crate::model::Kind::Failed, format!("cron \"{name}\""), message);
+        Err(match self.output.trim_end() {
+            "" => error,
+            output => error.cause(output),
+        })
+    }
+}
+
 /// How a run ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]

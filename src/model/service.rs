@@ -336,8 +336,8 @@ impl ServiceSpec {
         if let Some(other) = self.rollouts().find(|used| used.name.as_str() != "rolling") {
             return Err(format!("engine_native: the Swarm does not ask rollout \"{}\"", other.name));
         }
-        let own = |check: &&CheckSpec| check.http.is_some() || check.tcp.is_some() || check.script.is_some();
-        if self.check.as_ref().filter(own).is_some() {
+        let own = |check: &CheckSpec| check.http.is_some() || check.tcp.is_some() || check.script.is_some();
+        if self.check.as_ref().is_some_and(own) {
             return Err("engine_native: the Swarm checks by a command (exec) alone".into());
         }
         if self.check.as_ref().is_some_and(|check| check.timing(None).on_fail != super::check::OnFail::Restart) {

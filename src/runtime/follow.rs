@@ -29,7 +29,7 @@ impl Follower {
     /// Sends lines until there are no more, or nobody wants them.
     pub async fn run(mut self, ask: &LogsAsk, sender: &mpsc::Sender<Result<LogEntry>>) -> Result<()> {
         let mut labels = self.tasks(ask);
-        let ids: Vec<TaskId> = labels.keys().cloned().collect();
+        let ids: Vec<TaskId> = labels.keys().copied().collect();
         // The past goes up to where the following begins, so that no line falls between the two.
         let mut position = self.engine.log_end(&ids).await?;
         let query = LogQuery { since: ask.since, tail: ask.tail };
@@ -57,7 +57,7 @@ impl Follower {
                 labels = self.tasks(ask);
                 position.0.retain(|task, _| labels.contains_key(task));
             }
-            let ids: Vec<TaskId> = labels.keys().cloned().collect();
+            let ids: Vec<TaskId> = labels.keys().copied().collect();
             let lines = self.engine.follow(&ids, &mut position).await?;
             if !send(lines, &labels, sender).await || gone {
                 return Ok(());

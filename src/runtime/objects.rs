@@ -1,6 +1,6 @@
 //! Networks and volumes: the engine's own, with what services use of them.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use super::Runtime;
 use crate::model::id::NodeId;
@@ -153,7 +153,7 @@ fn network_users(world: &World, name: &str) -> Vec<String> {
 
 fn volume_users(world: &World, node: &NodeId, name: &str) -> Vec<String> {
     let here = world.tasks.values().filter(|task| task.node.as_ref() == Some(node) && !task.state.is_final());
-    let mut labels: BTreeMap<String, ()> = BTreeMap::new();
+    let mut labels = BTreeSet::new();
     for task in here {
         let mounts = world.task_spec(&task.id).map(|spec| &spec.mounts);
         let mounts_it = mounts
@@ -161,8 +161,8 @@ fn volume_users(world: &World, node: &NodeId, name: &str) -> Vec<String> {
             .flatten()
             .any(|mount| mount.kind == MountKind::Volume && mount.source.as_deref() == Some(name));
         if mounts_it {
-            labels.insert(task.label(), ());
+            labels.insert(task.label());
         }
     }
-    labels.into_keys().collect()
+    labels.into_iter().collect()
 }

@@ -85,7 +85,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     fault::point("runtime.after-start");
                 });
             }
-            let present: BTreeSet<TaskId> = world.tasks.keys().cloned().collect();
+            let present: BTreeSet<TaskId> = world.tasks.keys().copied().collect();
             for id in known.difference(&present) {
                 asked.remove(id);
                 given_up.remove(id);
@@ -245,7 +245,7 @@ pub async fn clear_unknown(engine: &Arc<dyn Engine>, world: &World, known: &[Obs
             }
         }
     }
-    if let Err(error) = engine.prune(&world.tasks.keys().cloned().collect()).await {
+    if let Err(error) = engine.prune(&world.tasks.keys().copied().collect()).await {
         tracing::warn!(%error, "what is left of forgotten tasks could not be cleared away");
     }
 }

@@ -17,6 +17,7 @@ pub mod repl;
 pub mod report;
 pub mod require;
 pub mod run;
+mod shapes;
 mod show;
 pub mod sink;
 pub mod stdlib;

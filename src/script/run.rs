@@ -123,13 +123,14 @@ impl Tests {
         let (lua, _) = prepare_with(script, context, disk.clone(), interrupted, install)
             .map_err(|error| Error::internal(script.subject(), "cannot make a VM").cause(error))?;
         script.load(&lua, &*disk).await?;
+        cases.borrow().whole()?;
         Ok(Tests { cases, output, lua, disk })
     }
 
     /// Runs one of its tests on the cluster that it was loaded for.
     pub async fn run(&self, name: &str, stage: &Stage) -> Result<()> {
         let subject = format!("test \"{name}\"");
-        let found = self.cases.borrow().iter().find(|case| case.name == name).map(|case| case.run.clone());
+        let found = self.cases.borrow().cases.iter().find(|case| case.name == name).map(|case| case.run.clone());
         let run = found.ok_or_else(|| Error::not_found(subject.clone()))?;
         let explain = |error: mlua::Error| explain(&subject, &error, &*self.disk);
         let table = stage.table(&self.lua, name).map_err(explain)?;

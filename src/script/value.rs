@@ -6,6 +6,7 @@ use serde_json::{Map, Number, Value};
 
 use crate::model::units::Duration;
 use crate::model::{Error, Result, suggest};
+use crate::script::shapes::shaped;
 
 /// Deepest nesting, and most entries in all.
 const MAX_DEPTH: usize = 64;
@@ -122,16 +123,16 @@ pub fn from_json(lua: &Lua, value: &Value) -> mlua::Result<LuaValue> {
     })
 }
 
-/// Any serialisable value as a Lua value.
-pub fn from_record<T: serde::Serialize>(lua: &Lua, record: &T) -> mlua::Result<LuaValue> {
-    from_json(lua, &serde_json::to_value(record).map_err(mlua::Error::external)?)
+/// A record as a Lua value: tables which scripts may change, and which know what fields there are.
+pub fn from_record<T: serde::Serialize + schemars::JsonSchema>(lua: &Lua, record: &T) -> mlua::Result<LuaValue> {
+    shaped::<T>(lua, &serde_json::to_value(record).map_err(mlua::Error::external)?)
 }
 
 /// The same with moments in seconds, as `time.now` has them, instead of milliseconds.
-pub fn from_timed<T: serde::Serialize>(lua: &Lua, record: &T) -> mlua::Result<LuaValue> {
+pub fn from_timed<T: serde::Serialize + schemars::JsonSchema>(lua: &Lua, record: &T) -> mlua::Result<LuaValue> {
     let mut value = serde_json::to_value(record).map_err(mlua::Error::external)?;
     in_seconds(&mut value);
-    from_json(lua, &value)
+    shaped::<T>(lua, &value)
 }
 
 fn in_seconds(value: &mut Value) {
@@ -207,6 +208,15 @@ pub fn take_wait(verb: &str, table: Option<&Table>) -> mlua::Result<Option<Durat
     let given = to_json(&table.get::<LuaValue>("wait")?).map_err(raise)?;
     let read: Waits = crate::model::strict::read(verb, &serde_json::json!({ "wait": given })).map_err(raise)?;
     Ok(read.wait.0)
+}
+
+/// A verb's options, read strictly, and how long is waited, which is nobody's but the script's.
+pub fn options_and_wait<T: DeserializeOwned>(verb: &str, table: Option<Table>) -> mlua::Result<(T, Option<Duration>)> {
+    let wait = take_wait(verb, table.as_ref())?;
+    let given = table.map_or_else(|| Ok(Value::Object(Map::new())), |table| to_json(&LuaValue::Table(table)));
+    let mut given = given.map_err(raise)?;
+    given.as_object_mut().map(|fields| fields.remove("wait"));
+    Ok((crate::model::strict::read(verb, &given).map_err(raise)?, wait))
 }
 
 /// What verbs have whose only option is `wait`.

@@ -122,7 +122,7 @@ pub fn list(file: &Path, options: &Options) -> Result<Vec<Named>> {
             let tests = in_time(&interrupted, load(&file, &cwd, &stage, interrupted.clone())).await?;
             let named = |case: &Case| Named { name: case.name.clone(), line: case.line, setup: case.setup.clone() };
             let cases = tests.cases.borrow();
-            Ok(cases.iter().map(named).collect::<Vec<_>>())
+            Ok(cases.cases.iter().map(named).collect::<Vec<_>>())
         })?
     })?;
     Ok(match &options.filter {

@@ -183,6 +183,12 @@ impl Load {
         });
     }
 
+    /// Waits until what is under way now is over: a request is answered that began after this.
+    pub fn answers_again(&self) {
+        let so_far = self.shared.answered.load(Ordering::SeqCst);
+        eventually("another answer", 30, || (self.shared.answered.load(Ordering::SeqCst) > so_far + 1).then_some(()));
+    }
+
     /// What failed so far was to be expected: a replica was killed under the load.
     pub fn forgive(&self) {
         self.shared.failed.lock().unwrap().clear();

@@ -255,7 +255,7 @@ impl Host {
             tokio::select! {
                 biased;
                 event = events.next() => match event {
-                    Some(Ok(event)) => self.take_in(connection, event).await,
+                    Some(Ok(event)) => self.take_in(connection, event),
                     Some(Err(error)) => return Err(lost(error)),
                     None => return Err(Error::new(Kind::Unavailable, "event stream", "has ended")),
                 },
@@ -366,7 +366,7 @@ impl Host {
         }
     }
 
-    async fn take_in(self: &Arc<Self>, connection: &Connection, event: EventMessage) {
+    fn take_in(self: &Arc<Self>, connection: &Connection, event: EventMessage) {
         let Some(actor) = event.actor else { return };
         let (Some(action), Some(id)) = (event.action, actor.id) else { return };
         if event.typ == Some(bollard::models::EventMessageTypeEnum::NETWORK) {

@@ -52,7 +52,7 @@ fn target(url: &str) -> Option<Target<'_>> {
 /// one holds.
 struct Tunnel {
     child: Child,
-    _held: ChildStdin,
+    held: ChildStdin,
     folder: PathBuf,
 }
 
@@ -108,9 +108,9 @@ async fn open(url: &str) -> Result<Tunnel> {
     else {
         return Err(failed("its output cannot be read".into()));
     };
-    let mut tunnel = Tunnel { child, _held: stdin, folder };
+    let mut tunnel = Tunnel { child, held: stdin, folder };
     let ready = async {
-        let _ = tunnel._held.write_all(READY.as_bytes()).await;
+        let _ = tunnel.held.write_all(READY.as_bytes()).await;
         let mut line = String::new();
         let mut stdout = BufReader::new(stdout).take(4096);
         while stdout.read_line(&mut line).await.is_ok_and(|read| read > 0) {

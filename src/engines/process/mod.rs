@@ -163,7 +163,7 @@ impl Shared {
             (None, false) => return None,
             (None, true) => ObservedState::Starting,
             (Some(ObservedState::Starting | ObservedState::Running { .. }), false) => {
-                self.end_orphans(&folder);
+                Self::end_orphans(&folder);
                 ObservedState::Ended { exit: Exit::Unknown, finished_at: modified(&folder) }
             }
             (Some(state), _) => state,
@@ -171,31 +171,26 @@ impl Shared {
         Some(Observed { task: *task, state, warnings })
     }
 
-    // A keeper that was killed takes its replica along (PDEATHSIG), but not what that one started. Those are still in
-    // its process group, and say so in their environment.
-    fn end_orphans(&self, folder: &Path) {
-        let Some(Record::Started { pid, .. }) =
-            records(folder).into_iter().find(|r| matches!(r, Record::Started { .. }))
-        else {
+    // A keeper that was killed takes its replica along (PDEATHSIG), but not what that one started, in whatever group and
+    // session. Those say whose they are in their environment.
+    fn end_orphans(folder: &Path) {
+        if !records(folder).iter().any(|record| matches!(record, Record::Started { .. })) {
             return;
-        };
+        }
         let Some(id) = folder.file_name().and_then(|name| name.to_str()) else { return };
         let marker = format!("NEAP_TASK_ID={id}");
         let Ok(processes) = std::fs::read_dir("/proc") else { return };
         for process in processes.flatten() {
             let Some(other) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            let group = nix::unistd::getpgid(Some(nix::unistd::Pid::from_raw(other)));
-            if group.is_ok_and(|group| group.as_raw() == pid.cast_signed())
-                && std::fs::read(process.path().join("environ"))
-                    .is_ok_and(|environ| environ.split(|byte| *byte == 0).any(|entry| entry == marker.as_bytes()))
-            {
+            let environ = std::fs::read(process.path().join("environ")).unwrap_or_default();
+            if environ.split(|byte| *byte == 0).any(|entry| entry == marker.as_bytes()) {
                 let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(other), Signal::SIGKILL);
             }
         }
     }
 
     // A start may still be on its way; it finds this record and does nothing.
-    fn forbid_start(&self, folder: &Path) -> Result<()> {
+    fn forbid_start(folder: &Path) -> Result<()> {
         let failed = |error: std::io::Error| Error::io(folder.display().to_string(), "write to it", &error);
         std::fs::create_dir_all(folder).map_err(failed)?;
         let lock = open_lock(folder).map_err(failed)?;
@@ -378,7 +373,7 @@ impl Engine for ProcessEngine {
     async fn stop(&self, task: &TaskId, grace: Duration) -> Result<bool> {
         let folder = self.shared.folder(task);
         let Ok(file) = TaskFile::read(&folder) else {
-            return self.shared.forbid_start(&folder).map(|()| false);
+            return Shared::forbid_start(&folder).map(|()| false);
         };
         let stop = StopPolicy { grace, ..file.request.spec.stop.clone() };
         let failed = |error: std::io::Error| Error::io(format!("task {task}"), "stop it", &error);

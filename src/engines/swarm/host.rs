@@ -152,7 +152,7 @@ impl SwarmHost {
                 .entry(task)
                 .and_modify(|now| {
                     if now.container != id {
-                        *now = known.clone()
+                        *now = known.clone();
                     }
                 })
                 .or_insert(known);

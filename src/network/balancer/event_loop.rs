@@ -304,7 +304,9 @@ impl Loop {
             let doubted = self.pairs.iter().filter(|(_, pair)| self.doubted.contains(&pair.task));
             let lost: Vec<usize> =
                 doubted.filter(|(_, pair)| is_unheard(&pair.server)).map(|(index, _)| *index).collect();
-            lost.into_iter().for_each(|index| self.close(index));
+            for index in lost {
+                self.close(index);
+            }
         }
         let starved: Vec<Token> =
             self.listeners.values().filter(|listener| listener.starved).map(|listener| listener.token).collect();
@@ -331,8 +333,9 @@ impl Loop {
             let Ok(socket) = owner::try_listen(wanted.address, wanted.port) else { continue };
             if self.add_listener(name.clone(), socket, wanted).is_ok() {
                 self.failed.remove(&name);
-                let token = self.listeners.get(&name).map(|open| open.token);
-                token.into_iter().for_each(|token| self.accept(token));
+                if let Some(token) = self.listeners.get(&name).map(|open| open.token) {
+                    self.accept(token);
+                }
             }
         }
     }
@@ -417,7 +420,9 @@ impl Loop {
         let waiting = self.pairs.iter().filter(|(_, pair)| pair.connecting.is_some() && new.contains(&pair.task));
         let waiting: Vec<usize> = waiting.map(|(index, _)| *index).collect();
         self.doubted.extend(new);
-        waiting.into_iter().for_each(|index| self.try_another(index));
+        for index in waiting {
+            self.try_another(index);
+        }
     }
 
     fn accept_controls(&mut self, listener: &UnixListener) {

@@ -13,11 +13,6 @@ use crate::model::units::Duration;
 use crate::model::{Error, Kind};
 use crate::script::value::{from_timed, raise, strict, to_json};
 
-const CRON: [&str; 12] = [
-    "name", "owner", "schedule", "timezone", "overlap", "timeout", "paused", "next_at", "history", "run", "pause",
-    "resume",
-];
-
 /// Who runs a cron script from a script.
 const BY: &str = "a script";
 
@@ -74,7 +69,11 @@ fn cron_table(lua: &Lua, cluster: &Arc<dyn Cluster>, cron: &CronStatus) -> mlua:
     let (shared, name) = (cluster.clone(), cron.name.clone());
     let run = lua.create_async_function(move |lua, _: Value| {
         let (cluster, name) = (shared.clone(), name.clone());
-        async move { from_timed(&lua, &cluster.run_cron(&name, BY).await.map_err(raise)?) }
+        async move {
+            let run = cluster.run_cron(&name, BY).await.map_err(raise)?;
+            run.well(&name).map_err(raise)?;
+            from_timed(&lua, &run)
+        }
     })?;
     table.raw_set("run", run)?;
     for (word, paused) in [("pause", true), ("resume", false)] {
@@ -85,7 +84,6 @@ fn cron_table(lua: &Lua, cluster: &Arc<dyn Cluster>, cron: &CronStatus) -> mlua:
         })?;
         table.raw_set(word, act)?;
     }
-    strict(lua, "cron", &table, &CRON)?;
     Ok(table)
 }
 

@@ -189,6 +189,9 @@ fn plan_table(lua: &Lua, plan: &Plan) -> mlua::Result<Value> {
     if let Value::Table(table) = &value {
         let text = show::plan(plan);
         let meta = lua.create_table()?;
+        if let Some(fields) = table.metatable() {
+            meta.set("__index", fields.raw_get::<Value>("__index")?)?;
+        }
         meta.set("__tostring", lua.create_function(move |_, _: Value| Ok(text.clone()))?)?;
         table.set_metatable(Some(meta))?;
     }

@@ -65,6 +65,9 @@ fn namespace(
         "encode",
         lua.create_function(move |_, (value, table): (Value, Option<mlua::Table>)| {
             let Writes { pretty } = options(&format!("{name}.encode"), table)?;
+            if pretty && name == "yaml" {
+                return Err(fail("encode", "has no option pretty: yaml is written one way".into()));
+            }
             let value = to_json(&value).map_err(raise)?;
             encode(&value, pretty).map_err(|why| fail("encode", why))
         })?,

@@ -61,10 +61,15 @@ async fn request(lua: &Lua, phase: Option<Phase>, network: &dyn Network, options
     if let Some(phase) = phase {
         phase.require_running("http")?;
     }
+    if options.body.is_some() && options.json.is_some() {
+        return Err(raise(Error::invalid("http", "body and json are both given; a request has one of them")));
+    }
     let mut headers: Vec<(String, String)> = options.headers.into_iter().collect();
     let body = match &options.json {
         Some(json) => {
-            headers.push(("content-type".into(), "application/json".into()));
+            if !headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("content-type")) {
+                headers.push(("content-type".into(), "application/json".into()));
+            }
             Some(json.to_string())
         }
         None => options.body,

@@ -203,9 +203,8 @@ fn arguments(lua: &Lua, given: &[String]) -> mlua::Result<()> {
     args.set(
         "parse",
         lua.create_function(move |lua, known: Table| {
-            let known = match to_json(&Value::Table(known)).map_err(raise)? {
-                serde_json::Value::Object(known) => known,
-                _ => return Err(raise(Error::new(Kind::Script, "args.parse", "expected a table of flags by name"))),
+            let serde_json::Value::Object(known) = to_json(&Value::Table(known)).map_err(raise)? else {
+                return Err(raise(Error::new(Kind::Script, "args.parse", "expected a table of flags by name")));
             };
             let parsed = parse(&given, &known).map_err(raise)?;
             from_json(lua, &serde_json::Value::Object(parsed))

@@ -1,22 +1,12 @@
 //! `natives`: services that the Swarm runs itself, and `Service:hand_back`, the way back.
 
 use mlua::{Lua, Table, Value};
-use serde::de::DeserializeOwned;
 use serde_json::{Value as Json, json};
 
 use super::services::{Context, Handle};
 use crate::client::{ServiceStatus, native};
 use crate::model::native::{Adopt, HandBack};
-use crate::model::units::Duration;
-use crate::script::value::{from_record, raise, take_wait, to_json};
-
-// The options with how long is waited, which is nobody's but the script's.
-fn options<T: DeserializeOwned>(what: &str, table: Option<Table>) -> mlua::Result<(T, Option<Duration>)> {
-    let wait = take_wait(what, table.as_ref())?;
-    let mut asked = table.map_or_else(|| Ok(json!({})), |table| to_json(&Value::Table(table))).map_err(raise)?;
-    asked.as_object_mut().map(|fields| fields.remove("wait"));
-    Ok((crate::model::strict::read(what, &asked).map_err(raise)?, wait))
-}
+use crate::script::value::{from_record, options_and_wait, raise};
 
 #[derive(serde::Deserialize, Default)]
 #[serde(default)]
@@ -46,7 +36,7 @@ pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
         lua.create_async_function(move |lua, (name, asked): (String, Option<Table>)| {
             let context = shared.clone();
             async move {
-                let (ask, period) = options::<Adopt>("natives.adopt", asked)?;
+                let (ask, period) = options_and_wait::<Adopt>("natives.adopt", asked)?;
                 let dry_run = ask.dry_run;
                 let adoption = context.cluster.adopt(&name, ask).await.map_err(raise)?;
                 let found = from_record(&lua, &adoption)?;
@@ -81,7 +71,7 @@ pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
 
 /// Gives a service back to the Swarm.
 pub async fn hand_back(lua: Lua, context: Context, name: String, asked: Option<Table>) -> mlua::Result<Value> {
-    let (ask, period) = options::<HandBack>("hand_back", asked)?;
+    let (ask, period) = options_and_wait::<HandBack>("hand_back", asked)?;
     let over = ask.dry_run || ask.cancel;
     let done = context.cluster.hand_back(&name, ask).await.map_err(raise)?;
     let mut told = json!({ "notes": done.notes });

@@ -21,7 +21,7 @@ use crate::model::stack::NAMESPACE;
 use crate::model::task::Task;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
-use crate::script::value::{WAIT, Waits, from_record, from_timed, options, raise, strict, take_wait, to_json};
+use crate::script::value::{WAIT, Waits, from_record, from_timed, options, options_and_wait, raise, strict, to_json};
 
 /// How a script in the user's process shows that it waits.
 pub type Reporter = Rc<dyn Fn(&str, &ServiceStatus)>;
@@ -283,11 +283,7 @@ impl UserData for Handle {
             Handle::of(this.context.clone(), status).waited("scale", period).await
         });
         methods.add_async_method("rebalance", |lua, this, table: Option<Table>| async move {
-            let period = take_wait("rebalance", table.as_ref())?;
-            let mut asked =
-                table.map_or_else(|| Ok(json!({})), |table| to_json(&Value::Table(table))).map_err(raise)?;
-            asked.as_object_mut().map(|fields| fields.remove("wait"));
-            let ask: Rebalance = crate::model::strict::read("rebalance", &asked).map_err(raise)?;
+            let (ask, period) = options_and_wait::<Rebalance>("rebalance", table)?;
             let done = this.context.cluster.rebalance(&this.name(), ask).await.map_err(raise)?;
             if period.is_some() && !ask.dry_run && !done.moves.is_empty() {
                 let handle = Handle::fetch(this.context.clone(), &this.name()).await?;

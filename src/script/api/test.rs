@@ -215,7 +215,26 @@ pub struct Case {
 }
 
 /// The tests of a file, in order.
-pub type Cases = Rc<RefCell<Vec<Case>>>;
+#[derive(Default)]
+pub struct Registered {
+    /// Whole ones.
+    pub cases: Vec<Case>,
+    // Names that were said, and where, and nothing after them yet.
+    bare: Vec<(String, u32)>,
+}
+
+impl Registered {
+    /// An error where a test has a name, and nothing that it does.
+    pub fn whole(&self) -> Result<()> {
+        let Some((name, line)) = self.bare.first() else { return Ok(()) };
+        let message = format!("in line {line} has nothing that it does");
+        Err(Error::new(Kind::Script, format!("test \"{name:.80}\""), message)
+            .help(format!("test(\"{name:.80}\", function(t) ... end)")))
+    }
+}
+
+/// They, while the file is read.
+pub type Cases = Rc<RefCell<Registered>>;
 
 /// Sets `test`. Before the VM is sealed.
 pub fn install(lua: &Lua, cases: &Cases) -> mlua::Result<()> {
@@ -225,7 +244,8 @@ pub fn install(lua: &Lua, cases: &Cases) -> mlua::Result<()> {
         let add = {
             let (cases, name) = (cases.clone(), name.clone());
             move |setup: Setup, run: Function| {
-                let mut cases = cases.borrow_mut();
+                let mut registered = cases.borrow_mut();
+                let cases = &mut registered.cases;
                 if let Some(first) = cases.iter().find(|case| case.name == name) {
                     let message = format!("is there twice; the first stands in line {}", first.line);
                     return Err(raise(Error::new(Kind::Script, format!("test \"{name}\""), message)));
@@ -246,8 +266,11 @@ pub fn install(lua: &Lua, cases: &Cases) -> mlua::Result<()> {
                 Ok(Value::Nil)
             }
             Value::Nil => {
+                cases.borrow_mut().bare.push((name.clone(), line));
+                let cases = cases.clone();
                 let register = lua.create_function(move |_, table: Table| {
                     let (setup, run) = read(&name, &table).map_err(raise)?;
+                    cases.borrow_mut().bare.retain(|(bare, at)| (bare, at) != (&name, &line));
                     add(setup, run)
                 })?;
                 Ok(Value::Function(register))

@@ -61,7 +61,7 @@ assert(not pcall(kv.set, "t/c", {}))
 
 assert(secrets.set("t/secret", "x") == 1 and secrets.set("t/secret", "y") == 2)
 local listed = secrets.list()
-assert(listed[1].name == "t/secret" and listed[1].version == 2 and listed[1].value == nil)
+assert(listed[1].name == "t/secret" and listed[1].version == 2 and rawget(listed[1], "value") == nil)
 secrets.remove "t/secret"
 assert(not pcall(secrets.remove, "t/secret"))
 
@@ -76,7 +76,7 @@ assert(not pcall(configs.set, "t/config", "a = 2", { only_new = true }))
 assert(configs.set("t/config", "a = 2", { rollout = false }) == 2)
 local value, number = configs.get "t/config"
 assert(value == "a = 2" and number == 2 and configs.get "t/none" == nil)
-assert(configs.list()[1].name == "t/config" and configs.list()[1].value == nil)
+assert(configs.list()[1].name == "t/config" and rawget(configs.list()[1], "value") == nil)
 configs.remove "t/config"
 assert(not pcall(configs.remove, "t/config"))
 
@@ -85,7 +85,7 @@ assert(#registry.logins() == 0)
 local verified, why_login = pcall(registry.login, "registry.example", { username = "ci", password = "t" })
 assert(not verified and tostring(why_login):find "pulls no images", tostring(why_login))
 local login = registry.login("https://registry.example/", { username = "ci", password = "t", unverified = true })
-assert(login.registry == "registry.example" and not login.verified and login.password == nil)
+assert(login.registry == "registry.example" and not login.verified and rawget(login, "password") == nil)
 assert(registry.logins()[1].username == "ci")
 registry.logout "registry.example"
 assert(not pcall(registry.logout, "registry.example"))
@@ -98,11 +98,15 @@ assert(scripts.get("tested").bundle.files["hosted/jobs.lua"]:find("nightly"))
 assert(not pcall(scripts.rollback, "tested"))
 assert(type(scripts.calls()) == "table")
 
-assert(#crons.list() == 1)
+assert(#crons.list() == 2)
 local nightly = crons.get "nightly"
 assert(nightly.schedule == "30 3 * * *" and nightly.timezone == "Europe/Amsterdam" and nightly.next_at > time.now())
 local run = nightly:run()
 assert(run.outcome == "ok" and run.output == "nightly ran\n", json.encode(run))
+local ok, why_field = pcall(function() return run.outcom end)
+assert(not ok and tostring(why_field):find 'did you mean "outcome"', tostring(why_field))
+local ran, why_not = pcall(function() return crons.get("broken"):run() end)
+assert(not ran and tostring(why_not):find "run 1 ended: failed" and tostring(why_not):find "so far", tostring(why_not))
 assert(nightly:pause().paused and not nightly:resume().paused)
 assert(#crons.get("nightly").history == 1)
 

@@ -10,6 +10,7 @@ for name, format in { json = json, yaml = yaml, toml = toml } do
 end
 assert(json.encode({ 1, 2 }) == "[1,2]")
 assert(json.encode({ x = {} }, { pretty = true }):find("\n"))
+assert(not pcall(yaml.encode, { x = 1 }, { pretty = true }))
 assert(json.decode("[1, null, 3]")[3] == 3)
 assert(yaml.decode("a: [1, 2]").a[2] == 2 and yaml.encode({ b = 1 }) == "b: 1\n")
 assert(toml.decode("[t]\nk = 'v'").t.k == "v" and toml.encode({ k = "v" }) == 'k = "v"\n')

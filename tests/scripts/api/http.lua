@@ -19,6 +19,7 @@ local ok, why = pcall(http.get, "http://127.0.0.1:1/")
 assert(not ok and why.kind == "unavailable" and tostring(why):find("cannot connect"), tostring(why))
 local ok, why = pcall(http.get, url, { max_body = 1 })
 assert(not ok and why.kind == "exhausted", tostring(why))
+assert(not pcall(http.post, url, { body = "a", json = {} }))
 local load = http.load({ url = url, requests = 50, connections = 2 }):wait()
 assert(load.requests == 50 and load.failed == 0)
 services.get("answers"):remove { wait = "20s" }

@@ -5,6 +5,8 @@ cron "nightly" {
   run = function() print "nightly ran" end,
 }
 
+cron "broken" { schedule = "@yearly", run = function() print "so far"; error "no further" end }
+
 on "service.removed" { name = "goodbye", run = function(event) print(event.subject) end }
 
 rollout "stuck" { step = function(release) return release:fail "by design" end }
