@@ -23,6 +23,8 @@ fn environment_folder_and_user() {
         "env",
         "--env",
         "GREETING=hello",
+        "--env",
+        "NEAP_TASK=other.7",
         "--workdir",
         folder.path().to_str().unwrap(),
     ];

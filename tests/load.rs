@@ -257,3 +257,18 @@ fn a_killed_keeper_takes_its_replica_along_and_a_new_one_comes() {
     assert_eq!(gone.len(), 1);
     assert!(support::is_dead(*gone[0]));
 }
+
+#[test]
+fn what_a_replica_started_in_another_session_ends_with_a_killed_keeper() {
+    let daemon = Daemon::start();
+    let wanted = format!("sleep 1{}", free_port());
+    let script = format!("setsid {wanted} & exec sleep 1000");
+    daemon.ok(&["service", "create", "--name", "leaves", "--", "/bin/sh", "-c", &script]);
+    let runs = || support::processes().into_iter().find(|(_, line)| line.trim() == wanted).map(|(pid, _)| pid);
+    let left = eventually("it runs", 10, runs);
+    let keeper = format!("keeper {}", daemon.data().display());
+    let (keeper, _) = support::processes().into_iter().find(|(_, line)| line.contains(&keeper)).unwrap();
+    signal(keeper, "KILL");
+    eventually("it is ended", 10, || support::is_dead(u64::from(left)).then_some(()));
+    daemon.ok(&["service", "wait", "leaves"]);
+}

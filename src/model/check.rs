@@ -16,6 +16,7 @@ use super::units::Duration;
 /// image's own HEALTHCHECK, with these times; `false` is no check, not even that one.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(remote = "Self", default, deny_unknown_fields)]
+#[schemars(rename = "CheckSpec")]
 pub struct CheckSpec {
     /// No check at all, not even the image's own.
     #[serde(skip_serializing_if = "std::ops::Not::not")]

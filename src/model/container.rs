@@ -25,6 +25,7 @@ pub enum Pull {
 /// A network that replicas are attached to: its name, or a table.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(remote = "Self", default, deny_unknown_fields)]
+#[schemars(rename = "NetworkUse")]
 pub struct NetworkUse {
     /// The network's name.
     pub name: String,
@@ -36,6 +37,7 @@ pub struct NetworkUse {
 /// A secret or config that replicas read as a file: its name, or a table.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(remote = "Self", default, deny_unknown_fields)]
+#[schemars(rename = "ValueUse")]
 pub struct ValueUse {
     /// Its name: a path such as `shop/nginx`.
     pub name: String,

@@ -26,6 +26,7 @@ pub enum MountKind {
 /// One mount: `"data:/var/lib/app"`, `"type=bind,source=/srv,target=/srv,readonly"`, or a table.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(remote = "Self", default, deny_unknown_fields)]
+#[schemars(rename = "Mount")]
 pub struct Mount {
     /// `volume`, `bind` or `tmpfs`.
     #[serde(rename = "type")]

@@ -72,7 +72,10 @@ impl JsonSchema for Use {
             "description": "A registered script by name, or a table with `use` and the script's options.",
             "oneOf": [
                 { "type": "string" },
-                { "type": "object", "properties": { "use": { "type": "string" } }, "required": ["use"] },
+                {
+                    "type": "object", "properties": { "use": { "type": "string" } }, "required": ["use"],
+                    "additionalProperties": true,
+                },
             ],
         })
     }

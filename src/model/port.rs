@@ -66,6 +66,7 @@ pub enum Balance {
 /// A named port of a service: `"80:8080"`, `8080`, or a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(remote = "Self", default, deny_unknown_fields)]
+#[schemars(rename = "PortSpec")]
 pub struct PortSpec {
     /// The port that every host's balancer listens on, or with mode `host` the replica's own host; none for a port that is
     /// only found by name.

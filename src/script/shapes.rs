@@ -153,7 +153,7 @@ impl Shapes {
         })?;
         let meta = lua.create_table()?;
         meta.raw_set("__index", index)?;
-        meta.raw_set("__metatable", "locked")?;
+        // Not hidden, so that `table.clone` gives a copy that knows its fields as well.
         meta.set_readonly(true);
         self.metas.borrow_mut().insert(place, meta.clone());
         Ok(Some(meta))
@@ -180,6 +180,7 @@ mod tests {
         let given = serde_json::json!({
             "name": "web", "command": ["a"], "env": { "A": "1" }, "labels": { "x": "y" },
             "check": { "http": "/", "every": "5s" }, "rollout": { "use": "rolling", "batch": 2 },
+            "networks": ["back"], "secrets": { "key": "shop/key" },
         });
         let spec: ServiceSpec = crate::model::strict::read("service", &given).unwrap();
         lua.globals().set("spec", from_record(&lua, &spec).unwrap()).unwrap();
@@ -189,13 +190,19 @@ mod tests {
             assert(spec.image == nil and spec.check.tcp == nil and spec.command[2] == nil and #spec.command == 1)
             spec.image = "x"; spec.new = 1
             assert(spec.image == "x" and spec.new == 1)
-            assert(spec.rollout.batch == 2)
+            assert(spec.rollout.batch == 2 and spec.rollout.delay == nil)
+            assert(spec.networks[1].name == "back" and spec.networks[1].aliases == nil and spec.secrets.key.uid == nil)
+            local copy = table.clone(spec)
+            copy.image = "y"
+            assert(copy.image == "y" and spec.image == "x" and not pcall(function() return copy.imge end))
             "##,
         )
         .exec()
         .unwrap();
         assert!(fails(&lua, "return spec.imge").contains(r#"has no field "imge"; did you mean "image"?"#));
-        assert!(fails(&lua, "return spec.check.evry").contains(r#"did you mean "every"?"#));
+        assert!(
+            fails(&lua, "return spec.check.evry").contains(r#"check spec has no field "evry"; did you mean "every"?"#)
+        );
     }
 
     #[test]

@@ -169,14 +169,7 @@ pub fn some<T>(list: Vec<T>) -> Option<Vec<T>> {
 
 /// What a replica finds in its environment.
 pub fn environment(request: &StartRequest, ports: &BTreeMap<&String, u16>, secrets: bool) -> Vec<String> {
-    let mut env: BTreeMap<String, String> = BTreeMap::from([
-        ("NEAP_SERVICE".into(), request.service.to_string()),
-        ("NEAP_TASK".into(), format!("{}.{}", request.service, request.slot)),
-        ("NEAP_TASK_ID".into(), request.task.to_string()),
-        ("NEAP_SLOT".into(), request.slot.to_string()),
-        ("NEAP_REVISION".into(), request.revision.to_string()),
-        ("NEAP_NODE".into(), request.node.to_string()),
-    ]);
+    let mut env: BTreeMap<String, String> = BTreeMap::new();
     for (name, port) in ports {
         env.insert(format!("PORT_{}", name.to_uppercase().replace('-', "_")), port.to_string());
     }
@@ -187,6 +180,15 @@ pub fn environment(request: &StartRequest, ports: &BTreeMap<&String, u16>, secre
         env.insert("NEAP_SECRETS".into(), SECRETS.into());
     }
     env.extend(request.spec.env.clone());
+    // Who it is, nobody else may say.
+    env.extend([
+        ("NEAP_SERVICE".into(), request.service.to_string()),
+        ("NEAP_TASK".into(), format!("{}.{}", request.service, request.slot)),
+        ("NEAP_TASK_ID".into(), request.task.to_string()),
+        ("NEAP_SLOT".into(), request.slot.to_string()),
+        ("NEAP_REVISION".into(), request.revision.to_string()),
+        ("NEAP_NODE".into(), request.node.to_string()),
+    ]);
     env.into_iter().map(|(key, value)| format!("{key}={value}")).collect()
 }
 

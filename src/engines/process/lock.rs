@@ -43,6 +43,13 @@ pub fn lock_is_held(folder: &Path) -> bool {
     fcntl(&file, FcntlArg::F_OFD_GETLK(&mut asked)).is_ok() && asked.l_type != libc::F_UNLCK as libc::c_short
 }
 
+/// Whether it is certain that nobody has the lock.
+pub fn lock_is_free(folder: &Path) -> bool {
+    let Ok(file) = OpenOptions::new().read(true).write(true).open(folder.join("lock")) else { return false };
+    let mut asked = whole_file(libc::F_WRLCK);
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut asked)).is_ok() && asked.l_type == libc::F_UNLCK as libc::c_short
+}
+
 /// A handle on the keeper of a folder. The process id was recorded by the holder of the lock; if the lock is still held once the handle is open, the
 /// handle is the keeper's and not that of a later process with its id.
 pub fn keeper_handle(folder: &Path, pid: u32) -> Option<OwnedFd> {

@@ -27,7 +27,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 
 pub use self::lock::any_keeper;
-use self::lock::{keeper_handle, lock_is_held, open_lock, try_lock};
+use self::lock::{keeper_handle, lock_is_free, lock_is_held, open_lock, try_lock};
 use self::ports::PortPool;
 use self::taskdir::{Record, TaskFile, records};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
@@ -174,7 +174,8 @@ impl Shared {
     // A keeper that was killed takes its replica along (PDEATHSIG), but not what that one started, in whatever group and
     // session. Those say whose they are in their environment.
     fn end_orphans(folder: &Path) {
-        if !records(folder).iter().any(|record| matches!(record, Record::Started { .. })) {
+        // What cannot be told is no reason to kill.
+        if !lock_is_free(folder) {
             return;
         }
         let Some(id) = folder.file_name().and_then(|name| name.to_str()) else { return };
@@ -182,6 +183,9 @@ impl Shared {
         let Ok(processes) = std::fs::read_dir("/proc") else { return };
         for process in processes.flatten() {
             let Some(other) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            if other.cast_unsigned() == std::process::id() {
+                continue;
+            }
             let environ = std::fs::read(process.path().join("environ")).unwrap_or_default();
             if environ.split(|byte| *byte == 0).any(|entry| entry == marker.as_bytes()) {
                 let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(other), Signal::SIGKILL);

@@ -63,11 +63,6 @@ impl TaskFile {
     pub fn environment(&self) -> BTreeMap<String, String> {
         let request = &self.request;
         let mut env = self.inherited.clone();
-        env.insert("NEAP_SERVICE".into(), request.service.to_string());
-        env.insert("NEAP_TASK".into(), format!("{}.{}", request.service, request.slot));
-        env.insert("NEAP_TASK_ID".into(), request.task.to_string());
-        env.insert("NEAP_SLOT".into(), request.slot.to_string());
-        env.insert("NEAP_REVISION".into(), request.revision.to_string());
         for (name, port) in &self.ports {
             env.insert(format!("PORT_{}", name.to_uppercase().replace('-', "_")), port.to_string());
         }
@@ -81,6 +76,12 @@ impl TaskFile {
             env.insert("NEAP_CONFIGS".into(), folder.to_string_lossy().into_owned());
         }
         env.extend(request.spec.env.clone());
+        // Who it is, nobody else may say: an environment that was copied from another replica would make it that one's.
+        env.insert("NEAP_SERVICE".into(), request.service.to_string());
+        env.insert("NEAP_TASK".into(), format!("{}.{}", request.service, request.slot));
+        env.insert("NEAP_TASK_ID".into(), request.task.to_string());
+        env.insert("NEAP_SLOT".into(), request.slot.to_string());
+        env.insert("NEAP_REVISION".into(), request.revision.to_string());
         env
     }
 

@@ -13,6 +13,11 @@ use crate::model::units::Duration;
 use crate::model::{Error, Kind};
 use crate::script::value::{from_timed, raise, strict, to_json};
 
+const CRON: [&str; 12] = [
+    "name", "owner", "schedule", "timezone", "overlap", "timeout", "paused", "next_at", "history", "run", "pause",
+    "resume",
+];
+
 /// Who runs a cron script from a script.
 const BY: &str = "a script";
 
@@ -84,6 +89,7 @@ fn cron_table(lua: &Lua, cluster: &Arc<dyn Cluster>, cron: &CronStatus) -> mlua:
         })?;
         table.raw_set(word, act)?;
     }
+    strict(lua, "cron", &table, &CRON)?;
     Ok(table)
 }
 
