@@ -36,18 +36,22 @@ pub fn try_lock(file: &File) -> std::io::Result<bool> {
     }
 }
 
+// Whether somebody has the lock, where that can be told.
+fn ask(folder: &Path) -> std::io::Result<bool> {
+    let file = OpenOptions::new().read(true).write(true).open(folder.join("lock"))?;
+    let mut asked = whole_file(libc::F_WRLCK);
+    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut asked))?;
+    Ok(asked.l_type != libc::F_UNLCK as libc::c_short)
+}
+
 /// Whether somebody has the lock: a keeper, or who is about to start one.
 pub fn lock_is_held(folder: &Path) -> bool {
-    let Ok(file) = OpenOptions::new().read(true).write(true).open(folder.join("lock")) else { return false };
-    let mut asked = whole_file(libc::F_WRLCK);
-    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut asked)).is_ok() && asked.l_type != libc::F_UNLCK as libc::c_short
+    ask(folder).unwrap_or(false)
 }
 
 /// Whether it is certain that nobody has the lock.
 pub fn lock_is_free(folder: &Path) -> bool {
-    let Ok(file) = OpenOptions::new().read(true).write(true).open(folder.join("lock")) else { return false };
-    let mut asked = whole_file(libc::F_WRLCK);
-    fcntl(&file, FcntlArg::F_OFD_GETLK(&mut asked)).is_ok() && asked.l_type == libc::F_UNLCK as libc::c_short
+    ask(folder).is_ok_and(|held| !held)
 }
 
 /// A handle on the keeper of a folder. The process id was recorded by the holder of the lock; if the lock is still held once the handle is open, the

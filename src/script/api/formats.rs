@@ -23,7 +23,10 @@ pub fn install(lua: &Lua) -> mlua::Result<()> {
         lua,
         "yaml",
         |text| serde_norway::from_str(text).map_err(|error| error.to_string()),
-        |value, _| serde_norway::to_string(value).map_err(|error| error.to_string()),
+        |value, pretty| match pretty {
+            true => Err("has no option pretty: yaml is written one way".into()),
+            false => serde_norway::to_string(value).map_err(|error| error.to_string()),
+        },
     )?;
     namespace(
         lua,
@@ -65,9 +68,6 @@ fn namespace(
         "encode",
         lua.create_function(move |_, (value, table): (Value, Option<mlua::Table>)| {
             let Writes { pretty } = options(&format!("{name}.encode"), table)?;
-            if pretty && name == "yaml" {
-                return Err(fail("encode", "has no option pretty: yaml is written one way".into()));
-            }
             let value = to_json(&value).map_err(raise)?;
             encode(&value, pretty).map_err(|why| fail("encode", why))
         })?,
