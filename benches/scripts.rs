@@ -226,7 +226,7 @@ fn checks() {
             async move {
                 let mut count = 0;
                 while Instant::now() < until {
-                    assert!(host.run_check(&hash, "c", task.clone(), Duration::from_secs(5)).await.unwrap().0);
+                    assert!(host.run_check(&hash, "c", (task.clone(), None), Duration::from_secs(5)).await.unwrap().0);
                     count += 1;
                 }
                 count

@@ -273,6 +273,14 @@ fn tcp_takes_tls_a_token_and_the_right_role() {
     let mine = post("/v1/apply", r#"{"service":["shop-api",{},false],"only":"either"}"#);
     assert!(mine.contains("may not touch"), "{mine}");
     assert_eq!(daemon.json(&["service", "inspect", "bank"])["status"]["service"]["revision"], owned);
+    // Nor is what bears another name handed to a replica, however an update words it.
+    for field in
+        [r#""env":{"A":{"kv":"bank/pin"}}"#, r#""env_add":{"A":{"kv":"bank/pin"}}"#, r#""env_kv":{"A":"bank/pin"}"#]
+    {
+        let body = format!(r#"{{"service":{{"name":"shop-api",{field}}},"only":"update"}}"#);
+        let answer = post("/v1/apply", &body);
+        assert!(answer.contains("may not touch") && answer.contains("bank/pin"), "{body}: {answer}");
+    }
     // A registry is everybody's, however its name begins.
     let confined = token("some", "admin", "hub");
     daemon.ok(&["context", "add", "some", "--address", &address, "--token", &confined, "--fingerprint", &fingerprint]);

@@ -272,3 +272,28 @@ fn what_a_replica_started_in_another_session_ends_with_a_killed_keeper() {
     eventually("it is ended", 10, || support::is_dead(u64::from(left)).then_some(()));
     daemon.ok(&["service", "wait", "leaves"]);
 }
+
+#[test]
+fn a_copy_of_a_data_folder_leaves_the_originals_replicas_alone() {
+    let mut daemon = Daemon::start();
+    let script = "setsid sleep 1001 & exec sleep 1000";
+    daemon.ok(&["service", "create", "--name", "shop", "--replicas", "2", "--", "/bin/sh", "-c", script]);
+    let pids = |daemon: &Daemon| {
+        let tasks = daemon.live_tasks("shop").into_iter();
+        tasks.map(|task| task["pid"].as_u64().unwrap()).collect::<std::collections::BTreeSet<u64>>()
+    };
+    let before = pids(&daemon);
+    // As somebody tries out a backup while the original goes on.
+    daemon.kill();
+    let mut copy = Daemon::new();
+    let copied = std::process::Command::new("cp").arg("-a").args([daemon.data(), copy.data()]).status().unwrap();
+    assert!(copied.success());
+    daemon.up();
+    copy.up();
+    copy.ok(&["service", "wait", "shop"]);
+    assert!(copy.log().contains("is a copy"), "{}", copy.log());
+    assert!(pids(&copy).is_disjoint(&before));
+    assert_eq!(pids(&daemon), before);
+    assert!(before.iter().all(|pid| !support::is_dead(*pid)));
+    assert!(daemon.log().lines().all(|line| !line.contains("task.ended")), "{}", daemon.log());
+}

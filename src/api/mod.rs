@@ -83,6 +83,15 @@ impl Call {
     fn name(&self) -> &str {
         self.path.get("name").map_or("", String::as_str)
     }
+
+    // A parameter that is true or false; without it, it is false.
+    fn flag(&self, key: &str) -> Result<bool> {
+        match self.query.get(key).map(String::as_str) {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(other) => Err(Error::invalid("query", format!("{key}: {other:.20?} is not true or false"))),
+        }
+    }
 }
 
 /// What a handler answers.

@@ -100,11 +100,11 @@ pub fn all() -> Vec<Route> {
 }
 
 async fn swarm(call: Call) -> Result<Answer> {
-    json(&call.api.cluster.swarm(SwarmAsk::Show).await?)
+    json(&call.api.cluster.swarm(SwarmAsk::Show {}).await?)
 }
 
 async fn unlock_key(call: Call) -> Result<Answer> {
-    json(&call.api.cluster.swarm(SwarmAsk::UnlockKey).await?)
+    json(&call.api.cluster.swarm(SwarmAsk::UnlockKey {}).await?)
 }
 
 async fn update_swarm(call: Call) -> Result<Answer> {
@@ -117,8 +117,7 @@ async fn nodes(call: Call) -> Result<Answer> {
 }
 
 async fn remove_node(call: Call) -> Result<Answer> {
-    let force = call.query.get("force").is_some_and(|force| force == "true");
-    json(&call.api.cluster.remove_node(call.name(), force).await?)
+    json(&call.api.cluster.remove_node(call.name(), call.flag("force")?).await?)
 }
 
 async fn update_node(call: Call) -> Result<Answer> {

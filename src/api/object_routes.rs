@@ -95,6 +95,5 @@ async fn create_volume(call: Call) -> Result<Answer> {
 }
 
 async fn remove_volume(call: Call) -> Result<Answer> {
-    let force = call.query.get("force").is_some_and(|force| force == "true");
-    json(&call.api.cluster.remove_volume(node(&call), call.name(), force).await?)
+    json(&call.api.cluster.remove_volume(node(&call), call.name(), call.flag("force")?).await?)
 }

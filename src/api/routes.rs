@@ -239,12 +239,8 @@ async fn logs(call: Call) -> Result<Answer> {
     let tail = number("tail")?
         .map(|tail| usize::try_from(tail).map_err(|_| Error::invalid("query", "tail: is negative")))
         .transpose()?;
-    let follow = match call.query.get("follow").map(String::as_str) {
-        None | Some("false") => false,
-        Some("true") => true,
-        Some(other) => return Err(Error::invalid("query", format!("follow: {other:.20?} is not true or false"))),
-    };
-    let ask = LogsAsk { since: number("since")?, tail, follow, slot: call.query.get("slot").cloned() };
+    let ask =
+        LogsAsk { since: number("since")?, tail, follow: call.flag("follow")?, slot: call.query.get("slot").cloned() };
     lines(call.api.cluster.logs(call.name(), ask).await?)
 }
 
@@ -285,7 +281,8 @@ fn may_read(call: &Call, service: &Value) -> Result<()> {
     let entries = |field: &str| service.get(field).and_then(Value::as_object).into_iter().flatten();
     let named = |value: &Value, field: &str| value.as_str().or_else(|| value.get(field)?.as_str()).map(str::to_owned);
     let files = entries("secrets").chain(entries("configs")).filter_map(|(_, value)| named(value, "name"));
-    let keys = entries("env").filter_map(|(_, value)| Some(value.get("kv")?.as_str()?.to_owned()));
+    let keys =
+        entries("env").chain(entries("env_add")).filter_map(|(_, value)| Some(value.get("kv")?.as_str()?.to_owned()));
     let plain = entries("env_kv").filter_map(|(_, value)| Some(value.as_str()?.to_owned()));
     for name in files.chain(keys).chain(plain) {
         call.principal.require(Role::Deployer, Some(&name))?;

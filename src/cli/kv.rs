@@ -79,13 +79,13 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             output::print(format.format, &entry, || format!("{key} version {}", entry.version))
         }
         Command::Rm { keys, version } => {
-            for key in keys {
+            output::each(keys, async |key| {
                 if !cluster.kv_delete(&key, version).await? {
                     return Err(missing(cluster, &key).await);
                 }
-                output::line(&key)?;
-            }
-            Ok(())
+                output::line(&key)
+            })
+            .await
         }
         Command::Ls { prefix, format } => {
             let cluster = &cluster.on_age(output::print_age);

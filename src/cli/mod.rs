@@ -32,6 +32,7 @@ mod up;
 mod value;
 
 use std::path::PathBuf;
+use std::pin::{Pin, pin};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -252,14 +253,17 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
 }
 
 fn single<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    runtime.map_err(|error| Error::io("runtime", "start it", &error))?.block_on(work)
+    block(&mut tokio::runtime::Builder::new_current_thread(), pin!(work))
 }
 
 fn threaded<T>(work: impl Future<Output = Result<T>>) -> Result<T> {
     // Two are enough for what is nearly all waiting; decisions and scripts have threads of their own.
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(16).enable_all().build();
+    block(tokio::runtime::Builder::new_multi_thread().worker_threads(2).max_blocking_threads(16), pin!(work))
+}
+
+// One runtime's code for all commands, and not once for each.
+fn block<T>(runtime: &mut tokio::runtime::Builder, work: Pin<&mut dyn Future<Output = Result<T>>>) -> Result<T> {
+    let runtime = runtime.enable_all().build();
     runtime.map_err(|error| Error::io("runtime", "start it", &error))?.block_on(work)
 }
 

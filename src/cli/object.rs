@@ -173,11 +173,11 @@ pub async fn network(command: NetworkCommand, cluster: &RemoteCluster) -> Result
             output::line(&cluster.create_network(spec).await?.name)
         }
         NetworkCommand::Rm { names } => {
-            for name in names {
+            output::each(names, async |name| {
                 cluster.remove_network(&name).await?;
-                output::line(&name)?;
-            }
-            Ok(())
+                output::line(&name)
+            })
+            .await
         }
     }
 }
@@ -215,10 +215,8 @@ pub async fn volume(command: VolumeCommand, cluster: &RemoteCluster) -> Result<(
             told(&cluster.create_volume(node.as_deref(), spec).await?.volumes)
         }
         VolumeCommand::Rm { names, node, force } => {
-            for name in names {
-                told(&cluster.remove_volume(node.as_deref(), &name, force).await?.volumes)?;
-            }
-            Ok(())
+            output::each(names, async |name| told(&cluster.remove_volume(node.as_deref(), &name, force).await?.volumes))
+                .await
         }
     }
 }

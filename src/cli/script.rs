@@ -139,11 +139,11 @@ pub async fn main(command: Command, cluster: impl Fn() -> Result<RemoteCluster>)
         }
         Command::Rm { names } => {
             let cluster = cluster()?;
-            for name in names {
+            output::each(names, async |name| {
                 cluster.remove_scripts(&name).await?;
-                output::line(&name)?;
-            }
-            Ok(())
+                output::line(&name)
+            })
+            .await
         }
         Command::Check { files, push_as, format } => {
             let bundle = read(&files)?;

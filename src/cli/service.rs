@@ -137,6 +137,9 @@ pub enum Command {
         command: CommandArgs,
         #[command(flatten)]
         spec: Box<SpecArgs>,
+        /// Say what would change, and change nothing
+        #[arg(long, conflicts_with = "detach")]
+        dry_run: bool,
         #[command(flatten)]
         auth: AuthArgs,
         #[command(flatten)]
@@ -242,14 +245,18 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let since = wait::since(None, status.release.as_ref());
             finish(cluster, "create", status, since, &wait).await
         }
-        Command::Update { service, command, spec, auth, wait } => {
+        Command::Update { service, command, spec, dry_run, auth, wait } => {
             let old = cluster.service(&service).await?;
             let base = serde_json::to_value(&old.service.spec)
                 .map_err(|error| Error::internal("update", error.to_string()))?;
             let service = command.describe(spec.describe(None, Some(base.clone()))?)?;
             let auth = auth.of(std::iter::once(&service)).into_values().next();
-            let service = changes(&base, service);
-            let status = cluster.apply(Apply { service, with: spec.scripts()?, only: Only::Update, auth }).await?;
+            let ask = Apply { service: changes(&base, service), with: spec.scripts()?, only: Only::Update, auth };
+            if dry_run {
+                let plan = cluster.plan(Apply { auth: None, ..ask }).await?;
+                return output::print(Format::Table, &plan, || show::plan(&plan));
+            }
+            let status = cluster.apply(ask).await?;
             let since = wait::since(old.release.as_ref(), status.release.as_ref());
             finish(cluster, "update", status, since, &wait).await
         }

@@ -185,16 +185,16 @@ pub async fn main(command: Command, cluster: impl FnOnce() -> Result<RemoteClust
         }
         Command::Rm { names, timeout } => {
             let cluster = cluster()?;
-            for name in names {
+            output::each(names, async |name| {
                 let mut tell = |step: Step<'_>| {
                     if let Step::Done(what, name) = step {
                         eprintln!("{what}: {name}");
                     }
                 };
                 stack::remove(&cluster, &name, timeout.std(), &mut tell).await?;
-                output::line(&name)?;
-            }
-            Ok(())
+                output::line(&name)
+            })
+            .await
         }
     }
 }

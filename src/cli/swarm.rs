@@ -64,7 +64,7 @@ pub struct AutolockArgs {
 
 /// Runs `neap ca`.
 pub async fn ca(args: &CaArgs, cluster: &RemoteCluster) -> Result<()> {
-    let ask = if args.rotate { SwarmAsk::RotateCa } else { SwarmAsk::Show };
+    let ask = if args.rotate { SwarmAsk::RotateCa {} } else { SwarmAsk::Show {} };
     let mut state = cluster.swarm(ask).await?;
     if args.rotate && !args.detach {
         let late = |_| {
@@ -74,7 +74,7 @@ pub async fn ca(args: &CaArgs, cluster: &RemoteCluster) -> Result<()> {
         let wait = async {
             while state.ca_rotating {
                 tokio::time::sleep(std::time::Duration::from_millis(500)).await;
-                state = cluster.swarm(SwarmAsk::Show).await?;
+                state = cluster.swarm(SwarmAsk::Show {}).await?;
             }
             Ok::<_, Error>(state)
         };
@@ -101,7 +101,7 @@ pub async fn unlock(args: &UnlockArgs) -> Result<()> {
 
 /// Runs `neap unlock-key`.
 pub async fn unlock_key(args: &UnlockKeyArgs, cluster: &RemoteCluster) -> Result<()> {
-    let ask = if args.rotate { SwarmAsk::RotateUnlockKey } else { SwarmAsk::UnlockKey };
+    let ask = if args.rotate { SwarmAsk::RotateUnlockKey {} } else { SwarmAsk::UnlockKey {} };
     let state = cluster.swarm(ask).await?;
     let key = state
         .unlock_key
@@ -117,7 +117,7 @@ pub async fn unlock_key(args: &UnlockKeyArgs, cluster: &RemoteCluster) -> Result
 
 /// Runs `neap autolock`.
 pub async fn autolock(args: &AutolockArgs, cluster: &RemoteCluster) -> Result<()> {
-    let ask = args.switch.map_or(SwarmAsk::Show, |switch| SwarmAsk::Autolock { on: switch == Switch::On });
+    let ask = args.switch.map_or(SwarmAsk::Show {}, |switch| SwarmAsk::Autolock { on: switch == Switch::On });
     let state = cluster.swarm(ask).await?;
     output::line(if state.autolock { "on" } else { "off" })?;
     match state.unlock_key.filter(|_| args.switch == Some(Switch::On)) {

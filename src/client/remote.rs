@@ -204,8 +204,8 @@ impl Cluster for RemoteCluster {
 
     async fn swarm(&self, ask: SwarmAsk) -> Result<SwarmState> {
         match ask {
-            SwarmAsk::Show => self.get("/v1/swarm").await,
-            SwarmAsk::UnlockKey => self.get("/v1/swarm/unlock-key").await,
+            SwarmAsk::Show {} => self.get("/v1/swarm").await,
+            SwarmAsk::UnlockKey {} => self.get("/v1/swarm/unlock-key").await,
             change => self.wire.call("POST", "/v1/swarm", Some(&change)).await,
         }
     }

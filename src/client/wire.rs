@@ -107,6 +107,17 @@ impl Wire {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T> {
+        let body = match body {
+            Some(body) => serde_json::to_vec(body)
+                .map_err(|error| Error::internal("request", "cannot be written").cause(error))?,
+            None => Vec::new(),
+        };
+        // In a box, so that its code is there once and not for every type of an answer.
+        let bytes = Box::pin(self.ask(method, path, body.into())).await?;
+        self.decode(&bytes)
+    }
+
+    async fn ask(&self, method: &str, path: &str, body: Bytes) -> Result<Vec<u8>> {
         let mut answer = self.send(method, path, body).await?;
         let mut bytes = Vec::new();
         while let Some(chunk) = next_chunk(&mut answer).await.map_err(|error| self.broken(&error))? {
@@ -115,12 +126,12 @@ impl Wire {
                 return Err(Error::new(Kind::Exhausted, self.subject(), "answers with too much"));
             }
         }
-        self.decode(&bytes)
+        Ok(bytes)
     }
 
     /// One request, whose answer comes in lines.
     pub async fn lines(&self, method: &str, path: &str) -> Result<Lines> {
-        let body = self.send(method, path, None::<&()>).await?;
+        let body = self.send(method, path, Bytes::new()).await?;
         Ok(Lines { wire: self.clone(), body, buffer: Vec::new() })
     }
 
@@ -137,7 +148,7 @@ impl Wire {
         Error::new(Kind::Unavailable, self.subject(), "the connection broke").cause(error)
     }
 
-    async fn send(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<Incoming> {
+    async fn send(&self, method: &str, path: &str, body: Bytes) -> Result<Incoming> {
         let Target::Following(leader) = &self.to else { return self.send_once(method, path, body).await };
         let mut leader = leader.clone();
         // Where somebody is about to lead, that is waited for.
@@ -156,15 +167,10 @@ impl Wire {
         }
     }
 
-    async fn send_once(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<Incoming> {
+    async fn send_once(&self, method: &str, path: &str, body: Bytes) -> Result<Incoming> {
         if path.split('?').next().is_some_and(|path| path.split('/').skip(1).any(str::is_empty)) {
             return Err(Error::invalid("name", "is empty"));
         }
-        let body = match body {
-            Some(body) => serde_json::to_vec(body)
-                .map_err(|error| Error::internal("request", "cannot be written").cause(error))?,
-            None => Vec::new(),
-        };
         let endpoint = self.endpoint().ok_or_else(|| {
             Error::new(Kind::Unavailable, "cluster", "no daemon leads for now")
                 .help("try again in a few seconds")
@@ -185,8 +191,7 @@ impl Wire {
         if let Endpoint::Tls { token, .. } = &endpoint {
             request = request.header("authorization", format!("Bearer {token}"));
         }
-        let request =
-            request.body(Full::new(Bytes::from(body))).map_err(|error| Error::invalid("request", error.to_string()))?;
+        let request = request.body(Full::new(body)).map_err(|error| Error::invalid("request", error.to_string()))?;
         let response = match &endpoint {
             Endpoint::Unix(path) => {
                 let stream = tokio::net::UnixStream::connect(path).await.map_err(|error| self.unreachable(&error))?;

@@ -294,11 +294,17 @@ fn endpoints(options: &Options, docker: &Docker, store: &Arc<SwarmStore>) -> wat
     let (options, docker, store) = (options.clone(), docker.clone(), store.clone());
     tokio::spawn(async move {
         let mut leader = store.leader();
+        let mut said = String::new();
         let token = loop {
             match find_vault(&options.data, &docker, &store).await {
                 Ok(Some(vault)) => break vault.shared_secret(hosts::DAEMONS),
                 Ok(None) => {}
-                Err(error) => tracing::warn!(%error, "this daemon cannot ask the one that leads"),
+                // Once, however often it is tried.
+                Err(error) if error.to_string() == said => {}
+                Err(error) => {
+                    tracing::warn!(%error, "this daemon cannot ask the one that leads");
+                    said = error.to_string();
+                }
             }
             tokio::time::sleep(FIND_KEY).await;
         };

@@ -40,9 +40,12 @@ pub struct AboutTask {
     pub slot: String,
     /// Its revision.
     pub revision: u32,
-    /// Its node, once it has one.
+    /// The host's name of its node, once it has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
+    /// That node's identity.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node_id: Option<String>,
     /// Why it is as it is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -51,8 +54,10 @@ pub struct AboutTask {
 /// Fields of every event.
 const COMMON: [&str; 6] = ["sequence", "at", "what", "service", "subject", "message"];
 /// Fields of every event, and those of events about a task.
-const TASK: [&str; 12] = [
-    "sequence", "at", "what", "service", "subject", "message", "task", "task_id", "slot", "revision", "node", "reason",
+#[rustfmt::skip]
+const TASK: [&str; 13] = [
+    "sequence", "at", "what", "service", "subject", "message", "task", "task_id", "slot", "revision", "node", "node_id",
+    "reason",
 ];
 
 macro_rules! events {

@@ -1,6 +1,7 @@
 //! A release: one revision of a service taking another's place, step by step, as a rollout script decides.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -181,6 +182,20 @@ pub enum Intent {
     },
 }
 
+impl fmt::Display for Intent {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Intent::Batch(batch) => write!(f, "{batch}"),
+            Intent::Shift { batch, weight } => write!(f, "{batch}, {weight}% of connections, hold {}", batch.hold),
+            Intent::Wait { hold } => write!(f, "wait {hold}"),
+            Intent::Pause { reason } => write!(f, "pause: {reason}"),
+            Intent::Promote => f.write_str("promote"),
+            Intent::Rollback { reason } => write!(f, "roll back: {reason}"),
+            Intent::Fail { reason } => write!(f, "fail: {reason}"),
+        }
+    }
+}
+
 /// Which slots move, and how.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Batch {
@@ -202,6 +217,21 @@ pub struct Batch {
     #[serde(default, with = "pairs", skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(with = "Vec<(Slot, Timestamp)>")]
     pub carried: BTreeMap<Slot, Timestamp>,
+}
+
+/// Most slots of a batch that are named.
+const NAMED: usize = 12;
+
+impl fmt::Display for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let fresh = || self.slots.iter().filter(|slot| !self.carried.contains_key(slot));
+        let names: Vec<String> = fresh().take(NAMED).map(ToString::to_string).collect();
+        write!(f, "replace {}", names.join(", "))?;
+        match fresh().count() - names.len() {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
 }
 
 /// Order of replacement (Docker's words).

@@ -5,24 +5,23 @@ use std::fmt;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What is asked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+/// What is asked. Variants without fields have braces: only so is a field that they do not have refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]
 pub enum SwarmAsk {
     /// How it is.
-    #[default]
-    Show,
+    Show {},
     /// Make the authority's certificate anew, and with it those of all nodes. Swarm's own join tokens change by it.
-    RotateCa,
+    RotateCa {},
     /// Lock managers, or lock them no more: one that starts again waits for the key.
     Autolock {
         /// Whether they are locked.
         on: bool,
     },
     /// The key, too.
-    UnlockKey,
+    UnlockKey {},
     /// Make the key anew; the one before unlocks no manager that learns of it.
-    RotateUnlockKey,
+    RotateUnlockKey {},
 }
 
 /// How a Swarm is.

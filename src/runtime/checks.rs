@@ -19,6 +19,8 @@ use crate::scheduler::world::World;
 
 /// A starting task is asked this soon, then at growing distances up to the check's own.
 const FIRST: Duration = Duration::from_millis(50);
+/// Why one that has not passed yet does not is told from then on.
+const NEWS: Duration = Duration::from_secs(1);
 
 /// Follows the world for as long as it is published.
 pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages: mpsc::UnboundedSender<Message>) {
@@ -89,7 +91,8 @@ impl Runner {
         // Only failures a whole interval apart count: the quick looks at the start are there to see the first pass
         // early, not to use up the patience.
         let mut last: Option<String> = None;
-        let mut counted = tokio::time::Instant::now();
+        let first = tokio::time::Instant::now();
+        let mut counted = first;
         loop {
             let begun = tokio::time::Instant::now();
             let result = match self.ask(timing.timeout.std()).await {
@@ -110,7 +113,9 @@ impl Runner {
                     continue;
                 }
             };
+            // What has only just been started refuses connections: no news.
             if let (true, Err(why)) = (starting, &result)
+                && begun.duration_since(first) >= NEWS
                 && last.as_ref() != Some(why)
             {
                 last = Some(why.clone());
@@ -173,7 +178,8 @@ impl Runner {
         let host = &self.parts.host;
         let own = host.registered(bundle.as_deref()).map_err(unasked)?;
         let (bundle, _) = host.find(&own, HostedKind::Check, name.as_str()).map_err(unasked)?;
-        match host.run_check(&bundle, name.as_str(), Task::clone(&task), timeout).await {
+        let node = task.node.as_ref().map(|_| self.seen.borrow().hostname(&task).to_owned());
+        match host.run_check(&bundle, name.as_str(), (Task::clone(&task), node), timeout).await {
             Ok((true, _)) => Ok(()),
             Ok((false, said)) => Err(if said.is_empty() { format!("check \"{name}\" failed") } else { said }.into()),
             // Its thread was held by another script.

@@ -418,7 +418,8 @@ impl Conductor {
             task_id: task.id,
             slot: task.slot.to_string(),
             revision: task.revision,
-            node: task.node.as_deref().map(str::to_owned),
+            node: task.node.as_ref().map(|_| self.world.hostname(task).to_owned()),
+            node_id: task.node.as_deref().map(str::to_owned),
             reason: task.reason.clone(),
         });
         if let Some(about) = &about {

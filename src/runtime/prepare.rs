@@ -81,7 +81,7 @@ pub fn prepare(world: &World, parts: &Parts, ask: Apply) -> Result<Prepared> {
     let mut value = ask.service;
     if ask.only == Only::Update {
         let old = old.ok_or_else(|| missing(world, &name))?;
-        value = merged(&old.spec, &value)?;
+        value = merged(&old.spec, value)?;
     }
     let mut spec = ServiceSpec::read(&value)?;
     parts.engine.accepts(&mut spec)?;
@@ -183,19 +183,52 @@ fn fill_in(check: &mut CheckSpec, registered: &CheckSpec) {
     check.on_fail = check.on_fail.or(registered.on_fail);
 }
 
-fn merged(old: &ServiceSpec, changes: &Value) -> Result<Value> {
+// A field takes the place of the whole field. What is put into a table of the description, or taken out of it, has words
+// of its own: `env_add`, `env_rm`, `label_add`, `label_rm`.
+fn merged(old: &ServiceSpec, changes: Value) -> Result<Value> {
     let mut value = serde_json::to_value(old).map_err(|error| Error::internal(old.subject(), error.to_string()))?;
-    match (value.as_object_mut(), changes) {
-        (Some(all), Value::Object(changes)) => {
-            // Variables are replaced together, whatever their values come from.
-            if changes.contains_key("env") {
-                all.remove("env_kv");
-            }
-            for (key, change) in changes {
-                all.insert(key.clone(), change.clone());
-            }
-            Ok(value)
-        }
-        _ => Err(Error::invalid(old.subject(), "a change is a table of fields")),
+    let (Some(all), Value::Object(mut changes)) = (value.as_object_mut(), changes) else {
+        return Err(Error::invalid(old.subject(), "a change is a table of fields"));
+    };
+    let within =
+        ["env", "label"].map(|of| (of, changes.remove(&format!("{of}_rm")), changes.remove(&format!("{of}_add"))));
+    // Variables are replaced together, whatever their values come from.
+    if changes.contains_key("env") {
+        all.remove("env_kv");
     }
+    all.append(&mut changes);
+    for (of, gone, new) in within {
+        let wrong =
+            |what: &str, expected: &str| Error::invalid(old.subject(), format!("{of}_{what}: expected {expected}"));
+        let tables: &[&str] = if of == "env" { &["env", "env_kv"] } else { &["labels"] };
+        let gone = match gone {
+            None => Vec::new(),
+            // Lua's empty table.
+            Some(Value::Object(none)) if none.is_empty() => Vec::new(),
+            Some(Value::String(name)) => vec![name],
+            Some(names) => serde_json::from_value(names)
+                .map_err(|_| wrong("rm", "a name, or a list of names, such as { \"LEVEL\" }"))?,
+        };
+        let new = match new {
+            None => serde_json::Map::new(),
+            Some(Value::Object(new)) => new,
+            Some(_) => return Err(wrong("add", "a table of names and values, such as { LEVEL = \"debug\" }")),
+        };
+        if gone.is_empty() && new.is_empty() {
+            continue;
+        }
+        for name in gone.iter().chain(new.keys()) {
+            for table in tables {
+                if let Some(table) = all.get_mut(*table).and_then(Value::as_object_mut) {
+                    table.remove(name);
+                }
+            }
+        }
+        // Anything but a table is refused where the description is read.
+        let table = all.entry(tables[0]).or_insert_with(|| Value::Object(serde_json::Map::new()));
+        if let Some(table) = table.as_object_mut() {
+            table.extend(new);
+        }
+    }
+    Ok(value)
 }

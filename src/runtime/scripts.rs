@@ -118,7 +118,17 @@ pub fn roll_back(draft: &mut Draft, host: &ScriptHost, name: &str, back: &Back) 
     refuse_folder(&old, Source::Push, "change the files in that folder")?;
     let active = old.versions.iter().position(|version| version.hash == old.active).unwrap_or_default();
     let found = match &back.to {
-        Some(to) => old.versions.iter().find(|version| version.hash.starts_with(to.as_str())),
+        Some(to) => {
+            let fits = |version: &&Version| version.hash.starts_with(to.as_str());
+            let found = old.versions.iter().find(fits);
+            if let Some(other) =
+                old.versions.iter().filter(fits).find(|other| Some(&other.hash) != found.map(|v| &v.hash))
+            {
+                let message = format!("{to:?} fits more than one version: {}, ...", other.hash);
+                return Err(Error::invalid(format!("scripts \"{name:.63}\""), message).help("write more of its hash"));
+            }
+            found
+        }
         None => active.checked_sub(1).and_then(|at| old.versions.get(at)),
     };
     let found = found.ok_or_else(|| {

@@ -22,7 +22,6 @@ use crate::client::Cluster;
 use crate::model::bundle::{Bundle, HostedKind, Registration, ScriptSet};
 use crate::model::release::{Answer, Release, ReleaseView};
 use crate::model::service::Use;
-use crate::model::task::Task;
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::release::Rollouts;
 
@@ -195,11 +194,17 @@ impl ScriptHost {
     }
 
     /// Runs a registered check once. `timeout` bounds its waiting; its computing has the call's budget.
-    pub async fn run_check(&self, bundle: &str, name: &str, task: Task, timeout: Duration) -> Result<(bool, String)> {
+    pub async fn run_check(
+        &self,
+        bundle: &str,
+        name: &str,
+        of: check::Judged,
+        timeout: Duration,
+    ) -> Result<(bool, String)> {
         let late = move || Ok((false, format!("no answer within {}", crate::model::units::Duration::from(timeout))));
         let named = name.to_owned();
         let call = move |hosted: Rc<Hosted>| async move {
-            let call = hosted.budget.spend(budget::CALL, check::run(&hosted, &named, &task));
+            let call = hosted.budget.spend(budget::CALL, check::run(&hosted, &named, &of));
             tokio::time::timeout(timeout, call).await.unwrap_or_else(|_| late())
         };
         self.spawn(HostedKind::Check, bundle, name, call).await

@@ -13,6 +13,8 @@ const MAX_COLUMNS: usize = 9;
 const MAX_CELL: usize = 48;
 /// Deepest nesting that is shown.
 const MAX_DEPTH: usize = 5;
+/// Most entries that are shown of one value, at all depths together.
+const MAX_ENTRIES: usize = 2000;
 /// Longest text that is shown whole, in characters.
 const MAX_TEXT: usize = 20_000;
 
@@ -22,10 +24,29 @@ pub fn value(value: &Value) -> mlua::Result<String> {
         Value::String(text) => Ok(cut(&text.to_string_lossy(), MAX_TEXT)),
         Value::Table(table) => match list(table) {
             Some(items) => rows(&items),
-            None => nested(value, 0),
+            None => whole(value, 0),
         },
         other => other.to_string(),
     }
+}
+
+/// A value as `print` shows it: texts as they are, tables with what is in them.
+pub fn printed(value: &Value) -> mlua::Result<String> {
+    match value {
+        Value::Table(table) if !says_itself(table)? => whole(value, 0),
+        other => other.to_string(),
+    }
+}
+
+// Whether a table has a text of its own.
+fn says_itself(table: &Table) -> mlua::Result<bool> {
+    let Some(meta) = table.metatable() else { return Ok(false) };
+    Ok(!meta.raw_get::<Value>("__tostring")?.is_nil())
+}
+
+fn whole(value: &Value, depth: usize) -> mlua::Result<String> {
+    let mut left = MAX_ENTRIES;
+    nested(value, depth, &mut left)
 }
 
 // The entries of a table that is a list of something.
@@ -89,7 +110,7 @@ fn table(items: &[Value]) -> mlua::Result<String> {
 
 fn one_line(value: &Value) -> mlua::Result<String> {
     let text = match value {
-        Value::Table(table) => match nested(value, MAX_DEPTH - 2)? {
+        Value::Table(table) => match whole(value, MAX_DEPTH - 2)? {
             text if text.chars().count() <= MAX_CELL && !text.contains('\n') => text,
             // What does not fit into a cell is called by its name, or counted.
             _ => match table.raw_get::<Value>("name")? {
@@ -103,7 +124,8 @@ fn one_line(value: &Value) -> mlua::Result<String> {
     Ok(cut(&text.lines().collect::<Vec<_>>().join(" "), MAX_CELL))
 }
 
-fn nested(value: &Value, depth: usize) -> mlua::Result<String> {
+// `left`: how many entries may still be shown.
+fn nested(value: &Value, depth: usize, left: &mut usize) -> mlua::Result<String> {
     let table = match value {
         Value::Table(table) => table,
         Value::String(text) => return Ok(format!("{:?}", cut(&text.to_string_lossy(), 2000))),
@@ -121,17 +143,19 @@ fn nested(value: &Value, depth: usize) -> mlua::Result<String> {
         entries.sort_by_cached_key(|(key, _)| key.to_string().unwrap_or_default());
     }
     let count = entries.len();
+    let most = MAX_ROWS.min(*left);
     let mut parts = Vec::new();
-    for (key, value) in entries.into_iter().take(MAX_ROWS) {
-        let value = nested(&value, depth + 1)?;
+    for (key, value) in entries.into_iter().take(most) {
+        *left = left.saturating_sub(1);
+        let value = nested(&value, depth + 1, left)?;
         parts.push(match &key {
             _ if is_list => value,
             Value::String(name) if is_name(&name.to_string_lossy()) => format!("{} = {value}", name.to_string_lossy()),
-            key => format!("[{}] = {value}", nested(key, MAX_DEPTH)?),
+            key => format!("[{}] = {value}", nested(key, MAX_DEPTH, left)?),
         });
     }
-    if count > MAX_ROWS {
-        parts.push(format!("... and {} more", count - MAX_ROWS));
+    if count > most {
+        parts.push(format!("... and {} more", count - most));
     }
     let line = format!("{{ {} }}", parts.join(", "));
     if line.len() <= 100 && !line.contains('\n') {

@@ -2,7 +2,9 @@
 //! has one answer.
 
 use std::fs::{File, OpenOptions};
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -10,9 +12,30 @@ use nix::fcntl::{FcntlArg, fcntl};
 
 use super::sys;
 
-/// A task's lock file, made if it is not there.
+/// A task's lock file, made if it is not there. It says which file it is, so that a copy is known for one.
 pub fn open_lock(folder: &Path) -> std::io::Result<File> {
-    OpenOptions::new().create(true).truncate(false).write(true).read(true).open(folder.join("lock"))
+    let mut file = OpenOptions::new().create(true).truncate(false).write(true).read(true).open(folder.join("lock"))?;
+    if file.metadata()?.len() == 0 {
+        let itself = identity(&file)?;
+        file.write_all(itself.as_bytes())?;
+    }
+    Ok(file)
+}
+
+fn identity(file: &File) -> std::io::Result<String> {
+    let meta = file.metadata()?;
+    Ok(format!("{}:{}", meta.dev(), meta.ino()))
+}
+
+/// Whether a folder is a copy of the one in which its task was begun: what runs is then the other one's.
+pub fn is_copy(folder: &Path) -> bool {
+    let said = || -> std::io::Result<bool> {
+        let mut file = File::open(folder.join("lock"))?;
+        let mut said = String::new();
+        (&mut file).take(64).read_to_string(&mut said)?;
+        Ok(said != identity(&file)?)
+    };
+    said().unwrap_or(false)
 }
 
 // Locks of the open file description (fcntl(2), F_OFD_SETLK): they pass to a child with the descriptor, last until
@@ -47,11 +70,6 @@ fn ask(folder: &Path) -> std::io::Result<bool> {
 /// Whether somebody has the lock: a keeper, or who is about to start one.
 pub fn lock_is_held(folder: &Path) -> bool {
     ask(folder).unwrap_or(false)
-}
-
-/// Whether it is certain that nobody has the lock.
-pub fn lock_is_free(folder: &Path) -> bool {
-    ask(folder).is_ok_and(|held| !held)
 }
 
 /// A handle on the keeper of a folder. The process id was recorded by the holder of the lock; if the lock is still held once the handle is open, the

@@ -8,6 +8,7 @@ pub mod keeper;
 mod lock;
 mod logs;
 mod node;
+mod orphans;
 pub mod ports;
 mod spool;
 mod stats;
@@ -27,7 +28,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 
 pub use self::lock::any_keeper;
-use self::lock::{keeper_handle, lock_is_free, lock_is_held, open_lock, try_lock};
+use self::lock::{keeper_handle, lock_is_held, open_lock, try_lock};
 use self::ports::PortPool;
 use self::taskdir::{Record, TaskFile, records};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
@@ -163,34 +164,13 @@ impl Shared {
             (None, false) => return None,
             (None, true) => ObservedState::Starting,
             (Some(ObservedState::Starting | ObservedState::Running { .. }), false) => {
-                Self::end_orphans(&folder);
-                ObservedState::Ended { exit: Exit::Unknown, finished_at: modified(&folder) }
+                let finished_at = modified(&folder);
+                orphans::end(&folder, finished_at);
+                ObservedState::Ended { exit: Exit::Unknown, finished_at }
             }
             (Some(state), _) => state,
         };
         Some(Observed { task: *task, state, warnings })
-    }
-
-    // A keeper that was killed takes its replica along (PDEATHSIG), but not what that one started, in whatever group and
-    // session. Those say whose they are in their environment.
-    fn end_orphans(folder: &Path) {
-        // What cannot be told is no reason to kill.
-        if !lock_is_free(folder) {
-            return;
-        }
-        let Some(id) = folder.file_name().and_then(|name| name.to_str()) else { return };
-        let marker = format!("NEAP_TASK_ID={id}");
-        let Ok(processes) = std::fs::read_dir("/proc") else { return };
-        for process in processes.flatten() {
-            let Some(other) = process.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-            if other.cast_unsigned() == std::process::id() {
-                continue;
-            }
-            let environ = std::fs::read(process.path().join("environ")).unwrap_or_default();
-            if environ.split(|byte| *byte == 0).any(|entry| entry == marker.as_bytes()) {
-                let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(other), Signal::SIGKILL);
-            }
-        }
     }
 
     // A start may still be on its way; it finds this record and does nothing.

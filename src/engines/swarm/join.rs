@@ -166,8 +166,8 @@ impl LocalSwarm {
     /// Says how the Swarm is, and changes it first where that is asked.
     pub async fn state(&self, ask: SwarmAsk) -> Result<SwarmState> {
         match ask {
-            SwarmAsk::Show | SwarmAsk::UnlockKey => {}
-            SwarmAsk::RotateCa => {
+            SwarmAsk::Show {} | SwarmAsk::UnlockKey {} => {}
+            SwarmAsk::RotateCa {} => {
                 self.change(UpdateSwarmOptions::default(), |spec| {
                     let ca = spec.ca_config.get_or_insert_default();
                     // A certificate of somebody's own making would be kept otherwise.
@@ -184,7 +184,7 @@ impl LocalSwarm {
                 })
                 .await?;
             }
-            SwarmAsk::RotateUnlockKey => {
+            SwarmAsk::RotateUnlockKey {} => {
                 self.raw("GET", "/swarm/unlockkey", None).await?;
                 let options = UpdateSwarmOptions { rotate_manager_unlock_key: true, ..UpdateSwarmOptions::default() };
                 self.change(options, |_| {}).await?;
@@ -197,7 +197,7 @@ impl LocalSwarm {
             ca_rotating: swarm.root_rotation_in_progress == Some(true),
             unlock_key: None,
         };
-        let with_key = !matches!(ask, SwarmAsk::Show | SwarmAsk::RotateCa);
+        let with_key = !matches!(ask, SwarmAsk::Show {} | SwarmAsk::RotateCa {});
         if with_key && state.autolock {
             let told = self.raw("GET", "/swarm/unlockkey", None).await?;
             let key = told.get("UnlockKey").and_then(serde_json::Value::as_str).unwrap_or_default();

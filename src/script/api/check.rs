@@ -8,15 +8,18 @@ use crate::model::{Error, Kind, Result};
 use crate::script::hosted::{Hosted, type_of};
 use crate::script::value::{raise, strict};
 
-const FIELDS: [&str; 9] = ["id", "name", "service", "slot", "revision", "node", "ports", "pid", "address"];
+const FIELDS: [&str; 10] = ["id", "name", "service", "slot", "revision", "node", "node_id", "ports", "pid", "address"];
+
+/// What a check judges: a task, and the host's name of its node.
+pub type Judged = (Task, Option<String>);
 
 /// Runs a check once: whether it passed, and what it said.
-pub async fn run(hosted: &Hosted, name: &str, task: &Task) -> Result<(bool, String)> {
+pub async fn run(hosted: &Hosted, name: &str, (task, node): &Judged) -> Result<(bool, String)> {
     let subject = format!("check \"{name}\"");
     let entry = hosted.entry(HostedKind::Check, name)?;
     let call = format!("run(task \"{}\")", task.label());
     let explain = |error: mlua::Error| hosted.explain(&subject, &error, &call);
-    let table = task_table(&hosted.lua, task).map_err(explain)?;
+    let table = task_table(&hosted.lua, task, node.as_deref()).map_err(explain)?;
     let answer: (Value, Value) = entry.functions["run"].call_async(table).await.map_err(explain)?;
     let said = |value: &Value| if value.is_nil() { Ok(String::new()) } else { value.to_string() };
     match answer.0 {
@@ -32,14 +35,15 @@ pub async fn run(hosted: &Hosted, name: &str, task: &Task) -> Result<(bool, Stri
     }
 }
 
-fn task_table(lua: &Lua, task: &Task) -> mlua::Result<Table> {
+fn task_table(lua: &Lua, task: &Task, node: Option<&str>) -> mlua::Result<Table> {
     let table = lua.create_table_with_capacity(0, FIELDS.len())?;
     table.raw_set("id", task.id.to_string())?;
     table.raw_set("name", task.label())?;
     table.raw_set("service", task.service.as_str())?;
     table.raw_set("slot", task.slot.to_string())?;
     table.raw_set("revision", task.revision)?;
-    table.raw_set("node", task.node.as_deref())?;
+    table.raw_set("node", node)?;
+    table.raw_set("node_id", task.node.as_deref())?;
     table.raw_set("pid", task.pid)?;
     let ports = lua.create_table_from(task.ports.iter().map(|(name, address)| (name.as_str(), address.as_str())))?;
     ports.set_readonly(true);

@@ -174,8 +174,7 @@ impl UserData for Description {
     fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
         methods.add_async_method("plan", |lua, this, options: Option<Table>| async move {
             let ask = this.ask(apply_options("plan", options)?.with);
-            let plan = this.context.cluster.plan(ask).await.map_err(raise)?;
-            plan_table(&lua, &plan)
+            planned(&lua, &this.context, ask).await
         });
         methods.add_async_method("apply", |_, this, options: Option<Table>| async move {
             let options = apply_options("apply", options)?;
@@ -184,10 +183,12 @@ impl UserData for Description {
     }
 }
 
-fn plan_table(lua: &Lua, plan: &Plan) -> mlua::Result<Value> {
-    let value = from_record(lua, plan)?;
+/// What applying it would change.
+pub async fn planned(lua: &Lua, context: &Context, ask: Apply) -> mlua::Result<Value> {
+    let plan: Plan = context.cluster.plan(ask).await.map_err(raise)?;
+    let value = from_record(lua, &plan)?;
     if let Value::Table(table) = &value {
-        let text = show::plan(plan);
+        let text = show::plan(&plan);
         let meta = lua.create_table()?;
         if let Some(fields) = table.metatable() {
             meta.set("__index", fields.raw_get::<Value>("__index")?)?;

@@ -59,7 +59,7 @@ pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
                         let asked = to_json(&Value::Table(ask)).map_err(raise)?;
                         crate::model::strict::read("cluster.swarm", &asked).map_err(raise)?
                     }
-                    None => SwarmAsk::Show,
+                    None => SwarmAsk::Show {},
                 };
                 from_record(&lua, &cluster.swarm(ask).await.map_err(raise)?)
             }

@@ -26,7 +26,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::{Arc, OnceLock, Weak};
 
-use mlua::{Lua, MultiValue, Value};
+use mlua::{Lua, MultiValue};
 
 use super::sink::Sink;
 use super::value::raise;
@@ -210,7 +210,7 @@ fn install_print(lua: &Lua, sink: &Sink) -> mlua::Result<()> {
 
 /// Values as `print` shows them: tabs between.
 pub fn join(values: &MultiValue) -> mlua::Result<String> {
-    let texts: mlua::Result<Vec<String>> = values.iter().map(Value::to_string).collect();
+    let texts: mlua::Result<Vec<String>> = values.iter().map(super::show::printed).collect();
     Ok(texts?.join("\t"))
 }
 

@@ -14,6 +14,7 @@ use super::describe::{self, Described, Description, apply_options};
 use super::time::duration;
 use crate::client::hosting::Hosting;
 use crate::client::{Apply, Cluster, LogsAsk, Only, ReleaseAction, ServiceStatus, show, wait};
+use crate::model::bundle::Bundle;
 use crate::model::plan::Rebalance;
 use crate::model::release::{Release, ReleaseState};
 use crate::model::service::ServiceSpec;
@@ -91,7 +92,7 @@ impl Which {
 }
 
 /// The fields and methods of a service.
-pub const SERVICE: [&str; 22] = [
+pub const SERVICE: [&str; 23] = [
     "name",
     "revision",
     "replicas",
@@ -103,6 +104,7 @@ pub const SERVICE: [&str; 22] = [
     "refresh",
     "scale",
     "rebalance",
+    "plan",
     "update",
     "wait",
     "pause",
@@ -211,6 +213,16 @@ impl Handle {
         Ok(self)
     }
 
+    // An update of some fields.
+    fn change(&self, verb: &str, changes: Table, with: Option<Bundle>) -> mlua::Result<Apply> {
+        let mut service = to_json(&Value::Table(changes)).map_err(raise)?;
+        let Some(fields) = service.as_object_mut() else {
+            return Err(raise(Error::invalid(verb, "is given a list, and not fields of the description")));
+        };
+        fields.insert("name".into(), json!(self.name()));
+        Ok(Apply { service, with, only: Only::Update, auth: None })
+    }
+
     async fn act(self, action: ReleaseAction, table: Option<Table>) -> mlua::Result<Handle> {
         let period = options::<Waits>(action.as_str(), table)?.wait.0;
         let status = self.context.cluster.release(&self.name(), action).await.map_err(raise)?;
@@ -297,14 +309,13 @@ impl UserData for Handle {
             from_record(&lua, &stats)
         });
         methods.add_async_method("update", |_, this, (changes, options): (Table, Option<Table>)| async move {
-            let mut spec = to_json(&Value::Table(changes)).map_err(raise)?;
-            let Some(fields) = spec.as_object_mut() else {
-                return Err(raise(Error::invalid("update", "is given a list, and not fields of the description")));
-            };
-            fields.insert("name".into(), json!(this.name()));
             let options = apply_options("update", options)?;
-            let ask = Apply { service: spec, with: options.with, only: Only::Update, auth: None };
+            let ask = this.change("update", changes, options.with)?;
             applied(&this.context, "update", ask, options.wait).await
+        });
+        methods.add_async_method("plan", |lua, this, (changes, options): (Table, Option<Table>)| async move {
+            let ask = this.change("plan", changes, apply_options("plan", options)?.with)?;
+            describe::planned(&lua, &this.context, ask).await
         });
         methods.add_async_method("wait", |_, this, period: Value| async move {
             let period = if period.is_nil() { WAIT } else { duration(&period)? };

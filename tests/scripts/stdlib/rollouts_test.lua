@@ -305,3 +305,16 @@ test "a correction that fails where nothing ever ran says what is wrong with the
     assert(tostring(why):find "no such program" and time.now() - begun < 300, tostring(why))
   end,
 }
+
+test "a failure that is let pass does not hurry the next batch" {
+  programs = programs,
+  run = function(t)
+    web("v1"):apply { wait = "1m" }
+    local live = web("crash", { use = "rolling", batch = 2, delay = "1m", on_failure = "continue" }):apply()
+    for _, step in { { "30s", 2 }, { "20s", 2 }, { "30s", 4 }, { "60s", 6 } } do
+      t.clock:advance(step[1])
+      local moved = live:refresh().release.moved
+      assert(#moved == step[2], `after {step[1]} more {#moved} have moved, and not {step[2]}`)
+    end
+  end,
+}

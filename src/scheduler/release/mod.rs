@@ -2,9 +2,13 @@
 //! intent is done. The intent is in the same change set as everything that follows from it, so it is durable before
 //! any effect.
 
+mod ending;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+pub use self::ending::roll_back;
+use self::ending::{promoting, rolling_back};
 use super::slots::{self, InSlot};
 use super::world::{Change, Draft};
 use crate::model::Result;
@@ -34,10 +38,10 @@ pub trait Rollouts {
 
 /// Carries the open release of a service on as far as it goes now.
 pub fn advance(draft: &mut Draft, service: &Arc<Service>, rollouts: &mut dyn Rollouts) {
-    let name = &service.spec.name;
     if service.removing {
         return;
     }
+    let name = &service.spec.name;
     // An intent may be done the moment it is written (a batch of what runs already), so several steps may follow; the
     // bound keeps one service from holding up the others.
     for _ in 0..8 {
@@ -61,14 +65,15 @@ pub fn advance(draft: &mut Draft, service: &Arc<Service>, rollouts: &mut dyn Rol
 
 fn running(draft: &mut Draft, service: &Service, release: &mut Release, rollouts: &mut dyn Rollouts) {
     let now = draft.clock.now();
-    let mut carried = BTreeMap::new();
+    let mut before = Before::default();
     if let Some(intent) = release.intent.clone() {
         if !finished(draft, service, release, &intent) {
             overdue(draft, release);
             return;
         }
         if let Intent::Batch(batch) = &intent {
-            carried = on_their_way(draft, service, release, batch);
+            before.carried = on_their_way(draft, service, release, batch);
+            before.hold = unheld(draft, service, release, batch);
         }
         release.intent = None;
     }
@@ -86,7 +91,7 @@ fn running(draft: &mut Draft, service: &Service, release: &mut Release, rollouts
     match rollouts.step(release, &view) {
         Ok(answer) => {
             release.step += 1;
-            begin(draft, service, release, (answer, carried), view.failure);
+            begin(draft, service, release, (answer, before), view.failure);
         }
         Err(error) => {
             release.state = ReleaseState::Paused;
@@ -108,15 +113,13 @@ fn overdue(draft: &mut Draft, release: &mut Release) {
     roll_back(draft, release, format!("not through within {after}"));
 }
 
-/// Sends a release back, and puts the description back with it, so that the old tasks are judged by their own.
-pub fn roll_back(draft: &mut Draft, release: &mut Release, reason: String) {
-    let reason = shorten(&reason);
-    restore(draft, release);
-    draft.note(What::ReleaseRollback, &release.service, reason.clone());
-    release.state = ReleaseState::RollingBack;
-    release.intent = None;
-    release.weight = None;
-    release.reason = Some(reason);
+// What the step before leaves to the next.
+#[derive(Default)]
+struct Before {
+    // Slots that are on their way still, and since when.
+    carried: BTreeMap<Slot, Timestamp>,
+    // What is left of its hold, where a failure ended it.
+    hold: Duration,
 }
 
 // Writes down what the script asked for.
@@ -124,7 +127,7 @@ fn begin(
     draft: &mut Draft,
     service: &Service,
     release: &mut Release,
-    (answer, carried): (Answer, BTreeMap<Slot, Timestamp>),
+    (answer, before): (Answer, Before),
     failure: Option<String>,
 ) {
     let now = draft.clock.now();
@@ -133,8 +136,10 @@ fn begin(
         _ => shorten(&reason),
     };
     let intent = match answer {
+        // A failure that the script lets pass does not hurry the rest.
+        Answer::Batch(_) if before.hold > Duration::ZERO => Intent::Wait { hold: before.hold },
         Answer::Batch(batch) => {
-            let batch = choose_batch(draft, service, release, &batch, carried);
+            let batch = choose_batch(draft, service, release, &batch, before.carried);
             // All has moved: a script that asks for more of it means that it is through.
             if batch.slots.is_empty() && left(draft, service, release).is_empty() {
                 Intent::Promote
@@ -149,7 +154,7 @@ fn begin(
         Answer::Rollback(reason) => Intent::Rollback { reason: because(reason) },
         Answer::Fail(reason) => Intent::Fail { reason: because(reason) },
     };
-    draft.note(What::ReleaseStep, &release.service, format!("step {}: {}", release.step, describe(&intent)));
+    draft.note(What::ReleaseStep, &release.service, format!("step {}: {}", release.step, intent));
     match &intent {
         Intent::Batch(batch) | Intent::Shift { batch, .. } => {
             release.order = batch.order;
@@ -181,26 +186,6 @@ fn begin(
     if release.state == ReleaseState::Running {
         release.intent = Some(intent);
         release.intent_at = Some(now);
-    }
-}
-
-fn describe(intent: &Intent) -> String {
-    let slots = |batch: &Batch| {
-        let fresh = || batch.slots.iter().filter(|slot| !batch.carried.contains_key(slot));
-        let names: Vec<String> = fresh().take(12).map(ToString::to_string).collect();
-        let more = fresh().count().saturating_sub(names.len());
-        format!("replace {}{}", names.join(", "), if more > 0 { format!(" and {more} more") } else { String::new() })
-    };
-    match intent {
-        Intent::Batch(batch) => slots(batch),
-        Intent::Shift { batch, weight } => {
-            format!("{}, {weight}% of connections, hold {}", slots(batch), batch.hold)
-        }
-        Intent::Wait { hold } => format!("wait {hold}"),
-        Intent::Pause { reason } => format!("pause: {reason}"),
-        Intent::Promote => "promote".into(),
-        Intent::Rollback { reason } => format!("roll back: {reason}"),
-        Intent::Fail { reason } => format!("fail: {reason}"),
     }
 }
 
@@ -259,27 +244,42 @@ fn finished(draft: &mut Draft, service: &Service, release: &mut Release, intent:
             if !batch_done(draft, service, release, batch) {
                 return false;
             }
-            let failed = batch.slots.iter().any(|slot| release.failed.contains_key(slot));
             // A shift holds from when its tasks are well, a batch from when they have proven it.
             let since = if matches!(intent, Intent::Batch(_)) { batch.min_healthy } else { Duration::ZERO };
             let ready = ready_at(draft, service, release).map_or(begun, |at| at.after(since));
-            failed || judge_moved(draft, service, release) || held(draft, service, ready, batch.hold)
+            has_failures(release, batch)
+                || judge_moved(draft, service, release)
+                || held(draft, service, ready, batch.hold)
         }
         Intent::Wait { hold } => judge_moved(draft, service, release) || held(draft, service, begun, *hold),
         _ => true,
     }
 }
 
-fn held(draft: &mut Draft, service: &Service, since: crate::model::clock::Timestamp, hold: Duration) -> bool {
+fn held(draft: &mut Draft, service: &Service, since: Timestamp, hold: Duration) -> bool {
     let until = since.after(hold);
-    let over = draft.clock.now() >= until;
-    if !over {
-        draft.wake(&service.spec.name, until);
+    if draft.clock.now() >= until {
+        return true;
     }
-    over
+    draft.wake(&service.spec.name, until);
+    false
 }
 
-fn ready_at(draft: &Draft, service: &Service, release: &Release) -> Option<crate::model::clock::Timestamp> {
+fn has_failures(release: &Release, batch: &Batch) -> bool {
+    batch.slots.iter().any(|slot| release.failed.contains_key(slot))
+}
+
+// What is left of a batch's hold: all of it where one of its own has just failed.
+fn unheld(draft: &Draft, service: &Service, release: &Release, batch: &Batch) -> Duration {
+    if batch.hold == Duration::ZERO || has_failures(release, batch) {
+        return batch.hold;
+    }
+    let now = draft.clock.now();
+    let ready = ready_at(draft, service, release).unwrap_or(now).after(batch.min_healthy);
+    ready.after(batch.hold).since(now)
+}
+
+fn ready_at(draft: &Draft, service: &Service, release: &Release) -> Option<Timestamp> {
     let slots = slots::by_slot(&draft.world, service);
     let healthy =
         release.moved.iter().filter_map(|slot| slots.get(slot)?.good(&draft.world, service, release.to)?.healthy_at);
@@ -411,65 +411,6 @@ fn view(draft: &Draft, service: &Service, release: &Release) -> ReleaseView {
         overdue: release.deadline_at.is_some_and(|at| draft.clock.now() >= at),
         options: release.rollout.options.clone(),
     }
-}
-
-fn promoting(draft: &mut Draft, service: &Service, release: &mut Release) {
-    release.moved = slots::desired(&draft.world, service);
-    if judge_moved(draft, service, release) {
-        let why = release.failed.values().next().cloned().unwrap_or_default();
-        roll_back(draft, release, format!("a new task failed while the last ones moved: {why}"));
-        return;
-    }
-    if !all_healthy(draft, service, release, release.to) {
-        overdue(draft, release);
-        return;
-    }
-    release.state = ReleaseState::Promoted;
-    release.finished_at = Some(draft.clock.now());
-    draft.note(What::ReleasePromoted, &release.service, format!("revision {} serves", release.to));
-    let mut service = service.clone();
-    service.active = release.to;
-    service.stable = Some(release.to);
-    if release.from != release.to {
-        service.previous = Some(release.from);
-    }
-    draft.change(Change::Service(Arc::new(service)));
-}
-
-fn rolling_back(draft: &mut Draft, service: &Service, release: &mut Release) {
-    if !all_healthy(draft, service, release, release.back) {
-        return;
-    }
-    release.state = ReleaseState::RolledBack;
-    release.finished_at = Some(draft.clock.now());
-    draft.note(What::ReleaseRolledBack, &release.service, format!("revision {} serves again", release.back));
-    let mut service = service.clone();
-    service.active = release.back;
-    service.updated_at = draft.clock.wall();
-    draft.change(Change::Service(Arc::new(service)));
-}
-
-fn restore(draft: &mut Draft, release: &Release) {
-    let Some(service) = draft.world.services.get(&release.service).cloned() else { return };
-    let Some(revision) = draft.world.revision(&release.service, release.back).cloned() else { return };
-    let mut service = Service::clone(&service);
-    service.spec = service.back_to(&revision);
-    // What was asked for goes back whole, the way it was to come in as well.
-    service.spec.rollout = revision.spec.rollout.clone();
-    service.bundle.clone_from(&revision.bundle);
-    draft.change(Change::Service(Arc::new(service)));
-}
-
-fn all_healthy(draft: &Draft, service: &Service, release: &Release, revision: u32) -> bool {
-    let slots = slots::by_slot(&draft.world, service);
-    slots::desired(&draft.world, service).iter().all(|slot| {
-        debug_assert_eq!(release.revision_of(slot), revision, "every slot is on its way to the same revision here");
-        let tasks = slots.get(slot);
-        let good = tasks.and_then(|tasks| tasks.good(&draft.world, service, revision));
-        slots::is_kept(&draft.world, slot, tasks, revision)
-            || good.is_some_and(|task| task.is_healthy())
-            || tasks.is_some_and(|tasks| tasks.is_over(service, revision))
-    })
 }
 
 #[cfg(test)]
