@@ -1,5 +1,5 @@
-//! The figures of the foundation: start of `neap run` and `neap up`, memory and cpu at rest, 300 processes.
-//! `cargo bench --bench figures`. About a minute.
+//! The figures of the foundation: start of `neap run` and `neap up`, memory and cpu at rest, 300 processes, a thousand
+//! services. `cargo bench --bench figures`, about two minutes; `-- thousand` for the last alone.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -66,6 +66,11 @@ fn main() {
         folder
     };
 
+    if std::env::args().any(|arg| arg == "thousand") {
+        thousand(&folder("thousand"));
+        let _ = std::fs::remove_dir_all(&root);
+        return;
+    }
     let up = folder("up");
     let mut starts: Vec<Duration> = (0..11)
         .map(|_| {
@@ -172,7 +177,54 @@ fn main() {
         (1.0 - bare.as_secs_f64() / through.as_secs_f64()) * 100.0,
         ours * 1000.0
     );
+    thousand(&folder("thousand"));
     let _ = std::fs::remove_dir_all(&root);
+}
+
+// A thousand services, each with a replica: made, looked at, changed, found again after a kill, removed.
+fn thousand(folder: &Path) {
+    let mut daemon = Daemon::start(folder);
+    let script = |name: &str, text: &str| {
+        let path = folder.join(name);
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    };
+    let create = script(
+        "create.lua",
+        "for i = 1, 1000 do service(`s{i}`){ command = { 'sleep', '100000' } }:apply() end\n\
+         local function open() for _, s in services.list() do if not s.settled then return true end end return false end\n\
+         while open() do time.sleep '100ms' end",
+    );
+    let change = script("change.lua", "for i = 1, 50 do services.get(`s{i}`):update { labels = { a = `{i}` } } end");
+    let remove = script("remove.lua", "for i = 1, 1000 do services.get(`s{i}`):remove() end");
+    let timed = |daemon: &Daemon, args: &[&str]| {
+        let begun = Instant::now();
+        daemon.neap(args);
+        ms(begun.elapsed())
+    };
+    let (took, before) = (timed(&daemon, &["run", &create]), cpu(daemon.child.id()));
+    println!("1000 services applied and waited for     {:>8.1} s ({before:.1} s of the daemon's cpu)", took / 1000.0);
+    println!("  a change of one of them                {:>8.1} ms", timed(&daemon, &["run", &change]) / 50.0);
+    println!("  service ls                             {:>8.1} ms", timed(&daemon, &["service", "ls"]));
+    println!("  service ps of one                      {:>8.1} ms", timed(&daemon, &["service", "ps", "s500"]));
+    std::thread::sleep(Duration::from_secs(5));
+    let before = cpu(daemon.child.id());
+    std::thread::sleep(Duration::from_secs(20));
+    let share = (cpu(daemon.child.id()) - before) / 20.0 * 100.0;
+    println!("  at rest                                {share:>8.2} % of a core");
+    println!("                                         {:>8.1} MB resident", status(daemon.child.id(), "VmRSS:"));
+    let _ = daemon.child.kill();
+    let _ = daemon.child.wait();
+    let begun = Instant::now();
+    let again = Daemon::start(folder);
+    again.neap(&["service", "ls"]);
+    println!("  killed, and up until they are listed   {:>8.1} ms", ms(begun.elapsed()));
+    let begun = Instant::now();
+    again.neap(&["run", &remove]);
+    while !keepers(folder).is_empty() {
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    println!("  removed, and nothing of them runs      {:>8.1} s", begun.elapsed().as_secs_f64());
 }
 
 fn ms(period: Duration) -> f64 {

@@ -278,8 +278,10 @@ fn tcp_takes_tls_a_token_and_the_right_role() {
         [r#""env":{"A":{"kv":"bank/pin"}}"#, r#""env_add":{"A":{"kv":"bank/pin"}}"#, r#""env_kv":{"A":"bank/pin"}"#]
     {
         let body = format!(r#"{{"service":{{"name":"shop-api",{field}}},"only":"update"}}"#);
-        let answer = post("/v1/apply", &body);
-        assert!(answer.contains("may not touch") && answer.contains("bank/pin"), "{body}: {answer}");
+        for path in ["/v1/apply", "/v1/plan"] {
+            let answer = post(path, &body);
+            assert!(answer.contains("may not touch") && answer.contains("bank/pin"), "{path} {body}: {answer}");
+        }
     }
     // A registry is everybody's, however its name begins.
     let confined = token("some", "admin", "hub");

@@ -86,7 +86,7 @@ fn flags_reach_the_container() {
         daemon.config("shop/nginx", "listen 80;\n");
         #[rustfmt::skip]
         daemon.ok(&[
-            "service", "create", "--name", "all", "--hostname", "here", "--env", "A=1", "--user", "65534:65534",
+            "service", "create", "--name", "all", "--hostname", "here", "--env", "A=1", "--env", "NEAP_TASK=other.7", "--user", "65534:65534",
             "--workdir", "/tmp", "--mount", "type=volume,source=data,target=/data", "--mount", "type=tmpfs,target=/scratch",
             "--network", "name=back,alias=other", "--network", "front", "--host", "db:10.0.0.2", "--dns", "10.0.0.3", "--dns-search", "lan",
             "--dns-option", "ndots:2", "--cap-add", "NET_ADMIN", "--cap-drop", "MKNOD", "--group", "100",
@@ -107,6 +107,11 @@ fn flags_reach_the_container() {
         check(&container["Config"]["User"], json!("65534:65534"));
         check(&container["Config"]["WorkingDir"], json!("/tmp"));
         check(&container["Config"]["StopSignal"], json!("SIGUSR1"));
+        let env: Vec<&str> = container["Config"]["Env"].as_array().unwrap().iter().filter_map(|v| v.as_str()).collect();
+        assert!(
+            env.contains(&"A=1") && env.contains(&"NEAP_TASK=all.1") && !env.contains(&"NEAP_TASK=other.7"),
+            "{env:?}"
+        );
         check(&container["Config"]["Entrypoint"], json!(["/bin/sh"]));
         check(&container["Config"]["Healthcheck"]["Test"], json!(["NONE"]));
         check(&container["Config"]["Labels"]["team"], json!("shop"));

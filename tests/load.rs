@@ -3,6 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -277,7 +278,23 @@ fn what_a_replica_started_in_another_session_ends_with_a_killed_keeper() {
 fn a_copy_of_a_data_folder_leaves_the_originals_replicas_alone() {
     let mut daemon = Daemon::start();
     let script = "setsid sleep 1001 & exec sleep 1000";
-    daemon.ok(&["service", "create", "--name", "shop", "--replicas", "2", "--", "/bin/sh", "-c", script]);
+    let value = daemon.folder.path().join("pin");
+    std::fs::write(&value, "4321").unwrap();
+    daemon.ok(&["secret", "set", "pin", value.to_str().unwrap()]);
+    #[rustfmt::skip]
+    daemon.ok(&[
+        "service", "create", "--name", "shop", "--replicas", "2", "--secret", "pin", "--", "/bin/sh", "-c", script,
+    ]);
+    let secrets: Vec<PathBuf> = std::fs::read_dir(daemon.data().join("tasks"))
+        .unwrap()
+        .flatten()
+        .map(|task| {
+            let file: serde_json::Value =
+                serde_json::from_slice(&std::fs::read(task.path().join("task.json")).unwrap()).unwrap();
+            PathBuf::from(file["secrets"].as_str().unwrap())
+        })
+        .collect();
+    assert!(secrets.len() == 2 && secrets.iter().all(|folder| folder.join("pin").exists()), "{secrets:?}");
     let pids = |daemon: &Daemon| {
         let tasks = daemon.live_tasks("shop").into_iter();
         tasks.map(|task| task["pid"].as_u64().unwrap()).collect::<std::collections::BTreeSet<u64>>()
@@ -293,6 +310,11 @@ fn a_copy_of_a_data_folder_leaves_the_originals_replicas_alone() {
     copy.ok(&["service", "wait", "shop"]);
     assert!(copy.log().contains("is a copy"), "{}", copy.log());
     assert!(pids(&copy).is_disjoint(&before));
+    copy.ok(&["service", "rm", "shop"]);
+    eventually("nothing of the copy's is left", 10, || {
+        std::fs::read_dir(copy.data().join("tasks")).unwrap().next().is_none().then_some(())
+    });
+    assert!(secrets.iter().all(|folder| folder.join("pin").exists()), "{secrets:?}");
     assert_eq!(pids(&daemon), before);
     assert!(before.iter().all(|pid| !support::is_dead(*pid)));
     assert!(daemon.log().lines().all(|line| !line.contains("task.ended")), "{}", daemon.log());

@@ -261,12 +261,14 @@ async fn release(call: Call) -> Result<Answer> {
 
 async fn plan(call: Call) -> Result<Answer> {
     let ask: Apply = strict::read("plan", &call.body)?;
+    // It tells whether there is what is named.
+    may_read(&call, &ask.service, Role::Viewer)?;
     json(&call.api.cluster.plan(ask).await?)
 }
 
 async fn apply(call: Call) -> Result<Answer> {
     let ask: Apply = strict::read("apply", &call.body)?;
-    may_read(&call, &ask.service)?;
+    may_read(&call, &ask.service, Role::Deployer)?;
     if let Some(bundle) = ask.with.clone() {
         may_bring(&call, bundle).await?;
     }
@@ -274,7 +276,7 @@ async fn apply(call: Call) -> Result<Answer> {
 }
 
 // Whoever is confined to some names hands replicas nothing that has another.
-fn may_read(call: &Call, service: &Value) -> Result<()> {
+fn may_read(call: &Call, service: &Value, role: Role) -> Result<()> {
     if call.principal.prefix.is_empty() {
         return Ok(());
     }
@@ -285,7 +287,7 @@ fn may_read(call: &Call, service: &Value) -> Result<()> {
         entries("env").chain(entries("env_add")).filter_map(|(_, value)| Some(value.get("kv")?.as_str()?.to_owned()));
     let plain = entries("env_kv").filter_map(|(_, value)| Some(value.as_str()?.to_owned()));
     for name in files.chain(keys).chain(plain) {
-        call.principal.require(Role::Deployer, Some(&name))?;
+        call.principal.require(role, Some(&name))?;
     }
     Ok(())
 }

@@ -138,7 +138,7 @@ pub enum Command {
         #[command(flatten)]
         spec: Box<SpecArgs>,
         /// Say what would change, and change nothing
-        #[arg(long, conflicts_with = "detach")]
+        #[arg(long, conflicts_with_all = ["detach", "timeout", "quiet"])]
         dry_run: bool,
         #[command(flatten)]
         auth: AuthArgs,

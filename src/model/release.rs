@@ -162,6 +162,9 @@ pub enum Intent {
     Wait {
         /// How long.
         hold: Duration,
+        /// Whether it is what was left of a batch's hold when a failure ended that.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        rest: bool,
     },
     /// Stop asking until a person says resume.
     Pause {
@@ -187,7 +190,7 @@ impl fmt::Display for Intent {
         match self {
             Intent::Batch(batch) => write!(f, "{batch}"),
             Intent::Shift { batch, weight } => write!(f, "{batch}, {weight}% of connections, hold {}", batch.hold),
-            Intent::Wait { hold } => write!(f, "wait {hold}"),
+            Intent::Wait { hold, .. } => write!(f, "wait {hold}"),
             Intent::Pause { reason } => write!(f, "pause: {reason}"),
             Intent::Promote => f.write_str("promote"),
             Intent::Rollback { reason } => write!(f, "roll back: {reason}"),

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use imbl::OrdMap;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
@@ -26,18 +27,18 @@ const NEWS: Duration = Duration::from_secs(1);
 pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages: mpsc::UnboundedSender<Message>) {
     tokio::spawn(async move {
         let mut runners: BTreeMap<TaskId, JoinHandle<()>> = BTreeMap::new();
+        let mut last = OrdMap::new();
         loop {
             let world = seen.borrow_and_update().clone();
             let runs = |task: &Task| task.state == TaskState::Running && task.stop.is_none();
-            runners.retain(|id, runner| {
-                let keep = world.tasks.get(id).is_some_and(|task| runs(task));
-                if !keep {
-                    runner.abort();
-                }
-                keep
-            });
-            for task in world.tasks.values().filter(|task| runs(task)) {
-                if runners.contains_key(&task.id) {
+            for (id, task) in world.tasks_since(&last) {
+                let Some(task) = task.filter(|task| runs(task)) else {
+                    if let Some(runner) = runners.remove(&id) {
+                        runner.abort();
+                    }
+                    continue;
+                };
+                if runners.contains_key(&id) {
                     continue;
                 }
                 let Some(revision) = world.revision(&task.service, task.revision) else { continue };
@@ -49,8 +50,9 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     check,
                     seen: seen.clone(),
                 };
-                runners.insert(task.id, tokio::spawn(runner.run()));
+                runners.insert(id, tokio::spawn(runner.run()));
             }
+            last = world.tasks.clone();
             if seen.changed().await.is_err() {
                 return;
             }
@@ -115,7 +117,7 @@ impl Runner {
             };
             // What has only just been started refuses connections: no news.
             if let (true, Err(why)) = (starting, &result)
-                && begun.duration_since(first) >= NEWS
+                && first.elapsed() >= NEWS
                 && last.as_ref() != Some(why)
             {
                 last = Some(why.clone());

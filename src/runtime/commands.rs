@@ -32,18 +32,17 @@ pub fn missing(world: &World, name: &str) -> Error {
     }
 }
 
-/// Creates or updates a service.
-pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prepared: Prepared) -> Result<()> {
-    let Prepared { spec, only, base, resolved, bundle, rollout, rollout_bundle } = prepared;
-    let old = draft.world.services.get(&spec.name).cloned();
-    if let Some(old) = &old {
+/// Whether an apply, or the plan of one, is refused as things stand.
+pub fn refuse(world: &World, prepared: &Prepared) -> Result<()> {
+    let Prepared { spec, only, base, resolved, .. } = prepared;
+    if let Some(old) = world.services.get(&spec.name) {
         if old.removing {
             return Err(Error::new(Kind::Conflict, spec.subject(), "is just being removed")
                 .help("wait until it is gone")
                 .retry(true));
         }
         refuse_leaving(old)?;
-        if base.is_some_and(|base| base != old.spec) {
+        if base.as_ref().is_some_and(|base| *base != old.spec) {
             return Err(Error::new(Kind::Conflict, spec.subject(), "was changed by somebody else just now").retry(true));
         }
         if old.spec.engine_native != spec.engine_native {
@@ -55,22 +54,30 @@ pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prep
             return Err(Error::new(Kind::Conflict, spec.subject(), "mode: the Swarm changes it of no service")
                 .help("remove the service, and create it anew"));
         }
-        if only == Only::Create {
+        if *only == Only::Create {
             return Err(Error::new(Kind::Conflict, spec.subject(), "exists already")
                 .help(format!("change it with: neap service update {}", spec.name)));
         }
     }
-    refuse_taken_ports(&draft.world, &spec)?;
-    if let Some(release) = draft.world.open_release(&spec.name)
+    refuse_taken_ports(world, spec)?;
+    if let Some(release) = world.open_release(&spec.name)
         && release.reason.as_deref() == Some(BY_HAND)
         && release.state == ReleaseState::Paused
-        && draft.world.revision(&spec.name, release.to).is_some_and(|held| held.hash != resolved.hash())
+        && world.revision(&spec.name, release.to).is_some_and(|held| held.hash != resolved.hash())
     {
         return Err(Error::new(Kind::Conflict, spec.subject(), "its release was paused by hand").help(format!(
             "resume it (neap service rollout resume {0}) or roll it back (neap service rollback {0}) first",
             spec.name
         )));
     }
+    Ok(())
+}
+
+/// Creates or updates a service.
+pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prepared: Prepared) -> Result<()> {
+    refuse(&draft.world, &prepared)?;
+    let Prepared { spec, only, resolved, bundle, rollout, rollout_bundle, .. } = prepared;
+    let old = draft.world.services.get(&spec.name).cloned();
     let bundle = bundle.map(|bundle| {
         let record = encode(&bundle);
         // Made known again: between the preparation and now nothing used it, so it may have been forgotten.

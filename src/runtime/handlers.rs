@@ -147,8 +147,11 @@ fn passes(filter: &std::collections::BTreeMap<String, serde_json::Value>, event:
     }
     let Ok(fields) = serde_json::to_value(event) else { return false };
     filter.iter().all(|(key, wanted)| {
-        let value = &fields[key];
-        // Numbers compare as numbers: Lua has one kind of them.
-        value == wanted || value.as_f64().is_some_and(|number| Some(number) == wanted.as_f64())
+        let is = |value: &serde_json::Value| {
+            // Numbers compare as numbers: Lua has one kind of them.
+            value == wanted || value.as_f64().is_some_and(|number| Some(number) == wanted.as_f64())
+        };
+        // A node by its host's name, or by its id, as everywhere.
+        is(&fields[key]) || key == "node" && is(&fields["node_id"])
     })
 }

@@ -117,6 +117,7 @@ impl Cluster for Runtime {
         let plan = move || {
             let bundle = ask.with.as_ref().map(crate::model::bundle::Bundle::hash);
             let prepared = prepare::prepare(&world, &parts, ask)?;
+            commands::refuse(&world, &prepared)?;
             let spec = prepared.spec().clone();
             let old = world.services.get(&spec.name);
             let mut service = old.map_or_else(

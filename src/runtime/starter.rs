@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use imbl::OrdMap;
 use tokio::sync::{Semaphore, mpsc, watch};
 
 use super::{Message, Parts, logins, values};
@@ -28,19 +29,24 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
         let slots = Arc::new(Semaphore::new(STARTS));
         let mut asked: BTreeSet<TaskId> = BTreeSet::new();
         let removals = Arc::new(Semaphore::new(REMOVALS));
-        let mut known: BTreeSet<TaskId> = BTreeSet::new();
+        let mut last = OrdMap::new();
         // What was given up before this daemon is found by what the engine lists.
-        let mut given_up: BTreeSet<TaskId> = lost(&seen.borrow()).map(|task| task.id).collect();
+        let mut given_up: BTreeSet<TaskId> =
+            seen.borrow().tasks.values().filter(|task| is_lost(task)).map(|task| task.id).collect();
         loop {
             let world = seen.borrow_and_update().clone();
-            for task in lost(&world) {
-                if given_up.insert(task.id) {
+            for (id, task) in world.tasks_since(&last) {
+                let Some(task) = task else {
+                    asked.remove(&id);
+                    given_up.remove(&id);
+                    remove(&parts, id, &removals);
+                    continue;
+                };
+                if is_lost(task) && given_up.insert(id) {
                     give_up(&parts, task);
                 }
-            }
-            for task in world.tasks.values().filter(|task| task.state == TaskState::Assigned && task.stop.is_none()) {
                 // Looked at first: thousands may wait for their turn, and a request is a description copied.
-                if asked.contains(&task.id) {
+                if task.state != TaskState::Assigned || task.stop.is_some() || asked.contains(&id) {
                     continue;
                 }
                 let Some((service, request, versions)) = request(&world, task) else { continue };
@@ -85,13 +91,7 @@ pub fn spawn(parts: Arc<Parts>, mut seen: watch::Receiver<Arc<World>>, messages:
                     fault::point("runtime.after-start");
                 });
             }
-            let present: BTreeSet<TaskId> = world.tasks.keys().copied().collect();
-            for id in known.difference(&present) {
-                asked.remove(id);
-                given_up.remove(id);
-                remove(&parts, *id, &removals);
-            }
-            known = present;
+            last = world.tasks.clone();
             if seen.changed().await.is_err() {
                 return;
             }
@@ -139,8 +139,8 @@ fn remove(parts: &Arc<Parts>, id: TaskId, turns: &Arc<Semaphore>) {
 }
 
 // Given up with their nodes, and told to end.
-fn lost(world: &World) -> impl Iterator<Item = &Arc<Task>> {
-    world.tasks.values().filter(|task| task.state == TaskState::Lost && task.stop.is_some())
+fn is_lost(task: &Task) -> bool {
+    task.state == TaskState::Lost && task.stop.is_some()
 }
 
 // An engine that can reach what is left of it ends it; any other one does when the node is back.

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::StreamExt;
+use imbl::OrdMap;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::status::Confirmed;
@@ -52,6 +53,9 @@ struct Traffic {
     looked: bool,
     status: Status,
     told: BTreeSet<TaskId>,
+    // All tasks at the turn before, and those that are to be told to stop.
+    last: OrdMap<TaskId, Arc<Task>>,
+    leaving: BTreeSet<TaskId>,
     // Nodes whose balancer does not answer, and of which that was said.
     missed: BTreeSet<String>,
 }
@@ -76,6 +80,8 @@ pub fn spawn(
         looked: false,
         status: Status::default(),
         told: BTreeSet::new(),
+        last: OrdMap::new(),
+        leaving: BTreeSet::new(),
         missed: BTreeSet::new(),
         parts,
     };
@@ -108,12 +114,16 @@ impl Traffic {
     // Does what can be done now; returns when to look again.
     async fn turn(&mut self, world: &World) -> Duration {
         let wanted = routing::table(world);
-        let stopping: Vec<Arc<Task>> = world
-            .tasks
-            .values()
-            .filter(|task| task.stop.is_some() && !task.state.is_final() && task.state < TaskState::Stopping)
-            .cloned()
-            .collect();
+        for (id, task) in world.tasks_since(&self.last) {
+            let is_leaving =
+                |task: &&Arc<Task>| task.stop.is_some() && !task.state.is_final() && task.state < TaskState::Stopping;
+            match task.filter(is_leaving) {
+                Some(_) => self.leaving.insert(id),
+                None => self.leaving.remove(&id),
+            };
+        }
+        self.last = world.tasks.clone();
+        let stopping: Vec<Arc<Task>> = self.leaving.iter().filter_map(|id| world.tasks.get(id)).cloned().collect();
         self.told.retain(|id| world.tasks.get(id).is_some_and(|task| !task.state.is_final()));
         // A host without published ports needs no balancer. One that runs has the table of a daemon before this one.
         let left_over = !self.looked && self.balancer.is_left_over();

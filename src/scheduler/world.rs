@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
+use imbl::ordmap::DiffItem;
 use imbl::{OrdMap, OrdSet};
 
 use super::board::{Board, Claim};
@@ -199,6 +200,17 @@ impl World {
     pub fn drop_node(&mut self, id: &NodeId) {
         self.nodes.remove(id);
         self.board.drop_node(id);
+    }
+
+    /// Tasks that are other than they were in an earlier world, or gone. What both have costs nothing.
+    pub fn tasks_since<'a>(
+        &'a self,
+        earlier: &'a OrdMap<TaskId, Arc<Task>>,
+    ) -> impl Iterator<Item = (TaskId, Option<&'a Arc<Task>>)> {
+        earlier.diff(&self.tasks).map(|change| match change {
+            DiffItem::Add(id, task) | DiffItem::Update { new: (id, task), .. } => (*id, Some(task)),
+            DiffItem::Remove(id, _) => (*id, None),
+        })
     }
 
     /// The name of a task's node; its id where nothing else is known of it.

@@ -3,6 +3,7 @@
 use mlua::{Table, Value};
 
 use super::api::services;
+use super::value::UNFOLD;
 use crate::client::show;
 
 /// Most rows of a list, and most entries of a table.
@@ -13,8 +14,9 @@ const MAX_COLUMNS: usize = 9;
 const MAX_CELL: usize = 48;
 /// Deepest nesting that is shown.
 const MAX_DEPTH: usize = 5;
-/// Most entries that are shown of one value, at all depths together.
-const MAX_ENTRIES: usize = 2000;
+/// Most entries that are looked at of one table, and of one value, at all depths together.
+const MAX_LOOKED: usize = 1000;
+const MAX_ENTRIES: usize = 10_000;
 /// Longest text that is shown whole, in characters.
 const MAX_TEXT: usize = 20_000;
 
@@ -124,38 +126,56 @@ fn one_line(value: &Value) -> mlua::Result<String> {
     Ok(cut(&text.lines().collect::<Vec<_>>().join(" "), MAX_CELL))
 }
 
-// `left`: how many entries may still be shown.
+// `left`: how many entries may still be looked at. Whatever a script gives, it costs no more than that.
 fn nested(value: &Value, depth: usize, left: &mut usize) -> mlua::Result<String> {
     let table = match value {
         Value::Table(table) => table,
-        Value::String(text) => return Ok(format!("{:?}", cut(&text.to_string_lossy(), 2000))),
+        Value::String(text) => return Ok(format!("{:?}", beginning(text, 2000))),
         other => return other.to_string(),
     };
-    let mut entries: Vec<(Value, Value)> = table.pairs::<Value, Value>().collect::<mlua::Result<_>>()?;
+    // What stands for others shows what it stands for.
+    let unfold = table.metatable().and_then(|meta| meta.raw_get::<Option<mlua::Function>>(UNFOLD).ok().flatten());
+    let table = match unfold {
+        Some(unfold) => &unfold.call::<Table>(())?,
+        None => table,
+    };
+    let length = table.raw_len();
+    if depth >= MAX_DEPTH || *left == 0 {
+        let count = table.pairs::<Value, Value>().take(MAX_LOOKED).count().max(length);
+        *left = left.saturating_sub(count.min(MAX_LOOKED));
+        let more = if count == MAX_LOOKED { " or more" } else { "" };
+        return Ok(if count == 0 { "{}".into() } else { format!("{{ {count}{more} entries }}") });
+    }
+    let most = MAX_LOOKED.min(*left);
+    let mut entries: Vec<(Value, Value)> = table.pairs::<Value, Value>().take(most).collect::<mlua::Result<_>>()?;
+    *left -= entries.len();
     if entries.is_empty() {
         return Ok("{}".into());
     }
-    if depth >= MAX_DEPTH {
-        return Ok(format!("{{ {} entries }}", entries.len()));
-    }
-    let is_list = table.raw_len() == entries.len();
+    let is_list = length >= entries.len();
     if !is_list {
-        entries.sort_by_cached_key(|(key, _)| key.to_string().unwrap_or_default());
+        let name = |key: &Value| match key {
+            Value::String(text) => beginning(text, 200),
+            other => other.to_string().unwrap_or_default(),
+        };
+        entries.sort_by_cached_key(|(key, _)| name(key));
     }
-    let count = entries.len();
-    let most = MAX_ROWS.min(*left);
+    let count = entries.len().max(length);
+    let more = if entries.len() == most && length <= most { " or more" } else { "" };
     let mut parts = Vec::new();
-    for (key, value) in entries.into_iter().take(most) {
-        *left = left.saturating_sub(1);
+    for (key, value) in entries.into_iter().take(MAX_ROWS) {
         let value = nested(&value, depth + 1, left)?;
         parts.push(match &key {
             _ if is_list => value,
-            Value::String(name) if is_name(&name.to_string_lossy()) => format!("{} = {value}", name.to_string_lossy()),
+            Value::String(text) => match beginning(text, 200) {
+                name if is_name(&name) => format!("{name} = {value}"),
+                name => format!("[{name:?}] = {value}"),
+            },
             key => format!("[{}] = {value}", nested(key, MAX_DEPTH, left)?),
         });
     }
-    if count > most {
-        parts.push(format!("... and {} more", count - most));
+    if count > MAX_ROWS {
+        parts.push(format!("... and {}{more} more", count - MAX_ROWS));
     }
     let line = format!("{{ {} }}", parts.join(", "));
     if line.len() <= 100 && !line.contains('\n') {
@@ -164,6 +184,12 @@ fn nested(value: &Value, depth: usize, left: &mut usize) -> mlua::Result<String>
     let pad = "  ".repeat(depth + 1);
     let lines: Vec<String> = parts.iter().map(|part| format!("{pad}{part},")).collect();
     Ok(format!("{{\n{}\n{}}}", lines.join("\n"), "  ".repeat(depth)))
+}
+
+// The first characters of a text, of which no more is read.
+fn beginning(text: &mlua::LuaString, most: usize) -> String {
+    let bytes = text.as_bytes();
+    cut(&String::from_utf8_lossy(&bytes[..bytes.len().min(most * 4 + 4)]), most)
 }
 
 fn is_name(text: &str) -> bool {

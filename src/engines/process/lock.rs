@@ -12,30 +12,30 @@ use nix::fcntl::{FcntlArg, fcntl};
 
 use super::sys;
 
-/// A task's lock file, made if it is not there. It says which file it is, so that a copy is known for one.
+/// A task's lock file, made if it is not there. It says which file it is and where, so that a copy is known for one.
 pub fn open_lock(folder: &Path) -> std::io::Result<File> {
-    let mut file = OpenOptions::new().create(true).truncate(false).write(true).read(true).open(folder.join("lock"))?;
+    let path = folder.join("lock");
+    let mut file = OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&path)?;
     if file.metadata()?.len() == 0 {
-        let itself = identity(&file)?;
-        file.write_all(itself.as_bytes())?;
+        let said = format!("{} {}", identity(&file.metadata()?), path.canonicalize()?.display());
+        file.write_all(said.as_bytes())?;
     }
     Ok(file)
 }
 
-fn identity(file: &File) -> std::io::Result<String> {
-    let meta = file.metadata()?;
-    Ok(format!("{}:{}", meta.dev(), meta.ino()))
+fn identity(meta: &std::fs::Metadata) -> String {
+    format!("{}:{}", meta.dev(), meta.ino())
 }
 
-/// Whether a folder is a copy of the one in which its task was begun: what runs is then the other one's.
-pub fn is_copy(folder: &Path) -> bool {
-    let said = || -> std::io::Result<bool> {
-        let mut file = File::open(folder.join("lock"))?;
-        let mut said = String::new();
-        (&mut file).take(64).read_to_string(&mut said)?;
-        Ok(said != identity(&file)?)
-    };
-    said().unwrap_or(false)
+/// Whether what runs of a task may be taken for that of this folder: not in a copy, as long as the folder of which it is
+/// one is where it was.
+pub fn is_original(folder: &Path) -> std::io::Result<bool> {
+    let mut file = File::open(folder.join("lock"))?;
+    let mut said = String::new();
+    (&mut file).take(8192).read_to_string(&mut said)?;
+    let Some((which, place)) = said.split_once(' ') else { return Ok(false) };
+    let is_there = || std::fs::metadata(place).is_ok_and(|meta| identity(&meta) == which);
+    Ok(which == identity(&file.metadata()?) || !is_there())
 }
 
 // Locks of the open file description (fcntl(2), F_OFD_SETLK): they pass to a child with the descriptor, last until

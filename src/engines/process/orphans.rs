@@ -2,31 +2,45 @@
 //! group and session. Those say whose they are in their environment.
 
 use std::path::Path;
+use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::lock::{is_copy, open_lock, try_lock};
+use super::lock::{is_original, open_lock, try_lock};
 use super::taskdir::{Record, append};
 use crate::model::clock::Timestamp;
 use crate::model::task::Exit;
 
-/// How often all processes are looked at: one may start another while it is looked for.
+/// How often all processes are looked at, and the time between: one may start another while it is looked for, and what
+/// is killed takes a moment to end.
 const ROUNDS: usize = 5;
+const BETWEEN: Duration = Duration::from_millis(2);
 
-/// Ends what is left of a task whose keeper has ended without a word, and records the end, so that it is done once.
+/// Ends what is left of a task whose keeper has ended without a word, and records the end once nothing is left.
 pub fn end(folder: &Path, at: Timestamp) {
-    // Whoever has the lock is its keeper, or about to start one; what cannot be told is no reason to kill.
+    let Some(id) = folder.file_name().and_then(|name| name.to_str()) else { return };
+    // What cannot be told is no reason to kill.
+    let is_original = is_original(folder).unwrap_or(false);
+    // Whoever has the lock is its keeper, or about to start one.
     let Ok(lock) = open_lock(folder) else { return };
     if !try_lock(&lock).unwrap_or(false) {
         return;
     }
-    let Some(id) = folder.file_name().and_then(|name| name.to_str()) else { return };
-    if is_copy(folder) {
-        tracing::warn!(task = id, "its folder is a copy: what runs of it is the original's, and goes on");
-    } else {
+    if is_original {
         let marker = format!("NEAP_TASK_ID={id}");
-        let _ = (0..ROUNDS).find(|_| end_marked(&marker) == 0);
+        let is_clear = |round: usize| {
+            if round > 0 {
+                std::thread::sleep(BETWEEN);
+            }
+            end_marked(&marker) == 0
+        };
+        // The next look tries again.
+        if !(0..ROUNDS).any(is_clear) {
+            return;
+        }
+    } else {
+        tracing::warn!(task = id, "its folder is a copy: what runs of it is the original's, and goes on");
     }
     let ended = Record::Ended { exit: Exit::Unknown, at: at.0, out_of_memory: false };
     if let Err(error) = append(folder, &ended) {

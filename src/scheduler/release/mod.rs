@@ -71,9 +71,16 @@ fn running(draft: &mut Draft, service: &Service, release: &mut Release, rollouts
             overdue(draft, release);
             return;
         }
-        if let Intent::Batch(batch) = &intent {
-            before.carried = on_their_way(draft, service, release, batch);
-            before.hold = unheld(draft, service, release, batch);
+        match &intent {
+            Intent::Batch(batch) => {
+                before.carried = on_their_way(draft, service, release, batch);
+                before.hold = unheld(draft, service, release, batch);
+            }
+            // Another failure has ended it.
+            Intent::Wait { hold, rest: true } => {
+                before.hold = release.intent_at.map_or(Duration::ZERO, |at| at.after(*hold).since(now));
+            }
+            _ => {}
         }
         release.intent = None;
     }
@@ -137,7 +144,11 @@ fn begin(
     };
     let intent = match answer {
         // A failure that the script lets pass does not hurry the rest.
-        Answer::Batch(_) if before.hold > Duration::ZERO => Intent::Wait { hold: before.hold },
+        Answer::Batch(_) if before.hold > Duration::ZERO => {
+            // And is asked for again after that, as the same step.
+            release.step -= 1;
+            Intent::Wait { hold: before.hold, rest: true }
+        }
         Answer::Batch(batch) => {
             let batch = choose_batch(draft, service, release, &batch, before.carried);
             // All has moved: a script that asks for more of it means that it is through.
@@ -148,7 +159,7 @@ fn begin(
             }
         }
         Answer::Shift(shift) => choose_shift(draft, service, release, &shift),
-        Answer::Wait(hold) => Intent::Wait { hold: hold.max(SHORTEST) },
+        Answer::Wait(hold) => Intent::Wait { hold: hold.max(SHORTEST), rest: false },
         Answer::Pause(reason) => Intent::Pause { reason: because(reason) },
         Answer::Promote(()) => Intent::Promote,
         Answer::Rollback(reason) => Intent::Rollback { reason: because(reason) },
@@ -251,7 +262,7 @@ fn finished(draft: &mut Draft, service: &Service, release: &mut Release, intent:
                 || judge_moved(draft, service, release)
                 || held(draft, service, ready, batch.hold)
         }
-        Intent::Wait { hold } => judge_moved(draft, service, release) || held(draft, service, begun, *hold),
+        Intent::Wait { hold, .. } => judge_moved(draft, service, release) || held(draft, service, begun, *hold),
         _ => true,
     }
 }

@@ -150,6 +150,16 @@ pub fn apply_options(verb: &str, table: Option<Table>) -> mlua::Result<ApplyOpti
     Ok(options)
 }
 
+/// Reads those of `plan`: nothing is done that could be waited for.
+pub fn plan_options(table: Option<Table>) -> mlua::Result<Option<Bundle>> {
+    if let Some(table) = &table
+        && !table.raw_get::<Value>("wait")?.is_nil()
+    {
+        return Err(raise(Error::invalid("plan", "wait: a plan does nothing that could be waited for")));
+    }
+    Ok(apply_options("plan", table)?.with)
+}
+
 impl Description {
     fn name(&self) -> String {
         self.spec["name"].as_str().unwrap_or_default().to_owned()
@@ -173,7 +183,7 @@ impl UserData for Description {
 
     fn add_methods<M: UserDataMethods<Self>>(methods: &mut M) {
         methods.add_async_method("plan", |lua, this, options: Option<Table>| async move {
-            let ask = this.ask(apply_options("plan", options)?.with);
+            let ask = this.ask(plan_options(options)?);
             planned(&lua, &this.context, ask).await
         });
         methods.add_async_method("apply", |_, this, options: Option<Table>| async move {

@@ -314,7 +314,7 @@ impl UserData for Handle {
             applied(&this.context, "update", ask, options.wait).await
         });
         methods.add_async_method("plan", |lua, this, (changes, options): (Table, Option<Table>)| async move {
-            let ask = this.change("plan", changes, apply_options("plan", options)?.with)?;
+            let ask = this.change("plan", changes, describe::plan_options(options)?)?;
             describe::planned(&lua, &this.context, ask).await
         });
         methods.add_async_method("wait", |_, this, period: Value| async move {

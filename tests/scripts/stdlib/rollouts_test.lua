@@ -318,3 +318,30 @@ test "a failure that is let pass does not hurry the next batch" {
     end
   end,
 }
+
+test "nor does another one while that is waited out" {
+  nodes = 2,
+  run = function(t)
+    t.cluster:program("web:1", {})
+    t.cluster:program("web:2", {})
+    local web = service "web" { image = "web:1", replicas = 6 }:apply { wait = "1m" }
+    web:update { image = "web:2", rollout = { use = "rolling", batch = 2, min_healthy = "2s", delay = "1m", on_failure = "continue" } }
+    t.clock:advance "10s"
+    local new = {}
+    for _, task in services.get("web").tasks do
+      if task.revision == 2 then table.insert(new, task.name) end
+    end
+    assert(#new == 2, json.encode(new))
+    local step = services.get("web").release.step
+    for _, name in new do
+      t.cluster:kill(name, 1)
+      t.clock:advance "5s"
+    end
+    t.clock:advance "35s"
+    local release = services.get("web").release
+    assert(#release.moved == 2 and release.failed, json.encode(release))
+    t.clock:advance "30s"
+    release = services.get("web").release
+    assert(#release.moved == 4 and release.step == step + 1, json.encode(release))
+  end,
+}
