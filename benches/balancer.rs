@@ -54,11 +54,12 @@ fn main() {
     };
     let table = serde_json::json!({ "table": { "version": 1, "listeners": { "bench/http": {
         "address": "127.0.0.1", "port": BALANCER, "balance": "round_robin",
-        "backends": [{ "id": "b", "address": format!("127.0.0.1:{BACKEND}"), "weight": 100 }],
+        "backends": [{ "id": "01arz3ndektsv4rrffq69g5fav", "address": format!("127.0.0.1:{BACKEND}"), "weight": 100 }],
     } } } });
     writeln!(&stream, "{table}").unwrap();
     let mut answer = String::new();
     BufReader::new(&stream).read_line(&mut answer).unwrap();
+    assert!(answer.contains("\"version\":1"), "the balancer did not take the table: {answer}");
     std::thread::sleep(Duration::from_millis(300));
 
     println!("{:<10} {:>6} {:>14} {:>10}", "", "conns", "requests/s", "p99 ms");

@@ -261,14 +261,21 @@ async fn release(call: Call) -> Result<Answer> {
 
 async fn plan(call: Call) -> Result<Answer> {
     let ask: Apply = strict::read("plan", &call.body)?;
-    // It tells whether there is what is named.
-    may_read(&call, &ask.service, Role::Viewer)?;
+    // Like the apply, it tells whether there is what it names, and who has a port.
+    if !call.principal.prefix.is_empty() {
+        let name = ask.service.get("name").and_then(Value::as_str);
+        call.principal.require(Role::Deployer, Some(name.unwrap_or_default()))?;
+    }
+    may_read(&call, &ask.service)?;
+    if let Some(bundle) = ask.with.clone() {
+        may_bring(&call, bundle).await?;
+    }
     json(&call.api.cluster.plan(ask).await?)
 }
 
 async fn apply(call: Call) -> Result<Answer> {
     let ask: Apply = strict::read("apply", &call.body)?;
-    may_read(&call, &ask.service, Role::Deployer)?;
+    may_read(&call, &ask.service)?;
     if let Some(bundle) = ask.with.clone() {
         may_bring(&call, bundle).await?;
     }
@@ -276,7 +283,7 @@ async fn apply(call: Call) -> Result<Answer> {
 }
 
 // Whoever is confined to some names hands replicas nothing that has another.
-fn may_read(call: &Call, service: &Value, role: Role) -> Result<()> {
+fn may_read(call: &Call, service: &Value) -> Result<()> {
     if call.principal.prefix.is_empty() {
         return Ok(());
     }
@@ -287,7 +294,7 @@ fn may_read(call: &Call, service: &Value, role: Role) -> Result<()> {
         entries("env").chain(entries("env_add")).filter_map(|(_, value)| Some(value.get("kv")?.as_str()?.to_owned()));
     let plain = entries("env_kv").filter_map(|(_, value)| Some(value.as_str()?.to_owned()));
     for name in files.chain(keys).chain(plain) {
-        call.principal.require(role, Some(&name))?;
+        call.principal.require(Role::Deployer, Some(&name))?;
     }
     Ok(())
 }

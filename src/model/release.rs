@@ -32,7 +32,7 @@ pub struct Release {
     pub state: ReleaseState,
     /// The step that is being carried out, counted from 1; 0 before the first.
     pub step: u32,
-    /// What the script asked for in this step; carried out to its end, never asked again.
+    /// What the script asked for in this step; carried out to its end. Asked again only after a failure broke off its hold.
     #[serde(default)]
     pub intent: Option<Intent>,
     /// When the intent was written down.

@@ -119,6 +119,9 @@ impl Cluster for Runtime {
             let prepared = prepare::prepare(&world, &parts, ask)?;
             commands::refuse(&world, &prepared)?;
             let spec = prepared.spec().clone();
+            if let Some(hash) = &bundle {
+                commands::refuse_taken_names(&world, &parts.host, &spec.name, hash)?;
+            }
             let old = world.services.get(&spec.name);
             let mut service = old.map_or_else(
                 || Service {

@@ -141,9 +141,12 @@ fn nested(value: &Value, depth: usize, left: &mut usize) -> mlua::Result<String>
     };
     let length = table.raw_len();
     if depth >= MAX_DEPTH || *left == 0 {
-        let count = table.pairs::<Value, Value>().take(MAX_LOOKED).count().max(length);
-        *left = left.saturating_sub(count.min(MAX_LOOKED));
-        let more = if count == MAX_LOOKED { " or more" } else { "" };
+        let looked = table.pairs::<Value, Value>().take(MAX_LOOKED + 1).count();
+        *left = left.saturating_sub(looked);
+        let (count, more) = match looked > MAX_LOOKED {
+            true => (length.max(MAX_LOOKED), " or more"),
+            false => (looked, ""),
+        };
         return Ok(if count == 0 { "{}".into() } else { format!("{{ {count}{more} entries }}") });
     }
     let most = MAX_LOOKED.min(*left);
@@ -152,7 +155,10 @@ fn nested(value: &Value, depth: usize, left: &mut usize) -> mlua::Result<String>
     if entries.is_empty() {
         return Ok("{}".into());
     }
-    let is_list = length >= entries.len();
+    // Where not all was looked at, what came first tells.
+    let is_cut = entries.len() == most;
+    let numbered = || entries.iter().all(|(key, _)| key.is_integer() || key.is_number());
+    let is_list = length == entries.len() || is_cut && length > most && numbered();
     if !is_list {
         let name = |key: &Value| match key {
             Value::String(text) => beginning(text, 200),
@@ -160,8 +166,10 @@ fn nested(value: &Value, depth: usize, left: &mut usize) -> mlua::Result<String>
         };
         entries.sort_by_cached_key(|(key, _)| name(key));
     }
-    let count = entries.len().max(length);
-    let more = if entries.len() == most && length <= most { " or more" } else { "" };
+    let (count, least) = match is_cut {
+        true => (entries.len().max(length), "at least "),
+        false => (entries.len(), ""),
+    };
     let mut parts = Vec::new();
     for (key, value) in entries.into_iter().take(MAX_ROWS) {
         let value = nested(&value, depth + 1, left)?;
@@ -175,7 +183,7 @@ fn nested(value: &Value, depth: usize, left: &mut usize) -> mlua::Result<String>
         });
     }
     if count > MAX_ROWS {
-        parts.push(format!("... and {}{more} more", count - MAX_ROWS));
+        parts.push(format!("... and {least}{} more", count - MAX_ROWS));
     }
     let line = format!("{{ {} }}", parts.join(", "));
     if line.len() <= 100 && !line.contains('\n') {

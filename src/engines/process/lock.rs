@@ -2,9 +2,7 @@
 //! has one answer.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use nix::errno::Errno;
@@ -12,30 +10,9 @@ use nix::fcntl::{FcntlArg, fcntl};
 
 use super::sys;
 
-/// A task's lock file, made if it is not there. It says which file it is and where, so that a copy is known for one.
+/// A task's lock file, made if it is not there.
 pub fn open_lock(folder: &Path) -> std::io::Result<File> {
-    let path = folder.join("lock");
-    let mut file = OpenOptions::new().create(true).truncate(false).write(true).read(true).open(&path)?;
-    if file.metadata()?.len() == 0 {
-        let said = format!("{} {}", identity(&file.metadata()?), path.canonicalize()?.display());
-        file.write_all(said.as_bytes())?;
-    }
-    Ok(file)
-}
-
-fn identity(meta: &std::fs::Metadata) -> String {
-    format!("{}:{}", meta.dev(), meta.ino())
-}
-
-/// Whether what runs of a task may be taken for that of this folder: not in a copy, as long as the folder of which it is
-/// one is where it was.
-pub fn is_original(folder: &Path) -> std::io::Result<bool> {
-    let mut file = File::open(folder.join("lock"))?;
-    let mut said = String::new();
-    (&mut file).take(8192).read_to_string(&mut said)?;
-    let Some((which, place)) = said.split_once(' ') else { return Ok(false) };
-    let is_there = || std::fs::metadata(place).is_ok_and(|meta| identity(&meta) == which);
-    Ok(which == identity(&file.metadata()?) || !is_there())
+    OpenOptions::new().create(true).truncate(false).write(true).read(true).open(folder.join("lock"))
 }
 
 // Locks of the open file description (fcntl(2), F_OFD_SETLK): they pass to a child with the descriptor, last until
@@ -70,6 +47,11 @@ fn ask(folder: &Path) -> std::io::Result<bool> {
 /// Whether somebody has the lock: a keeper, or who is about to start one.
 pub fn lock_is_held(folder: &Path) -> bool {
     ask(folder).unwrap_or(false)
+}
+
+/// Whether it is certain that nobody has the lock.
+pub fn lock_is_free(folder: &Path) -> bool {
+    ask(folder).is_ok_and(|held| !held)
 }
 
 /// A handle on the keeper of a folder. The process id was recorded by the holder of the lock; if the lock is still held once the handle is open, the

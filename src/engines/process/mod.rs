@@ -28,7 +28,7 @@ use tokio::io::AsyncReadExt;
 use tokio::sync::{mpsc, watch};
 
 pub use self::lock::any_keeper;
-use self::lock::{is_original, keeper_handle, lock_is_held, open_lock, try_lock};
+use self::lock::{keeper_handle, lock_is_held, open_lock, try_lock};
 use self::ports::PortPool;
 use self::taskdir::{Record, TaskFile, records};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
@@ -390,8 +390,10 @@ impl Engine for ProcessEngine {
         if lock_is_held(&folder) {
             return Err(Error::new(Kind::Conflict, format!("task {task}"), "still runs"));
         }
-        // A keeper that was killed has left them; those of which this folder has a copy are not its own.
-        if is_original(&folder).unwrap_or(false)
+        // What is left, where that was not seen before.
+        let _ = self.shared.state(task);
+        // A keeper that was killed has left them; those of a folder of which this one is a copy are not its own.
+        if !orphans::is_kept_elsewhere(&folder)
             && let Ok(file) = TaskFile::read(&folder)
         {
             for files in file.secrets.iter().chain(&file.configs) {

@@ -1,14 +1,17 @@
 //! What a killed keeper leaves behind: it takes its replica along (PDEATHSIG), but not what that one started, in whatever
-//! group and session. Those say whose they are in their environment.
+//! group and session. Those say whose they are in their environment; what lives below a keeper, that of a folder of which
+//! this one is a copy, say, is not left behind.
 
-use std::path::Path;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use super::lock::{is_original, open_lock, try_lock};
-use super::taskdir::{Record, append};
+use super::lock::lock_is_free;
+use super::taskdir::{Record, append, records};
 use crate::model::clock::Timestamp;
 use crate::model::task::Exit;
 
@@ -16,31 +19,30 @@ use crate::model::task::Exit;
 /// is killed takes a moment to end.
 const ROUNDS: usize = 5;
 const BETWEEN: Duration = Duration::from_millis(2);
+/// How far up a process's ancestors are looked at.
+const GENERATIONS: usize = 64;
 
-/// Ends what is left of a task whose keeper has ended without a word, and records the end once nothing is left.
+/// Ends what is left of a task whose keeper has ended without a word, and records the end, so that it is done once.
 pub fn end(folder: &Path, at: Timestamp) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let Some(id) = folder.file_name().and_then(|name| name.to_str()) else { return };
     // What cannot be told is no reason to kill.
-    let is_original = is_original(folder).unwrap_or(false);
-    // Whoever has the lock is its keeper, or about to start one.
-    let Ok(lock) = open_lock(folder) else { return };
-    if !try_lock(&lock).unwrap_or(false) {
+    if !lock_is_free(folder) || matches!(records(folder).last(), Some(Record::Ended { .. } | Record::Rejected { .. })) {
         return;
     }
-    if is_original {
-        let marker = format!("NEAP_TASK_ID={id}");
-        let is_clear = |round: usize| {
-            if round > 0 {
-                std::thread::sleep(BETWEEN);
-            }
-            end_marked(&marker) == 0
-        };
-        // The next look tries again.
-        if !(0..ROUNDS).any(is_clear) {
-            return;
+    let mut left = 0;
+    for round in 0..ROUNDS {
+        if round > 0 {
+            std::thread::sleep(BETWEEN);
         }
-    } else {
-        tracing::warn!(task = id, "its folder is a copy: what runs of it is the original's, and goes on");
+        left = end_all(id);
+        if left == 0 {
+            break;
+        }
+    }
+    if left > 0 {
+        tracing::warn!(task = id, left, "processes that it started do not end, or may not be ended");
     }
     let ended = Record::Ended { exit: Exit::Unknown, at: at.0, out_of_memory: false };
     if let Err(error) = append(folder, &ended) {
@@ -48,14 +50,49 @@ pub fn end(folder: &Path, at: Timestamp) {
     }
 }
 
-// Kills every process that says so in its environment; how many.
-fn end_marked(marker: &str) -> usize {
+/// Whether the keeper that a folder tells of lives. Where nobody has the folder's lock, it keeps another one's task: this
+/// folder is a copy.
+pub fn is_kept_elsewhere(folder: &Path) -> bool {
+    let Some(id) = folder.file_name().and_then(|name| name.to_str()) else { return false };
+    records(folder).iter().any(|record| matches!(record, Record::Spawning { keeper } if is_keeper(*keeper, id)))
+}
+
+// Kills all that say in their environment that they are the task's; how many there were.
+fn end_all(id: &str) -> usize {
+    let marker = format!("NEAP_TASK_ID={id}");
     let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
-    let others = processes.flatten().filter_map(|process| {
-        let id: i32 = process.file_name().to_str()?.parse().ok()?;
-        (id.cast_unsigned() != std::process::id()).then_some((id, process.path().join("environ")))
-    });
-    let is_marked = |environ: &Vec<u8>| environ.split(|byte| *byte == 0).any(|entry| entry == marker.as_bytes());
-    let marked = others.filter(|(_, environ)| std::fs::read(environ).as_ref().is_ok_and(is_marked));
-    marked.filter(|(id, _)| kill(Pid::from_raw(*id), Signal::SIGKILL).is_ok()).count()
+    let ids = processes.flatten().filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok());
+    let is_marked = |process: &u32| {
+        let environ = std::fs::read(of(*process, "environ")).unwrap_or_default();
+        environ.split(|byte| *byte == 0).any(|entry| entry == marker.as_bytes())
+    };
+    let left = ids.filter(|process| *process != std::process::id() && is_marked(process) && !is_kept(*process, id));
+    left.inspect(|process| {
+        let _ = kill(Pid::from_raw(process.cast_signed()), Signal::SIGKILL);
+    })
+    .count()
+}
+
+// Whether a process descends from a keeper of the task that lives. A keeper adopts what its replica leaves behind.
+fn is_kept(process: u32, id: &str) -> bool {
+    let parents = std::iter::successors(parent(process), |process| parent(*process)).take(GENERATIONS);
+    parents.take_while(|parent| *parent > 1).any(|parent| is_keeper(parent, id))
+}
+
+fn parent(process: u32) -> Option<u32> {
+    let stat = std::fs::read_to_string(of(process, "stat")).ok()?;
+    stat.rsplit_once(')')?.1.split_ascii_whitespace().nth(1)?.parse().ok()
+}
+
+// Whether a process keeps the task, and its folder is still somewhere: the lock is a keeper's standard input.
+fn is_keeper(process: u32, id: &str) -> bool {
+    let line = std::fs::read(of(process, "cmdline")).unwrap_or_default();
+    let mut words = line.split(|byte| *byte == 0).skip(1);
+    let keeps = words.next() == Some(b"keeper") && words.next().is_some_and(|folder| folder.ends_with(id.as_bytes()));
+    // Who cannot be asked is taken for one.
+    keeps && std::fs::metadata(of(process, "fd/0")).map_or(true, |lock| lock.nlink() > 0)
+}
+
+fn of(process: u32, file: &str) -> PathBuf {
+    Path::new("/proc").join(process.to_string()).join(file)
 }

@@ -2,6 +2,7 @@
 //! records, a line a fact), `stop.json` (a changed stop policy) and the output.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
@@ -99,17 +100,20 @@ const CONFIGS: &str = "/run/neap-configs";
 /// Writes secrets and configs as files that only the replica's user can read; tells where. The folders go when the
 /// replica has ended.
 pub fn write_files(folder: &Path, request: &StartRequest) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
+    // One of its own in each data folder: a copy may begin the same task.
+    let failed = |error: std::io::Error| Error::io(folder.display().to_string(), "look at it", &error);
+    let name = format!("{}-{:x}", request.task, std::fs::metadata(folder).map_err(failed)?.ino());
     let secrets = request.secrets.0.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
     let configs = request.configs.iter().map(|config| (config.target.as_str(), config.value.as_slice())).collect();
     Ok((
-        write_some(secrets, Path::new(SECRETS), folder.join("secrets"), request)?,
-        write_some(configs, Path::new(CONFIGS), folder.join("configs"), request)?,
+        write_some(secrets, Path::new(SECRETS).join(&name), folder.join("secrets"), request)?,
+        write_some(configs, Path::new(CONFIGS).join(&name), folder.join("configs"), request)?,
     ))
 }
 
 fn write_some(
     files: Vec<(&str, &[u8])>,
-    for_root: &Path,
+    for_root: PathBuf,
     else_in: PathBuf,
     request: &StartRequest,
 ) -> Result<Option<PathBuf>> {
@@ -119,7 +123,7 @@ fn write_some(
     let owner = request.spec.user.as_deref().map(identity).transpose().map_err(|why| Error::invalid("user", why))?;
     let reader = owner.map_or(Reader::Same, |owner| Reader::User(owner.uid.as_raw(), owner.gid.as_raw()));
     let root = nix::unistd::geteuid().is_root();
-    let folder = if root { for_root.join(request.task.to_string()) } else { else_in };
+    let folder = if root { for_root } else { else_in };
     files::write(&folder, files, reader)?;
     Ok(Some(folder))
 }
