@@ -111,3 +111,16 @@ fn several_are_attached_at_once_and_outlive_their_daemon() {
     daemon.ok(&["kv", "set", "restarted", "1"]);
     assert!(child.wait().unwrap().success());
 }
+
+#[test]
+fn print_shows_what_is_in_a_table() {
+    let daemon = Daemon::start();
+    let shown = |line: &str| daemon.ok(&["repl", "--eval", line]);
+    assert_eq!(shown("print({ 1, 'two', { a = true } }, {}, 'text')"), "{ 1, \"two\", { a = true } }\t{}\ttext\n");
+    assert_eq!(shown("print({ 1, nil, 3 })"), "{ [1] = 1, [3] = 3 }\n");
+    assert_eq!(shown("print(setmetatable({ 1 }, { __tostring = function() return 'mine' end }))"), "mine\n");
+    let long = shown("local t = {} for i = 1, 3000 do t[i] = i end print(t)");
+    assert!(long.contains("\n  50,\n  ... and at least 2950 more,\n") && !long.contains("  51,"), "{long}");
+    let deep = shown("local t = { 1 } t.t = t print(t)");
+    assert!(deep.contains("{ 2 entries }") && deep.len() < 2000, "{deep}");
+}
