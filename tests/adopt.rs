@@ -108,7 +108,7 @@ fn a_service_of_the_swarm_is_adopted_under_load_and_given_back() {
     assert_eq!(found.matches("Address").count() - 1, 2, "both replicas:\n{found}");
     assert_eq!(lab.docker(node, &["exec", &id, "cat", "/run/secrets/key"]), "hunter2");
     assert_eq!(lab.docker(node, &["exec", &id, "cat", "/etc/site.conf"]), "listen 80");
-    let said = daemon.fails(&["service", "release", "resolver"]);
+    let said = daemon.fails(&["service", "hand-back", "resolver"]);
     assert!(said.contains("not found"), "{said}");
 
     // What somebody changes meanwhile stays the Swarm's.
@@ -131,24 +131,24 @@ fn a_service_of_the_swarm_is_adopted_under_load_and_given_back() {
 
     // Given back: not where a name or the ports are in the way.
     docker_service(&lab, "shop-web", &[]);
-    let said = daemon.fails(&["service", "release", "shop-web"]);
+    let said = daemon.fails(&["service", "hand-back", "shop-web"]);
     assert!(said.contains("the Swarm has a service \"shop-web\" of its own already"), "{said}");
     lab.docker("n1", &["service", "rm", "shop-web"]);
     daemon.ok(&["service", "scale", "shop-web=3"]);
-    let said = daemon.fails(&["service", "release", "shop-web", "--publish-mode", "host"]);
+    let said = daemon.fails(&["service", "hand-back", "shop-web", "--publish-mode", "host"]);
     assert!(said.contains("its 3 tasks cannot have its ports on 2 hosts"), "{said}");
     daemon.ok(&["service", "scale", "shop-web=2"]);
     // One that stays after all.
-    daemon.ok(&["service", "release", "shop-web", "--publish-mode", "host", "--detach"]);
+    daemon.ok(&["service", "hand-back", "shop-web", "--publish-mode", "host", "--detach"]);
     let said = daemon.fails(&["service", "scale", "shop-web=3"]);
     assert!(said.contains("is just being given back to the Swarm"), "{said}");
     let said = daemon.fails(&["service", "rm", "shop-web"]);
     assert!(said.contains("is just being given back to the Swarm"), "{said}");
-    daemon.ok(&["service", "release", "shop-web", "--cancel"]);
+    daemon.ok(&["service", "hand-back", "shop-web", "--cancel"]);
     daemon.ok(&["service", "wait", "shop-web", "--timeout", "60s"]);
     assert_eq!(native(&daemon, "shop-web"), None);
     load.gap();
-    let said = daemon.ok(&["service", "release", "shop-web", "--publish-mode", "host"]);
+    let said = daemon.ok(&["service", "hand-back", "shop-web", "--publish-mode", "host"]);
     let gap = load.gap();
     println!("given back: {said}, seen from outside: {gap:?}");
     assert!(said.contains(":8080 let nobody in for"), "{said}");

@@ -78,4 +78,13 @@ fn the_maintenance_script_counts_and_reports() {
     let again = daemon.ok(&["cron", "run", "morning-report"]);
     assert!(!again.contains("tasks failed"), "{again}");
     assert!(daemon.json(&["events", "--failed", "--format", "json"]).as_array().unwrap().is_empty());
+    // What crashes again and again is heard of while it does, and of what is quiet nothing.
+    let watch = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/events.lua");
+    daemon.ok(&["service", "create", "--name", "calm", "--", "sleep", "1000"]);
+    assert_eq!(daemon.ok(&["run", watch, "calm", "200ms"]), "quiet for 200ms\n");
+    let crash = ["--restart-delay", "50ms", "--", "sh", "-c", "exit 3"];
+    daemon.ok(&[&["service", "create", "--name", "loops", "--detach"][..], &crash].concat());
+    let script =
+        "for event in events.watch { service = 'loops', what = 'task.failed' } do print(event.subject) break end";
+    assert_eq!(daemon.ok(&["repl", "--eval", script]), "loops.1\n");
 }

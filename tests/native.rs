@@ -103,7 +103,7 @@ fn the_swarm_schedules_and_updates_what_asks_for_it() {
         ["n1", "n2"].map(on)
     };
     let before = containers();
-    daemon.ok(&["service", "release", "web"]);
+    daemon.ok(&["service", "hand-back", "web"]);
     assert_eq!((services().trim().to_owned(), containers()), ("web 2/2".to_owned(), before));
     assert!(daemon.ok(&["service", "ls", "--native"]).contains("web"));
     assert_eq!(daemon.ok(&["service", "ls", "--quiet"]), "");

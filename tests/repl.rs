@@ -96,7 +96,7 @@ fn several_are_attached_at_once_and_outlive_their_daemon() {
     }
     // One session, a daemon that goes and comes back in between.
     let mut child = Command::new(NEAP)
-        .args(["repl", "--eval", "print(#services.list())\nwhile not pcall(function() kv.set('again', 1) end) or not kv.get('restarted') do time.sleep '20ms' end\nprint(#services.list())"])
+        .args(["repl", "--eval", "print(#services.list())\nwhile not pcall(function() kv.set('again', 1) assert(kv.get('restarted')) end) do time.sleep '20ms' end\nprint(#services.list())"])
         .env("NEAP_HOST", format!("unix://{}", daemon.socket().display()))
         .env("NEAP_CONFIG", "/dev/null")
         .stdout(Stdio::piped())

@@ -257,7 +257,7 @@ fn a_drained_node_gives_away_first() {
             ["n1", "n2", "n3"].iter().all(|node| told.contains(node)) && told.matches(":9300/udp").count() == 3,
             "{told}"
         );
-        let said = daemon.fails(&["service", "release", "edge"]);
+        let said = daemon.fails(&["service", "hand-back", "edge"]);
         assert!(said.contains("its replicas have it on their hosts"), "{said}");
     });
 }

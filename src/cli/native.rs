@@ -1,4 +1,4 @@
-//! `neap service adopt` and `release`: services that the Swarm itself runs.
+//! `neap service adopt` and `hand-back`: services that the Swarm itself runs.
 
 use serde_json::{Map, Value};
 
@@ -29,9 +29,9 @@ pub struct AdoptArgs {
     dry_run: bool,
 }
 
-/// How `release` is asked.
+/// How `hand-back` is asked.
 #[derive(clap::Args)]
-pub struct ReleaseArgs {
+pub struct HandBackArgs {
     /// The service
     service: String,
     /// Where the Swarm publishes its ports: ingress (on every host, by its routing mesh) or host (where a task runs)
@@ -85,9 +85,9 @@ pub async fn adopt(
 }
 
 /// Gives a service back.
-pub async fn release(
+pub async fn hand_back(
     cluster: &RemoteCluster,
-    args: ReleaseArgs,
+    args: HandBackArgs,
     format: Format,
     timeout: Option<Duration>,
     quiet: bool,
@@ -112,10 +112,10 @@ pub async fn release(
     let mut reporter = Reporter::default();
     let mut report = |status: &crate::client::ServiceStatus| {
         if !quiet {
-            reporter.report("release", status);
+            reporter.report("hand back", status);
         }
     };
-    let handover = native::released(cluster, &args.service, timeout.std(), &mut report).await?;
+    let handover = native::handed_back(cluster, &args.service, timeout.std(), &mut report).await?;
     output::print(format, &handover, || format!("{}\n{}", args.service, handover.gaps_said()))
 }
 

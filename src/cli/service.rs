@@ -121,9 +121,9 @@ pub enum Command {
         wait: WaitArgs,
     },
     /// Give a service back to the Swarm, as an ordinary Swarm service
-    Release {
+    HandBack {
         #[command(flatten)]
-        args: native::ReleaseArgs,
+        args: native::HandBackArgs,
         #[command(flatten)]
         format: FormatArg,
         #[command(flatten)]
@@ -277,8 +277,8 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
         Command::Adopt { args, format, wait } => {
             native::adopt(cluster, args, format.format, wait.timeout(), wait.quiet).await
         }
-        Command::Release { args, format, wait } => {
-            native::release(cluster, args, format.format, wait.timeout(), wait.quiet).await
+        Command::HandBack { args, format, wait } => {
+            native::hand_back(cluster, args, format.format, wait.timeout(), wait.quiet).await
         }
         Command::Inspect { services } => look::inspect(&services, cluster).await,
         Command::Logs { service, follow, since, tail, timestamps, raw, format } => {

@@ -177,7 +177,7 @@ async fn give_back(args: &Args, remote: &RemoteCluster, swarm: bool) -> Result<(
         let done = remote.hand_back(&name, ask).await?;
         done.notes.iter().try_for_each(|note| output::line(&format!("{name}: {note}")))?;
         let mut progress = |_: &ServiceStatus| {};
-        let handover = native::released(remote, &name, args.timeout.std(), &mut progress).await?;
+        let handover = native::handed_back(remote, &name, args.timeout.std(), &mut progress).await?;
         output::line(&format!("{name}: given back to the Swarm; {}", handover.gaps_said()))?;
     }
     Ok(())

@@ -51,7 +51,7 @@ pub async fn adopted(
 }
 
 /// Waits until a service that is given back is the Swarm's, and Neap's replicas of it have ended.
-pub async fn released(
+pub async fn handed_back(
     cluster: &dyn Cluster,
     name: &str,
     timeout: Duration,
@@ -84,7 +84,7 @@ pub async fn released(
     let late = |_| {
         let shown = crate::model::units::Duration::from(timeout);
         Err(Error::new(Kind::Timeout, subject.clone(), format!("not given back within {shown}"))
-            .help(format!("it goes on by itself; let it stay with: neap service release {name} --cancel")))
+            .help(format!("it goes on by itself; let it stay with: neap service hand-back {name} --cancel")))
     };
     tokio::time::timeout(timeout, watch).await.unwrap_or_else(late)
 }

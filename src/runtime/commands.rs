@@ -47,8 +47,10 @@ pub fn refuse(world: &World, prepared: &Prepared) -> Result<()> {
         }
         if old.spec.engine_native != spec.engine_native {
             let message = "engine_native: cannot be changed of a service that is there";
-            return Err(Error::new(Kind::Conflict, spec.subject(), message)
-                .help(format!("give it back to the Swarm (neap service release {}), or remove it first", spec.name)));
+            return Err(Error::new(Kind::Conflict, spec.subject(), message).help(format!(
+                "give it back to the Swarm (neap service hand-back {}), or remove it first",
+                spec.name
+            )));
         }
         if spec.engine_native && old.spec.mode != spec.mode {
             return Err(Error::new(Kind::Conflict, spec.subject(), "mode: the Swarm changes it of no service")
@@ -261,7 +263,7 @@ pub(super) fn refuse_leaving(service: &Service) -> Result<()> {
         return Ok(());
     }
     Err(Error::new(Kind::Conflict, service.spec.subject(), "is just being given back to the Swarm")
-        .help(format!("wait until it is, or let it stay: neap service release {} --cancel", service.spec.name)))
+        .help(format!("wait until it is, or let it stay: neap service hand-back {} --cancel", service.spec.name)))
 }
 
 pub(super) fn present(draft: &Draft, name: &str) -> Result<Arc<Service>> {

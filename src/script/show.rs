@@ -157,8 +157,12 @@ fn nested(value: &Value, depth: usize, left: &mut usize) -> mlua::Result<String>
     }
     // Where not all was looked at, what came first tells.
     let is_cut = entries.len() == most;
-    let numbered = || entries.iter().all(|(key, _)| key.is_integer() || key.is_number());
-    let is_list = length == entries.len() || is_cut && length > most && numbered();
+    let is_at = |(at, (key, _)): (usize, &(Value, Value))| match key {
+        Value::Integer(number) => usize::try_from(*number) == Ok(at + 1),
+        Value::Number(number) => *number == at as f64 + 1.0,
+        _ => false,
+    };
+    let is_list = length >= entries.len() && entries.iter().enumerate().all(is_at);
     if !is_list {
         let name = |key: &Value| match key {
             Value::String(text) => beginning(text, 200),
@@ -182,8 +186,10 @@ fn nested(value: &Value, depth: usize, left: &mut usize) -> mlua::Result<String>
             key => format!("[{}] = {value}", nested(key, MAX_DEPTH, left)?),
         });
     }
-    if count > MAX_ROWS {
-        parts.push(format!("... and {least}{} more", count - MAX_ROWS));
+    match count - parts.len() {
+        0 if is_cut => parts.push("... and perhaps more".into()),
+        0 => {}
+        more => parts.push(format!("... and {least}{more} more")),
     }
     let line = format!("{{ {} }}", parts.join(", "));
     if line.len() <= 100 && !line.contains('\n') {

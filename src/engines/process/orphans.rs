@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 use super::lock::lock_is_free;
+use super::sys::{pidfd_open, pidfd_signal};
 use super::taskdir::{Record, append, records};
 use crate::model::clock::Timestamp;
 use crate::model::task::Exit;
@@ -32,7 +32,9 @@ pub fn end(folder: &Path, at: Timestamp) {
         return;
     }
     let mut left = 0;
-    for round in 0..ROUNDS {
+    // In a copy all of it is the original's, what a check runs there as well.
+    let rounds = if is_kept_elsewhere(folder) { 0 } else { ROUNDS };
+    for round in 0..rounds {
         if round > 0 {
             std::thread::sleep(BETWEEN);
         }
@@ -42,7 +44,7 @@ pub fn end(folder: &Path, at: Timestamp) {
         }
     }
     if left > 0 {
-        tracing::warn!(task = id, left, "processes that it started do not end, or may not be ended");
+        tracing::warn!(task = id, left, "processes that it started do not end");
     }
     let ended = Record::Ended { exit: Exit::Unknown, at: at.0, out_of_memory: false };
     if let Err(error) = append(folder, &ended) {
@@ -57,26 +59,37 @@ pub fn is_kept_elsewhere(folder: &Path) -> bool {
     records(folder).iter().any(|record| matches!(record, Record::Spawning { keeper } if is_keeper(*keeper, id)))
 }
 
-// Kills all that say in their environment that they are the task's; how many there were.
+// Kills all that say in their environment that they are the task's; how many there were, those aside of which it cannot be
+// told whether a keeper has them.
 fn end_all(id: &str) -> usize {
     let marker = format!("NEAP_TASK_ID={id}");
     let Ok(processes) = std::fs::read_dir("/proc") else { return 0 };
     let ids = processes.flatten().filter_map(|process| process.file_name().to_str()?.parse::<u32>().ok());
-    let is_marked = |process: &u32| {
-        let environ = std::fs::read(of(*process, "environ")).unwrap_or_default();
+    let is_marked = |process: u32| {
+        let environ = std::fs::read(of(process, "environ")).unwrap_or_default();
         environ.split(|byte| *byte == 0).any(|entry| entry == marker.as_bytes())
     };
-    let left = ids.filter(|process| *process != std::process::id() && is_marked(process) && !is_kept(*process, id));
-    left.inspect(|process| {
-        let _ = kill(Pid::from_raw(process.cast_signed()), Signal::SIGKILL);
-    })
-    .count()
+    let kill = |process: &u32| {
+        // Looked at once more through a handle: a number may have become another process's.
+        let handle = pidfd_open(*process).ok().filter(|_| is_marked(*process) && !is_kept(*process, id));
+        handle.is_some_and(|handle| pidfd_signal(&handle, Signal::SIGKILL).is_ok())
+    };
+    ids.filter(|process| *process != std::process::id() && is_marked(*process)).filter(kill).count()
 }
 
 // Whether a process descends from a keeper of the task that lives. A keeper adopts what its replica leaves behind.
 fn is_kept(process: u32, id: &str) -> bool {
-    let parents = std::iter::successors(parent(process), |process| parent(*process)).take(GENERATIONS);
-    parents.take_while(|parent| *parent > 1).any(|parent| is_keeper(parent, id))
+    let mut process = process;
+    for _ in 0..GENERATIONS {
+        match parent(process) {
+            Some(0 | 1) => return false,
+            Some(parent) if is_keeper(parent, id) => return true,
+            Some(parent) => process = parent,
+            // It has just ended, and where the one below went is seen in the next round.
+            None => break,
+        }
+    }
+    true
 }
 
 fn parent(process: u32) -> Option<u32> {

@@ -102,7 +102,8 @@ const CONFIGS: &str = "/run/neap-configs";
 pub fn write_files(folder: &Path, request: &StartRequest) -> Result<(Option<PathBuf>, Option<PathBuf>)> {
     // One of its own in each data folder: a copy may begin the same task.
     let failed = |error: std::io::Error| Error::io(folder.display().to_string(), "look at it", &error);
-    let name = format!("{}-{:x}", request.task, std::fs::metadata(folder).map_err(failed)?.ino());
+    let own = std::fs::metadata(folder).map_err(failed)?;
+    let name = format!("{}-{:x}-{:x}", request.task, own.dev(), own.ino());
     let secrets = request.secrets.0.iter().map(|(name, value)| (name.as_str(), value.as_slice())).collect();
     let configs = request.configs.iter().map(|config| (config.target.as_str(), config.value.as_slice())).collect();
     Ok((

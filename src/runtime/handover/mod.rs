@@ -218,7 +218,7 @@ impl Runtime {
             room_for_ports(&world, &service, ask.publish_mode)?;
         }
         if !ask.share_volumes && !own {
-            refuse_shared(&service.spec, "release")?;
+            refuse_shared(&service.spec, "hand-back")?;
         }
         if ask.dry_run {
             return Ok(done);

@@ -225,31 +225,26 @@ fn parse(
     given: &[String],
     known: &serde_json::Map<String, serde_json::Value>,
 ) -> Result<serde_json::Map<String, serde_json::Value>, Error> {
-    let usage = |message: String| {
-        let flags: Vec<String> = known
-            .iter()
-            .map(|(name, flag)| match flag.get("help").and_then(serde_json::Value::as_str) {
-                Some(help) => format!("--{} ({help})", name.replace('_', "-")),
-                None => format!("--{}", name.replace('_', "-")),
-            })
-            .collect();
-        Error::invalid("arguments", message).help(format!("flags: {}", flags.join(", ")))
-    };
+    let usage = |message: String| Error::invalid("arguments", message).help(usage(known));
     let mut parsed = serde_json::Map::new();
     let mut rest = Vec::new();
     let mut words = given.iter();
     while let Some(word) = words.next() {
         let Some(flag) = word.strip_prefix("--") else {
+            if !known.contains_key(REST) {
+                return Err(usage(format!("{word:.60?} is no flag")));
+            }
             rest.push(serde_json::Value::from(word.as_str()));
             continue;
         };
+        if flag == "help" && !known.contains_key(flag) {
+            return Err(usage("were asked for".into()));
+        }
         let (name, inline) = flag.split_once('=').map_or((flag, None), |(name, value)| (name, Some(value.to_owned())));
         let key = name.replace('-', "_");
-        let Some(spec) = known.get(&key) else {
-            return Err(usage(format!(
-                "unknown flag --{name:.60}{}",
-                suggest::hint(&key, known.keys().map(String::as_str))
-            )));
+        let Some(spec) = known.get(&key).filter(|_| key != REST) else {
+            let names = known.keys().map(String::as_str).filter(|name| *name != REST);
+            return Err(usage(format!("unknown flag --{name:.60}{}", suggest::hint(&key, names))));
         };
         let boolean = spec.get("default").is_some_and(serde_json::Value::is_boolean);
         let value = match (inline, boolean) {
@@ -270,7 +265,15 @@ fn parse(
     }
     for (name, flag) in known {
         let flag: Flag = crate::model::strict::read(&format!("args.parse: {name}"), flag)?;
-        let _ = flag.help;
+        if name == REST {
+            if flag.required && rest.is_empty() {
+                return Err(usage("words that are no flags are missing".into()));
+            }
+            let words = serde_json::Value::Array(std::mem::take(&mut rest));
+            let default = flag.default.filter(|_| words.as_array().is_some_and(Vec::is_empty));
+            parsed.insert(name.clone(), default.unwrap_or(words));
+            continue;
+        }
         if !parsed.contains_key(name) {
             match flag.default {
                 Some(default) => {
@@ -281,8 +284,65 @@ fn parse(
             }
         }
     }
-    if !rest.is_empty() {
-        parsed.insert("rest".into(), serde_json::Value::Array(rest));
-    }
     Ok(parsed)
+}
+
+/// What takes the words that are no flags, in what `args.parse` is given and in what it returns.
+const REST: &str = "rest";
+
+fn usage(known: &serde_json::Map<String, serde_json::Value>) -> String {
+    let one = |(name, flag): (&String, &serde_json::Value)| {
+        let help = flag.get("help").and_then(serde_json::Value::as_str);
+        let default = flag.get("default").filter(|default| !default.is_boolean());
+        let required = flag.get("required").and_then(serde_json::Value::as_bool) == Some(true);
+        let more = [help.map(str::to_owned), default.map(|value| format!("default {value}"))];
+        let more: Vec<String> = more.into_iter().flatten().chain(required.then(|| "required".into())).collect();
+        let more = if more.is_empty() { String::new() } else { format!(" ({})", more.join("; ")) };
+        match name.as_str() {
+            REST => format!("words{more}"),
+            name => format!("--{}{more}", name.replace('_', "-")),
+        }
+    };
+    // Words come last.
+    let (words, flags): (Vec<_>, Vec<_>) = known.iter().partition(|(name, _)| name.as_str() == REST);
+    format!("arguments: {}", flags.into_iter().chain(words).map(one).collect::<Vec<_>>().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    fn check(line: &str, expected: serde_json::Value) {
+        let known = json!({
+            "tag": { "required": true, "help": "which image" }, "replicas": { "default": 3 },
+            "dry_run": { "default": false }, "rest": { "help": "services" },
+        });
+        let given: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+        let parsed = super::parse(&given, known.as_object().unwrap());
+        match expected {
+            serde_json::Value::String(why) => {
+                let error = parsed.unwrap_err().to_string();
+                assert!(error.contains(&why), "{line}: {error}");
+            }
+            expected => assert_eq!(serde_json::Value::Object(parsed.unwrap()), expected, "{line}"),
+        }
+    }
+
+    #[test]
+    fn arguments_are_read_as_they_are_described() {
+        check("--tag v1", json!({ "tag": "v1", "replicas": 3, "dry_run": false, "rest": [] }));
+        check(
+            "web --tag=v1 --replicas 5 --dry-run db",
+            json!({ "tag": "v1", "replicas": 5.0, "dry_run": true, "rest": ["web", "db"] }),
+        );
+        check("", json!("--tag is missing"));
+        check("--tga v1", json!("unknown flag --tga; did you mean \"tag\"?"));
+        check("--rest v1", json!("unknown flag --rest"));
+        check("--tag v1 --replicas five", json!("\"five\" is not a number"));
+        let all = "--dry-run, --replicas (default 3), --tag (which image; required), words (services)";
+        check("--help", json!(all));
+        let none = serde_json::Map::new();
+        let stray = super::parse(&["tag=3".to_owned()], &none).unwrap_err().to_string();
+        assert!(stray.contains("\"tag=3\" is no flag"), "{stray}");
+    }
 }

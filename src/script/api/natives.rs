@@ -76,7 +76,7 @@ pub async fn hand_back(lua: Lua, context: Context, name: String, asked: Option<T
     let done = context.cluster.hand_back(&name, ask).await.map_err(raise)?;
     let mut told = json!({ "notes": done.notes });
     if let Some(period) = period.filter(|_| !over) {
-        let handover = native::released(&*context.cluster, &name, period.std(), &mut |_| {}).await.map_err(raise)?;
+        let handover = native::handed_back(&*context.cluster, &name, period.std(), &mut |_| {}).await.map_err(raise)?;
         told["gaps"] = json!(handover.gaps);
     }
     from_record(&lua, &told)
