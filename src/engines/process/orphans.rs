@@ -85,7 +85,7 @@ fn is_kept(process: u32, id: &str) -> bool {
             Some(0 | 1) => return false,
             Some(parent) if is_keeper(parent, id) => return true,
             Some(parent) => process = parent,
-            // It has just ended, and where the one below went is seen in the next round.
+            // It has just ended, and who has the one below now is not known: no reason to kill.
             None => break,
         }
     }
