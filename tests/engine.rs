@@ -365,3 +365,17 @@ fn checks_of_every_kind() {
     ]);
     assert_eq!(daemon.live_tasks("tcp")[0]["health"], "healthy");
 }
+
+#[test]
+fn an_update_is_planned_without_being_made_and_a_removal_goes_on_after_an_error() {
+    let daemon = Daemon::start();
+    daemon.ok(&["service", "create", "--name", "web", "--", "sleep", "1000"]);
+    let plan = daemon.ok(&["service", "update", "web", "--dry-run", "--env-add", "MODE=slow"]);
+    assert!(plan.contains("MODE") && plan.contains("web.1"), "{plan}");
+    let service = daemon.json(&["service", "inspect", "web"])["status"]["service"].clone();
+    assert!(service["revision"] == 1 && service["spec"].get("env").is_none(), "{service}");
+    daemon.ok(&["kv", "set", "here", "1"]);
+    let (code, error) = daemon.fails(&["kv", "rm", "nowhere", "here"]);
+    assert!(code == 4 && error.contains("nowhere"), "{error}");
+    assert_eq!(daemon.fails(&["kv", "get", "here"]).0, 4);
+}
