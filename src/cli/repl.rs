@@ -149,10 +149,14 @@ impl Stop {
         let (flag, notice) = (stop.flag.clone(), stop.notice.clone());
         // On a thread of its own: this one may be busy with a script that never waits.
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+        // Before anything is evaluated: a signal that nobody waits for ends the process as it stands.
+        let mut interrupts = {
+            use tokio::signal::unix::{SignalKind, signal};
+            let _inside = runtime.enter();
+            signal(SignalKind::interrupt()).map_err(failed)?
+        };
         let wait = move || {
             runtime.block_on(async {
-                use tokio::signal::unix::{SignalKind, signal};
-                let Ok(mut interrupts) = signal(SignalKind::interrupt()) else { return };
                 while interrupts.recv().await.is_some() {
                     flag.store(true, Ordering::Relaxed);
                     notice.notify_waiters();

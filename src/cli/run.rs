@@ -116,15 +116,15 @@ fn watch_signals() -> Result<(Arc<AtomicBool>, tokio::sync::oneshot::Receiver<()
     let flag = Arc::new(AtomicBool::new(false));
     let (notice, noticed) = tokio::sync::oneshot::channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(failed)?;
+    // Before anything of the script runs: a signal that nobody waits for ends the process as it stands.
+    let (mut terminate, mut interrupt) = {
+        use tokio::signal::unix::{SignalKind, signal};
+        let _inside = runtime.enter();
+        (signal(SignalKind::terminate()).map_err(failed)?, signal(SignalKind::interrupt()).map_err(failed)?)
+    };
     let set = flag.clone();
     let wait = move || {
         runtime.block_on(async {
-            use tokio::signal::unix::{SignalKind, signal};
-            let (Ok(mut terminate), Ok(mut interrupt)) =
-                (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
-            else {
-                return;
-            };
             let code = tokio::select! {
                 _ = terminate.recv() => 143,
                 _ = interrupt.recv() => 130,

@@ -1,5 +1,6 @@
 //! How long a script may compute and how much it may hold. Time counts only while Lua runs: a call that waits for the
-//! network uses none. In a simulation it is counted in steps, so that a slow machine decides nothing.
+//! network uses none, and nor does one whose thread waits for a processor. In a simulation it is counted in steps, so
+//! that a slow machine decides nothing.
 
 use std::cell::{Cell, RefCell};
 use std::ffi::c_void;
@@ -25,6 +26,8 @@ pub const LOAD: Duration = Duration::from_secs(1);
 pub const GROWTH: usize = 64 << 20;
 /// What counts as a microsecond of computing in a simulation, in interrupts.
 const STEPS: u64 = 20;
+/// How often a call may wait for its limit of computing where others keep the processors, at most.
+const STARVED: u32 = 8;
 /// How long it steps aside.
 const PAUSE: Duration = Duration::from_millis(1);
 /// Interrupts (calls, returns, rounds of a loop) before a call's time is taken.
@@ -42,6 +45,8 @@ struct Inner {
     // Interrupts of a new call that pass before the clock is read: most calls are over by then.
     fresh: Cell<u8>,
     until: Cell<Option<Instant>>,
+    // When a call's time was first taken: by the clock, and by what its thread had computed.
+    since: Cell<Option<(Instant, Duration)>>,
     left: Cell<Duration>,
     limit: Cell<Duration>,
     // Where a long run steps aside for others; never for a call that is waited for on the spot.
@@ -94,6 +99,7 @@ impl Budget {
             steps,
             fresh: Cell::new(0),
             until: Cell::new(None),
+            since: Cell::new(None),
             left: Cell::new(Duration::ZERO),
             limit: Cell::new(Duration::ZERO),
             slice: Cell::new(None),
@@ -122,13 +128,17 @@ impl Budget {
                 }
                 let now = Instant::now();
                 seen.until.set(Some(now + seen.left.get()));
+                seen.since.set(Some((now, computed())));
                 seen.slice.set(seen.yields.get().then(|| now + SLICE));
                 return Ok(VmState::Continue);
             }
             let Some(until) = seen.until.get() else { return Ok(VmState::Continue) };
             let now = Instant::now();
             if now >= until {
-                return Err(seen.over(lua));
+                match seen.extended(now) {
+                    Some(later) => seen.until.set(Some(later)),
+                    None => return Err(seen.over(lua)),
+                }
             }
             // Not asked again before the next turn begins: some code cannot step aside.
             if seen.slice.get().is_some_and(|slice| now >= slice) && lua.current_thread().to_pointer() == seen.own.get()
@@ -157,7 +167,15 @@ impl Budget {
     // What was used of `left` since it began; in steps by the interrupts that are left.
     fn used(&self, left: Duration, begun: Instant) -> Duration {
         match &self.inner.steps {
-            None => begun.elapsed(),
+            None => {
+                let all = begun.elapsed();
+                match self.inner.since.get() {
+                    Some((since, then)) => {
+                        all.min(since.saturating_duration_since(begun) + computed().saturating_sub(then))
+                    }
+                    None => all,
+                }
+            }
             Some(steps) => left.saturating_sub(Duration::from_micros(steps.get() / STEPS)),
         }
     }
@@ -202,6 +220,7 @@ impl Budget {
         let inner = &self.inner;
         inner.fresh.set(0);
         inner.until.set(None);
+        inner.since.set(None);
         inner.slice.set(None);
         if let Some(steps) = &inner.steps {
             steps.set(0);
@@ -210,7 +229,21 @@ impl Budget {
     }
 }
 
+// What this thread has computed since it began.
+fn computed() -> Duration {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    time.map(Duration::from).unwrap_or_default()
+}
+
 impl Inner {
+    // A new end for a call whose time is over by the clock, but whose thread has computed less: others had the processors.
+    fn extended(&self, now: Instant) -> Option<Instant> {
+        let (since, then) = self.since.get()?;
+        let left = self.left.get();
+        let rest = left.checked_sub(computed().saturating_sub(then)).filter(|rest| !rest.is_zero())?;
+        (now.saturating_duration_since(since) < left * STARVED).then(|| now + rest)
+    }
+
     fn over(&self, lua: &Lua) -> mlua::Error {
         self.exceeded.set(true);
         if let Some(steps) = &self.steps {
