@@ -286,6 +286,22 @@ fn what_a_policy_returns_is_checked() {
     assert!(error.kind == Kind::Conflict && error.message.contains("the first stands at harm.lua:1"), "{error}");
 }
 
+// How long a word to another thread and back takes.
+fn turns() -> impl FnMut() -> Duration {
+    use std::io::{Read, Write};
+    let (mut near, mut far) = std::os::unix::net::UnixStream::pair().unwrap();
+    std::thread::spawn(move || {
+        let mut word = [0];
+        while far.read_exact(&mut word).is_ok() && far.write_all(&word).is_ok() {}
+    });
+    move || {
+        let begun = Instant::now();
+        near.write_all(&[1]).unwrap();
+        near.read_exact(&mut [0]).unwrap();
+        begun.elapsed()
+    }
+}
+
 #[test]
 fn the_api_answers_and_others_decide_while_scripts_misbehave() {
     let daemon = Daemon::start();
@@ -340,17 +356,20 @@ fn the_api_answers_and_others_decide_while_scripts_misbehave() {
             (running == 3 && seen == 3).then_some(())
         });
         // Over one connection each, as clients do; the process start is not the API's. The machine may be busy with other
-        // things than us: one round of several has to show it.
-        eventually("99 of 100 answers come within 50 ms", 30, || {
-            let mut times: Vec<Duration> = (0..300)
-                .map(|_| {
-                    let begun = Instant::now();
-                    support::api_get(&daemon.socket(), "/v1/services/good");
-                    begun.elapsed()
-                })
-                .collect();
+        // things than us: one round of several has to show it, and what a thread waits for its turn on the way there and
+        // back, which is measured beside it, is not the API's either.
+        eventually("99 of 100 answers come within 50 ms and a few turns of the machine", 30, || {
+            let mut turn = turns();
+            let (mut times, mut machine) = (Vec::new(), Vec::new());
+            for _ in 0..300 {
+                let begun = Instant::now();
+                support::api_get(&daemon.socket(), "/v1/services/good");
+                times.push(begun.elapsed());
+                machine.push(turn());
+            }
             times.sort();
-            (times[296] < Duration::from_millis(50)).then_some(())
+            machine.sort();
+            (times[296] < Duration::from_millis(50) + 4 * machine[296]).then_some(())
         });
         let out = cron.join().unwrap();
         assert_eq!(out.status.code(), Some(1));

@@ -247,10 +247,16 @@ fn a_killed_keeper_takes_its_replica_along_and_a_new_one_comes() {
     // Its exit code is unknown and said to be; the replica never runs without a keeper.
     let lost = eventually("the loss is seen", 10, || {
         let tasks = daemon.json(&["service", "ps", "-a", "web", "--format", "json"]);
-        tasks.as_array().unwrap().iter().find(|task| task["state"] == "lost").cloned()
+        let is_over = |task: &&serde_json::Value| task["state"] == "lost" || task["state"] == "failed";
+        tasks.as_array().unwrap().iter().find(is_over).cloned()
     });
     assert_eq!(lost["exit"], "unknown");
-    assert!(lost["reason"].as_str().unwrap().contains("nobody saw it end"));
+    // On a busy machine its check may be the first to notice.
+    let reason = lost["reason"].as_str().unwrap();
+    match lost["state"] == "lost" {
+        true => assert!(reason.contains("nobody saw it end"), "{reason}"),
+        false => assert!(reason.contains("GET /healthz"), "{reason}"),
+    }
     daemon.ok(&["service", "wait", "web"]);
     let now: Vec<u64> = daemon.live_tasks("web").iter().map(|task| task["pid"].as_u64().unwrap()).collect();
     assert_eq!(now.len(), 2);
