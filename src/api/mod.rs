@@ -2,6 +2,7 @@
 //! gives; rights, audit, errors and the OpenAPI description follow from that.
 
 pub mod auth;
+pub mod consul;
 mod native_routes;
 mod node_routes;
 mod object_routes;

@@ -46,12 +46,48 @@ pub struct Config {
     /// A folder of hosted scripts that the daemon follows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scripts: Option<PathBuf>,
+    /// Where and how the catalogue is served.
+    #[serde(skip_serializing_if = "Discovery::is_default")]
+    pub discovery: Discovery,
     /// The context to use where none is named.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub context: Option<String>,
     /// Daemons elsewhere, by name.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub contexts: BTreeMap<String, Context>,
+}
+
+/// Where and how the catalogue is served; the flags of `neap up` have the same names.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Discovery {
+    /// Where Consul's HTTP API listens: addresses with commas, or `none`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub consul_listen: Option<String>,
+    /// Where DNS listens: addresses with commas, or `none`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns_listen: Option<String>,
+    /// Threads for DNS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns_threads: Option<u8>,
+    /// Domains of names in DNS.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub dns_domains: Vec<String>,
+    /// How long answers of DNS hold, in seconds.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns_ttl: Option<u32>,
+    /// DNS servers that are asked about all other names.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub recursors: Vec<String>,
+    /// The datacenter's name, as Consul's clients see it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub datacenter: Option<String>,
+}
+
+impl Discovery {
+    fn is_default(&self) -> bool {
+        *self == Discovery::default()
+    }
 }
 
 /// A daemon elsewhere.

@@ -4,6 +4,7 @@ pub mod agent;
 mod audit;
 pub mod background;
 pub mod config;
+pub mod discovery;
 pub mod engine;
 mod hosts;
 mod identity;
@@ -56,6 +57,8 @@ pub struct Options {
     pub peer: Option<SocketAddr>,
     /// A folder of hosted scripts that is followed.
     pub scripts: Option<PathBuf>,
+    /// Where the catalogue is served.
+    pub discovery: discovery::DiscoveryOptions,
 }
 
 /// How long a data folder may still be held by what is just ending.
@@ -247,6 +250,7 @@ pub async fn up(options: Options) -> Result<()> {
     let runtime = Runtime::start(parts, balancer(&options.data, false)).await?;
     follow_scripts(&options, &runtime).await?;
     let audit = Arc::new(audit::AuditFile::open(&options.data, clock.clone())?);
+    discovery::serve(&options.discovery, &runtime, &audit).await?;
     let router =
         api::router(Arc::new(Api { cluster: runtime.clone(), store, audit, clock, daemons: None, memory: None }));
     tokio::spawn(api::server::serve_unix(socket, router.clone()));

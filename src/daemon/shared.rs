@@ -206,6 +206,7 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         let parted = Parted { store: store.clone(), engine, vault, members: Some(door.clone()) };
         let runtime = Runtime::start(super::parts(&options.cluster, parted)?, Box::new(fleet)).await?;
         super::follow_scripts(&options, &runtime).await?;
+        super::discovery::serve(&options.discovery, &runtime, &audit).await?;
         let (cluster, clock) = (runtime.clone(), clock.clone());
         let api =
             Api { cluster, store: store.clone(), audit: audit.clone(), clock, daemons, memory: Some(memory.clone()) };

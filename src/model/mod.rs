@@ -1,6 +1,7 @@
 //! Floor 0, facts: units, names, ids, descriptions, records, events and errors. Data and its grammar; no I/O.
 
 pub mod bundle;
+pub mod catalog;
 pub mod check;
 pub mod clock;
 pub mod constraint;

@@ -1,6 +1,8 @@
 //! Floor 2, world: what carries traffic. The balancer, and how replicas and everybody else are reached.
 
 pub mod balancer;
+pub mod catalog;
+pub mod dns;
 mod fetch;
 pub mod inside;
 mod probe;

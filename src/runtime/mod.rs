@@ -6,6 +6,7 @@
 //! effects to make (starter, traffic, checks) follows what is published, so nothing is done that is not written down.
 
 mod bundles;
+pub mod catalog;
 mod checks;
 mod commands;
 mod conductor;
@@ -139,6 +140,7 @@ pub struct Runtime {
     traffic: mpsc::UnboundedSender<traffic::Request>,
     cron: mpsc::UnboundedSender<cron::Request>,
     failed: handlers::Failed,
+    registry: Arc<catalog::Registry>,
 }
 
 impl Runtime {
@@ -153,6 +155,9 @@ impl Runtime {
         let with_settings = persist::with_settings(&*parts.store, &nodes.borrow_and_update())?;
         world.set_nodes(with_settings.into_iter().map(Arc::new));
         install(&parts.host, &world);
+        let host = catalog::host(&world);
+        let registry =
+            catalog::Registry::load(host, parts.store.clone(), parts.clock.clone(), parts.network.clone()).await?;
         let (messages, inbox) = mpsc::unbounded_channel();
         let (publish, seen) = watch::channel(Arc::new(world.clone()));
         let events = Listeners::default();
@@ -199,7 +204,8 @@ impl Runtime {
         starter::spawn(parts.clone(), seen.clone(), messages.clone());
         drains::spawn(parts.clone(), seen.clone());
         checks::spawn(parts.clone(), seen.clone(), messages.clone());
-        let traffic = traffic::spawn(parts.clone(), balancer, seen.clone(), messages.clone(), confirm);
+        let feeder = catalog::Feeder::new(registry.clone()).spawn(seen.clone());
+        let traffic = traffic::spawn(parts.clone(), balancer, seen.clone(), messages.clone(), confirm, feeder);
         native::spawn(parts.clone(), seen.clone(), messages.clone());
         handover::spawn(parts.clone(), seen.clone(), confirmed.clone(), messages.clone());
         let failed = handlers::Failed::default();
@@ -214,7 +220,9 @@ impl Runtime {
             traffic,
             cron,
             failed: failed.clone(),
+            registry: registry.clone(),
         });
+        registry.start();
         // Before anything acts on the cluster: a VM finds out once whether there is one.
         let cluster: Arc<dyn crate::client::Cluster> = runtime.clone();
         parts.host.connect(&cluster);
@@ -242,6 +250,11 @@ impl Runtime {
     /// Everything that happens from now on, however slowly it is read.
     pub fn record(&self) -> mpsc::Receiver<Result<Event>> {
         self.events.listen(tokio::sync::Semaphore::MAX_PERMITS)
+    }
+
+    /// Who serves what where, and how they are.
+    pub fn registry(&self) -> &Arc<catalog::Registry> {
+        &self.registry
     }
 
     /// Ends the balancer, for a runtime that leaves nothing behind.

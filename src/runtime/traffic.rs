@@ -10,7 +10,7 @@ use imbl::OrdMap;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::status::Confirmed;
-use super::{Message, Parts};
+use super::{Message, Parts, catalog};
 use crate::model::clock::Timestamp;
 use crate::model::event::What;
 use crate::model::id::TaskId;
@@ -45,6 +45,7 @@ struct Traffic {
     parts: Arc<Parts>,
     messages: mpsc::UnboundedSender<Message>,
     confirm: watch::Sender<Confirmed>,
+    feeder: catalog::Shared,
     balancer: Box<dyn Balancer>,
     table: Table,
     pushed: bool,
@@ -67,11 +68,13 @@ pub fn spawn(
     mut seen: watch::Receiver<Arc<World>>,
     messages: mpsc::UnboundedSender<Message>,
     confirm: watch::Sender<Confirmed>,
+    feeder: catalog::Shared,
 ) -> mpsc::UnboundedSender<Request> {
     let (sender, mut requests) = mpsc::unbounded_channel();
     let mut traffic = Traffic {
         messages,
         confirm,
+        feeder,
         balancer,
         // Versions go on where an earlier daemon's stopped: the balancer does not go back.
         table: Table { version: parts.clock.wall().0, listeners: BTreeMap::new() },
@@ -190,6 +193,10 @@ impl Traffic {
     // Without the balancer's word only those are told that it never sent anybody to, or whose drain is over anyway.
     async fn stop_all(&mut self, stopping: &[Arc<Task>], world: &World, confirmed: bool) -> bool {
         let now = self.parts.clock.now();
+        // Whoever asks where the service is is not sent there any more.
+        for task in stopping {
+            self.feeder.lock().unwrap_or_else(std::sync::PoisonError::into_inner).withdraw(&task.id);
+        }
         let mut draining = false;
         let mut due = Vec::new();
         for task in stopping {

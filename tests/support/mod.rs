@@ -74,6 +74,8 @@ impl Daemon {
         command.arg("up").arg("--data").arg(self.data()).arg("--socket").arg(self.socket()).args(&self.flags);
         command
             .env("NEAP_ENGINE", "process")
+            // Many daemons run at once here; a test of these says where.
+            .envs([("NEAP_CONSUL_LISTEN", "none"), ("NEAP_DNS_LISTEN", "none")])
             .envs(self.env.iter().cloned())
             .env("NEAP_CONFIG", self.folder.path().join("config.toml"));
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);

@@ -81,6 +81,8 @@ async fn request(lua: &Lua, phase: Option<Phase>, network: &dyn Network, options
         body: body.map(String::into_bytes),
         timeout: options.timeout.unwrap_or(Duration::from_secs(30)),
         max_body: options.max_body.unwrap_or(MAX_BODY),
+        cut_off: false,
+        any_certificate: false,
     };
     let answer = network.fetch(request).await.map_err(raise)?;
     let reply = lua.create_table()?;

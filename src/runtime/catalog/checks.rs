@@ -1,0 +1,268 @@
+//! Runs the checks that clients have registered, each on a small task of its own.
+
+use std::sync::{Arc, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+
+use super::Registry;
+use crate::model::catalog::{CatalogCheck, CheckKind, CheckRun, CheckStatus, HttpCheck, MAX_OUTPUT, Origin};
+use crate::model::units::Bytes;
+use crate::network::Request;
+use crate::network::catalog::{Topic, key};
+
+/// The first run comes within that time, so that not all of them come at once.
+const SPREAD: Duration = Duration::from_secs(1);
+/// What stays critical is deregistered after this at the earliest (Consul's bound).
+const SOONEST: Duration = Duration::from_secs(60);
+
+/// A check that is run.
+pub struct Running {
+    run: CheckRun,
+    poke: watch::Sender<()>,
+    task: JoinHandle<()>,
+}
+
+impl Registry {
+    /// Runs a check as it says; one that runs as it says already goes on.
+    pub(super) fn run(self: &Arc<Self>, node: &str, check: &CatalogCheck) {
+        let place = (key(node), check.id.clone());
+        // What clients register for other nodes is run by them; and what listens on another host's loopback is not here.
+        let is_here = |run: &CheckRun| {
+            node.eq_ignore_ascii_case(&self.host) || matches!(run.kind, CheckKind::Ttl(_) | CheckKind::Alias { .. })
+        };
+        let run = check.run.clone().filter(is_here);
+        let Some(run) = run.filter(|_| check.origin != Origin::Catalog) else {
+            return self.halt(node, &check.id);
+        };
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = runs.get(&place).filter(|running| running.run == run) {
+            // Registered anew is a sign of life.
+            running.poke.send_replace(());
+            return;
+        }
+        let (poke, poked) = watch::channel(());
+        let runner = Runner {
+            registry: self.clone(),
+            node: node.to_owned(),
+            id: check.id.clone(),
+            run: run.clone(),
+            critical: None,
+            passes: 0,
+            failures: 0,
+        };
+        let task = tokio::spawn(runner.go(poked));
+        if let Some(before) = runs.insert(place, Running { run, poke, task }) {
+            before.task.abort();
+        }
+    }
+
+    /// Runs it no more.
+    pub(super) fn halt(&self, node: &str, id: &str) {
+        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = runs.remove(&(key(node), id.to_owned())) {
+            running.task.abort();
+        }
+    }
+
+    /// Whoever watches over a check still does.
+    pub(super) fn poke(&self, node: &str, id: &str) {
+        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(running) = runs.get(&(key(node), id.to_owned())) {
+            running.poke.send_replace(());
+        }
+    }
+}
+
+struct Runner {
+    registry: Arc<Registry>,
+    node: String,
+    id: String,
+    run: CheckRun,
+    critical: Option<tokio::time::Instant>,
+    passes: u32,
+    failures: u32,
+}
+
+impl Runner {
+    async fn go(mut self, mut poked: watch::Receiver<()>) {
+        poked.borrow_and_update();
+        match self.run.kind.clone() {
+            CheckKind::Ttl(ttl) => loop {
+                tokio::select! {
+                    biased;
+                    changed = poked.changed() => if changed.is_err() { return },
+                    () = tokio::time::sleep(ttl.std()) => {
+                        let last = self.output();
+                        // Said once: whoever reads it later sees what was last said.
+                        let said = match last.starts_with("TTL expired") {
+                            true => last,
+                            false if last.is_empty() => format!("TTL expired: nothing was said for {ttl}"),
+                            false => format!("TTL expired (last output before timeout follows): {last}"),
+                        };
+                        self.tell(CheckStatus::Critical, &said);
+                    }
+                }
+                self.reap();
+            },
+            CheckKind::Alias { node, instance } => {
+                let node = if node.is_empty() { self.node.clone() } else { node };
+                let topic = Topic::Node(key(&node));
+                loop {
+                    let catalog = self.registry.catalog.clone();
+                    let (index, (status, output)) =
+                        catalog.read(|state| (state.index_of(&topic), worst(state, &node, &instance, &self.id)));
+                    self.tell(status, output);
+                    // What that changes is a change of the node as well, and comes to nothing the next time.
+                    catalog.wait(&topic, index, SOONEST).await;
+                    self.reap();
+                }
+            }
+            kind => {
+                let interval = self.run.interval.std();
+                let spread = SPREAD.min(interval).as_millis().max(1) as u64;
+                tokio::time::sleep(Duration::from_millis(self.registry.clock.random() % spread)).await;
+                loop {
+                    let next = tokio::time::Instant::now() + interval;
+                    let (status, output) = self.ask(&kind).await;
+                    self.count(status, &output);
+                    self.reap();
+                    tokio::time::sleep_until(next).await;
+                }
+            }
+        }
+    }
+
+    async fn ask(&self, kind: &CheckKind) -> (CheckStatus, String) {
+        let network = &self.registry.network;
+        match kind {
+            CheckKind::Http(http) => {
+                let request = request(http, &self.run);
+                let said = format!("HTTP {} {}", request.method, request.url);
+                match network.fetch(request).await {
+                    Ok(answer) => {
+                        let status = match answer.status {
+                            200..=299 => CheckStatus::Passing,
+                            429 => CheckStatus::Warning,
+                            _ => CheckStatus::Critical,
+                        };
+                        let body = String::from_utf8_lossy(&answer.body);
+                        (status, format!("{said}: {} Output: {}", answer.status, body.trim_end()))
+                    }
+                    Err(error) => (CheckStatus::Critical, error.to_string()),
+                }
+            }
+            CheckKind::Tcp(address) => match network.connect(address, self.run.timeout.std()).await {
+                Ok(()) => (CheckStatus::Passing, format!("TCP connect {address}: Success")),
+                Err(why) => (CheckStatus::Critical, why),
+            },
+            CheckKind::Ttl(_) | CheckKind::Alias { .. } => (CheckStatus::Critical, String::new()),
+        }
+    }
+
+    fn count(&mut self, status: CheckStatus, output: &str) {
+        let now = match status {
+            CheckStatus::Critical => {
+                (self.passes, self.failures) = (0, self.failures.saturating_add(1));
+                let run = &self.run;
+                let until_warning = match run.failures_before_warning {
+                    0 => run.failures_before_critical,
+                    count => count,
+                };
+                if self.failures >= run.failures_before_critical.max(1) {
+                    Some(CheckStatus::Critical)
+                } else if self.failures >= until_warning.max(1) {
+                    Some(CheckStatus::Warning)
+                } else {
+                    None
+                }
+            }
+            better => {
+                (self.passes, self.failures) = (self.passes.saturating_add(1), 0);
+                (self.passes >= self.run.success_before_passing).then_some(better)
+            }
+        };
+        // As long as it does not count, only what was said is new.
+        let now = now.unwrap_or_else(|| self.status());
+        self.tell(now, output);
+    }
+
+    fn known<T: Default>(&self, of: impl FnOnce(&CatalogCheck) -> T) -> T {
+        let found = self.registry.catalog.read(|state| {
+            let entry = state.node(&self.node)?.checks.get(self.id.as_str())?;
+            Some(of(&entry.check))
+        });
+        found.unwrap_or_default()
+    }
+
+    fn status(&self) -> CheckStatus {
+        self.known(|check| check.status)
+    }
+
+    fn output(&self) -> String {
+        self.known(|check| check.output.clone())
+    }
+
+    fn tell(&self, status: CheckStatus, output: &str) {
+        // It may have been removed a moment ago; then this task ends with it.
+        let _ = self.registry.set_status(&self.node, &self.id, status, output);
+    }
+
+    // What has been critical for so long goes; if that fails, it is tried again.
+    fn reap(&mut self) {
+        let Some(after) = self.run.deregister_after else { return };
+        if self.status() != CheckStatus::Critical {
+            self.critical = None;
+            return;
+        }
+        let now = tokio::time::Instant::now();
+        let since = *self.critical.get_or_insert(now);
+        let instance = self.known(|check| check.instance.clone());
+        if now.duration_since(since) < after.std().max(SOONEST) || instance.is_empty() {
+            return;
+        }
+        self.critical = Some(now);
+        // By another task: this one is ended with its check.
+        let (registry, node) = (self.registry.clone(), self.node.clone());
+        tokio::spawn(async move {
+            match registry.deregister(&node, &instance).await {
+                Ok(()) => tracing::info!(node, instance, "was critical for too long, and is deregistered"),
+                Err(error) => tracing::warn!(%error, "an instance that was critical for too long stays"),
+            }
+        });
+    }
+}
+
+fn request(http: &HttpCheck, run: &CheckRun) -> Request {
+    let method = if http.method.is_empty() { "GET" } else { &http.method };
+    let headers =
+        http.header.iter().flat_map(|(name, values)| values.iter().map(|value| (name.clone(), value.clone())));
+    Request {
+        method: method.to_owned(),
+        url: http.url.clone(),
+        headers: headers.collect(),
+        body: (!http.body.is_empty()).then(|| http.body.clone().into_bytes()),
+        timeout: run.timeout,
+        max_body: Bytes(MAX_OUTPUT as u64),
+        cut_off: true,
+        any_certificate: http.tls_skip_verify,
+    }
+}
+
+fn worst(state: &crate::network::catalog::State, node: &str, instance: &str, own: &str) -> (CheckStatus, &'static str) {
+    let Some(entry) = state.node(node) else { return (CheckStatus::Critical, "No such node.") };
+    if !instance.is_empty() && !entry.instances.contains_key(instance) {
+        return (CheckStatus::Critical, "Service does not exist.");
+    }
+    let others = entry
+        .checks
+        .values()
+        .filter(|known| known.check.id != own && (known.check.instance.is_empty() || known.check.instance == instance));
+    match others.map(|known| known.check.status).max() {
+        None => (CheckStatus::Passing, "No checks found."),
+        Some(CheckStatus::Passing) => (CheckStatus::Passing, "All checks passing."),
+        Some(CheckStatus::Warning) => (CheckStatus::Warning, "Aliased check is warning."),
+        Some(CheckStatus::Critical) => (CheckStatus::Critical, "Aliased check is failing."),
+    }
+}

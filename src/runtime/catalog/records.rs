@@ -1,0 +1,277 @@
+//! Registrations as they are written down, and what is asked of them before.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::sync::Notify;
+
+use super::Registry;
+use crate::model::catalog::{CatalogCheck, CatalogNode, Instance, Origin};
+use crate::model::clock::Clock;
+use crate::model::id::sha256_hex;
+use crate::model::{Error, Kind, Result};
+use crate::network::Network;
+use crate::network::catalog::{Catalog, Draft, NodeEntry, key};
+use crate::store::{Store, Write, decode, encode};
+
+/// Where the number stands that no index of a daemon before has reached.
+const FLOOR: &str = "catalog-floor";
+/// How many changes are ahead of it.
+const AHEAD: u64 = 1_000_000;
+/// How often it is looked whether there is enough ahead of the index.
+const LOOK: Duration = Duration::from_secs(60);
+/// How long changes of checks are gathered before they are written down.
+const GATHER: Duration = Duration::from_secs(1);
+/// Nodes, instances and checks at most.
+const MOST: usize = 300_000;
+/// Largest record, in bytes: what its checks say may still be added.
+const MAX_RECORD: usize = 500_000;
+/// Checks of one instance at most.
+const MOST_CHECKS: usize = 64;
+
+/// What is written down of one registration.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Record {
+    /// A node that clients have made.
+    Node(CatalogNode),
+    /// An instance with its checks.
+    Instance { node: String, instance: Instance, checks: Vec<CatalogCheck> },
+    /// A check of a node, or one of what is Neap's own.
+    Check { node: String, check: CatalogCheck },
+}
+
+impl Record {
+    /// Names are whatever clients say: a hash of them is a key.
+    pub fn key(&self) -> String {
+        match self {
+            Record::Node(node) => record_key("node", &node.name, ""),
+            Record::Instance { node, instance, .. } => record_key("instance", node, &instance.id),
+            Record::Check { node, check } => record_key("check", node, &check.id),
+        }
+    }
+
+    /// As it is written down.
+    pub fn write(&self) -> Write {
+        Write::put(self.key(), encode(self))
+    }
+
+    /// An error where it is too large.
+    pub fn checked(&self) -> Result<Write> {
+        let write = self.write();
+        match write.value.as_ref().map_or(0, Vec::len) {
+            0..=MAX_RECORD => Ok(write),
+            size => {
+                let message = format!("comes to {size} bytes with its checks; {MAX_RECORD} are allowed");
+                Err(Error::new(Kind::Exhausted, "registration", message))
+            }
+        }
+    }
+
+    /// What belongs to a task or a container is not written down: it comes anew with those.
+    pub fn is_kept(&self) -> bool {
+        match self {
+            Record::Node(_) => true,
+            Record::Instance { instance, .. } => !is_neaps(instance.origin),
+            Record::Check { check, .. } => check.instance.is_empty(),
+        }
+    }
+}
+
+/// The key of a record. Names are whatever clients say: a hash of them is one.
+pub fn record_key(kind: &str, node: &str, id: &str) -> String {
+    format!("catalog/{kind}/{}", sha256_hex(format!("{}\0{id}", key(node)).as_bytes()))
+}
+
+/// Whether Neap itself says it.
+pub fn is_neaps(origin: Origin) -> bool {
+    matches!(origin, Origin::Task | Origin::Container)
+}
+
+/// An error where there is room for no more.
+pub fn room(size: usize) -> Result<()> {
+    if size < MOST {
+        return Ok(());
+    }
+    Err(Error::new(
+        Kind::Exhausted,
+        "catalogue",
+        format!("holds {MOST} nodes, instances and checks; no more are taken"),
+    ))
+}
+
+/// An error where an instance has too many.
+pub fn few(instance: &str, count: usize) -> Result<()> {
+    if count <= MOST_CHECKS {
+        return Ok(());
+    }
+    let error = Error::new(Kind::Exhausted, format!("service id \"{instance:.70}\""), "has too many checks");
+    Err(error.help(format!("at most {MOST_CHECKS}")))
+}
+
+/// An error where the id is that of a check of something else.
+pub fn only(entry: &NodeEntry, check: &CatalogCheck, instance: &str) -> Result<()> {
+    match entry.checks.get(check.id.as_str()).filter(|known| known.check.instance != instance) {
+        None => Ok(()),
+        Some(_) => Err(Error::new(
+            Kind::Conflict,
+            format!("check \"{:.70}\"", check.id),
+            "is the id of another check on this node",
+        )),
+    }
+}
+
+/// Said again, it is as it was found: registering anew is no change of health. What others watch over is as they say.
+pub fn carry(check: &mut CatalogCheck, known: &CatalogCheck) {
+    if check.origin != Origin::Catalog {
+        check.status = known.status;
+        check.output.clone_from(&known.output);
+    }
+}
+
+/// What was found since it was written down holds.
+pub fn put_check(draft: &mut Draft, node: &str, check: &CatalogCheck) {
+    let known = draft.state().node(node).and_then(|entry| entry.checks.get(check.id.as_str()));
+    let mut check = check.clone();
+    if let Some(known) = known {
+        carry(&mut check, &known.check);
+    }
+    draft.put_check(node, check);
+}
+
+/// An instance is said anew by whoever said it first.
+pub fn owned(known: &Instance, new: &Instance) -> Result<()> {
+    match known.origin == new.origin || !matches!(known.origin, Origin::Task | Origin::Container) {
+        true => Ok(()),
+        false => ours_only(known),
+    }
+}
+
+/// An error where it is Neap itself that says it.
+pub fn ours_only(known: &Instance) -> Result<()> {
+    let subject = format!("service id \"{:.70}\"", known.id);
+    match known.origin {
+        Origin::Task => Err(Error::new(Kind::Conflict, subject, "is a replica of a service of Neap's")
+            .help("`neap service scale` and `neap service rm` change those")),
+        Origin::Container => Err(Error::new(Kind::Conflict, subject, "is a container, and there as long as that runs")),
+        Origin::Agent | Origin::Catalog => Ok(()),
+    }
+}
+
+impl Registry {
+    /// Reads what is written down. `host` is the host that this process is on.
+    pub(crate) async fn load(
+        host: String,
+        store: Arc<dyn Store>,
+        clock: Arc<dyn Clock>,
+        network: Arc<dyn Network>,
+    ) -> Result<Arc<Self>> {
+        // No index goes back, whatever the clock says: whoever waits with one that is ahead would wait for nothing.
+        let floor = store.get(FLOOR)?.map(|entry| decode::<u64>(&entry.key, &entry.value)).transpose()?;
+        let first = clock.wall().0.max(floor.unwrap_or_default());
+        store.commit(vec![Write::put(FLOOR, encode(&(first + AHEAD)))]).await?;
+        let catalog = Arc::new(Catalog::new(first));
+        let mut records = Vec::new();
+        for entry in store.list("catalog/")? {
+            records.push(decode::<Record>(&entry.key, &entry.value)?);
+        }
+        let registry = Registry {
+            catalog: catalog.clone(),
+            host,
+            store,
+            clock,
+            network,
+            writing: tokio::sync::Mutex::default(),
+            runs: Mutex::default(),
+            hosts: Mutex::default(),
+            changed: Mutex::default(),
+            has_changed: Notify::new(),
+            floor: AtomicU64::new(first + AHEAD),
+        };
+        catalog.change(|draft| {
+            // Nodes first: the rest is on them. A host of the cluster may not be known again yet.
+            let named = |name: &str| CatalogNode { name: name.to_owned(), ..CatalogNode::default() };
+            for record in &records {
+                match record {
+                    Record::Node(node) => draft.put_node(node.clone()),
+                    Record::Instance { node, .. } | Record::Check { node, .. } => {
+                        if draft.state().node(node).is_none() {
+                            draft.put_node(named(node));
+                        }
+                    }
+                }
+            }
+            for record in records {
+                match record {
+                    Record::Node(_) => {}
+                    Record::Instance { instance, .. } if is_neaps(instance.origin) => {}
+                    Record::Instance { node, instance, checks } => {
+                        draft.put_instance(&node, instance);
+                        for check in checks {
+                            draft.put_check(&node, check);
+                        }
+                    }
+                    Record::Check { node, check } => {
+                        draft.put_check(&node, check);
+                    }
+                }
+            }
+        });
+        Ok(Arc::new(registry))
+    }
+
+    /// Begins to run checks and to write down what becomes of them.
+    pub(crate) fn start(self: &Arc<Self>) {
+        let all = self.catalog.read(|state| {
+            let checks = state.nodes().flat_map(|entry| entry.checks.values().map(move |check| (entry, check)));
+            checks.map(|(entry, check)| (entry.node.name.clone(), check.check.clone())).collect::<Vec<_>>()
+        });
+        for (node, check) in all {
+            self.run(&node, &check);
+        }
+        let registry = self.clone();
+        tokio::spawn(async move {
+            loop {
+                let _ = tokio::time::timeout(LOOK, registry.has_changed.notified()).await;
+                tokio::time::sleep(GATHER).await;
+                if let Err(error) = registry.write_changes().await {
+                    tracing::warn!(%error, "how checks are is not written down; it is tried again");
+                    registry.has_changed.notify_one();
+                }
+            }
+        });
+    }
+
+    async fn write_changes(&self) -> Result<()> {
+        let _writing = self.writing.lock().await;
+        let changed = std::mem::take(&mut *self.changed.lock().unwrap_or_else(PoisonError::into_inner));
+        let records = changed.iter().filter_map(|(node, instance, check)| {
+            if !instance.is_empty() {
+                return self.record_of(node, instance, None);
+            }
+            self.catalog.read(|state| {
+                let check = &state.node(node)?.checks.get(check.as_str())?.check;
+                let is_ours = check.instance.is_empty() && check.origin != Origin::Task;
+                is_ours.then(|| Record::Check { node: node.clone(), check: CatalogCheck::clone(check) })
+            })
+        });
+        let mut writes: Vec<Write> = records.map(|record| record.write()).collect();
+        let (index, floor) = (self.catalog.read(|state| state.index), self.floor.load(Ordering::Relaxed));
+        if index + AHEAD / 2 > floor {
+            writes.push(Write::put(FLOOR, encode(&(index + AHEAD))));
+        }
+        if writes.is_empty() {
+            return Ok(());
+        }
+        let result = self.store.commit(writes).await;
+        if result.is_ok() && index + AHEAD / 2 > floor {
+            self.floor.store(index + AHEAD, Ordering::Relaxed);
+        }
+        if result.is_err() {
+            self.changed.lock().unwrap_or_else(PoisonError::into_inner).extend(changed);
+        }
+        result.map(drop)
+    }
+}
