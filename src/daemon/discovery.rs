@@ -78,6 +78,10 @@ pub fn check(options: &DiscoveryOptions) -> Result<()> {
 pub async fn serve(options: &DiscoveryOptions, runtime: &Arc<Runtime>, audit: &Arc<AuditFile>) -> Result<()> {
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let registry = runtime.registry().clone();
+    if options.consul.is_empty() && options.dns.is_empty() {
+        return Ok(());
+    }
+    registry.hold_index().await?;
     let router = consul::router(Arc::new(Consul {
         registry: registry.clone(),
         datacenter: options.datacenter.clone(),

@@ -156,8 +156,7 @@ impl Runtime {
         world.set_nodes(with_settings.into_iter().map(Arc::new));
         install(&parts.host, &world);
         let host = catalog::host(&world);
-        let registry =
-            catalog::Registry::load(host, parts.store.clone(), parts.clock.clone(), parts.network.clone()).await?;
+        let registry = catalog::Registry::load(host, parts.store.clone(), parts.clock.clone(), parts.network.clone())?;
         let (messages, inbox) = mpsc::unbounded_channel();
         let (publish, seen) = watch::channel(Arc::new(world.clone()));
         let events = Listeners::default();

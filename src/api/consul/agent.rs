@@ -182,6 +182,7 @@ async fn register(consul: &Arc<Consul>, call: &Call) -> Result<Reply> {
     if fields.has("Check") {
         given.insert(0, fields.object("Check")?);
     }
+    given.retain(|check| !check.is_empty());
     let instance = fields.instance("Name", Origin::Agent)?;
     let count = given.len();
     let mut checks: Vec<CatalogCheck> = Vec::new();

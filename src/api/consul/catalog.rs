@@ -108,6 +108,7 @@ async fn register(consul: &Arc<Consul>, call: &Call) -> Result<Reply> {
     if fields.has("Check") {
         checks.push(fields.object("Check")?);
     }
+    checks.retain(|check| !check.is_empty());
     let mut read = Vec::new();
     for mut fields in checks {
         let mut check = fields.check(Origin::Catalog)?;

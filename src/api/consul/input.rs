@@ -10,6 +10,18 @@ use crate::model::catalog::{
 };
 use crate::model::{Error, Kind, Result, units};
 
+// What Go's clients send where nothing is set.
+fn is_nothing(value: &Value) -> bool {
+    match value {
+        Value::Null => true,
+        Value::Bool(flag) => !flag,
+        Value::Number(number) => number.as_f64() == Some(0.0),
+        Value::String(text) => text.is_empty(),
+        Value::Array(all) => all.is_empty(),
+        Value::Object(map) => map.is_empty(),
+    }
+}
+
 /// An object whose keys are known whatever their case.
 pub struct Fields(Map<String, Value>);
 
@@ -36,6 +48,11 @@ impl Fields {
     /// Whether a field is there and not null.
     pub fn has(&self, key: &str) -> bool {
         self.0.get(&folded(key)).is_some_and(|value| !value.is_null())
+    }
+
+    /// Whether nothing is said in it: some clients send empty objects.
+    pub fn is_empty(&self) -> bool {
+        self.0.values().all(is_nothing)
     }
 
     fn take(&mut self, key: &str) -> Value {
@@ -219,7 +236,7 @@ impl Fields {
 
     fn run(&mut self) -> Result<Option<CheckRun>> {
         for key in ["Args", "Script", "DockerContainerID", "GRPC", "H2PING", "UDP", "OSService"] {
-            if self.has(key) && !matches!(self.0.get(&folded(key)), Some(Value::String(text)) if text.is_empty()) {
+            if self.0.get(&folded(key)).is_some_and(|value| !is_nothing(value)) {
                 let message = format!("checks with {key} are not run");
                 return Err(Error::new(Kind::Invalid, "check", message).help("HTTP, TCP, TTL and AliasService are"));
             }
@@ -340,6 +357,11 @@ mod tests {
         let ttl = check(r#"{"Name":"alive","TTL":"15s","Status":"passing"}"#).unwrap();
         assert_eq!((ttl.id.as_str(), ttl.status), ("alive", CheckStatus::Passing));
         assert_eq!(ttl.run.unwrap().kind, CheckKind::Ttl(units::Duration::from_secs(15)));
+        // What is there and says nothing is not there.
+        let plain =
+            r#"{"Args":[],"GRPC":"","DockerContainerID":"","TTL":"","HTTP":"","TCP":"127.0.0.1:1","Interval":"5s"}"#;
+        assert_eq!(check(plain).unwrap().run.unwrap().kind, CheckKind::Tcp("127.0.0.1:1".into()));
+        assert!(Fields::read(br#"{"HTTP":"","TLSSkipVerify":false,"Args":null,"Header":{}}"#).unwrap().is_empty());
         let http = check(r#"{"CheckID":"c","HTTP":"http://127.0.0.1/","Interval":"10ms","Header":{"X-A":["1","2"]}}"#);
         let run = http.unwrap().run.unwrap();
         assert_eq!(run.interval, units::Duration::from_secs(1));
@@ -347,6 +369,7 @@ mod tests {
         for (json, why) in [
             (r#"{"Name":"x","HTTP":"http://a"}"#, "Interval"),
             (r#"{"Name":"x","Args":["true"],"Interval":"1s"}"#, "Args"),
+            (r#"{"Name":"x","GRPC":"127.0.0.1:1","Interval":"1s"}"#, "GRPC"),
             (r#"{"Name":"x","TTL":"soon"}"#, "duration"),
             (r#"{"Name":"x","Status":"fine"}"#, "fine"),
             (r#"{"Name":7}"#, "not a string"),

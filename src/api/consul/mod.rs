@@ -61,7 +61,15 @@ async fn serve(Shared(consul): Shared<Arc<Consul>>, request: Request) -> Respons
     let reply = match read(&consul, request).await {
         Ok(call) => {
             let change = call.change();
-            let reply = call.answer(&consul).await;
+            let reply = match change.is_some() {
+                // Whoever breaks off has not undone it: what is written down becomes known as well.
+                true => {
+                    let consul = consul.clone();
+                    let answer = tokio::spawn(async move { call.answer(&consul).await });
+                    answer.await.unwrap_or_else(|error| Err(Error::internal("request", "broke off").cause(error)))
+                }
+                false => call.answer(&consul).await,
+            };
             if let Some((action, subject)) = change {
                 let name = peer.map_or_else(|| "consul".to_owned(), |peer| format!("consul {}", peer.ip()));
                 let principal = Principal { name, role: Role::Deployer, prefix: String::new() };

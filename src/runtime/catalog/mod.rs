@@ -16,9 +16,7 @@ use tokio::sync::Notify;
 
 pub(super) use self::feed::{Feeder, Shared};
 use self::records::{Record, carry, few, is_neaps, only, ours_only, owned, put_check, record_key, room};
-use crate::model::catalog::{
-    CatalogCheck, CatalogNode, CheckStatus, Instance, NODE_MAINTENANCE, SERVICE_MAINTENANCE, check_name,
-};
+use crate::model::catalog::{CatalogCheck, CatalogNode, CheckStatus, Instance, NODE_MAINTENANCE, SERVICE_MAINTENANCE};
 use crate::model::clock::Clock;
 use crate::model::{Error, Kind, Result};
 use crate::network::Network;
@@ -52,6 +50,7 @@ pub struct Registry {
     // By node, instance and check.
     changed: Mutex<BTreeSet<(String, String, String)>>,
     has_changed: Notify,
+    // What no index comes near to before it is written down anew; 0: nobody is told one.
     floor: AtomicU64,
 }
 
@@ -338,7 +337,6 @@ impl Registry {
 
     /// Says how a check is. What becomes of it is in memory when it returns.
     pub fn set_status(&self, node: &str, id: &str, status: CheckStatus, output: &str) -> Result<()> {
-        check_name("check", id)?;
         let changed = self.catalog.change(|draft| {
             let known = draft.state().node(node).and_then(|entry| entry.checks.get(id));
             let Some(mut check) = known.map(|known| CatalogCheck::clone(&known.check)) else {

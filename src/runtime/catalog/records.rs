@@ -162,16 +162,14 @@ pub fn ours_only(known: &Instance) -> Result<()> {
 
 impl Registry {
     /// Reads what is written down. `host` is the host that this process is on.
-    pub(crate) async fn load(
+    pub(crate) fn load(
         host: String,
         store: Arc<dyn Store>,
         clock: Arc<dyn Clock>,
         network: Arc<dyn Network>,
     ) -> Result<Arc<Self>> {
-        // No index goes back, whatever the clock says: whoever waits with one that is ahead would wait for nothing.
         let floor = store.get(FLOOR)?.map(|entry| decode::<u64>(&entry.key, &entry.value)).transpose()?;
         let first = clock.wall().0.max(floor.unwrap_or_default());
-        store.commit(vec![Write::put(FLOOR, encode(&(first + AHEAD)))]).await?;
         let catalog = Arc::new(Catalog::new(first));
         let mut records = Vec::new();
         for entry in store.list("catalog/")? {
@@ -188,7 +186,7 @@ impl Registry {
             hosts: Mutex::default(),
             changed: Mutex::default(),
             has_changed: Notify::new(),
-            floor: AtomicU64::new(first + AHEAD),
+            floor: AtomicU64::new(0),
         };
         catalog.change(|draft| {
             // Nodes first: the rest is on them. A host of the cluster may not be known again yet.
@@ -220,6 +218,15 @@ impl Registry {
             }
         });
         Ok(Arc::new(registry))
+    }
+
+    /// Has to be called before anybody is told an index: none goes back after a restart, whatever the clock says, since whoever
+    /// waits with one that is ahead would wait for nothing.
+    pub async fn hold_index(&self) -> Result<()> {
+        let ahead = self.catalog.read(|state| state.index) + AHEAD;
+        self.store.commit(vec![Write::put(FLOOR, encode(&ahead))]).await?;
+        self.floor.store(ahead, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Begins to run checks and to write down what becomes of them.
@@ -259,14 +266,15 @@ impl Registry {
         });
         let mut writes: Vec<Write> = records.map(|record| record.write()).collect();
         let (index, floor) = (self.catalog.read(|state| state.index), self.floor.load(Ordering::Relaxed));
-        if index + AHEAD / 2 > floor {
+        let is_near = floor > 0 && index + AHEAD / 2 > floor;
+        if is_near {
             writes.push(Write::put(FLOOR, encode(&(index + AHEAD))));
         }
         if writes.is_empty() {
             return Ok(());
         }
         let result = self.store.commit(writes).await;
-        if result.is_ok() && index + AHEAD / 2 > floor {
+        if result.is_ok() && is_near {
             self.floor.store(index + AHEAD, Ordering::Relaxed);
         }
         if result.is_err() {
