@@ -1,6 +1,7 @@
 //! Networks in Docker's form, and back.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 use bollard::Docker;
 use bollard::models::{Ipam, IpamConfig, Network, NetworkCreateRequest};
@@ -9,6 +10,10 @@ use bollard::query_parameters::ListNetworksOptions;
 use super::{spec, trouble};
 use crate::model::objects::{NetworkInfo, NetworkSpec};
 use crate::model::{Error, Kind, Result};
+
+/// How long a host may take to let go of a network that is removed, and how often it is looked.
+const GOING: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(50);
 
 /// A request that makes one, with these subnets.
 pub fn request(network: &NetworkSpec, driver: &str, subnets: &[String], cluster: &str) -> NetworkCreateRequest {
@@ -93,11 +98,29 @@ pub fn is_like(known: &NetworkInfo, asked: &NetworkSpec, driver: &str) -> bool {
         && asked.labels.iter().all(|(key, value)| known.labels.get(key) == Some(value))
 }
 
-/// Removes one; false: there is none.
+// A host's own part of a Swarm's network goes a moment later, with what its last container had of it.
+async fn gone(docker: &Docker, id: &str) {
+    let until = tokio::time::Instant::now() + GOING;
+    while tokio::time::Instant::now() < until {
+        match docker.inspect_network(id, None).await {
+            Ok(_) => tokio::time::sleep(LOOK).await,
+            // Nobody who cannot answer will tell more.
+            Err(_) => return,
+        }
+    }
+}
+
+/// Removes one; false: there is none. It is gone from this host when it returns, so that another of its name can be made.
 pub async fn remove(docker: &Docker, name: &str) -> Result<bool> {
     let subject = format!("network \"{name:.70}\"");
+    let known = docker.inspect_network(name, None).await.ok().and_then(|known| known.id);
     match docker.remove_network(name).await {
-        Ok(()) => Ok(true),
+        Ok(()) => {
+            if let Some(id) = known {
+                gone(docker, &id).await;
+            }
+            Ok(true)
+        }
         Err(error) if trouble::is_status(&error, 404) => Ok(false),
         Err(error)
             if trouble::said(&error).contains("active endpoints") || trouble::said(&error).contains("in use") =>

@@ -3,6 +3,7 @@
 use std::io::IoSlice;
 use std::net::{SocketAddr, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -101,7 +102,14 @@ impl Server {
             for number in 0..count {
                 let question = &questions[number][..sizes[number]];
                 let out = &mut answers[number];
-                match answerer.answer(question, false, out) {
+                // A fault of ours costs this question, and no other.
+                let outcome = std::panic::catch_unwind(AssertUnwindSafe(|| answerer.answer(question, false, out)));
+                let outcome = outcome.unwrap_or_else(|_| {
+                    tracing::error!("a question could not be answered: a fault in Neap");
+                    answerer = self.answerer(KEPT, number as u64);
+                    Outcome::Ignored
+                });
+                match outcome {
                     Outcome::Answered => ready.push((number, froms[number])),
                     Outcome::Ignored => {}
                     Outcome::Elsewhere => self.elsewhere(question, froms[number], socket, runtime),
