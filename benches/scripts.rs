@@ -13,6 +13,7 @@ use neap::client::scripts::Push;
 use neap::client::wire::Endpoint;
 use neap::client::{Apply, Cluster};
 use neap::model::bundle::Bundle;
+use neap::script::api::check::Judged;
 use neap::script::api::services::Context;
 use neap::script::host::ScriptHost;
 use neap::script::repl::Session;
@@ -226,7 +227,9 @@ fn checks() {
             async move {
                 let mut count = 0;
                 while Instant::now() < until {
-                    assert!(host.run_check(&hash, "c", (task.clone(), None), Duration::from_secs(5)).await.unwrap().0);
+                    assert!(
+                        host.run_check(&hash, "c", Judged::task(&task, None), Duration::from_secs(5)).await.unwrap().0
+                    );
                     count += 1;
                 }
                 count

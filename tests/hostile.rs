@@ -14,6 +14,7 @@ use neap::model::{Error, Kind};
 use neap::scheduler::board::{Board, Claim};
 use neap::scheduler::place::{Ask, Filter, Placer, SlotAsk};
 use neap::scheduler::release::Rollouts;
+use neap::script::api::check::Judged;
 use neap::script::api::run::{self, CronCall};
 use neap::script::host::{ScriptHost, Scripts, inspect};
 
@@ -235,9 +236,9 @@ fn a_check_and_a_cron_script_end_within_their_budgets_while_others_run() {
             };
             let task = task();
             let begun = Instant::now();
-            let bad = host.run_check(&hash, "harm", (task.clone(), None), Duration::from_secs(5)).await.map(drop);
+            let bad = host.run_check(&hash, "harm", Judged::task(&task, None), Duration::from_secs(5)).await.map(drop);
             judge(code, expected, bad, begun.elapsed(), Duration::from_secs(5));
-            assert!(host.run_check(&hash, "good", (task, None), Duration::from_secs(5)).await.unwrap().0);
+            assert!(host.run_check(&hash, "good", Judged::task(&task, None), Duration::from_secs(5)).await.unwrap().0);
             // While one cron script computes its whole ten seconds, the others go on.
             let harm = tokio::spawn(call("harm"));
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -2,6 +2,7 @@
 //! gives; rights, audit, errors and the OpenAPI description follow from that.
 
 pub mod auth;
+mod catalog_routes;
 pub mod consul;
 mod native_routes;
 mod node_routes;
@@ -245,9 +246,11 @@ async fn serve(
         // What names nothing is not for whoever is confined to some names.
         About::BodyName => Some(body.get("name").and_then(Value::as_str).unwrap_or_default().to_owned()),
         About::BodyService => {
-            Some(body.pointer("/service/name").and_then(Value::as_str).unwrap_or_default().to_owned())
+            let service = body.pointer("/service/name").or(body.get("service")).and_then(Value::as_str);
+            Some(service.unwrap_or_default().to_owned())
         }
     };
+    let subject = about.clone().or_else(|| path.get("id").cloned()).unwrap_or_default();
     let allowed = principal.require(route.need, about.as_deref());
     let result = match allowed {
         Ok(()) => {
@@ -257,7 +260,7 @@ async fn serve(
     };
     if let Some(action) = route.change {
         let outcome = result.as_ref().map(|_| ()).map_err(Clone::clone);
-        api.audit.record(&principal, action, about.as_deref().unwrap_or_default(), &outcome);
+        api.audit.record(&principal, action, &subject, &outcome);
     }
     result
 }

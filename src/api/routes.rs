@@ -189,6 +189,7 @@ pub fn all() -> Vec<Route> {
         },
     ];
     routes.extend(super::node_routes::all());
+    routes.extend(super::catalog_routes::all());
     routes.extend(super::native_routes::all());
     routes.extend(super::object_routes::all());
     routes.extend(super::registry_routes::all());

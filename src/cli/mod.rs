@@ -1,5 +1,6 @@
 //! Floor 7, roof: the command line, one file a subcommand group. It knows `trait Cluster` and nothing behind it.
 
+mod catalog;
 mod completion;
 mod context;
 mod cron;
@@ -122,6 +123,9 @@ enum Command {
     /// Look at cron scripts, run them, hold them back
     #[command(subcommand)]
     Cron(cron::Command),
+    /// Who serves what where: services with their instances, registered or run here
+    #[command(subcommand)]
+    Catalog(catalog::Command),
     /// Keys and values
     #[command(subcommand)]
     Kv(kv::Command),
@@ -241,6 +245,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Registry(command) => single(registry::main(command, &global.cluster()?)).map(done),
         Command::Script(command) => single(script::main(command, || global.cluster())).map(done),
         Command::Cron(command) => single(cron::main(command, &global.cluster()?)).map(done),
+        Command::Catalog(command) => single(catalog::main(command, &global.cluster()?)).map(done),
         Command::Kv(command) => single(kv::main(command, &global.cluster()?)).map(done),
         Command::Secret(command) => single(value::secret(command, &global.cluster()?)).map(done),
         Command::Config(command) => single(value::config(command, &global.cluster()?)).map(done),

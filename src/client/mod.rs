@@ -1,6 +1,7 @@
 //! Floor 3: `trait Cluster`, what anybody can ask of a cluster, and its remote implementation. CLI, Lua and tests
 //! know nothing else; the runtime implements the same trait in process.
 
+pub mod catalog;
 pub mod hosting;
 pub mod kv;
 pub mod members;
@@ -22,6 +23,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use self::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
 use self::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use self::members::JoinTicket;
 use self::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
@@ -245,6 +247,23 @@ pub trait Cluster: Send + Sync {
     async fn remove_volume(&self, node: Option<&str>, name: &str, force: bool) -> Result<Volumes>;
     /// Forgets a node's agent: it is not listened to any more, and another may take its place.
     async fn forget_agent(&self, node: &str) -> Result<()>;
+
+    /// Nodes of the catalogue, by name.
+    async fn catalog_nodes(&self) -> Result<Vec<FoundNode>>;
+    /// Services of the catalogue, by name.
+    async fn catalog_services(&self) -> Result<Vec<FoundService>>;
+    /// Instances of a service, by node and id; none where there is no such service.
+    async fn instances(&self, service: &str, ask: InstancesAsk) -> Result<Vec<FoundInstance>>;
+    /// The instances now, and again after each change of them.
+    async fn watch_instances(&self, service: &str, ask: InstancesAsk) -> Result<Stream1<Vec<FoundInstance>>>;
+    /// Registers an instance, or says it anew. Durable when it returns.
+    async fn register(&self, register: Register) -> Result<FoundInstance>;
+    /// Removes an instance with its checks; of the daemon's host where no node is named. Durable when it returns.
+    async fn deregister(&self, node: Option<&str>, id: &str) -> Result<()>;
+    /// Says how a check with a TTL is.
+    async fn report(&self, node: Option<&str>, check: &str, report: Report) -> Result<()>;
+    /// Begins or ends an instance's maintenance. Durable when it returns.
+    async fn maintain(&self, node: Option<&str>, id: &str, maintenance: Maintenance) -> Result<FoundInstance>;
 
     /// Says how the Swarm is, and changes it first where that is asked.
     async fn swarm(&self, ask: SwarmAsk) -> Result<SwarmState>;

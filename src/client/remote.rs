@@ -5,6 +5,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
+use super::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
 use super::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use super::members::JoinTicket;
 use super::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
@@ -93,6 +94,16 @@ pub fn segment(text: &str) -> String {
 
 fn node_query(node: Option<&str>) -> String {
     node.map(|node| format!("?node={}", segment(node))).unwrap_or_default()
+}
+
+fn instances_query(ask: &InstancesAsk) -> String {
+    let mut query = format!("?passing={}", ask.passing);
+    for (key, value) in [("tag", &ask.tag), ("node", &ask.node)] {
+        if let Some(value) = value {
+            query.push_str(&format!("&{key}={}", segment(value)));
+        }
+    }
+    query
 }
 
 #[async_trait]
@@ -200,6 +211,42 @@ impl Cluster for RemoteCluster {
 
     async fn forget_agent(&self, node: &str) -> Result<()> {
         self.wire.call("DELETE", &format!("/v1/nodes/{}/agent", segment(node)), None::<&()>).await
+    }
+
+    async fn catalog_nodes(&self) -> Result<Vec<FoundNode>> {
+        self.get("/v1/catalog/nodes").await
+    }
+
+    async fn catalog_services(&self) -> Result<Vec<FoundService>> {
+        self.get("/v1/catalog/services").await
+    }
+
+    async fn instances(&self, service: &str, ask: InstancesAsk) -> Result<Vec<FoundInstance>> {
+        self.get(&format!("/v1/catalog/services/{}{}", segment(service), instances_query(&ask))).await
+    }
+
+    async fn watch_instances(&self, service: &str, ask: InstancesAsk) -> Result<Stream1<Vec<FoundInstance>>> {
+        self.stream(&format!("/v1/catalog/services/{}/watch{}", segment(service), instances_query(&ask))).await
+    }
+
+    async fn register(&self, register: Register) -> Result<FoundInstance> {
+        self.wire.call("POST", "/v1/catalog/instances", Some(&register)).await
+    }
+
+    async fn deregister(&self, node: Option<&str>, id: &str) -> Result<()> {
+        self.wire
+            .call("DELETE", &format!("/v1/catalog/instances/{}{}", segment(id), node_query(node)), None::<&()>)
+            .await
+    }
+
+    async fn report(&self, node: Option<&str>, check: &str, report: Report) -> Result<()> {
+        let path = format!("/v1/catalog/checks/{}{}", segment(check), node_query(node));
+        self.wire.call("POST", &path, Some(&report)).await
+    }
+
+    async fn maintain(&self, node: Option<&str>, id: &str, maintenance: Maintenance) -> Result<FoundInstance> {
+        let path = format!("/v1/catalog/instances/{}/maintenance{}", segment(id), node_query(node));
+        self.wire.call("POST", &path, Some(&maintenance)).await
     }
 
     async fn swarm(&self, ask: SwarmAsk) -> Result<SwarmState> {

@@ -182,6 +182,8 @@ pub enum CheckKind {
     Http(HttpCheck),
     /// A connection to `host:port`.
     Tcp(String),
+    /// As the registered check of this name says.
+    Script(String),
     /// As an instance (or, where it is empty, a node) is: the worst of its checks.
     Alias {
         /// The node; empty: the check's own.
@@ -198,6 +200,7 @@ impl CheckKind {
             CheckKind::Ttl(_) => "ttl",
             CheckKind::Http(_) => "http",
             CheckKind::Tcp(_) => "tcp",
+            CheckKind::Script(_) => "script",
             CheckKind::Alias { .. } => "alias",
         }
     }
@@ -328,6 +331,7 @@ impl CatalogCheck {
         check_text("check notes", &self.notes, MAX_OUTPUT)?;
         match self.run.as_ref().map(|run| &run.kind) {
             None | Some(CheckKind::Ttl(_)) => Ok(()),
+            Some(CheckKind::Script(name)) => check_name("check", name),
             Some(CheckKind::Tcp(address)) => check_text("check address", address, MAX_TEXT),
             Some(CheckKind::Alias { node, instance }) => {
                 check_text("check's node", node, MAX_NAME)?;

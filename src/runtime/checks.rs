@@ -17,6 +17,7 @@ use crate::model::task::{Health, Task, TaskState};
 use crate::model::{Error, Kind};
 use crate::scheduler::health::HealthCounter;
 use crate::scheduler::world::World;
+use crate::script::api::check::Judged;
 
 /// A starting task is asked this soon, then at growing distances up to the check's own.
 const FIRST: Duration = Duration::from_millis(50);
@@ -181,7 +182,7 @@ impl Runner {
         let own = host.registered(bundle.as_deref()).map_err(unasked)?;
         let (bundle, _) = host.find(&own, HostedKind::Check, name.as_str()).map_err(unasked)?;
         let node = task.node.as_ref().map(|_| self.seen.borrow().hostname(&task).to_owned());
-        match host.run_check(&bundle, name.as_str(), (Task::clone(&task), node), timeout).await {
+        match host.run_check(&bundle, name.as_str(), Judged::task(&task, node), timeout).await {
             Ok((true, _)) => Ok(()),
             Ok((false, said)) => Err(if said.is_empty() { format!("check \"{name}\" failed") } else { said }.into()),
             // Its thread was held by another script.

@@ -397,3 +397,13 @@ fn begin(
     }
     run
 }
+
+impl super::Runtime {
+    /// Asks the one that looks after cron scripts.
+    pub(super) async fn ask_cron<T>(&self, request: impl FnOnce(oneshot::Sender<T>) -> Request) -> Result<T> {
+        let (reply, answer) = oneshot::channel();
+        let gone = || Error::new(Kind::Unavailable, "daemon", "is stopping");
+        self.cron.send(request(reply)).map_err(|_| gone())?;
+        answer.await.map_err(|_| gone())
+    }
+}

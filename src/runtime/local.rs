@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::follow::Follower;
 use super::{Runtime, commands, cron, kv, logins, prepare, releases, scripts, status, values};
+use crate::client::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
 use crate::client::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use crate::client::members::JoinTicket;
 use crate::client::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
@@ -302,6 +303,40 @@ impl Cluster for Runtime {
         self.forget(node).await
     }
 
+    async fn catalog_nodes(&self) -> Result<Vec<FoundNode>> {
+        Ok(self.registry.nodes())
+    }
+
+    async fn catalog_services(&self) -> Result<Vec<FoundService>> {
+        Ok(self.registry.services())
+    }
+
+    async fn instances(&self, service: &str, ask: InstancesAsk) -> Result<Vec<FoundInstance>> {
+        Ok(self.registry.instances(service, &ask))
+    }
+
+    async fn watch_instances(&self, service: &str, ask: InstancesAsk) -> Result<Stream1<Vec<FoundInstance>>> {
+        let (sender, stream) = channel();
+        self.registry.watch_instances(service, ask, sender);
+        Ok(stream)
+    }
+
+    async fn register(&self, register: Register) -> Result<FoundInstance> {
+        self.registry.register_own(register).await
+    }
+
+    async fn deregister(&self, node: Option<&str>, id: &str) -> Result<()> {
+        self.registry.deregister_own(node, id).await
+    }
+
+    async fn report(&self, node: Option<&str>, check: &str, report: Report) -> Result<()> {
+        self.registry.report(node, check, &report)
+    }
+
+    async fn maintain(&self, node: Option<&str>, id: &str, maintenance: Maintenance) -> Result<FoundInstance> {
+        self.registry.maintain_own(node, id, &maintenance).await
+    }
+
     async fn swarm(&self, ask: SwarmAsk) -> Result<SwarmState> {
         self.members()?.swarm(ask).await
     }
@@ -448,49 +483,5 @@ impl Cluster for Runtime {
             NameKind::Kv => kv::names(&*self.parts.store, "kv", prefix, limit)?,
             NameKind::Secret | NameKind::Config => kv::names(&*self.parts.store, of.as_str(), prefix, limit)?,
         })
-    }
-}
-
-impl Runtime {
-    fn script_status(&self, name: &str) -> Result<ScriptStatus> {
-        let world = self.world();
-        let set = world.scripts.get(name).ok_or_else(|| Error::not_found(format!("scripts \"{name:.63}\"")))?;
-        scripts::status(set, &self.parts.host)
-    }
-
-    /// Removes the scripts of one owner; `of`: who asks for it.
-    pub(super) async fn drop_scripts(&self, name: &str, of: Source) -> Result<()> {
-        let (name, host) = (name.to_owned(), self.parts.host.clone());
-        self.command(move |draft, _| scripts::remove(draft, &host, &name, of)).await
-    }
-
-    /// Replaces the scripts of one owner.
-    pub(super) async fn replace_scripts(
-        &self,
-        name: &str,
-        push: Push,
-        source: Source,
-        by: &str,
-    ) -> Result<ScriptStatus> {
-        let name: crate::model::name::Name = name.parse()?;
-        let check_only = push.check_only;
-        let named = name.clone();
-        let prepared = self.parts.aside("push", move || scripts::prepare(&named, push)).await?;
-        let whose = scripts::Whose { name: name.clone(), source, at: self.parts.clock.wall(), by: by.to_owned() };
-        let host = self.parts.host.clone();
-        if check_only {
-            let world = self.world();
-            scripts::try_out(&mut Draft::new(&world, &*self.parts.clock), &host, &prepared, &whose)?;
-            return Ok(prepared.status(prepared.set(&world, &name, source, whose.at, by)));
-        }
-        self.command(move |draft, writes| scripts::push(draft, writes, &host, prepared, &whose)).await?;
-        self.script_status(name.as_str())
-    }
-
-    async fn ask_cron<T>(&self, request: impl FnOnce(tokio::sync::oneshot::Sender<T>) -> cron::Request) -> Result<T> {
-        let (reply, answer) = tokio::sync::oneshot::channel();
-        let gone = || Error::new(Kind::Unavailable, "daemon", "is stopping");
-        self.cron.send(request(reply)).map_err(|_| gone())?;
-        answer.await.map_err(|_| gone())
     }
 }

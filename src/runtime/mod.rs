@@ -156,7 +156,13 @@ impl Runtime {
         world.set_nodes(with_settings.into_iter().map(Arc::new));
         install(&parts.host, &world);
         let host = catalog::host(&world);
-        let registry = catalog::Registry::load(host, parts.store.clone(), parts.clock.clone(), parts.network.clone())?;
+        let registry = catalog::Registry::load(
+            host,
+            parts.store.clone(),
+            parts.clock.clone(),
+            parts.network.clone(),
+            Some(parts.host.clone()),
+        )?;
         let (messages, inbox) = mpsc::unbounded_channel();
         let (publish, seen) = watch::channel(Arc::new(world.clone()));
         let events = Listeners::default();

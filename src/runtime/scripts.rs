@@ -296,3 +296,41 @@ pub fn calls(world: &World, host: &ScriptHost) -> Vec<ScriptCalls> {
     });
     shown.collect()
 }
+
+impl super::Runtime {
+    /// One owner's scripts.
+    pub(super) fn script_status(&self, name: &str) -> Result<ScriptStatus> {
+        let world = self.world();
+        let set = world.scripts.get(name).ok_or_else(|| Error::not_found(format!("scripts \"{name:.63}\"")))?;
+        status(set, &self.parts.host)
+    }
+
+    /// Removes the scripts of one owner; `of`: who asks for it.
+    pub(super) async fn drop_scripts(&self, name: &str, of: Source) -> Result<()> {
+        let (name, host) = (name.to_owned(), self.parts.host.clone());
+        self.command(move |draft, _| remove(draft, &host, &name, of)).await
+    }
+
+    /// Replaces the scripts of one owner.
+    pub(super) async fn replace_scripts(
+        &self,
+        name: &str,
+        pushed: Push,
+        source: Source,
+        by: &str,
+    ) -> Result<ScriptStatus> {
+        let name: Name = name.parse()?;
+        let check_only = pushed.check_only;
+        let named = name.clone();
+        let prepared = self.parts.aside("push", move || prepare(&named, pushed)).await?;
+        let whose = Whose { name: name.clone(), source, at: self.parts.clock.wall(), by: by.to_owned() };
+        let host = self.parts.host.clone();
+        if check_only {
+            let world = self.world();
+            try_out(&mut Draft::new(&world, &*self.parts.clock), &host, &prepared, &whose)?;
+            return Ok(prepared.status(prepared.set(&world, &name, source, whose.at, by)));
+        }
+        self.command(move |draft, writes| push(draft, writes, &host, prepared, &whose)).await?;
+        self.script_status(name.as_str())
+    }
+}

@@ -157,6 +157,8 @@ fn definition(run: &CheckRun) -> Value {
             (out.header, out.tls_skip_verify) = (Some(&http.header), http.tls_skip_verify);
         }
         CheckKind::Tcp(address) => out.tcp = address,
+        // Consul has no word for it.
+        CheckKind::Script(_) => {}
         CheckKind::Alias { node, instance } => (out.alias_node, out.alias_service) = (node, instance),
     }
     serde_json::to_value(out).unwrap_or_default()

@@ -1,5 +1,6 @@
 //! Records as tables that people read: the same in the CLI and in scripts.
 
+pub mod catalog;
 mod native;
 mod objects;
 mod scripts;

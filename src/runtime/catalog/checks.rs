@@ -7,10 +7,12 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::Registry;
+use crate::model::bundle::HostedKind;
 use crate::model::catalog::{CatalogCheck, CheckKind, CheckRun, CheckStatus, HttpCheck, MAX_OUTPUT, Origin};
 use crate::model::units::Bytes;
 use crate::network::Request;
 use crate::network::catalog::{Topic, key};
+use crate::script::api::check::Judged;
 
 /// The first run comes within that time, so that not all of them come at once.
 const SPREAD: Duration = Duration::from_secs(1);
@@ -28,12 +30,8 @@ impl Registry {
     /// Runs a check as it says; one that runs as it says already goes on.
     pub(super) fn run(self: &Arc<Self>, node: &str, check: &CatalogCheck) {
         let place = (key(node), check.id.clone());
-        // What clients register for other nodes is run by them; and what listens on another host's loopback is not here.
-        let is_here = |run: &CheckRun| {
-            node.eq_ignore_ascii_case(&self.host) || matches!(run.kind, CheckKind::Ttl(_) | CheckKind::Alias { .. })
-        };
-        let run = check.run.clone().filter(is_here);
-        let Some(run) = run.filter(|_| check.origin != Origin::Catalog) else {
+        // What clients register for other nodes is run by them.
+        let Some(run) = check.run.clone().filter(|_| check.origin != Origin::Catalog) else {
             return self.halt(node, &check.id);
         };
         let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
@@ -55,6 +53,14 @@ impl Registry {
         let task = tokio::spawn(runner.go(poked));
         if let Some(before) = runs.insert(place, Running { run, poke, task }) {
             before.task.abort();
+        }
+    }
+
+    // What listens on another host's loopback is not here; what is no host of the cluster has nobody else.
+    fn is_here(&self, node: &str, kind: &CheckKind) -> bool {
+        match kind {
+            CheckKind::Ttl(_) | CheckKind::Alias { .. } | CheckKind::Script(_) => true,
+            CheckKind::Http(_) | CheckKind::Tcp(_) => node.eq_ignore_ascii_case(&self.host) || !self.is_host(node),
         }
     }
 
@@ -125,18 +131,23 @@ impl Runner {
                 tokio::time::sleep(Duration::from_millis(self.registry.clock.random() % spread)).await;
                 loop {
                     let next = tokio::time::Instant::now() + interval;
-                    let (status, output) = self.ask(&kind).await;
-                    self.count(status, &output);
-                    self.reap();
+                    if self.registry.is_here(&self.node, &kind) {
+                        if let Some((status, output)) = self.ask(&kind).await {
+                            self.count(status, &output);
+                        }
+                        self.reap();
+                    }
                     tokio::time::sleep_until(next).await;
                 }
             }
         }
     }
 
-    async fn ask(&self, kind: &CheckKind) -> (CheckStatus, String) {
+    // Nothing where it could not be asked: no word on what it is about.
+    async fn ask(&self, kind: &CheckKind) -> Option<(CheckStatus, String)> {
         let network = &self.registry.network;
-        match kind {
+        Some(match kind {
+            CheckKind::Script(name) => return self.ask_script(name).await,
             CheckKind::Http(http) => {
                 let request = request(http, &self.run);
                 let said = format!("HTTP {} {}", request.method, request.url);
@@ -158,6 +169,42 @@ impl Runner {
                 Err(why) => (CheckStatus::Critical, why),
             },
             CheckKind::Ttl(_) | CheckKind::Alias { .. } => (CheckStatus::Critical, String::new()),
+        })
+    }
+
+    async fn ask_script(&self, name: &str) -> Option<(CheckStatus, String)> {
+        let instance = self.known(|check| check.instance.clone());
+        let judged = self.registry.catalog.read(|state| {
+            let found = state.instance(&self.node, &instance)?;
+            let (entry, address) = (&found.entry.instance, found.address());
+            let port = (entry.port > 0).then(|| match address.contains(':') {
+                true => format!("[{address}]:{}", entry.port),
+                false => format!("{address}:{}", entry.port),
+            });
+            Some(Judged {
+                id: entry.id.clone(),
+                name: entry.id.clone(),
+                service: entry.service.clone(),
+                node: Some(found.node.node.name.clone()),
+                ports: port.into_iter().map(|port| ("http".to_owned(), port)).collect(),
+                ..Judged::default()
+            })
+        })?;
+        let host = self.registry.scripts.as_ref()?;
+        let run = async {
+            let own = host.registered(None)?;
+            let (bundle, _) = host.find(&own, HostedKind::Check, name)?;
+            host.run_check(&bundle, name, judged, self.run.timeout.std()).await
+        };
+        match run.await {
+            Ok((true, said)) => Some((CheckStatus::Passing, said)),
+            Ok((false, said)) => {
+                let said = if said.is_empty() { format!("check \"{name}\" failed") } else { said };
+                Some((CheckStatus::Critical, said))
+            }
+            // Its thread was held by another script.
+            Err(error) if error.retry => None,
+            Err(error) => Some((CheckStatus::Critical, error.to_string())),
         }
     }
 

@@ -4,6 +4,7 @@
 
 mod checks;
 mod feed;
+mod own;
 mod records;
 #[cfg(test)]
 mod tests;
@@ -22,6 +23,7 @@ use crate::model::{Error, Kind, Result};
 use crate::network::Network;
 use crate::network::catalog::{Catalog, Key, key};
 use crate::scheduler::world::World;
+use crate::script::host::ScriptHost;
 use crate::store::{Store, Write};
 
 /// The host that this process is on: the only one there is, or the one of this name.
@@ -42,6 +44,8 @@ pub struct Registry {
     store: Arc<dyn Store>,
     clock: Arc<dyn Clock>,
     network: Arc<dyn Network>,
+    // Who runs scripted checks, where there is anybody.
+    scripts: Option<Arc<ScriptHost>>,
     // One at a time: what is written down and what is known stay the same.
     writing: tokio::sync::Mutex<()>,
     runs: Mutex<BTreeMap<(Key, String), checks::Running>>,

@@ -14,6 +14,7 @@ use crate::model::id::sha256_hex;
 use crate::model::{Error, Kind, Result};
 use crate::network::Network;
 use crate::network::catalog::{Catalog, Draft, NodeEntry, key};
+use crate::script::host::ScriptHost;
 use crate::store::{Store, Write, decode, encode};
 
 /// Where the number stands that no index of a daemon before has reached.
@@ -167,6 +168,7 @@ impl Registry {
         store: Arc<dyn Store>,
         clock: Arc<dyn Clock>,
         network: Arc<dyn Network>,
+        scripts: Option<Arc<ScriptHost>>,
     ) -> Result<Arc<Self>> {
         let floor = store.get(FLOOR)?.map(|entry| decode::<u64>(&entry.key, &entry.value)).transpose()?;
         let first = clock.wall().0.max(floor.unwrap_or_default());
@@ -181,6 +183,7 @@ impl Registry {
             store,
             clock,
             network,
+            scripts,
             writing: tokio::sync::Mutex::default(),
             runs: Mutex::default(),
             hosts: Mutex::default(),

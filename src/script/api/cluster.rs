@@ -6,15 +6,27 @@ use std::sync::Arc;
 
 use mlua::{Lua, MultiValue, Table, Value};
 
-use super::{Reach, crons, hosts, kv, natives, nodes, objects, registry, services};
+use super::{Reach, crons, discovery, hosts, kv, natives, nodes, objects, registry, services};
 use crate::client::Cluster;
 use crate::client::scripts::{Back, Push};
 use crate::script::value::{from_timed, raise};
 
 /// What `install` sets.
-pub const NAMES: [&str; 13] = [
-    "cluster", "service", "services", "nodes", "networks", "volumes", "natives", "registry", "kv", "secrets",
-    "configs", "crons", "events",
+pub const NAMES: [&str; 14] = [
+    "cluster",
+    "service",
+    "services",
+    "nodes",
+    "networks",
+    "volumes",
+    "natives",
+    "registry",
+    "discovery",
+    "kv",
+    "secrets",
+    "configs",
+    "crons",
+    "events",
 ];
 
 /// Who does what a script does.
@@ -36,6 +48,7 @@ pub fn install_with(lua: &Lua, context: &services::Context) -> mlua::Result<()> 
     objects::install(lua, &context.cluster)?;
     registry::install(lua, &context.cluster)?;
     natives::install(lua, context)?;
+    discovery::install(lua, &context.cluster, &context.reach)?;
     kv::install(lua, &context.cluster)?;
     crons::install(lua, &context.cluster)?;
     install_scripts(lua, context)

@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod compose;
 pub mod crons;
 pub mod describe;
+pub mod discovery;
 pub mod formats;
 pub mod hosts;
 pub mod http;

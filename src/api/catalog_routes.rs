@@ -1,0 +1,166 @@
+//! The routes for the catalogue.
+
+use futures_util::StreamExt;
+
+use super::routes::{route, schema};
+use super::{About, Answer, Call, Route, json, lines};
+use crate::client::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
+use crate::model::right::Role;
+use crate::model::{Error, Result, strict};
+
+const NODE: (&str, &str) = ("node", "the node that it is on; the daemon's host where none is named");
+
+/// All of them.
+pub fn all() -> Vec<Route> {
+    use crate::model::right::Role::{Deployer, Viewer};
+    const WHICH: &[(&str, &str)] = &[
+        ("tag", "only those with this tag"),
+        ("node", "only those on this node"),
+        ("passing", "true: only those whose checks all pass"),
+    ];
+    vec![
+        Route {
+            response: schema::<Vec<FoundNode>>(),
+            ..route("GET", "/v1/catalog/nodes", "Nodes of the catalogue", Viewer, |call| Box::pin(nodes(call)))
+        },
+        Route {
+            response: schema::<Vec<FoundService>>(),
+            ..route("GET", "/v1/catalog/services", "Services of the catalogue", Viewer, |call| Box::pin(services(call)))
+        },
+        Route {
+            about: About::Path,
+            query: WHICH,
+            response: schema::<Vec<FoundInstance>>(),
+            ..route("GET", "/v1/catalog/services/{name}", "Instances of a service", Viewer, |call| {
+                Box::pin(instances(call))
+            })
+        },
+        Route {
+            about: About::Path,
+            query: WHICH,
+            response: schema::<Vec<FoundInstance>>(),
+            stream: true,
+            ..route(
+                "GET",
+                "/v1/catalog/services/{name}/watch",
+                "Instances of a service now and after each change, a line each",
+                Viewer,
+                |call| Box::pin(watch(call)),
+            )
+        },
+        Route {
+            about: About::BodyService,
+            change: Some("catalog.register"),
+            request: schema::<Register>(),
+            response: schema::<FoundInstance>(),
+            ..route("POST", "/v1/catalog/instances", "Registers an instance, or says it anew", Deployer, |call| {
+                Box::pin(register(call))
+            })
+        },
+        Route {
+            change: Some("catalog.deregister"),
+            query: &[NODE],
+            ..route("DELETE", "/v1/catalog/instances/{id}", "Removes an instance with its checks", Deployer, |call| {
+                Box::pin(deregister(call))
+            })
+        },
+        Route {
+            change: Some("catalog.maintain"),
+            query: &[NODE],
+            request: schema::<Maintenance>(),
+            response: schema::<FoundInstance>(),
+            ..route(
+                "POST",
+                "/v1/catalog/instances/{id}/maintenance",
+                "Begins or ends an instance's maintenance",
+                Deployer,
+                |call| Box::pin(maintain(call)),
+            )
+        },
+        Route {
+            query: &[NODE],
+            request: schema::<Report>(),
+            ..route("POST", "/v1/catalog/checks/{id}", "Says how a check with a TTL is", Deployer, |call| {
+                Box::pin(report(call))
+            })
+        },
+    ]
+}
+
+async fn nodes(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.catalog_nodes().await?)
+}
+
+async fn services(call: Call) -> Result<Answer> {
+    let mut all = call.api.cluster.catalog_services().await?;
+    all.retain(|service| service.name.starts_with(&call.principal.prefix));
+    json(&all)
+}
+
+fn ask(call: &Call) -> Result<InstancesAsk> {
+    let text = |key: &str| call.query.get(key).filter(|text| !text.is_empty()).cloned();
+    Ok(InstancesAsk { tag: text("tag"), node: text("node"), passing: call.flag("passing")? })
+}
+
+async fn instances(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.instances(call.name(), ask(&call)?).await?)
+}
+
+async fn watch(call: Call) -> Result<Answer> {
+    lines(call.api.cluster.watch_instances(call.name(), ask(&call)?).await?.boxed())
+}
+
+async fn register(call: Call) -> Result<Answer> {
+    let register: Register = strict::read("instance", &call.body)?;
+    // What is there under that id may be of another service.
+    if let Some(id) = register.id.as_deref() {
+        own(&call, register.node.as_deref(), |found| found.id == id, None).await?;
+    }
+    json(&call.api.cluster.register(register).await?)
+}
+
+fn place(call: &Call) -> (Option<&str>, &str) {
+    (call.query.get("node").map(String::as_str), call.path.get("id").map_or("", String::as_str))
+}
+
+// Whoever is confined to some names touches nothing of another. `missing`: what is said where there is nothing.
+async fn own(
+    call: &Call,
+    node: Option<&str>,
+    is_it: impl Fn(&FoundInstance) -> bool,
+    missing: Option<&str>,
+) -> Result<()> {
+    if call.principal.prefix.is_empty() {
+        return Ok(());
+    }
+    let ask = InstancesAsk { node: node.map(str::to_owned), ..InstancesAsk::default() };
+    for service in call.api.cluster.catalog_services().await? {
+        let found = call.api.cluster.instances(&service.name, ask.clone()).await?;
+        if found.iter().any(&is_it) {
+            call.principal.require(Role::Deployer, Some(&service.name))?;
+            return Ok(());
+        }
+    }
+    missing.map_or(Ok(()), |what| Err(Error::not_found(what.to_owned())))
+}
+
+async fn deregister(call: Call) -> Result<Answer> {
+    let (node, id) = place(&call);
+    own(&call, node, |found| found.id == id, Some(&format!("service id \"{id:.70}\""))).await?;
+    json(&call.api.cluster.deregister(node, id).await?)
+}
+
+async fn maintain(call: Call) -> Result<Answer> {
+    let maintenance: Maintenance = strict::read("maintenance", &call.body)?;
+    let (node, id) = place(&call);
+    own(&call, node, |found| found.id == id, Some(&format!("service id \"{id:.70}\""))).await?;
+    json(&call.api.cluster.maintain(node, id, maintenance).await?)
+}
+
+async fn report(call: Call) -> Result<Answer> {
+    let report: Report = strict::read("report", &call.body)?;
+    let (node, id) = place(&call);
+    let is_it = |found: &FoundInstance| found.checks.iter().any(|check| check.id == id && !check.of_node);
+    own(&call, node, is_it, Some(&format!("check \"{id:.70}\""))).await?;
+    json(&call.api.cluster.report(node, id, report).await?)
+}

@@ -1,0 +1,114 @@
+//! The catalogue through scripts and the command line.
+
+use serde_json::json;
+
+#[path = "support/catalog.rs"]
+mod harness;
+#[path = "support/mod.rs"]
+mod support;
+
+use harness::Catalog;
+use support::eventually;
+
+// A script registers what is outside, a scripted check looks at it, and the command line shows both.
+#[test]
+fn scripts_and_the_command_line_register_and_look() {
+    let catalog = Catalog::start();
+    let daemon = &catalog.daemon;
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let place = format!("127.0.0.1:{port}");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/discovery.lua");
+    let said = daemon.ok(&["run", script, &place]);
+    assert!(said.contains("db is passing on outside") && said.contains(&format!("resolved: {place}")), "{said}");
+    assert_eq!(daemon.ok(&["catalog", "resolve", "db"]).trim(), place);
+    assert_eq!(catalog.short("db.service.neap", "SRV"), [format!("1 1 {port} outside.node.dc1.neap.")]);
+    let table = daemon.ok(&["catalog", "instances", "db"]);
+    assert!(table.contains("outside") && table.contains("passing") && table.contains("client"), "{table}");
+    // Gone for those who ask as soon as nobody answers there three times.
+    drop(listener);
+    eventually("it is gone", 20, || catalog.short("db.service.neap", "SRV").is_empty().then_some(()));
+    let (_, error) = daemon.fails(&["catalog", "resolve", "db"]);
+    assert!(error.contains("no instance that passes"), "{error}");
+    daemon.ok(&["run", script, &place, "--remove"]);
+    let (_, error) = daemon.fails(&["catalog", "instances", "db"]);
+    assert!(error.contains("service \"db\""), "{error}");
+
+    // A check that is a script, and what it says of an instance.
+    let checks = daemon.folder.path().join("checks.lua");
+    std::fs::write(
+        &checks,
+        r#"check "lag" {
+             run = function(task)
+               local at = task:address()
+               if task.slot or task.service ~= "cache" then return false, "that is another" end
+               return string.find(at, "127.0.0.9:6379", 1, true) ~= nil, `asked {at}`
+             end,
+           }"#,
+    )
+    .unwrap();
+    daemon.ok(&["script", "push", "checks", checks.to_str().unwrap()]);
+    let register = ["catalog", "register", "cache", "--address", "127.0.0.9", "--script", "lag", "--every", "1s"];
+    daemon.ok(&[&register[..], &["--port", "6379"]].concat());
+    let shown = || daemon.json(&["catalog", "instances", "cache", "--format", "json"]);
+    eventually("the script says so", 20, || (shown()[0]["status"] == "passing").then_some(()));
+    let said = shown()[0]["checks"].as_array().unwrap().iter().find(|check| check["kind"] == "script").cloned();
+    assert_eq!(said.unwrap()["output"], "asked 127.0.0.9:6379");
+    let (_, error) = daemon.fails(&["catalog", "register", "x", "--script", "lagg"]);
+    assert!(error.contains("lag"), "{error}");
+
+    // What others report, and maintenance.
+    daemon.ok(&["catalog", "register", "job", "--ttl", "1m", "--tag", "night"]);
+    daemon.ok(&["catalog", "report", "service:job", "warning", "slow"]);
+    let services = daemon.json(&["catalog", "services", "--format", "json"]);
+    let job = services.as_array().unwrap().iter().find(|service| service["name"] == "job").unwrap();
+    assert_eq!((&job["warning"], &job["tags"]), (&json!(1), &json!(["night"])));
+    let said = daemon.ok(&["catalog", "maintenance", "job", "--reason", "new disk"]);
+    assert!(said.contains("job critical"), "{said}");
+    let said = daemon.ok(&["catalog", "maintenance", "job", "--end"]);
+    assert!(said.contains("job warning"), "{said}");
+    let (_, error) = daemon.fails(&["catalog", "deregister", "jobb"]);
+    assert!(error.contains("did you mean \"job\""), "{error}");
+    daemon.ok(&["catalog", "deregister", "job", "cache"]);
+    assert_eq!(daemon.ok(&["catalog", "services", "--quiet"]), "");
+}
+
+#[test]
+fn scripts_report_and_maintain() {
+    let catalog = Catalog::start();
+    let script = catalog.daemon.folder.path().join("report.lua");
+    std::fs::write(
+        &script,
+        r#"
+        discovery.register { service = "job", port = 70, checks = { { ttl = "1m", id = "beat" } }, meta = { rack = "r1" } }
+        local function status() return discovery.instances("job")[1].status end
+        assert(status() == "critical")
+        discovery.report("beat", "passing", { output = "3 ms" })
+        assert(status() == "passing" and discovery.instances("job", { passing = true })[1].meta.rack == "r1")
+        assert(discovery.maintain("job", { reason = "disk" }).status == "critical")
+        assert(discovery.maintain("job", { enable = false }).status == "passing")
+        local all = discovery.services()
+        assert(#all == 1 and all[1].name == "job" and all[1].passing == 1)
+        local host = discovery.nodes()[1]
+        assert(host.status == "passing" and host.instances == 1, "the host")
+        local function refused(text, call, ...)
+          local ok, why = pcall(call, ...)
+          assert(not ok and string.find(tostring(why), text, 1, true), tostring(why))
+        end
+        refused("several things", discovery.register, { service = "x", checks = { { ttl = "1m", tcp = "a:1" } } })
+        refused("did you mean \"port\"", discovery.register, { service = "x", prot = 1 })
+        refused("with an address it is made", discovery.register, { service = "x", node = "nowhere" })
+        refused("there is one on outside", function()
+          discovery.register { service = "y", node = "outside", address = "127.0.0.7" }
+          discovery.deregister "y"
+        end)
+        refused("Neap finds out itself", function()
+          discovery.register { service = "z", checks = { { tcp = "127.0.0.1:1", id = "own" } } }
+          discovery.report("own", "passing")
+        end)
+        print "all of it"
+        "#,
+    )
+    .unwrap();
+    assert!(catalog.daemon.ok(&["run", script.to_str().unwrap()]).contains("all of it"));
+}
