@@ -4,7 +4,7 @@ use clap::Subcommand;
 use futures_util::StreamExt;
 
 use super::output::{self, Format, FormatArg};
-use super::value::text_from_input;
+use super::value::bytes_from_input;
 use crate::client::kv::KvSet;
 use crate::client::remote::RemoteCluster;
 use crate::client::{Cluster, NameKind, show};
@@ -71,11 +71,14 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let cluster = &cluster.on_age(output::print_age);
             let entry = cluster.kv_get(&key).await?;
             let Some(entry) = entry else { return Err(missing(cluster, &key).await) };
-            output::print(format.format, &entry, || entry.value.clone())
+            match (format.format, entry.base64) {
+                (Format::Table, true) => output::bytes(&entry.bytes()?),
+                _ => output::print(format.format, &entry, || entry.value.clone()),
+            }
         }
         Command::Set { key, value, version, raw, format } => {
-            let value = if value == "-" { text_from_input(raw)? } else { value };
-            let entry = cluster.kv_set(&key, KvSet { value, version }).await?;
+            let value = if value == "-" { bytes_from_input(raw)? } else { value.into_bytes() };
+            let entry = cluster.kv_set(&key, KvSet { version, ..KvSet::of(value) }).await?;
             output::print(format.format, &entry, || format!("{key} version {}", entry.version))
         }
         Command::Rm { keys, version } => {
@@ -99,7 +102,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                 match format.format {
                     Format::Json => output::line(&serde_json::to_string(&change).unwrap_or_default())?,
                     Format::Table => output::line(&match &change.entry {
-                        Some(entry) => format!("{} = {}", change.key, entry.value),
+                        Some(entry) => format!("{} = {}", show::shown(&change.key), show::shown(&entry.value)),
                         None => format!("{} removed", change.key),
                     })?,
                 }

@@ -49,8 +49,13 @@ pub fn line(text: &str) -> Result<()> {
 
 /// Prints a text as it is.
 pub fn raw(text: &str) -> Result<()> {
+    bytes(text.as_bytes())
+}
+
+/// Writes bytes as they are.
+pub fn bytes(all: &[u8]) -> Result<()> {
     let mut out = std::io::stdout().lock();
-    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+    match out.write_all(all).and_then(|()| out.flush()) {
         Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => std::process::exit(0),
         Err(error) => Err(Error::io("standard output", "write to it", &error)),
         Ok(()) => Ok(()),

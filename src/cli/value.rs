@@ -251,6 +251,22 @@ pub fn text_from_input(raw: bool) -> Result<String> {
     Ok(text)
 }
 
+/// Any bytes, without the last line end where they are a text that is not wanted whole.
+pub fn bytes_from_input(raw: bool) -> Result<Vec<u8>> {
+    let mut all = Vec::new();
+    std::io::stdin().read_to_end(&mut all).map_err(|error| Error::io("standard input", "read it", &error))?;
+    if raw {
+        return Ok(all);
+    }
+    match String::from_utf8(all) {
+        Ok(mut text) => {
+            without_line_end(&mut text);
+            Ok(text.into_bytes())
+        }
+        Err(error) => Ok(error.into_bytes()),
+    }
+}
+
 fn without_line_end(text: &mut String) {
     if text.ends_with('\n') {
         text.pop();

@@ -2,10 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::clock::Timestamp;
+use crate::model::{Error, Result};
 
 /// A key and its value.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -14,10 +17,35 @@ pub struct KvEntry {
     pub key: String,
     /// The value: a text; anything else is written by whoever sets it, as JSON for example.
     pub value: String,
+    /// Whether the value is bytes that are no text, written in base64.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub base64: bool,
     /// Grows with each change of anything in the store; equal versions mean an unchanged value.
     pub version: u64,
     /// When it was set.
     pub at: Timestamp,
+    /// A number that Consul's clients may give it.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub flags: u64,
+    /// The session of Consul's API that holds it locked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub session: Option<String>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
+}
+
+impl KvEntry {
+    /// The value as it is.
+    pub fn bytes(&self) -> Result<Vec<u8>> {
+        match self.base64 {
+            false => Ok(self.value.clone().into_bytes()),
+            true => BASE64_STANDARD
+                .decode(&self.value)
+                .map_err(|error| Error::internal("value", "is not base64").cause(error)),
+        }
+    }
 }
 
 /// A value to set.
@@ -25,9 +53,22 @@ pub struct KvEntry {
 pub struct KvSet {
     /// The value.
     pub value: String,
+    /// Whether the value is written in base64, for bytes that are no text.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub base64: bool,
     /// Only if the key has this version; 0: only if there is no such key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<u64>,
+}
+
+impl KvSet {
+    /// Any bytes.
+    pub fn of(bytes: Vec<u8>) -> Self {
+        match String::from_utf8(bytes) {
+            Ok(value) => KvSet { value, ..KvSet::default() },
+            Err(error) => KvSet { value: BASE64_STANDARD.encode(error.as_bytes()), base64: true, version: None },
+        }
+    }
 }
 
 /// A change of a key.

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use super::audit::AuditFile;
-use crate::api::consul::{self, Consul};
+use crate::api::consul::{self, Consul, Events};
 use crate::model::clock::{Clock, SystemClock};
 use crate::model::{Error, Result};
 use crate::network::dns::{Name, Recursor, Server, Zone};
@@ -82,8 +82,11 @@ pub async fn serve(options: &DiscoveryOptions, runtime: &Arc<Runtime>, audit: &A
         return Ok(());
     }
     registry.hold_index().await?;
+    runtime.kv().hold_index().await?;
     let router = consul::router(Arc::new(Consul {
         registry: registry.clone(),
+        kv: runtime.kv().clone(),
+        events: Events::default(),
         datacenter: options.datacenter.clone(),
         clock: clock.clone(),
         audit: audit.clone(),

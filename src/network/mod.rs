@@ -7,6 +7,7 @@ mod fetch;
 pub mod inside;
 mod probe;
 pub mod table;
+pub mod waiting;
 
 use std::os::fd::AsFd;
 use std::time::Duration;

@@ -414,11 +414,11 @@ impl Cluster for Runtime {
     }
 
     async fn kv_set(&self, key: &str, set: KvSet) -> Result<KvEntry> {
-        kv::set(&self.parts, key, set).await
+        self.kv.set(key, set).await
     }
 
     async fn kv_delete(&self, key: &str, version: Option<u64>) -> Result<bool> {
-        kv::delete(&self.parts, key, version).await
+        self.kv.delete(key, version).await
     }
 
     async fn kv_watch(&self, prefix: &str) -> Result<Stream1<KvChange>> {

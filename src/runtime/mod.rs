@@ -18,7 +18,7 @@ mod follow;
 mod handlers;
 mod handover;
 mod hosts;
-mod kv;
+pub mod kv;
 mod local;
 mod logins;
 mod moves;
@@ -141,6 +141,7 @@ pub struct Runtime {
     cron: mpsc::UnboundedSender<cron::Request>,
     failed: handlers::Failed,
     registry: Arc<catalog::Registry>,
+    kv: Arc<kv::Kv>,
 }
 
 impl Runtime {
@@ -163,6 +164,7 @@ impl Runtime {
             parts.network.clone(),
             Some(parts.host.clone()),
         )?;
+        let kv = kv::Kv::load(parts.store.clone(), parts.clock.clone())?;
         let (messages, inbox) = mpsc::unbounded_channel();
         let (publish, seen) = watch::channel(Arc::new(world.clone()));
         let events = Listeners::default();
@@ -226,8 +228,10 @@ impl Runtime {
             cron,
             failed: failed.clone(),
             registry: registry.clone(),
+            kv: kv.clone(),
         });
         registry.start();
+        kv.keep_sessions(registry.catalog.clone())?;
         // Before anything acts on the cluster: a VM finds out once whether there is one.
         let cluster: Arc<dyn crate::client::Cluster> = runtime.clone();
         parts.host.connect(&cluster);
@@ -260,6 +264,11 @@ impl Runtime {
     /// Who serves what where, and how they are.
     pub fn registry(&self) -> &Arc<catalog::Registry> {
         &self.registry
+    }
+
+    /// Keys and values, and the sessions that hold some of them locked.
+    pub fn kv(&self) -> &Arc<kv::Kv> {
+        &self.kv
     }
 
     /// Ends the balancer, for a runtime that leaves nothing behind.

@@ -152,6 +152,10 @@ fn resolve(parts: &Parts, spec: &ServiceSpec) -> Result<Resolved> {
             let message = format!("env.{name}: there is no key \"{key:.70}\"");
             Error::new(Kind::NotFound, spec.subject(), message).help(format!("set it first: neap kv set {key} VALUE"))
         })?;
+        if entry.base64 {
+            let message = format!("env.{name}: key \"{key:.70}\" holds bytes that are no text");
+            return Err(Error::invalid(spec.subject(), message));
+        }
         resolved.kv.insert(key.clone(), entry.version);
         resolved.spec.env.insert(name.clone(), entry.value);
     }

@@ -15,16 +15,23 @@ pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&st
     match (method, path) {
         ("GET", ["self"]) => Ok(Reply::Plain(itself(consul))),
         ("GET", ["members"]) => Ok(Reply::Plain(members(consul))),
-        ("GET", ["services"]) => Ok(Reply::Plain(of_host(consul, |entry| {
-            let all = entry.instances.iter().map(|(id, known)| (id.to_string(), output::agent_service(consul, known)));
-            Value::Object(all.collect::<Map<_, _>>())
-        }))),
+        ("GET", ["services"]) => {
+            let all = of_host(consul, |entry| {
+                let all =
+                    entry.instances.iter().map(|(id, known)| (id.to_string(), output::agent_service(consul, known)));
+                Value::Object(all.collect::<Map<_, _>>())
+            });
+            call.filtered_table(all).map(Reply::Plain)
+        }
         ("GET", ["service", id]) => service(consul, id),
-        ("GET", ["checks"]) => Ok(Reply::Plain(of_host(consul, |entry| {
-            let all = entry.checks.iter().filter(|(id, _)| &***id != SERF_HEALTH);
-            let all = all.map(|(id, known)| (id.to_string(), output::check(entry, known)));
-            Value::Object(all.collect::<Map<_, _>>())
-        }))),
+        ("GET", ["checks"]) => {
+            let all = of_host(consul, |entry| {
+                let all = entry.checks.iter().filter(|(id, _)| &***id != SERF_HEALTH);
+                let all = all.map(|(id, known)| (id.to_string(), output::check(entry, known)));
+                Value::Object(all.collect::<Map<_, _>>())
+            });
+            call.filtered_table(all).map(Reply::Plain)
+        }
         ("GET", ["health", "service", "id", id]) => health_by_id(consul, call, id),
         ("GET", ["health", "service", "name", name]) => health_by_name(consul, call, name),
         ("PUT", ["service", "register"]) => register(consul, call).await,

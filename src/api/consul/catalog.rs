@@ -47,13 +47,19 @@ async fn services(consul: &Consul, call: &Call) -> Result<Reply> {
     let (index, all) = consul.registry.catalog.read(|state| {
         let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for entry in state.nodes().filter(|entry| has_meta(call, entry)) {
-            for known in entry.instances.values() {
+            for (id, known) in &entry.instances {
+                if let Some(filter) = &call.filter
+                    && let Some(found) = state.instance(&entry.node.name, id)
+                    && !filter.matches(&output::catalog_service(consul, &found))?
+                {
+                    continue;
+                }
                 let tags = all.entry(known.instance.service.clone()).or_default();
                 tags.extend(known.instance.tags.iter().cloned());
             }
         }
-        (state.index_of(&topic), all)
-    });
+        Ok::<_, Error>((state.index_of(&topic), all))
+    })?;
     Ok(Reply::Json(index, json(&all)?))
 }
 
@@ -73,11 +79,12 @@ async fn node(consul: &Consul, call: &Call, name: &str) -> Result<Reply> {
     let (index, found) = consul.registry.catalog.read(|state| {
         let found = state.node(name).map(|entry| {
             let services = entry.instances.iter().map(|(id, known)| (id.to_string(), output::node_service(known)));
-            json!({ "Node": output::node(consul, entry), "Services": services.collect::<Map<_, _>>() })
+            (output::node(consul, entry), Value::Object(services.collect::<Map<_, _>>()))
         });
         (state.index_of(&topic), found)
     });
-    Ok(Reply::Json(index, found.unwrap_or(Value::Null)))
+    let Some((node, services)) = found else { return Ok(Reply::Json(index, Value::Null)) };
+    Ok(Reply::Json(index, json!({ "Node": node, "Services": call.filtered_table(services)? })))
 }
 
 async fn node_services(consul: &Consul, call: &Call, name: &str) -> Result<Reply> {
@@ -87,11 +94,15 @@ async fn node_services(consul: &Consul, call: &Call, name: &str) -> Result<Reply
     let (index, found) = consul.registry.catalog.read(|state| {
         let found = state.node(name).map(|entry| {
             let services = entry.instances.values().map(output::node_service);
-            json!({ "Node": output::node(consul, entry), "Services": services.collect::<Vec<_>>() })
+            (output::node(consul, entry), services.collect::<Vec<_>>())
         });
         (state.index_of(&topic), found)
     });
-    Ok(Reply::Json(index, found.unwrap_or(Value::Null)))
+    let Some((node, mut services)) = found else { return Ok(Reply::Json(index, Value::Null)) };
+    if let Some(filter) = &call.filter {
+        services = filter.keep(services)?;
+    }
+    Ok(Reply::Json(index, json!({ "Node": node, "Services": services })))
 }
 
 async fn register(consul: &Arc<Consul>, call: &Call) -> Result<Reply> {

@@ -37,7 +37,8 @@ impl Fields {
         Fields::of("request body", value)
     }
 
-    fn of(what: &str, value: Value) -> Result<Self> {
+    /// From a part of one.
+    pub fn of(what: &str, value: Value) -> Result<Self> {
         match value {
             Value::Object(map) => Ok(Fields(map.into_iter().map(|(key, value)| (folded(&key), value)).collect())),
             Value::Null => Ok(Fields(Map::new())),
@@ -77,7 +78,8 @@ impl Fields {
         }
     }
 
-    fn number<T: TryFrom<u64> + Default>(&mut self, key: &str) -> Result<T> {
+    /// A whole number; 0 where there is none.
+    pub fn number<T: TryFrom<u64> + Default>(&mut self, key: &str) -> Result<T> {
         let wrong = || Error::invalid(key, "is not a number in its bounds");
         match self.take(key) {
             Value::Null => Ok(T::default()),
@@ -92,7 +94,8 @@ impl Fields {
         }
     }
 
-    fn texts(&mut self, key: &str) -> Result<Vec<String>> {
+    /// Texts.
+    pub fn texts(&mut self, key: &str) -> Result<Vec<String>> {
         let wrong = || Error::invalid(key, "is not a list of strings");
         match self.take(key) {
             Value::Null => Ok(Vec::new()),
@@ -130,8 +133,16 @@ impl Fields {
         }
     }
 
-    // Nanoseconds, or text.
-    fn duration(&mut self, key: &str) -> Result<Option<units::Duration>> {
+    /// As a session has it: a small number is one of seconds (as in Consul).
+    pub fn lock_delay(&mut self, key: &str) -> Result<Option<units::Duration>> {
+        match self.0.get(&folded(key)).and_then(Value::as_u64) {
+            Some(seconds @ ..1000) => Ok(Some(units::Duration::from_secs(seconds))),
+            _ => self.duration(key),
+        }
+    }
+
+    /// Nanoseconds, or text.
+    pub fn duration(&mut self, key: &str) -> Result<Option<units::Duration>> {
         let wrong =
             || Error::invalid(key, "is no duration").help("write \"10s\", \"1m30s\" or a number of nanoseconds");
         match self.take(key) {

@@ -3,10 +3,15 @@
 
 mod agent;
 mod catalog;
+mod event;
+mod filter;
 mod health;
 mod input;
+mod kv;
 mod output;
 mod server;
+mod session;
+mod txn;
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,13 +23,18 @@ use axum::http::{Method, StatusCode};
 use axum::response::Response;
 use serde::Serialize;
 use serde_json::Value;
+use tokio::time::Instant;
 
+pub use self::event::Events;
+use self::filter::Filter;
 pub use self::server::listen;
 use crate::model::clock::Clock;
 use crate::model::right::{Audit, Principal, Role};
 use crate::model::{Error, Kind, Result};
 use crate::network::catalog::{State, Topic};
 use crate::runtime::catalog::Registry;
+use crate::runtime::kv::Kv;
+use crate::runtime::kv::index::Topic as KvTopic;
 
 /// Largest request body, in bytes (Consul's bound for values, and room for what is around one).
 const MAX_BODY: usize = 1 << 20;
@@ -38,6 +48,10 @@ const LIKE: &str = "1.20.0";
 pub struct Consul {
     /// Who serves what where.
     pub registry: Arc<Registry>,
+    /// Keys, and the sessions that hold some of them locked.
+    pub kv: Arc<Kv>,
+    /// Events that users have fired.
+    pub events: Events,
     /// The datacenter's name.
     pub datacenter: String,
     /// Time and randomness.
@@ -121,6 +135,10 @@ enum Reply {
     Status(u16, String),
     /// JSON with another status.
     Other(u16, u64, Value),
+    /// Bytes as they are.
+    Bytes(u64, Vec<u8>),
+    /// There is none.
+    Missing(u64),
 }
 
 impl Reply {
@@ -135,8 +153,13 @@ impl Reply {
             Reply::Done => (200, None, String::new(), "text/plain; charset=utf-8"),
             Reply::Status(status, text) => (*status, None, text.clone(), "text/plain; charset=utf-8"),
             Reply::Other(status, index, value) => (*status, Some(*index), text(value), "application/json"),
+            Reply::Missing(index) => (404, Some(*index), String::new(), "text/plain; charset=utf-8"),
+            Reply::Bytes(index, _) => (200, Some(*index), String::new(), "application/octet-stream"),
         };
-        let mut response = Response::new(Body::from(body));
+        let mut response = Response::new(match self {
+            Reply::Bytes(_, bytes) => Body::from(bytes),
+            _ => Body::from(body),
+        });
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
         let headers = response.headers_mut();
         headers.insert("content-type", axum::http::HeaderValue::from_static(kind));
@@ -157,6 +180,7 @@ struct Call {
     path: Vec<String>,
     query: Vec<(String, String)>,
     body: Vec<u8>,
+    filter: Option<Filter>,
 }
 
 async fn read(consul: &Consul, request: Request) -> Result<Call> {
@@ -176,10 +200,13 @@ async fn read(consul: &Consul, request: Request) -> Result<Call> {
     let body = axum::body::to_bytes(request.into_body(), MAX_BODY).await.map_err(|_| {
         Error::new(Kind::Exhausted, "request body", format!("is larger than {MAX_BODY} bytes, or broke off"))
     })?;
-    let call = Call { method, path, query, body: body.to_vec() };
-    // Whoever filters and is given all would act on all.
-    if call.value("filter").is_some_and(|filter| !filter.is_empty()) {
-        return Err(Error::invalid("query", "filter is not known yet").help("filter what is answered"));
+    let mut call = Call { method, path, query, body: body.to_vec(), filter: None };
+    if let Some(text) = call.value("filter").filter(|text| !text.trim().is_empty()) {
+        call.filter = Some(Filter::parse(text)?);
+        // Whoever filters and is given all would act on all.
+        if !call.can_be_filtered() {
+            return Err(Error::invalid("query", "filter: this cannot be filtered"));
+        }
     }
     match call.value("dc").filter(|dc| !dc.is_empty() && !dc.eq_ignore_ascii_case(&consul.datacenter)) {
         Some(dc) => Err(Error::new(Kind::Unavailable, format!("datacenter {dc:.60?}"), "No path to datacenter")),
@@ -239,7 +266,11 @@ impl Call {
         }
         let parts: Vec<&str> = self.path.iter().map(String::as_str).collect();
         let (words, subject) = match parts.as_slice() {
-            ["agent", "check", "pass" | "warn" | "fail" | "update", ..] => return None,
+            ["agent", "check", "pass" | "warn" | "fail" | "update", ..] | ["session", "renew", ..] => return None,
+            ["kv", key @ ..] => {
+                let action = format!("consul.kv.{}", self.method.as_str().to_lowercase());
+                return Some((action, key.join("/").chars().take(200).collect()));
+            }
             [words @ .., subject] if words.len() > 2 => (words, (*subject).to_owned()),
             words => (words, input::named(&self.body)),
         };
@@ -255,6 +286,10 @@ impl Call {
             ("GET", ["status", "peers"]) => Ok(Reply::Plain(Value::from(vec![format!("{}:8300", consul.address())]))),
             (_, ["agent", rest @ ..]) => agent::answer(consul, &self, method, rest).await,
             (_, ["catalog", rest @ ..]) => catalog::answer(consul, &self, method, rest).await,
+            (_, ["kv", rest @ ..]) => kv::answer(consul, &self, method, rest).await,
+            (_, ["session", rest @ ..]) => session::answer(consul, &self, method, rest).await,
+            (_, ["event", rest @ ..]) => event::answer(consul, &self, method, rest).await,
+            ("PUT", ["txn"]) => txn::answer(consul, &self.body).await,
             ("GET", ["health", rest @ ..]) => health::answer(consul, &self, rest).await,
             ("GET", ["coordinate", "datacenters" | "nodes"]) => Ok(Reply::Json(1, Value::Array(Vec::new()))),
             _ => Err(Error::new(Kind::NotFound, format!("{method} /v1/{:.80}", parts.join("/")), "is not served")),
@@ -270,11 +305,57 @@ impl Call {
     ) -> Result<Reply> {
         self.wait(consul, &topic).await?;
         let (index, items) = consul.registry.catalog.read(|state| (state.index_of(&topic), make(state)));
-        Ok(Reply::Json(index, json(&items)?))
+        self.filtered(index, items)
+    }
+
+    // What of a list is asked for.
+    fn filtered<T: Serialize>(&self, index: u64, items: Vec<T>) -> Result<Reply> {
+        let Some(filter) = &self.filter else { return Ok(Reply::Json(index, json(&items)?)) };
+        let items = items.iter().map(json).collect::<Result<Vec<_>>>()?;
+        Ok(Reply::Json(index, Value::Array(filter.keep(items)?)))
+    }
+
+    // What of a table is asked for.
+    fn filtered_table(&self, mut table: Value) -> Result<Value> {
+        let (Some(filter), Some(map)) = (&self.filter, table.as_object_mut()) else { return Ok(table) };
+        let mut kept = serde_json::Map::new();
+        for (key, value) in std::mem::take(map) {
+            if filter.matches(&value)? {
+                kept.insert(key, value);
+            }
+        }
+        Ok(Value::Object(kept))
+    }
+
+    fn can_be_filtered(&self) -> bool {
+        let parts: Vec<&str> = self.path.iter().map(String::as_str).collect();
+        matches!(
+            parts.as_slice(),
+            ["agent", "services" | "checks"]
+                | ["catalog", "nodes" | "services"]
+                | ["catalog", "service" | "connect" | "node" | "node-services", _]
+                | ["health", "service" | "connect" | "ingress" | "node" | "checks" | "state", _]
+        )
     }
 
     async fn wait(&self, consul: &Consul, topic: &Topic) -> Result<()> {
-        let Some(index) = self.value("index").filter(|index| !index.is_empty()) else { return Ok(()) };
+        if let Some((index, until)) = self.patience(consul)? {
+            let most = until.duration_since(Instant::now());
+            consul.registry.catalog.wait(topic, index, most).await;
+        }
+        Ok(())
+    }
+
+    async fn wait_for_key(&self, consul: &Consul, topic: &KvTopic) -> Result<()> {
+        if let Some((index, until)) = self.patience(consul)? {
+            consul.kv.wait(topic, index, until.duration_since(Instant::now())).await;
+        }
+        Ok(())
+    }
+
+    // What index the client knows, and until when it waits for another.
+    fn patience(&self, consul: &Consul) -> Result<Option<(u64, Instant)>> {
+        let Some(index) = self.value("index").filter(|index| !index.is_empty()) else { return Ok(None) };
         let index: u64 = index.parse().map_err(|_| Error::invalid("query", format!("Invalid index: {index:.30?}")))?;
         let asked = match self.value("wait").filter(|wait| !wait.is_empty()) {
             Some(wait) => {
@@ -283,14 +364,13 @@ impl Call {
             None => WAIT,
         };
         if index == 0 || asked.is_zero() {
-            return Ok(());
+            return Ok(None);
         }
         // A little longer, and not all at once.
         let most = asked.min(LONGEST);
         let spread = u64::try_from(most.as_millis() / 16).unwrap_or_default().max(1);
         let most = most + Duration::from_millis(consul.clock.random() % spread);
-        consul.registry.catalog.wait(topic, index, most).await;
-        Ok(())
+        Ok(Some((index, Instant::now() + most)))
     }
 }
 

@@ -105,8 +105,8 @@ pub fn health_service(consul: &Consul, found: &Found) -> Value {
     })
 }
 
-// As Go reads it: hours are the largest unit.
-fn go(period: Duration) -> String {
+/// As Go reads it: hours are the largest unit.
+pub fn go(period: Duration) -> String {
     let (seconds, millis) = (period.millis() / 1000, period.millis() % 1000);
     match (seconds, millis) {
         (0, _) => format!("{millis}ms"),

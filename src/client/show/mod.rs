@@ -46,6 +46,15 @@ fn text(mut table: Table) -> String {
     table.lines().map(|line| line.trim_end().to_owned()).collect::<Vec<_>>().join("\n")
 }
 
+/// Without what a terminal would act upon: anybody may have written it.
+pub fn shown(text: &str) -> String {
+    let one = |c: char| match c.is_control() {
+        true => c.escape_default().collect::<String>(),
+        false => c.to_string(),
+    };
+    text.chars().map(one).collect()
+}
+
 /// `service ls`: Neap's own, and then those that the engine runs itself.
 pub fn services(services: &[ServiceStatus], natives: &[NativeService]) -> String {
     let mut table = table(&["NAME", "MODE", "REPLICAS", "REVISION", "STATE", "PORTS"]);

@@ -109,7 +109,10 @@ pub fn kv(entries: &[KvEntry]) -> String {
         if value.len() < entry.value.trim_end().len() {
             value.push_str("...");
         }
-        [entry.key.clone(), entry.version.to_string(), value]
+        if entry.base64 {
+            value = format!("{} bytes", entry.bytes().map_or(0, |bytes| bytes.len()));
+        }
+        [super::shown(&entry.key), entry.version.to_string(), super::shown(&value)]
     };
     rows(&["KEY", "VERSION", "VALUE"], entries.iter().map(row))
 }

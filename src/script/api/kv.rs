@@ -30,6 +30,14 @@ fn text(what: &str, value: &Value) -> mlua::Result<String> {
     }
 }
 
+// The same, of any bytes.
+fn bytes(what: &str, value: &Value) -> mlua::Result<Vec<u8>> {
+    match value {
+        Value::String(text) => Ok(text.as_bytes().to_vec()),
+        other => text(what, other).map(String::into_bytes),
+    }
+}
+
 /// Sets `kv`, `secrets` and `configs`.
 pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
     let kv = lua.create_table()?;
@@ -40,7 +48,10 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
             let cluster = shared.clone();
             async move {
                 match cluster.kv_get(&key).await.map_err(raise)? {
-                    Some(entry) => Ok((Value::String(lua.create_string(&entry.value)?), Some(entry.version as f64))),
+                    Some(entry) => {
+                        let value = lua.create_string(entry.bytes().map_err(raise)?)?;
+                        Ok((Value::String(value), Some(entry.version as f64)))
+                    }
                     None => Ok((Value::Nil, None)),
                 }
             }
@@ -52,8 +63,8 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
         lua.create_async_function(move |_, (key, value, table): (String, Value, Option<Table>)| {
             let cluster = shared.clone();
             async move {
-                let set =
-                    KvSet { value: text("kv.set", &value)?, version: options::<Versioned>("kv.set", table)?.version };
+                let version = options::<Versioned>("kv.set", table)?.version;
+                let set = KvSet { version, ..KvSet::of(bytes("kv.set", &value)?) };
                 Ok(cluster.kv_set(&key, set).await.map_err(raise)?.version as f64)
             }
         })?,
@@ -76,7 +87,15 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
             let cluster = shared.clone();
             async move {
                 let entries = cluster.kv_list(&prefix.unwrap_or_default()).await.map_err(raise)?;
-                from_timed(&lua, &entries)
+                let shown = from_timed(&lua, &entries)?;
+                // A text of a script's holds any bytes.
+                for (at, entry) in entries.iter().enumerate().filter(|(_, entry)| entry.base64) {
+                    let table: Table =
+                        shown.as_table().map_or_else(|| lua.create_table(), |all| all.raw_get(at + 1))?;
+                    table.raw_set("value", lua.create_string(entry.bytes().map_err(raise)?)?)?;
+                    table.raw_set("base64", Value::Nil)?;
+                }
+                Ok(shown)
             }
         })?,
     )?;
@@ -202,14 +221,15 @@ const ATTEMPTS: usize = 100;
 async fn update(lua: &Lua, cluster: &Arc<dyn Cluster>, key: &str, change: &mlua::Function) -> mlua::Result<Value> {
     for _ in 0..ATTEMPTS {
         let entry = cluster.kv_get(key).await.map_err(raise)?;
-        let known = entry.as_ref().map(|entry| lua.create_string(&entry.value)).transpose()?;
+        let known = entry.as_ref().map(|entry| entry.bytes().map_err(raise)).transpose()?;
+        let known = known.map(|known| lua.create_string(known)).transpose()?;
         let wanted: Value = change.call_async(known).await?;
         if wanted.is_nil() {
             return Ok(Value::Nil);
         }
-        let value = text("kv.update", &wanted)?;
+        let value = bytes("kv.update", &wanted)?;
         let version = Some(entry.map_or(0, |entry| entry.version));
-        match cluster.kv_set(key, KvSet { value: value.clone(), version }).await {
+        match cluster.kv_set(key, KvSet { version, ..KvSet::of(value.clone()) }).await {
             Ok(_) => return Ok(Value::String(lua.create_string(value)?)),
             Err(error) if error.kind == Kind::Conflict => {}
             Err(error) => return Err(raise(error)),
@@ -242,7 +262,10 @@ async fn watch(
         let Some(change) = next else { return Ok(Value::Nil) };
         let change = change.map_err(raise)?;
         let (value, version) = match change.entry {
-            Some(entry) => (Value::String(lua.create_string(&entry.value)?), Some(entry.version as f64)),
+            Some(entry) => {
+                let value = lua.create_string(entry.bytes().map_err(raise)?)?;
+                (Value::String(value), Some(entry.version as f64))
+            }
             None => (Value::Nil, None),
         };
         let answer: Value = each.call_async((change.key, value, version)).await?;
