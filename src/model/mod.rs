@@ -19,6 +19,7 @@ pub mod objects;
 pub mod plan;
 pub mod policy;
 pub mod port;
+pub mod query;
 pub mod registry;
 pub mod release;
 pub mod right;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Map, Value, json};
 
 use super::input::Fields;
-use super::{Call, Consul, LIKE, Reply, output};
+use super::{Call, Consul, LIKE, Reply, output, truth};
 use crate::model::catalog::{CatalogCheck, CheckStatus, Origin, SERF_HEALTH};
 use crate::model::{Error, Kind, Result};
 use crate::network::catalog::{Found, NodeEntry};
@@ -221,10 +221,10 @@ async fn register(consul: &Arc<Consul>, call: &Call) -> Result<Reply> {
 
 async fn maintain(consul: &Arc<Consul>, call: &Call, id: Option<&str>) -> Result<Reply> {
     let reason = call.value("reason").unwrap_or_default();
-    let reason = match call.value("enable") {
-        Some("true" | "1") => Some(reason),
-        Some("false" | "0") => None,
-        Some(other) => return Err(Error::invalid("query", format!("Invalid value for enable: {other:.20?}"))),
+    let reason = match call.value("enable").map(|enable| (truth(enable), enable)) {
+        Some((Some(true), _)) => Some(reason),
+        Some((Some(false), _)) => None,
+        Some((None, other)) => return Err(Error::invalid("query", format!("Invalid value for enable: {other:.20?}"))),
         None => return Err(Error::invalid("query", "Missing value for enable")),
     };
     consul.registry.maintain(&consul.registry.host, id, reason).await.map(|()| Reply::Done)

@@ -107,7 +107,8 @@ impl Fields {
         }
     }
 
-    fn table(&mut self, key: &str) -> Result<BTreeMap<String, String>> {
+    /// A table of texts.
+    pub fn table(&mut self, key: &str) -> Result<BTreeMap<String, String>> {
         let wrong = || Error::invalid(key, "is not an object of strings");
         match self.take(key) {
             Value::Null => Ok(BTreeMap::new()),

@@ -9,6 +9,7 @@ mod health;
 mod input;
 mod kv;
 mod output;
+mod query;
 mod server;
 mod session;
 mod txn;
@@ -226,6 +227,15 @@ fn refuse_browsers(request: &Request) -> Result<()> {
     }
 }
 
+// As Go reads it.
+fn truth(text: &str) -> Option<bool> {
+    match text {
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Some(true),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Some(false),
+        _ => None,
+    }
+}
+
 fn decoded(text: &str, plus: bool) -> Result<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
@@ -256,7 +266,7 @@ impl Call {
 
     // Present counts, but for an explicit `false`.
     fn flag(&self, key: &str) -> bool {
-        self.value(key).is_some_and(|value| value != "false" && value != "0")
+        self.value(key).is_some_and(|value| truth(value) != Some(false))
     }
 
     // What is asked to be changed, and of what; what is said of checks is no change.
@@ -289,8 +299,10 @@ impl Call {
             (_, ["kv", rest @ ..]) => kv::answer(consul, &self, method, rest).await,
             (_, ["session", rest @ ..]) => session::answer(consul, &self, method, rest).await,
             (_, ["event", rest @ ..]) => event::answer(consul, &self, method, rest).await,
+            (_, ["query", rest @ ..]) => query::answer(consul, &self, method, rest).await,
             ("PUT", ["txn"]) => txn::answer(consul, &self.body).await,
             ("GET", ["health", rest @ ..]) => health::answer(consul, &self, rest).await,
+            ("GET", ["coordinate", "node", _]) => Ok(Reply::Missing(1)),
             ("GET", ["coordinate", "datacenters" | "nodes"]) => Ok(Reply::Json(1, Value::Array(Vec::new()))),
             _ => Err(Error::new(Kind::NotFound, format!("{method} /v1/{:.80}", parts.join("/")), "is not served")),
         }

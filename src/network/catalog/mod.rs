@@ -1,6 +1,7 @@
 //! The catalogue: who serves what where, and how they are. It is read by many at once; whoever waits for a change is woken
 //! by those of what they wait for alone.
 
+mod query;
 mod state;
 #[cfg(test)]
 mod tests;
@@ -11,6 +12,7 @@ use std::time::Duration;
 
 use super::waiting::Waiters;
 
+pub use query::{Queries, pattern};
 pub use state::{CheckEntry, Draft, Found, InstanceEntry, Key, NodeEntry, State, key};
 
 /// What can be waited for.
@@ -28,6 +30,8 @@ pub enum Topic {
     Service(Key),
     /// All checks.
     Checks,
+    /// Prepared queries.
+    Queries,
 }
 
 /// The catalogue of one daemon or agent.

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::Topic;
+use super::{Queries, Topic};
 use crate::model::catalog::{CatalogCheck, CatalogNode, CheckStatus, Instance};
 
 /// A name in small letters: names are the same whatever case they are written in, as in DNS.
@@ -28,6 +28,9 @@ pub struct State {
     nodes_index: u64,
     services_index: u64,
     checks_index: u64,
+    pub(super) queries_index: u64,
+    /// Prepared queries.
+    pub queries: Queries,
 }
 
 /// A node, or an instance on it.
@@ -199,6 +202,7 @@ impl State {
             Topic::Nodes => self.nodes_index,
             Topic::Services => self.services_index,
             Topic::Checks => self.checks_index,
+            Topic::Queries => self.queries_index.max(self.base),
             Topic::All => self.index,
             Topic::Node(name) => self.nodes.get(name).map_or(self.nodes_index, |entry| entry.index),
             Topic::Service(name) => self.services.get(name).map_or(self.base, |entry| entry.index),
@@ -208,8 +212,8 @@ impl State {
 
 /// One change, all or nothing: what it touches is told once it is over.
 pub struct Draft<'a> {
-    state: &'a mut State,
-    touched: BTreeSet<Topic>,
+    pub(super) state: &'a mut State,
+    pub(super) touched: BTreeSet<Topic>,
 }
 
 impl<'a> Draft<'a> {
@@ -232,7 +236,7 @@ impl<'a> Draft<'a> {
     }
 
     // The number of this change.
-    fn number(&self) -> u64 {
+    pub(super) fn number(&self) -> u64 {
         self.state.index + 1
     }
 

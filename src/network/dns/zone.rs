@@ -78,7 +78,7 @@ impl Zone {
                 Some(entry) => self.of_node(state, domain, entry, kind),
                 None => self.nothing(domain, Code::NxDomain, None),
             },
-            [b"node" | b"service" | b"addr"] => self.nothing(domain, Code::NoError, None),
+            [b"node" | b"service" | b"addr" | b"query"] => self.nothing(domain, Code::NoError, None),
             [parts @ .., b"node"] => {
                 let name = text(parts);
                 let topic = Topic::Node(key(&name));
@@ -95,6 +95,7 @@ impl Zone {
                 let tag = Some(text(&[&tag[1..]])).filter(|tag| tag != "tcp");
                 self.service(state, domain, &text(&[&service[1..]]), tag.as_deref(), kind)
             }
+            [parts @ .., b"query"] => self.query(state, domain, &text(parts), kind),
             [service, b"service"] => self.service(state, domain, &text(&[service]), None, kind),
             [tag @ .., service, b"service"] => self.service(state, domain, &text(&[service]), Some(&text(tag)), kind),
             _ => self.nothing(domain, Code::NxDomain, None),
@@ -185,16 +186,33 @@ impl Zone {
         };
         let serves = |found: &Found| found.status() != CheckStatus::Critical && has_tag(found);
         let found: Vec<Found> = state.instances(service).filter(serves).collect();
+        self.instances(domain, &found, kind, topic, self.service_ttl)
+    }
+
+    // What a prepared query finds, by its name or its id.
+    fn query(&self, state: &State, domain: &Name, name: &str, kind: u16) -> Known {
+        // Of the query, and of the service that it asks for.
+        let topic = Some((Topic::All, state.index_of(&Topic::All)));
+        match state.queries.find(name) {
+            None => self.nothing(domain, Code::NxDomain, topic),
+            Some(query) => {
+                let ttl = query.ttl.unwrap_or(self.service_ttl);
+                self.instances(domain, &state.queried(&query), kind, topic, ttl)
+            }
+        }
+    }
+
+    fn instances(&self, domain: &Name, found: &[Found], kind: u16, topic: Option<(Topic, u64)>, ttl: u32) -> Known {
         if found.is_empty() {
             return self.nothing(domain, Code::NxDomain, topic);
         }
         if kind != kind::SRV && kind != kind::ANY {
             let all = found.iter().filter_map(|found| address(found.address()));
-            return self.records(domain, self.service_ttl, kind, all, topic);
+            return self.records(domain, ttl, kind, all, topic);
         }
         let mut answers: Vec<Ready> = Vec::new();
-        for found in &found {
-            let Some(ready) = self.located(domain, found) else { continue };
+        for found in found {
+            let Some(ready) = self.located(domain, found, ttl) else { continue };
             if answers.len() < MOST && !answers.contains(&ready) {
                 answers.push(ready);
             }
@@ -203,7 +221,7 @@ impl Zone {
     }
 
     // An SRV record and the address of its target.
-    fn located(&self, domain: &Name, found: &Found) -> Option<Ready> {
+    fn located(&self, domain: &Name, found: &Found, ttl: u32) -> Option<Ready> {
         let instance = &found.entry.instance;
         let own = instance.address.as_str();
         let place = address(found.address());
@@ -220,11 +238,11 @@ impl Zone {
             _ => instance.weights.passing,
         };
         let mut answer = ASKED.to_vec();
-        Data::Srv { weight, port: instance.port, target }.write(self.service_ttl, &mut answer);
+        Data::Srv { weight, port: instance.port, target }.write(ttl, &mut answer);
         let more = match place {
             Some(place @ Data::Address(_)) => {
                 let mut record = Vec::new();
-                place.write(self.service_ttl, &mut record);
+                place.write(ttl, &mut record);
                 vec![record]
             }
             _ => Vec::new(),

@@ -5,6 +5,7 @@
 mod checks;
 mod feed;
 mod own;
+mod queries;
 mod records;
 #[cfg(test)]
 mod tests;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::Registry;
+use super::{Registry, queries};
 use crate::model::catalog::{CatalogCheck, CatalogNode, Instance, Origin};
 use crate::model::clock::Clock;
 use crate::model::id::sha256_hex;
@@ -191,7 +191,9 @@ impl Registry {
             has_changed: Notify::new(),
             floor: AtomicU64::new(0),
         };
+        let queries = queries::read(&*registry.store)?;
         catalog.change(|draft| {
+            queries::put(draft, queries);
             // Nodes first: the rest is on them. A host of the cluster may not be known again yet.
             let named = |name: &str| CatalogNode { name: name.to_owned(), ..CatalogNode::default() };
             for record in &records {

@@ -220,7 +220,6 @@ impl Kv {
     }
 
     // What an operation reads or writes, or why it does not hold.
-    #[expect(clippy::type_complexity, reason = "a name would be read once")]
     fn apply(
         &self,
         draft: &mut Draft,

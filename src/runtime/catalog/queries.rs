@@ -1,0 +1,71 @@
+//! Prepared queries, written down before they are acknowledged.
+
+use super::Registry;
+use crate::model::id::random_uuid;
+use crate::model::query::Query;
+use crate::model::{Error, Kind, Result};
+use crate::network::catalog::{Draft, pattern};
+use crate::store::{Store, Write, decode, encode};
+
+/// Where they are in the store.
+const QUERY: &str = "query/";
+/// Queries at most.
+const MOST: usize = 10_000;
+
+/// All that are written down.
+pub fn read(store: &dyn Store) -> Result<Vec<Query>> {
+    store.list(QUERY)?.iter().map(|entry| decode(&entry.key, &entry.value)).collect()
+}
+
+/// Makes them known; one whose pattern this build does not take is left out.
+pub fn put(draft: &mut Draft, queries: Vec<Query>) {
+    for query in queries {
+        let name = query.name.clone();
+        if let Err(error) = draft.put_query(query) {
+            tracing::warn!(%error, name, "a prepared query is left out");
+        }
+    }
+}
+
+impl Registry {
+    /// Makes a query; its id. Durable when it returns.
+    pub async fn prepare(&self, query: Query) -> Result<String> {
+        let id = random_uuid(&*self.clock);
+        if self.catalog.read(|state| state.queries.all().count()) >= MOST {
+            return Err(Error::new(Kind::Exhausted, "queries", format!("are {MOST}; no more are taken")));
+        }
+        self.put_query(Query { id: id.clone(), ..query }).await?;
+        Ok(id)
+    }
+
+    /// Says a query anew. Durable when it returns.
+    pub async fn prepare_anew(&self, query: Query) -> Result<()> {
+        if self.catalog.read(|state| state.queries.by_id(&query.id).is_none()) {
+            return Err(Error::not_found(format!("query \"{:.60}\"", query.id)));
+        }
+        self.put_query(query).await
+    }
+
+    async fn put_query(&self, query: Query) -> Result<()> {
+        query.check()?;
+        pattern(&query.pattern)?;
+        let _writing = self.writing.lock().await;
+        let taken = self.catalog.read(|state| state.queries.named(&query).is_some_and(|id| **id != *query.id));
+        if taken {
+            let subject = format!("query {:.60?}", query.name);
+            return Err(Error::invalid(subject, "name is that of another query already"));
+        }
+        self.store.commit(vec![Write::put(format!("{QUERY}{}", query.id), encode(&query))]).await?;
+        self.catalog.change(|draft| draft.put_query(query))
+    }
+
+    /// Removes a query. Durable when it returns.
+    pub async fn forget_query(&self, id: &str) -> Result<()> {
+        let _writing = self.writing.lock().await;
+        let known = self.catalog.read(|state| state.queries.by_id(id).map(|query| query.id.clone()));
+        let id = known.ok_or_else(|| Error::not_found(format!("query \"{id:.60}\"")))?;
+        self.store.commit(vec![Write::remove(format!("{QUERY}{id}"))]).await?;
+        self.catalog.change(|draft| draft.remove_query(&id));
+        Ok(())
+    }
+}

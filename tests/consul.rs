@@ -1,0 +1,226 @@
+//! Consul's API for keys, sessions, transactions, events and prepared queries, as raw requests and through real clients.
+
+use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+#[path = "support/catalog.rs"]
+mod harness;
+#[path = "support/mod.rs"]
+mod support;
+
+use harness::{Catalog, ask, has_dig};
+use support::eventually;
+
+// A client from PyPI or npm, which tests/run installs.
+fn client(path: &str) -> Option<PathBuf> {
+    let path = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("clients").join(path);
+    if path.exists() {
+        return Some(path);
+    }
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "{} is not there; tests/run installs it", path.display());
+    println!("skipped: {} is not there; tests/run installs it", path.display());
+    None
+}
+
+fn script(name: &str) -> String {
+    format!("{}/tests/clients/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn says_all(command: &mut Command) {
+    let output = command.output().unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && said.contains("all of it"), "{said}{}", String::from_utf8_lossy(&output.stderr));
+}
+
+impl Catalog {
+    fn kv(&self, method: &str, path: &str, body: &str) -> String {
+        let answer = self.ask(method, &format!("/v1/kv/{path}"), body);
+        assert_eq!(answer.status, 200, "{method} {path}: {}", answer.body);
+        answer.body
+    }
+
+    fn code(&self, method: &str, path: &str, body: &str, code: u16, says: &str) {
+        let answer = self.ask(method, path, body);
+        assert!(answer.status == code && answer.body.contains(says), "{path}: {} {}", answer.status, answer.body);
+        assert!(answer.index() >= 1);
+    }
+}
+
+#[test]
+fn keys_are_what_clients_expect() {
+    let catalog = Catalog::start();
+    assert_eq!(catalog.kv("PUT", "shop/level?flags=7", "info"), "true");
+    let found = catalog.get("/v1/kv/shop%2Flevel");
+    assert_eq!(
+        (&found[0]["Key"], &found[0]["Value"], &found[0]["Flags"]),
+        (&json!("shop/level"), &json!("aW5mbw=="), &json!(7))
+    );
+    assert_eq!(catalog.kv("GET", "shop/level?raw", ""), "info");
+    // An explicit `false` is one, whatever a client deletes by it.
+    assert_eq!(catalog.kv("PUT", "shop/level/deep", ""), "true");
+    assert_eq!(catalog.kv("DELETE", "shop/level?recurse=false", ""), "true");
+    assert_eq!(catalog.get("/v1/kv/?keys"), json!(["shop/level/deep"]));
+    assert_eq!(catalog.kv("PUT", "shop//", "odd"), "true");
+    assert_eq!(catalog.get("/v1/kv/shop?keys&separator=/"), json!(["shop/"]));
+    assert_eq!(catalog.get("/v1/kv/shop/?keys&separator=/"), json!(["shop//", "shop/level/"]));
+    // The same keys as everybody's.
+    assert_eq!(catalog.daemon.ok(&["kv", "get", "shop//"]).trim(), "odd");
+    catalog.daemon.ok(&["kv", "set", "own", "value"]);
+    assert_eq!(catalog.kv("GET", "own?raw=true", ""), "value");
+    // What changes it keeps its maker and its flags.
+    let made = catalog.get("/v1/kv/own")[0]["CreateIndex"].clone();
+    assert_eq!(catalog.kv("PUT", "own", "again"), "true");
+    let found = catalog.get("/v1/kv/own")[0].clone();
+    assert!(found["CreateIndex"] == made && found["ModifyIndex"].as_u64() > made.as_u64(), "{found}");
+    let modified = found["ModifyIndex"].as_u64().unwrap();
+    assert_eq!(catalog.kv("PUT", &format!("own?cas={}", modified + 1), "x"), "false");
+    assert_eq!(catalog.kv("DELETE", &format!("own?cas={}", modified + 1), ""), "false");
+    assert_eq!(catalog.kv("DELETE", &format!("own?cas={modified}"), ""), "true");
+    let largest = "x".repeat(512 << 10);
+    assert_eq!(catalog.kv("PUT", "large", &largest), "true");
+    assert_eq!(catalog.kv("GET", "large?raw", ""), largest);
+
+    catalog.code("GET", "/v1/kv/own", "", 404, "");
+    catalog.code("GET", "/v1/kv/none?recurse", "", 404, "");
+    catalog.code("GET", "/v1/kv/none?keys", "", 404, "");
+    catalog.code("PUT", "/v1/kv/large", &format!("{largest}x"), 413, "too large");
+    catalog.code("PUT", "/v1/kv/", "x", 400, "Missing key name");
+    catalog.code("PUT", "/v1/kv/a?cas=0&acquire=x", "x", 400, "Conflicting flags");
+    catalog.code("PUT", "/v1/kv/a?cas=x", "x", 400, "not a whole number");
+    catalog.code("PUT", "/v1/kv/a?acquire=none", "x", 500, "invalid session");
+    catalog.code("PUT", &format!("/v1/kv/{}", "x".repeat(501)), "x", 400, "501 bytes");
+    catalog.code("POST", "/v1/kv/a", "x", 405, "");
+    catalog.code("PUT", "/v1/session/create", r#"{"TTL":"1s"}"#, 400, "Invalid Session TTL");
+    catalog.code("PUT", "/v1/session/create", r#"{"Node":"none"}"#, 500, "Missing node");
+    catalog.code("PUT", "/v1/session/create", r#"{"Behavior":"x"}"#, 400, "Behavior");
+    catalog.code("PUT", "/v1/session/renew/none", "", 404, "not found");
+    catalog.code("PUT", "/v1/txn", r#"[{"KV":{"Verb":"x","Key":"a"}}]"#, 400, "unknown KV verb");
+    catalog.code("PUT", "/v1/txn", r#"[{"Node":{"Verb":"set"}}]"#, 400, "none of KV and Session");
+    catalog.code("PUT", "/v1/txn", &format!("[{}{{}}]", "{},".repeat(128)), 413, "too many operations");
+    catalog.code("PUT", "/v1/txn", r#"[{"KV":{"Verb":"get","Key":"none"}}]"#, 409, r#""OpIndex":0"#);
+    catalog.code("POST", "/v1/query", r#"{"Name":"x"}"#, 400, "Must provide a Service");
+    catalog.code("GET", "/v1/query/none/execute", "", 404, "");
+    catalog.code("GET", "/v1/kv/a?filter=Key+==+x", "", 400, "cannot be filtered");
+    catalog.code("GET", "/v1/catalog/nodes?filter=Nod+==+x", "", 400, "did you mean");
+}
+
+#[test]
+fn keys_sessions_and_queries_outlive_a_killed_daemon() {
+    let mut catalog = Catalog::start();
+    let created = catalog.ask("PUT", "/v1/session/create", r#"{"LockDelay":"0s","Name":"holder"}"#).json();
+    let session = created["ID"].as_str().unwrap().to_owned();
+    assert_eq!(catalog.kv("PUT", &format!("leader?acquire={session}"), "me"), "true");
+    assert_eq!(catalog.kv("PUT", "gone", "x"), "true");
+    assert_eq!(catalog.kv("DELETE", "gone", ""), "true");
+    let query = json!({ "Name": "find", "Service": { "Service": "web", "Tags": ["!old"] }, "DNS": { "TTL": "5s" } });
+    let answer = catalog.ask("POST", "/v1/query", &query.to_string()).json();
+    let id = answer["ID"].as_str().unwrap().to_owned();
+    let index = |catalog: &Catalog, path: &str| catalog.ask("GET", path, "").index();
+    let paths = ["/v1/kv/?recurse", "/v1/kv/gone", "/v1/session/list", "/v1/query"];
+    let before = paths.map(|path| index(&catalog, path));
+    catalog.daemon.kill();
+    catalog.daemon.up();
+    for (path, before) in paths.iter().zip(before) {
+        assert!(index(&catalog, path) >= before, "the index of {path} goes back");
+    }
+    assert_eq!(catalog.get("/v1/kv/leader")[0]["Session"], json!(session));
+    assert_eq!(catalog.get(&format!("/v1/session/info/{session}"))[0]["Name"], "holder");
+    assert_eq!(catalog.get(&format!("/v1/query/{id}"))[0]["Service"]["Tags"], json!(["!old"]));
+    assert_eq!(catalog.kv("PUT", &format!("leader?release={session}"), "me"), "true");
+    // What is asked for while nothing changes is waited for, also behind a restart.
+    let now = index(&catalog, "/v1/kv/leader");
+    let http = catalog.http;
+    let waiting = std::thread::spawn(move || {
+        let began = Instant::now();
+        (ask(http, "GET", &format!("/v1/kv/leader?index={now}&wait=30s"), "").index(), began.elapsed())
+    });
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(catalog.kv("PUT", "leader", "new"), "true");
+    let (index, took) = waiting.join().unwrap();
+    assert!(index > now && took >= Duration::from_millis(250) && took < Duration::from_secs(10), "{index} {took:?}");
+}
+
+#[test]
+fn a_prepared_query_has_a_name_in_dns() {
+    if !has_dig() {
+        return;
+    }
+    let catalog = Catalog::start();
+    for (id, tag) in [("db-1", "new"), ("db-2", "old")] {
+        let body =
+            json!({ "Name": "db", "ID": id, "Port": 5432, "Address": format!("10.0.0.{}", &id[3..]), "Tags": [tag] });
+        catalog.put("/v1/agent/service/register", &body);
+    }
+    let query = json!({ "Name": "main-db", "Service": { "Service": "db", "Tags": ["!old"] }, "DNS": { "TTL": "7s" } });
+    let id = catalog.ask("POST", "/v1/query", &query.to_string()).json()["ID"].as_str().unwrap().to_owned();
+    assert_eq!(catalog.short("main-db.query.consul", "A"), ["10.0.0.1"]);
+    assert_eq!(catalog.short(&format!("{id}.query.dc1.consul"), "SRV"), ["1 1 5432 0a000001.addr.dc1.consul."]);
+    let answer = catalog.dig(&["+noall", "+answer", "main-db.query.neap", "A"]);
+    assert!(answer[0].split_whitespace().nth(1) == Some("7"), "{answer:?}");
+    // A template answers for all that begins so, and what it found is not kept longer than it is so.
+    let template = json!({ "Name": "any-", "Template": { "Type": "name_prefix_match", "Regexp": "^any-(.*)-([^-]*)$" },
+        "Service": { "Service": "${match(1)}", "Tags": ["${match(2)}"] } });
+    catalog.ask("POST", "/v1/query", &template.to_string()).json();
+    assert_eq!(catalog.short("any-db-old.query.consul", "A"), ["10.0.0.2"]);
+    catalog.put("/v1/agent/service/deregister/db-2", &Value::Null);
+    assert_eq!(catalog.status("any-db-old.query.consul", "A"), "NXDOMAIN");
+    assert_eq!(catalog.status("none.query.consul", "A"), "NXDOMAIN");
+    let found = catalog.get("/v1/query/any-db-new/execute");
+    assert_eq!((&found["Service"], found["Nodes"].as_array().unwrap().len()), (&json!("db"), 1));
+    let wrong = json!({ "Name": "x", "Template": { "Type": "name_prefix_match", "Regexp": "(" }, "Service": { "Service": "x" } });
+    catalog.code("POST", "/v1/query", &wrong.to_string(), 400, "Bad Regexp");
+    catalog.code("POST", "/v1/query", &query.to_string(), 400, "another query");
+}
+
+#[test]
+fn the_client_from_pypi_is_satisfied() {
+    let Some(python) = client("python/bin/python") else { return };
+    let catalog = Catalog::start();
+    says_all(Command::new(python).args([script("whole.py"), catalog.http.to_string()]));
+}
+
+#[test]
+fn the_client_from_npm_is_satisfied() {
+    let Some(modules) = client("node/node_modules") else { return };
+    let catalog = Catalog::start();
+    let port = catalog.http.to_string();
+    says_all(Command::new("node").args([script("watch.js"), port]).env("NODE_PATH", modules));
+}
+
+// Two want one lock; the one that has it is killed, and the other gets it, not before the first can have known.
+#[test]
+fn a_lock_goes_on_when_its_holder_is_killed() {
+    let Some(python) = client("python/bin/python") else { return };
+    let catalog = Catalog::start();
+    let start = |name: &str| {
+        let args = [script("lock.py"), catalog.http.to_string(), name.to_owned()];
+        Command::new(&python).args(args).stdout(Stdio::piped()).spawn().unwrap()
+    };
+    let leads = |child: &mut std::process::Child| {
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+        assert_eq!(line.trim(), "leads");
+    };
+    let mut first = start("first");
+    leads(&mut first);
+    let mut second = start("second");
+    eventually("both have a session", 20, || {
+        (catalog.get("/v1/session/list").as_array().unwrap().len() == 2).then_some(())
+    });
+    // As long as its holder renews it, it has it.
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(catalog.kv("GET", "service/leader?raw", ""), "first");
+    first.kill().unwrap();
+    first.wait().unwrap();
+    let killed = Instant::now();
+    leads(&mut second);
+    let took = killed.elapsed();
+    assert_eq!(catalog.kv("GET", "service/leader?raw", ""), "second");
+    assert!(took > Duration::from_secs(7) && took < Duration::from_secs(25), "{took:?}");
+    second.kill().unwrap();
+    second.wait().unwrap();
+}
