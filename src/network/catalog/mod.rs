@@ -1,19 +1,29 @@
 //! The catalogue: who serves what where, and how they are. It is read by many at once; whoever waits for a change is woken
 //! by those of what they wait for alone.
 
+mod entry;
 mod query;
+mod replica;
 mod state;
 #[cfg(test)]
 mod tests;
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
+
+use tokio::sync::broadcast;
 
 use super::waiting::Waiters;
 
+pub use entry::{CheckEntry, Found, InstanceEntry, NodeEntry};
 pub use query::{Queries, pattern};
-pub use state::{CheckEntry, Draft, Found, InstanceEntry, Key, NodeEntry, State, key};
+pub use replica::{Portion, Subscription, Touched};
+pub use state::{Draft, Key, State, key};
+
+/// Changes that are kept for those who follow and are slow.
+const FOLLOWED: usize = 4096;
 
 /// What can be waited for.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -40,13 +50,20 @@ pub struct Catalog {
     // Counts changes, for whoever keeps what they have made of a state.
     generation: AtomicU64,
     waiting: Waiters<Topic>,
+    // For those who follow.
+    changes: broadcast::Sender<Arc<BTreeSet<Touched>>>,
 }
 
 impl Catalog {
     /// An empty one, whose changes are counted from `index` on. A catalogue that is made anew counts on from where the one before
     /// cannot have come: the time in milliseconds, where there are fewer than a thousand changes a second.
     pub fn new(index: u64) -> Self {
-        Catalog { state: RwLock::new(State::new(index)), generation: AtomicU64::new(1), waiting: Waiters::default() }
+        Catalog {
+            state: RwLock::new(State::new(index)),
+            generation: AtomicU64::new(1),
+            waiting: Waiters::default(),
+            changes: broadcast::channel(FOLLOWED).0,
+        }
     }
 
     /// Looks at it as it is.
@@ -59,9 +76,13 @@ impl Catalog {
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let mut draft = Draft::new(&mut state);
         let result = change(&mut draft);
-        let touched = draft.end();
+        let (touched, places) = draft.end();
         if !touched.is_empty() {
             self.generation.fetch_add(1, Ordering::Release);
+        }
+        // Under the lock, so that they come in the order in which they were made.
+        if !places.is_empty() && self.changes.receiver_count() > 0 {
+            let _ = self.changes.send(Arc::new(places));
         }
         drop(state);
         self.waiting.wake(&touched);

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use regex::Regex;
 
+use super::replica::Touched;
 use super::{Draft, Found, Key, State, Topic, key};
 use crate::model::catalog::CheckStatus;
 use crate::model::query::Query;
@@ -167,8 +168,16 @@ impl Draft<'_> {
     /// Makes a query, or says it anew; an error where its pattern is none.
     pub fn put_query(&mut self, mut query: Query) -> Result<()> {
         let known = self.state.queries.by_id(&query.id);
+        if let Some(known) = known {
+            (query.created, query.modified) = (known.created, known.modified);
+            if query == **known {
+                return Ok(());
+            }
+        }
         (query.created, query.modified) = (known.map_or(self.number(), |known| known.created), self.number());
+        let place = Touched::Query(key(&query.id));
         self.state.queries.put(Arc::new(query))?;
+        self.places.insert(place);
         self.touch_queries();
         Ok(())
     }
@@ -177,6 +186,7 @@ impl Draft<'_> {
     pub fn remove_query(&mut self, id: &str) -> bool {
         let removed = self.state.queries.remove(id);
         if removed {
+            self.places.insert(Touched::Query(key(id)));
             self.touch_queries();
         }
         removed

@@ -5,8 +5,10 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use super::entry::{CheckEntry, Found, InstanceEntry, NodeEntry};
+use super::replica::Touched;
 use super::{Queries, Topic};
-use crate::model::catalog::{CatalogCheck, CatalogNode, CheckStatus, Instance};
+use crate::model::catalog::{CatalogCheck, CatalogNode, Instance};
 
 /// A name in small letters: names are the same whatever case they are written in, as in DNS.
 pub type Key = Arc<str>;
@@ -36,101 +38,11 @@ pub struct State {
 /// A node, or an instance on it.
 type Place = (Key, Option<Arc<str>>);
 
-/// A node with all that is on it.
-#[derive(Debug)]
-pub struct NodeEntry {
-    /// What is known of it.
-    pub node: Arc<CatalogNode>,
-    /// Its instances, by id.
-    pub instances: BTreeMap<Arc<str>, InstanceEntry>,
-    /// Checks of the node and its instances, by id.
-    pub checks: BTreeMap<Arc<str>, CheckEntry>,
-    // Ids of checks by the instance that they are about.
-    about: BTreeMap<String, BTreeSet<Arc<str>>>,
-    /// The change that made it.
-    pub created: u64,
-    /// The last change of what is known of it.
-    pub modified: u64,
-    /// The last change of it or of anything on it.
-    pub index: u64,
-}
-
-/// An instance.
-#[derive(Debug)]
-pub struct InstanceEntry {
-    /// What is known of it.
-    pub instance: Arc<Instance>,
-    /// The change that made it.
-    pub created: u64,
-    /// Its last change.
-    pub modified: u64,
-}
-
-/// A check.
-#[derive(Debug)]
-pub struct CheckEntry {
-    /// What is known of it.
-    pub check: Arc<CatalogCheck>,
-    /// The change that made it.
-    pub created: u64,
-    /// Its last change.
-    pub modified: u64,
-}
-
 #[derive(Debug)]
 struct ServiceEntry {
     name: Arc<str>,
     index: u64,
     instances: BTreeSet<(Key, Arc<str>)>,
-}
-
-/// An instance with its node and its checks.
-#[derive(Debug, Clone, Copy)]
-pub struct Found<'a> {
-    /// Its node.
-    pub node: &'a NodeEntry,
-    /// The instance.
-    pub entry: &'a InstanceEntry,
-}
-
-impl NodeEntry {
-    /// The checks of an instance, by id; with none those of the node.
-    pub fn checks_of(&self, instance: &str) -> impl Iterator<Item = &CheckEntry> + use<'_> {
-        self.about.get(instance).into_iter().flatten().filter_map(|id| self.checks.get(id))
-    }
-
-    fn put_about(&mut self, instance: &str, id: &Arc<str>) {
-        self.about.entry(instance.to_owned()).or_default().insert(id.clone());
-    }
-
-    fn drop_about(&mut self, instance: &str, id: &str) {
-        if let Some(ids) = self.about.get_mut(instance) {
-            ids.remove(id);
-            if ids.is_empty() {
-                self.about.remove(instance);
-            }
-        }
-    }
-}
-
-impl<'a> Found<'a> {
-    /// The node's checks, then its own.
-    pub fn checks(&self) -> impl Iterator<Item = &'a CheckEntry> + use<'a> {
-        self.node.checks_of("").chain(self.node.checks_of(&self.entry.instance.id))
-    }
-
-    /// The worst of its checks; one without any passes.
-    pub fn status(&self) -> CheckStatus {
-        self.checks().map(|entry| entry.check.status).max().unwrap_or(CheckStatus::Passing)
-    }
-
-    /// Where it is reached.
-    pub fn address(&self) -> &'a str {
-        match self.entry.instance.address.as_str() {
-            "" => &self.node.node.address,
-            own => own,
-        }
-    }
 }
 
 /// In small letters.
@@ -214,12 +126,14 @@ impl State {
 pub struct Draft<'a> {
     pub(super) state: &'a mut State,
     pub(super) touched: BTreeSet<Topic>,
+    /// What has to be said to those who follow.
+    pub(super) places: BTreeSet<Touched>,
 }
 
 impl<'a> Draft<'a> {
     /// Begins one.
     pub fn new(state: &'a mut State) -> Self {
-        Draft { state, touched: BTreeSet::new() }
+        Draft { state, touched: BTreeSet::new(), places: BTreeSet::new() }
     }
 
     /// What stands so far.
@@ -228,11 +142,11 @@ impl<'a> Draft<'a> {
     }
 
     /// Ends it: what it has touched.
-    pub fn end(self) -> BTreeSet<Topic> {
+    pub fn end(self) -> (BTreeSet<Topic>, BTreeSet<Touched>) {
         if !self.touched.is_empty() {
             self.state.index += 1;
         }
-        self.touched
+        (self.touched, self.places)
     }
 
     // The number of this change.
@@ -303,6 +217,7 @@ impl<'a> Draft<'a> {
             self.state.lose(&before.address, &name, None);
         }
         self.state.gain(&node.address, &name, None);
+        self.places.insert(Touched::Node(name.clone()));
         self.touch_node(&name);
         self.touch_list(Topic::Nodes);
         self.touch_all_on(&name);
@@ -318,6 +233,7 @@ impl<'a> Draft<'a> {
             self.remove_instance(node, &id);
         }
         self.state.nodes.remove(&name);
+        self.places.insert(Touched::Node(name.clone()));
         self.state.lose(&address, &name, None);
         self.touch_node(&name);
         self.touch_list(Topic::Nodes);
@@ -368,6 +284,7 @@ impl<'a> Draft<'a> {
                 }
             }
         }
+        self.places.insert(Touched::Instance(name.clone(), id.clone()));
         entry.instances.insert((name.clone(), id));
         self.touch_service(&service);
         self.touch_node(&name);
@@ -388,6 +305,8 @@ impl<'a> Draft<'a> {
             entry.checks.remove(check);
         }
         let lost_checks = !checks.is_empty();
+        self.places.extend(checks.into_iter().map(|check| Touched::Check(name.clone(), check)));
+        self.places.insert(Touched::Instance(name.clone(), id.clone()));
         self.state.lose(&known.instance.address, &name, Some(&id));
         self.leave(&key(&known.instance.service), &name, &id);
         self.touch_node(&name);
@@ -427,12 +346,14 @@ impl<'a> Draft<'a> {
             return false;
         }
         let id: Arc<str> = check.id.as_str().into();
+        let place = Touched::Check(name.clone(), id.clone());
         let mut about = BTreeSet::from([check.instance.clone()]);
         match entry.checks.get_mut(&id) {
             Some(known) if *known.check == check => return true,
             // What it says is shown with the next change, and wakes nobody: it may say the time of day.
             Some(known) if CatalogCheck { output: known.check.output.clone(), ..check.clone() } == *known.check => {
                 known.check = Arc::new(check);
+                self.places.insert(place);
                 return true;
             }
             Some(known) => {
@@ -450,6 +371,7 @@ impl<'a> Draft<'a> {
                 entry.checks.insert(id, CheckEntry { check: Arc::new(check), created: number, modified: number });
             }
         }
+        self.places.insert(place);
         for instance in about {
             self.touch_checked(&name, &instance);
         }
@@ -460,8 +382,9 @@ impl<'a> Draft<'a> {
     pub fn remove_check(&mut self, node: &str, id: &str) -> bool {
         let name = key(node);
         let Some(entry) = self.state.nodes.get_mut(&name) else { return false };
-        let Some(known) = entry.checks.remove(id) else { return false };
-        entry.drop_about(&known.check.instance, id);
+        let Some((id, known)) = entry.checks.remove_entry(id) else { return false };
+        entry.drop_about(&known.check.instance, &id);
+        self.places.insert(Touched::Check(name.clone(), id));
         self.touch_checked(&name, &known.check.instance);
         true
     }

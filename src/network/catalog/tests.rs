@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use super::*;
 use crate::model::catalog::{CatalogCheck, CatalogNode, CheckStatus, Instance};
+use crate::model::query::Query;
 
 fn node(name: &str, address: &str) -> CatalogNode {
     CatalogNode { name: name.into(), address: address.into(), ..CatalogNode::default() }
@@ -141,4 +142,55 @@ async fn only_those_concerned_wake() {
     assert_eq!(catalog.waited_for(), 0);
     // Whoever asks with what was never, or is over, is answered at once.
     catalog.wait(&service("web"), 7, Duration::from_secs(60)).await;
+}
+
+// Whatever happens in whatever order, who follows has what the other has, and nothing that stays is gone for a moment.
+#[tokio::test]
+async fn who_follows_has_the_same() {
+    let mut random = 7u64;
+    let mut next = |most: u64| {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (random >> 33) % most
+    };
+    let (first, second) = (Arc::new(two()), Arc::new(Catalog::new(1)));
+    second.change(|draft| draft.put_node(node("old", "10.0.0.9")));
+    let mut subscription = Subscription::new(first.clone());
+    second.take(subscription.next().await.unwrap());
+    let all = |catalog: &Arc<Catalog>| {
+        let mut subscription = Subscription::new(catalog.clone());
+        async move {
+            let mut all = subscription.next().await.unwrap();
+            // Each counts its own changes.
+            all.queries.iter_mut().for_each(|query| (query.created, query.modified) = (0, 0));
+            all
+        }
+    };
+    for round in 0..2000 {
+        let (on, id) = (format!("eu-{}", next(3)), format!("i{}", next(4)));
+        first.change(|draft| match next(7) {
+            0 => draft.put_node(node(&on, &format!("10.0.0.{}", next(3)))),
+            1 if next(4) == 0 => drop(draft.remove_node(&on)),
+            2 => drop(draft.put_instance(&on, instance(&format!("s{}", next(3)), &id, ""))),
+            3 => drop(draft.remove_instance(&on, &id)),
+            4 => drop(draft.put_check(&on, check(&format!("c{}", next(4)), &id, CheckStatus::Warning))),
+            5 => drop(draft.remove_check(&on, &format!("c{}", next(4)))),
+            _ => {
+                let query = Query { id: id.clone(), name: id.clone(), service: "s".into(), ..Query::default() };
+                if next(2) == 0 { draft.put_query(query).unwrap() } else { drop(draft.remove_query(&id)) }
+            }
+        });
+        // Sometimes it has to begin anew, as behind a broken connection.
+        if next(50) == 0 {
+            subscription = Subscription::new(first.clone());
+            second.take(subscription.next().await.unwrap());
+        }
+        if next(5) == 0 {
+            while let Ok(Some(portion)) =
+                tokio::time::timeout(Duration::ZERO, std::pin::pin!(subscription.next())).await
+            {
+                second.take(portion);
+            }
+            assert_eq!(all(&first).await, all(&second).await, "round {round}");
+        }
+    }
 }
