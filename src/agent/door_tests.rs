@@ -9,6 +9,7 @@ use crate::engines::docker::Address;
 use crate::engines::hosts::Hosts;
 use crate::model::clock::{Clock, SystemClock};
 use crate::network::balancer::client::{BalancerClient, BalancerOptions};
+use crate::network::catalog::Catalog;
 use crate::store::MemoryStore;
 use crate::store::vault::Vault;
 
@@ -23,7 +24,8 @@ async fn door(folder: &std::path::Path) -> Arc<Door> {
     // A path that exists, where nobody listens.
     let docker = Address::read(&format!("unix://{}", folder.display()), None, "here").unwrap();
     let options = BalancerOptions { folder: folder.to_owned(), program: "/nonexistent".into(), lifeline: false };
-    let worker = Arc::new(Worker::new(docker.clone(), Box::new(BalancerClient::new(options))));
+    let worker =
+        Arc::new(Worker::new(docker.clone(), Box::new(BalancerClient::new(options)), Arc::new(Catalog::new(1))));
     let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let node = |id: &str, role| Node { role, ..Node::new(id, id) };

@@ -21,7 +21,10 @@ use crate::model::node::{Agent, ImagePrune, PrunedImages};
 use crate::model::objects::{VolumeAsk, VolumeInfo};
 use crate::model::stats::Stats;
 use crate::model::{Error, Kind, Result};
+use crate::network::catalog::{Catalog, Subscription};
 
+/// What the clients of one agent may ask at once; each that waits for a change of a key is one.
+const CALLS: usize = 10_000;
 /// How long an agent has for what takes no time: a table, a status.
 pub const QUICK: Duration = Duration::from_secs(2);
 /// How long it has to remove images.
@@ -49,6 +52,22 @@ struct State {
     connected: BTreeMap<NodeId, Member>,
 }
 
+/// What a daemon that leads tells agents, and answers them.
+#[derive(Clone)]
+pub struct Served {
+    /// Who serves what where.
+    pub catalog: Arc<Catalog>,
+    /// Answers what agents' clients ask.
+    pub calls: Arc<dyn Calls>,
+}
+
+/// Answers what agents' clients ask.
+#[async_trait]
+pub trait Calls: Send + Sync {
+    /// `call` as the agent on `node` forwards it.
+    async fn call(&self, node: &NodeId, call: Value) -> Result<Value>;
+}
+
 /// All agents of the cluster, and this daemon's own work on its host.
 pub struct Hub {
     own: NodeId,
@@ -57,6 +76,7 @@ pub struct Hub {
     next: AtomicU64,
     agents: watch::Sender<Arc<BTreeMap<NodeId, Agent>>>,
     observer: Mutex<Option<mpsc::UnboundedSender<(NodeId, Observed)>>>,
+    served: watch::Sender<Option<Served>>,
     /// Something changed that balancers have to do with: one has come, gone or begun anew.
     pub stirred: Notify,
 }
@@ -71,6 +91,7 @@ impl Hub {
             next: AtomicU64::new(1),
             agents: watch::Sender::default(),
             observer: Mutex::default(),
+            served: watch::Sender::default(),
             stirred: Notify::new(),
         };
         hub.publish(&hub.state());
@@ -140,12 +161,21 @@ impl Hub {
             if !state.known.contains_key(&node) {
                 return Err(Error::new(Kind::Forbidden, "agent", "is not known any more"));
             }
-            let member =
-                Member { connection, frames, waiting: waiting.clone(), version: hello.version.clone(), daemon };
+            let member = Member {
+                connection,
+                frames: frames.clone(),
+                waiting: waiting.clone(),
+                version: hello.version.clone(),
+                daemon,
+            };
             state.connected.insert(node.clone(), member);
             self.publish(&state);
         }
         self.stirred.notify_one();
+        // Nothing of it lives on when the connection is given up.
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(tell_catalog(self.served.subscribe(), frames.clone()));
+        let mut calls: HashMap<u64, tokio::task::AbortHandle> = HashMap::new();
         let ended = loop {
             let frame = match reader.next().await {
                 Ok(frame) => frame,
@@ -163,6 +193,26 @@ impl Hub {
                 }
                 Frame::Seen(observed) => self.tell(&node, observed),
                 Frame::Balancer => self.stirred.notify_one(),
+                Frame::Call { id, call } => {
+                    while tasks.try_join_next().is_some() {}
+                    calls.retain(|_, task| !task.is_finished());
+                    let (served, node, frames) = (self.served.borrow().clone(), node.clone(), frames.clone());
+                    let many = calls.len() >= CALLS;
+                    let task = tasks.spawn(async move {
+                        let result = match served {
+                            _ if many => Err(Error::new(Kind::Exhausted, "agent", format!("{CALLS} calls are open"))),
+                            Some(served) => served.calls.call(&node, call).await,
+                            None => Err(Error::new(Kind::Unavailable, "daemon", "does not lead yet").retry(true)),
+                        };
+                        let _ = frames.send(Frame::Reply { id, result }).await;
+                    });
+                    calls.insert(id, task);
+                }
+                Frame::Drop { id } => {
+                    if let Some(task) = calls.remove(&id) {
+                        task.abort();
+                    }
+                }
                 _ => {}
             }
         };
@@ -188,6 +238,11 @@ impl Hub {
         if let Some(observer) = self.observer.lock().unwrap_or_else(PoisonError::into_inner).as_ref() {
             let _ = observer.send((node.clone(), observed));
         }
+    }
+
+    /// Tells agents of the catalogue, and answers what their clients ask, from now on.
+    pub fn serve_calls(&self, served: Served) {
+        self.served.send_replace(Some(served));
     }
 
     /// Tells all agents where daemons are.
@@ -226,6 +281,20 @@ impl Hub {
         serde_json::from_value(value).map_err(|error| {
             Error::new(Kind::Unsupported, subject(), "answers in words of another version").cause(error)
         })
+    }
+}
+
+// The catalogue, from the moment that there is one.
+async fn tell_catalog(mut served: watch::Receiver<Option<Served>>, frames: mpsc::Sender<Frame>) {
+    let Ok(found) = served.wait_for(Option::is_some).await.map(|served| served.clone()) else { return };
+    let Some(served) = found else { return };
+    let mut subscription = Subscription::new(served.catalog);
+    while let Some(portion) = subscription.next().await {
+        for piece in portion.pieces() {
+            if frames.send(Frame::Catalog(piece)).await.is_err() {
+                return;
+            }
+        }
     }
 }
 

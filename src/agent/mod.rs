@@ -13,4 +13,5 @@ pub mod link;
 pub mod protocol;
 pub mod run;
 pub mod tls;
+pub mod up;
 pub mod work;

@@ -9,6 +9,7 @@ use crate::model::Error;
 use crate::model::id::TaskId;
 use crate::model::node::ImagePrune;
 use crate::model::objects::VolumeAsk;
+use crate::network::catalog::Portion;
 use crate::network::table::Table;
 
 /// The protocol's name in the request that begins it.
@@ -44,6 +45,27 @@ pub enum Frame {
     Balancer,
     /// The daemon tells where daemons are reached now.
     Daemons(Vec<String>),
+    /// The daemon tells what the catalogue is, and what of it changes.
+    Catalog(Portion),
+    /// A client of the agent's asks whoever leads.
+    Call {
+        /// Names the answer.
+        id: u64,
+        /// What is asked.
+        call: Value,
+    },
+    /// That client waits no longer.
+    Drop {
+        /// What was asked.
+        id: u64,
+    },
+    /// The daemon answers.
+    Reply {
+        /// What was asked.
+        id: u64,
+        /// How it went.
+        result: Result<Value, Error>,
+    },
 }
 
 /// What a daemon says first.

@@ -11,10 +11,12 @@ use super::door::{CertifyAnswer, CertifyAsk};
 use super::identity::Identity;
 use super::link::{self, Reader};
 use super::protocol::{Ask, Frame, Hello};
+use super::up::Waiting;
 use super::work::Worker;
 use super::{authority, tls};
 use crate::model::clock::Clock;
 use crate::model::{Error, Kind, Result};
+use crate::network::catalog::Portion;
 
 /// The wait before the next daemon is tried: while one may answer in a moment, and at the longest.
 const AGAIN: (Duration, Duration) = (Duration::from_millis(200), Duration::from_secs(3));
@@ -157,6 +159,7 @@ pub async fn follow(worker: &Arc<Worker>, shared: &Shared, mut connected: impl F
                 Ok((at, stream)) => {
                     let began = tokio::time::Instant::now();
                     why = serve(worker, shared, stream, || connected(&at)).await;
+                    worker.up.disconnect();
                     if began.elapsed() > AGAIN.1 {
                         (wait, told) = (AGAIN.0, false);
                         site(shared).heard = Instant::now();
@@ -214,6 +217,8 @@ async fn serve(
     tracing::info!(cluster = welcome.cluster, term = welcome.term, "connected to the daemon that leads");
     connected();
     let mut seen = worker.watch(&welcome);
+    let mut words = worker.up.connect();
+    let (mut waiting, mut gathered) = (Waiting::default(), Portion::default());
     // Read on a task of its own: a frame is not left half read for something else.
     let (inbox, mut asked) = mpsc::channel(64);
     // Nothing of it lives on when the connection is given up.
@@ -249,6 +254,16 @@ async fn serve(
                     site(shared).daemons = daemons;
                     continue;
                 }
+                Some(Ok(Frame::Catalog(portion))) => {
+                    if let Some(whole) = gathered.gather(portion) {
+                        worker.catalog.take(whole);
+                    }
+                    continue;
+                }
+                Some(Ok(Frame::Reply { id, result })) => {
+                    waiting.answer(id, result);
+                    continue;
+                }
                 Some(Ok(_)) => continue,
                 Some(Err(error)) => return error,
                 None => return gone(),
@@ -256,6 +271,10 @@ async fn serve(
             observed = seen.recv() => match observed {
                 Some(observed) => Frame::Seen(observed),
                 None => return gone(),
+            },
+            Some(word) = words.recv() => match waiting.say(word) {
+                Some(frame) => frame,
+                None => continue,
             },
             () = worker.restarted.notified() => Frame::Balancer,
         };

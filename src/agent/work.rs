@@ -8,11 +8,13 @@ use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 
 use super::protocol::{Ask, Welcome};
+use super::up::Up;
 use crate::engines::Observed;
 use crate::engines::docker::Address;
 use crate::engines::swarm::host::SwarmHost;
 use crate::model::{Error, Kind, Result};
 use crate::network::balancer::Balancer;
+use crate::network::catalog::Catalog;
 use crate::network::table::{Status, Table};
 
 /// How long the balancer has for one order, those before it included.
@@ -27,6 +29,10 @@ pub struct Worker {
     balancer: mpsc::Sender<(Order, oneshot::Sender<Result<Status>>)>,
     /// The balancer had ended and was started anew.
     pub restarted: Arc<Notify>,
+    /// Who serves what where, as whoever leads tells it.
+    pub catalog: Arc<Catalog>,
+    /// The way to whoever leads.
+    pub up: Up,
     keeper: JoinHandle<()>,
 }
 
@@ -45,11 +51,11 @@ enum Order {
 
 impl Worker {
     /// On the Docker Engine at `docker`, with this balancer. Call inside a tokio runtime.
-    pub fn new(docker: Address, balancer: Box<dyn Balancer>) -> Self {
+    pub fn new(docker: Address, balancer: Box<dyn Balancer>, catalog: Arc<Catalog>) -> Self {
         let (orders, inbox) = mpsc::channel(16);
         let restarted = Arc::<Notify>::default();
         let keeper = tokio::spawn(keep(balancer, inbox, restarted.clone()));
-        Worker { docker, watched: Mutex::default(), balancer: orders, restarted, keeper }
+        Worker { docker, watched: Mutex::default(), balancer: orders, restarted, catalog, up: Up::default(), keeper }
     }
 
     /// Watches the containers of that cluster from now on; everything as it is, and what happens next.

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 
+use super::discovery::DiscoveryArgs;
 use super::output::{self, FormatArg};
 use super::up::start_log;
 use crate::agent::authority::JoinToken;
@@ -174,6 +175,8 @@ pub struct LeaveArgs {
 pub struct AgentArgs {
     #[command(flatten)]
     place: Place,
+    #[command(flatten)]
+    discovery: DiscoveryArgs,
     /// What is logged: error, warn, info, debug, or filters such as neap=debug
     #[arg(long, env = "NEAP_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
@@ -399,7 +402,9 @@ pub async fn leave(args: &LeaveArgs, file: Config) -> Result<()> {
 /// Runs `neap agent`.
 pub async fn agent(args: &AgentArgs, file: Config) -> Result<()> {
     start_log(&args.log)?;
-    agent::run(AgentOptions { data: args.place.data(&file), docker: args.place.docker()? }).await
+    let (data, docker) = (args.place.data(&file), args.place.docker()?);
+    let discovery = args.discovery.read(file.discovery)?;
+    agent::run(AgentOptions { data, docker, discovery }).await
 }
 
 /// Runs `neap join-token`.

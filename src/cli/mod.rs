@@ -5,6 +5,7 @@ mod completion;
 mod context;
 mod cron;
 mod demo;
+mod discovery;
 mod docker;
 mod events;
 mod filter;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::ValueEnum;
 
-use crate::daemon::discovery::{self, DiscoveryOptions};
+use super::discovery::DiscoveryArgs;
 use crate::daemon::engine::{Choice, EngineOptions, StoreChoice};
 use crate::daemon::{self, Options, config};
 use crate::engines::process::ports::DEFAULT_RANGE;
@@ -54,27 +54,8 @@ pub struct Args {
     /// Folder of hosted scripts that serve the whole cluster; followed, and replaced whole when something in it changes
     #[arg(long, env = "NEAP_SCRIPTS", value_name = "FOLDER")]
     scripts: Option<PathBuf>,
-    /// Serve Consul's HTTP API there, several with commas, or none [default: 127.0.0.1:8500]
-    #[arg(long, env = "NEAP_CONSUL_LISTEN", value_name = "ADDRESS:PORT")]
-    consul_listen: Option<String>,
-    /// Serve DNS there, several with commas, or none [default: 127.0.0.1:8600]
-    #[arg(long, env = "NEAP_DNS_LISTEN", value_name = "ADDRESS:PORT")]
-    dns_listen: Option<String>,
-    /// Threads for DNS
-    #[arg(long, env = "NEAP_DNS_THREADS", value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=64))]
-    dns_threads: Option<u8>,
-    /// Domains of names in DNS, the first the one that answers name [default: consul, neap]
-    #[arg(long = "dns-domain", env = "NEAP_DNS_DOMAINS", value_delimiter = ',', value_name = "DOMAIN")]
-    dns_domains: Vec<String>,
-    /// How long answers of DNS hold, in seconds
-    #[arg(long, env = "NEAP_DNS_TTL", value_name = "SECONDS")]
-    dns_ttl: Option<u32>,
-    /// A DNS server that is asked about all other names; several are asked in turn
-    #[arg(long = "recursor", env = "NEAP_RECURSORS", value_delimiter = ',', value_name = "ADDRESS:PORT")]
-    recursors: Vec<String>,
-    /// Name of the datacenter, as Consul's clients see it [default: dc1]
-    #[arg(long, env = "NEAP_DATACENTER", value_name = "NAME")]
-    datacenter: Option<String>,
+    #[command(flatten)]
+    discovery: DiscoveryArgs,
     /// What is logged: error, warn, info, debug, or filters such as neap=debug
     #[arg(long, env = "NEAP_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
@@ -98,7 +79,7 @@ pub async fn main(args: &Args, file: config::Config) -> Result<()> {
         (None, None) => Choice::Auto,
     };
     let ports = args.task_ports.clone().or(file.task_ports);
-    let discovery = discovery(args, file.discovery)?;
+    let discovery = args.discovery.read(file.discovery)?;
     daemon::up(Options {
         discovery,
         cluster: args.cluster.clone().or(file.cluster).unwrap_or_else(|| "default".into()),
@@ -118,28 +99,6 @@ pub async fn main(args: &Args, file: config::Config) -> Result<()> {
         },
     })
     .await
-}
-
-fn discovery(args: &Args, file: config::Discovery) -> Result<DiscoveryOptions> {
-    let listed = |given: &[String], file: Vec<String>| if given.is_empty() { file } else { given.to_vec() };
-    let consul = args.consul_listen.clone().or(file.consul_listen);
-    let dns = args.dns_listen.clone().or(file.dns_listen);
-    let domains = listed(&args.dns_domains, file.dns_domains);
-    let recursors = listed(&args.recursors, file.recursors).join(",");
-    let options = DiscoveryOptions {
-        consul: discovery::addresses("--consul-listen", consul.as_deref(), discovery::CONSUL)?,
-        dns: discovery::addresses("--dns-listen", dns.as_deref(), discovery::DNS)?,
-        dns_threads: usize::from(args.dns_threads.or(file.dns_threads).unwrap_or(1)),
-        domains: if domains.is_empty() { vec!["consul".into(), "neap".into()] } else { domains },
-        datacenter: args.datacenter.clone().or(file.datacenter).unwrap_or_else(|| "dc1".into()),
-        recursors: match recursors.as_str() {
-            "" => Vec::new(),
-            all => discovery::addresses("--recursor", Some(all), 53)?,
-        },
-        ttl: args.dns_ttl.or(file.dns_ttl).unwrap_or_default(),
-    };
-    discovery::check(&options)?;
-    Ok(options)
 }
 
 fn read_range(text: &str) -> Result<std::ops::RangeInclusive<u16>> {

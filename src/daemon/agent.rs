@@ -3,11 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::discovery::{self, DiscoveryOptions, Following};
 use crate::agent::identity::Identity;
 use crate::agent::run;
 use crate::agent::work::Worker;
+use crate::api::consul::Here;
 use crate::engines::docker::Address;
 use crate::model::clock::{Clock, SystemClock};
+use crate::model::id::uuid_of;
 use crate::model::{Error, Kind, Result};
 
 /// All that it can be told.
@@ -17,6 +20,8 @@ pub struct AgentOptions {
     pub data: PathBuf,
     /// The Docker Engine of this host.
     pub docker: Address,
+    /// Where the catalogue is served.
+    pub discovery: DiscoveryOptions,
 }
 
 /// The file that says which daemon it is connected to, for whoever waits for that.
@@ -40,8 +45,12 @@ pub async fn run(options: AgentOptions) -> Result<()> {
         identity.node,
         identity.cluster
     );
-    let worker = Arc::new(Worker::new(options.docker.clone(), super::balancer(&options.data, false)));
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
+    let catalog = discovery::follower(&*clock);
+    let balancer = super::balancer(&options.data, false);
+    let worker = Arc::new(Worker::new(options.docker.clone(), balancer, catalog.clone()));
+    let source = Arc::new(Following::new(worker.clone()));
+    discovery::serve(&options.discovery, &catalog, Here::Id(uuid_of(&identity.node)), source).await;
     let end = super::end_signal()?;
     let connected = |at: &str| {
         if let Err(error) = std::fs::write(&file, format!("{at}\n")) {

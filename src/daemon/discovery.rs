@@ -2,12 +2,19 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
+
+use async_trait::async_trait;
+use serde_json::Value;
 
 use super::audit::AuditFile;
-use crate::api::consul::{self, Consul, Events};
+use crate::agent::hub::{Calls, Hub, Served};
+use crate::agent::work::Worker;
+use crate::api::consul::{self, Consul, Events, Here, Own, Source};
 use crate::model::clock::{Clock, SystemClock};
-use crate::model::{Error, Result};
+use crate::model::id::{NodeId, uuid_of};
+use crate::model::{Error, Kind, Result};
+use crate::network::catalog::Catalog;
 use crate::network::dns::{Name, Recursor, Server, Zone};
 use crate::runtime::Runtime;
 
@@ -74,49 +81,125 @@ pub fn check(options: &DiscoveryOptions) -> Result<()> {
     }
 }
 
-/// Listens; a port that cannot be had stops that port alone.
-pub async fn serve(options: &DiscoveryOptions, runtime: &Arc<Runtime>, audit: &Arc<AuditFile>) -> Result<()> {
-    let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
-    let registry = runtime.registry().clone();
-    if options.consul.is_empty() && options.dns.is_empty() {
-        return Ok(());
+/// What registers and keeps keys here, where anybody is served at all.
+pub async fn own(options: &DiscoveryOptions, runtime: &Arc<Runtime>, audit: &Arc<AuditFile>) -> Result<Arc<Own>> {
+    if !options.consul.is_empty() || !options.dns.is_empty() {
+        hold_indexes(runtime).await?;
     }
-    registry.hold_index().await?;
-    runtime.kv().hold_index().await?;
-    let router = consul::router(Arc::new(Consul {
-        registry: registry.clone(),
-        kv: runtime.kv().clone(),
-        events: Events::default(),
+    Ok(own_of(runtime, audit))
+}
+
+async fn hold_indexes(runtime: &Arc<Runtime>) -> Result<()> {
+    runtime.registry().hold_index().await?;
+    runtime.kv().hold_index().await
+}
+
+fn own_of(runtime: &Arc<Runtime>, audit: &Arc<AuditFile>) -> Arc<Own> {
+    let (registry, kv) = (runtime.registry().clone(), runtime.kv().clone());
+    Arc::new(Own { registry, kv, events: Events::default(), audit: audit.clone() })
+}
+
+/// Listens; a port that cannot be had stops that port alone.
+pub async fn serve(options: &DiscoveryOptions, catalog: &Arc<Catalog>, here: Here, source: Arc<dyn Source>) {
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
+    let consul = Consul {
+        catalog: catalog.clone(),
+        here: here.clone(),
         datacenter: options.datacenter.clone(),
         clock: clock.clone(),
-        audit: audit.clone(),
-    }));
+        source,
+    };
+    let router = consul::router(Arc::new(consul));
     for address in &options.consul {
         match consul::listen(*address, router.clone()).await {
             Ok(address) => tracing::info!(%address, "Consul's API"),
             Err(error) => tell(&error, address.port(), "--consul-listen"),
         }
     }
-    let domains = options.domains.iter().filter_map(|domain| Name::parse(domain)).collect();
-    let zone = Zone {
-        domains,
-        datacenter: options.datacenter.clone(),
-        node: registry.host.clone(),
-        service_ttl: options.ttl,
-        node_ttl: options.ttl,
+    let node = match here {
+        Here::Name(name) => name,
+        Here::Id(_) => nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default(),
     };
+    let domains = options.domains.iter().filter_map(|domain| Name::parse(domain)).collect();
+    let zone =
+        Zone { domains, datacenter: options.datacenter.clone(), node, service_ttl: options.ttl, node_ttl: options.ttl };
     let recursor = match options.recursors.is_empty() {
         true => None,
         false => Some(Arc::new(Recursor::new(options.recursors.clone(), clock.clone()))),
     };
-    let server = Server { catalog: registry.catalog.clone(), zone: Arc::new(zone), recursor, seed: clock.random() };
+    let server = Server { catalog: catalog.clone(), zone: Arc::new(zone), recursor, seed: clock.random() };
     for address in &options.dns {
         match server.clone().listen(*address, options.dns_threads) {
             Ok(address) => tracing::info!(%address, "DNS"),
             Err(error) => tell(&error, address.port(), "--dns-listen"),
         }
     }
-    Ok(())
+}
+
+/// A host of a Swarm, which follows whoever leads, or leads itself from some moment on.
+pub struct Following {
+    worker: Arc<Worker>,
+    own: OnceLock<Arc<Own>>,
+}
+
+impl Following {
+    /// Follows what the worker is told.
+    pub fn new(worker: Arc<Worker>) -> Arc<Self> {
+        Arc::new(Following { worker, own: OnceLock::new() })
+    }
+
+    /// From now on it leads: `runtime` is the cluster. Agents are told, and their clients answered, by `hub`.
+    pub async fn lead(
+        &self,
+        options: &DiscoveryOptions,
+        runtime: &Arc<Runtime>,
+        audit: &Arc<AuditFile>,
+        hub: &Hub,
+    ) -> Result<()> {
+        // Whatever this host serves, others do.
+        hold_indexes(runtime).await?;
+        let own = own_of(runtime, audit);
+        let _ = self.own.set(own.clone());
+        let catalog = runtime.registry().catalog.clone();
+        let consul = Consul {
+            catalog: catalog.clone(),
+            here: Here::Name(runtime.registry().host.clone()),
+            datacenter: options.datacenter.clone(),
+            clock: Arc::new(SystemClock::start()),
+            source: Arc::new(own),
+        };
+        hub.serve_calls(Served { catalog, calls: Arc::new(Answers(Arc::new(consul))) });
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Source for Arc<Following> {
+    fn own(&self) -> Option<Arc<Own>> {
+        self.own.get().cloned()
+    }
+
+    async fn forward(&self, call: Value) -> Result<Value> {
+        self.worker.up.call(call).await
+    }
+}
+
+// What agents' clients ask.
+struct Answers(Arc<Consul>);
+
+#[async_trait]
+impl Calls for Answers {
+    async fn call(&self, node: &NodeId, call: Value) -> Result<Value> {
+        let id = uuid_of(node);
+        let host = self.0.catalog.read(|state| state.node_by_id(&id).map(|entry| entry.node.name.clone()));
+        let host = host.ok_or_else(|| Error::new(Kind::Unavailable, "agent's node", "is not known yet").retry(true))?;
+        consul::answer_for(&self.0, host, call).await
+    }
+}
+
+/// The catalogue of a host that follows: its changes are counted from where those before a restart cannot have come.
+pub fn follower(clock: &dyn Clock) -> Arc<Catalog> {
+    Arc::new(Catalog::new(clock.wall().0))
 }
 
 fn tell(error: &Error, port: u16, flag: &str) {

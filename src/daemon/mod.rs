@@ -23,6 +23,7 @@ use std::time::{Duration, Instant};
 use self::engine::{Chosen, EngineOptions};
 pub use self::standalone::{Standalone, sweep};
 
+use crate::api::consul::Here;
 use crate::api::{self, Api};
 use crate::client::Cluster;
 use crate::client::members::Members;
@@ -212,6 +213,8 @@ pub struct Parted {
     pub vault: Vault,
     /// Who keeps the door, where hosts can join.
     pub members: Option<Arc<dyn Members>>,
+    /// The catalogue as this host had it from whoever led before.
+    pub catalog: Option<Arc<crate::network::catalog::Catalog>>,
 }
 
 /// The parts of a runtime.
@@ -226,6 +229,7 @@ pub fn parts(cluster: &str, parted: Parted) -> Result<Parts> {
         host: Arc::new(ScriptHost::with(reach, Threads::Own)?),
         vault: parted.vault,
         members: parted.members,
+        catalog: parted.catalog,
     })
 }
 
@@ -244,13 +248,15 @@ pub async fn up(options: Options) -> Result<()> {
     };
     let identity = identity::of(&options.cluster, &*store, &crate::model::clock::SystemClock::start()).await?;
     let engine = engine::open(&identity, &options.data, chosen, &options.engine).await?;
-    let parted = Parted { store, engine, vault: Vault::open(&options.data)?, members: None };
+    let parted = Parted { store, engine, vault: Vault::open(&options.data)?, members: None, catalog: None };
     let parts = parts(&options.cluster, parted)?;
     let (store, clock): (_, Arc<dyn Clock>) = (parts.store.clone(), parts.clock.clone());
     let runtime = Runtime::start(parts, balancer(&options.data, false)).await?;
     follow_scripts(&options, &runtime).await?;
     let audit = Arc::new(audit::AuditFile::open(&options.data, clock.clone())?);
-    discovery::serve(&options.discovery, &runtime, &audit).await?;
+    let own = discovery::own(&options.discovery, &runtime, &audit).await?;
+    let here = Here::Name(runtime.registry().host.clone());
+    discovery::serve(&options.discovery, &runtime.registry().catalog, here, Arc::new(own)).await;
     let router =
         api::router(Arc::new(Api { cluster: runtime.clone(), store, audit, clock, daemons: None, memory: None }));
     tokio::spawn(api::server::serve_unix(socket, router.clone()));

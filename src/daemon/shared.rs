@@ -9,18 +9,21 @@ use bollard::Docker;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
+use super::discovery::{self, Following};
 use super::hosts::{self, Keys};
 use super::standing::Memory;
 use super::{Options, Parted, audit, tls};
 use crate::agent::door;
 use crate::agent::hub::Hub;
 use crate::agent::work::Worker;
+use crate::api::consul::Here;
 use crate::api::switch::Switch;
 use crate::api::{self, Api};
 use crate::client::remote::RemoteCluster;
 use crate::client::wire::Endpoint;
 use crate::engines::docker::{Address, trouble};
 use crate::model::clock::{Clock, SystemClock};
+use crate::model::id::uuid_of;
 use crate::model::{Error, Kind, Result};
 use crate::runtime::Runtime;
 use crate::runtime::fence::Fenced;
@@ -116,13 +119,13 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     let memory = Memory::open(&options.data, &options.cluster, clock.clone());
     let audit = Arc::new(audit::AuditFile::open(&options.data, clock.clone())?);
     // Everything that is asked here goes to whoever leads; while nobody does, memory has to do.
-    let following = |leader, known: watch::Receiver<Option<Leader>>, store| {
+    let forwarding = |leader, known: watch::Receiver<Option<Leader>>, store| {
         let (audit, clock, memory) = (audit.clone(), clock.clone(), memory.clone());
         let cluster = Arc::new(RemoteCluster::following(leader));
         let memory: Option<Arc<dyn api::Remembers>> = Some(memory);
         door::elsewhere(known).merge(api::router(Arc::new(Api { cluster, store, audit, clock, daemons: None, memory })))
     };
-    let switch = Switch::new(following(watch::channel(None).1, watch::channel(None).1, memory.past()));
+    let switch = Switch::new(forwarding(watch::channel(None).1, watch::channel(None).1, memory.past()));
     let (face, fingerprint) = tls::own_face(&options.data, options.tls.as_ref())?;
     let config = Arc::new(tls::server_config(face.clone())?);
     let face = hosts::Face { own: face, shown: config.clone() };
@@ -137,9 +140,14 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     // Managers that are starting have no quorum yet.
     let store = open_store(&options, &docker).await;
     memory.follow(&store, &docker);
-    switch.follow(following(endpoints(&options, &docker, &store), store.leader(), store.clone()));
+    switch.follow(forwarding(endpoints(&options, &docker, &store), store.leader(), store.clone()));
     // What is done on this host is done here whoever leads.
-    let worker = Arc::new(Worker::new(address.clone(), super::balancer(&options.data, false)));
+    let catalog = discovery::follower(&*clock);
+    let balancer = super::balancer(&options.data, false);
+    let worker = Arc::new(Worker::new(address.clone(), balancer, catalog.clone()));
+    let following = Following::new(worker.clone());
+    let here = Here::Id(uuid_of(&node));
+    discovery::serve(&options.discovery, &catalog, here, Arc::new(following.clone())).await;
     let keys = {
         let (options, docker, store) = (options.clone(), docker.clone(), store.clone());
         Keys::new(store.clone(), clock.clone(), move || {
@@ -203,10 +211,11 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         let (door, fleet) = hosts::lead(lead, Vault::open(&options.data)?, &clock).await?;
         let fence = store.clone();
         let engine = Arc::new(Fenced::new(engine, move || fence.leads()));
-        let parted = Parted { store: store.clone(), engine, vault, members: Some(door.clone()) };
+        let parted =
+            Parted { store: store.clone(), engine, vault, members: Some(door.clone()), catalog: Some(catalog.clone()) };
         let runtime = Runtime::start(super::parts(&options.cluster, parted)?, Box::new(fleet)).await?;
         super::follow_scripts(&options, &runtime).await?;
-        super::discovery::serve(&options.discovery, &runtime, &audit).await?;
+        following.lead(&options.discovery, &runtime, &audit, &door.hub).await?;
         let (cluster, clock) = (runtime.clone(), clock.clone());
         let api =
             Api { cluster, store: store.clone(), audit: audit.clone(), clock, daemons, memory: Some(memory.clone()) };

@@ -49,7 +49,8 @@ impl Standalone {
             lifeline: true,
         })?;
         let store = Arc::new(EmbeddedStore::open(&folder.join("neap.redb"))?);
-        let parted = Parted { store, engine: Arc::new(engine), vault: Vault::open(&folder)?, members: None };
+        let parted =
+            Parted { store, engine: Arc::new(engine), vault: Vault::open(&folder)?, members: None, catalog: None };
         let parts = parts("standalone", parted)?;
         let balancer = super::balancer(&folder, true);
         let runtime = Runtime::start(parts, balancer).await?;

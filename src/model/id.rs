@@ -125,6 +125,13 @@ impl fmt::Display for Slot {
     }
 }
 
+/// An identity in the form of a UUID, the same for the same text.
+pub fn uuid_of(text: &str) -> String {
+    let hash = sha256_hex(text.as_bytes());
+    // Version 8, which leaves the rest to whoever makes it (RFC 9562).
+    format!("{}-{}-8{}-a{}-{}", &hash[..8], &hash[8..12], &hash[13..16], &hash[17..20], &hash[20..32])
+}
+
 /// A new UUID, of version 4.
 pub fn random_uuid(clock: &dyn Clock) -> String {
     let (high, low) = (clock.random(), clock.random());
@@ -157,5 +164,13 @@ mod tests {
         assert_eq!(first.to_string().len(), 26);
         assert_eq!(first.to_string().parse::<TaskId>().unwrap(), first);
         assert_eq!(first, TaskId::new(&ManualClock::new(Timestamp(1_700_000_000_000), 7)));
+    }
+
+    #[test]
+    fn an_identity_has_the_form_of_a_uuid_of() {
+        let id = uuid_of("eu-1");
+        assert_eq!(id.len(), 36);
+        assert_eq!(id.split('-').map(str::len).collect::<Vec<_>>(), [8, 4, 4, 4, 12]);
+        assert_eq!(id, uuid_of("eu-1"));
     }
 }

@@ -76,6 +76,8 @@ pub struct Parts {
     pub vault: Vault,
     /// Who keeps the door, where hosts can join.
     pub members: Option<Arc<dyn Members>>,
+    /// The catalogue as this host had it from whoever led before.
+    pub catalog: Option<Arc<crate::network::catalog::Catalog>>,
 }
 
 impl Parts {
@@ -163,6 +165,7 @@ impl Runtime {
             parts.clock.clone(),
             parts.network.clone(),
             Some(parts.host.clone()),
+            parts.catalog.clone(),
         )?;
         let kv = kv::Kv::load(parts.store.clone(), parts.clock.clone())?;
         let (messages, inbox) = mpsc::unbounded_channel();

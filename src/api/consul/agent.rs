@@ -36,18 +36,18 @@ pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&st
         ("GET", ["health", "service", "name", name]) => health_by_name(consul, call, name),
         ("PUT", ["service", "register"]) => register(consul, call).await,
         ("PUT", ["service", "deregister", id]) => {
-            consul.registry.deregister(&consul.registry.host, id).await.map(|()| Reply::Done)
+            consul.own()?.registry.deregister(&consul.host(), id).await.map(|()| Reply::Done)
         }
         ("PUT", ["service", "maintenance", id]) => {
-            let host = &consul.registry.host;
-            if consul.registry.catalog.read(|state| state.instance(host, id).is_none()) {
+            let host = &consul.host();
+            if consul.catalog.read(|state| state.instance(host, id).is_none()) {
                 return Err(Error::not_found(format!("service id \"{id:.70}\"")));
             }
             maintain(consul, call, Some(id)).await
         }
         ("PUT", ["maintenance"]) => maintain(consul, call, None).await,
         ("PUT", ["check", "register"]) => {
-            let mut check = Fields::read(&call.body)?.check(Origin::Agent)?;
+            let mut check = Fields::read(&call.body.0)?.check(Origin::Agent)?;
             if check.id.is_empty() {
                 return Err(Error::invalid("check", "Missing check name"));
             }
@@ -55,10 +55,10 @@ pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&st
                 return Err(Error::invalid("check", "Check must have a type: HTTP, TCP, TTL or AliasService"));
             }
             check.origin = Origin::Agent;
-            consul.registry.register_check(&consul.registry.host, check).await.map(|()| Reply::Done)
+            consul.own()?.registry.register_check(&consul.host(), check).await.map(|()| Reply::Done)
         }
         ("PUT", ["check", "deregister", id]) => {
-            consul.registry.deregister_check(&consul.registry.host, id).await.map(|()| Reply::Done)
+            consul.own()?.registry.deregister_check(&consul.host(), id).await.map(|()| Reply::Done)
         }
         ("PUT", ["check", word @ ("pass" | "warn" | "fail"), id]) => {
             let status = match *word {
@@ -67,29 +67,28 @@ pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&st
                 _ => CheckStatus::Critical,
             };
             let note = call.value("note").unwrap_or_default();
-            consul.registry.say(&consul.registry.host, id, status, note).map(|()| Reply::Done)
+            consul.own()?.registry.say(&consul.host(), id, status, note).map(|()| Reply::Done)
         }
         ("PUT", ["check", "update", id]) => {
-            let mut fields = Fields::read(&call.body)?;
+            let mut fields = Fields::read(&call.body.0)?;
             let status: CheckStatus = fields.text("Status")?.parse()?;
             let output = fields.text("Output")?;
-            consul.registry.say(&consul.registry.host, id, status, &output).map(|()| Reply::Done)
+            consul.own()?.registry.say(&consul.host(), id, status, &output).map(|()| Reply::Done)
         }
         _ => Err(Error::not_found(format!("{method} /v1/agent/{:.60}", path.join("/")))),
     }
 }
 
 fn of_host(consul: &Consul, make: impl FnOnce(&NodeEntry) -> Value) -> Value {
-    consul.registry.catalog.read(|state| match state.node(&consul.registry.host) {
+    consul.catalog.read(|state| match state.node(&consul.host()) {
         Some(entry) => make(entry),
         None => Value::Object(Map::new()),
     })
 }
 
 fn itself(consul: &Consul) -> Value {
-    let (host, address) = (&consul.registry.host, consul.address());
-    let node =
-        consul.registry.catalog.read(|state| state.node(host).map(|entry| entry.node.clone())).unwrap_or_default();
+    let (host, address) = (&consul.host(), consul.address());
+    let node = consul.catalog.read(|state| state.node(host).map(|entry| entry.node.clone())).unwrap_or_default();
     json!({
         "Config": {
             "Datacenter": consul.datacenter,
@@ -120,7 +119,7 @@ fn member(name: &str, address: &str, is_alive: bool) -> Value {
 }
 
 fn members(consul: &Consul) -> Value {
-    consul.registry.catalog.read(|state| {
+    consul.catalog.read(|state| {
         // Those that Neap watches over; other nodes are what clients say of them.
         let hosts = state.nodes().filter_map(|entry| {
             let serf = entry.checks.get(SERF_HEALTH)?;
@@ -131,8 +130,8 @@ fn members(consul: &Consul) -> Value {
 }
 
 fn service(consul: &Consul, id: &str) -> Result<Reply> {
-    let found = consul.registry.catalog.read(|state| {
-        let found = state.instance(&consul.registry.host, id)?;
+    let found = consul.catalog.read(|state| {
+        let found = state.instance(&consul.host(), id)?;
         Some(output::agent_service(consul, found.entry))
     });
     found.map(Reply::Plain).ok_or_else(|| Error::not_found(format!("service id \"{id:.70}\"")))
@@ -157,8 +156,8 @@ fn summed(consul: &Consul, found: &Found) -> Value {
 }
 
 fn health_by_id(consul: &Consul, call: &Call, id: &str) -> Result<Reply> {
-    let found = consul.registry.catalog.read(|state| {
-        let found = state.instance(&consul.registry.host, id)?;
+    let found = consul.catalog.read(|state| {
+        let found = state.instance(&consul.host(), id)?;
         Some((found.status(), summed(consul, &found)))
     });
     let (status, value) = found.ok_or_else(|| Error::not_found(format!("ServiceId {id:.70}")))?;
@@ -169,9 +168,8 @@ fn health_by_id(consul: &Consul, call: &Call, id: &str) -> Result<Reply> {
 }
 
 fn health_by_name(consul: &Consul, call: &Call, name: &str) -> Result<Reply> {
-    let found = consul.registry.catalog.read(|state| {
-        let own =
-            state.instances(name).filter(|found| found.node.node.name.eq_ignore_ascii_case(&consul.registry.host));
+    let found = consul.catalog.read(|state| {
+        let own = state.instances(name).filter(|found| found.node.node.name.eq_ignore_ascii_case(&consul.host()));
         own.map(|found| (found.status(), summed(consul, &found))).collect::<Vec<_>>()
     });
     // The worst of them.
@@ -184,7 +182,7 @@ fn health_by_name(consul: &Consul, call: &Call, name: &str) -> Result<Reply> {
 }
 
 async fn register(consul: &Arc<Consul>, call: &Call) -> Result<Reply> {
-    let mut fields = Fields::read(&call.body)?;
+    let mut fields = Fields::read(&call.body.0)?;
     let mut given = fields.objects("Checks")?;
     if fields.has("Check") {
         given.insert(0, fields.object("Check")?);
@@ -213,9 +211,9 @@ async fn register(consul: &Arc<Consul>, call: &Call) -> Result<Reply> {
         }
         checks.push(check);
     }
-    let node = consul.registry.host.clone();
+    let node = consul.host();
     let replace_checks = call.flag("replace-existing-checks");
-    consul.registry.register(Registration { node, instance, checks, replace_checks }).await?;
+    consul.own()?.registry.register(Registration { node, instance, checks, replace_checks }).await?;
     Ok(Reply::Done)
 }
 
@@ -227,5 +225,5 @@ async fn maintain(consul: &Arc<Consul>, call: &Call, id: Option<&str>) -> Result
         Some((None, other)) => return Err(Error::invalid("query", format!("Invalid value for enable: {other:.20?}"))),
         None => return Err(Error::invalid("query", "Missing value for enable")),
     };
-    consul.registry.maintain(&consul.registry.host, id, reason).await.map(|()| Reply::Done)
+    consul.own()?.registry.maintain(&consul.host(), id, reason).await.map(|()| Reply::Done)
 }

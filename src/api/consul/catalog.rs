@@ -44,7 +44,7 @@ pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&st
 async fn services(consul: &Consul, call: &Call) -> Result<Reply> {
     let topic = Topic::Services;
     call.wait(consul, &topic).await?;
-    let (index, all) = consul.registry.catalog.read(|state| {
+    let (index, all) = consul.catalog.read(|state| {
         let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
         for entry in state.nodes().filter(|entry| has_meta(call, entry)) {
             for (id, known) in &entry.instances {
@@ -65,7 +65,7 @@ async fn services(consul: &Consul, call: &Call) -> Result<Reply> {
 
 // A node's name, where its id is given.
 fn named(consul: &Consul, name: &str) -> String {
-    let by_id = consul.registry.catalog.read(|state| match state.node(name) {
+    let by_id = consul.catalog.read(|state| match state.node(name) {
         Some(_) => None,
         None => state.node_by_id(name).map(|entry| entry.node.name.clone()),
     });
@@ -76,7 +76,7 @@ async fn node(consul: &Consul, call: &Call, name: &str) -> Result<Reply> {
     let name = &named(consul, name);
     let topic = Topic::Node(key(name));
     call.wait(consul, &topic).await?;
-    let (index, found) = consul.registry.catalog.read(|state| {
+    let (index, found) = consul.catalog.read(|state| {
         let found = state.node(name).map(|entry| {
             let services = entry.instances.iter().map(|(id, known)| (id.to_string(), output::node_service(known)));
             (output::node(consul, entry), Value::Object(services.collect::<Map<_, _>>()))
@@ -91,7 +91,7 @@ async fn node_services(consul: &Consul, call: &Call, name: &str) -> Result<Reply
     let name = &named(consul, name);
     let topic = Topic::Node(key(name));
     call.wait(consul, &topic).await?;
-    let (index, found) = consul.registry.catalog.read(|state| {
+    let (index, found) = consul.catalog.read(|state| {
         let found = state.node(name).map(|entry| {
             let services = entry.instances.values().map(output::node_service);
             (output::node(consul, entry), services.collect::<Vec<_>>())
@@ -106,7 +106,7 @@ async fn node_services(consul: &Consul, call: &Call, name: &str) -> Result<Reply
 }
 
 async fn register(consul: &Arc<Consul>, call: &Call) -> Result<Reply> {
-    let mut fields = Fields::read(&call.body)?;
+    let mut fields = Fields::read(&call.body.0)?;
     let node = fields.node()?;
     if node.name.is_empty() {
         return Err(Error::invalid("request body", "Must provide node and address"));
@@ -132,22 +132,22 @@ async fn register(consul: &Arc<Consul>, call: &Call) -> Result<Reply> {
         read.push(check);
     }
     let keep_node = fields.flag("SkipNodeUpdate")?;
-    consul.registry.register_node(node, instance, read, keep_node).await?;
+    consul.own()?.registry.register_node(node, instance, read, keep_node).await?;
     Ok(Reply::Plain(Value::Bool(true)))
 }
 
 async fn deregister(consul: &Consul, call: &Call) -> Result<Reply> {
-    let mut fields = Fields::read(&call.body)?;
+    let mut fields = Fields::read(&call.body.0)?;
     let (node, service, check) = (fields.text("Node")?, fields.text("ServiceID")?, fields.text("CheckID")?);
     if node.is_empty() {
         return Err(Error::invalid("request body", "Must provide node"));
     }
     let result = if !service.is_empty() {
-        consul.registry.deregister(&node, &service).await
+        consul.own()?.registry.deregister(&node, &service).await
     } else if !check.is_empty() {
-        consul.registry.deregister_check(&node, &check).await
+        consul.own()?.registry.deregister_check(&node, &check).await
     } else {
-        consul.registry.deregister_node(&node).await
+        consul.own()?.registry.deregister_node(&node).await
     };
     match result {
         // What is gone is gone.

@@ -50,7 +50,7 @@ pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&st
         ("PUT", ["fire", name]) => fire(consul, call, name).map(Reply::Plain),
         ("GET", ["list"]) => {
             let name = call.value("name").unwrap_or_default();
-            let events = &consul.events;
+            let events = &consul.own()?.events;
             if let Some((index, until)) = call.patience(consul)? {
                 events.waiters.wait(&name.to_owned(), until, || events.index_of(name) != index).await;
             }
@@ -69,13 +69,14 @@ fn fire(consul: &Consul, call: &Call, name: &str) -> Result<Value> {
     if name.is_empty() || filters.iter().chain([&name.to_owned()]).any(|text| text.len() > MAX_NAME) {
         return Err(Error::invalid("event", format!("has a name or filter that is not 1 to {MAX_NAME} bytes long")));
     }
-    if call.body.len() > MAX_PAYLOAD {
-        let message = format!("has a payload of {} bytes; {MAX_PAYLOAD} are allowed", call.body.len());
+    if call.body.0.len() > MAX_PAYLOAD {
+        let message = format!("has a payload of {} bytes; {MAX_PAYLOAD} are allowed", call.body.0.len());
         return Err(Error::new(Kind::Exhausted, "event", message));
     }
     let [node, service, tag] = filters;
-    let payload = (!call.body.is_empty()).then(|| BASE64_STANDARD.encode(&call.body));
-    let mut all = consul.events.all();
+    let payload = (!call.body.0.is_empty()).then(|| BASE64_STANDARD.encode(&call.body.0));
+    let own = consul.own()?;
+    let mut all = own.events.all();
     // Counts on from where a daemon before cannot have come.
     let number = all.back().map_or_else(|| consul.clock.wall().0, |last| last.number + 1);
     let shown = json!({
@@ -93,6 +94,6 @@ fn fire(consul: &Consul, call: &Call, name: &str) -> Result<Value> {
         all.pop_front();
     }
     drop(all);
-    consul.events.waiters.wake([&String::new(), &name.to_owned()]);
+    own.events.waiters.wake([&String::new(), &name.to_owned()]);
     Ok(shown)
 }

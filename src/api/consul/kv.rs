@@ -55,7 +55,7 @@ fn named(key: &str) -> Result<()> {
 }
 
 async fn read(consul: &Consul, call: &Call, key: &str) -> Result<Reply> {
-    let kv = &consul.kv;
+    let kv = &consul.own()?.kv;
     if call.flag("keys") || call.flag("recurse") {
         let topic = Topic::Prefix(key.to_owned());
         call.wait_for_key(consul, &topic).await?;
@@ -85,7 +85,7 @@ async fn read(consul: &Consul, call: &Call, key: &str) -> Result<Reply> {
     let index = kv.index_of(&topic);
     let Some(pair) = kv.pair(key)? else { return Ok(Reply::Missing(index)) };
     Ok(match call.flag("raw") {
-        true => Reply::Bytes(index, pair.value),
+        true => Reply::Bytes(index, super::Bytes(pair.value)),
         false => Reply::Json(index, Value::Array(vec![shown(key, &pair)])),
     })
 }
@@ -93,8 +93,8 @@ async fn read(consul: &Consul, call: &Call, key: &str) -> Result<Reply> {
 async fn write(consul: &Consul, call: &Call, key: String) -> Result<Reply> {
     named(&key)?;
     exclusive(call, &["cas", "acquire", "release"])?;
-    if call.body.len() > MAX_KV {
-        let message = format!("Request body({} bytes) too large, max size: {MAX_KV} bytes", call.body.len());
+    if call.body.0.len() > MAX_KV {
+        let message = format!("Request body({} bytes) too large, max size: {MAX_KV} bytes", call.body.0.len());
         return Err(Error::new(Kind::Exhausted, "request", message));
     }
     let number = |name: &str| -> Result<Option<u64>> {
@@ -103,7 +103,7 @@ async fn write(consul: &Consul, call: &Call, key: String) -> Result<Reply> {
         text.map(|text| text.parse().map_err(|_| wrong(text))).transpose()
     };
     let mut op =
-        Op { value: call.body.clone(), flags: Some(number("flags")?.unwrap_or_default()), ..Op::new(Verb::Set, key) };
+        Op { value: call.body.0.clone(), flags: Some(number("flags")?.unwrap_or_default()), ..Op::new(Verb::Set, key) };
     if let Some(index) = number("cas")? {
         (op.verb, op.index) = (Verb::Cas, index);
     }
@@ -112,7 +112,7 @@ async fn write(consul: &Consul, call: &Call, key: String) -> Result<Reply> {
             (op.verb, op.session) = (verb, session.to_owned());
         }
     }
-    match consul.kv.run(&[op]).await? {
+    match consul.own()?.kv.run(&[op]).await? {
         Outcome::Done(..) => Ok(Reply::Plain(Value::Bool(true))),
         Outcome::Refused(why) => match why.into_iter().find(|(_, why)| why.starts_with(NO_SESSION)) {
             // Not a lock that is held: a mistake, or a session that is over.
@@ -138,6 +138,6 @@ async fn delete(consul: &Consul, call: &Call, key: String) -> Result<Reply> {
             }
         }
     };
-    let outcome = consul.kv.run(&[op]).await?;
+    let outcome = consul.own()?.kv.run(&[op]).await?;
     Ok(Reply::Plain(Value::Bool(matches!(outcome, Outcome::Done(..)))))
 }

@@ -10,6 +10,7 @@ mod input;
 mod kv;
 mod output;
 mod query;
+mod reply;
 mod server;
 mod session;
 mod txn;
@@ -18,21 +19,23 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use axum::body::Body;
 use axum::extract::{Request, State as Shared};
-use axum::http::{Method, StatusCode};
+use axum::http::Method;
 use axum::response::Response;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::time::Instant;
 
 pub use self::event::Events;
 use self::filter::Filter;
+use self::reply::{Bytes, Reply, refusal};
 pub use self::server::listen;
 use crate::model::clock::Clock;
 use crate::model::right::{Audit, Principal, Role};
 use crate::model::{Error, Kind, Result};
-use crate::network::catalog::{State, Topic};
+use crate::network::catalog::{Catalog, State, Topic};
 use crate::runtime::catalog::Registry;
 use crate::runtime::kv::Kv;
 use crate::runtime::kv::index::Topic as KvTopic;
@@ -45,20 +48,60 @@ const LONGEST: Duration = Duration::from_secs(600);
 /// The version of Consul whose API this is like.
 const LIKE: &str = "1.20.0";
 
-/// What is served.
+/// What is served on a host.
+#[derive(Clone)]
 pub struct Consul {
     /// Who serves what where.
+    pub catalog: Arc<Catalog>,
+    /// Which host this is.
+    pub here: Here,
+    /// The datacenter's name.
+    pub datacenter: String,
+    /// Time and randomness.
+    pub clock: Arc<dyn Clock>,
+    /// Who changes anything.
+    pub source: Arc<dyn Source>,
+}
+
+/// A host, as the catalogue names it.
+#[derive(Debug, Clone)]
+pub enum Here {
+    /// By its name.
+    Name(String),
+    /// By its identity, until the catalogue tells its name.
+    Id(String),
+}
+
+/// Registers, and keeps keys: a daemon that leads, itself.
+pub struct Own {
+    /// What clients register.
     pub registry: Arc<Registry>,
     /// Keys, and the sessions that hold some of them locked.
     pub kv: Arc<Kv>,
     /// Events that users have fired.
     pub events: Events,
-    /// The datacenter's name.
-    pub datacenter: String,
-    /// Time and randomness.
-    pub clock: Arc<dyn Clock>,
     /// Told of every change that was asked for, but for what clients say of their checks.
     pub audit: Arc<dyn Audit>,
+}
+
+/// Who changes anything: this process, or whoever leads.
+#[async_trait]
+pub trait Source: Send + Sync {
+    /// This process, where it leads.
+    fn own(&self) -> Option<Arc<Own>>;
+    /// Asks whoever leads.
+    async fn forward(&self, call: Value) -> Result<Value>;
+}
+
+#[async_trait]
+impl Source for Arc<Own> {
+    fn own(&self) -> Option<Arc<Own>> {
+        Some(self.clone())
+    }
+
+    async fn forward(&self, _: Value) -> Result<Value> {
+        Err(Error::internal("request", "is forwarded by who leads"))
+    }
 }
 
 /// All of it.
@@ -67,6 +110,7 @@ pub fn router(consul: Arc<Consul>) -> axum::Router {
 }
 
 async fn serve(Shared(consul): Shared<Arc<Consul>>, request: Request) -> Response {
+    let consul = consul.settled();
     let method = request.method().clone();
     let pretty = request
         .uri()
@@ -74,23 +118,9 @@ async fn serve(Shared(consul): Shared<Arc<Consul>>, request: Request) -> Respons
         .is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("pretty")));
     let peer = request.extensions().get::<SocketAddr>().copied();
     let reply = match read(&consul, request).await {
-        Ok(call) => {
-            let change = call.change();
-            let reply = match change.is_some() {
-                // Whoever breaks off has not undone it: what is written down becomes known as well.
-                true => {
-                    let consul = consul.clone();
-                    let answer = tokio::spawn(async move { call.answer(&consul).await });
-                    answer.await.unwrap_or_else(|error| Err(Error::internal("request", "broke off").cause(error)))
-                }
-                false => call.answer(&consul).await,
-            };
-            if let Some((action, subject)) = change {
-                let name = peer.map_or_else(|| "consul".to_owned(), |peer| format!("consul {}", peer.ip()));
-                let principal = Principal { name, role: Role::Deployer, prefix: String::new() };
-                consul.audit.record(&principal, &action, &subject, &reply.as_ref().map(drop).map_err(Clone::clone));
-            }
-            reply
+        Ok(mut call) => {
+            call.peer = peer.map(|peer| peer.ip().to_string()).unwrap_or_default();
+            call.serve(&consul).await
         }
         Err(error) => Err(error),
     };
@@ -104,83 +134,17 @@ async fn serve(Shared(consul): Shared<Arc<Consul>>, request: Request) -> Respons
     response
 }
 
-// As Consul says it: text.
-fn refusal(error: &Error) -> Response {
-    let status = match error.kind {
-        Kind::Invalid => 400,
-        Kind::NotFound => 404,
-        Kind::Unsupported => 405,
-        Kind::Unauthenticated | Kind::Forbidden => 403,
-        Kind::Conflict => 409,
-        Kind::Exhausted => 413,
-        _ => 500,
-    };
-    let mut response = Response::new(Body::from(error.to_string()));
-    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-    let headers = response.headers_mut();
-    headers.insert("content-type", axum::http::HeaderValue::from_static("text/plain; charset=utf-8"));
-    // Some clients read it before they read the status.
-    headers.insert("x-consul-index", axum::http::HeaderValue::from_static("1"));
-    response
-}
-
-/// An answer.
-enum Reply {
-    /// JSON, with the index that it is of.
-    Json(u64, Value),
-    /// JSON of this host alone, which has no index.
-    Plain(Value),
-    /// Done, and nothing to say.
-    Done,
-    /// Another status, with text.
-    Status(u16, String),
-    /// JSON with another status.
-    Other(u16, u64, Value),
-    /// Bytes as they are.
-    Bytes(u64, Vec<u8>),
-    /// There is none.
-    Missing(u64),
-}
-
-impl Reply {
-    fn into_response(self, pretty: bool) -> Response {
-        let text = |value: &Value| match pretty {
-            true => serde_json::to_string_pretty(value).unwrap_or_default() + "\n",
-            false => value.to_string(),
-        };
-        let (status, index, body, kind) = match &self {
-            Reply::Json(index, value) => (200, Some(*index), text(value), "application/json"),
-            Reply::Plain(value) => (200, None, text(value), "application/json"),
-            Reply::Done => (200, None, String::new(), "text/plain; charset=utf-8"),
-            Reply::Status(status, text) => (*status, None, text.clone(), "text/plain; charset=utf-8"),
-            Reply::Other(status, index, value) => (*status, Some(*index), text(value), "application/json"),
-            Reply::Missing(index) => (404, Some(*index), String::new(), "text/plain; charset=utf-8"),
-            Reply::Bytes(index, _) => (200, Some(*index), String::new(), "application/octet-stream"),
-        };
-        let mut response = Response::new(match self {
-            Reply::Bytes(_, bytes) => Body::from(bytes),
-            _ => Body::from(body),
-        });
-        *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
-        let headers = response.headers_mut();
-        headers.insert("content-type", axum::http::HeaderValue::from_static(kind));
-        headers.insert("x-consul-index", axum::http::HeaderValue::from(index.unwrap_or(1).max(1)));
-        headers.insert("x-consul-knownleader", axum::http::HeaderValue::from_static("true"));
-        headers.insert("x-consul-lastcontact", axum::http::HeaderValue::from_static("0"));
-        headers.insert("x-consul-effective-consistency", axum::http::HeaderValue::from_static("leader"));
-        headers.insert("x-consul-default-acl-policy", axum::http::HeaderValue::from_static("allow"));
-        headers.insert("x-neap-version", axum::http::HeaderValue::from_static(env!("CARGO_PKG_VERSION")));
-        response
-    }
-}
-
 /// A request.
+#[derive(Serialize, Deserialize)]
 struct Call {
-    method: Method,
+    method: String,
     /// The parts of the path behind `/v1/`, decoded.
     path: Vec<String>,
     query: Vec<(String, String)>,
-    body: Vec<u8>,
+    body: Bytes,
+    /// Who asks.
+    peer: String,
+    #[serde(skip)]
     filter: Option<Filter>,
 }
 
@@ -197,18 +161,12 @@ async fn read(consul: &Consul, request: Request) -> Result<Call> {
         Ok((decoded(key, true)?, decoded(value, true)?))
     });
     let query = query.collect::<Result<Vec<_>>>()?;
-    let method = request.method().clone();
+    let method = request.method().as_str().to_owned();
     let body = axum::body::to_bytes(request.into_body(), MAX_BODY).await.map_err(|_| {
         Error::new(Kind::Exhausted, "request body", format!("is larger than {MAX_BODY} bytes, or broke off"))
     })?;
-    let mut call = Call { method, path, query, body: body.to_vec(), filter: None };
-    if let Some(text) = call.value("filter").filter(|text| !text.trim().is_empty()) {
-        call.filter = Some(Filter::parse(text)?);
-        // Whoever filters and is given all would act on all.
-        if !call.can_be_filtered() {
-            return Err(Error::invalid("query", "filter: this cannot be filtered"));
-        }
-    }
+    let mut call = Call { method, path, query, body: Bytes(body.to_vec()), peer: String::new(), filter: None };
+    call.take_filter()?;
     match call.value("dc").filter(|dc| !dc.is_empty() && !dc.eq_ignore_ascii_case(&consul.datacenter)) {
         Some(dc) => Err(Error::new(Kind::Unavailable, format!("datacenter {dc:.60?}"), "No path to datacenter")),
         None => Ok(call),
@@ -256,6 +214,52 @@ fn decoded(text: &str, plus: bool) -> Result<String> {
 }
 
 impl Call {
+    fn take_filter(&mut self) -> Result<()> {
+        let Some(text) = self.value("filter").filter(|text| !text.trim().is_empty()) else { return Ok(()) };
+        let filter = Filter::parse(text)?;
+        // Whoever filters and is given all would act on all.
+        if !self.can_be_filtered() {
+            return Err(Error::invalid("query", "filter: this cannot be filtered"));
+        }
+        self.filter = Some(filter);
+        Ok(())
+    }
+
+    // Here, or by whoever leads.
+    async fn serve(self, consul: &Arc<Consul>) -> Result<Reply> {
+        let Some(own) = consul.source.own() else {
+            if self.can_be_told_here() {
+                return self.answer(consul).await;
+            }
+            let call = json(&self)?;
+            let reply = consul.source.forward(call).await?;
+            return serde_json::from_value(reply).map_err(|error| {
+                Error::new(Kind::Unsupported, "daemon", "answers in words of another version").cause(error)
+            });
+        };
+        let Some((action, subject)) = self.change() else { return self.answer(consul).await };
+        let principal =
+            Principal { name: format!("consul {}", self.peer), role: Role::Deployer, prefix: String::new() };
+        // Whoever breaks off has not undone it: what is written down becomes known as well.
+        let consul = consul.clone();
+        let answer = tokio::spawn(async move { self.answer(&consul).await });
+        let reply = answer.await.unwrap_or_else(|error| Err(Error::internal("request", "broke off").cause(error)));
+        own.audit.record(&principal, &action, &subject, &reply.as_ref().map(drop).map_err(Clone::clone));
+        reply
+    }
+
+    // What the catalogue on this host says, unless it is to be the newest.
+    fn can_be_told_here(&self) -> bool {
+        let parts: Vec<&str> = self.path.iter().map(String::as_str).collect();
+        let is_told = matches!(
+            parts.as_slice(),
+            ["catalog" | "health" | "coordinate" | "status", ..]
+                | ["agent", "self" | "members" | "services" | "service" | "checks" | "health", ..]
+                | ["query", ..]
+        );
+        matches!(self.method.as_str(), "GET" | "HEAD") && is_told && !self.flag("consistent")
+    }
+
     fn value(&self, key: &str) -> Option<&str> {
         self.query.iter().find(|(known, _)| known == key).map(|(_, value)| value.as_str())
     }
@@ -271,18 +275,18 @@ impl Call {
 
     // What is asked to be changed, and of what; what is said of checks is no change.
     fn change(&self) -> Option<(String, String)> {
-        if matches!(self.method, Method::GET | Method::HEAD | Method::OPTIONS) {
+        if matches!(self.method.as_str(), "GET" | "HEAD" | "OPTIONS") {
             return None;
         }
         let parts: Vec<&str> = self.path.iter().map(String::as_str).collect();
         let (words, subject) = match parts.as_slice() {
             ["agent", "check", "pass" | "warn" | "fail" | "update", ..] | ["session", "renew", ..] => return None,
             ["kv", key @ ..] => {
-                let action = format!("consul.kv.{}", self.method.as_str().to_lowercase());
+                let action = format!("consul.kv.{}", self.method.to_lowercase());
                 return Some((action, key.join("/").chars().take(200).collect()));
             }
             [words @ .., subject] if words.len() > 2 => (words, (*subject).to_owned()),
-            words => (words, input::named(&self.body)),
+            words => (words, input::named(&self.body.0)),
         };
         let action: String = format!("consul.{}", words.join(".")).chars().take(80).collect();
         Some((action, subject.chars().take(200).collect()))
@@ -290,7 +294,7 @@ impl Call {
 
     async fn answer(self, consul: &Arc<Consul>) -> Result<Reply> {
         let parts: Vec<&str> = self.path.iter().map(String::as_str).collect();
-        let method = if self.method == Method::HEAD { "GET" } else { self.method.as_str() };
+        let method = if self.method == "HEAD" { "GET" } else { self.method.as_str() };
         match (method, parts.as_slice()) {
             ("GET", ["status", "leader"]) => Ok(Reply::Plain(Value::from(format!("{}:8300", consul.address())))),
             ("GET", ["status", "peers"]) => Ok(Reply::Plain(Value::from(vec![format!("{}:8300", consul.address())]))),
@@ -300,7 +304,7 @@ impl Call {
             (_, ["session", rest @ ..]) => session::answer(consul, &self, method, rest).await,
             (_, ["event", rest @ ..]) => event::answer(consul, &self, method, rest).await,
             (_, ["query", rest @ ..]) => query::answer(consul, &self, method, rest).await,
-            ("PUT", ["txn"]) => txn::answer(consul, &self.body).await,
+            ("PUT", ["txn"]) => txn::answer(consul, &self.body.0).await,
             ("GET", ["health", rest @ ..]) => health::answer(consul, &self, rest).await,
             ("GET", ["coordinate", "node", _]) => Ok(Reply::Missing(1)),
             ("GET", ["coordinate", "datacenters" | "nodes"]) => Ok(Reply::Json(1, Value::Array(Vec::new()))),
@@ -316,7 +320,7 @@ impl Call {
         make: impl Fn(&State) -> Vec<T>,
     ) -> Result<Reply> {
         self.wait(consul, &topic).await?;
-        let (index, items) = consul.registry.catalog.read(|state| (state.index_of(&topic), make(state)));
+        let (index, items) = consul.catalog.read(|state| (state.index_of(&topic), make(state)));
         self.filtered(index, items)
     }
 
@@ -353,14 +357,14 @@ impl Call {
     async fn wait(&self, consul: &Consul, topic: &Topic) -> Result<()> {
         if let Some((index, until)) = self.patience(consul)? {
             let most = until.duration_since(Instant::now());
-            consul.registry.catalog.wait(topic, index, most).await;
+            consul.catalog.wait(topic, index, most).await;
         }
         Ok(())
     }
 
     async fn wait_for_key(&self, consul: &Consul, topic: &KvTopic) -> Result<()> {
         if let Some((index, until)) = self.patience(consul)? {
-            consul.kv.wait(topic, index, until.duration_since(Instant::now())).await;
+            consul.own()?.kv.wait(topic, index, until.duration_since(Instant::now())).await;
         }
         Ok(())
     }
@@ -387,10 +391,45 @@ impl Call {
 }
 
 impl Consul {
+    /// The same on another host.
+    fn on(&self, host: String) -> Arc<Self> {
+        Arc::new(Consul { here: Here::Name(host), ..self.clone() })
+    }
+
+    fn own(&self) -> Result<Arc<Own>> {
+        self.source.own().ok_or_else(|| Error::new(Kind::Unavailable, "cluster", "No cluster leader").retry(true))
+    }
+
+    // The host's name.
+    fn host(&self) -> String {
+        match &self.here {
+            Here::Name(name) => name.clone(),
+            Here::Id(_) => String::new(),
+        }
+    }
+
+    // With its own name, as the catalogue tells it.
+    fn settled(self: Arc<Self>) -> Arc<Self> {
+        let Here::Id(id) = &self.here else { return self };
+        let found = self.catalog.read(|state| state.node_by_id(id).map(|entry| entry.node.name.clone()));
+        self.on(found.unwrap_or_default())
+    }
+
     fn address(&self) -> String {
-        let own = self.registry.catalog.read(|state| Some(state.node(&self.registry.host)?.node.address.clone()));
+        let host = self.host();
+        let own = self.catalog.read(|state| Some(state.node(&host)?.node.address.clone()));
         own.filter(|address| !address.is_empty()).unwrap_or_else(|| "127.0.0.1".to_owned())
     }
+}
+
+/// Answers for a host what its clients asked there: `call` as it was forwarded.
+pub async fn answer_for(consul: &Arc<Consul>, host: String, call: Value) -> Result<Value> {
+    let unknown = |error| Error::new(Kind::Unsupported, "agent", "asks in words of another version").cause(error);
+    let mut call: Call = serde_json::from_value(call).map_err(unknown)?;
+    call.take_filter()?;
+    call.peer = format!("{} on {host}", call.peer);
+    let reply = call.serve(&consul.on(host)).await?;
+    json(&reply)
 }
 
 fn json<T: Serialize + ?Sized>(value: &T) -> Result<Value> {

@@ -14,7 +14,7 @@ use crate::network::catalog::{State, Topic};
 pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&str]) -> Result<Reply> {
     match (method, path) {
         ("POST", []) => {
-            let id = consul.registry.prepare(read(&call.body)?).await?;
+            let id = consul.own()?.registry.prepare(read(&call.body.0)?).await?;
             Ok(Reply::Plain(json!({ "ID": id })))
         }
         ("GET", []) => {
@@ -22,13 +22,12 @@ pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&st
             call.watch(consul, Topic::Queries, all).await
         }
         ("PUT", [id]) => {
-            let query = Query { id: (*id).to_owned(), ..read(&call.body)? };
-            consul.registry.prepare_anew(query).await.map(|()| Reply::Done)
+            let query = Query { id: (*id).to_owned(), ..read(&call.body.0)? };
+            consul.own()?.registry.prepare_anew(query).await.map(|()| Reply::Done)
         }
-        ("DELETE", [id]) => consul.registry.forget_query(id).await.map(|()| Reply::Done),
+        ("DELETE", [id]) => consul.own()?.registry.forget_query(id).await.map(|()| Reply::Done),
         ("GET", [id]) => {
             let (index, found) = consul
-                .registry
                 .catalog
                 .read(|state| (state.index_of(&Topic::Queries), state.queries.by_id(id).map(|query| shown(query))));
             match found {
@@ -38,7 +37,7 @@ pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&st
         }
         ("GET", [name, "execute"]) => execute(consul, call, name),
         ("GET", [name, "explain"]) => {
-            let found = consul.registry.catalog.read(|state| state.queries.find(name));
+            let found = consul.catalog.read(|state| state.queries.find(name));
             let query = found.ok_or_else(|| Error::not_found(format!("query \"{name:.60}\"")))?;
             Ok(Reply::Plain(json!({ "Query": shown(&query) })))
         }
@@ -55,7 +54,7 @@ fn execute(consul: &Consul, call: &Call, name: &str) -> Result<Reply> {
             Err(_) => return Err(Error::invalid("query", format!("limit: {limit:.20?} is not a whole number"))),
         },
     };
-    consul.registry.catalog.read(|state| {
+    consul.catalog.read(|state| {
         let query = state.queries.find(name).ok_or_else(|| Error::not_found(format!("query \"{name:.60}\"")))?;
         let mut found = state.queried(&query);
         // In random order, as DNS has it.

@@ -18,35 +18,35 @@ const LOCK_DELAY: Duration = Duration::from_secs(15);
 pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&str]) -> Result<Reply> {
     match (method, path) {
         ("PUT", ["create"]) => {
-            let session = read(consul, &call.body)?;
-            let id = consul.kv.begin_session(session, &consul.registry.catalog).await?;
+            let session = read(consul, &call.body.0)?;
+            let id = consul.own()?.kv.begin_session(session, &consul.catalog).await?;
             Ok(Reply::Plain(json!({ "ID": id })))
         }
         ("PUT", ["destroy", id]) => {
-            consul.kv.end_session(id).await?;
+            consul.own()?.kv.end_session(id).await?;
             Ok(Reply::Plain(Value::Bool(true)))
         }
-        ("PUT", ["renew", id]) => match consul.kv.renew_session(id)? {
+        ("PUT", ["renew", id]) => match consul.own()?.kv.renew_session(id)? {
             Some(session) => Ok(Reply::Plain(Value::Array(vec![shown(&session)]))),
             None => Ok(Reply::Status(404, format!("Session id '{id:.60}' not found"))),
         },
-        ("GET", ["info", id]) => list(consul, call, || Ok(consul.kv.session(id)?.into_iter().collect())).await,
-        ("GET", ["list"]) => list(consul, call, || consul.kv.sessions()).await,
-        ("GET", ["node", node]) => list(consul, call, || consul.kv.sessions_of(node)).await,
+        ("GET", ["info", id]) => list(consul, call, || Ok(consul.own()?.kv.session(id)?.into_iter().collect())).await,
+        ("GET", ["list"]) => list(consul, call, || consul.own()?.kv.sessions()).await,
+        ("GET", ["node", node]) => list(consul, call, || consul.own()?.kv.sessions_of(node)).await,
         _ => Err(Error::not_found(format!("{method} /v1/session/{:.60}", path.join("/")))),
     }
 }
 
 async fn list(consul: &Consul, call: &Call, find: impl Fn() -> Result<Vec<Session>>) -> Result<Reply> {
     call.wait_for_key(consul, &Topic::Sessions).await?;
-    let index = consul.kv.index_of(&Topic::Sessions);
+    let index = consul.own()?.kv.index_of(&Topic::Sessions);
     Ok(Reply::Json(index, find()?.iter().map(shown).collect()))
 }
 
 fn read(consul: &Consul, body: &[u8]) -> Result<Session> {
     if body.is_empty() {
         return Ok(Session {
-            node: consul.registry.host.clone(),
+            node: consul.host(),
             node_checks: vec![SERF_HEALTH.into()],
             lock_delay: LOCK_DELAY,
             ..Session::default()
@@ -70,7 +70,7 @@ fn read(consul: &Consul, body: &[u8]) -> Result<Session> {
     };
     Ok(Session {
         name: fields.text("Name")?,
-        node: if node.is_empty() { consul.registry.host.clone() } else { node },
+        node: if node.is_empty() { consul.host() } else { node },
         node_checks,
         service_checks,
         lock_delay: fields.lock_delay("LockDelay")?.unwrap_or(LOCK_DELAY),

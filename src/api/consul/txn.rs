@@ -25,8 +25,8 @@ pub async fn answer(consul: &Arc<Consul>, body: &[u8]) -> Result<Reply> {
     }
     let ops = all.into_iter().enumerate().map(|(number, value)| read(number, value)).collect::<Result<Vec<_>>>()?;
     let verbs: Vec<Verb> = ops.iter().map(|op| op.verb).collect();
-    let index = consul.kv.index_of(&Topic::Prefix(String::new()));
-    match consul.kv.run(&ops).await? {
+    let index = consul.own()?.kv.index_of(&Topic::Prefix(String::new()));
+    match consul.own()?.kv.run(&ops).await? {
         Outcome::Done(read, version) => {
             let results = read.iter().map(|(number, key, pair)| {
                 let mut shown = kv::shown(key, pair);

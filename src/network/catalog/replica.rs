@@ -12,6 +12,8 @@ use crate::model::query::Query;
 
 /// Changes that are said together at most.
 const TOGETHER: usize = 256;
+/// Entries in one message at most: each may come to some 40 KiB, and is a few hundred bytes.
+const PIECE: usize = 1000;
 
 /// What a change has to do with.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +34,8 @@ pub enum Touched {
 pub struct Portion {
     /// Whether it is all that there is.
     pub whole: bool,
+    /// Whether there is more of it to come.
+    pub more: bool,
     /// Nodes as they are.
     pub nodes: Vec<CatalogNode>,
     /// Instances as they are, each on a node.
@@ -48,6 +52,55 @@ pub struct Portion {
     pub gone_checks: Vec<(String, String)>,
     /// Queries that are gone.
     pub gone_queries: Vec<String>,
+}
+
+impl Portion {
+    fn join(&mut self, other: Portion) {
+        self.whole |= other.whole;
+        self.nodes.extend(other.nodes);
+        self.instances.extend(other.instances);
+        self.checks.extend(other.checks);
+        self.queries.extend(other.queries);
+        self.gone_nodes.extend(other.gone_nodes);
+        self.gone_instances.extend(other.gone_instances);
+        self.gone_checks.extend(other.gone_checks);
+        self.gone_queries.extend(other.gone_queries);
+    }
+
+    /// Puts pieces together; the whole once it is there.
+    pub fn gather(&mut self, piece: Portion) -> Option<Portion> {
+        let more = piece.more;
+        self.join(piece);
+        (!more).then(|| std::mem::take(self))
+    }
+
+    /// In pieces that are not too large for one message.
+    pub fn pieces(mut self) -> Vec<Portion> {
+        fn cut<T>(all: &mut Vec<T>, room: &mut usize) -> Vec<T> {
+            let rest = all.split_off(all.len().min(*room));
+            *room -= all.len();
+            std::mem::replace(all, rest)
+        }
+        let mut pieces = Vec::new();
+        loop {
+            let mut room = PIECE;
+            let mut piece = Portion { whole: self.whole, ..Portion::default() };
+            piece.nodes = cut(&mut self.nodes, &mut room);
+            piece.instances = cut(&mut self.instances, &mut room);
+            piece.checks = cut(&mut self.checks, &mut room);
+            piece.queries = cut(&mut self.queries, &mut room);
+            piece.gone_nodes = cut(&mut self.gone_nodes, &mut room);
+            piece.gone_instances = cut(&mut self.gone_instances, &mut room);
+            piece.gone_checks = cut(&mut self.gone_checks, &mut room);
+            piece.gone_queries = cut(&mut self.gone_queries, &mut room);
+            piece.more = room == 0;
+            let is_last = !piece.more;
+            pieces.push(piece);
+            if is_last {
+                return pieces;
+            }
+        }
+    }
 }
 
 /// Follows a catalogue.

@@ -169,14 +169,17 @@ async fn who_follows_has_the_same() {
         let (on, id) = (format!("eu-{}", next(3)), format!("i{}", next(4)));
         first.change(|draft| match next(7) {
             0 => draft.put_node(node(&on, &format!("10.0.0.{}", next(3)))),
-            1 if next(4) == 0 => drop(draft.remove_node(&on)),
-            2 => drop(draft.put_instance(&on, instance(&format!("s{}", next(3)), &id, ""))),
-            3 => drop(draft.remove_instance(&on, &id)),
-            4 => drop(draft.put_check(&on, check(&format!("c{}", next(4)), &id, CheckStatus::Warning))),
-            5 => drop(draft.remove_check(&on, &format!("c{}", next(4)))),
+            1 if next(4) == 0 => assert!(draft.remove_node(&on) || draft.state().node(&on).is_none()),
+            2 => _ = draft.put_instance(&on, instance(&format!("s{}", next(3)), &id, "")),
+            3 => _ = draft.remove_instance(&on, &id),
+            4 => _ = draft.put_check(&on, check(&format!("c{}", next(4)), &id, CheckStatus::Warning)),
+            5 => _ = draft.remove_check(&on, &format!("c{}", next(4))),
             _ => {
                 let query = Query { id: id.clone(), name: id.clone(), service: "s".into(), ..Query::default() };
-                if next(2) == 0 { draft.put_query(query).unwrap() } else { drop(draft.remove_query(&id)) }
+                match next(2) {
+                    0 => draft.put_query(query).unwrap(),
+                    _ => assert!(draft.remove_query(&id) || draft.state().queries.by_id(&id).is_none()),
+                }
             }
         });
         // Sometimes it has to begin anew, as behind a broken connection.

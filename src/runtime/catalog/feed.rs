@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::Registry;
 use crate::model::catalog::{CatalogCheck, CatalogNode, CheckStatus, Instance, MAX_ENTRIES, Origin, SERF_HEALTH};
-use crate::model::id::{NodeId, TaskId, sha256_hex};
+use crate::model::id::{NodeId, TaskId, uuid_of};
 use crate::model::node::{Node, NodeState};
 use crate::model::port::PortSpec;
 use crate::model::task::{Health, Task, TaskState};
@@ -26,6 +26,8 @@ pub struct Feeder {
     own: BTreeMap<TaskId, Vec<(String, String)>>,
     // Tasks that are told to stop by now, whatever an older world says.
     withdrawn: BTreeSet<TaskId>,
+    // What whoever led before had of its tasks, until the world is known.
+    left: Vec<(String, String)>,
 }
 
 /// One that several use.
@@ -37,7 +39,13 @@ type Made = (String, Instance, Option<CatalogCheck>);
 impl Feeder {
     /// Begins with nothing.
     pub fn new(registry: Arc<Registry>) -> Self {
+        let left = registry.catalog.read(|state| {
+            let all = state.nodes().flat_map(|entry| entry.instances.values().map(move |known| (entry, known)));
+            let own = all.filter(|(_, known)| known.instance.origin == Origin::Task);
+            own.map(|(entry, known)| (entry.node.name.clone(), known.instance.id.clone())).collect()
+        });
         Feeder {
+            left,
             registry,
             tasks: OrdMap::new(),
             nodes: OrdMap::new(),
@@ -84,6 +92,12 @@ impl Feeder {
                 self.withdrawn.retain(|id| world.tasks.contains_key(id));
             }
             self.tasks = world.tasks.clone();
+            for (node, id) in std::mem::take(&mut self.left) {
+                let is_there = self.own.values().flatten().any(|(on, own)| *on == node && *own == id);
+                if !is_there {
+                    self.drop_instance(&node, &id, draft);
+                }
+            }
         });
     }
 
@@ -203,18 +217,11 @@ fn catalog_node(node: &Node) -> CatalogNode {
     let labels = node.labels.iter().take(MAX_ENTRIES).map(|(key, value)| (key.clone(), value.clone()));
     CatalogNode {
         name: node.hostname.clone(),
-        id: uuid(&node.id),
+        id: uuid_of(&node.id),
         tagged_addresses: [("lan", &address), ("wan", &address)].map(|(of, at)| (of.to_owned(), at.clone())).into(),
         address,
         meta: labels.collect(),
     }
-}
-
-/// An identity in the form of a UUID, the same for the same text.
-fn uuid(text: &str) -> String {
-    let hash = sha256_hex(text.as_bytes());
-    // Version 8, which leaves the rest to whoever makes it (RFC 9562).
-    format!("{}-{}-8{}-a{}-{}", &hash[..8], &hash[8..12], &hash[13..16], &hash[17..20], &hash[20..32])
 }
 
 fn check_id(instance: &str) -> String {
@@ -326,13 +333,5 @@ mod tests {
         assert_eq!(main(&[("admin", false), ("web", true)]).as_deref(), Some("web"));
         assert_eq!(main(&[("admin", false), ("web", false)]).as_deref(), Some("admin"));
         assert_eq!(main(&[]), None);
-    }
-
-    #[test]
-    fn an_identity_has_the_form_of_a_uuid() {
-        let id = uuid("eu-1");
-        assert_eq!(id.len(), 36);
-        assert_eq!(id.split('-').map(str::len).collect::<Vec<_>>(), [8, 4, 4, 4, 12]);
-        assert_eq!(id, uuid("eu-1"));
     }
 }

@@ -1,5 +1,6 @@
 //! Registrations as they are written down, and what is asked of them before.
 
+use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -8,12 +9,13 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::{Registry, queries};
-use crate::model::catalog::{CatalogCheck, CatalogNode, Instance, Origin};
+use crate::model::catalog::{CatalogCheck, CatalogNode, Instance, Origin, SERF_HEALTH};
 use crate::model::clock::Clock;
 use crate::model::id::sha256_hex;
+use crate::model::query::Query;
 use crate::model::{Error, Kind, Result};
 use crate::network::Network;
-use crate::network::catalog::{Catalog, Draft, NodeEntry, key};
+use crate::network::catalog::{Catalog, Draft, Key, NodeEntry, key};
 use crate::script::host::ScriptHost;
 use crate::store::{Store, Write, decode, encode};
 
@@ -161,24 +163,111 @@ pub fn ours_only(known: &Instance) -> Result<()> {
     }
 }
 
+// What was known of clients and is not written down any more; the hosts that are known. What is Neap's own is looked through by
+// whoever feeds it.
+fn drop_surplus(draft: &mut Draft, records: &[Record], queries: &[Query]) -> BTreeSet<Key> {
+    let (mut nodes, mut instances, mut checks) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
+    for record in records {
+        match record {
+            Record::Node(node) => drop(nodes.insert(key(&node.name))),
+            Record::Instance { node, instance, checks: own } => {
+                instances.insert((key(node), instance.id.clone()));
+                checks.extend(own.iter().map(|check| (key(node), check.id.clone())));
+            }
+            Record::Check { node, check } => drop(checks.insert((key(node), check.id.clone()))),
+        }
+    }
+    let (mut hosts, mut gone_nodes, mut gone) = (BTreeSet::new(), Vec::new(), Vec::new());
+    for entry in draft.state().nodes() {
+        let name = key(&entry.node.name);
+        if entry.checks.get(SERF_HEALTH).is_some_and(|known| is_neaps(known.check.origin)) {
+            hosts.insert(name.clone());
+        } else if !nodes.contains(&name) {
+            gone_nodes.push(name);
+            continue;
+        }
+        let lost = entry
+            .checks
+            .values()
+            .map(|known| &known.check)
+            .filter(|check| !is_neaps(check.origin) && !checks.contains(&(name.clone(), check.id.clone())));
+        gone.extend(lost.map(|check| (name.clone(), check.id.clone(), false)));
+        let lost =
+            entry.instances.values().map(|known| &known.instance).filter(|instance| {
+                !is_neaps(instance.origin) && !instances.contains(&(name.clone(), instance.id.clone()))
+            });
+        gone.extend(lost.map(|instance| (name.clone(), instance.id.clone(), true)));
+    }
+    for node in gone_nodes {
+        draft.remove_node(&node);
+    }
+    for (node, id, is_instance) in gone {
+        if is_instance {
+            draft.remove_instance(&node, &id)
+        } else {
+            draft.remove_check(&node, &id)
+        };
+    }
+    let known: Vec<String> = draft.state().queries.all().map(|query| query.id.clone()).collect();
+    for id in known.iter().filter(|id| queries.iter().all(|query| query.id != **id)) {
+        draft.remove_query(id);
+    }
+    hosts
+}
+
+fn put_records(draft: &mut Draft, records: Vec<Record>) {
+    // Nodes first: the rest is on them. A host of the cluster may not be known again yet.
+    let named = |name: &str| CatalogNode { name: name.to_owned(), ..CatalogNode::default() };
+    for record in &records {
+        match record {
+            Record::Node(node) => draft.put_node(node.clone()),
+            Record::Instance { node, .. } | Record::Check { node, .. } => {
+                if draft.state().node(node).is_none() {
+                    draft.put_node(named(node));
+                }
+            }
+        }
+    }
+    for record in records {
+        match record {
+            Record::Node(_) => {}
+            Record::Instance { instance, .. } if is_neaps(instance.origin) => {}
+            Record::Instance { node, instance, checks } => {
+                draft.put_instance(&node, instance);
+                checks.iter().for_each(|check| put_check(draft, &node, check));
+            }
+            Record::Check { node, check } => put_check(draft, &node, &check),
+        }
+    }
+}
+
 impl Registry {
-    /// Reads what is written down. `host` is the host that this process is on.
+    /// Reads what is written down, into what this host had from whoever led before, or into a catalogue of its own. `host` is the
+    /// host that this process is on.
     pub(crate) fn load(
         host: String,
         store: Arc<dyn Store>,
         clock: Arc<dyn Clock>,
         network: Arc<dyn Network>,
         scripts: Option<Arc<ScriptHost>>,
+        followed: Option<Arc<Catalog>>,
     ) -> Result<Arc<Self>> {
         let floor = store.get(FLOOR)?.map(|entry| decode::<u64>(&entry.key, &entry.value)).transpose()?;
         let first = clock.wall().0.max(floor.unwrap_or_default());
-        let catalog = Arc::new(Catalog::new(first));
+        let catalog = followed.unwrap_or_else(|| Arc::new(Catalog::new(first)));
         let mut records = Vec::new();
         for entry in store.list("catalog/")? {
             records.push(decode::<Record>(&entry.key, &entry.value)?);
         }
-        let registry = Registry {
-            catalog: catalog.clone(),
+        let queries = queries::read(&*store)?;
+        let hosts = catalog.change(|draft| {
+            let hosts = drop_surplus(draft, &records, &queries);
+            queries::put(draft, queries);
+            put_records(draft, records);
+            hosts
+        });
+        Ok(Arc::new(Registry {
+            catalog,
             host,
             store,
             clock,
@@ -186,43 +275,11 @@ impl Registry {
             scripts,
             writing: tokio::sync::Mutex::default(),
             runs: Mutex::default(),
-            hosts: Mutex::default(),
+            hosts: Mutex::new(hosts),
             changed: Mutex::default(),
             has_changed: Notify::new(),
             floor: AtomicU64::new(0),
-        };
-        let queries = queries::read(&*registry.store)?;
-        catalog.change(|draft| {
-            queries::put(draft, queries);
-            // Nodes first: the rest is on them. A host of the cluster may not be known again yet.
-            let named = |name: &str| CatalogNode { name: name.to_owned(), ..CatalogNode::default() };
-            for record in &records {
-                match record {
-                    Record::Node(node) => draft.put_node(node.clone()),
-                    Record::Instance { node, .. } | Record::Check { node, .. } => {
-                        if draft.state().node(node).is_none() {
-                            draft.put_node(named(node));
-                        }
-                    }
-                }
-            }
-            for record in records {
-                match record {
-                    Record::Node(_) => {}
-                    Record::Instance { instance, .. } if is_neaps(instance.origin) => {}
-                    Record::Instance { node, instance, checks } => {
-                        draft.put_instance(&node, instance);
-                        for check in checks {
-                            draft.put_check(&node, check);
-                        }
-                    }
-                    Record::Check { node, check } => {
-                        draft.put_check(&node, check);
-                    }
-                }
-            }
-        });
-        Ok(Arc::new(registry))
+        }))
     }
 
     /// Has to be called before anybody is told an index: none goes back after a restart, whatever the clock says, since whoever
