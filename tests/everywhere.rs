@@ -174,3 +174,83 @@ fn no_name_disappears_when_the_lead_changes_hands() {
         }
     });
 }
+
+// Containers that Neap did not start appear with their names and checks, are told of everywhere, and go before they end; what
+// runs in a container asks for names at its host's bridge.
+#[test]
+fn containers_of_others_are_registered() {
+    with_machines(2, 0, |lab| {
+        for node in ["n1", "n2"] {
+            let line = "echo '[discovery]' >>/run/neap.toml; \
+                        echo 'dns_listen = \"127.0.0.1:8600,172.17.0.1:53\"' >>/run/neap.toml";
+            lab.run(node, &["sh", "-c", line]);
+            lab.docker(node, &["network", "inspect", "bridge"]);
+        }
+        let before = ["run", "-d", "--name", "early", "-p", "8181:8080", "-e", "SERVICE_TAGS=old,\"a\\,b\"", "demo:1"];
+        lab.docker("n2", &before);
+        let daemon = cluster(lab);
+        let instances = |node: &str, service: &str| get(lab, node, &format!("health/service/{service}"));
+        let count = |service: &str| instances("n1", service).as_array().unwrap().len();
+        eventually("what ran before is there", 20, || (count("demo") == 1).then_some(()));
+        let found = instances("n1", "demo");
+        assert_eq!(found[0]["Node"]["Node"], "n2");
+        assert_eq!(found[0]["Service"]["ID"], "n2:early:8080");
+        assert_eq!(found[0]["Service"]["Address"], lab.address("n2"));
+        assert_eq!(found[0]["Service"]["Port"], 8181);
+
+        // Two ports, one of them ignored, and a check of Docker's and one of Registrator's.
+        #[rustfmt::skip]
+        lab.docker("n2", &[
+            "run", "-d", "--name", "shop", "-p", "8282:8080", "-p", "8283:9999", "-l", "SERVICE_9999_IGNORE=1",
+            "-e", "SERVICE_8080_NAME=shop", "-e", "SERVICE_REGION=eu", "-e", "SERVICE_CHECK_HTTP=/", "-e",
+            "SERVICE_CHECK_INTERVAL=1s", "--health-cmd", "test -e /tmp/ok", "--health-interval", "300ms", "--health-retries", "1",
+            "demo:1",
+        ]);
+        eventually("it is there, and not well", 20, || {
+            let found = instances("n1", "shop");
+            (found[0]["Service"]["Meta"]["region"] == "eu").then_some(())
+        });
+        assert_eq!(dig(lab, "n1", "shop.service.consul", "SRV"), Vec::<String>::new());
+        let _ = lab.exec_in("n2", "shop", "mkdir -p /tmp; : >/tmp/ok");
+        lab.docker("n2", &["exec", "shop", "/bin/busybox", "touch", "/tmp/ok"]);
+        eventually("Docker's own check passes", 20, || {
+            (dig(lab, "n1", "shop.service.consul", "SRV").len() == 1).then_some(())
+        });
+        // From inside a container that is nobody's, by its host's bridge.
+        let said =
+            lab.docker("n1", &["run", "--rm", "--dns", "172.17.0.1", "busybox", "nslookup", "shop.service.consul"]);
+        assert!(said.contains(&lab.address("n2")), "{said}");
+
+        // A reload takes nobody out; an end does, before it has ended.
+        lab.docker("n2", &["kill", "-s", "HUP", "early"]);
+        let slow = ["run", "-d", "--name", "slow", "-p", "8383:8080", "-e", "SERVICE_NAME=slow", "busybox"];
+        lab.docker("n2", &[&slow[..], &["sh", "-c", "trap '' TERM; while :; do sleep 1; done"]].concat());
+        eventually("the slow one is there", 20, || (count("slow") == 1).then_some(()));
+        std::thread::scope(|scope| {
+            let stop = scope.spawn(|| lab.docker("n2", &["stop", "-t", "5", "slow"]));
+            let began = Instant::now();
+            eventually("it is out while it ends", 5, || (count("slow") == 0).then_some(()));
+            let took = began.elapsed();
+            let runs = lab.docker("n2", &["inspect", "-f", "{{.State.Running}}", "slow"]);
+            assert!(runs.contains("true") && took.as_millis() < 4000, "{took:?} {runs}");
+            stop.join().unwrap();
+        });
+        assert_eq!(count("demo"), 1);
+
+        // The agent and the daemon begin anew: nothing goes, and nothing is there twice.
+        daemon.find();
+        daemon.end("KILL");
+        lab.docker("n2", &["rm", "-f", "early"]);
+        daemon.up(&["NEAP_LOG=warn"]);
+        eventually("what went meanwhile is gone", 20, || (count("demo") == 0).then_some(()));
+        assert_eq!(count("shop"), 1);
+        lab.docker("n2", &["pause", "shop"]);
+        eventually("what is paused is out", 5, || (count("shop") == 0).then_some(()));
+        lab.docker("n2", &["unpause", "shop"]);
+        eventually("and back", 5, || (count("shop") == 1).then_some(()));
+        // Neap's own are there by their own names alone.
+        web(&daemon, &lab.image("demo:1"));
+        eventually("replicas are there", 20, || (count("web") == 3).then_some(()));
+        assert_eq!(count("demo"), 0);
+    });
+}

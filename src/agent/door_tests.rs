@@ -7,6 +7,7 @@ use crate::agent::protocol::Frame;
 use crate::agent::work::Worker;
 use crate::engines::docker::Address;
 use crate::engines::hosts::Hosts;
+use crate::engines::registrator::Wanted;
 use crate::model::clock::{Clock, SystemClock};
 use crate::network::balancer::client::{BalancerClient, BalancerOptions};
 use crate::network::catalog::Catalog;
@@ -24,8 +25,12 @@ async fn door(folder: &std::path::Path) -> Arc<Door> {
     // A path that exists, where nobody listens.
     let docker = Address::read(&format!("unix://{}", folder.display()), None, "here").unwrap();
     let options = BalancerOptions { folder: folder.to_owned(), program: "/nonexistent".into(), lifeline: false };
-    let worker =
-        Arc::new(Worker::new(docker.clone(), Box::new(BalancerClient::new(options)), Arc::new(Catalog::new(1))));
+    let worker = Arc::new(Worker::new(
+        docker.clone(),
+        Box::new(BalancerClient::new(options)),
+        Arc::new(Catalog::new(1)),
+        Wanted::default(),
+    ));
     let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let node = |id: &str, role| Node { role, ..Node::new(id, id) };

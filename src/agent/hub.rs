@@ -15,6 +15,7 @@ use super::link::{self, Reader};
 use super::protocol::{Ask, Frame, Hello, Welcome};
 use super::work::Worker;
 use crate::engines::hosts::{ExecAsk, Hosts, ProbeAsk, Probed};
+use crate::engines::registrator::Changed;
 use crate::engines::{ExecResult, Observed};
 use crate::model::id::{NodeId, TaskId};
 use crate::model::node::{Agent, ImagePrune, PrunedImages};
@@ -66,6 +67,8 @@ pub struct Served {
 pub trait Calls: Send + Sync {
     /// `call` as the agent on `node` forwards it.
     async fn call(&self, node: &NodeId, call: Value) -> Result<Value>;
+    /// The registrator on `node` has found these.
+    fn containers(&self, node: &NodeId, changed: Changed);
 }
 
 /// All agents of the cluster, and this daemon's own work on its host.
@@ -175,6 +178,8 @@ impl Hub {
         // Nothing of it lives on when the connection is given up.
         let mut tasks = tokio::task::JoinSet::new();
         tasks.spawn(tell_catalog(self.served.subscribe(), frames.clone()));
+        let (containers, found) = mpsc::unbounded_channel();
+        tasks.spawn(take_containers(self.served.subscribe(), node.clone(), found));
         let mut calls: HashMap<u64, tokio::task::AbortHandle> = HashMap::new();
         let ended = loop {
             let frame = match reader.next().await {
@@ -207,6 +212,9 @@ impl Hub {
                         let _ = frames.send(Frame::Reply { id, result }).await;
                     });
                     calls.insert(id, task);
+                }
+                Frame::Containers(changed) => {
+                    let _ = containers.send(changed);
                 }
                 Frame::Drop { id } => {
                     if let Some(task) = calls.remove(&id) {
@@ -243,6 +251,16 @@ impl Hub {
     /// Tells agents of the catalogue, and answers what their clients ask, from now on.
     pub fn serve_calls(&self, served: Served) {
         self.served.send_replace(Some(served));
+    }
+
+    /// Takes in what the registrator of this daemon's own host finds. Never ends.
+    pub async fn register_own(&self) {
+        let mut served = self.served.subscribe();
+        let Ok(Some(served)) = served.wait_for(Option::is_some).await.map(|served| served.clone()) else { return };
+        let mut found = self.worker.containers();
+        loop {
+            served.calls.containers(&self.own, found.next().await);
+        }
     }
 
     /// Tells all agents where daemons are.
@@ -284,10 +302,21 @@ impl Hub {
     }
 }
 
+// What a host's registrator finds, from the moment that there is somebody to tell.
+async fn take_containers(
+    mut served: watch::Receiver<Option<Served>>,
+    node: NodeId,
+    mut found: mpsc::UnboundedReceiver<Changed>,
+) {
+    let Ok(Some(served)) = served.wait_for(Option::is_some).await.map(|served| served.clone()) else { return };
+    while let Some(changed) = found.recv().await {
+        served.calls.containers(&node, changed);
+    }
+}
+
 // The catalogue, from the moment that there is one.
 async fn tell_catalog(mut served: watch::Receiver<Option<Served>>, frames: mpsc::Sender<Frame>) {
-    let Ok(found) = served.wait_for(Option::is_some).await.map(|served| served.clone()) else { return };
-    let Some(served) = found else { return };
+    let Ok(Some(served)) = served.wait_for(Option::is_some).await.map(|served| served.clone()) else { return };
     let mut subscription = Subscription::new(served.catalog);
     while let Some(portion) = subscription.next().await {
         for piece in portion.pieces() {

@@ -5,6 +5,7 @@ use serde_json::Value;
 
 use crate::engines::Observed;
 use crate::engines::hosts::{ExecAsk, ProbeAsk};
+use crate::engines::registrator::Changed;
 use crate::model::Error;
 use crate::model::id::TaskId;
 use crate::model::node::ImagePrune;
@@ -41,6 +42,8 @@ pub enum Frame {
     },
     /// The agent tells what a container of its host does.
     Seen(Observed),
+    /// The agent tells what its registrator has found.
+    Containers(Changed),
     /// The agent tells that its balancer was started anew.
     Balancer,
     /// The daemon tells where daemons are reached now.

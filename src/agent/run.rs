@@ -218,6 +218,7 @@ async fn serve(
     connected();
     let mut seen = worker.watch(&welcome);
     let mut words = worker.up.connect();
+    let mut containers = worker.containers();
     let (mut waiting, mut gathered) = (Waiting::default(), Portion::default());
     // Read on a task of its own: a frame is not left half read for something else.
     let (inbox, mut asked) = mpsc::channel(64);
@@ -276,6 +277,7 @@ async fn serve(
                 Some(frame) => frame,
                 None => continue,
             },
+            changed = containers.next() => Frame::Containers(changed),
             () = worker.restarted.notified() => Frame::Balancer,
         };
         if frames.send(told).await.is_err() {

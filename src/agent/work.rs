@@ -4,13 +4,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use serde_json::Value;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
 use super::protocol::{Ask, Welcome};
 use super::up::Up;
 use crate::engines::Observed;
 use crate::engines::docker::Address;
+use crate::engines::registrator::{Changed, Containers, Registrator, Wanted, changed};
 use crate::engines::swarm::host::SwarmHost;
 use crate::model::{Error, Kind, Result};
 use crate::network::balancer::Balancer;
@@ -31,6 +32,8 @@ pub struct Worker {
     pub restarted: Arc<Notify>,
     /// Who serves what where, as whoever leads tells it.
     pub catalog: Arc<Catalog>,
+    // Which containers are registered.
+    registrator: Wanted,
     /// The way to whoever leads.
     pub up: Up,
     keeper: JoinHandle<()>,
@@ -41,6 +44,36 @@ struct Watched {
     address: std::net::IpAddr,
     host: Arc<SwarmHost>,
     follower: JoinHandle<()>,
+    containers: Option<watch::Receiver<Option<Containers>>>,
+}
+
+/// What one listener has been told of a host's containers.
+pub struct Found {
+    containers: Option<watch::Receiver<Option<Containers>>>,
+    told: Option<Containers>,
+}
+
+impl Found {
+    /// From this receiver, from the beginning.
+    pub fn new(mut containers: watch::Receiver<Option<Containers>>) -> Self {
+        containers.mark_changed();
+        Found { containers: Some(containers), told: None }
+    }
+
+    /// What has changed since it was asked last; waits for it. Never where nothing is registered.
+    pub async fn next(&mut self) -> Changed {
+        loop {
+            let Some(containers) = &mut self.containers else { return std::future::pending().await };
+            if containers.changed().await.is_err() {
+                self.containers = None;
+                continue;
+            }
+            let Some(now) = containers.borrow_and_update().clone() else { continue };
+            let changed = changed(self.told.as_ref(), &now);
+            self.told = Some(now);
+            return changed;
+        }
+    }
 }
 
 enum Order {
@@ -51,11 +84,12 @@ enum Order {
 
 impl Worker {
     /// On the Docker Engine at `docker`, with this balancer. Call inside a tokio runtime.
-    pub fn new(docker: Address, balancer: Box<dyn Balancer>, catalog: Arc<Catalog>) -> Self {
+    pub fn new(docker: Address, balancer: Box<dyn Balancer>, catalog: Arc<Catalog>, registrator: Wanted) -> Self {
         let (orders, inbox) = mpsc::channel(16);
         let restarted = Arc::<Notify>::default();
         let keeper = tokio::spawn(keep(balancer, inbox, restarted.clone()));
-        Worker { docker, watched: Mutex::default(), balancer: orders, restarted, catalog, up: Up::default(), keeper }
+        let (watched, up) = (Mutex::default(), Up::default());
+        Worker { docker, watched, balancer: orders, restarted, catalog, registrator, up, keeper }
     }
 
     /// Watches the containers of that cluster from now on; everything as it is, and what happens next.
@@ -72,8 +106,19 @@ impl Worker {
         let seen = host.observe();
         let follower = tokio::spawn(host.clone().follow());
         let (cluster, address) = (welcome.cluster.clone(), welcome.address);
-        *watched = Some(Watched { cluster, address, host, follower });
+        let rules = self.registrator.on(&self.docker.name, Some(address), &cluster);
+        let containers = rules.map(|rules| Registrator::spawn(self.docker.clone(), rules));
+        *watched = Some(Watched { cluster, address, host, follower, containers });
         seen
+    }
+
+    /// What the registrator has found, once the cluster is known; what is known by then is news.
+    pub fn containers(&self) -> Found {
+        let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
+        match watched.as_ref().and_then(|watched| watched.containers.clone()) {
+            Some(containers) => Found::new(containers),
+            None => Found { containers: None, told: None },
+        }
     }
 
     fn host(&self) -> Result<Arc<SwarmHost>> {

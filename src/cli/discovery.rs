@@ -2,6 +2,7 @@
 
 use crate::daemon::config;
 use crate::daemon::discovery::{self, DiscoveryOptions};
+use crate::engines::registrator::Wanted;
 use crate::model::Result;
 
 /// Arguments.
@@ -28,6 +29,16 @@ pub struct DiscoveryArgs {
     /// Name of the datacenter, as Consul's clients see it [default: dc1]
     #[arg(long, env = "NEAP_DATACENTER", value_name = "NAME")]
     datacenter: Option<String>,
+    /// Register the containers of this host, whoever started them: at the ports that they publish (host), at their own
+    /// addresses (internal, or internal:NETWORK), or not (off) [default: host]
+    #[arg(long, env = "NEAP_REGISTRATOR", value_name = "WHERE")]
+    registrator: Option<String>,
+    /// Register only containers that say a name (SERVICE_NAME)
+    #[arg(long, env = "NEAP_REGISTRATOR_EXPLICIT")]
+    registrator_explicit: bool,
+    /// A tag for all containers that are registered; may be repeated
+    #[arg(long = "registrator-tag", env = "NEAP_REGISTRATOR_TAGS", value_delimiter = ',', value_name = "TAG")]
+    registrator_tags: Vec<String>,
 }
 
 impl DiscoveryArgs {
@@ -47,6 +58,14 @@ impl DiscoveryArgs {
             recursors: match recursors.as_str() {
                 "" => Vec::new(),
                 all => discovery::addresses("--recursor", Some(all), 53)?,
+            },
+            registrator: Wanted {
+                at: match self.registrator.as_deref().or(file.registrator.as_deref()).unwrap_or("host") {
+                    "off" => None,
+                    place => Some(place.parse()?),
+                },
+                explicit: self.registrator_explicit || file.registrator_explicit,
+                tags: listed(&self.registrator_tags, file.registrator_tags),
             },
             ttl: self.dns_ttl.or(file.dns_ttl).unwrap_or_default(),
         };

@@ -46,10 +46,11 @@ pub async fn run(options: AgentOptions) -> Result<()> {
         identity.cluster
     );
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
-    let catalog = discovery::follower(&*clock);
+    let catalog = discovery::follower(&*clock, &options.data);
     let balancer = super::balancer(&options.data, false);
-    let worker = Arc::new(Worker::new(options.docker.clone(), balancer, catalog.clone()));
-    let source = Arc::new(Following::new(worker.clone()));
+    let worker =
+        Arc::new(Worker::new(options.docker.clone(), balancer, catalog.clone(), options.discovery.registrator.clone()));
+    let source = Arc::new(Following::new(worker.clone(), &identity.node));
     discovery::serve(&options.discovery, &catalog, Here::Id(uuid_of(&identity.node)), source).await;
     let end = super::end_signal()?;
     let connected = |at: &str| {

@@ -82,6 +82,14 @@ pub struct Discovery {
     /// The datacenter's name, as Consul's clients see it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub datacenter: Option<String>,
+    /// Where containers are reached that the registrator finds: `host`, `internal`, `internal:NETWORK`, or `off`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registrator: Option<String>,
+    /// Whether it registers only containers that say a name.
+    pub registrator_explicit: bool,
+    /// Tags that all containers get.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub registrator_tags: Vec<String>,
 }
 
 impl Discovery {

@@ -5,18 +5,25 @@ use std::path::Path;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
-use serde_json::Value;
+use serde::Deserialize;
+use serde_json::{Value, json};
 
 use super::audit::AuditFile;
+use super::remembered;
 use crate::agent::hub::{Calls, Hub, Served};
-use crate::agent::work::Worker;
+use crate::agent::work::{Found, Worker};
 use crate::api::consul::{self, Consul, Events, Here, Own, Source};
+use crate::engines::docker::Address;
+use crate::engines::registrator::{Changed, Registrator, Wanted};
+use crate::model::catalog::CheckStatus;
 use crate::model::clock::{Clock, SystemClock};
 use crate::model::id::{NodeId, uuid_of};
 use crate::model::{Error, Kind, Result};
+use crate::network::Sockets;
 use crate::network::catalog::Catalog;
 use crate::network::dns::{Name, Recursor, Server, Zone};
 use crate::runtime::Runtime;
+use crate::runtime::catalog::{Registry, host_checks};
 
 /// Where and how.
 #[derive(Debug, Clone)]
@@ -35,6 +42,8 @@ pub struct DiscoveryOptions {
     pub recursors: Vec<SocketAddr>,
     /// How long answers hold, in seconds.
     pub ttl: u32,
+    /// Which containers are registered, and how.
+    pub registrator: Wanted,
 }
 
 /// Consul's port for HTTP.
@@ -136,16 +145,47 @@ pub async fn serve(options: &DiscoveryOptions, catalog: &Arc<Catalog>, here: Her
     }
 }
 
+/// Registers the containers of these Docker Engines, whoever has started them.
+pub fn register_containers(options: &DiscoveryOptions, runtime: &Arc<Runtime>, hosts: Vec<Address>, cluster: &str) {
+    let is_one = hosts.len() == 1;
+    for address in hosts {
+        let Some(rules) = options.registrator.on(&address.name, address.ip(), cluster) else { return };
+        let registry = runtime.registry().clone();
+        let name = if is_one { registry.host.clone() } else { address.name.clone() };
+        let mut found = Found::new(Registrator::spawn(address, rules));
+        tokio::spawn(async move {
+            loop {
+                registry.take_containers(&name, found.next().await);
+            }
+        });
+    }
+}
+
 /// A host of a Swarm, which follows whoever leads, or leads itself from some moment on.
 pub struct Following {
     worker: Arc<Worker>,
     own: OnceLock<Arc<Own>>,
+    // Of its node, in the catalogue.
+    id: String,
 }
 
 impl Following {
-    /// Follows what the worker is told.
-    pub fn new(worker: Arc<Worker>) -> Arc<Self> {
-        Arc::new(Following { worker, own: OnceLock::new() })
+    /// Follows what the worker is told, and runs the checks of this host: the one with the identity `node`.
+    pub fn new(worker: Arc<Worker>, node: &str) -> Arc<Self> {
+        let catalog = worker.catalog.clone();
+        let following = Arc::new(Following { worker, own: OnceLock::new(), id: uuid_of(node) });
+        host_checks::spawn(following.clone(), catalog, Arc::new(Sockets), Arc::new(SystemClock::start()));
+        following
+    }
+
+    // Without an answer: what does not get there is said again.
+    fn say(&self, word: Value) {
+        let worker = self.worker.clone();
+        tokio::spawn(async move {
+            if let Err(error) = worker.up.call(word).await {
+                tracing::debug!(%error, "what a check found is not told; it is told again");
+            }
+        });
     }
 
     /// From now on it leads: `runtime` is the cluster. Agents are told, and their clients answered, by `hub`.
@@ -158,7 +198,7 @@ impl Following {
     ) -> Result<()> {
         // Whatever this host serves, others do.
         hold_indexes(runtime).await?;
-        let own = own_of(runtime, audit);
+        let (own, registry) = (own_of(runtime, audit), runtime.registry().clone());
         let _ = self.own.set(own.clone());
         let catalog = runtime.registry().catalog.clone();
         let consul = Consul {
@@ -168,7 +208,7 @@ impl Following {
             clock: Arc::new(SystemClock::start()),
             source: Arc::new(own),
         };
-        hub.serve_calls(Served { catalog, calls: Arc::new(Answers(Arc::new(consul))) });
+        hub.serve_calls(Served { catalog, calls: Arc::new(Answers { consul: Arc::new(consul), registry }) });
         Ok(())
     }
 }
@@ -180,26 +220,82 @@ impl Source for Arc<Following> {
     }
 
     async fn forward(&self, call: Value) -> Result<Value> {
-        self.worker.up.call(call).await
+        self.worker.up.call(json!({ "consul": call })).await
+    }
+}
+
+// What an agent asks whoever leads.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Asked {
+    /// What a client of Consul's API has asked there.
+    Consul(Value),
+    /// How a check of its host is.
+    Found { check: String, status: CheckStatus, output: String },
+}
+
+impl host_checks::Host for Following {
+    fn name(&self) -> Option<String> {
+        self.worker.catalog.read(|state| state.node_by_id(&self.id).map(|entry| entry.node.name.clone()))
+    }
+
+    fn leads(&self) -> bool {
+        self.own.get().is_some()
+    }
+
+    fn found(&self, id: &str, status: CheckStatus, output: &str) {
+        self.say(json!({ "found": { "check": id, "status": status, "output": output } }));
+    }
+
+    fn overdue(&self, instance: &str) {
+        self.say(json!({ "consul": consul::deregister(instance) }));
     }
 }
 
 // What agents' clients ask.
-struct Answers(Arc<Consul>);
+struct Answers {
+    consul: Arc<Consul>,
+    registry: Arc<Registry>,
+}
+
+impl Answers {
+    fn host(&self, node: &NodeId) -> Result<String> {
+        let id = uuid_of(node);
+        let host = self.consul.catalog.read(|state| state.node_by_id(&id).map(|entry| entry.node.name.clone()));
+        host.ok_or_else(|| Error::new(Kind::Unavailable, "agent's node", "is not known yet").retry(true))
+    }
+}
 
 #[async_trait]
 impl Calls for Answers {
     async fn call(&self, node: &NodeId, call: Value) -> Result<Value> {
-        let id = uuid_of(node);
-        let host = self.0.catalog.read(|state| state.node_by_id(&id).map(|entry| entry.node.name.clone()));
-        let host = host.ok_or_else(|| Error::new(Kind::Unavailable, "agent's node", "is not known yet").retry(true))?;
-        consul::answer_for(&self.0, host, call).await
+        let host = self.host(node)?;
+        let asked: Asked = serde_json::from_value(call)
+            .map_err(|error| Error::new(Kind::Unsupported, "agent", "asks in words of another version").cause(error))?;
+        match asked {
+            Asked::Consul(call) => consul::answer_for(&self.consul, host, call).await,
+            Asked::Found { check, status, output } => {
+                self.registry.set_status(&host, &check, status, &output).map(|()| Value::Null)
+            }
+        }
+    }
+
+    fn containers(&self, node: &NodeId, changed: Changed) {
+        match self.host(node) {
+            Ok(host) => self.registry.take_containers(&host, changed),
+            Err(error) => tracing::warn!(%error, "containers are not registered"),
+        }
     }
 }
 
-/// The catalogue of a host that follows: its changes are counted from where those before a restart cannot have come.
-pub fn follower(clock: &dyn Clock) -> Arc<Catalog> {
-    Arc::new(Catalog::new(clock.wall().0))
+/// The catalogue of a host that follows, with what it had a moment ago: its changes are counted from where those before a restart cannot have come.
+pub fn follower(clock: &dyn Clock, data: &Path) -> Arc<Catalog> {
+    let catalog = Arc::new(Catalog::new(clock.wall().0));
+    if let Some(portion) = remembered::read(data) {
+        catalog.take(portion);
+    }
+    remembered::keep(data, &catalog);
+    catalog
 }
 
 fn tell(error: &Error, port: u16, flag: &str) {

@@ -156,6 +156,14 @@ pub async fn open(cluster: &str, data: &Path, name: &str, options: &EngineOption
     Ok(Arc::new(engine))
 }
 
+/// The Docker Engines whose containers this daemon sees itself.
+pub fn with_containers(name: &str, options: &EngineOptions) -> Result<Vec<Address>> {
+    match name {
+        "docker" | "swarm" => addresses(&options.docker_hosts, options.docker_certs.as_deref()),
+        _ => Ok(Vec::new()),
+    }
+}
+
 /// Opens the engine of the Swarm that this Docker Engine manages; `hosts`: who acts on its nodes.
 pub async fn swarm(cluster: &str, address: Address, hosts: Option<Arc<dyn Hosts>>) -> Result<Arc<dyn Engine>> {
     Ok(Arc::new(SwarmEngine::open(SwarmOptions { cluster: cluster.to_owned(), address, hosts }).await?))

@@ -218,6 +218,8 @@ pub async fn lead(lead: Lead, vault: Vault, clock: &Arc<dyn Clock>) -> Result<(A
 async fn hear(hub: Arc<Hub>, own: String, welcome: Welcome) {
     let own = own.as_str().into();
     let mut seen = hub.worker().watch(&welcome);
+    let own_hub = hub.clone();
+    tokio::spawn(async move { own_hub.register_own().await });
     let restarted = hub.worker().restarted.clone();
     loop {
         tokio::select! {

@@ -9,6 +9,7 @@ pub mod engine;
 mod hosts;
 mod identity;
 pub mod moving;
+mod remembered;
 pub mod removal;
 pub mod shared;
 mod standalone;
@@ -32,6 +33,7 @@ use crate::model::clock::Clock;
 use crate::model::{Error, Kind, Result};
 use crate::network::balancer::Balancer;
 use crate::network::balancer::client::{BalancerClient, BalancerOptions};
+use crate::runtime::catalog::Before;
 use crate::runtime::{Parts, Runtime};
 use crate::script::api::Reach;
 use crate::script::host::ScriptHost;
@@ -213,8 +215,8 @@ pub struct Parted {
     pub vault: Vault,
     /// Who keeps the door, where hosts can join.
     pub members: Option<Arc<dyn Members>>,
-    /// The catalogue as this host had it from whoever led before.
-    pub catalog: Option<Arc<crate::network::catalog::Catalog>>,
+    /// What is known of the catalogue.
+    pub catalog: Before,
 }
 
 /// The parts of a runtime.
@@ -248,13 +250,17 @@ pub async fn up(options: Options) -> Result<()> {
     };
     let identity = identity::of(&options.cluster, &*store, &crate::model::clock::SystemClock::start()).await?;
     let engine = engine::open(&identity, &options.data, chosen, &options.engine).await?;
-    let parted = Parted { store, engine, vault: Vault::open(&options.data)?, members: None, catalog: None };
+    let containers = engine::with_containers(chosen, &options.engine)?;
+    let catalog = remembered::read(&options.data).map_or(Before::Nothing, Before::Remembered);
+    let parted = Parted { store, engine, vault: Vault::open(&options.data)?, members: None, catalog };
     let parts = parts(&options.cluster, parted)?;
     let (store, clock): (_, Arc<dyn Clock>) = (parts.store.clone(), parts.clock.clone());
     let runtime = Runtime::start(parts, balancer(&options.data, false)).await?;
     follow_scripts(&options, &runtime).await?;
     let audit = Arc::new(audit::AuditFile::open(&options.data, clock.clone())?);
     let own = discovery::own(&options.discovery, &runtime, &audit).await?;
+    remembered::keep(&options.data, &runtime.registry().catalog);
+    discovery::register_containers(&options.discovery, &runtime, containers, &identity);
     let here = Here::Name(runtime.registry().host.clone());
     discovery::serve(&options.discovery, &runtime.registry().catalog, here, Arc::new(own)).await;
     let router =

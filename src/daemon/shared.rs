@@ -26,6 +26,7 @@ use crate::model::clock::{Clock, SystemClock};
 use crate::model::id::uuid_of;
 use crate::model::{Error, Kind, Result};
 use crate::runtime::Runtime;
+use crate::runtime::catalog::Before;
 use crate::runtime::fence::Fenced;
 use crate::store::swarm::{Leader, SwarmConfigs, SwarmStore};
 use crate::store::vault::Vault;
@@ -142,10 +143,11 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     memory.follow(&store, &docker);
     switch.follow(forwarding(endpoints(&options, &docker, &store), store.leader(), store.clone()));
     // What is done on this host is done here whoever leads.
-    let catalog = discovery::follower(&*clock);
+    let catalog = discovery::follower(&*clock, &options.data);
     let balancer = super::balancer(&options.data, false);
-    let worker = Arc::new(Worker::new(address.clone(), balancer, catalog.clone()));
-    let following = Following::new(worker.clone());
+    let worker =
+        Arc::new(Worker::new(address.clone(), balancer, catalog.clone(), options.discovery.registrator.clone()));
+    let following = Following::new(worker.clone(), &node);
     let here = Here::Id(uuid_of(&node));
     discovery::serve(&options.discovery, &catalog, here, Arc::new(following.clone())).await;
     let keys = {
@@ -211,8 +213,13 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         let (door, fleet) = hosts::lead(lead, Vault::open(&options.data)?, &clock).await?;
         let fence = store.clone();
         let engine = Arc::new(Fenced::new(engine, move || fence.leads()));
-        let parted =
-            Parted { store: store.clone(), engine, vault, members: Some(door.clone()), catalog: Some(catalog.clone()) };
+        let parted = Parted {
+            store: store.clone(),
+            engine,
+            vault,
+            members: Some(door.clone()),
+            catalog: Before::Followed(catalog.clone()),
+        };
         let runtime = Runtime::start(super::parts(&options.cluster, parted)?, Box::new(fleet)).await?;
         super::follow_scripts(&options, &runtime).await?;
         following.lead(&options.discovery, &runtime, &audit, &door.hub).await?;

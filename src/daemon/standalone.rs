@@ -15,6 +15,7 @@ use crate::engines::process::ports::DEFAULT_RANGE;
 use crate::engines::process::{ProcessEngine, ProcessOptions};
 use crate::model::{Error, Result};
 use crate::runtime::Runtime;
+use crate::runtime::catalog::Before;
 use crate::store::EmbeddedStore;
 use crate::store::vault::Vault;
 
@@ -49,8 +50,13 @@ impl Standalone {
             lifeline: true,
         })?;
         let store = Arc::new(EmbeddedStore::open(&folder.join("neap.redb"))?);
-        let parted =
-            Parted { store, engine: Arc::new(engine), vault: Vault::open(&folder)?, members: None, catalog: None };
+        let parted = Parted {
+            store,
+            engine: Arc::new(engine),
+            vault: Vault::open(&folder)?,
+            members: None,
+            catalog: Before::Nothing,
+        };
         let parts = parts("standalone", parted)?;
         let balancer = super::balancer(&folder, true);
         let runtime = Runtime::start(parts, balancer).await?;

@@ -5,6 +5,7 @@ mod files;
 pub mod hosts;
 pub mod native;
 pub mod process;
+pub mod registrator;
 pub mod sim;
 pub mod swarm;
 mod template;

@@ -76,8 +76,8 @@ pub struct Parts {
     pub vault: Vault,
     /// Who keeps the door, where hosts can join.
     pub members: Option<Arc<dyn Members>>,
-    /// The catalogue as this host had it from whoever led before.
-    pub catalog: Option<Arc<crate::network::catalog::Catalog>>,
+    /// What is known of the catalogue.
+    pub catalog: catalog::Before,
 }
 
 impl Parts {

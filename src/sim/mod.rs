@@ -79,7 +79,7 @@ pub async fn start_on(setup: &Setup, seed: u64, store: Arc<dyn Store>) -> Result
         network,
         vault: Vault::in_memory()?,
         members: None,
-        catalog: None,
+        catalog: crate::runtime::catalog::Before::Nothing,
     };
     let runtime = Runtime::start(parts, Box::new(SimBalancer(routes))).await?;
     let history = Rc::new(History::new(runtime.record()));

@@ -422,6 +422,14 @@ impl Consul {
     }
 }
 
+/// What an agent asks to take out an instance of its host.
+pub fn deregister(instance: &str) -> Value {
+    let path = ["agent", "service", "deregister", instance].map(str::to_owned).to_vec();
+    let (method, peer) = ("PUT".to_owned(), "agent".to_owned());
+    let call = Call { method, path, query: Vec::new(), body: Bytes::default(), peer, filter: None };
+    serde_json::to_value(call).unwrap_or_default()
+}
+
 /// Answers for a host what its clients asked there: `call` as it was forwarded.
 pub async fn answer_for(consul: &Arc<Consul>, host: String, call: Value) -> Result<Value> {
     let unknown = |error| Error::new(Kind::Unsupported, "agent", "asks in words of another version").cause(error);

@@ -1,7 +1,10 @@
 //! Runs the checks that clients have registered, each on a small task of its own.
 
-use std::sync::{Arc, PoisonError};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
+
+use async_trait::async_trait;
 
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -10,8 +13,8 @@ use super::Registry;
 use crate::model::bundle::HostedKind;
 use crate::model::catalog::{CatalogCheck, CheckKind, CheckRun, CheckStatus, HttpCheck, MAX_OUTPUT, Origin};
 use crate::model::units::Bytes;
-use crate::network::Request;
-use crate::network::catalog::{Topic, key};
+use crate::network::catalog::{Catalog, Key, Topic, key};
+use crate::network::{Network, Request};
 use crate::script::api::check::Judged;
 
 /// The first run comes within that time, so that not all of them come at once.
@@ -20,21 +23,54 @@ const SPREAD: Duration = Duration::from_secs(1);
 const SOONEST: Duration = Duration::from_secs(60);
 
 /// A check that is run.
-pub struct Running {
+struct Running {
     run: CheckRun,
     poke: watch::Sender<()>,
     task: JoinHandle<()>,
 }
 
-impl Registry {
+/// Who has checks run, and is told what they find.
+#[async_trait]
+pub trait Judge: Send + Sync {
+    /// Where they are.
+    fn catalog(&self) -> &Arc<Catalog>;
+    /// How others are reached.
+    fn network(&self) -> &Arc<dyn Network>;
+    /// 64 random bits.
+    fn random(&self) -> u64;
+    /// Whether a check of that kind on that node is run by this process, now.
+    fn is_here(&self, node: &str, kind: &CheckKind) -> bool;
+    /// How a check is.
+    fn found(&self, node: &str, id: &str, status: CheckStatus, output: &str);
+    /// An instance has been critical for too long.
+    fn overdue(&self, node: &str, instance: &str);
+    /// Asks a registered check; nothing where it could not be asked.
+    async fn ask_script(
+        &self,
+        node: &str,
+        instance: &str,
+        script: &str,
+        timeout: Duration,
+    ) -> Option<(CheckStatus, String)>;
+}
+
+/// The checks that one process runs.
+#[derive(Default)]
+pub struct Runs(Mutex<BTreeMap<(Key, String), Running>>);
+
+impl Runs {
+    fn all(&self) -> MutexGuard<'_, BTreeMap<(Key, String), Running>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Runs a check as it says; one that runs as it says already goes on.
-    pub(super) fn run(self: &Arc<Self>, node: &str, check: &CatalogCheck) {
+    pub fn run(&self, judge: &Arc<dyn Judge>, node: &str, check: &CatalogCheck) {
         let place = (key(node), check.id.clone());
         // What clients register for other nodes is run by them.
         let Some(run) = check.run.clone().filter(|_| check.origin != Origin::Catalog) else {
             return self.halt(node, &check.id);
         };
-        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut runs = self.all();
         if let Some(running) = runs.get(&place).filter(|running| running.run == run) {
             // Registered anew is a sign of life.
             running.poke.send_replace(());
@@ -42,7 +78,7 @@ impl Registry {
         }
         let (poke, poked) = watch::channel(());
         let runner = Runner {
-            registry: self.clone(),
+            judge: judge.clone(),
             node: node.to_owned(),
             id: check.id.clone(),
             run: run.clone(),
@@ -56,33 +92,132 @@ impl Registry {
         }
     }
 
-    // What listens on another host's loopback is not here; what is no host of the cluster has nobody else.
-    fn is_here(&self, node: &str, kind: &CheckKind) -> bool {
-        match kind {
-            CheckKind::Ttl(_) | CheckKind::Alias { .. } | CheckKind::Script(_) => true,
-            CheckKind::Http(_) | CheckKind::Tcp(_) => node.eq_ignore_ascii_case(&self.host) || !self.is_host(node),
-        }
-    }
-
     /// Runs it no more.
-    pub(super) fn halt(&self, node: &str, id: &str) {
-        let mut runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(running) = runs.remove(&(key(node), id.to_owned())) {
+    pub fn halt(&self, node: &str, id: &str) {
+        if let Some(running) = self.all().remove(&(key(node), id.to_owned())) {
             running.task.abort();
         }
     }
 
+    /// Runs none but these.
+    pub fn keep(&self, wanted: &BTreeSet<(Key, String)>) {
+        self.all().retain(|place, running| {
+            let kept = wanted.contains(place);
+            if !kept {
+                running.task.abort();
+            }
+            kept
+        });
+    }
+
     /// Whoever watches over a check still does.
-    pub(super) fn poke(&self, node: &str, id: &str) {
-        let runs = self.runs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(running) = runs.get(&(key(node), id.to_owned())) {
+    pub fn poke(&self, node: &str, id: &str) {
+        if let Some(running) = self.all().get(&(key(node), id.to_owned())) {
             running.poke.send_replace(());
         }
     }
 }
 
+impl Registry {
+    pub(super) fn run(self: &Arc<Self>, node: &str, check: &CatalogCheck) {
+        let judge: Arc<dyn Judge> = Arc::new(Itself(self.clone()));
+        self.runs.run(&judge, node, check);
+    }
+
+    pub(super) fn halt(&self, node: &str, id: &str) {
+        self.runs.halt(node, id);
+    }
+
+    pub(super) fn poke(&self, node: &str, id: &str) {
+        self.runs.poke(node, id);
+    }
+}
+
+// The one that leads.
+struct Itself(Arc<Registry>);
+
+#[async_trait]
+impl Judge for Itself {
+    fn catalog(&self) -> &Arc<Catalog> {
+        &self.0.catalog
+    }
+
+    fn network(&self) -> &Arc<dyn Network> {
+        &self.0.network
+    }
+
+    fn random(&self) -> u64 {
+        self.0.clock.random()
+    }
+
+    // What listens on another host's loopback is not here; what is no host of the cluster has nobody else.
+    fn is_here(&self, node: &str, kind: &CheckKind) -> bool {
+        match kind {
+            CheckKind::Ttl(_) | CheckKind::Alias { .. } | CheckKind::Script(_) => true,
+            CheckKind::Http(_) | CheckKind::Tcp(_) => node.eq_ignore_ascii_case(&self.0.host) || !self.0.is_host(node),
+        }
+    }
+
+    fn found(&self, node: &str, id: &str, status: CheckStatus, output: &str) {
+        // It may have been removed a moment ago; then its task ends with it.
+        let _ = self.0.set_status(node, id, status, output);
+    }
+
+    fn overdue(&self, node: &str, instance: &str) {
+        // By another task: the check's own is ended with it.
+        let (registry, node, instance) = (self.0.clone(), node.to_owned(), instance.to_owned());
+        tokio::spawn(async move {
+            match registry.deregister(&node, &instance).await {
+                Ok(()) => tracing::info!(node, instance, "was critical for too long, and is deregistered"),
+                Err(error) => tracing::warn!(%error, "an instance that was critical for too long stays"),
+            }
+        });
+    }
+
+    async fn ask_script(
+        &self,
+        node: &str,
+        instance: &str,
+        script: &str,
+        timeout: Duration,
+    ) -> Option<(CheckStatus, String)> {
+        let judged = self.0.catalog.read(|state| {
+            let found = state.instance(node, instance)?;
+            let (entry, address) = (&found.entry.instance, found.address());
+            let port = (entry.port > 0).then(|| match address.contains(':') {
+                true => format!("[{address}]:{}", entry.port),
+                false => format!("{address}:{}", entry.port),
+            });
+            Some(Judged {
+                id: entry.id.clone(),
+                name: entry.id.clone(),
+                service: entry.service.clone(),
+                node: Some(found.node.node.name.clone()),
+                ports: port.into_iter().map(|port| ("http".to_owned(), port)).collect(),
+                ..Judged::default()
+            })
+        })?;
+        let host = self.0.scripts.as_ref()?;
+        let run = async {
+            let own = host.registered(None)?;
+            let (bundle, _) = host.find(&own, HostedKind::Check, script)?;
+            host.run_check(&bundle, script, judged, timeout).await
+        };
+        match run.await {
+            Ok((true, said)) => Some((CheckStatus::Passing, said)),
+            Ok((false, said)) => {
+                let said = if said.is_empty() { format!("check \"{script}\" failed") } else { said };
+                Some((CheckStatus::Critical, said))
+            }
+            // Its thread was held by another script.
+            Err(error) if error.retry => None,
+            Err(error) => Some((CheckStatus::Critical, error.to_string())),
+        }
+    }
+}
+
 struct Runner {
-    registry: Arc<Registry>,
+    judge: Arc<dyn Judge>,
     node: String,
     id: String,
     run: CheckRun,
@@ -116,7 +251,7 @@ impl Runner {
                 let node = if node.is_empty() { self.node.clone() } else { node };
                 let topic = Topic::Node(key(&node));
                 loop {
-                    let catalog = self.registry.catalog.clone();
+                    let catalog = self.judge.catalog().clone();
                     let (index, (status, output)) =
                         catalog.read(|state| (state.index_of(&topic), worst(state, &node, &instance, &self.id)));
                     self.tell(status, output);
@@ -128,10 +263,10 @@ impl Runner {
             kind => {
                 let interval = self.run.interval.std();
                 let spread = SPREAD.min(interval).as_millis().max(1) as u64;
-                tokio::time::sleep(Duration::from_millis(self.registry.clock.random() % spread)).await;
+                tokio::time::sleep(Duration::from_millis(self.judge.random() % spread)).await;
                 loop {
                     let next = tokio::time::Instant::now() + interval;
-                    if self.registry.is_here(&self.node, &kind) {
+                    if self.judge.is_here(&self.node, &kind) {
                         if let Some((status, output)) = self.ask(&kind).await {
                             self.count(status, &output);
                         }
@@ -145,9 +280,12 @@ impl Runner {
 
     // Nothing where it could not be asked: no word on what it is about.
     async fn ask(&self, kind: &CheckKind) -> Option<(CheckStatus, String)> {
-        let network = &self.registry.network;
+        let network = self.judge.network();
         Some(match kind {
-            CheckKind::Script(name) => return self.ask_script(name).await,
+            CheckKind::Script(name) => {
+                let instance = self.known(|check| check.instance.clone());
+                return self.judge.ask_script(&self.node, &instance, name, self.run.timeout.std()).await;
+            }
             CheckKind::Http(http) => {
                 let request = request(http, &self.run);
                 let said = format!("HTTP {} {}", request.method, request.url);
@@ -170,42 +308,6 @@ impl Runner {
             },
             CheckKind::Ttl(_) | CheckKind::Alias { .. } => (CheckStatus::Critical, String::new()),
         })
-    }
-
-    async fn ask_script(&self, name: &str) -> Option<(CheckStatus, String)> {
-        let instance = self.known(|check| check.instance.clone());
-        let judged = self.registry.catalog.read(|state| {
-            let found = state.instance(&self.node, &instance)?;
-            let (entry, address) = (&found.entry.instance, found.address());
-            let port = (entry.port > 0).then(|| match address.contains(':') {
-                true => format!("[{address}]:{}", entry.port),
-                false => format!("{address}:{}", entry.port),
-            });
-            Some(Judged {
-                id: entry.id.clone(),
-                name: entry.id.clone(),
-                service: entry.service.clone(),
-                node: Some(found.node.node.name.clone()),
-                ports: port.into_iter().map(|port| ("http".to_owned(), port)).collect(),
-                ..Judged::default()
-            })
-        })?;
-        let host = self.registry.scripts.as_ref()?;
-        let run = async {
-            let own = host.registered(None)?;
-            let (bundle, _) = host.find(&own, HostedKind::Check, name)?;
-            host.run_check(&bundle, name, judged, self.run.timeout.std()).await
-        };
-        match run.await {
-            Ok((true, said)) => Some((CheckStatus::Passing, said)),
-            Ok((false, said)) => {
-                let said = if said.is_empty() { format!("check \"{name}\" failed") } else { said };
-                Some((CheckStatus::Critical, said))
-            }
-            // Its thread was held by another script.
-            Err(error) if error.retry => None,
-            Err(error) => Some((CheckStatus::Critical, error.to_string())),
-        }
     }
 
     fn count(&mut self, status: CheckStatus, output: &str) {
@@ -236,7 +338,7 @@ impl Runner {
     }
 
     fn known<T: Default>(&self, of: impl FnOnce(&CatalogCheck) -> T) -> T {
-        let found = self.registry.catalog.read(|state| {
+        let found = self.judge.catalog().read(|state| {
             let entry = state.node(&self.node)?.checks.get(self.id.as_str())?;
             Some(of(&entry.check))
         });
@@ -252,8 +354,7 @@ impl Runner {
     }
 
     fn tell(&self, status: CheckStatus, output: &str) {
-        // It may have been removed a moment ago; then this task ends with it.
-        let _ = self.registry.set_status(&self.node, &self.id, status, output);
+        self.judge.found(&self.node, &self.id, status, output);
     }
 
     // What has been critical for so long goes; if that fails, it is tried again.
@@ -270,14 +371,7 @@ impl Runner {
             return;
         }
         self.critical = Some(now);
-        // By another task: this one is ended with its check.
-        let (registry, node) = (self.registry.clone(), self.node.clone());
-        tokio::spawn(async move {
-            match registry.deregister(&node, &instance).await {
-                Ok(()) => tracing::info!(node, instance, "was critical for too long, and is deregistered"),
-                Err(error) => tracing::warn!(%error, "an instance that was critical for too long stays"),
-            }
-        });
+        self.judge.overdue(&self.node, &instance);
     }
 }
 

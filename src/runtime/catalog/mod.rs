@@ -3,7 +3,9 @@
 //! with it.
 
 mod checks;
+mod containers;
 mod feed;
+pub mod host_checks;
 mod own;
 mod queries;
 mod records;
@@ -22,7 +24,7 @@ use crate::model::catalog::{CatalogCheck, CatalogNode, CheckStatus, Instance, NO
 use crate::model::clock::Clock;
 use crate::model::{Error, Kind, Result};
 use crate::network::Network;
-use crate::network::catalog::{Catalog, Key, key};
+use crate::network::catalog::{Catalog, Key, Portion, key};
 use crate::scheduler::world::World;
 use crate::script::host::ScriptHost;
 use crate::store::{Store, Write};
@@ -49,14 +51,27 @@ pub struct Registry {
     scripts: Option<Arc<ScriptHost>>,
     // One at a time: what is written down and what is known stay the same.
     writing: tokio::sync::Mutex<()>,
-    runs: Mutex<BTreeMap<(Key, String), checks::Running>>,
+    runs: checks::Runs,
     // Hosts of the cluster, which no client makes or removes.
     hosts: Mutex<BTreeSet<Key>>,
     // By node, instance and check.
     changed: Mutex<BTreeSet<(String, String, String)>>,
     has_changed: Notify,
+    // What registrators have put there.
+    containers: Mutex<containers::Kept>,
     // What no index comes near to before it is written down anew; 0: nobody is told one.
     floor: AtomicU64,
+}
+
+/// What a host knew of the catalogue before.
+#[derive(Clone)]
+pub enum Before {
+    /// Nothing.
+    Nothing,
+    /// What it had from whoever led; who waits there waits on.
+    Followed(Arc<Catalog>),
+    /// What it wrote down a moment ago.
+    Remembered(Portion),
 }
 
 /// An instance as a client registers it.

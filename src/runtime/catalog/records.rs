@@ -8,7 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
-use super::{Registry, queries};
+use super::{Before, Registry, queries};
 use crate::model::catalog::{CatalogCheck, CatalogNode, Instance, Origin, SERF_HEALTH};
 use crate::model::clock::Clock;
 use crate::model::id::sha256_hex;
@@ -134,6 +134,14 @@ pub fn carry(check: &mut CatalogCheck, known: &CatalogCheck) {
     }
 }
 
+/// The same of a check that is run here, as long as it is run as before.
+pub fn carry_run(check: &mut CatalogCheck, known: &CatalogCheck) {
+    if check.run.is_some() && check.run == known.run {
+        check.status = known.status;
+        check.output.clone_from(&known.output);
+    }
+}
+
 /// What was found since it was written down holds.
 pub fn put_check(draft: &mut Draft, node: &str, check: &CatalogCheck) {
     let known = draft.state().node(node).and_then(|entry| entry.checks.get(check.id.as_str()));
@@ -250,11 +258,19 @@ impl Registry {
         clock: Arc<dyn Clock>,
         network: Arc<dyn Network>,
         scripts: Option<Arc<ScriptHost>>,
-        followed: Option<Arc<Catalog>>,
+        before: Before,
     ) -> Result<Arc<Self>> {
         let floor = store.get(FLOOR)?.map(|entry| decode::<u64>(&entry.key, &entry.value)).transpose()?;
         let first = clock.wall().0.max(floor.unwrap_or_default());
-        let catalog = followed.unwrap_or_else(|| Arc::new(Catalog::new(first)));
+        let catalog = match before {
+            Before::Followed(catalog) => catalog,
+            Before::Nothing => Arc::new(Catalog::new(first)),
+            Before::Remembered(portion) => {
+                let catalog = Catalog::new(first);
+                catalog.take(portion);
+                Arc::new(catalog)
+            }
+        };
         let mut records = Vec::new();
         for entry in store.list("catalog/")? {
             records.push(decode::<Record>(&entry.key, &entry.value)?);
@@ -274,10 +290,11 @@ impl Registry {
             network,
             scripts,
             writing: tokio::sync::Mutex::default(),
-            runs: Mutex::default(),
+            runs: super::checks::Runs::default(),
             hosts: Mutex::new(hosts),
             changed: Mutex::default(),
             has_changed: Notify::new(),
+            containers: Mutex::default(),
             floor: AtomicU64::new(0),
         }))
     }

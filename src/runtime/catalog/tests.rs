@@ -9,7 +9,8 @@ use crate::store::MemoryStore;
 
 async fn registry(store: &Arc<MemoryStore>, now: u64) -> Arc<Registry> {
     let clock = Arc::new(ManualClock::new(Timestamp(now), 1));
-    let registry = Registry::load("eu-1".into(), store.clone(), clock, Arc::new(Sockets), None, None).unwrap();
+    let registry =
+        Registry::load("eu-1".into(), store.clone(), clock, Arc::new(Sockets), None, Before::Nothing).unwrap();
     registry.hold_index().await.unwrap();
     registry.catalog.change(|draft| draft.put_node(node("eu-1")));
     registry
