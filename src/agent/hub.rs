@@ -24,6 +24,8 @@ use crate::model::stats::Stats;
 use crate::model::{Error, Kind, Result};
 use crate::network::catalog::{Catalog, Subscription};
 
+/// How often it is looked whether a host is known by now.
+const UNKNOWN: Duration = Duration::from_millis(200);
 /// What the clients of one agent may ask at once; each that waits for a change of a key is one.
 const CALLS: usize = 10_000;
 /// How long an agent has for what takes no time: a table, a status.
@@ -67,8 +69,17 @@ pub struct Served {
 pub trait Calls: Send + Sync {
     /// `call` as the agent on `node` forwards it.
     async fn call(&self, node: &NodeId, call: Value) -> Result<Value>;
-    /// The registrator on `node` has found these.
-    fn containers(&self, node: &NodeId, changed: Changed);
+    /// The registrator on `node` has found these; false: that node is not known yet.
+    fn containers(&self, node: &NodeId, changed: &Changed) -> bool;
+}
+
+impl Served {
+    // Until they are taken: what comes next builds on it.
+    async fn tell(&self, node: &NodeId, changed: &Changed) {
+        while !self.calls.containers(node, changed) {
+            tokio::time::sleep(UNKNOWN).await;
+        }
+    }
 }
 
 /// All agents of the cluster, and this daemon's own work on its host.
@@ -259,7 +270,7 @@ impl Hub {
         let Ok(Some(served)) = served.wait_for(Option::is_some).await.map(|served| served.clone()) else { return };
         let mut found = self.worker.containers();
         loop {
-            served.calls.containers(&self.own, found.next().await);
+            served.tell(&self.own, &found.next().await).await;
         }
     }
 
@@ -310,7 +321,7 @@ async fn take_containers(
 ) {
     let Ok(Some(served)) = served.wait_for(Option::is_some).await.map(|served| served.clone()) else { return };
     while let Some(changed) = found.recv().await {
-        served.calls.containers(&node, changed);
+        served.tell(&node, &changed).await;
     }
 }
 

@@ -36,6 +36,9 @@ pub struct DiscoveryArgs {
     /// Register only containers that say a name (SERVICE_NAME)
     #[arg(long, env = "NEAP_REGISTRATOR_EXPLICIT")]
     registrator_explicit: bool,
+    /// Let checks be commands on this host: whoever may register one runs them as this user
+    #[arg(long, env = "NEAP_ENABLE_SCRIPT_CHECKS")]
+    enable_script_checks: bool,
     /// A tag for all containers that are registered; may be repeated
     #[arg(long = "registrator-tag", env = "NEAP_REGISTRATOR_TAGS", value_delimiter = ',', value_name = "TAG")]
     registrator_tags: Vec<String>,
@@ -59,6 +62,7 @@ impl DiscoveryArgs {
                 "" => Vec::new(),
                 all => discovery::addresses("--recursor", Some(all), 53)?,
             },
+            runs_commands: self.enable_script_checks || file.enable_script_checks,
             registrator: Wanted {
                 at: match self.registrator.as_deref().or(file.registrator.as_deref()).unwrap_or("host") {
                     "off" => None,

@@ -50,7 +50,7 @@ pub async fn run(options: AgentOptions) -> Result<()> {
     let balancer = super::balancer(&options.data, false);
     let worker =
         Arc::new(Worker::new(options.docker.clone(), balancer, catalog.clone(), options.discovery.registrator.clone()));
-    let source = Arc::new(Following::new(worker.clone(), &identity.node));
+    let source = Arc::new(Following::new(worker.clone(), &identity.node, &options.discovery));
     discovery::serve(&options.discovery, &catalog, Here::Id(uuid_of(&identity.node)), source).await;
     let end = super::end_signal()?;
     let connected = |at: &str| {

@@ -87,6 +87,8 @@ pub struct Discovery {
     pub registrator: Option<String>,
     /// Whether it registers only containers that say a name.
     pub registrator_explicit: bool,
+    /// Whether checks may be commands on this host.
+    pub enable_script_checks: bool,
     /// Tags that all containers get.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub registrator_tags: Vec<String>,

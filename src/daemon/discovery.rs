@@ -2,6 +2,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
@@ -44,8 +45,12 @@ pub struct DiscoveryOptions {
     pub ttl: u32,
     /// Which containers are registered, and how.
     pub registrator: Wanted,
+    /// Whether checks may be commands on this host.
+    pub runs_commands: bool,
 }
 
+/// How often it is looked whether a host is known by now.
+const UNKNOWN: std::time::Duration = std::time::Duration::from_millis(200);
 /// Consul's port for HTTP.
 pub const CONSUL: u16 = 8500;
 /// Consul's port for DNS.
@@ -95,7 +100,7 @@ pub async fn own(options: &DiscoveryOptions, runtime: &Arc<Runtime>, audit: &Arc
     if !options.consul.is_empty() || !options.dns.is_empty() {
         hold_indexes(runtime).await?;
     }
-    Ok(own_of(runtime, audit))
+    Ok(own_of(options, runtime, audit))
 }
 
 async fn hold_indexes(runtime: &Arc<Runtime>) -> Result<()> {
@@ -103,8 +108,9 @@ async fn hold_indexes(runtime: &Arc<Runtime>) -> Result<()> {
     runtime.kv().hold_index().await
 }
 
-fn own_of(runtime: &Arc<Runtime>, audit: &Arc<AuditFile>) -> Arc<Own> {
+fn own_of(options: &DiscoveryOptions, runtime: &Arc<Runtime>, audit: &Arc<AuditFile>) -> Arc<Own> {
     let (registry, kv) = (runtime.registry().clone(), runtime.kv().clone());
+    registry.runs_commands.store(options.runs_commands, Ordering::Relaxed);
     Arc::new(Own { registry, kv, events: Events::default(), audit: audit.clone() })
 }
 
@@ -117,6 +123,7 @@ pub async fn serve(options: &DiscoveryOptions, catalog: &Arc<Catalog>, here: Her
         datacenter: options.datacenter.clone(),
         clock: clock.clone(),
         source,
+        runs_commands: options.runs_commands,
     };
     let router = consul::router(Arc::new(consul));
     for address in &options.consul {
@@ -155,7 +162,10 @@ pub fn register_containers(options: &DiscoveryOptions, runtime: &Arc<Runtime>, h
         let mut found = Found::new(Registrator::spawn(address, rules));
         tokio::spawn(async move {
             loop {
-                registry.take_containers(&name, found.next().await);
+                let changed = found.next().await;
+                while !registry.take_containers(&name, &changed) {
+                    tokio::time::sleep(UNKNOWN).await;
+                }
             }
         });
     }
@@ -167,13 +177,15 @@ pub struct Following {
     own: OnceLock<Arc<Own>>,
     // Of its node, in the catalogue.
     id: String,
+    runs_commands: bool,
 }
 
 impl Following {
     /// Follows what the worker is told, and runs the checks of this host: the one with the identity `node`.
-    pub fn new(worker: Arc<Worker>, node: &str) -> Arc<Self> {
+    pub fn new(worker: Arc<Worker>, node: &str, options: &DiscoveryOptions) -> Arc<Self> {
         let catalog = worker.catalog.clone();
-        let following = Arc::new(Following { worker, own: OnceLock::new(), id: uuid_of(node) });
+        let runs_commands = options.runs_commands;
+        let following = Arc::new(Following { worker, own: OnceLock::new(), id: uuid_of(node), runs_commands });
         host_checks::spawn(following.clone(), catalog, Arc::new(Sockets), Arc::new(SystemClock::start()));
         following
     }
@@ -198,7 +210,7 @@ impl Following {
     ) -> Result<()> {
         // Whatever this host serves, others do.
         hold_indexes(runtime).await?;
-        let (own, registry) = (own_of(runtime, audit), runtime.registry().clone());
+        let (own, registry) = (own_of(options, runtime, audit), runtime.registry().clone());
         let _ = self.own.set(own.clone());
         let catalog = runtime.registry().catalog.clone();
         let consul = Consul {
@@ -207,6 +219,8 @@ impl Following {
             datacenter: options.datacenter.clone(),
             clock: Arc::new(SystemClock::start()),
             source: Arc::new(own),
+            // Whoever has forwarded it has looked.
+            runs_commands: true,
         };
         hub.serve_calls(Served { catalog, calls: Arc::new(Answers { consul: Arc::new(consul), registry }) });
         Ok(())
@@ -241,6 +255,10 @@ impl host_checks::Host for Following {
 
     fn leads(&self) -> bool {
         self.own.get().is_some()
+    }
+
+    fn runs_commands(&self) -> bool {
+        self.runs_commands
     }
 
     fn found(&self, id: &str, status: CheckStatus, output: &str) {
@@ -280,11 +298,8 @@ impl Calls for Answers {
         }
     }
 
-    fn containers(&self, node: &NodeId, changed: Changed) {
-        match self.host(node) {
-            Ok(host) => self.registry.take_containers(&host, changed),
-            Err(error) => tracing::warn!(%error, "containers are not registered"),
-        }
+    fn containers(&self, node: &NodeId, changed: &Changed) -> bool {
+        self.host(node).is_ok_and(|host| self.registry.take_containers(&host, changed))
     }
 }
 

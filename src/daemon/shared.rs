@@ -147,7 +147,7 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     let balancer = super::balancer(&options.data, false);
     let worker =
         Arc::new(Worker::new(address.clone(), balancer, catalog.clone(), options.discovery.registrator.clone()));
-    let following = Following::new(worker.clone(), &node);
+    let following = Following::new(worker.clone(), &node, &options.discovery);
     let here = Here::Id(uuid_of(&node));
     discovery::serve(&options.discovery, &catalog, here, Arc::new(following.clone())).await;
     let keys = {

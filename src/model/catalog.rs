@@ -182,6 +182,10 @@ pub enum CheckKind {
     Http(HttpCheck),
     /// A connection to `host:port`.
     Tcp(String),
+    /// A datagram to `host:port`: critical where its host says that nobody listens.
+    Udp(String),
+    /// A command on its host, with its arguments: 0 passes, 1 warns, all else is critical.
+    Command(Vec<String>),
     /// As the registered check of this name says.
     Script(String),
     /// As an instance (or, where it is empty, a node) is: the worst of its checks.
@@ -200,7 +204,9 @@ impl CheckKind {
             CheckKind::Ttl(_) => "ttl",
             CheckKind::Http(_) => "http",
             CheckKind::Tcp(_) => "tcp",
-            CheckKind::Script(_) => "script",
+            CheckKind::Udp(_) => "udp",
+            // Consul's word for a command, and Neap's for one of its scripts.
+            CheckKind::Command(_) | CheckKind::Script(_) => "script",
             CheckKind::Alias { .. } => "alias",
         }
     }
@@ -331,6 +337,11 @@ impl CatalogCheck {
         check_text("check notes", &self.notes, MAX_OUTPUT)?;
         match self.run.as_ref().map(|run| &run.kind) {
             None | Some(CheckKind::Ttl(_)) => Ok(()),
+            Some(CheckKind::Udp(address)) => check_text("check address", address, MAX_TEXT),
+            Some(CheckKind::Command(words)) => match words.iter().map(String::len).sum::<usize>() {
+                0..=MAX_OUTPUT => Ok(()),
+                size => Err(Error::invalid("check command", format!("is {size} bytes long; {MAX_OUTPUT} are allowed"))),
+            },
             Some(CheckKind::Script(name)) => check_name("check", name),
             Some(CheckKind::Tcp(address)) => check_text("check address", address, MAX_TEXT),
             Some(CheckKind::Alias { node, instance }) => {

@@ -23,6 +23,9 @@ use crate::model::Result;
 pub trait Network: Send + Sync {
     /// Opens a connection to `address:port` and closes it; an error says why that failed.
     async fn connect(&self, address: &str, timeout: Duration) -> std::result::Result<(), String>;
+    /// Sends a datagram to `address:port`: an error where its host says that nobody listens there. Who says nothing may have
+    /// heard it.
+    async fn datagram(&self, address: &str, timeout: Duration) -> std::result::Result<(), String>;
     /// GETs a path at `address:port`; a status from 200 to 399 passes, an error says why it does not.
     async fn probe(&self, address: &str, path: &str, timeout: Duration) -> std::result::Result<(), String>;
     /// One HTTP request, with its whole answer.
@@ -48,6 +51,10 @@ pub struct Sockets;
 impl Network for Sockets {
     async fn connect(&self, address: &str, timeout: Duration) -> std::result::Result<(), String> {
         probe::tcp(address, timeout).await
+    }
+
+    async fn datagram(&self, address: &str, timeout: Duration) -> std::result::Result<(), String> {
+        probe::udp(address, timeout).await
     }
 
     async fn probe(&self, address: &str, path: &str, timeout: Duration) -> std::result::Result<(), String> {

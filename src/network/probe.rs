@@ -13,6 +13,31 @@ pub async fn tcp(address: &str, timeout: Duration) -> Result<(), String> {
     opens(TcpStream::connect(address), address, timeout).await
 }
 
+/// Sends a datagram, and waits for an answer or for word that there is nobody.
+pub async fn udp(address: &str, timeout: Duration) -> Result<(), String> {
+    let failed = |error: io::Error| format!("udp {address}: {error}");
+    let ask = async {
+        let mut last = io::Error::from(io::ErrorKind::NotFound);
+        for to in tokio::net::lookup_host(address).await.map_err(failed)? {
+            let from: std::net::SocketAddr =
+                if to.is_ipv4() { ([0, 0, 0, 0], 0).into() } else { ([0_u16; 8], 0).into() };
+            let socket = tokio::net::UdpSocket::bind(from).await.map_err(failed)?;
+            let asked = async {
+                socket.connect(to).await?;
+                socket.send(b"neap check\n").await?;
+                socket.recv(&mut [0; 1500]).await
+            };
+            match asked.await {
+                Ok(_) => return Ok(()),
+                Err(error) => last = error,
+            }
+        }
+        Err(failed(last))
+    };
+    // Silence is no refusal.
+    tokio::time::timeout(timeout, ask).await.unwrap_or(Ok(()))
+}
+
 /// GETs `path`; a status from 200 to 399 passes.
 pub async fn http(address: &str, path: &str, timeout: Duration) -> Result<(), String> {
     get(TcpStream::connect(address), address, path, timeout).await

@@ -68,6 +68,10 @@ impl Network for SimNetwork {
         self.answer(address, "/").map(drop).ok_or_else(|| format!("tcp {address}: connection refused"))
     }
 
+    async fn datagram(&self, address: &str, timeout: Duration) -> std::result::Result<(), String> {
+        self.connect(address, timeout).await
+    }
+
     async fn probe(&self, address: &str, path: &str, _: Duration) -> std::result::Result<(), String> {
         tokio::time::sleep(LATENCY).await;
         match self.answer(address, path) {

@@ -52,7 +52,7 @@ pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&st
                 return Err(Error::invalid("check", "Missing check name"));
             }
             if check.run.is_none() {
-                return Err(Error::invalid("check", "Check must have a type: HTTP, TCP, TTL or AliasService"));
+                return Err(Error::invalid("check", "Check must have a type: Args, HTTP, TCP, UDP, TTL or AliasService"));
             }
             check.origin = Origin::Agent;
             consul.own()?.registry.register_check(&consul.host(), check).await.map(|()| Reply::Done)
@@ -194,7 +194,7 @@ async fn register(consul: &Arc<Consul>, call: &Call) -> Result<Reply> {
     for (number, mut fields) in given.into_iter().enumerate() {
         let mut check = fields.own_check(Origin::Agent)?;
         if check.run.is_none() {
-            return Err(Error::invalid("check", "Check must have a type: HTTP, TCP, TTL or AliasService"));
+            return Err(Error::invalid("check", "Check must have a type: Args, HTTP, TCP, UDP, TTL or AliasService"));
         }
         if check.id.is_empty() {
             check.id = match count {

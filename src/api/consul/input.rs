@@ -247,14 +247,18 @@ impl Fields {
     }
 
     fn run(&mut self) -> Result<Option<CheckRun>> {
-        for key in ["Args", "Script", "DockerContainerID", "GRPC", "H2PING", "UDP", "OSService"] {
+        for key in ["Script", "DockerContainerID", "GRPC", "H2PING", "OSService"] {
             if self.0.get(&folded(key)).is_some_and(|value| !is_nothing(value)) {
                 let message = format!("checks with {key} are not run");
-                return Err(Error::new(Kind::Invalid, "check", message).help("HTTP, TCP, TTL and AliasService are"));
+                let help = "HTTP, TCP, UDP, TTL, Args and AliasService are";
+                return Err(Error::new(Kind::Invalid, "check", message).help(help));
             }
         }
+        // And an older name for it.
+        let mut words = self.texts("Args")?;
+        words.extend(self.texts("ScriptArgs")?);
         let (ttl, interval, timeout) = (self.duration("TTL")?, self.duration("Interval")?, self.duration("Timeout")?);
-        let (http, tcp) = (self.text("HTTP")?, self.text("TCP")?);
+        let (http, tcp, udp) = (self.text("HTTP")?, self.text("TCP")?, self.text("UDP")?);
         let alias = (self.text("AliasNode")?, self.text("AliasService")?);
         let short = |period: units::Duration| period.millis() < 1;
         let kind = if let Some(ttl) = ttl.filter(|ttl| !short(*ttl)) {
@@ -275,16 +279,20 @@ impl Fields {
             })
         } else if !tcp.is_empty() {
             CheckKind::Tcp(tcp)
+        } else if !udp.is_empty() {
+            CheckKind::Udp(udp)
+        } else if !words.is_empty() {
+            CheckKind::Command(words)
         } else if alias != (String::new(), String::new()) {
             CheckKind::Alias { node: alias.0, instance: alias.1 }
         } else {
             return Ok(None);
         };
-        let needs_interval = matches!(kind, CheckKind::Http(_) | CheckKind::Tcp(_));
+        let needs_interval = !matches!(kind, CheckKind::Ttl(_) | CheckKind::Alias { .. });
         let interval = match interval.filter(|interval| !short(*interval)) {
             Some(interval) => interval,
             None if needs_interval => {
-                return Err(Error::invalid("check", "Interval must be > 0 for HTTP and TCP checks"));
+                return Err(Error::invalid("check", "Interval must be > 0 for Script, HTTP, TCP and UDP checks"));
             }
             None => units::Duration::from_secs(10),
         };
@@ -299,6 +307,17 @@ impl Fields {
             deregister_after: self.duration("DeregisterCriticalServiceAfter")?,
         }))
     }
+}
+
+/// Whether a registration has a check that is a command.
+pub fn has_command(body: &[u8]) -> bool {
+    let Ok(mut fields) = Fields::read(body) else { return false };
+    let says = |fields: &Fields| {
+        ["Args", "ScriptArgs"].iter().any(|key| fields.0.get(&folded(key)).is_some_and(|value| !is_nothing(value)))
+    };
+    let own = says(&fields);
+    let one = fields.object("Check").is_ok_and(|check| says(&check));
+    own || one || fields.objects("Checks").is_ok_and(|all| all.iter().any(says))
 }
 
 /// What a body is about, for the audit log; empty where it does not say.
@@ -380,7 +399,8 @@ mod tests {
         assert!(matches!(run.kind, CheckKind::Http(http) if http.header["X-A"] == ["1", "2"]));
         for (json, why) in [
             (r#"{"Name":"x","HTTP":"http://a"}"#, "Interval"),
-            (r#"{"Name":"x","Args":["true"],"Interval":"1s"}"#, "Args"),
+            (r#"{"Name":"x","Args":["true"]}"#, "Interval"),
+            (r#"{"Name":"x","Args":"true","Interval":"1s"}"#, "not a list"),
             (r#"{"Name":"x","GRPC":"127.0.0.1:1","Interval":"1s"}"#, "GRPC"),
             (r#"{"Name":"x","TTL":"soon"}"#, "duration"),
             (r#"{"Name":"x","Status":"fine"}"#, "fine"),

@@ -61,6 +61,8 @@ pub struct Consul {
     pub clock: Arc<dyn Clock>,
     /// Who changes anything.
     pub source: Arc<dyn Source>,
+    /// Whether checks may be commands on this host.
+    pub runs_commands: bool,
 }
 
 /// A host, as the catalogue names it.
@@ -227,6 +229,11 @@ impl Call {
 
     // Here, or by whoever leads.
     async fn serve(self, consul: &Arc<Consul>) -> Result<Reply> {
+        let registers = matches!(self.path.as_slice(), [agent, .., last] if agent == "agent" && last == "register");
+        if registers && !consul.runs_commands && input::has_command(&self.body.0) {
+            return Err(Error::invalid("check", "Scripts are disabled on this agent")
+                .help("start it with --enable-script-checks: whoever may register a check runs commands then"));
+        }
         let Some(own) = consul.source.own() else {
             if self.can_be_told_here() {
                 return self.answer(consul).await;

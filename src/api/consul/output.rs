@@ -139,6 +139,10 @@ fn definition(run: &CheckRun) -> Value {
         tls_skip_verify: bool,
         #[serde(rename = "TCP")]
         tcp: &'a str,
+        #[serde(rename = "UDP", skip_serializing_if = "str::is_empty")]
+        udp: &'a str,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        script_args: Option<&'a Vec<String>>,
         #[serde(rename = "TTL", skip_serializing_if = "String::is_empty")]
         ttl: String,
         alias_node: &'a str,
@@ -157,6 +161,8 @@ fn definition(run: &CheckRun) -> Value {
             (out.header, out.tls_skip_verify) = (Some(&http.header), http.tls_skip_verify);
         }
         CheckKind::Tcp(address) => out.tcp = address,
+        CheckKind::Udp(address) => out.udp = address,
+        CheckKind::Command(words) => out.script_args = Some(words),
         // Consul has no word for it.
         CheckKind::Script(_) => {}
         CheckKind::Alias { node, instance } => (out.alias_node, out.alias_service) = (node, instance),

@@ -1,6 +1,7 @@
 //! Runs the checks that clients have registered, each on a small task of its own.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::Registry;
+use super::{Registry, command};
 use crate::model::bundle::HostedKind;
 use crate::model::catalog::{CatalogCheck, CheckKind, CheckRun, CheckStatus, HttpCheck, MAX_OUTPUT, Origin};
 use crate::model::units::Bytes;
@@ -42,6 +43,8 @@ pub trait Judge: Send + Sync {
     fn is_here(&self, node: &str, kind: &CheckKind) -> bool;
     /// How a check is.
     fn found(&self, node: &str, id: &str, status: CheckStatus, output: &str);
+    /// Whether commands may be run here.
+    fn runs_commands(&self) -> bool;
     /// An instance has been critical for too long.
     fn overdue(&self, node: &str, instance: &str);
     /// Asks a registered check; nothing where it could not be asked.
@@ -154,13 +157,19 @@ impl Judge for Itself {
     fn is_here(&self, node: &str, kind: &CheckKind) -> bool {
         match kind {
             CheckKind::Ttl(_) | CheckKind::Alias { .. } | CheckKind::Script(_) => true,
-            CheckKind::Http(_) | CheckKind::Tcp(_) => node.eq_ignore_ascii_case(&self.0.host) || !self.0.is_host(node),
+            // Never for what is no host of the cluster: nobody there has allowed it.
+            CheckKind::Command(_) => node.eq_ignore_ascii_case(&self.0.host),
+            CheckKind::Http(_) | CheckKind::Tcp(_) | CheckKind::Udp(_) => node.eq_ignore_ascii_case(&self.0.host) || !self.0.is_host(node),
         }
     }
 
     fn found(&self, node: &str, id: &str, status: CheckStatus, output: &str) {
         // It may have been removed a moment ago; then its task ends with it.
         let _ = self.0.set_status(node, id, status, output);
+    }
+
+    fn runs_commands(&self) -> bool {
+        self.0.runs_commands.load(Ordering::Relaxed)
     }
 
     fn overdue(&self, node: &str, instance: &str) {
@@ -306,6 +315,14 @@ impl Runner {
                 Ok(()) => (CheckStatus::Passing, format!("TCP connect {address}: Success")),
                 Err(why) => (CheckStatus::Critical, why),
             },
+            CheckKind::Udp(address) => match network.datagram(address, self.run.timeout.std()).await {
+                Ok(()) => (CheckStatus::Passing, format!("UDP {address}: Success")),
+                Err(why) => (CheckStatus::Critical, why),
+            },
+            CheckKind::Command(_) if !self.judge.runs_commands() => {
+                (CheckStatus::Critical, "commands are not run on this host (--enable-script-checks)".to_owned())
+            }
+            CheckKind::Command(words) => command::run(words, self.run.timeout.std()).await,
             CheckKind::Ttl(_) | CheckKind::Alias { .. } => (CheckStatus::Critical, String::new()),
         })
     }

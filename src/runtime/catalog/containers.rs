@@ -13,15 +13,15 @@ use crate::network::catalog::{Draft, Key, key};
 pub type Kept = BTreeMap<(Key, String), Vec<String>>;
 
 impl Registry {
-    /// Brings the catalogue to what the registrator of a host says.
-    pub fn take_containers(self: &Arc<Self>, node: &str, changed: Changed) {
+    /// Brings the catalogue to what the registrator of a host says; false: that host is not known yet.
+    pub fn take_containers(self: &Arc<Self>, node: &str, changed: &Changed) -> bool {
         let host = key(node);
+        // Only this removes hosts' containers, and only the feeder hosts: one that is there stays for this moment.
+        if self.catalog.read(|state| state.node(node).is_none()) {
+            return false;
+        }
         let mut kept = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
         let runs = self.catalog.change(|draft| {
-            if draft.state().node(node).is_none() {
-                tracing::warn!(node, "containers of a host that is not known yet are left out");
-                return Vec::new();
-            }
             let mut gone = Vec::new();
             if changed.whole {
                 // Also what whoever led before has put there.
@@ -56,9 +56,11 @@ impl Registry {
         for check in runs {
             self.run(node, &check);
         }
+        true
     }
 
-    fn drop_container(&self, draft: &mut Draft, node: &str, id: &str) {
+    /// Takes one out, with its checks.
+    pub(super) fn drop_container(&self, draft: &mut Draft, node: &str, id: &str) {
         let found = draft.state().instance(node, id).map(|found| found.entry.instance.origin);
         if found != Some(Origin::Container) {
             return;

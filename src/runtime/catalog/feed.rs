@@ -9,6 +9,7 @@ use imbl::OrdMap;
 use tokio::sync::watch;
 
 use super::Registry;
+use super::records::is_neaps;
 use crate::model::catalog::{CatalogCheck, CatalogNode, CheckStatus, Instance, MAX_ENTRIES, Origin, SERF_HEALTH};
 use crate::model::id::{NodeId, TaskId, uuid_of};
 use crate::model::node::{Node, NodeState};
@@ -177,9 +178,14 @@ impl Feeder {
         for gone in known.difference(&now) {
             // What clients have registered there stays, as on a host that does not answer: it may come back.
             let is_used = draft.state().node(gone).is_some_and(|entry| {
-                entry.instances.values().any(|known| known.instance.origin != Origin::Task)
-                    || entry.checks.values().any(|known| known.check.origin != Origin::Task)
+                entry.instances.values().any(|known| !is_neaps(known.instance.origin))
+                    || entry.checks.values().any(|known| !is_neaps(known.check.origin))
             });
+            // Its containers have left with it; they come back with it.
+            let containers = draft.state().node(gone).into_iter().flat_map(|entry| entry.instances.values());
+            let containers = containers.filter(|known| known.instance.origin == Origin::Container);
+            let containers: Vec<String> = containers.map(|known| known.instance.id.clone()).collect();
+            containers.iter().for_each(|id| self.registry.drop_container(draft, gone, id));
             match is_used {
                 true => draft.put_check(gone, serf_health(NodeState::Down)),
                 false => draft.remove_node(gone),

@@ -24,6 +24,8 @@ pub trait Host: Send + Sync {
     fn leads(&self) -> bool;
     /// Tells whoever leads how a check of this host is.
     fn found(&self, id: &str, status: CheckStatus, output: &str);
+    /// Whether commands may be run here.
+    fn runs_commands(&self) -> bool;
     /// Tells that an instance of this host has been critical for too long.
     fn overdue(&self, instance: &str);
 }
@@ -66,7 +68,7 @@ pub fn spawn(host: Arc<dyn Host>, catalog: Arc<Catalog>, network: Arc<dyn Networ
 
 fn is_of_host(kind: &CheckKind) -> bool {
     match kind {
-        CheckKind::Http(_) | CheckKind::Tcp(_) => true,
+        CheckKind::Http(_) | CheckKind::Tcp(_) | CheckKind::Udp(_) | CheckKind::Command(_) => true,
         CheckKind::Ttl(_) | CheckKind::Alias { .. } | CheckKind::Script(_) => false,
     }
 }
@@ -98,6 +100,10 @@ impl Judge for HostChecks {
         if !is_known {
             self.host.found(id, status, output);
         }
+    }
+
+    fn runs_commands(&self) -> bool {
+        self.host.runs_commands()
     }
 
     fn overdue(&self, _: &str, instance: &str) {

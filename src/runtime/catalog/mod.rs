@@ -3,6 +3,7 @@
 //! with it.
 
 mod checks;
+mod command;
 mod containers;
 mod feed;
 pub mod host_checks;
@@ -13,7 +14,7 @@ mod records;
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::Notify;
@@ -57,6 +58,8 @@ pub struct Registry {
     // By node, instance and check.
     changed: Mutex<BTreeSet<(String, String, String)>>,
     has_changed: Notify,
+    /// Whether checks may be commands on this host.
+    pub runs_commands: AtomicBool,
     // What registrators have put there.
     containers: Mutex<containers::Kept>,
     // What no index comes near to before it is written down anew; 0: nobody is told one.

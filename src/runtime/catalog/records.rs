@@ -1,7 +1,7 @@
 //! Registrations as they are written down, and what is asked of them before.
 
 use std::collections::BTreeSet;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -294,6 +294,7 @@ impl Registry {
             hosts: Mutex::new(hosts),
             changed: Mutex::default(),
             has_changed: Notify::new(),
+            runs_commands: AtomicBool::new(false),
             containers: Mutex::default(),
             floor: AtomicU64::new(0),
         }))
