@@ -251,6 +251,23 @@ fn tcp_takes_tls_a_token_and_the_right_role() {
     assert_eq!(remote("ci", &["service", "ps", "bank"]).0, 8);
     assert_eq!(remote("ci", &["node", "update", "x", "--availability", "drain"]).0, 8);
     assert_eq!(remote("ci", &["token", "ls"]).0, 8);
+    // In the catalogue neither, though something of theirs has the same id elsewhere.
+    daemon.ok(&["catalog", "register", "web", "--id", "web-1", "--port", "1"]);
+    let decoy = ["catalog", "register", "shop-x", "--id", "web-1", "--node", "decoy", "--address", "127.0.0.9"];
+    assert_eq!(remote("ci", &decoy).0, 0);
+    let others: [&[&str]; 5] = [
+        &["catalog", "deregister", "web-1"],
+        &["catalog", "maintenance", "web-1"],
+        &["catalog", "register", "shop-x", "--id", "web-1"],
+        &["catalog", "register", "bank"],
+        &["catalog", "instances", "web"],
+    ];
+    for args in others {
+        let (code, said) = remote("ci", args);
+        assert_eq!(code, 8, "{args:?}: {said}");
+    }
+    assert!(!remote("ci", &["catalog", "services"]).1.contains("web"));
+    assert_eq!(remote("ci", &["catalog", "deregister", "web-1", "--node", "decoy"]).0, 0);
     // Nor by a body in which no name is found, though it might be read as one.
     let post = |path: &str, body: &str| {
         let url = format!("https://127.0.0.1:{port}{path}");

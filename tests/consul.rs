@@ -92,6 +92,9 @@ fn keys_are_what_clients_expect() {
     catalog.code("PUT", "/v1/kv/a?cas=0&acquire=x", "x", 400, "Conflicting flags");
     catalog.code("PUT", "/v1/kv/a?cas=x", "x", 400, "not a whole number");
     catalog.code("PUT", "/v1/kv/a?acquire=none", "x", 500, "invalid session");
+    // Whoever has lost its session, or what it had read, does not write over who holds it.
+    catalog.code("PUT", "/v1/kv/a?acquire=", "x", 400, "missing session");
+    catalog.code("PUT", "/v1/kv/a?cas=", "x", 400, "not a whole number");
     catalog.code("PUT", &format!("/v1/kv/{}", "x".repeat(501)), "x", 400, "501 bytes");
     catalog.code("POST", "/v1/kv/a", "x", 405, "");
     catalog.code("PUT", "/v1/session/create", r#"{"TTL":"1s"}"#, 400, "Invalid Session TTL");
@@ -223,4 +226,22 @@ fn a_lock_goes_on_when_its_holder_is_killed() {
     assert!(took > Duration::from_secs(7) && took < Duration::from_secs(25), "{took:?}");
     second.kill().unwrap();
     second.wait().unwrap();
+}
+
+#[test]
+fn commands_are_run_where_that_is_allowed_alone() {
+    let args = r#"{"Name":"disk","ID":"disk","Check":{"Args":["sh","-c","echo 91%; exit 1"],"Interval":"1s"}}"#;
+    let catalog = Catalog::start();
+    catalog.code("PUT", "/v1/agent/service/register", args, 400, "Scripts are disabled");
+    catalog.code("PUT", "/v1/agent/check/register", r#"{"Name":"x","Args":["true"],"Interval":"1s"}"#, 400, "Scripts");
+    let catalog = Catalog::with(&[("NEAP_ENABLE_SCRIPT_CHECKS", "true".into())]);
+    assert_eq!(catalog.ask("PUT", "/v1/agent/service/register", args).status, 200);
+    let closed = r#"{"Name":"ntp","UDP":"127.0.0.1:9","Interval":"1s","Status":"passing"}"#;
+    assert_eq!(catalog.ask("PUT", "/v1/agent/check/register", closed).status, 200);
+    let check = |id: &str| catalog.get("/v1/agent/checks")[id].clone();
+    eventually("the command has said", 20, || {
+        let check = check("service:disk");
+        (check["Status"] == "warning" && check["Output"] == "91%" && check["Type"] == "script").then_some(())
+    });
+    eventually("nobody listens", 20, || (check("ntp")["Status"] == "critical").then_some(()));
 }

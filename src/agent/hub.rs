@@ -24,6 +24,9 @@ use crate::model::stats::Stats;
 use crate::model::{Error, Kind, Result};
 use crate::network::catalog::{Catalog, Subscription};
 
+/// How many frames may wait before a piece of the catalogue, and how long it waits for its turn.
+const BEFORE: usize = 2;
+const TURN: Duration = Duration::from_millis(2);
 /// How often it is looked whether a host is known by now.
 const UNKNOWN: Duration = Duration::from_millis(200);
 /// What the clients of one agent may ask at once; each that waits for a change of a key is one.
@@ -62,6 +65,8 @@ pub struct Served {
     pub catalog: Arc<Catalog>,
     /// Answers what agents' clients ask.
     pub calls: Arc<dyn Calls>,
+    /// When agents are told first: one that has been started anew does not know all yet, and they do.
+    pub from: tokio::time::Instant,
 }
 
 /// Answers what agents' clients ask.
@@ -114,6 +119,11 @@ impl Hub {
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether a node is that of this daemon itself.
+    pub fn is_own(&self, node: &NodeId) -> bool {
+        *node == self.own
     }
 
     /// What is done on this daemon's own host.
@@ -328,9 +338,14 @@ async fn take_containers(
 // The catalogue, from the moment that there is one.
 async fn tell_catalog(mut served: watch::Receiver<Option<Served>>, frames: mpsc::Sender<Frame>) {
     let Ok(Some(served)) = served.wait_for(Option::is_some).await.map(|served| served.clone()) else { return };
+    tokio::time::sleep_until(served.from).await;
     let mut subscription = Subscription::new(served.catalog);
     while let Some(portion) = subscription.next().await {
         for piece in portion.pieces() {
+            // Behind all else that is to be said: a host is asked in between, and changes are put together meanwhile.
+            while frames.max_capacity() - frames.capacity() > BEFORE {
+                tokio::time::sleep(TURN).await;
+            }
             if frames.send(Frame::Catalog(piece)).await.is_err() {
                 return;
             }

@@ -35,7 +35,19 @@ pub fn writer<W: AsyncWrite + Unpin + Send + 'static>(mut to: W) -> mpsc::Sender
                 Ok(None) => return,
                 Err(_) => Frame::Beat,
             };
-            let Ok(bytes) = serde_json::to_vec(&frame) else { continue };
+            let Ok(mut bytes) = serde_json::to_vec(&frame) else { continue };
+            if bytes.len() > LONGEST {
+                tracing::error!(bytes = bytes.len(), "a message is too large, and is not sent");
+                // Whoever waits for it is told.
+                let (Frame::Reply { id, .. } | Frame::Answer { id, .. }) = frame else { continue };
+                let error = Error::new(Kind::Exhausted, "answer", format!("is larger than {LONGEST} bytes"));
+                let told = match frame {
+                    Frame::Reply { .. } => Frame::Reply { id, result: Err(error) },
+                    _ => Frame::Answer { id, result: Err(error) },
+                };
+                let Ok(instead) = serde_json::to_vec(&told) else { continue };
+                bytes = instead;
+            }
             let Ok(length) = u32::try_from(bytes.len()) else { continue };
             let bytes = [&length.to_be_bytes()[..], &bytes].concat();
             for part in bytes.chunks(PART) {

@@ -258,6 +258,7 @@ async fn serve(
                 Some(Ok(Frame::Catalog(portion))) => {
                     if let Some(whole) = gathered.gather(portion) {
                         worker.catalog.take(whole);
+                        worker.follows();
                     }
                     continue;
                 }

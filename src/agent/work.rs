@@ -1,7 +1,7 @@
 //! What is done on a host for the cluster: its balancer kept, its containers watched, commands run, images removed.
 
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -20,6 +20,8 @@ use crate::network::table::{Status, Table};
 
 /// How long the balancer has for one order, those before it included.
 const ORDER: Duration = Duration::from_secs(10);
+/// Who has followed within that time knows what whoever led did: a lead changes hands within seconds.
+const LATELY: Duration = Duration::from_secs(60);
 /// The wait before a balancer that could not be started is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -32,6 +34,7 @@ pub struct Worker {
     pub restarted: Arc<Notify>,
     /// Who serves what where, as whoever leads tells it.
     pub catalog: Arc<Catalog>,
+    followed: Mutex<Option<Instant>>,
     // Which containers are registered.
     registrator: Wanted,
     /// The way to whoever leads.
@@ -44,7 +47,7 @@ struct Watched {
     address: std::net::IpAddr,
     host: Arc<SwarmHost>,
     follower: JoinHandle<()>,
-    containers: Option<watch::Receiver<Option<Containers>>>,
+    containers: watch::Receiver<Option<Containers>>,
 }
 
 /// What one listener has been told of a host's containers.
@@ -89,7 +92,8 @@ impl Worker {
         let restarted = Arc::<Notify>::default();
         let keeper = tokio::spawn(keep(balancer, inbox, restarted.clone()));
         let (watched, up) = (Mutex::default(), Up::default());
-        Worker { docker, watched, balancer: orders, restarted, catalog, registrator, up, keeper }
+        let followed = Mutex::default();
+        Worker { docker, watched, balancer: orders, restarted, catalog, followed, registrator, up, keeper }
     }
 
     /// Watches the containers of that cluster from now on; everything as it is, and what happens next.
@@ -107,15 +111,30 @@ impl Worker {
         let follower = tokio::spawn(host.clone().follow());
         let (cluster, address) = (welcome.cluster.clone(), welcome.address);
         let rules = self.registrator.on(&self.docker.name, Some(address), &cluster);
-        let containers = rules.map(|rules| Registrator::spawn(self.docker.clone(), rules));
+        let containers = match rules {
+            Some(rules) => Registrator::spawn(self.docker.clone(), rules),
+            // None is a word as well: what was registered before goes.
+            None => watch::channel(Some(Containers::default())).1,
+        };
         *watched = Some(Watched { cluster, address, host, follower, containers });
         seen
+    }
+
+    /// The catalogue was told a moment ago.
+    pub fn follows(&self) {
+        *self.followed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// Whether it was, so that it is as whoever led last had it.
+    pub fn followed_lately(&self) -> bool {
+        let followed = *self.followed.lock().unwrap_or_else(PoisonError::into_inner);
+        followed.is_some_and(|at| at.elapsed() < LATELY)
     }
 
     /// What the registrator has found, once the cluster is known; what is known by then is news.
     pub fn containers(&self) -> Found {
         let watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);
-        match watched.as_ref().and_then(|watched| watched.containers.clone()) {
+        match watched.as_ref().map(|watched| watched.containers.clone()) {
             Some(containers) => Found::new(containers),
             None => Found { containers: None, told: None },
         }

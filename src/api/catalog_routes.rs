@@ -6,9 +6,9 @@ use super::routes::{route, schema};
 use super::{About, Answer, Call, Route, json, lines};
 use crate::client::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
 use crate::model::right::Role;
-use crate::model::{Error, Result, strict};
+use crate::model::{Error, Kind, Result, strict};
 
-const NODE: (&str, &str) = ("node", "the node that it is on; the daemon's host where none is named");
+const NODE: (&str, &str) = ("node", "the node that it is on; the host that is asked where none is named");
 
 /// All of them.
 pub fn all() -> Vec<Route> {
@@ -110,57 +110,65 @@ async fn watch(call: Call) -> Result<Answer> {
     lines(call.api.cluster.watch_instances(call.name(), ask(&call)?).await?.boxed())
 }
 
+// A node where none is named: the host that was asked, whoever leads.
+fn here(call: &Call) -> Result<String> {
+    let unknown = || Error::new(Kind::Unavailable, "this host", "is not known in the catalogue yet").retry(true);
+    (call.api.host)().filter(|host| !host.is_empty()).ok_or_else(unknown)
+}
+
 async fn register(call: Call) -> Result<Answer> {
-    let register: Register = strict::read("instance", &call.body)?;
+    let mut register: Register = strict::read("instance", &call.body)?;
+    let node = register.node.clone().map_or_else(|| here(&call), Ok)?;
+    let id = register.id.clone().unwrap_or_else(|| register.service.clone());
+    register.node = Some(node.clone());
     // What is there under that id may be of another service.
-    if let Some(id) = register.id.as_deref() {
-        own(&call, register.node.as_deref(), |found| found.id == id, None).await?;
-    }
+    own(&call, &node, |found| found.id == id, None).await?;
     json(&call.api.cluster.register(register).await?)
 }
 
-fn place(call: &Call) -> (Option<&str>, &str) {
-    (call.query.get("node").map(String::as_str), call.path.get("id").map_or("", String::as_str))
+fn place(call: &Call) -> Result<(String, &str)> {
+    let node = call.query.get("node").cloned().map_or_else(|| here(call), Ok)?;
+    Ok((node, call.path.get("id").map_or("", String::as_str)))
 }
 
 // Whoever is confined to some names touches nothing of another. `missing`: what is said where there is nothing.
-async fn own(
-    call: &Call,
-    node: Option<&str>,
-    is_it: impl Fn(&FoundInstance) -> bool,
-    missing: Option<&str>,
-) -> Result<()> {
+async fn own(call: &Call, node: &str, is_it: impl Fn(&FoundInstance) -> bool, missing: Option<&str>) -> Result<()> {
     if call.principal.prefix.is_empty() {
         return Ok(());
     }
-    let ask = InstancesAsk { node: node.map(str::to_owned), ..InstancesAsk::default() };
+    // Of all of them, as the catalogue compares names.
+    let mut found = Vec::new();
     for service in call.api.cluster.catalog_services().await? {
-        let found = call.api.cluster.instances(&service.name, ask.clone()).await?;
-        if found.iter().any(&is_it) {
-            call.principal.require(Role::Deployer, Some(&service.name))?;
-            return Ok(());
-        }
+        let instances = call.api.cluster.instances(&service.name, InstancesAsk::default()).await?;
+        let here = instances.into_iter().filter(|found| found.node.to_lowercase() == node.to_lowercase());
+        found.extend(here.filter(&is_it));
     }
-    missing.map_or(Ok(()), |what| Err(Error::not_found(what.to_owned())))
+    for instance in &found {
+        call.principal.require(Role::Deployer, Some(&instance.service))?;
+    }
+    match (found.is_empty(), missing) {
+        (true, Some(what)) => Err(Error::not_found(what.to_owned())),
+        _ => Ok(()),
+    }
 }
 
 async fn deregister(call: Call) -> Result<Answer> {
-    let (node, id) = place(&call);
-    own(&call, node, |found| found.id == id, Some(&format!("service id \"{id:.70}\""))).await?;
-    json(&call.api.cluster.deregister(node, id).await?)
+    let (node, id) = place(&call)?;
+    own(&call, &node, |found| found.id == id, Some(&format!("service id \"{id:.70}\""))).await?;
+    json(&call.api.cluster.deregister(Some(&node), id).await?)
 }
 
 async fn maintain(call: Call) -> Result<Answer> {
     let maintenance: Maintenance = strict::read("maintenance", &call.body)?;
-    let (node, id) = place(&call);
-    own(&call, node, |found| found.id == id, Some(&format!("service id \"{id:.70}\""))).await?;
-    json(&call.api.cluster.maintain(node, id, maintenance).await?)
+    let (node, id) = place(&call)?;
+    own(&call, &node, |found| found.id == id, Some(&format!("service id \"{id:.70}\""))).await?;
+    json(&call.api.cluster.maintain(Some(&node), id, maintenance).await?)
 }
 
 async fn report(call: Call) -> Result<Answer> {
     let report: Report = strict::read("report", &call.body)?;
-    let (node, id) = place(&call);
+    let (node, id) = place(&call)?;
     let is_it = |found: &FoundInstance| found.checks.iter().any(|check| check.id == id && !check.of_node);
-    own(&call, node, is_it, Some(&format!("check \"{id:.70}\""))).await?;
-    json(&call.api.cluster.report(node, id, report).await?)
+    own(&call, &node, is_it, Some(&format!("check \"{id:.70}\""))).await?;
+    json(&call.api.cluster.report(Some(&node), id, report).await?)
 }

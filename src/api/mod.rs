@@ -59,6 +59,8 @@ pub struct Api {
     pub clock: Arc<dyn crate::model::clock::Clock>,
     /// What the daemons of this cluster show each other, where there can be several.
     pub daemons: Option<String>,
+    /// The host that this daemon is on, as the catalogue names it.
+    pub host: Arc<dyn Fn() -> Option<String> + Send + Sync>,
     /// What is remembered, where a daemon may be without one that leads.
     pub memory: Option<Arc<dyn Remembers>>,
 }
@@ -208,7 +210,7 @@ async fn dispatch(
 
 async fn serve(
     api: Arc<Api>,
-    route: &Route,
+    route: &Arc<Route>,
     path: std::collections::HashMap<String, String>,
     request: Request,
 ) -> Result<Answer> {
@@ -254,7 +256,16 @@ async fn serve(
     let allowed = principal.require(route.need, about.as_deref());
     let result = match allowed {
         Ok(()) => {
-            answer(route, Call { api: api.clone(), principal: principal.clone(), path, query, body, max_age }).await
+            let call = Call { api: api.clone(), principal: principal.clone(), path, query, body, max_age };
+            match route.change {
+                None => answer(route, call).await,
+                // Whoever breaks off has not undone it: what is written down becomes known as well.
+                Some(_) => {
+                    let route = route.clone();
+                    let done = tokio::spawn(async move { answer(&route, call).await }).await;
+                    done.unwrap_or_else(|error| Err(Error::internal("request", "broke off").cause(error)))
+                }
+            }
         }
         Err(error) => Err(error),
     };

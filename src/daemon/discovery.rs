@@ -15,6 +15,7 @@ use crate::agent::hub::{Calls, Hub, Served};
 use crate::agent::work::{Found, Worker};
 use crate::api::consul::{self, Consul, Events, Here, Own, Source};
 use crate::engines::docker::Address;
+use crate::engines::hosts::Hosts;
 use crate::engines::registrator::{Changed, Registrator, Wanted};
 use crate::model::catalog::CheckStatus;
 use crate::model::clock::{Clock, SystemClock};
@@ -49,6 +50,8 @@ pub struct DiscoveryOptions {
     pub runs_commands: bool,
 }
 
+/// How long hosts have to report after a daemon was started anew and leads, before others are told what it knows.
+const HOLD: std::time::Duration = std::time::Duration::from_secs(3);
 /// How often it is looked whether a host is known by now.
 const UNKNOWN: std::time::Duration = std::time::Duration::from_millis(200);
 /// Consul's port for HTTP.
@@ -154,16 +157,32 @@ pub async fn serve(options: &DiscoveryOptions, catalog: &Arc<Catalog>, here: Her
 
 /// Registers the containers of these Docker Engines, whoever has started them.
 pub fn register_containers(options: &DiscoveryOptions, runtime: &Arc<Runtime>, hosts: Vec<Address>, cluster: &str) {
+    let registry = runtime.registry().clone();
     let is_one = hosts.len() == 1;
+    let named: Vec<String> = hosts.iter().map(|address| uuid_of(&address.name)).collect();
+    // What is found on hosts that nobody looks at any more goes.
+    let off = options.registrator.at.is_none();
+    let is_looked_at = |registry: &Registry, name: &str| {
+        let id = registry.catalog.read(|state| state.node(name).map(|entry| entry.node.id.clone()));
+        !off && (is_one && name == registry.host || id.is_some_and(|id| named.contains(&id)))
+    };
+    registry.drop_containers(|name| is_looked_at(&registry, name));
     for address in hosts {
         let Some(rules) = options.registrator.on(&address.name, address.ip(), cluster) else { return };
-        let registry = runtime.registry().clone();
-        let name = if is_one { registry.host.clone() } else { address.name.clone() };
+        let (registry, id) = (registry.clone(), uuid_of(&address.name));
         let mut found = Found::new(Registrator::spawn(address, rules));
         tokio::spawn(async move {
             loop {
                 let changed = found.next().await;
-                while !registry.take_containers(&name, &changed) {
+                loop {
+                    // Docker tells its host's name once it answers.
+                    let name = match is_one {
+                        true => Some(registry.host.clone()),
+                        false => registry.catalog.read(|state| Some(state.node_by_id(&id)?.node.name.clone())),
+                    };
+                    if name.is_some_and(|name| registry.take_containers(&name, &changed)) {
+                        break;
+                    }
                     tokio::time::sleep(UNKNOWN).await;
                 }
             }
@@ -171,10 +190,13 @@ pub fn register_containers(options: &DiscoveryOptions, runtime: &Arc<Runtime>, h
     }
 }
 
+/// Whether this process leads, and could prove it a moment ago.
+pub type Leads = Arc<dyn Fn() -> bool + Send + Sync>;
+
 /// A host of a Swarm, which follows whoever leads, or leads itself from some moment on.
 pub struct Following {
     worker: Arc<Worker>,
-    own: OnceLock<Arc<Own>>,
+    own: OnceLock<(Arc<Own>, Leads)>,
     // Of its node, in the catalogue.
     id: String,
     runs_commands: bool,
@@ -206,23 +228,27 @@ impl Following {
         options: &DiscoveryOptions,
         runtime: &Arc<Runtime>,
         audit: &Arc<AuditFile>,
-        hub: &Hub,
+        hub: &Arc<Hub>,
+        leads: Leads,
     ) -> Result<()> {
         // Whatever this host serves, others do.
         hold_indexes(runtime).await?;
         let (own, registry) = (own_of(options, runtime, audit), runtime.registry().clone());
-        let _ = self.own.set(own.clone());
+        let _ = self.own.set((own.clone(), leads.clone()));
         let catalog = runtime.registry().catalog.clone();
         let consul = Consul {
             catalog: catalog.clone(),
             here: Here::Name(runtime.registry().host.clone()),
             datacenter: options.datacenter.clone(),
             clock: Arc::new(SystemClock::start()),
-            source: Arc::new(own),
+            source: Arc::new(Led { own, leads }),
             // Whoever has forwarded it has looked.
             runs_commands: true,
         };
-        hub.serve_calls(Served { catalog, calls: Arc::new(Answers { consul: Arc::new(consul), registry }) });
+        tokio::spawn(cover(hub.clone(), registry.clone()));
+        let hold = if hub.worker().followed_lately() { std::time::Duration::ZERO } else { HOLD };
+        let from = tokio::time::Instant::now() + hold;
+        hub.serve_calls(Served { from, catalog, calls: Arc::new(Answers { consul: Arc::new(consul), registry }) });
         Ok(())
     }
 }
@@ -230,7 +256,8 @@ impl Following {
 #[async_trait]
 impl Source for Arc<Following> {
     fn own(&self) -> Option<Arc<Own>> {
-        self.own.get().cloned()
+        // One that was cut off from the others may not lead any more, and not know: it renews nothing, and tells of no lock.
+        self.own.get().filter(|(_, leads)| leads()).map(|(own, _)| own.clone())
     }
 
     async fn forward(&self, call: Value) -> Result<Value> {
@@ -267,6 +294,43 @@ impl host_checks::Host for Following {
 
     fn overdue(&self, instance: &str) {
         self.say(json!({ "consul": consul::deregister(instance) }));
+    }
+}
+
+// Which hosts' own checks are run by their agents.
+async fn cover(hub: Arc<Hub>, registry: Arc<Registry>) {
+    let mut agents = hub.agents();
+    loop {
+        let ids: Vec<String> = {
+            let agents = agents.borrow_and_update();
+            let others = agents.iter().filter(|(node, agent)| agent.connected && !hub.is_own(node));
+            others.map(|(node, _)| uuid_of(node)).collect()
+        };
+        let names = registry.catalog.read(|state| {
+            let names = ids.iter().filter_map(|id| state.node_by_id(id));
+            names.map(|entry| entry.node.name.clone()).collect::<Vec<_>>()
+        });
+        registry.set_covered(names);
+        if agents.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+// The one that leads, for as long as it does.
+struct Led {
+    own: Arc<Own>,
+    leads: Leads,
+}
+
+#[async_trait]
+impl Source for Led {
+    fn own(&self) -> Option<Arc<Own>> {
+        (self.leads)().then(|| self.own.clone())
+    }
+
+    async fn forward(&self, _: Value) -> Result<Value> {
+        Err(Error::new(Kind::Unavailable, "cluster", "No cluster leader").retry(true))
     }
 }
 

@@ -263,8 +263,10 @@ pub async fn up(options: Options) -> Result<()> {
     discovery::register_containers(&options.discovery, &runtime, containers, &identity);
     let here = Here::Name(runtime.registry().host.clone());
     discovery::serve(&options.discovery, &runtime.registry().catalog, here, Arc::new(own)).await;
-    let router =
-        api::router(Arc::new(Api { cluster: runtime.clone(), store, audit, clock, daemons: None, memory: None }));
+    let own = runtime.registry().host.clone();
+    let host: Arc<dyn Fn() -> Option<String> + Send + Sync> = Arc::new(move || Some(own.clone()));
+    let cluster = runtime.clone();
+    let router = api::router(Arc::new(Api { cluster, store, audit, clock, daemons: None, host, memory: None }));
     tokio::spawn(api::server::serve_unix(socket, router.clone()));
     if let Some(address) = options.listen {
         let (face, fingerprint) = tls::own_face(&options.data, options.tls.as_ref())?;

@@ -119,12 +119,24 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let memory = Memory::open(&options.data, &options.cluster, clock.clone());
     let audit = Arc::new(audit::AuditFile::open(&options.data, clock.clone())?);
+    let catalog = discovery::follower(&*clock, &options.data);
+    let (known, id) = (catalog.clone(), uuid_of(&node));
+    let host: Arc<dyn Fn() -> Option<String> + Send + Sync> =
+        Arc::new(move || known.read(|state| Some(state.node_by_id(&id)?.node.name.clone())));
     // Everything that is asked here goes to whoever leads; while nobody does, memory has to do.
     let forwarding = |leader, known: watch::Receiver<Option<Leader>>, store| {
         let (audit, clock, memory) = (audit.clone(), clock.clone(), memory.clone());
         let cluster = Arc::new(RemoteCluster::following(leader));
         let memory: Option<Arc<dyn api::Remembers>> = Some(memory);
-        door::elsewhere(known).merge(api::router(Arc::new(Api { cluster, store, audit, clock, daemons: None, memory })))
+        door::elsewhere(known).merge(api::router(Arc::new(Api {
+            cluster,
+            store,
+            audit,
+            clock,
+            daemons: None,
+            host: host.clone(),
+            memory,
+        })))
     };
     let switch = Switch::new(forwarding(watch::channel(None).1, watch::channel(None).1, memory.past()));
     let (face, fingerprint) = tls::own_face(&options.data, options.tls.as_ref())?;
@@ -143,7 +155,6 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     memory.follow(&store, &docker);
     switch.follow(forwarding(endpoints(&options, &docker, &store), store.leader(), store.clone()));
     // What is done on this host is done here whoever leads.
-    let catalog = discovery::follower(&*clock, &options.data);
     let balancer = super::balancer(&options.data, false);
     let worker =
         Arc::new(Worker::new(address.clone(), balancer, catalog.clone(), options.discovery.registrator.clone()));
@@ -213,19 +224,17 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         let (door, fleet) = hosts::lead(lead, Vault::open(&options.data)?, &clock).await?;
         let fence = store.clone();
         let engine = Arc::new(Fenced::new(engine, move || fence.leads()));
-        let parted = Parted {
-            store: store.clone(),
-            engine,
-            vault,
-            members: Some(door.clone()),
-            catalog: Before::Followed(catalog.clone()),
-        };
+        // What it has only from before its own restart says less than the store.
+        let before = Before::Followed(catalog.clone(), door.hub.worker().followed_lately());
+        let parted = Parted { store: store.clone(), engine, vault, members: Some(door.clone()), catalog: before };
         let runtime = Runtime::start(super::parts(&options.cluster, parted)?, Box::new(fleet)).await?;
         super::follow_scripts(&options, &runtime).await?;
-        following.lead(&options.discovery, &runtime, &audit, &door.hub).await?;
+        let fence = store.clone();
+        let leads: discovery::Leads = Arc::new(move || fence.leads());
+        following.lead(&options.discovery, &runtime, &audit, &door.hub, leads).await?;
         let (cluster, clock) = (runtime.clone(), clock.clone());
-        let api =
-            Api { cluster, store: store.clone(), audit: audit.clone(), clock, daemons, memory: Some(memory.clone()) };
+        let (memory, host): (Option<Arc<dyn api::Remembers>>, _) = (Some(memory.clone()), host.clone());
+        let api = Api { cluster, store: store.clone(), audit: audit.clone(), clock, daemons, host, memory };
         switch.set(door.router().merge(api::router(Arc::new(api))));
         println!("neap {} is up: cluster {}, engine swarm, leads", env!("CARGO_PKG_VERSION"), options.cluster);
         // Alive for as long as this daemon leads.

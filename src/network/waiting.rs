@@ -44,6 +44,15 @@ impl<T: Hash + Eq + Clone> Waiters<T> {
         }
     }
 
+    /// Wakes those who wait for what `concerns` says yes to.
+    pub fn wake_if(&self, concerns: impl Fn(&T) -> bool) {
+        for (topic, waiting) in self.all().iter() {
+            if concerns(topic) {
+                waiting.notify.notify_waiters();
+            }
+        }
+    }
+
     /// Waits until `changed`, which is asked again each time that the topic wakes; false: the time was over before.
     pub async fn wait(&self, topic: &T, until: Instant, changed: impl Fn() -> bool) -> bool {
         let place = Place::take(self, topic);

@@ -52,7 +52,10 @@ pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&st
                 return Err(Error::invalid("check", "Missing check name"));
             }
             if check.run.is_none() {
-                return Err(Error::invalid("check", "Check must have a type: Args, HTTP, TCP, UDP, TTL or AliasService"));
+                return Err(Error::invalid(
+                    "check",
+                    "Check must have a type: Args, HTTP, TCP, UDP, TTL or AliasService",
+                ));
             }
             check.origin = Origin::Agent;
             consul.own()?.registry.register_check(&consul.host(), check).await.map(|()| Reply::Done)

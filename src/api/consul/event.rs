@@ -1,6 +1,7 @@
 //! `/v1/event`: events that users fire, kept in memory.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use base64::Engine;
@@ -23,6 +24,8 @@ const MAX_NAME: usize = 256;
 #[derive(Debug, Default)]
 pub struct Events {
     fired: Mutex<VecDeque<Fired>>,
+    // The newest of those that are not kept any more.
+    gone: AtomicU64,
     // By name; an empty one for all.
     waiters: Waiters<String>,
 }
@@ -41,7 +44,10 @@ impl Events {
 
     fn index_of(&self, name: &str) -> u64 {
         let all = self.all();
-        all.iter().rev().find(|fired| name.is_empty() || fired.name == name).map_or(1, |fired| fired.number)
+        all.iter()
+            .rev()
+            .find(|fired| name.is_empty() || fired.name == name)
+            .map_or_else(|| self.gone.load(Ordering::Relaxed).max(1), |fired| fired.number)
     }
 }
 
@@ -91,7 +97,8 @@ fn fire(consul: &Consul, call: &Call, name: &str) -> Result<Value> {
     });
     all.push_back(Fired { number, name: name.to_owned(), shown: shown.clone() });
     if all.len() > KEPT {
-        all.pop_front();
+        let gone = all.pop_front().map_or(0, |fired| fired.number);
+        own.events.gone.fetch_max(gone, Ordering::Relaxed);
     }
     drop(all);
     own.events.waiters.wake([&String::new(), &name.to_owned()]);

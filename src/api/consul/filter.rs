@@ -14,7 +14,9 @@ const LONGEST: usize = 4096;
 /// How deep parentheses and negations may stand in each other.
 const DEEPEST: usize = 64;
 /// Largest compiled pattern, in bytes.
-const MAX_PATTERN: usize = 1 << 20;
+const MAX_PATTERN: usize = 1 << 18;
+/// Patterns in one expression at most.
+const MOST_PATTERNS: usize = 8;
 /// Tables whose keys are whatever their owners say: a key that is not there is not wrong.
 const OPEN: [&str; 6] = ["Meta", "NodeMeta", "ServiceMeta", "TaggedAddresses", "ServiceTaggedAddresses", "Header"];
 
@@ -63,7 +65,7 @@ impl Filter {
             return Err(wrong(format!("is {} bytes long; {LONGEST} are allowed", text.len())));
         }
         let tokens = split(text)?;
-        let mut parser = Parser { tokens: &tokens, at: 0, depth: 0 };
+        let mut parser = Parser { tokens: &tokens, at: 0, depth: 0, patterns: 0 };
         let filter = parser.or()?;
         match parser.peek() {
             None => Ok(filter),
@@ -212,6 +214,7 @@ struct Parser<'a> {
     tokens: &'a [Token],
     at: usize,
     depth: usize,
+    patterns: usize,
 }
 
 impl Parser<'_> {
@@ -321,6 +324,10 @@ impl Parser<'_> {
             "==" => Test::Equal(value),
             "contains" => Test::Holds(value),
             _ => {
+                self.patterns += 1;
+                if self.patterns > MOST_PATTERNS {
+                    return Err(wrong(format!("has more than {MOST_PATTERNS} patterns")));
+                }
                 let pattern = regex::RegexBuilder::new(&value).size_limit(MAX_PATTERN).build();
                 Test::Matches(pattern.map_err(|error| wrong(format!("{value:.60?} is no pattern")).cause(error))?)
             }

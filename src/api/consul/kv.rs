@@ -98,7 +98,7 @@ async fn write(consul: &Consul, call: &Call, key: String) -> Result<Reply> {
         return Err(Error::new(Kind::Exhausted, "request", message));
     }
     let number = |name: &str| -> Result<Option<u64>> {
-        let text = call.value(name).filter(|text| !text.is_empty());
+        let text = call.value(name).filter(|text| !text.is_empty() || name == "cas");
         let wrong = |text: &str| Error::invalid("query", format!("{name}: {text:.40?} is not a whole number"));
         text.map(|text| text.parse().map_err(|_| wrong(text))).transpose()
     };
@@ -108,7 +108,11 @@ async fn write(consul: &Consul, call: &Call, key: String) -> Result<Reply> {
         (op.verb, op.index) = (Verb::Cas, index);
     }
     for (name, verb) in [("acquire", Verb::Lock), ("release", Verb::Unlock)] {
-        if let Some(session) = call.value(name).filter(|session| !session.is_empty()) {
+        if let Some(session) = call.value(name) {
+            // Whoever has lost its session would write over who holds the lock.
+            if session.is_empty() {
+                return Err(Error::invalid("query", format!("{name}: missing session")));
+            }
             (op.verb, op.session) = (verb, session.to_owned());
         }
     }

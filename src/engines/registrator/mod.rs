@@ -25,8 +25,12 @@ const AGAIN: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_secs(2);
 /// How often all is looked through, whatever events say.
 const RESYNC: Duration = Duration::from_secs(60);
-/// How long a container has to end that was told to, beyond its own grace; then it is there again.
-const SURVIVED: Duration = Duration::from_secs(5);
+/// How long a container has to end that was told to; then it is there again. Whoever stops it may give it minutes.
+const SURVIVED: Duration = Duration::from_secs(600);
+/// How soon what did not answer, or was sent a signal that may be one to end by, is looked at again.
+const SOON: Duration = Duration::from_secs(1);
+/// How often that is done before the rest is told without it.
+const PATIENCE: usize = 15;
 /// Containers that are looked at together.
 const TOGETHER: usize = 8;
 
@@ -146,14 +150,26 @@ pub struct Registrator {
     told: watch::Sender<Option<Containers>>,
     // Those that were told to end, and when they are looked at again.
     ending: HashMap<String, Instant>,
+    // Others that are looked at again, and when.
+    again: HashMap<String, Instant>,
 }
 
 impl Registrator {
     /// Begins; what is registered, once it is known, and as it changes. Ends when nobody listens any more.
     pub fn spawn(address: Address, rules: Rules) -> watch::Receiver<Option<Containers>> {
         let (told, containers) = watch::channel(None);
-        let registrator = Registrator { address, rules, told, ending: HashMap::new() };
-        tokio::spawn(registrator.follow());
+        tokio::spawn(async move {
+            loop {
+                let (ending, again) = (HashMap::new(), HashMap::new());
+                let (address, rules, told) = (address.clone(), rules.clone(), told.clone());
+                let registrator = Registrator { address, rules, told, ending, again };
+                match tokio::spawn(registrator.follow()).await {
+                    Ok(()) => return,
+                    Err(error) => tracing::error!(%error, "the registrator broke off; it begins anew"),
+                }
+                tokio::time::sleep(SOON).await;
+            }
+        });
         containers
     }
 
@@ -191,7 +207,7 @@ impl Registrator {
         let mut events = Box::pin(docker.events(Some(options)));
         let mut resync = Instant::now() + RESYNC;
         loop {
-            let next = self.ending.values().min().copied().unwrap_or(resync).min(resync);
+            let next = self.ending.values().chain(self.again.values()).min().copied().unwrap_or(resync).min(resync);
             tokio::select! {
                 event = events.next() => match event {
                     Some(event) => self.take_in(&docker, event.map_err(|error| failed("follow them", error))?).await,
@@ -199,10 +215,13 @@ impl Registrator {
                 },
                 () = tokio::time::sleep_until(next) => {
                     let now = Instant::now();
-                    let survived: Vec<String> =
-                        self.ending.iter().filter(|(_, until)| **until <= now).map(|(id, _)| id.clone()).collect();
-                    for id in survived {
-                        self.ending.remove(&id);
+                    let due = self.ending.iter().chain(&self.again).filter(|(_, until)| **until <= now);
+                    let due: BTreeSet<String> = due.map(|(id, _)| id.clone()).collect();
+                    for id in due {
+                        if self.ending.get(&id).is_some_and(|until| *until <= now) {
+                            self.ending.remove(&id);
+                        }
+                        self.again.remove(&id);
                         self.look_at(&docker, &id).await;
                     }
                     if now >= resync {
@@ -226,20 +245,38 @@ impl Registrator {
             (id, found)
         }))
         .buffered(TOGETHER);
-        let before = self.told.borrow().clone().unwrap_or_default();
-        let mut now = BTreeMap::new();
+        let before = self.told.borrow().clone();
+        let (mut now, mut silent) = (BTreeMap::new(), Vec::new());
         while let Some((id, found)) = looks.next().await {
-            // One that hangs stays as it was.
             let all = match found {
                 Looked::Is(inspected) => names::registered(&inspected, &self.rules),
                 Looked::Gone => Vec::new(),
-                Looked::Silent => before.get(&id).cloned().unwrap_or_default(),
+                // One that hangs stays as it was.
+                Looked::Silent => {
+                    silent.push(id.clone());
+                    before.as_ref().and_then(|before| before.get(&id)).cloned().unwrap_or_default()
+                }
             };
             if !all.is_empty() {
                 now.insert(id, all);
             }
         }
         drop(looks);
+        // What is not named in the first word would be taken for gone.
+        let mut tries = if before.is_none() { PATIENCE } else { 0 };
+        while !silent.is_empty() && tries > 0 {
+            tries -= 1;
+            tokio::time::sleep(SOON).await;
+            for id in std::mem::take(&mut silent) {
+                match inspect(docker, &id).await {
+                    Looked::Is(inspected) => drop(now.insert(id, names::registered(&inspected, &self.rules))),
+                    Looked::Gone => {}
+                    Looked::Silent => silent.push(id),
+                }
+            }
+        }
+        now.retain(|_, all| !all.is_empty());
+        self.again.extend(silent.into_iter().map(|id| (id, Instant::now() + SOON)));
         self.told.send_if_modified(|told| {
             let is_new = told.as_deref() != Some(&now);
             *told = Some(Arc::new(now));
@@ -270,7 +307,7 @@ impl Registrator {
         match inspect(docker, id).await {
             Looked::Is(inspected) => self.put(id, names::registered(&inspected, &self.rules)),
             Looked::Gone => self.put(id, Vec::new()),
-            Looked::Silent => {}
+            Looked::Silent => drop(self.again.insert(id.to_owned(), Instant::now() + SOON)),
         }
     }
 
@@ -289,41 +326,44 @@ impl Registrator {
             }
             "kill" => {
                 let signal = attributes.get("signal").map(String::as_str).unwrap_or_default();
-                if let Some(grace) = self.ends(docker, &id, signal).await {
-                    self.ending.insert(id.clone(), Instant::now() + grace + SURVIVED);
+                if self.ends(docker, &id, signal).await {
+                    self.ending.insert(id.clone(), Instant::now() + SURVIVED);
                     self.put(&id, Vec::new());
+                } else {
+                    self.again.insert(id, Instant::now() + SOON);
                 }
             }
-            "die" | "destroy" | "oom" | "stop" => {
+            "die" | "destroy" | "stop" => {
                 self.ending.remove(&id);
+                self.again.remove(&id);
                 self.put(&id, Vec::new());
             }
+            // It may be one of several processes that the kernel has ended.
+            "oom" => drop(self.again.insert(id, Instant::now() + SOON)),
             "pause" => self.put(&id, Vec::new()),
             "unpause" | "health_status" | "rename" => self.look_at(docker, &id).await,
             _ => {}
         }
     }
 
-    // Whether a signal is one to end by, and how long the container has for that. A reload (HUP) is not.
-    async fn ends(&self, docker: &Docker, id: &str, signal: &str) -> Option<Duration> {
-        let usual = ["2", "3", "9", "15"].contains(&signal);
+    // Whether a signal is one to end by: that of `docker stop`, or the container's own. A reload (HUP) is not, nor what makes
+    // some write down how they are (QUIT).
+    async fn ends(&self, docker: &Docker, id: &str, signal: &str) -> bool {
+        // Every moment counts, and it may not have been told of.
+        if matches!(signal, "9" | "15") {
+            return true;
+        }
         let known = self.told.borrow().as_ref().is_some_and(|told| told.contains_key(id));
         if !known {
-            return None;
+            return false;
         }
-        // What ends usually is not asked about: every moment counts.
-        if usual {
-            self.put(id, Vec::new());
-        }
-        let Looked::Is(inspected) = inspect(docker, id).await else { return usual.then_some(LOOK) };
-        let config = inspected.config.unwrap_or_default();
-        let own = config.stop_signal.unwrap_or_default();
+        let Looked::Is(inspected) = inspect(docker, id).await else { return false };
+        let own = inspected.config.and_then(|config| config.stop_signal).unwrap_or_default();
         let own = own.trim_start_matches("SIG");
         let named = nix::sys::signal::Signal::iterator()
             .find(|known| (*known as i32).to_string() == signal)
             .is_some_and(|known| known.as_str().trim_start_matches("SIG") == own);
-        let grace = config.stop_timeout.and_then(|seconds| u64::try_from(seconds).ok()).unwrap_or(10);
-        (usual || named || own == signal).then(|| Duration::from_secs(grace))
+        named || own == signal
     }
 }
 

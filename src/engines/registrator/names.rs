@@ -27,7 +27,7 @@ struct Words {
 pub fn registered(inspected: &ContainerInspectResponse, rules: &Rules) -> Vec<Registered> {
     let labels = labels(inspected);
     let state = inspected.state.clone().unwrap_or_default();
-    let runs = state.running == Some(true) && state.paused != Some(true);
+    let runs = state.running == Some(true) && state.paused != Some(true) && state.restarting != Some(true);
     if !runs || spec::task_of(&labels, &rules.cluster).is_some() {
         return Vec::new();
     }
@@ -262,7 +262,7 @@ fn check(words: &BTreeMap<String, String>, instance: &Instance) -> Result<Option
     } else if word("tcp").is_some() {
         CheckKind::Tcp(place.clone())
     } else if word("ttl").is_some() {
-        CheckKind::Ttl(period("ttl", 30)?)
+        CheckKind::Ttl(period("ttl", 30)?.max(Duration::from_secs(1)))
     } else if let Some(other) = ["grpc", "cmd", "script"].into_iter().find(|key| word(key).is_some()) {
         return Err(format!("SERVICE_CHECK_{} is not run", other.to_uppercase()));
     } else {

@@ -7,10 +7,12 @@ use regex::Regex;
 
 use super::replica::Touched;
 use super::{Draft, Found, Key, State, Topic, key};
-use crate::model::catalog::CheckStatus;
+use crate::model::catalog::{CheckStatus, MAX_TEXT};
 use crate::model::query::Query;
 use crate::model::{Error, Result};
 
+/// Longest name that is asked, in bytes: as long as names in DNS.
+const MAX_ASKED: usize = 255;
 /// Largest compiled pattern, in bytes.
 const MAX_PATTERN: usize = 1 << 18;
 
@@ -57,6 +59,9 @@ impl Queries {
 
     /// What is asked by an id or a name; a template's is filled in.
     pub fn find(&self, name: &str) -> Option<Arc<Query>> {
+        if name.len() > MAX_ASKED {
+            return None;
+        }
         let folded = key(name);
         if let Some(prepared) = self.all.get(&folded) {
             return Some(match prepared.query.is_template {
@@ -125,6 +130,9 @@ impl Prepared {
                 rest = behind;
             }
             out.push_str(rest);
+            // A name that is asked may be as long as it likes.
+            let end = out.char_indices().map(|(at, c)| at + c.len_utf8()).take_while(|end| *end <= MAX_TEXT).last();
+            out.truncate(end.unwrap_or_default());
             out
         };
         query.service = fill(&query.service);

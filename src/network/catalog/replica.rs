@@ -12,8 +12,8 @@ use crate::model::query::Query;
 
 /// Changes that are said together at most.
 const TOGETHER: usize = 256;
-/// Entries in one message at most: each may come to some 40 KiB, and is a few hundred bytes.
-const PIECE: usize = 1000;
+/// Entries in one message at most: each is a few hundred bytes, and may come to some 200 KiB.
+const PIECE: usize = 200;
 
 /// What a change has to do with.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]

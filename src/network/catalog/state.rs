@@ -232,7 +232,9 @@ impl<'a> Draft<'a> {
         for id in instances {
             self.remove_instance(node, &id);
         }
-        self.state.nodes.remove(&name);
+        if let Some(entry) = self.state.nodes.remove(&name) {
+            self.places.extend(entry.checks.into_keys().map(|check| Touched::Check(name.clone(), check)));
+        }
         self.places.insert(Touched::Node(name.clone()));
         self.state.lose(&address, &name, None);
         self.touch_node(&name);

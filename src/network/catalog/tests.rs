@@ -172,7 +172,10 @@ async fn who_follows_has_the_same() {
             1 if next(4) == 0 => assert!(draft.remove_node(&on) || draft.state().node(&on).is_none()),
             2 => _ = draft.put_instance(&on, instance(&format!("s{}", next(3)), &id, "")),
             3 => _ = draft.remove_instance(&on, &id),
-            4 => _ = draft.put_check(&on, check(&format!("c{}", next(4)), &id, CheckStatus::Warning)),
+            4 => {
+                let about = if next(3) == 0 { "" } else { id.as_str() };
+                _ = draft.put_check(&on, check(&format!("c{}", next(4)), about, CheckStatus::Warning));
+            }
             5 => _ = draft.remove_check(&on, &format!("c{}", next(4))),
             _ => {
                 let query = Query { id: id.clone(), name: id.clone(), service: "s".into(), ..Query::default() };

@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use super::{Registry, command};
 use crate::model::bundle::HostedKind;
 use crate::model::catalog::{CatalogCheck, CheckKind, CheckRun, CheckStatus, HttpCheck, MAX_OUTPUT, Origin};
-use crate::model::units::Bytes;
+use crate::model::units::{self, Bytes};
 use crate::network::catalog::{Catalog, Key, Topic, key};
 use crate::network::{Network, Request};
 use crate::script::api::check::Judged;
@@ -136,6 +136,16 @@ impl Registry {
     }
 }
 
+// Whether it asks what listens on the loopback of its own host.
+fn is_loopback(kind: &CheckKind) -> bool {
+    let place = match kind {
+        CheckKind::Http(http) => http.url.split("://").nth(1).unwrap_or_default(),
+        CheckKind::Tcp(place) | CheckKind::Udp(place) => place,
+        _ => "",
+    };
+    place.starts_with("127.") || place.starts_with("localhost") || place.starts_with("[::1]")
+}
+
 // The one that leads.
 struct Itself(Arc<Registry>);
 
@@ -159,7 +169,11 @@ impl Judge for Itself {
             CheckKind::Ttl(_) | CheckKind::Alias { .. } | CheckKind::Script(_) => true,
             // Never for what is no host of the cluster: nobody there has allowed it.
             CheckKind::Command(_) => node.eq_ignore_ascii_case(&self.0.host),
-            CheckKind::Http(_) | CheckKind::Tcp(_) | CheckKind::Udp(_) => node.eq_ignore_ascii_case(&self.0.host) || !self.0.is_host(node),
+            kind @ (CheckKind::Http(_) | CheckKind::Tcp(_) | CheckKind::Udp(_)) => {
+                let is_own = node.eq_ignore_ascii_case(&self.0.host);
+                // A host without an agent is asked from here, as far as it can be.
+                is_own || !self.0.is_host(node) || (!self.0.is_covered(node) && !is_loopback(kind))
+            }
         }
     }
 
@@ -239,27 +253,30 @@ impl Runner {
     async fn go(mut self, mut poked: watch::Receiver<()>) {
         poked.borrow_and_update();
         match self.run.kind.clone() {
-            CheckKind::Ttl(ttl) => loop {
-                tokio::select! {
-                    biased;
-                    changed = poked.changed() => if changed.is_err() { return },
-                    () = tokio::time::sleep(ttl.std()) => {
-                        let last = self.output();
-                        // Said once: whoever reads it later sees what was last said.
-                        let said = match last.starts_with("TTL expired") {
-                            true => last,
-                            false if last.is_empty() => format!("TTL expired: nothing was said for {ttl}"),
-                            false => format!("TTL expired (last output before timeout follows): {last}"),
-                        };
-                        self.tell(CheckStatus::Critical, &said);
+            CheckKind::Ttl(ttl) => {
+                while self.exists() {
+                    let ttl = ttl.max(units::Duration::from_secs(1));
+                    tokio::select! {
+                        biased;
+                        changed = poked.changed() => if changed.is_err() { return },
+                        () = tokio::time::sleep(ttl.std()) => {
+                            let last = self.output();
+                            // Said once: whoever reads it later sees what was last said.
+                            let said = match last.starts_with("TTL expired") {
+                                true => last,
+                                false if last.is_empty() => format!("TTL expired: nothing was said for {ttl}"),
+                                false => format!("TTL expired (last output before timeout follows): {last}"),
+                            };
+                            self.tell(CheckStatus::Critical, &said);
+                        }
                     }
+                    self.reap();
                 }
-                self.reap();
-            },
+            }
             CheckKind::Alias { node, instance } => {
                 let node = if node.is_empty() { self.node.clone() } else { node };
                 let topic = Topic::Node(key(&node));
-                loop {
+                while self.exists() {
                     let catalog = self.judge.catalog().clone();
                     let (index, (status, output)) =
                         catalog.read(|state| (state.index_of(&topic), worst(state, &node, &instance, &self.id)));
@@ -273,7 +290,7 @@ impl Runner {
                 let interval = self.run.interval.std();
                 let spread = SPREAD.min(interval).as_millis().max(1) as u64;
                 tokio::time::sleep(Duration::from_millis(self.judge.random() % spread)).await;
-                loop {
+                while self.exists() {
                     let next = tokio::time::Instant::now() + interval;
                     if self.judge.is_here(&self.node, &kind) {
                         if let Some((status, output)) = self.ask(&kind).await {
@@ -360,6 +377,13 @@ impl Runner {
             Some(of(&entry.check))
         });
         found.unwrap_or_default()
+    }
+
+    // One that is removed while it is begun ends by itself.
+    fn exists(&self) -> bool {
+        self.judge
+            .catalog()
+            .read(|state| state.node(&self.node).is_some_and(|entry| entry.checks.contains_key(self.id.as_str())))
     }
 
     fn status(&self) -> CheckStatus {

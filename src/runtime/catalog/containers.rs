@@ -1,4 +1,5 @@
-//! Containers that the registrators of hosts have found.
+//! Containers that the registrators of hosts have found. What they say is kept; what the catalogue has of a host follows from all
+//! of it, whatever order it came in: two containers may be registered as one instance, one after the other or at once.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError};
@@ -9,54 +10,59 @@ use crate::engines::registrator::{Changed, Registered};
 use crate::model::catalog::{CatalogCheck, Origin};
 use crate::network::catalog::{Draft, Key, key};
 
-/// Ids of what is in the catalogue, by host and container.
-pub type Kept = BTreeMap<(Key, String), Vec<String>>;
+/// What each host's registrator has found, by the container's id.
+pub type Kept = BTreeMap<Key, BTreeMap<String, Vec<Registered>>>;
 
 impl Registry {
     /// Brings the catalogue to what the registrator of a host says; false: that host is not known yet.
     pub fn take_containers(self: &Arc<Self>, node: &str, changed: &Changed) -> bool {
-        let host = key(node);
-        // Only this removes hosts' containers, and only the feeder hosts: one that is there stays for this moment.
         if self.catalog.read(|state| state.node(node).is_none()) {
             return false;
         }
-        let mut kept = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
-        let runs = self.catalog.change(|draft| {
-            let mut gone = Vec::new();
+        {
+            let mut kept = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
+            let own = kept.entry(key(node)).or_default();
             if changed.whole {
-                // Also what whoever led before has put there.
-                let known = draft.state().node(node).into_iter().flat_map(|entry| entry.instances.values());
-                let known = known.filter(|known| known.instance.origin == Origin::Container);
-                let wanted =
-                    |id: &str| changed.put.iter().any(|(_, all)| all.iter().any(|found| found.instance.id == id));
-                gone.extend(known.map(|known| known.instance.id.clone()).filter(|id| !wanted(id)));
-                kept.retain(|(on, _), _| *on != host);
+                own.clear();
             }
-            for container in &changed.gone {
-                gone.extend(kept.remove(&(host.clone(), container.clone())).unwrap_or_default());
-            }
-            for id in gone {
-                self.drop_container(draft, node, &id);
-            }
-            let mut runs = Vec::new();
-            for (container, all) in &changed.put {
-                let before = kept.remove(&(host.clone(), container.clone())).unwrap_or_default();
-                let now: Vec<String> = all.iter().map(|found| found.instance.id.clone()).collect();
-                for id in before.iter().filter(|id| !now.contains(id)) {
-                    self.drop_container(draft, node, id);
-                }
-                kept.insert((host.clone(), container.clone()), now);
-                for found in all {
-                    runs.extend(self.put_container(draft, node, found));
-                }
-            }
-            runs
-        });
-        drop(kept);
+            changed.gone.iter().for_each(|container| drop(own.remove(container)));
+            own.extend(changed.put.iter().cloned());
+        }
+        let runs = self.catalog.change(|draft| self.settle(draft, node));
         for check in runs {
             self.run(node, &check);
         }
         true
+    }
+
+    /// Nobody looks at the containers of these hosts any more.
+    pub fn drop_containers(self: &Arc<Self>, is_looked_at: impl Fn(&str) -> bool) {
+        let others = self.catalog.read(|state| {
+            let names = state.nodes().map(|entry| entry.node.name.clone());
+            names.filter(|name| !is_looked_at(name)).collect::<Vec<_>>()
+        });
+        for node in others {
+            self.take_containers(&node, &Changed { whole: true, ..Changed::default() });
+        }
+    }
+
+    /// Makes what the catalogue has of a host's containers what is kept of them; the checks that are to be run. Nothing where its
+    /// registrator has not said anything yet: what whoever led before has put there stays.
+    pub(super) fn settle(&self, draft: &mut Draft, node: &str) -> Vec<CatalogCheck> {
+        let kept = self.containers.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(own) = kept.get(&key(node)) else { return Vec::new() };
+        let mut wanted: BTreeMap<&str, &Registered> = BTreeMap::new();
+        for found in own.values().flatten() {
+            wanted.entry(&found.instance.id).or_insert(found);
+        }
+        let known = draft.state().node(node).into_iter().flat_map(|entry| entry.instances.values());
+        let known = known.filter(|known| known.instance.origin == Origin::Container);
+        let gone = known.map(|known| known.instance.id.clone()).filter(|id| !wanted.contains_key(id.as_str()));
+        let gone: Vec<String> = gone.collect();
+        for id in gone {
+            self.drop_container(draft, node, &id);
+        }
+        wanted.into_values().flat_map(|found| self.put_container(draft, node, found)).collect()
     }
 
     /// Takes one out, with its checks.
@@ -76,12 +82,13 @@ impl Registry {
     fn put_container(&self, draft: &mut Draft, node: &str, found: &Registered) -> Vec<CatalogCheck> {
         let id = &found.instance.id;
         let taken = draft.state().instance(node, id).map(|known| known.entry.instance.origin);
-        // Another registrator may run beside, as on the way from it to this one.
+        // Another registrator may run beside, as on the way from it to this one: its word counts while it stands.
         if taken.is_some_and(|origin| origin != Origin::Container) {
-            tracing::warn!(node, id, "a client has registered what a container is registered as; the client's counts");
             return Vec::new();
         }
-        draft.put_instance(node, found.instance.clone());
+        if !draft.put_instance(node, found.instance.clone()) {
+            return Vec::new();
+        }
         let known = draft.state().node(node).into_iter().flat_map(|entry| entry.checks_of(id));
         let known: Vec<CatalogCheck> = known.map(|known| CatalogCheck::clone(&known.check)).collect();
         for lost in &known {
@@ -98,8 +105,9 @@ impl Registry {
             if let Some(known) = known.iter().find(|known| known.id == check.id) {
                 carry_run(&mut check, known);
             }
-            draft.put_check(node, check.clone());
-            runs.push(check);
+            if draft.put_check(node, check.clone()) {
+                runs.push(check);
+            }
         }
         runs
     }

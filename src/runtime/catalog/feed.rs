@@ -27,6 +27,8 @@ pub struct Feeder {
     own: BTreeMap<TaskId, Vec<(String, String)>>,
     // Tasks that are told to stop by now, whatever an older world says.
     withdrawn: BTreeSet<TaskId>,
+    // Hosts whose containers are there again.
+    settled: Vec<String>,
     // What whoever led before had of its tasks, until the world is known.
     left: Vec<(String, String)>,
 }
@@ -46,6 +48,7 @@ impl Feeder {
             own.map(|(entry, known)| (entry.node.name.clone(), known.instance.id.clone())).collect()
         });
         Feeder {
+            settled: Vec::new(),
             left,
             registry,
             tasks: OrdMap::new(),
@@ -100,6 +103,9 @@ impl Feeder {
                 }
             }
         });
+        for node in std::mem::take(&mut self.settled) {
+            self.registry.run_all_of(&node);
+        }
     }
 
     /// Takes a task out of the catalogue before it is told to stop.
@@ -166,8 +172,13 @@ impl Feeder {
             }
         }
         for node in hosts.values() {
+            let is_new = draft.state().node(&node.hostname).is_none();
             draft.put_node(catalog_node(node));
             draft.put_check(&node.hostname, serf_health(node.state));
+            if is_new {
+                self.settled.push(node.hostname.clone());
+                self.registry.settle(draft, &node.hostname);
+            }
         }
         let names = |nodes: &OrdMap<NodeId, Arc<Node>>| {
             nodes.iter().map(|(id, node)| (id.clone(), node.hostname.clone())).collect::<Vec<_>>()
@@ -177,15 +188,15 @@ impl Feeder {
         let mut known = self.registry.hosts.lock().unwrap_or_else(PoisonError::into_inner);
         for gone in known.difference(&now) {
             // What clients have registered there stays, as on a host that does not answer: it may come back.
-            let is_used = draft.state().node(gone).is_some_and(|entry| {
-                entry.instances.values().any(|known| !is_neaps(known.instance.origin))
-                    || entry.checks.values().any(|known| !is_neaps(known.check.origin))
-            });
             // Its containers have left with it; they come back with it.
             let containers = draft.state().node(gone).into_iter().flat_map(|entry| entry.instances.values());
             let containers = containers.filter(|known| known.instance.origin == Origin::Container);
             let containers: Vec<String> = containers.map(|known| known.instance.id.clone()).collect();
             containers.iter().for_each(|id| self.registry.drop_container(draft, gone, id));
+            let is_used = draft.state().node(gone).is_some_and(|entry| {
+                entry.instances.values().any(|known| !is_neaps(known.instance.origin))
+                    || entry.checks.values().any(|known| !is_neaps(known.check.origin))
+            });
             match is_used {
                 true => draft.put_check(gone, serf_health(NodeState::Down)),
                 false => draft.remove_node(gone),

@@ -6,7 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::checks::{Judge, Runs};
-use crate::model::catalog::{CheckKind, CheckStatus, Origin};
+use crate::model::catalog::{CatalogCheck, CheckKind, CheckStatus, Origin};
 use crate::model::clock::Clock;
 use crate::network::Network;
 use crate::network::catalog::{Catalog, Topic, key};
@@ -45,6 +45,7 @@ pub fn spawn(host: Arc<dyn Host>, catalog: Arc<Catalog>, network: Arc<dyn Networ
         let runs = Runs::default();
         while !host.leads() {
             let Some(name) = host.name() else {
+                runs.keep(&std::collections::BTreeSet::new());
                 tokio::time::sleep(FIND).await;
                 continue;
             };
@@ -95,7 +96,11 @@ impl Judge for HostChecks {
         // What is known there already is no news. What does not get there is told again behind the next run.
         let is_known = self.catalog.read(|state| {
             let known = state.node(node).and_then(|entry| entry.checks.get(id));
-            known.is_some_and(|known| known.check.status == status && known.check.output == output)
+            known.is_some_and(|known| {
+                let mut said = CatalogCheck::default();
+                said.say(output);
+                known.check.status == status && known.check.output == said.output
+            })
         });
         if !is_known {
             self.host.found(id, status, output);

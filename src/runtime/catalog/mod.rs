@@ -58,6 +58,8 @@ pub struct Registry {
     // By node, instance and check.
     changed: Mutex<BTreeSet<(String, String, String)>>,
     has_changed: Notify,
+    // Hosts whose own checks are run by their agents.
+    covered: Mutex<BTreeSet<Key>>,
     /// Whether checks may be commands on this host.
     pub runs_commands: AtomicBool,
     // What registrators have put there.
@@ -71,8 +73,8 @@ pub struct Registry {
 pub enum Before {
     /// Nothing.
     Nothing,
-    /// What it had from whoever led; who waits there waits on.
-    Followed(Arc<Catalog>),
+    /// What it had from whoever led; who waits there waits on. Whether it still followed a moment ago.
+    Followed(Arc<Catalog>, bool),
     /// What it wrote down a moment ago.
     Remembered(Portion),
 }
@@ -188,7 +190,20 @@ impl Registry {
         for check in checks.unwrap_or_default() {
             self.halt(node, &check);
         }
-        self.catalog.change(|draft| draft.remove_instance(node, id));
+        self.catalog.change(|draft| {
+            draft.remove_instance(node, id);
+            // A container may have waited for that id.
+            self.settle(draft, node);
+        });
+    }
+
+    /// Runs the checks of a node that has just been made known.
+    pub(super) fn run_all_of(self: &Arc<Self>, node: &str) {
+        let checks = self.catalog.read(|state| {
+            let checks = state.node(node).into_iter().flat_map(|entry| entry.checks.values());
+            checks.map(|known| known.check.clone()).collect::<Vec<_>>()
+        });
+        checks.iter().for_each(|check| self.run(node, check));
     }
 
     /// Registers what is on a node that a client names, and the node where it is none of the cluster's. Durable when it returns.
@@ -415,6 +430,16 @@ impl Registry {
             ..CatalogCheck::default()
         };
         self.register_check(node, check).await
+    }
+
+    /// Says on which hosts agents run the checks of their own.
+    pub fn set_covered(&self, hosts: impl IntoIterator<Item = String>) {
+        let hosts = hosts.into_iter().map(|host| key(&host)).collect();
+        *self.covered.lock().unwrap_or_else(PoisonError::into_inner) = hosts;
+    }
+
+    fn is_covered(&self, node: &str) -> bool {
+        self.covered.lock().unwrap_or_else(PoisonError::into_inner).contains(&key(node))
     }
 
     fn is_host(&self, node: &str) -> bool {

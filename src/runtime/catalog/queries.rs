@@ -40,10 +40,9 @@ impl Registry {
 
     /// Says a query anew. Durable when it returns.
     pub async fn prepare_anew(&self, query: Query) -> Result<()> {
-        if self.catalog.read(|state| state.queries.by_id(&query.id).is_none()) {
-            return Err(Error::not_found(format!("query \"{:.60}\"", query.id)));
-        }
-        self.put_query(query).await
+        let known = self.catalog.read(|state| state.queries.by_id(&query.id).map(|known| known.id.clone()));
+        let id = known.ok_or_else(|| Error::not_found(format!("query \"{:.60}\"", query.id)))?;
+        self.put_query(Query { id, ..query }).await
     }
 
     async fn put_query(&self, query: Query) -> Result<()> {

@@ -223,7 +223,11 @@ fn drop_surplus(draft: &mut Draft, records: &[Record], queries: &[Query]) -> BTr
     hosts
 }
 
-fn put_records(draft: &mut Draft, records: Vec<Record>) {
+fn put_records(draft: &mut Draft, records: Vec<Record>, is_fresh: bool) {
+    let put = |draft: &mut Draft, node: &str, check: &CatalogCheck| match is_fresh {
+        true => put_check(draft, node, check),
+        false => _ = draft.put_check(node, check.clone()),
+    };
     // Nodes first: the rest is on them. A host of the cluster may not be known again yet.
     let named = |name: &str| CatalogNode { name: name.to_owned(), ..CatalogNode::default() };
     for record in &records {
@@ -242,9 +246,9 @@ fn put_records(draft: &mut Draft, records: Vec<Record>) {
             Record::Instance { instance, .. } if is_neaps(instance.origin) => {}
             Record::Instance { node, instance, checks } => {
                 draft.put_instance(&node, instance);
-                checks.iter().for_each(|check| put_check(draft, &node, check));
+                checks.iter().for_each(|check| put(draft, &node, check));
             }
-            Record::Check { node, check } => put_check(draft, &node, &check),
+            Record::Check { node, check } => put(draft, &node, &check),
         }
     }
 }
@@ -262,8 +266,10 @@ impl Registry {
     ) -> Result<Arc<Self>> {
         let floor = store.get(FLOOR)?.map(|entry| decode::<u64>(&entry.key, &entry.value)).transpose()?;
         let first = clock.wall().0.max(floor.unwrap_or_default());
+        // How checks are is written down a second after it has changed: who did not follow knows less.
+        let is_fresh = matches!(before, Before::Followed(_, true));
         let catalog = match before {
-            Before::Followed(catalog) => catalog,
+            Before::Followed(catalog, _) => catalog,
             Before::Nothing => Arc::new(Catalog::new(first)),
             Before::Remembered(portion) => {
                 let catalog = Catalog::new(first);
@@ -279,7 +285,7 @@ impl Registry {
         let hosts = catalog.change(|draft| {
             let hosts = drop_surplus(draft, &records, &queries);
             queries::put(draft, queries);
-            put_records(draft, records);
+            put_records(draft, records, is_fresh);
             hosts
         });
         Ok(Arc::new(Registry {
@@ -294,6 +300,7 @@ impl Registry {
             hosts: Mutex::new(hosts),
             changed: Mutex::default(),
             has_changed: Notify::new(),
+            covered: Mutex::default(),
             runs_commands: AtomicBool::new(false),
             containers: Mutex::default(),
             floor: AtomicU64::new(0),

@@ -136,3 +136,38 @@ async fn what_cannot_be_written_down_is_refused_whole() {
     let other = agents("b", vec![check("c", "b", CheckStatus::Passing, Origin::Agent)]);
     assert_eq!(registry.register(other).await.unwrap_err().kind, Kind::Conflict);
 }
+
+// Two containers may be one instance: at once, one in the other's place, or while a client has that id.
+#[tokio::test]
+async fn an_instance_is_there_as_long_as_any_container_is_it() {
+    use crate::engines::registrator::{Changed, Registered};
+    let registry = registry(&Arc::new(MemoryStore::default()), 1000).await;
+    let found = |port: u16| {
+        let instance = Instance { port, ..instance("web", Origin::Container) };
+        vec![Registered { instance, checks: vec![check("c", "web", CheckStatus::Passing, Origin::Container)] }]
+    };
+    let take = |whole: bool, put: Vec<(&str, u16)>, gone: Vec<&str>| {
+        let put = put.into_iter().map(|(id, port)| (id.to_owned(), found(port))).collect();
+        let changed = Changed { whole, put, gone: gone.into_iter().map(str::to_owned).collect() };
+        assert!(registry.take_containers("eu-1", &changed));
+    };
+    let port = || registry.catalog.read(|state| Some(state.instance("eu-1", "web")?.entry.instance.port));
+    take(true, vec![("c1", 1), ("c2", 2)], vec![]);
+    assert_eq!(port(), Some(1));
+    take(false, vec![], vec!["c1"]);
+    assert_eq!(port(), Some(2));
+    take(false, vec![("c0", 3)], vec!["c2"]);
+    assert_eq!(port(), Some(3));
+    // A client's counts while it stands.
+    take(true, vec![], vec![]);
+    assert_eq!((port(), status(&registry, "eu-1", "c")), (None, None));
+    registry.register(agents("web", Vec::new())).await.unwrap();
+    take(false, vec![("c4", 4)], vec![]);
+    assert_eq!(port(), Some(0));
+    registry.deregister("eu-1", "web").await.unwrap();
+    assert_eq!(port(), Some(4));
+    // Nobody looks there any more, and a host that is not known waits.
+    registry.drop_containers(|_| false);
+    assert_eq!(port(), None);
+    assert!(!registry.take_containers("eu-9", &Changed::default()));
+}

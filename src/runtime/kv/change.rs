@@ -8,8 +8,11 @@ use super::{Kv, MAX_KV, check_any_key};
 use crate::model::{Error, Kind, Result};
 use crate::store::{Expect, Store, Write};
 
-/// How often a change is tried where others are faster.
+/// How often a change is tried where others are faster, and how often of that beside them.
 const ATTEMPTS: usize = 100;
+const BESIDE: usize = 5;
+/// Most bytes that are read by one transaction.
+const MOST_READ: usize = 16 << 20;
 
 /// How it begins that a key is to be locked for a session that is not there.
 pub const NO_SESSION: &str = "invalid session";
@@ -166,18 +169,18 @@ impl Kv {
         for op in ops {
             check(op)?;
         }
-        let (mut shared, mut alone) = (None, None);
-        match ops {
-            [op] if !op.verb.is_alone() => shared = Some(self.gate.read().await),
-            _ => alone = Some(self.gate.write().await),
-        }
-        for _ in 0..ATTEMPTS {
-            match self.attempt(ops).await {
+        let is_alone = ops.len() != 1 || ops[0].verb.is_alone();
+        for attempt in 0..ATTEMPTS {
+            // Who was too slow some times is alone from then on.
+            let (shared, alone) = match is_alone || attempt >= BESIDE {
+                true => (None, Some(self.gate.write().await)),
+                false => (Some(self.gate.read().await), None),
+            };
+            let result = self.attempt(ops).await;
+            drop((shared, alone));
+            match result {
                 Err(error) if error.kind == Kind::Conflict && error.retry => tokio::task::yield_now().await,
-                result => {
-                    drop((shared, alone));
-                    return result;
-                }
+                result => return result,
             }
         }
         let what = ops.first().map_or("", |op| op.key.as_str());
@@ -187,9 +190,17 @@ impl Kv {
     async fn attempt(&self, ops: &[Op]) -> Result<Outcome> {
         let mut draft = Draft { store: &*self.store, changed: BTreeMap::new() };
         let (mut results, mut refused, mut ended) = (Vec::new(), Vec::new(), Vec::new());
+        let mut size = 0;
         for (number, op) in ops.iter().enumerate() {
             match self.apply(&mut draft, op, &mut ended)? {
-                Ok(read) => results.extend(read.into_iter().map(|(key, pair)| (number, key, pair))),
+                Ok(read) => {
+                    size += read.iter().map(|(key, pair)| key.len() + pair.value.len() + 200).sum::<usize>();
+                    if size > MOST_READ {
+                        let message = format!("reads more than {MOST_READ} bytes");
+                        return Err(Error::new(Kind::Exhausted, "transaction", message).help("read in several"));
+                    }
+                    results.extend(read.into_iter().map(|(key, pair)| (number, key, pair)));
+                }
                 Err(why) => refused.push((number, why)),
             }
         }
@@ -248,19 +259,27 @@ impl Kv {
             Verb::CheckIndex | Verb::CheckSession => one(known),
             Verb::CheckNotExists if known.is_some() => Err(format!("key \"{}\" exists", op.key)),
             Verb::CheckNotExists => Ok(Vec::new()),
+            // What was written a moment ago, in the same transaction, has none yet.
+            Verb::Cas if op.index == 0 && known.is_some() => Err("index is stale".to_owned()),
             Verb::Cas if index != op.index => Err("index is stale".to_owned()),
-            Verb::Lock if !self.has_session(&op.session)? => Err(format!("{NO_SESSION} {:.60?}", op.session)),
+            Verb::Lock if ended.contains(&op.session) || !self.has_session(&op.session)? => {
+                Err(format!("{NO_SESSION} {:.60?}", op.session))
+            }
             Verb::Lock if holder.is_some_and(|holder| holder != op.session) => Err("lock is already held".to_owned()),
             Verb::Lock if holder.is_none() && self.is_delayed(&op.key) => Err("lock is held back".to_owned()),
             Verb::Unlock if holder != Some(&op.session) => {
                 Err("lock isn't held, or held by another session".to_owned())
             }
             Verb::Set | Verb::Cas | Verb::Lock | Verb::Unlock => {
-                let pair = self.written(op, known);
+                let pair = self.written(op, known.clone());
+                // Consul's clients say the same again and again, and wake nobody by it.
+                if let Some(known) = known.filter(|known| op.flags.is_some() && is_same(known, &pair)) {
+                    return Ok(one(Some(known)));
+                }
                 draft.put(&op.key, Some(pair.clone()))?;
                 one(Some(pair))
             }
-            Verb::DeleteCas if known.is_some() && index != op.index => Err("index is stale".to_owned()),
+            Verb::DeleteCas if known.is_some() && (index != op.index || index == 0) => Err("index is stale".to_owned()),
             Verb::Delete | Verb::DeleteCas => {
                 if known.is_some() {
                     draft.put(&op.key, None)?;
@@ -303,10 +322,13 @@ impl Kv {
 
     // What a session holds is let go, or removed where it says so.
     fn let_go(&self, draft: &mut Draft, id: &str) -> Result<()> {
-        let Some(session) = self.session(id)? else { return Ok(()) };
-        for key in self.held_by(id) {
+        let deletes = self.session(id)?.is_some_and(|session| session.deletes);
+        let mut keys: std::collections::BTreeSet<String> = self.held_by(id).into_iter().collect();
+        // And what was locked a moment ago, in the same transaction.
+        keys.extend(draft.changed.keys().cloned());
+        for key in keys {
             let Some(mut pair) = draft.get(&key)?.filter(|pair| pair.session.as_deref() == Some(id)) else { continue };
-            let pair = match session.deletes {
+            let pair = match deletes {
                 true => None,
                 false => {
                     (pair.session, pair.modified) = (None, 0);
@@ -317,6 +339,11 @@ impl Kv {
         }
         Ok(())
     }
+}
+
+fn is_same(known: &Pair, new: &Pair) -> bool {
+    (&known.value, known.flags, &known.session, known.lock_index)
+        == (&new.value, new.flags, &new.session, new.lock_index)
 }
 
 fn check(op: &Op) -> Result<()> {

@@ -25,6 +25,7 @@ pub enum Topic {
 pub struct Memory {
     // What has no index of its own had none since then.
     base: u64,
+    last: u64,
     live: BTreeMap<String, u64>,
     gone: BTreeMap<String, u64>,
     order: VecDeque<(u64, String)>,
@@ -49,32 +50,37 @@ impl Memory {
         self.sessions = self.sessions.max(index);
     }
 
-    /// A key was written or removed.
-    pub fn note(&mut self, key: &str, version: u64, removed: bool) {
+    /// A key was written or removed; false: by then it was so already, or something later is known.
+    pub fn note(&mut self, key: &str, version: u64, removed: bool) -> bool {
         let known = self.live.get(key).or(self.gone.get(key)).copied().unwrap_or_default();
         if version <= known {
-            return;
+            return false;
         }
+        self.last = self.last.max(version);
         if !removed {
             self.gone.remove(key);
             self.live.insert(key.to_owned(), version);
-            return;
+            return true;
         }
         self.live.remove(key);
         self.gone.insert(key.to_owned(), version);
         self.order.push_back((version, key.to_owned()));
-        while self.gone.len() > GONE
-            && let Some((version, key)) = self.order.pop_front()
-        {
-            if self.gone.get(&key) == Some(&version) {
-                self.gone.remove(&key);
-                self.base = self.base.max(version);
+        // Many at once, so that the index of what has none of its own moves seldom.
+        if self.gone.len() > GONE {
+            while self.gone.len() > GONE / 2
+                && let Some((version, key)) = self.order.pop_front()
+            {
+                if self.gone.get(&key) == Some(&version) {
+                    self.gone.remove(&key);
+                    self.base = self.base.max(version);
+                }
             }
         }
         // Those that came back since.
         if self.order.len() > 2 * GONE {
             self.order.retain(|(version, key)| self.gone.get(key) == Some(version));
         }
+        true
     }
 
     /// A key is locked by a session, or by none.
@@ -91,6 +97,11 @@ impl Memory {
             self.held.entry(session.to_owned()).or_default().insert(key.to_owned());
             self.holder.insert(key.to_owned(), session.to_owned());
         }
+    }
+
+    /// Sessions that have keys locked.
+    pub fn holders(&self) -> impl Iterator<Item = &String> {
+        self.held.keys()
     }
 
     /// The keys that a session has locked.
@@ -117,6 +128,7 @@ impl Memory {
     pub fn index_of(&self, topic: &Topic) -> u64 {
         let index = match topic {
             Topic::Key(key) => self.live.get(key).or(self.gone.get(key)).copied().unwrap_or(self.base),
+            Topic::Prefix(prefix) if prefix.is_empty() => self.last.max(self.base),
             // What was below and is forgotten was no later than that.
             Topic::Prefix(prefix) => {
                 below(&self.live, prefix).chain(below(&self.gone, prefix)).max().unwrap_or_default().max(self.base)
@@ -127,10 +139,15 @@ impl Memory {
     }
 }
 
-/// What a change of `key` is waited for as.
-pub fn topics(key: &str) -> Vec<Topic> {
-    let prefixes = key.char_indices().map(|(at, _)| Topic::Prefix(key[..at].to_owned()));
-    prefixes.chain([Topic::Prefix(key.to_owned()), Topic::Key(key.to_owned())]).collect()
+impl Topic {
+    /// Whether it is waited for a change of `key` by it.
+    pub fn has(&self, key: &str) -> bool {
+        match self {
+            Topic::Key(own) => own == key,
+            Topic::Prefix(prefix) => key.starts_with(prefix.as_str()),
+            Topic::Sessions => false,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -156,14 +173,7 @@ mod tests {
         }
         // Forgotten keys never had an index that is lower than what is told now.
         assert!(memory.index_of(&Topic::Key("shop/b".into())) >= 14);
-        assert_eq!(
-            topics("aü"),
-            [
-                Topic::Prefix(String::new()),
-                Topic::Prefix("a".into()),
-                Topic::Prefix("aü".into()),
-                Topic::Key("aü".into())
-            ]
-        );
+        let is_told = [Topic::Prefix(String::new()), Topic::Prefix("a".into()), Topic::Key("aü".into())];
+        assert!(is_told.iter().all(|topic| topic.has("aü")) && !Topic::Key("a".into()).has("aü"));
     }
 }

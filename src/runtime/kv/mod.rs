@@ -148,20 +148,23 @@ impl Kv {
         if version == 0 {
             return;
         }
-        let mut woken = Vec::new();
         let mut memory = self.memory();
         for id in ended {
             memory.end(id);
             memory.note_sessions(version);
-            woken.push(Topic::Sessions);
         }
         for (key, pair) in &changed {
-            memory.note(key, version, pair.is_none());
-            memory.hold(key, pair.as_ref().and_then(|pair| pair.session.as_deref()));
-            woken.extend(index::topics(key));
+            // Two may come in either order; what is later counts.
+            if memory.note(key, version, pair.is_none()) {
+                memory.hold(key, pair.as_ref().and_then(|pair| pair.session.as_deref()));
+            }
         }
         drop(memory);
-        self.waiters.wake(&woken);
+        let concerns = |topic: &Topic| match topic {
+            Topic::Sessions => !ended.is_empty(),
+            topic => changed.iter().any(|(key, _)| topic.has(key)),
+        };
+        self.waiters.wake_if(concerns);
     }
 
     /// Sets a key.

@@ -27,6 +27,10 @@ const MOST: usize = 100_000;
 const GATHER: StdDuration = StdDuration::from_millis(20);
 /// How long it sleeps where nothing happens.
 const REST: StdDuration = StdDuration::from_secs(3600);
+/// How long what others register has after a start to be known again, before sessions end for want of it.
+const SETTLED: StdDuration = StdDuration::from_secs(10);
+/// Why a session has ended.
+const LATE: &str = "was not renewed in time";
 /// When it is tried again to end a session.
 const AGAIN: StdDuration = StdDuration::from_secs(1);
 
@@ -147,18 +151,23 @@ impl Kv {
 
     /// It is still there: counts its time anew; none: there is no such session.
     pub fn renew_session(&self, id: &str) -> Result<Option<Session>> {
-        let session = self.session(id)?;
-        if let Some(session) = &session {
-            self.watch_over(session);
-        }
-        Ok(session)
+        // Only one that is watched over: what has ended a moment ago does not begin to live again.
+        let mut memory = self.memory();
+        let Some(alive) = memory.alive.get_mut(id) else { return Ok(None) };
+        alive.until = alive.session.ttl.map(|ttl| Instant::now() + patience(ttl));
+        Ok(Some(alive.session.clone()))
     }
 
     /// Ends it, and lets go what it held. Durable when it returns.
     pub async fn end_session(&self, id: &str) -> Result<()> {
         if !self.has_session(id)? {
+            self.memory().alive.remove(id);
             return Ok(());
         }
+        self.let_go_of(id).await
+    }
+
+    async fn let_go_of(&self, id: &str) -> Result<()> {
         match self.run(&[Op { session: id.to_owned(), ..Op::new(Verb::EndSession, "") }]).await? {
             Outcome::Done(..) => Ok(()),
             Outcome::Refused(why) => Err(Error::internal("session", format!("{why:?}"))),
@@ -177,15 +186,32 @@ impl Kv {
             self.watch_over(&session);
         }
         let kv = self.clone();
+        let began = Instant::now();
         tokio::spawn(async move {
+            // Locks of sessions that are not there any more, whoever left them.
+            for id in kv.orphans() {
+                if let Err(error) = kv.let_go_of(&id).await {
+                    tracing::warn!(%error, session = id, "what a session held that is no more stays locked");
+                }
+            }
             let mut looked_at = 0;
             loop {
                 let index = catalog.read(|state| state.index);
-                let look = index != looked_at;
+                // What is registered by others may not be known again yet.
+                let look = index != looked_at && began.elapsed() >= SETTLED;
                 let (over, next) = kv.over(&catalog, look);
-                looked_at = index;
+                if look {
+                    looked_at = index;
+                }
                 let mut next = next.unwrap_or_else(|| Instant::now() + REST);
+                if began.elapsed() < SETTLED {
+                    next = next.min(began + SETTLED);
+                }
                 for (id, why) in over {
+                    // Renewed while others were ended.
+                    if why == LATE && !kv.is_late(&id) {
+                        continue;
+                    }
                     match kv.end_session(&id).await {
                         Ok(()) => tracing::info!(session = id, why, "a session has ended"),
                         Err(error) => {
@@ -204,6 +230,16 @@ impl Kv {
         Ok(())
     }
 
+    fn is_late(&self, id: &str) -> bool {
+        let until = self.memory().alive.get(id).and_then(|alive| alive.until);
+        until.is_some_and(|until| until <= Instant::now())
+    }
+
+    fn orphans(&self) -> Vec<String> {
+        let memory = self.memory();
+        memory.holders().filter(|id| !memory.alive.contains_key(*id)).cloned().collect()
+    }
+
     // Those that are over and why, and when the next one will be.
     fn over(&self, catalog: &Catalog, look: bool) -> (Vec<(String, String)>, Option<Instant>) {
         let memory = self.memory();
@@ -211,7 +247,7 @@ impl Kv {
         let (late, others): (Vec<&Alive>, Vec<&Alive>) =
             memory.alive.values().partition(|alive| alive.until.is_some_and(|until| until <= now));
         let mut over: Vec<(String, String)> =
-            late.iter().map(|alive| (alive.session.id.clone(), "was not renewed in time".to_owned())).collect();
+            late.iter().map(|alive| (alive.session.id.clone(), LATE.to_owned())).collect();
         if look {
             over.extend(catalog.read(|state| {
                 let why = |alive: &&Alive| Some((alive.session.id.clone(), trouble(state, &alive.session)?));
