@@ -245,3 +245,31 @@ fn commands_are_run_where_that_is_allowed_alone() {
     });
     eventually("nobody listens", 20, || (check("ntp")["Status"] == "critical").then_some(()));
 }
+
+// What Registrator sends, in its order, as Go writes it: with all that is empty in it.
+#[test]
+fn registrators_requests_in_order() {
+    let catalog = Catalog::start();
+    assert!(catalog.get("/v1/status/leader").as_str().unwrap().contains(':'));
+    let empty = r#"{"ID":"eu-1:db:5432","Name":"postgres","Tags":[],"Port":32768,"Address":"10.0.0.9","Meta":{},
+        "EnableTagOverride":false,"Check":{"Interval":"","Timeout":"","HTTP":"","TCP":"","Args":null,"TTL":"","Status":""},
+        "Checks":null,"Kind":"","Weights":null,"Proxy":null,"Connect":null}"#;
+    let checked = r#"{"ID":"eu-1:web:80:udp","Name":"web","Tags":["v1","udp"],"Port":8080,"Address":"127.0.0.1","Check":
+        {"HTTP":"http://127.0.0.1:9/health","Interval":"10s","Timeout":"1s","Status":"passing",
+        "DeregisterCriticalServiceAfter":"10m"}}"#;
+    for body in [empty, checked, empty] {
+        assert_eq!(catalog.ask("PUT", "/v1/agent/service/register", body).status, 200);
+    }
+    let services = catalog.get("/v1/agent/services");
+    assert_eq!(services.as_object().unwrap().len(), 2);
+    assert_eq!(services["eu-1:web:80:udp"]["Tags"], json!(["v1", "udp"]));
+    assert_eq!(catalog.get("/v1/health/checks/postgres"), json!([]));
+    // Its resync: said again, nothing changes, and nobody is woken.
+    let index = catalog.ask("GET", "/v1/health/service/web", "").index();
+    assert_eq!(catalog.ask("PUT", "/v1/agent/service/register", checked).status, 200);
+    assert_eq!(catalog.ask("GET", "/v1/health/service/web", "").index(), index);
+    for id in ["eu-1:db:5432", "eu-1:web:80:udp"] {
+        catalog.put(&format!("/v1/agent/service/deregister/{id}"), &Value::Null);
+    }
+    assert_eq!(catalog.get("/v1/agent/services"), json!({}));
+}

@@ -13,6 +13,7 @@ mod query;
 mod reply;
 mod server;
 mod session;
+mod targets;
 mod txn;
 
 use std::net::SocketAddr;
@@ -263,6 +264,7 @@ impl Call {
             ["catalog" | "health" | "coordinate" | "status", ..]
                 | ["agent", "self" | "members" | "services" | "service" | "checks" | "health", ..]
                 | ["query", ..]
+                | ["prometheus", "targets"]
         );
         matches!(self.method.as_str(), "GET" | "HEAD") && is_told && !self.flag("consistent")
     }
@@ -307,6 +309,7 @@ impl Call {
             ("GET", ["status", "peers"]) => Ok(Reply::Plain(Value::from(vec![format!("{}:8300", consul.address())]))),
             (_, ["agent", rest @ ..]) => agent::answer(consul, &self, method, rest).await,
             (_, ["catalog", rest @ ..]) => catalog::answer(consul, &self, method, rest).await,
+            ("GET", ["prometheus", "targets"]) => targets::answer(consul, &self),
             (_, ["kv", rest @ ..]) => kv::answer(consul, &self, method, rest).await,
             (_, ["session", rest @ ..]) => session::answer(consul, &self, method, rest).await,
             (_, ["event", rest @ ..]) => event::answer(consul, &self, method, rest).await,
