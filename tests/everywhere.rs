@@ -76,11 +76,12 @@ fn every_host_serves_the_catalogue() {
 
         // What is registered at an agent is of its host, and known everywhere.
         put(lab, "n2", "agent/service/register", r#"{"Name":"db","ID":"db-1","Port":5432,"Check":{"TTL":"1m"}}"#);
+        // Who has changed something on a host finds it there at once.
+        assert!(get(lab, "n2", "agent/services").get("db-1").is_some());
         eventually("n3 knows it", 5, || {
             let found = get(lab, "n3", "catalog/service/db");
             (found[0]["Node"] == "n2" && found[0]["ServiceID"] == "db-1").then_some(())
         });
-        assert!(get(lab, "n2", "agent/services").get("db-1").is_some());
         assert!(get(lab, "n3", "agent/services").get("db-1").is_none());
         // Whoever waits on one host is woken by what is said on another.
         let index = {

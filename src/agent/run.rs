@@ -217,6 +217,7 @@ async fn serve(
     tracing::info!(cluster = welcome.cluster, term = welcome.term, "connected to the daemon that leads");
     connected();
     let mut seen = worker.watch(&welcome);
+    worker.begins();
     let mut words = worker.up.connect();
     let mut containers = worker.containers();
     let (mut waiting, mut gathered) = (Waiting::default(), Portion::default());
@@ -257,8 +258,9 @@ async fn serve(
                 }
                 Some(Ok(Frame::Catalog(portion))) => {
                     if let Some(whole) = gathered.gather(portion) {
+                        let at = whole.at;
                         worker.catalog.take(whole);
-                        worker.follows();
+                        worker.follows(at);
                     }
                     continue;
                 }

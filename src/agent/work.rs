@@ -22,6 +22,8 @@ use crate::network::table::{Status, Table};
 const ORDER: Duration = Duration::from_secs(10);
 /// Who has followed within that time knows what whoever led did: a lead changes hands within seconds.
 const LATELY: Duration = Duration::from_secs(60);
+/// How long what a client of this host has changed is waited for here, before it is answered.
+const CATCH_UP: Duration = Duration::from_secs(1);
 /// The wait before a balancer that could not be started is tried again.
 const AGAIN: Duration = Duration::from_millis(500);
 
@@ -35,6 +37,7 @@ pub struct Worker {
     /// Who serves what where, as whoever leads tells it.
     pub catalog: Arc<Catalog>,
     followed: Mutex<Option<Instant>>,
+    caught: watch::Sender<u64>,
     // Which containers are registered.
     registrator: Wanted,
     /// The way to whoever leads.
@@ -92,8 +95,8 @@ impl Worker {
         let restarted = Arc::<Notify>::default();
         let keeper = tokio::spawn(keep(balancer, inbox, restarted.clone()));
         let (watched, up) = (Mutex::default(), Up::default());
-        let followed = Mutex::default();
-        Worker { docker, watched, balancer: orders, restarted, catalog, followed, registrator, up, keeper }
+        let (followed, caught) = (Mutex::default(), watch::Sender::default());
+        Worker { docker, watched, balancer: orders, restarted, catalog, followed, caught, registrator, up, keeper }
     }
 
     /// Watches the containers of that cluster from now on; everything as it is, and what happens next.
@@ -120,9 +123,21 @@ impl Worker {
         seen
     }
 
-    /// The catalogue was told a moment ago.
-    pub fn follows(&self) {
+    /// The catalogue was told a moment ago, up to the change `at`.
+    pub fn follows(&self, at: u64) {
+        self.caught.send_replace(at);
         *self.followed.lock().unwrap_or_else(PoisonError::into_inner) = Some(Instant::now());
+    }
+
+    /// There is a new connection, perhaps to another who counts otherwise.
+    pub fn begins(&self) {
+        self.caught.send_replace(0);
+    }
+
+    /// Waits until the catalogue here has the change `at` of whoever leads, for a while.
+    pub async fn catch_up(&self, at: u64) {
+        let mut caught = self.caught.subscribe();
+        let _ = tokio::time::timeout(CATCH_UP, caught.wait_for(|now| *now >= at)).await;
     }
 
     /// Whether it was, so that it is as whoever led last had it.

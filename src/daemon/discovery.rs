@@ -261,7 +261,10 @@ impl Source for Arc<Following> {
     }
 
     async fn forward(&self, call: Value) -> Result<Value> {
-        self.worker.up.call(json!({ "consul": call })).await
+        let mut answer = self.worker.up.call(json!({ "consul": call })).await?;
+        // Whoever has changed something here finds it here.
+        self.worker.catch_up(answer["at"].as_u64().unwrap_or_default()).await;
+        Ok(answer["reply"].take())
     }
 }
 
@@ -355,7 +358,13 @@ impl Calls for Answers {
         let asked: Asked = serde_json::from_value(call)
             .map_err(|error| Error::new(Kind::Unsupported, "agent", "asks in words of another version").cause(error))?;
         match asked {
-            Asked::Consul(call) => consul::answer_for(&self.consul, host, call).await,
+            Asked::Consul(call) => {
+                let changes = call["method"] != "GET"
+                    && ["agent", "catalog", "query"].iter().any(|word| call["path"][0] == *word);
+                let reply = consul::answer_for(&self.consul, host, call).await?;
+                let at = if changes { self.consul.catalog.read(|state| state.index) } else { 0 };
+                Ok(json!({ "reply": reply, "at": at }))
+            }
             Asked::Found { check, status, output } => {
                 self.registry.set_status(&host, &check, status, &output).map(|()| Value::Null)
             }

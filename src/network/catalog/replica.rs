@@ -36,6 +36,8 @@ pub struct Portion {
     pub whole: bool,
     /// Whether there is more of it to come.
     pub more: bool,
+    /// The last change that is in what was said so far, counted by the one who says it; 0: others are still to be said.
+    pub at: u64,
     /// Nodes as they are.
     pub nodes: Vec<CatalogNode>,
     /// Instances as they are, each on a node.
@@ -57,6 +59,7 @@ pub struct Portion {
 impl Portion {
     fn join(&mut self, other: Portion) {
         self.whole |= other.whole;
+        self.at = other.at;
         self.nodes.extend(other.nodes);
         self.instances.extend(other.instances);
         self.checks.extend(other.checks);
@@ -95,6 +98,9 @@ impl Portion {
             piece.gone_queries = cut(&mut self.gone_queries, &mut room);
             piece.more = room == 0;
             let is_last = !piece.more;
+            if is_last {
+                piece.at = self.at;
+            }
             pieces.push(piece);
             if is_last {
                 return pieces;
@@ -132,7 +138,11 @@ impl Subscription {
                 Err(_) => break,
             }
         }
-        Some(self.catalog.read(|state| portion(state, touched)))
+        // Changes are said under the lock that keeps this from being read: what is not said yet is in the queue.
+        Some(self.catalog.read(|state| {
+            let at = if changes.is_empty() { state.index } else { 0 };
+            Portion { at, ..portion(state, touched) }
+        }))
     }
 
     fn begin(&mut self) -> Portion {
@@ -143,7 +153,7 @@ impl Subscription {
 }
 
 fn whole(state: &State) -> Portion {
-    let mut all = Portion { whole: true, ..Portion::default() };
+    let mut all = Portion { whole: true, at: state.index, ..Portion::default() };
     for entry in state.nodes() {
         let name = &entry.node.name;
         all.nodes.push(CatalogNode::clone(&entry.node));
