@@ -371,6 +371,15 @@ impl CatalogCheck {
     }
 }
 
+/// `address:port`, with brackets around what has colons itself; without a port the address alone.
+pub fn place(address: &str, port: u16) -> String {
+    match (port, address.contains(':')) {
+        (0, _) => address.to_owned(),
+        (port, true) => format!("[{address}]:{port}"),
+        (port, false) => format!("{address}:{port}"),
+    }
+}
+
 /// The check of a host itself: whether it answers.
 pub const SERF_HEALTH: &str = "serfHealth";
 /// The check that stands for a node's maintenance.
@@ -392,6 +401,14 @@ mod tests {
         check_name("service", "registrator:web/1 ü").unwrap();
         let many = Instance { id: "a".into(), service: "a".into(), tags: vec!["x".into(); 65], ..Instance::default() };
         assert!(many.check().unwrap_err().to_string().contains("65 tags"));
+    }
+
+    #[test]
+    fn places_of_both_families() {
+        assert_eq!(
+            [place("10.0.0.1", 80), place("2001:db8::1", 80), place("db", 0)],
+            ["10.0.0.1:80", "[2001:db8::1]:80", "db"]
+        );
     }
 
     #[test]

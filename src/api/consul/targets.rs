@@ -4,7 +4,7 @@ use serde_json::{Value, json};
 
 use super::{Call, Consul, Reply};
 use crate::model::Result;
-use crate::model::catalog::CheckStatus;
+use crate::model::catalog::{CheckStatus, place};
 use crate::network::catalog::Found;
 
 /// Each instance with a port, with what is known of it as labels; of the services, tags and statuses that are asked for.
@@ -26,10 +26,6 @@ pub fn answer(consul: &Consul, call: &Call) -> Result<Reply> {
 
 fn target(found: &Found) -> Value {
     let (instance, address) = (&found.entry.instance, found.address());
-    let place = match address.contains(':') {
-        true => format!("[{address}]:{}", instance.port),
-        false => format!("{address}:{}", instance.port),
-    };
     let mut labels = json!({
         "__meta_neap_service": instance.service,
         "__meta_neap_service_id": instance.id,
@@ -42,5 +38,5 @@ fn target(found: &Found) -> Value {
         let name: String = key.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '_' }).collect();
         labels[format!("__meta_neap_meta_{name}")] = Value::from(value.as_str());
     }
-    json!({ "targets": [place], "labels": labels })
+    json!({ "targets": [place(address, instance.port)], "labels": labels })
 }

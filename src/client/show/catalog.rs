@@ -2,7 +2,7 @@
 
 use super::rows;
 use crate::client::catalog::{FoundInstance, FoundNode, FoundService};
-use crate::model::catalog::{CheckStatus, Origin};
+use crate::model::catalog::{CheckStatus, Origin, place};
 
 /// `catalog nodes`.
 pub fn nodes(all: &[FoundNode]) -> String {
@@ -49,11 +49,7 @@ pub fn instances(all: &[FoundInstance]) -> String {
 
 /// `address:port`, as far as there are both.
 pub fn address(found: &FoundInstance) -> String {
-    match (found.port, found.address.contains(':')) {
-        (0, _) => found.address.clone(),
-        (port, true) => format!("[{}]:{port}", found.address),
-        (port, false) => format!("{}:{port}", found.address),
-    }
+    place(&found.address, found.port)
 }
 
 fn origin(origin: Origin) -> &'static str {

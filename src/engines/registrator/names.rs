@@ -8,7 +8,7 @@ use super::{Registered, Rules, Where};
 use crate::engines::docker::container::labels;
 use crate::engines::docker::spec;
 use crate::model::catalog::{
-    CatalogCheck, CheckKind, CheckRun, CheckStatus, HttpCheck, Instance, MAX_ENTRIES, MAX_TEXT, Origin,
+    CatalogCheck, CheckKind, CheckRun, CheckStatus, HttpCheck, Instance, MAX_ENTRIES, MAX_TEXT, Origin, place,
 };
 use crate::model::units::Duration;
 
@@ -240,10 +240,7 @@ fn check(words: &BTreeMap<String, String>, instance: &Instance) -> Result<Option
             text.parse::<Duration>().map_err(|error| format!("SERVICE_CHECK_{}: {error}", key.to_uppercase()))
         }
     };
-    let place = match instance.address.contains(':') {
-        true => format!("[{}]:{}", instance.address, instance.port),
-        false => format!("{}:{}", instance.address, instance.port),
-    };
+    let place = place(&instance.address, instance.port);
     let url = |scheme: &str, path: &str| {
         let method = word("http_method").or(word("https_method")).unwrap_or_default().to_owned();
         let path = path.trim_start_matches('/');

@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 
 use super::{Registry, command};
 use crate::model::bundle::HostedKind;
-use crate::model::catalog::{CatalogCheck, CheckKind, CheckRun, CheckStatus, HttpCheck, MAX_OUTPUT, Origin};
+use crate::model::catalog::{CatalogCheck, CheckKind, CheckRun, CheckStatus, HttpCheck, MAX_OUTPUT, Origin, place};
 use crate::model::units::{self, Bytes};
 use crate::network::catalog::{Catalog, Key, Topic, key};
 use crate::network::{Network, Request};
@@ -207,10 +207,7 @@ impl Judge for Itself {
         let judged = self.0.catalog.read(|state| {
             let found = state.instance(node, instance)?;
             let (entry, address) = (&found.entry.instance, found.address());
-            let port = (entry.port > 0).then(|| match address.contains(':') {
-                true => format!("[{address}]:{}", entry.port),
-                false => format!("{address}:{}", entry.port),
-            });
+            let port = (entry.port > 0).then(|| place(address, entry.port));
             Some(Judged {
                 id: entry.id.clone(),
                 name: entry.id.clone(),

@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use futures_util::StreamExt;
 use mlua::{Lua, Table, Value};
 use serde::Deserialize;
 
 use super::Reach;
+use super::kv::until;
 use crate::client::catalog::{InstancesAsk, Maintenance, Register, Report};
 use crate::client::{Cluster, show};
 use crate::model::catalog::CheckStatus;
@@ -190,21 +190,6 @@ async fn watch(
     each: &mlua::Function,
     period: Option<Duration>,
 ) -> mlua::Result<Value> {
-    let mut changes = cluster.watch_instances(service, ask).await.map_err(raise)?;
-    let until = period.map(|period| tokio::time::Instant::now() + period.std());
-    loop {
-        let next = match until {
-            Some(until) => match tokio::time::timeout_at(until, changes.next()).await {
-                Ok(next) => next,
-                Err(_) => return Ok(Value::Nil),
-            },
-            None => changes.next().await,
-        };
-        let Some(found) = next else { return Ok(Value::Nil) };
-        let found = from_record(lua, &found.map_err(raise)?)?;
-        let answer: Value = each.call_async(found).await?;
-        if !matches!(answer, Value::Nil | Value::Boolean(false)) {
-            return Ok(answer);
-        }
-    }
+    let changes = cluster.watch_instances(service, ask).await.map_err(raise)?;
+    until(changes, period, async |found| each.call_async(from_record(lua, &found)?).await).await
 }

@@ -6,8 +6,8 @@ use futures_util::StreamExt;
 use mlua::{Lua, Table, Value};
 use serde::Deserialize;
 
-use crate::client::Cluster;
-use crate::client::kv::{KvSet, ValueKind, ValueSet};
+use crate::client::kv::{KvChange, KvSet, ValueKind, ValueSet};
+use crate::client::{Cluster, Stream1};
 use crate::model::units::Duration;
 use crate::model::{Error, Kind};
 use crate::script::value::{from_timed, options, raise};
@@ -249,7 +249,26 @@ async fn watch(
     each: mlua::Function,
     period: Option<Duration>,
 ) -> mlua::Result<Value> {
-    let mut changes = cluster.kv_watch(prefix).await.map_err(raise)?;
+    let changes = cluster.kv_watch(prefix).await.map_err(raise)?;
+    until(changes, period, async |change: KvChange| {
+        let (value, version) = match change.entry {
+            Some(entry) => {
+                let value = lua.create_string(entry.bytes().map_err(raise)?)?;
+                (Value::String(value), Some(entry.version as f64))
+            }
+            None => (Value::Nil, None),
+        };
+        each.call_async((change.key, value, version)).await
+    })
+    .await
+}
+
+/// Calls `each` for what comes, until it returns something that counts as true, which is returned, or the time is over.
+pub async fn until<T>(
+    mut changes: Stream1<T>,
+    period: Option<Duration>,
+    mut each: impl AsyncFnMut(T) -> mlua::Result<Value>,
+) -> mlua::Result<Value> {
     let until = period.map(|period| tokio::time::Instant::now() + period.std());
     loop {
         let next = match until {
@@ -260,15 +279,7 @@ async fn watch(
             None => changes.next().await,
         };
         let Some(change) = next else { return Ok(Value::Nil) };
-        let change = change.map_err(raise)?;
-        let (value, version) = match change.entry {
-            Some(entry) => {
-                let value = lua.create_string(entry.bytes().map_err(raise)?)?;
-                (Value::String(value), Some(entry.version as f64))
-            }
-            None => (Value::Nil, None),
-        };
-        let answer: Value = each.call_async((change.key, value, version)).await?;
+        let answer = each(change.map_err(raise)?).await?;
         if !matches!(answer, Value::Nil | Value::Boolean(false)) {
             return Ok(answer);
         }
