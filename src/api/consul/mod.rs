@@ -75,7 +75,7 @@ pub enum Here {
     Id(String),
 }
 
-/// Registers, and keeps keys: a daemon that leads, itself.
+/// What registers and keeps keys, in a daemon that leads.
 pub struct Own {
     /// What clients register.
     pub registry: Arc<Registry>,

@@ -152,6 +152,8 @@ pub struct Registrator {
     ending: HashMap<String, Instant>,
     // Others that are looked at again, and when.
     again: HashMap<String, Instant>,
+    // What was said in the log already.
+    complaints: BTreeSet<String>,
 }
 
 impl Registrator {
@@ -162,7 +164,7 @@ impl Registrator {
             loop {
                 let (ending, again) = (HashMap::new(), HashMap::new());
                 let (address, rules, told) = (address.clone(), rules.clone(), told.clone());
-                let registrator = Registrator { address, rules, told, ending, again };
+                let registrator = Registrator { address, rules, told, ending, again, complaints: BTreeSet::new() };
                 match tokio::spawn(registrator.follow()).await {
                     Ok(()) => return,
                     Err(error) => tracing::error!(%error, "the registrator broke off; it begins anew"),
@@ -249,7 +251,7 @@ impl Registrator {
         let (mut now, mut silent) = (BTreeMap::new(), Vec::new());
         while let Some((id, found)) = looks.next().await {
             let all = match found {
-                Looked::Is(inspected) => names::registered(&inspected, &self.rules),
+                Looked::Is(inspected) => names::registered(&inspected, &self.rules, &mut self.complaints),
                 Looked::Gone => Vec::new(),
                 // One that hangs stays as it was.
                 Looked::Silent => {
@@ -269,7 +271,9 @@ impl Registrator {
             tokio::time::sleep(SOON).await;
             for id in std::mem::take(&mut silent) {
                 match inspect(docker, &id).await {
-                    Looked::Is(inspected) => drop(now.insert(id, names::registered(&inspected, &self.rules))),
+                    Looked::Is(inspected) => {
+                        drop(now.insert(id, names::registered(&inspected, &self.rules, &mut self.complaints)))
+                    }
                     Looked::Gone => {}
                     Looked::Silent => silent.push(id),
                 }
@@ -305,7 +309,10 @@ impl Registrator {
             return;
         }
         match inspect(docker, id).await {
-            Looked::Is(inspected) => self.put(id, names::registered(&inspected, &self.rules)),
+            Looked::Is(inspected) => {
+                let all = names::registered(&inspected, &self.rules, &mut self.complaints);
+                self.put(id, all);
+            }
             Looked::Gone => self.put(id, Vec::new()),
             Looked::Silent => drop(self.again.insert(id.to_owned(), Instant::now() + SOON)),
         }

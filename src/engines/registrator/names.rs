@@ -17,6 +17,9 @@ const SWARM_SERVICE: &str = "com.docker.swarm.service.name";
 /// Networks that carry what is published, and reach nobody.
 const PLUMBING: [&str; 2] = ["ingress", "docker_gwbridge"];
 
+/// Complaints that are remembered.
+const MOST_TOLD: usize = 1000;
+
 // What is said of one port: by the words behind `SERVICE_`, in small letters, and which of them name that port.
 struct Words {
     all: BTreeMap<String, String>,
@@ -24,7 +27,8 @@ struct Words {
 }
 
 /// What a running container is registered as; nothing where it is one of Neap's replicas, which have names of their own.
-pub fn registered(inspected: &ContainerInspectResponse, rules: &Rules) -> Vec<Registered> {
+/// `told` holds what was complained about already: the same container is looked at again and again.
+pub fn registered(inspected: &ContainerInspectResponse, rules: &Rules, told: &mut BTreeSet<String>) -> Vec<Registered> {
     let labels = labels(inspected);
     let state = inspected.state.clone().unwrap_or_default();
     let runs = state.running == Some(true) && state.paused != Some(true) && state.restarting != Some(true);
@@ -82,17 +86,27 @@ pub fn registered(inspected: &ContainerInspectResponse, rules: &Rules) -> Vec<Re
             ..Instance::default()
         };
         if let Err(error) = instance.check() {
-            tracing::warn!(%error, container, "a container is not registered");
+            complain(told, container, &format!("it is not registered: {error}"));
             continue;
         }
         let mut checks: Vec<CatalogCheck> = health(inspected, &instance).into_iter().collect();
         match check(&words.all, &instance) {
             Ok(check) => checks.extend(check.filter(|check| check.check().is_ok())),
-            Err(why) => tracing::warn!(why, container, "a check of a container is not run"),
+            Err(why) => complain(told, container, &why),
         }
         all.push(Registered { instance, checks });
     }
     all
+}
+
+fn complain(told: &mut BTreeSet<String>, container: &str, why: &str) {
+    // Others come and go.
+    if told.len() > MOST_TOLD {
+        told.clear();
+    }
+    if told.insert(format!("{container}: {why}")) {
+        tracing::warn!(container, why, "a container asks for what is not done");
+    }
 }
 
 // `registry.example/shop/api:1.2@sha256:…` is `api`.
@@ -118,12 +132,6 @@ fn words_of(said: &BTreeMap<String, String>, port: u16) -> Words {
             (None, None) => {
                 words.all.entry(key.clone()).or_insert_with(|| value.clone());
             }
-        }
-    }
-    // Whatever order they came in.
-    for (key, value) in said {
-        if let Some(word) = key.strip_prefix(&mine) {
-            words.all.insert(word.to_owned(), value.clone());
         }
     }
     words
@@ -292,6 +300,10 @@ fn check(words: &BTreeMap<String, String>, instance: &Instance) -> Result<Option
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn registered(inspected: &ContainerInspectResponse, rules: &Rules) -> Vec<Registered> {
+        super::registered(inspected, rules, &mut BTreeSet::new())
+    }
     use serde_json::{Value, json};
 
     fn rules() -> Rules {
