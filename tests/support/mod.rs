@@ -9,6 +9,9 @@ use std::time::{Duration, Instant};
 /// The program under test.
 pub const NEAP: &str = env!("CARGO_BIN_EXE_neap");
 
+/// How long a command of the CLI may take.
+const PATIENCE: Duration = Duration::from_secs(300);
+
 /// A port that was free a moment ago, below the kernel's ephemeral ones and apart from those of other test processes.
 pub fn free_port() -> u16 {
     use std::sync::atomic::{AtomicU16, Ordering};
@@ -124,7 +127,23 @@ impl Daemon {
 
     /// Runs the CLI against this daemon.
     pub fn neap(&self, args: &[&str]) -> Output {
-        self.command(args).output().unwrap()
+        // A command that is never answered is to fail its test, not to hold all of them.
+        let child =
+            self.command(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        let pid = child.id();
+        let (ended, wait) = std::sync::mpsc::channel::<()>();
+        let (words, log) = (format!("{args:?}"), self.folder.path().join("log"));
+        let watch = std::thread::spawn(move || {
+            if wait.recv_timeout(PATIENCE) == Err(std::sync::mpsc::RecvTimeoutError::Timeout) {
+                eprintln!("neap {words} was not answered in {PATIENCE:?}; the daemon said:");
+                eprintln!("{}", std::fs::read_to_string(log).unwrap_or_default());
+                signal(pid, "KILL");
+            }
+        });
+        let output = child.wait_with_output().unwrap();
+        drop(ended);
+        watch.join().unwrap();
+        output
     }
 
     /// The same, still to be run.
@@ -175,6 +194,8 @@ impl Drop for Daemon {
         }
         self.kill();
         end_everything(&self.data());
+        let nested = self.log().contains("from within a look at it");
+        assert!(std::thread::panicking() || !nested, "a lock was taken within itself:\n{}", self.log());
     }
 }
 

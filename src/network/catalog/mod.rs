@@ -8,6 +8,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -44,6 +45,34 @@ pub enum Topic {
     Queries,
 }
 
+thread_local! {
+    // The catalogues that this thread is looking at or changing.
+    static WITHIN: RefCell<Vec<usize>> = const { RefCell::new(Vec::new()) };
+}
+
+// A thread is within one catalogue once. Only looked after in debug builds.
+struct Alone;
+
+impl Alone {
+    fn at(catalog: &Catalog) -> Self {
+        if cfg!(debug_assertions) {
+            let address = std::ptr::from_ref(catalog) as usize;
+            let nested = WITHIN.with_borrow(|within| within.contains(&address));
+            assert!(!nested, "a catalogue is read or changed from within a look at it");
+            WITHIN.with_borrow_mut(|within| within.push(address));
+        }
+        Alone
+    }
+}
+
+impl Drop for Alone {
+    fn drop(&mut self) {
+        if cfg!(debug_assertions) {
+            let _ = WITHIN.with_borrow_mut(Vec::pop);
+        }
+    }
+}
+
 /// The catalogue of one daemon or agent.
 pub struct Catalog {
     state: RwLock<State>,
@@ -66,13 +95,16 @@ impl Catalog {
         }
     }
 
-    /// Looks at it as it is.
+    /// Looks at it as it is. Not to be called from within a look or a change: a change that waits in between would make the second
+    /// look wait for it, and it for the first (a debug build says so each time).
     pub fn read<T>(&self, look: impl FnOnce(&State) -> T) -> T {
+        let _alone = Alone::at(self);
         look(&self.state.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Changes it, in one step for all who look.
     pub fn change<T>(&self, change: impl FnOnce(&mut Draft) -> T) -> T {
+        let _alone = Alone::at(self);
         let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
         let mut draft = Draft::new(&mut state);
         let result = change(&mut draft);

@@ -201,3 +201,11 @@ async fn who_follows_has_the_same() {
         }
     }
 }
+
+#[test]
+#[cfg(debug_assertions)]
+#[should_panic(expected = "from within a look at it")]
+fn a_look_within_a_look_is_noticed() {
+    let catalog = Catalog::new(1);
+    catalog.read(|_| catalog.read(|state| state.index));
+}

@@ -8,7 +8,7 @@ use super::Registry;
 use super::records::carry_run;
 use crate::engines::registrator::{Changed, Registered};
 use crate::model::catalog::{CatalogCheck, Origin};
-use crate::network::catalog::{Draft, Key, key};
+use crate::network::catalog::{Draft, Key, State, key};
 
 /// What each host's registrator has found, by the container's id.
 pub type Kept = BTreeMap<Key, BTreeMap<String, Vec<Registered>>>;
@@ -37,11 +37,9 @@ impl Registry {
 
     /// Nobody looks at the containers of these hosts any more.
     pub fn drop_containers(self: &Arc<Self>, is_looked_at: impl Fn(&str) -> bool) {
-        let others = self.catalog.read(|state| {
-            let names = state.nodes().map(|entry| entry.node.name.clone());
-            names.filter(|name| !is_looked_at(name)).collect::<Vec<_>>()
-        });
-        for node in others {
+        let names = |state: &State| state.nodes().map(|entry| entry.node.name.clone()).collect::<Vec<_>>();
+        let all = self.catalog.read(names);
+        for node in all.into_iter().filter(|name| !is_looked_at(name)) {
             self.take_containers(&node, &Changed { whole: true, ..Changed::default() });
         }
     }
