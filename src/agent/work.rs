@@ -221,7 +221,7 @@ async fn keep(
                 }
                 let result = match order {
                     // A host where nothing is published needs none.
-                    Order::Table(table) if !runs && table.listeners.is_empty() => {
+                    Order::Table(table) if !runs && table.is_empty() => {
                         let status = Status { version: table.version, ..Status::default() };
                         last = Some(table);
                         Ok(status)

@@ -162,6 +162,9 @@ enum Command {
         folder: PathBuf,
         #[arg(long)]
         lifeline: bool,
+        /// Threads that serve HTTP; as many as there are cores, four at most, where it is not given
+        #[arg(long)]
+        threads: Option<usize>,
     },
     /// Cleans up after a standalone run (started by it)
     #[command(hide = true)]
@@ -212,9 +215,12 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
     let done = |()| ExitCode::SUCCESS;
     match cli.command {
         Command::Keeper { folder } => Ok(ExitCode::from(crate::engines::process::keeper::main(&folder))),
-        Command::Balancer { folder, lifeline } => crate::network::balancer::main(&folder, lifeline)
-            .map_err(|error| Error::io("balancer", "run", &error))
-            .map(done),
+        Command::Balancer { folder, lifeline, threads } => {
+            let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4));
+            crate::network::balancer::main(&folder, lifeline, threads.unwrap_or_else(cores))
+                .map_err(|error| Error::io("balancer", "run", &error))
+                .map(done)
+        }
         Command::Sweep { folder } => {
             crate::daemon::sweep(&folder);
             Ok(ExitCode::SUCCESS)

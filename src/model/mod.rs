@@ -23,6 +23,7 @@ pub mod query;
 pub mod registry;
 pub mod release;
 pub mod right;
+pub mod route;
 pub mod service;
 pub mod spellings;
 pub mod stack;

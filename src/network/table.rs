@@ -1,12 +1,13 @@
 //! The balancer's table: which ports it listens on, and who stands behind each.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
 use crate::model::id::TaskId;
 use crate::model::port::Balance;
+use crate::model::route::RouteSpec;
 
 /// All listeners; a newer version replaces the older one whole.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -15,6 +16,61 @@ pub struct Table {
     pub version: u64,
     /// Listeners by `service/port`.
     pub listeners: BTreeMap<String, Listener>,
+    /// Ports where HTTP is spoken, by `PORT` or `ADDRESS:PORT`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub fronts: BTreeMap<String, Front>,
+}
+
+/// A port where HTTP is spoken.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Front {
+    /// Where it listens; all interfaces where none is given.
+    pub address: Option<IpAddr>,
+    /// The port.
+    pub port: u16,
+    /// TLS ends here if there are any: the first one serves names that none is for.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub certificates: Vec<Certificate>,
+    /// Where requests go.
+    pub routes: Vec<Route>,
+}
+
+/// A certificate and its key.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// The hosts that it is shown for, as routes name them.
+    pub hosts: BTreeSet<String>,
+    /// The chain, PEM.
+    pub chain: String,
+    /// The key, PEM.
+    pub key: String,
+}
+
+impl std::fmt::Debug for Certificate {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        f.debug_struct("Certificate").field("hosts", &self.hosts).finish_non_exhaustive()
+    }
+}
+
+/// Requests that go one way.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// What it is called.
+    pub name: String,
+    /// Which requests, and how.
+    pub spec: RouteSpec,
+    /// Who answers them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub to: Vec<Target>,
+}
+
+/// A part of a route's requests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Target {
+    /// Its share, beside those of the others.
+    pub weight: u32,
+    /// Who answers.
+    pub backends: Vec<Backend>,
 }
 
 /// One published port.
@@ -34,6 +90,18 @@ impl Listener {
     /// The tasks that get new connections.
     pub fn takers(&self) -> impl Iterator<Item = TaskId> {
         self.backends.iter().filter(|backend| backend.weight > 0).map(|backend| backend.id)
+    }
+}
+
+impl Table {
+    /// Whether it says the same as another, whatever their versions.
+    pub fn says(&self, other: &Table) -> bool {
+        self.listeners == other.listeners && self.fronts == other.fronts
+    }
+
+    /// Whether nothing is listened for.
+    pub fn is_empty(&self) -> bool {
+        self.listeners.is_empty() && self.fronts.is_empty()
     }
 }
 
@@ -63,8 +131,47 @@ pub struct Status {
     pub accepted: u64,
     /// Connections closed because no backend took them.
     pub refused: u64,
+    /// Requests that no route was for.
+    #[serde(default)]
+    pub unrouted: u64,
+    /// Connections that sent what is no HTTP, or could be read in two ways.
+    #[serde(default)]
+    pub malformed: u64,
+    /// What went by each route, by its name.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub routes: BTreeMap<String, Passed>,
+    /// What went to each replica by routes.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub backends: BTreeMap<TaskId, Carried>,
     /// Where there are several balancers: the nodes whose balancer could not be asked, and why. They may still have an
     /// older table.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub missing: BTreeMap<String, String>,
+}
+
+/// Upper bounds of the times that answers are counted by, in milliseconds; the last has none.
+pub const TIMES: [u64; 11] = [1, 2, 5, 10, 25, 50, 100, 250, 1000, 5000, 30_000];
+
+/// What went by a route since the balancer started.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Passed {
+    /// Requests answered, by the first digit of their status: `[0]` is 1xx.
+    pub answers: [u64; 5],
+    /// Tries beyond the first.
+    pub retries: u64,
+    /// Answers by how long they took, each counted once, as `TIMES` has them.
+    pub times: [u64; TIMES.len() + 1],
+    /// The sum of those times, in microseconds.
+    pub micros: u64,
+}
+
+/// What went to a replica since it is known to the balancer.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Carried {
+    /// Requests sent.
+    pub requests: u64,
+    /// Those that failed for its sake: refused, broken off, too late.
+    pub failures: u64,
+    /// How often it got nothing for a while because of that.
+    pub ejections: u64,
 }

@@ -1,7 +1,7 @@
 //! Keeps the balancer's table as the world says, and stops tasks only when nobody is sent to them any more: withdraw,
 //! confirm, drain, stop.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -77,7 +77,7 @@ pub fn spawn(
         feeder,
         balancer,
         // Versions go on where an earlier daemon's stopped: the balancer does not go back.
-        table: Table { version: parts.clock.wall().0, listeners: BTreeMap::new() },
+        table: Table { version: parts.clock.wall().0, ..Table::default() },
         pushed: false,
         overtaken: 0,
         looked: false,
@@ -130,7 +130,7 @@ impl Traffic {
         self.told.retain(|id| world.tasks.get(id).is_some_and(|task| !task.state.is_final()));
         // A host without published ports needs no balancer. One that runs has the table of a daemon before this one.
         let left_over = !self.looked && self.balancer.is_left_over();
-        if wanted.listeners.is_empty() && self.table.listeners.is_empty() && !self.pushed && !left_over {
+        if wanted.is_empty() && self.table.is_empty() && !self.pushed && !left_over {
             self.looked = true;
             let nothing = Confirmed { heard: true, ..Confirmed::default() };
             if *self.confirm.borrow() != nothing {
@@ -138,7 +138,7 @@ impl Traffic {
             }
             return if self.stop_all(&stopping, world, true).await { RETRY } else { WATCH };
         }
-        if wanted.listeners != self.table.listeners || !self.pushed {
+        if !wanted.says(&self.table) || !self.pushed {
             self.table = Table { version: self.table.version + 1, ..wanted };
             fault::point("traffic.before-push");
             match self.balancer.push(&self.table).await {

@@ -15,7 +15,7 @@ use crate::network::table::{Backend, Listener, Table};
 /// The table for the world as it is.
 pub fn table(world: &World) -> Table {
     let listeners = world.services.values().flat_map(|service| listeners(world, service)).collect();
-    Table { version: 0, listeners }
+    Table { listeners, ..Table::default() }
 }
 
 /// One service's listeners, by `service/port`.

@@ -3,17 +3,17 @@
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use mio::net::{TcpListener, TcpStream, UnixListener};
 use mio::{Events, Interest, Poll, Token};
 
 use super::choose::Chooser;
-use super::control::{Control, take_over};
+use super::control::Control;
+use super::http::Http;
 use super::pair::{Outcome, Pair};
 use super::sockets::{ask_often, is_unheard, prepare};
-use super::{Reply, Request, build, owner, socket_path};
+use super::{Reply, Request, build, owner};
 use crate::model::id::TaskId;
 use crate::network::table::{Listener, Status, Table};
 
@@ -30,8 +30,10 @@ const CLIENT: usize = 0;
 const SERVER: usize = 1;
 const LISTENER: usize = 2;
 const CONTROL: usize = 3;
-const CONTROL_LISTENER: Token = Token(usize::MAX - 8);
-const LIFELINE: Token = Token(usize::MAX - 9);
+/// The control socket's.
+pub const CONTROL_LISTENER: Token = Token(usize::MAX - 8);
+/// Standard input's.
+pub const LIFELINE: Token = Token(usize::MAX - 9);
 
 struct Open {
     token: Token,
@@ -42,8 +44,10 @@ struct Open {
     starved: bool,
 }
 
-struct Loop {
+/// The balancer, while it runs.
+pub struct Loop {
     poll: Poll,
+    http: Http,
     table: Table,
     listeners: BTreeMap<String, Open>,
     failed: BTreeMap<String, String>,
@@ -66,67 +70,49 @@ struct Loop {
     buffer: Vec<u8>,
 }
 
-/// Runs the balancer of `folder` until it is told to stop, or has handed over and served its last connection. With
-/// `lifeline`, also until standard input is closed.
-pub fn main(folder: &Path, lifeline: bool) -> io::Result<()> {
-    let _ = nix::unistd::setsid();
-    // Shown by ps; the program itself is run through /proc/self/exe.
-    let _ = nix::sys::prctl::set_name(c"neap-balancer");
-    // Every connection takes two descriptors; the soft limit is for programs that use select.
-    if let Ok((_, hard)) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE) {
-        let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard);
-    }
-    let path = socket_path(folder);
-    let inherited = if path.exists() { take_over(&path).unwrap_or_default() } else { Vec::new() };
-    // The name is taken over whole: there is no moment without a socket behind it.
-    let temporary = folder.join(format!("balancer.{}", std::process::id()));
-    let _ = std::fs::remove_file(&temporary);
-    let mut control = UnixListener::bind(&temporary)?;
-    std::fs::set_permissions(&temporary, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
-    let poll = Poll::new()?;
-    poll.registry().register(&mut control, CONTROL_LISTENER, Interest::READABLE)?;
-    let stdin = std::io::stdin();
-    if lifeline {
-        poll.registry().register(&mut mio::unix::SourceFd(&stdin.as_raw_fd()), LIFELINE, Interest::READABLE)?;
-    }
-    let mut inner = Loop {
-        poll,
-        table: Table::default(),
-        listeners: BTreeMap::new(),
-        failed: BTreeMap::new(),
-        reopen: None,
-        names: HashMap::new(),
-        next: 0,
-        pairs: HashMap::new(),
-        controls: HashMap::new(),
-        open: HashMap::new(),
-        doubted: HashSet::new(),
-        connecting: VecDeque::new(),
-        busy: Vec::new(),
-        accepted: 0,
-        refused: 0,
-        leaving: false,
-        stopped: false,
-        buffer: vec![0; BUFFER],
-    };
-    for (name, socket) in inherited {
-        let socket = std::net::TcpListener::from(socket);
-        let port = socket.local_addr()?.port();
-        // Until the first table says who is behind it, connections wait in the kernel's queue.
-        let spec =
-            Listener { address: None, port, balance: crate::model::port::Balance::default(), backends: Vec::new() };
-        inner.add_listener(name, TcpListener::from_std(socket), spec)?;
-    }
-    std::fs::rename(&temporary, &path)?;
-    inner.run(&control)
-}
-
 impl Loop {
-    fn run(&mut self, control: &UnixListener) -> io::Result<()> {
+    /// Nothing is listened for yet; `http` serves the ports where HTTP is spoken.
+    pub fn new(poll: Poll, http: Http) -> Self {
+        Loop {
+            poll,
+            http,
+            table: Table::default(),
+            listeners: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            reopen: None,
+            names: HashMap::new(),
+            next: 0,
+            pairs: HashMap::new(),
+            controls: HashMap::new(),
+            open: HashMap::new(),
+            doubted: HashSet::new(),
+            connecting: VecDeque::new(),
+            busy: Vec::new(),
+            accepted: 0,
+            refused: 0,
+            leaving: false,
+            stopped: false,
+            buffer: vec![0; BUFFER],
+        }
+    }
+
+    /// Takes a socket of the balancer before this one. Until the first table says who is behind it, connections wait in the kernel's
+    /// queue.
+    pub fn inherit(&mut self, name: String, socket: std::net::TcpListener) -> io::Result<()> {
+        let Some(socket) = self.http.inherit(&name, socket) else { return Ok(()) };
+        let port = socket.local_addr()?.port();
+        let balance = crate::model::port::Balance::default();
+        let spec = Listener { address: None, port, balance, backends: Vec::new() };
+        self.add_listener(name, TcpListener::from_std(socket), spec)
+    }
+
+    /// Goes on until it is told to stop, or has handed over and served its last connection.
+    pub fn run(&mut self, control: &UnixListener) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
         let mut retry_at = Instant::now() + RETRY;
-        while !self.stopped && (!self.leaving || !self.pairs.is_empty()) {
-            let waiting = !self.failed.is_empty()
+        while !self.stopped && (!self.leaving || !self.pairs.is_empty() || !self.http.is_idle()) {
+            let waiting = self.has_failed()
+                || self.leaving
                 || !self.connecting.is_empty()
                 || !self.doubted.is_empty()
                 || self.listeners.values().any(|listener| listener.starved);
@@ -315,10 +301,14 @@ impl Loop {
         }
     }
 
+    fn has_failed(&self) -> bool {
+        !self.failed.is_empty() || self.http.has_failed()
+    }
+
     // Soon at first, then more and more seldom: after a minute as seldom as everything else.
     fn reopen(&mut self) {
         let now = Instant::now();
-        if self.failed.is_empty() {
+        if !self.has_failed() {
             self.reopen = None;
             return;
         }
@@ -328,6 +318,7 @@ impl Loop {
         }
         let wait = ((now - since) / 100).clamp(REOPEN, RETRY);
         self.reopen = Some((since, now + wait));
+        self.http.reopen(&self.table);
         for name in self.failed.keys().cloned().collect::<Vec<_>>() {
             let Some(wanted) = self.table.listeners.get(&name).cloned() else { continue };
             let Ok(socket) = owner::try_listen(wanted.address, wanted.port) else { continue };
@@ -390,6 +381,7 @@ impl Loop {
                 self.failed.insert(name.clone(), why);
             }
         }
+        self.http.apply(&table);
         self.table = table;
         self.doubt();
         // Connections that waited for the first table, or came before their listener was registered.
@@ -450,17 +442,21 @@ impl Loop {
                 Request::Stop => self.stopped = true,
                 _ => {}
             }
-            let sockets = if handover { self.listeners.keys().cloned().collect() } else { Vec::new() };
+            let (mut sockets, mut descriptors) = (Vec::new(), Vec::new());
+            if handover {
+                let own = self.listeners.iter().map(|(name, open)| (name.clone(), open.socket.as_raw_fd()));
+                (sockets, descriptors) = own.chain(self.http.sockets()).unzip();
+            }
             if control.reply(&Reply { build: build(), status: self.status(), sockets }).is_err() {
                 return;
             }
             if handover {
-                let descriptors: Vec<_> = self.listeners.values().map(|open| open.socket.as_raw_fd()).collect();
                 if control.send_sockets(&descriptors).is_err() {
                     return;
                 }
                 self.leaving = true;
                 self.failed.clear();
+                self.http.leave();
                 for (_, mut open) in std::mem::take(&mut self.listeners) {
                     let _ = self.poll.registry().deregister(&mut open.socket);
                 }
@@ -470,14 +466,16 @@ impl Loop {
     }
 
     fn status(&self) -> Status {
-        Status {
+        let mut status = Status {
             version: self.table.version,
             pid: std::process::id(),
             connections: self.open.iter().map(|(task, count)| (*task, *count)).collect(),
             failed: self.failed.clone(),
             accepted: self.accepted,
             refused: self.refused,
-            missing: BTreeMap::new(),
-        }
+            ..Status::default()
+        };
+        self.http.tell_status(&mut status);
+        status
     }
 }

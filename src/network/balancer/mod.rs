@@ -8,8 +8,10 @@ pub mod choose;
 pub mod client;
 mod control;
 mod event_loop;
+mod http;
 mod owner;
 mod pair;
+mod process;
 mod sockets;
 
 use std::path::{Path, PathBuf};
@@ -20,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::table::{Status, Table};
 use crate::model::Result;
 
-pub use event_loop::main;
+pub use process::main;
 
 /// What carries published ports to replicas, as the runtime sees it.
 #[async_trait]

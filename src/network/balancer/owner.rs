@@ -6,7 +6,12 @@ use mio::net::TcpListener as MioListener;
 
 /// Opens a listening socket: on one address, or on all interfaces, IPv6 and IPv4 together. An error says who is in the way.
 pub fn listen(address: Option<std::net::IpAddr>, port: u16) -> Result<MioListener, String> {
-    try_listen(address, port).map_err(|error| match error.kind() {
+    listen_std(address, port).map(MioListener::from_std)
+}
+
+/// The same, as the standard library has it.
+pub fn listen_std(address: Option<std::net::IpAddr>, port: u16) -> Result<TcpListener, String> {
+    bind(address, port).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => match holder(port) {
             Some(holder) => format!("port {port} is taken by {holder}"),
             None => format!("port {port} is taken by another process"),
@@ -20,6 +25,10 @@ pub fn listen(address: Option<std::net::IpAddr>, port: u16) -> Result<MioListene
 
 /// The same, without looking for who is in the way.
 pub fn try_listen(address: Option<std::net::IpAddr>, port: u16) -> std::io::Result<MioListener> {
+    bind(address, port).map(MioListener::from_std)
+}
+
+fn bind(address: Option<std::net::IpAddr>, port: u16) -> std::io::Result<TcpListener> {
     let first = match address {
         Some(address) => SocketAddr::new(address, port),
         None => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
@@ -33,7 +42,7 @@ pub fn try_listen(address: Option<std::net::IpAddr>, port: u16) -> std::io::Resu
     });
     let listener = opened?;
     listener.set_nonblocking(true)?;
-    Ok(MioListener::from_std(listener))
+    Ok(listener)
 }
 
 // The process that listens on `port`, as `nginx (pid 812)`, where this process may see it.

@@ -1,18 +1,23 @@
 //! What is asked of the kernel for each connection.
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use mio::net::TcpStream;
 
 /// Small packets at once; and a peer that went without a word is noticed after two minutes, so that it neither keeps
 /// its descriptors nor holds up a drain for ever.
 pub fn prepare(stream: &TcpStream) {
+    prepare_any(stream.as_fd());
+}
+
+/// The same, whatever the socket is kept in.
+pub fn prepare_any(stream: BorrowedFd) {
     use nix::sys::socket::{setsockopt, sockopt};
-    let _ = stream.set_nodelay(true);
-    let _ = setsockopt(stream, sockopt::KeepAlive, &true);
-    let _ = setsockopt(stream, sockopt::TcpKeepIdle, &60);
-    let _ = setsockopt(stream, sockopt::TcpKeepInterval, &15);
-    let _ = setsockopt(stream, sockopt::TcpKeepCount, &4);
+    let _ = setsockopt(&stream, sockopt::TcpNoDelay, &true);
+    let _ = setsockopt(&stream, sockopt::KeepAlive, &true);
+    let _ = setsockopt(&stream, sockopt::TcpKeepIdle, &60);
+    let _ = setsockopt(&stream, sockopt::TcpKeepInterval, &15);
+    let _ = setsockopt(&stream, sockopt::TcpKeepCount, &4);
 }
 
 /// While nothing is under way, whether the peer's host is there is known within four seconds.

@@ -1,0 +1,419 @@
+//! Routes: which HTTP requests go where.
+
+use std::fmt;
+use std::net::IpAddr;
+use std::str::FromStr;
+
+use schemars::JsonSchema;
+use serde::de::{self, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::error::{Error, Result};
+use super::name::Name;
+use super::units::{Bytes, Duration};
+
+/// Longest path of a route, in bytes.
+const MAX_PATH: usize = 1024;
+/// Most tries beyond the first.
+const MAX_RETRIES: u32 = 10;
+
+/// A route: requests for a host and a path. Written as `"shop.example.com/api"`, or as a table.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(remote = "Self", default, deny_unknown_fields)]
+#[schemars(rename = "RouteSpec")]
+pub struct RouteSpec {
+    /// The host: `shop.example.com`; `*.example.com` for all with one or more names before that; any where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    /// The path that requests begin with, whole names of it: `/api` is `/api` and `/api/x`, not `/apix`. Any where it is not
+    /// given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub path: Option<String>,
+    /// Which of several routes that fit is taken: the highest; then the more exact host, then the longer path (0).
+    #[serde(skip_serializing_if = "is_zero")]
+    pub priority: i32,
+    /// The port that every host's balancer listens on (80; with `tls` 443).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<u16>,
+    /// The address to listen on; all interfaces where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// The service's port, by its name; the only one where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<String>,
+    /// Ends TLS here, with this certificate.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<RouteTls>,
+    /// Answers with a redirect in place of the service: `"https"`, to the same address there; or a URL, to which the path that was
+    /// asked for is added.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub redirect: Option<String>,
+    /// Whether `path` is taken off before the request goes on.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub strip_path: bool,
+    /// What the service speaks (http).
+    #[serde(skip_serializing_if = "is_http")]
+    pub protocol: RouteProtocol,
+    /// How a replica is chosen: `round_robin`, `least_connections`, `power_of_two`; or `hash:ip`, `hash:path`, `hash:header:NAME`,
+    /// `hash:cookie:NAME`, always the same one for the same text (round_robin).
+    #[serde(skip_serializing_if = "RouteBalance::is_default")]
+    #[schemars(with = "String")]
+    pub balance: RouteBalance,
+    /// The name of a cookie by which a client comes to the same replica each time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sticky: Option<String>,
+    /// How often a request is tried elsewhere that can be repeated and was not answered at all (2).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub retries: Option<u32>,
+    /// How long a replica has to begin its answer (60s).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
+    /// Largest body of a request; any where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_body: Option<Bytes>,
+}
+
+/// What a service speaks behind a route.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum RouteProtocol {
+    /// HTTP/1.1, WebSocket with it.
+    #[default]
+    Http,
+    /// HTTP/2 without TLS, as gRPC's servers do.
+    H2c,
+}
+
+/// Where a route's certificate is.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub struct RouteTls {
+    /// The certificate and those of its issuers, PEM: a file on the daemon's host, or a secret as `secret:NAME`.
+    pub certificate: String,
+    /// Its key, PEM: likewise.
+    pub key: String,
+}
+
+/// How a route chooses among replicas.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub enum RouteBalance {
+    /// In turn, by weight.
+    #[default]
+    RoundRobin,
+    /// The one with the fewest requests under way for its weight.
+    LeastConnections,
+    /// Of two that are drawn, the one with fewer.
+    PowerOfTwo,
+    /// Always the same one for the same text.
+    Hash(HashBy),
+}
+
+/// What a replica is chosen by.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum HashBy {
+    /// The client's address.
+    Ip,
+    /// The path without its query.
+    Path,
+    /// A field of the request.
+    Header(String),
+    /// A cookie.
+    Cookie(String),
+}
+
+fn is_zero(number: &i32) -> bool {
+    *number == 0
+}
+
+fn is_http(protocol: &RouteProtocol) -> bool {
+    *protocol == RouteProtocol::Http
+}
+
+impl RouteBalance {
+    fn is_default(&self) -> bool {
+        *self == RouteBalance::RoundRobin
+    }
+}
+
+impl fmt::Display for RouteBalance {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            RouteBalance::RoundRobin => f.write_str("round_robin"),
+            RouteBalance::LeastConnections => f.write_str("least_connections"),
+            RouteBalance::PowerOfTwo => f.write_str("power_of_two"),
+            RouteBalance::Hash(HashBy::Ip) => f.write_str("hash:ip"),
+            RouteBalance::Hash(HashBy::Path) => f.write_str("hash:path"),
+            RouteBalance::Hash(HashBy::Header(name)) => write!(f, "hash:header:{name}"),
+            RouteBalance::Hash(HashBy::Cookie(name)) => write!(f, "hash:cookie:{name}"),
+        }
+    }
+}
+
+impl FromStr for RouteBalance {
+    type Err = Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let named = |name: &str| is_token(name).then(|| name.to_owned());
+        let found = match text {
+            "round_robin" => Some(RouteBalance::RoundRobin),
+            "least_connections" => Some(RouteBalance::LeastConnections),
+            "power_of_two" => Some(RouteBalance::PowerOfTwo),
+            "hash:ip" => Some(RouteBalance::Hash(HashBy::Ip)),
+            "hash:path" => Some(RouteBalance::Hash(HashBy::Path)),
+            _ => match text.strip_prefix("hash:").and_then(|rest| rest.split_once(':')) {
+                Some(("header", name)) => named(name).map(HashBy::Header).map(RouteBalance::Hash),
+                Some(("cookie", name)) => named(name).map(HashBy::Cookie).map(RouteBalance::Hash),
+                _ => None,
+            },
+        };
+        found.ok_or_else(|| {
+            Error::invalid(format!("balance {text:.60?}"), "is none").help(
+                "write \"round_robin\", \"least_connections\", \"power_of_two\", \"hash:ip\", \"hash:path\", \
+                 \"hash:header:NAME\" or \"hash:cookie:NAME\"",
+            )
+        })
+    }
+}
+
+impl Serialize for RouteBalance {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for RouteBalance {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+// A name of a field or a cookie (RFC 9110, 5.6.2).
+fn is_token(text: &str) -> bool {
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+    !text.is_empty() && text.len() <= 64 && text.bytes().all(plain)
+}
+
+impl RouteSpec {
+    /// The port that it is listened for on.
+    pub fn port_number(&self) -> u16 {
+        self.listen.unwrap_or(if self.tls.is_some() { 443 } else { 80 })
+    }
+
+    /// The path that requests begin with, without a slash at its end.
+    pub fn prefix(&self) -> &str {
+        self.path.as_deref().unwrap_or_default().trim_end_matches('/')
+    }
+
+    /// As it is shown and told from others: `https://shop.example.com:8443/api`.
+    pub fn shown(&self) -> String {
+        let (scheme, usual) = if self.tls.is_some() { ("https", 443) } else { ("http", 80) };
+        let host = self.host.as_deref().unwrap_or("*");
+        let port = self.port_number();
+        let port = if port == usual { String::new() } else { format!(":{port}") };
+        format!("{scheme}://{host}{port}{}", self.path.as_deref().unwrap_or("/"))
+    }
+
+    /// An error unless it can be one; `what` names it.
+    pub fn validate(&self, what: &str) -> Result<()> {
+        let wrong = |field: &str, why: &str, help: &str| {
+            Err(Error::invalid(format!("{what}, {field}"), why.to_owned()).help(help.to_owned()))
+        };
+        if let Some(host) = &self.host {
+            let bare = host.strip_prefix("*.").unwrap_or(host);
+            let label = |label: &str| {
+                let plain = label
+                    .bytes()
+                    .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-' || byte == b'_');
+                !label.is_empty() && label.len() <= 63 && plain
+            };
+            let is_address = bare.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
+            let is_address = is_address.is_some_and(|host| host.parse::<std::net::Ipv6Addr>().is_ok());
+            if bare.len() > 253 || !(is_address || bare.split('.').all(label)) {
+                return wrong(
+                    "host",
+                    "is no host name in lower case",
+                    "write \"shop.example.com\" or \"*.example.com\"",
+                );
+            }
+        }
+        if let Some(path) = &self.path {
+            let plain = path.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#\\".contains(&byte));
+            if !path.starts_with('/') || path.len() > MAX_PATH || !plain || path.contains("//") {
+                return wrong("path", "is no path", "write \"/api\", percent-encoded where a URL has to be");
+            }
+        }
+        if self.listen == Some(0) {
+            return wrong("listen", "port 0 is none", "write a port between 1 and 65535");
+        }
+        if self.sticky.as_deref().is_some_and(|name| !is_token(name)) {
+            return wrong("sticky", "is no name of a cookie", "use letters, digits, \"-\" and \"_\"");
+        }
+        if self.retries.is_some_and(|retries| retries > MAX_RETRIES) {
+            return wrong("retries", "are more than 10", "two are enough where one replica of several fails");
+        }
+        if self.timeout.is_some_and(|timeout| timeout.millis() == 0) {
+            return wrong("timeout", "is no time at all", "leave it out for 60s");
+        }
+        if let Some(tls) = &self.tls {
+            for (field, place) in [("tls.certificate", &tls.certificate), ("tls.key", &tls.key)] {
+                let named = place.strip_prefix("secret:");
+                if !named.map_or(place.starts_with('/'), |name| !name.is_empty()) {
+                    let help = "write \"/etc/ssl/shop.pem\", or \"secret:shop/tls\"";
+                    return wrong(field, "is neither a whole path nor a secret", help);
+                }
+            }
+        }
+        if let Some(to) = &self.redirect {
+            let is_url = to.starts_with("http://") || to.starts_with("https://");
+            let plain = to.bytes().all(|byte| byte.is_ascii_graphic()) && to.len() <= MAX_PATH;
+            if !plain || !(to == "https" || is_url) {
+                return wrong(
+                    "redirect",
+                    "is neither \"https\" nor a URL",
+                    "write \"https\", or \"https://www.example.com\"",
+                );
+            }
+            if to == "https" && self.tls.is_some() {
+                return wrong("redirect", "would go round and round", "redirect the route without tls to this one");
+            }
+            if self.port.is_some() {
+                return wrong("port", "goes nowhere with a redirect", "leave one of the two out");
+            }
+        }
+        if self.strip_path && self.prefix().is_empty() {
+            return wrong("strip_path", "has no path to take off", "name the path");
+        }
+        Ok(())
+    }
+}
+
+impl FromStr for RouteSpec {
+    type Err = Error;
+
+    /// `HOST`, `HOST/PATH`, `/PATH`, each with `http://` before it if wanted; a port behind the host is listened on.
+    fn from_str(text: &str) -> Result<Self> {
+        let wrong = |why: &str| {
+            Error::invalid(format!("route {text:.80?}"), why)
+                .help("write \"shop.example.com\", \"shop.example.com:8080/api\" or \"/api\"")
+        };
+        if text.starts_with("https://") {
+            return Err(Error::invalid(format!("route {text:.80?}"), "needs a certificate for https")
+                .help("write a table: { host = \"shop.example.com\", tls = { certificate = ..., key = ... } }"));
+        }
+        let rest = text.strip_prefix("http://").unwrap_or(text);
+        let cut = rest.find('/').unwrap_or(rest.len());
+        let (host, path) = rest.split_at(cut);
+        let (host, port) = match host.rsplit_once(':') {
+            Some((host, port)) if !port.ends_with(']') => {
+                (host, Some(port.parse::<u16>().map_err(|_| wrong("has a port that is none"))?))
+            }
+            _ => (host, None),
+        };
+        let given = |text: &str| (!text.is_empty() && text != "*").then(|| text.to_owned());
+        if host.is_empty() && path.is_empty() {
+            return Err(wrong("is empty"));
+        }
+        let spec = RouteSpec {
+            host: given(host).map(|host| host.to_ascii_lowercase()),
+            path: given(path),
+            listen: port,
+            ..RouteSpec::default()
+        };
+        spec.validate(&format!("route {text:.80?}"))?;
+        Ok(spec)
+    }
+}
+
+impl<'de> Deserialize<'de> for RouteSpec {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+        impl<'de> Visitor<'de> for Either {
+            type Value = RouteSpec;
+
+            fn expecting(&self, f: &mut fmt::Formatter) -> fmt::Result {
+                f.write_str("a route such as \"shop.example.com/api\", or a table")
+            }
+
+            fn visit_str<E: de::Error>(self, text: &str) -> Result<RouteSpec, E> {
+                text.parse().map_err(E::custom)
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<RouteSpec, A::Error> {
+                RouteSpec::deserialize(de::value::MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl Serialize for RouteSpec {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        RouteSpec::serialize(self, serializer)
+    }
+}
+
+/// A share of a route's requests.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct RouteShare {
+    /// The service.
+    pub service: Name,
+    /// Its port, by its name; the only one where it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<String>,
+    /// Its share, beside those of the others (100).
+    #[serde(default = "hundred")]
+    pub weight: u32,
+}
+
+fn hundred() -> u32 {
+    100
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn short_forms() {
+        let shown = |text: &str| match text.parse::<RouteSpec>() {
+            Ok(spec) => spec.shown(),
+            Err(error) => error.to_string(),
+        };
+        assert_eq!(shown("shop.example.com"), "http://shop.example.com/");
+        assert_eq!(shown("Shop.Example.com:8080/api"), "http://shop.example.com:8080/api");
+        assert_eq!(shown("*.example.com"), "http://*.example.com/");
+        assert_eq!(shown("/api"), "http://*/api");
+        assert_eq!(shown("*:8080"), "http://*:8080/");
+        assert_eq!(shown("[::1]:8080/x"), "http://[::1]:8080/x");
+        for wrong in ["", "https://a", "a b", "a:99999", "a//b", "a/b?c", "a_b..c", "-:x/", "a/\u{e4}"] {
+            let refused = wrong.parse::<RouteSpec>().unwrap_err();
+            assert!(refused.help.is_some(), "{wrong:?}: {refused}");
+        }
+    }
+
+    #[test]
+    fn balances_are_written_as_they_are_read() {
+        for text in [
+            "round_robin",
+            "least_connections",
+            "power_of_two",
+            "hash:ip",
+            "hash:path",
+            "hash:header:X-User",
+            "hash:cookie:sid",
+        ] {
+            assert_eq!(text.parse::<RouteBalance>().unwrap().to_string(), text);
+        }
+        for wrong in ["", "hash", "hash:header:", "hash:cookie:a b", "random"] {
+            assert!(wrong.parse::<RouteBalance>().is_err(), "{wrong:?}");
+        }
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_text_is_a_route_or_an_error(text in "\\PC{0,40}") {
+            let _ = text.parse::<RouteSpec>();
+        }
+    }
+}

@@ -1,0 +1,504 @@
+//! A client's connection that speaks HTTP/1.1: request by request, each to the replica that its route chooses.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use bytes::{Buf, BytesMut};
+use smallvec::SmallVec;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+
+use super::carry::{Broken, Carry, poll_fill};
+use super::head::{self, Bad, Body, Head, MAX_HEAD};
+use super::pick::{Picked, Wish};
+use super::pool::Upstream;
+use super::rewrite::{self, From};
+use super::routes::Way;
+use super::watch::{Late, Watch};
+use super::worker::{Worker, asked, redirected};
+use crate::model::id::TaskId;
+
+/// How long a connection stays open on which nothing is asked.
+const IDLE: Duration = Duration::from_secs(75);
+/// How long a head may take from its first byte on.
+const HEAD: Duration = Duration::from_secs(15);
+/// How long a body may stand still.
+const STILL: Duration = Duration::from_secs(60);
+/// How long a replica has to begin its answer, unless its route says otherwise.
+pub const ANSWER: Duration = Duration::from_secs(60);
+/// How often a request is tried elsewhere, unless its route says otherwise.
+pub const RETRIES: u32 = 2;
+/// Largest body that is kept to be sent again.
+const KEPT: u64 = 64 * 1024;
+
+/// A client's connection.
+pub struct Session<S> {
+    worker: Rc<Worker>,
+    stream: S,
+    front: Rc<str>,
+    from: From,
+    watch: Rc<Watch>,
+    input: BytesMut,
+    out: Vec<u8>,
+    head: Head,
+    answer: Head,
+    // A part of the body has gone on: what is left of it here says nothing of its length.
+    has_begun: bool,
+}
+
+// What follows an exchange.
+enum After {
+    Next,
+    Close,
+    // Without a word: what was begun is not whole.
+    Drop,
+}
+
+// Why nothing was answered yet.
+enum Failed {
+    // The replica took nothing, or said nothing.
+    Silent,
+    // It broke off in the head of its answer, or sent no HTTP.
+    Garbled,
+    Late,
+    // The client is gone, or sends what is none.
+    Client(Option<Bad>),
+}
+
+// What an exchange is known by until its answer has begun.
+struct Exchange {
+    way: Arc<Way>,
+    began: Instant,
+    // What is told to the client instead of an answer has a status of its own.
+    mark: Option<String>,
+    keeps: bool,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
+    /// A connection that came in.
+    pub fn new(worker: Rc<Worker>, stream: S, front: Rc<str>, from: From, watch: Rc<Watch>) -> Self {
+        let input = BytesMut::with_capacity(4 * 1024);
+        let (out, head, answer) = (Vec::with_capacity(4 * 1024), Head::default(), Head::default());
+        Session { worker, stream, front, from, watch, input, out, head, answer, has_begun: false }
+    }
+
+    /// Serves it to its end.
+    pub async fn run(mut self) {
+        loop {
+            match self.hear().await {
+                Ok(true) => {}
+                Ok(false) => return,
+                Err(bad) => return self.refuse(bad).await,
+            }
+            match self.exchange().await {
+                After::Next => {}
+                After::Close => break,
+                After::Drop => return,
+            }
+        }
+        self.farewell().await;
+    }
+
+    // Waits for a request's head; false: the client is gone, or sends nothing.
+    async fn hear(&mut self) -> Result<bool, Bad> {
+        let (mut from, mut has_begun) = (0, false);
+        self.has_begun = false;
+        self.watch.allow(IDLE);
+        loop {
+            // Some end a body with an empty line more (RFC 9112, 2.2).
+            while from == 0 && self.input.starts_with(b"\r\n") {
+                self.input.advance(2);
+            }
+            let end = head::end(&self.input, from);
+            if end.is_some_and(|end| end <= MAX_HEAD) {
+                self.head.read_request(&self.input)?;
+                return Ok(true);
+            }
+            if end.is_some() || self.input.len() > MAX_HEAD {
+                return Err(Bad { status: 431, why: "the head is too long" });
+            }
+            from = self.input.len();
+            if from > 0 && !has_begun {
+                has_begun = true;
+                self.watch.allow(HEAD);
+            }
+            self.input.reserve(4 * 1024);
+            match self.watch.bound(self.stream.read_buf(&mut self.input)).await {
+                Ok(Ok(0) | Err(_)) => return Ok(false),
+                Ok(Ok(_)) => {}
+                Err(Late) if has_begun => return Err(Bad { status: 408, why: "the head did not come in time" }),
+                Err(Late) => return Ok(false),
+            }
+        }
+    }
+
+    async fn exchange(&mut self) -> After {
+        let began = Instant::now();
+        let bytes = &self.input[..self.head.length];
+        let found = asked(self.head.host.of(bytes), self.head.target.of(bytes));
+        let found = found.map(|asked| self.worker.way_of(&self.front, &asked));
+        let (index, way) = match found {
+            Ok(Some(found)) => found,
+            Ok(None) => {
+                self.worker.note_lost();
+                return self.tell(404, "no route leads there", true).await;
+            }
+            Err(bad) => {
+                self.refuse(bad).await;
+                return After::Close;
+            }
+        };
+        let mut exchange = Exchange { way, began, mark: None, keeps: self.head.keeps && !self.worker.is_leaving() };
+        let way = exchange.way.clone();
+        if let Some(to) = &way.spec.redirect {
+            let bytes = &self.input[..self.head.length];
+            let (status, to) =
+                redirected(to, self.head.method.of(bytes), self.head.host.of(bytes), self.head.target.of(bytes));
+            way.passed.note(status, began.elapsed());
+            return self.tell_with(status, &[("Location", &to)], &to, true).await;
+        }
+        let most = way.spec.max_body.map(|most| most.0);
+        if let (Body::Length(length), Some(most)) = (self.head.body, most)
+            && length > most
+        {
+            return self.fail(&exchange, 413, "the body is larger than this route takes").await;
+        }
+        let mut tried: SmallVec<[TaskId; 4]> = SmallVec::new();
+        // A connection that was kept may have been closed at the other end: that is no fault of the replica's.
+        let mut fresh = false;
+        loop {
+            let Some(picked) = self.choose(&exchange, index, &tried) else {
+                let (status, why) = match tried.is_empty() {
+                    true => (503, "no replica serves this route now"),
+                    false => (502, "no replica took the request"),
+                };
+                return self.fail(&exchange, status, why).await;
+            };
+            let peer = picked.peer().clone();
+            exchange.mark = way.spec.sticky.as_ref().map(|_| peer.mark.clone());
+            let surely = !self.can_repeat();
+            let upstream = match fresh {
+                true => self.worker.pool.connect(&peer, &self.watch).await,
+                false => self.worker.pool.get(&peer, surely, &self.watch).await,
+            };
+            let Ok(mut upstream) = upstream else {
+                // Nothing was sent: another may have it, whatever it is.
+                peer.failed();
+                tried.push(peer.id);
+                way.passed.note_retry();
+                fresh = false;
+                continue;
+            };
+            let mut upload = Carry::new(self.head.body, most);
+            let failed = match self.ask(&exchange, &mut upstream, &mut upload).await {
+                Ok(()) => {
+                    peer.succeeded();
+                    return self.answer(exchange, picked, upstream, upload).await;
+                }
+                Err(failed) => failed,
+            };
+            let may_repeat = upload.taken == 0 && self.can_repeat();
+            match failed {
+                Failed::Silent if upstream.is_used && may_repeat => {
+                    fresh = true;
+                    continue;
+                }
+                Failed::Silent if may_repeat && (tried.len() as u32) < way.spec.retries.unwrap_or(RETRIES) => {
+                    peer.failed();
+                    tried.push(peer.id);
+                    way.passed.note_retry();
+                    fresh = false;
+                    continue;
+                }
+                Failed::Client(Some(bad)) => return self.fail(&exchange, bad.status, bad.why).await,
+                Failed::Client(None) => {
+                    way.passed.note(499, began.elapsed());
+                    return After::Drop;
+                }
+                Failed::Late => {
+                    peer.failed();
+                    return self.fail(&exchange, 504, "the replica did not answer in time").await;
+                }
+                Failed::Silent | Failed::Garbled => {
+                    peer.failed();
+                    return self.fail(&exchange, 502, "the replica broke off").await;
+                }
+            }
+        }
+    }
+
+    // Whether the request can be sent once more: it is one that may come twice, and all of it is still here.
+    fn can_repeat(&self) -> bool {
+        let bytes = &self.input[..];
+        let may = matches!(self.head.method.of(bytes), b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE" | b"TRACE");
+        let is_here = match self.head.body {
+            Body::None => true,
+            Body::Length(length) => length <= KEPT && self.input.len() as u64 >= self.head.length as u64 + length,
+            Body::Chunked | Body::ToEnd => false,
+        };
+        may && is_here && self.head.upgrade.is_none()
+    }
+
+    fn choose(&self, exchange: &Exchange, index: usize, tried: &[TaskId]) -> Option<Picked> {
+        let bytes = &self.input[..self.head.length];
+        let spec = &exchange.way.spec;
+        let mark = spec.sticky.as_ref().and_then(|name| rewrite::cookie(bytes, &self.head, name));
+        let hash = self.worker.hash(&spec.balance, &self.from, self.head.target.of(bytes), |by| match by {
+            super::worker::Named::Header(name) => self.head.value(bytes, name),
+            super::worker::Named::Cookie(name) => rewrite::cookie(bytes, &self.head, name),
+        });
+        self.worker.choose(&self.front, &exchange.way, index, &Wish { mark, hash, tried })
+    }
+
+    // Sends the request and waits for the head of its answer. What was sent of a body that is kept is still in `input` afterwards.
+    async fn ask(&mut self, exchange: &Exchange, upstream: &mut Upstream, upload: &mut Carry) -> Result<(), Failed> {
+        let Session { worker: _, stream, watch, input, out, head, answer, .. } = self;
+        let way = &exchange.way;
+        out.clear();
+        rewrite::request(out, &input[..head.length], head, way, &self.from);
+        let whole = match head.body {
+            Body::Length(length) if length <= KEPT && (input.len() - head.length) as u64 >= length => {
+                Some(length as usize)
+            }
+            Body::None => Some(0),
+            _ => None,
+        };
+        if let Some(length) = whole {
+            out.extend_from_slice(&input[head.length..head.length + length]);
+        }
+        let patience = way.spec.timeout.map_or(ANSWER, |timeout| timeout.std());
+        watch.allow(patience);
+        match watch.bound(upstream.stream.write_all(out)).await {
+            Ok(Ok(())) => {}
+            Ok(Err(_)) => return Err(Failed::Silent),
+            Err(Late) => return Err(Failed::Late),
+        }
+        // Of a body that comes while it is sent, nothing is kept.
+        let (mut uploading, to_head) = (whole.is_none(), head.method.of(input) == b"HEAD");
+        let mut held = BytesMut::new();
+        if uploading {
+            held = input.split_to(head.length);
+            self.has_begun = true;
+        }
+        let outcome = loop {
+            let mut from = 0;
+            let found = loop {
+                if head::end(&upstream.input, from).is_some() {
+                    break Ok(());
+                }
+                if upstream.input.len() > MAX_HEAD {
+                    break Err(Failed::Garbled);
+                }
+                from = upstream.input.len();
+                let came = watch.bound(poll_fn(|cx| {
+                    if uploading {
+                        let before = upload.taken;
+                        match upload.poll(cx, input, |cx, input| poll_fill(cx, stream, input), &mut upstream.stream) {
+                            Poll::Ready(Ok(())) | Poll::Ready(Err(Broken::Sink)) => uploading = false,
+                            Poll::Ready(Err(Broken::Source)) => return Poll::Ready(Err(Failed::Client(None))),
+                            Poll::Ready(Err(Broken::Bad(bad))) => return Poll::Ready(Err(Failed::Client(Some(bad)))),
+                            Poll::Pending => {}
+                        }
+                        if upload.taken != before {
+                            watch.allow(patience);
+                        }
+                    }
+                    match poll_fill(cx, &mut upstream.stream, &mut upstream.input) {
+                        Poll::Ready(Ok(0) | Err(_)) if upstream.input.is_empty() => Poll::Ready(Err(Failed::Silent)),
+                        Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(Failed::Garbled)),
+                        Poll::Ready(Ok(_)) => Poll::Ready(Ok(())),
+                        Poll::Pending => Poll::Pending,
+                    }
+                }));
+                match came.await {
+                    Ok(Ok(())) => {}
+                    Ok(Err(failed)) => break Err(failed),
+                    Err(Late) => break Err(Failed::Late),
+                }
+            };
+            if let Err(failed) = found {
+                break Err(failed);
+            }
+            if answer.read_response(&upstream.input, to_head).is_err() {
+                break Err(Failed::Garbled);
+            }
+            // A word before the answer (RFC 9110, 15.2).
+            if matches!(answer.status, 100..200) && answer.status != 101 {
+                if !head.is_old {
+                    out.clear();
+                    rewrite::response(out, &upstream.input, answer, true, false, None);
+                    if !matches!(watch.bound(stream.write_all(out)).await, Ok(Ok(()))) {
+                        break Err(Failed::Client(None));
+                    }
+                }
+                upstream.input.advance(answer.length);
+                continue;
+            }
+            break Ok(());
+        };
+        if whole.is_none() {
+            // As it was, without what has gone of the body.
+            held.unsplit(std::mem::take(input));
+            *input = held;
+        } else if outcome.is_ok() {
+            *upload = Carry::new(Body::None, None);
+        }
+        outcome
+    }
+
+    // Hands the answer on.
+    async fn answer(&mut self, exchange: Exchange, picked: Picked, mut upstream: Upstream, mut upload: Carry) -> After {
+        let Session { worker, stream, watch, input, out, head, answer, from, .. } = self;
+        let is_old = head.is_old;
+        let way = &exchange.way;
+        let took = exchange.began.elapsed();
+        let upgrades = answer.status == 101;
+        if upgrades && (head.upgrade.is_none() || answer.upgrade.is_none()) {
+            drop(upstream);
+            picked.peer().failed();
+            return self.fail(&exchange, 502, "the replica upgrades what did not ask for it").await;
+        }
+        if answer.body == Body::Chunked && is_old {
+            drop(upstream);
+            return self.fail(&exchange, 502, "the replica answers in chunks, which HTTP/1.0 has not").await;
+        }
+        let sent_whole = match head.body {
+            Body::Length(length) if upload.is_done() && upload.taken == 0 => length as usize,
+            _ => 0,
+        };
+        let keeps = exchange.keeps && answer.body != Body::ToEnd && !worker.is_leaving();
+        let cookie = way.spec.sticky.as_ref().and_then(|name| {
+            let mark = exchange.mark.as_deref()?;
+            let known = rewrite::cookie(&input[..head.length], head, name);
+            let secure = if from.is_secure { "; Secure" } else { "" };
+            (known != Some(mark.as_bytes())).then(|| format!("{name}={mark}; Path=/; HttpOnly; SameSite=Lax{secure}"))
+        });
+        out.clear();
+        rewrite::response(out, &upstream.input, answer, keeps, is_old, cookie.as_deref());
+        upstream.input.advance(answer.length);
+        input.advance(head.length + sent_whole);
+        way.passed.note(answer.status, took);
+        let mut download = Carry::new(answer.body, None);
+        if download.join(&mut upstream.input, out).is_err() {
+            picked.peer().failed();
+            return After::Drop;
+        }
+        watch.allow(STILL);
+        if !matches!(watch.bound(stream.write_all(out)).await, Ok(Ok(()))) {
+            return After::Drop;
+        }
+        if upgrades {
+            return self.tunnel(upstream).await;
+        }
+        if !(download.is_done() && upload.is_done()) {
+            let through = watch.bound(poll_fn(|cx| {
+                let before = (upload.taken, download.taken);
+                if !upload.is_done() {
+                    let from = |cx: &mut std::task::Context<'_>, input: &mut BytesMut| poll_fill(cx, stream, input);
+                    // What the replica does not want any more need not come.
+                    if let Poll::Ready(Err(_)) = upload.poll(cx, input, from, &mut upstream.stream) {}
+                }
+                let from =
+                    |cx: &mut std::task::Context<'_>, input: &mut BytesMut| poll_fill(cx, &mut upstream.stream, input);
+                let done = download.poll(cx, &mut upstream.input, from, stream);
+                if (upload.taken, download.taken) != before {
+                    watch.allow(STILL);
+                }
+                done
+            }));
+            match through.await {
+                Ok(Ok(())) => {}
+                Ok(Err(Broken::Source | Broken::Bad(_))) => {
+                    picked.peer().failed();
+                    return After::Drop;
+                }
+                Ok(Err(Broken::Sink)) | Err(Late) => return After::Drop,
+            }
+        } else if !matches!(watch.bound(stream.flush()).await, Ok(Ok(()))) {
+            return After::Close;
+        }
+        if answer.keeps && upload.is_done() && upstream.input.is_empty() {
+            worker.pool.put(upstream);
+        }
+        if keeps && upload.is_done() { After::Next } else { After::Close }
+    }
+
+    // Bytes in both directions, whatever they are, to the end.
+    async fn tunnel(&mut self, mut upstream: Upstream) -> After {
+        let early = async {
+            self.stream.write_all(&upstream.input).await?;
+            self.stream.flush().await?;
+            upstream.stream.write_all(&self.input).await
+        };
+        if early.await.is_ok() {
+            let size = 16 * 1024;
+            let _ = tokio::io::copy_bidirectional_with_sizes(&mut self.stream, &mut upstream.stream, size, size).await;
+        }
+        After::Drop
+    }
+
+    async fn fail(&mut self, exchange: &Exchange, status: u16, why: &str) -> After {
+        exchange.way.passed.note(status, exchange.began.elapsed());
+        self.tell(status, why, exchange.keeps).await
+    }
+
+    async fn tell(&mut self, status: u16, why: &str, keeps: bool) -> After {
+        self.tell_with(status, &[], why, keeps).await
+    }
+
+    // Answers by ourselves; the connection goes on if all of the request was here.
+    async fn tell_with(&mut self, status: u16, fields: &[(&str, &str)], why: &str, keeps: bool) -> After {
+        let is_whole = match self.head.body {
+            _ if self.has_begun => None,
+            Body::None => Some(self.head.length),
+            Body::Length(length) => {
+                let end = self.head.length as u64 + length;
+                (self.input.len() as u64 >= end && status != 413).then_some(end as usize)
+            }
+            Body::Chunked | Body::ToEnd => None,
+        };
+        let keeps = keeps && self.head.keeps && is_whole.is_some() && !self.worker.is_leaving();
+        let with_body = self.head.method.of(&self.input) != b"HEAD";
+        self.out.clear();
+        rewrite::own(&mut self.out, status, fields, &format!("{why}\n"), keeps, with_body);
+        self.input.advance(is_whole.unwrap_or(self.input.len()).min(self.input.len()));
+        self.watch.allow(STILL);
+        let written = async {
+            self.stream.write_all(&self.out).await?;
+            self.stream.flush().await
+        };
+        match self.watch.bound(written).await {
+            Ok(Ok(())) if keeps => After::Next,
+            _ => After::Close,
+        }
+    }
+
+    async fn refuse(&mut self, bad: Bad) {
+        self.worker.note_bad();
+        self.out.clear();
+        rewrite::own(&mut self.out, bad.status, &[], &format!("{}\n", bad.why), false, true);
+        self.watch.allow(HEAD);
+        let _ = self.watch.bound(self.stream.write_all(&self.out)).await;
+        self.farewell().await;
+    }
+
+    // An answer would be lost with a reset if what the client still sends came to a closed socket: it is read for a moment.
+    async fn farewell(&mut self) {
+        self.watch.allow(Duration::from_secs(1));
+        let rest = async {
+            let _ = self.stream.shutdown().await;
+            let mut left = 256 * 1024_usize;
+            while left > 0 {
+                self.input.clear();
+                self.input.reserve(16 * 1024);
+                match self.stream.read_buf(&mut self.input).await {
+                    Ok(0) | Err(_) => return,
+                    Ok(came) => left = left.saturating_sub(came),
+                }
+            }
+        };
+        let _ = self.watch.bound(rest).await;
+    }
+}

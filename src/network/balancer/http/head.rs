@@ -1,0 +1,338 @@
+//! Heads of HTTP/1.1 as they are on the wire: what they say of themselves and of the body behind them. What two programs could
+//! read in two ways is refused, so that nobody smuggles a request past a route (RFC 9112, 11.2).
+
+/// Longest head, in bytes.
+pub const MAX_HEAD: usize = 64 * 1024;
+/// Most fields of a head.
+pub const MAX_FIELDS: usize = 128;
+
+/// A stretch of the bytes that a head was read from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Span {
+    start: u32,
+    end: u32,
+}
+
+impl Span {
+    /// What it spans.
+    pub fn of(self, bytes: &[u8]) -> &[u8] {
+        &bytes[self.start as usize..self.end as usize]
+    }
+
+    fn new(bytes: &[u8], part: &[u8]) -> Self {
+        let start = part.as_ptr() as usize - bytes.as_ptr() as usize;
+        Span { start: start as u32, end: (start + part.len()) as u32 }
+    }
+}
+
+/// What a field is to whoever passes it on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Goes on as it is.
+    Other,
+    /// Is of this connection alone.
+    Hop,
+    /// Where a request goes.
+    Host,
+    /// Says how long the body is.
+    Length,
+    /// Says how the body is cut.
+    Coding,
+    /// Says by way of whom it came.
+    Forwarded,
+    /// Cookies of a request.
+    Cookie,
+}
+
+/// A field.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Field {
+    /// Its name.
+    pub name: Span,
+    /// Its value.
+    pub value: Span,
+    /// What it is to us.
+    pub kind: Kind,
+}
+
+/// How a body ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Body {
+    /// There is none.
+    #[default]
+    None,
+    /// After so many bytes.
+    Length(u64),
+    /// With its last chunk.
+    Chunked,
+    /// With the connection.
+    ToEnd,
+}
+
+/// Why a head is not taken: a status and a reason to tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Bad {
+    /// The status to answer.
+    pub status: u16,
+    /// Why.
+    pub why: &'static str,
+}
+
+const fn bad<T>(status: u16, why: &'static str) -> Result<T, Bad> {
+    Err(Bad { status, why })
+}
+
+/// The head of a request or of a response.
+#[derive(Debug, Default)]
+pub struct Head {
+    /// How many bytes it takes.
+    pub length: usize,
+    /// A request's method.
+    pub method: Span,
+    /// A request's path with its query.
+    pub target: Span,
+    /// A request's host, with its port if it names one.
+    pub host: Span,
+    /// A response's status.
+    pub status: u16,
+    /// A response's reason.
+    pub reason: Span,
+    /// Its fields in order.
+    pub fields: Vec<Field>,
+    /// How its body ends.
+    pub body: Body,
+    /// Whether the connection goes on behind it.
+    pub keeps: bool,
+    /// Whether it is of HTTP/1.0.
+    pub is_old: bool,
+    /// What the connection is to be turned into.
+    pub upgrade: Option<Span>,
+}
+
+/// Where a head ends, if it does: to be asked before it is read, so that what comes byte by byte is read once. `from` is how far it was
+/// looked at before.
+pub fn end(bytes: &[u8], from: usize) -> Option<usize> {
+    let begin = from.saturating_sub(3);
+    memchr::memmem::find(&bytes[begin..], b"\r\n\r\n").map(|at| begin + at + 4)
+}
+
+impl Head {
+    fn clear(&mut self) {
+        let mut fields = std::mem::take(&mut self.fields);
+        fields.clear();
+        *self = Head { fields, keeps: true, ..Head::default() };
+    }
+
+    /// Reads a request's head, which is whole.
+    pub fn read_request(&mut self, bytes: &[u8]) -> Result<(), Bad> {
+        self.clear();
+        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+        let mut request = httparse::Request::new(&mut fields);
+        self.length = parsed(request.parse(bytes))?;
+        has_strict_lines(&bytes[..self.length])?;
+        self.is_old = request.version == Some(0);
+        self.keeps = !self.is_old;
+        let (method, target) = (request.method.unwrap_or_default(), request.path.unwrap_or_default());
+        self.method = Span::new(bytes, method.as_bytes());
+        if method == "CONNECT" {
+            return bad(405, "this is no forward proxy");
+        }
+        let is_plain = |byte: u8| byte.is_ascii_graphic();
+        if !target.bytes().all(is_plain) {
+            return bad(400, "the target holds what no URL may hold");
+        }
+        // The host of a target is more than the field's (RFC 9112, 3.2.2).
+        let rest = ["http://", "https://"].iter().find_map(|scheme| strip_case(target, scheme));
+        let (authority, path) = match rest {
+            Some(rest) => {
+                let cut = rest.find(['/', '?']).unwrap_or(rest.len());
+                (Some(&rest[..cut]), if cut == rest.len() { "/" } else { &rest[cut..] })
+            }
+            None => (None, target),
+        };
+        let is_whole = path == "*" && method == "OPTIONS";
+        if !is_whole && !path.starts_with('/') {
+            return bad(400, "the target is no path");
+        }
+        // "/" of an empty path is no part of what came.
+        self.target = if path.is_empty() || std::ptr::eq(path, "/") {
+            Span::new(bytes, &target.as_bytes()[target.len()..])
+        } else {
+            Span::new(bytes, path.as_bytes())
+        };
+        let fields = request.headers;
+        let hosts = self.take_fields(bytes, fields)?;
+        if hosts > 1 {
+            return bad(400, "more than one Host");
+        }
+        if hosts == 0 && !self.is_old {
+            return bad(400, "no Host");
+        }
+        if let Some(authority) = authority {
+            self.host = Span::new(bytes, authority.as_bytes());
+        }
+        if !is_host(self.host.of(bytes)) {
+            return bad(400, "the Host is none");
+        }
+        if self.body == Body::Chunked && self.is_old {
+            return bad(400, "chunks in HTTP/1.0");
+        }
+        Ok(())
+    }
+
+    /// Reads a response's head, which is whole. `to_head`: it answers a HEAD.
+    pub fn read_response(&mut self, bytes: &[u8], to_head: bool) -> Result<(), Bad> {
+        self.clear();
+        let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+        let mut response = httparse::Response::new(&mut fields);
+        self.length = parsed(response.parse(bytes))?;
+        self.is_old = response.version == Some(0);
+        self.keeps = !self.is_old;
+        self.status = response.code.unwrap_or_default();
+        self.reason = Span::new(bytes, response.reason.unwrap_or_default().as_bytes());
+        if response.reason.unwrap_or_default().is_empty() {
+            self.reason = Span::default();
+        }
+        self.body = Body::ToEnd;
+        self.take_fields(bytes, response.headers)?;
+        if to_head || matches!(self.status, 100..200 | 204 | 304) {
+            self.body = Body::None;
+        }
+        if self.body == Body::ToEnd {
+            self.keeps = false;
+        }
+        Ok(())
+    }
+
+    // How many hosts there were.
+    fn take_fields(&mut self, bytes: &[u8], fields: &[httparse::Header]) -> Result<usize, Bad> {
+        let (mut hosts, mut length, mut coded) = (0, None, false);
+        let (mut upgrades, mut upgrade) = (false, None);
+        for field in fields {
+            let kind = kind(field.name);
+            let value = field.value;
+            let spans = Field { name: Span::new(bytes, field.name.as_bytes()), value: Span::new(bytes, value), kind };
+            match kind {
+                Kind::Host => {
+                    hosts += 1;
+                    self.host = spans.value;
+                }
+                Kind::Length => {
+                    let number = number(value).ok_or(Bad { status: 400, why: "Content-Length is no number" })?;
+                    if length.replace(number).is_some() {
+                        return bad(400, "more than one Content-Length");
+                    }
+                }
+                Kind::Coding if coded || !value.eq_ignore_ascii_case(b"chunked") => {
+                    return bad(501, "a Transfer-Encoding other than chunked");
+                }
+                Kind::Coding => coded = true,
+                Kind::Hop if field.name.eq_ignore_ascii_case("connection") => {
+                    for token in tokens(value) {
+                        if token.eq_ignore_ascii_case(b"close") {
+                            self.keeps = false;
+                        } else if token.eq_ignore_ascii_case(b"keep-alive") && self.is_old {
+                            self.keeps = true;
+                        } else if token.eq_ignore_ascii_case(b"upgrade") {
+                            upgrades = true;
+                        }
+                    }
+                }
+                Kind::Hop if field.name.eq_ignore_ascii_case("upgrade") => upgrade = Some(spans.value),
+                _ => {}
+            }
+            self.fields.push(spans);
+        }
+        // What the connection names is of it alone; never what says whither and how long, or by way of whom it came.
+        for at in 0..self.fields.len() {
+            let field = self.fields[at];
+            if field.kind == Kind::Hop && field.name.of(bytes).eq_ignore_ascii_case(b"connection") {
+                for token in tokens(field.value.of(bytes)) {
+                    for named in self.fields.iter_mut().filter(|field| matches!(field.kind, Kind::Other | Kind::Cookie))
+                    {
+                        if named.name.of(bytes).eq_ignore_ascii_case(token) {
+                            named.kind = Kind::Hop;
+                        }
+                    }
+                }
+            }
+        }
+        self.upgrade = upgrade.filter(|_| upgrades && !self.is_old);
+        match (length, coded) {
+            (Some(_), true) => return bad(400, "both Content-Length and Transfer-Encoding"),
+            (Some(0), false) => self.body = Body::None,
+            (Some(length), false) => self.body = Body::Length(length),
+            (None, true) => self.body = Body::Chunked,
+            (None, false) => {}
+        }
+        Ok(hosts)
+    }
+
+    /// A field's value by its name, the first.
+    pub fn value<'a>(&self, bytes: &'a [u8], name: &str) -> Option<&'a [u8]> {
+        let found = self.fields.iter().find(|field| field.name.of(bytes).eq_ignore_ascii_case(name.as_bytes()));
+        found.map(|field| field.value.of(bytes))
+    }
+}
+
+fn parsed(result: httparse::Result<usize>) -> Result<usize, Bad> {
+    match result {
+        Ok(httparse::Status::Complete(length)) => Ok(length),
+        Ok(httparse::Status::Partial) => bad(400, "the head ends in its middle"),
+        Err(httparse::Error::TooManyHeaders) => bad(431, "too many fields"),
+        Err(httparse::Error::Version) => bad(505, "an unknown version of HTTP"),
+        Err(_) => bad(400, "this is no HTTP"),
+    }
+}
+
+// A line ends with CR LF; what ends it with LF alone, or holds a CR, is read by some as one line and by others as two.
+fn has_strict_lines(head: &[u8]) -> Result<(), Bad> {
+    for at in memchr::memchr_iter(b'\n', head) {
+        if at == 0 || head[at - 1] != b'\r' {
+            return bad(400, "a line ends without CR");
+        }
+    }
+    Ok(())
+}
+
+fn strip_case<'a>(text: &'a str, prefix: &str) -> Option<&'a str> {
+    let head = text.get(..prefix.len())?;
+    head.eq_ignore_ascii_case(prefix).then(|| &text[prefix.len()..])
+}
+
+fn number(value: &[u8]) -> Option<u64> {
+    if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    std::str::from_utf8(value).ok()?.parse().ok()
+}
+
+/// The words of a list, between commas.
+pub fn tokens(value: &[u8]) -> impl Iterator<Item = &[u8]> {
+    value.split(|byte| *byte == b',').map(<[u8]>::trim_ascii).filter(|token| !token.is_empty())
+}
+
+fn is_host(host: &[u8]) -> bool {
+    let plain = |byte: &u8| byte.is_ascii_alphanumeric() || b"-._:[]%~!$&'()*+;=".contains(byte);
+    host.len() <= 300 && host.iter().all(plain)
+}
+
+fn kind(name: &str) -> Kind {
+    let is = |other: &str| name.eq_ignore_ascii_case(other);
+    match name.len() {
+        2 if is("te") => Kind::Hop,
+        4 if is("host") => Kind::Host,
+        6 if is("cookie") => Kind::Cookie,
+        7 if is("upgrade") || is("trailer") => Kind::Hop,
+        9 if is("x-real-ip") || is("forwarded") => Kind::Forwarded,
+        10 if is("connection") || is("keep-alive") => Kind::Hop,
+        14 if is("content-length") => Kind::Length,
+        15 if is("x-forwarded-for") => Kind::Forwarded,
+        16 if is("x-forwarded-host") || is("x-forwarded-port") => Kind::Forwarded,
+        16 if is("proxy-connection") => Kind::Hop,
+        17 if is("x-forwarded-proto") => Kind::Forwarded,
+        17 if is("transfer-encoding") => Kind::Coding,
+        18 if is("x-forwarded-prefix") || is("x-forwarded-server") => Kind::Forwarded,
+        _ => Kind::Other,
+    }
+}

@@ -1,0 +1,185 @@
+//! Ports where HTTP is spoken: threads of their own beside the loop, which tells them what to do.
+//!
+//! A request's head is read (`head`), its route found (`routes`), a replica chosen (`pick`), a connection to it taken (`pool`), the head
+//! sent on (`rewrite`) and bodies carried in both directions (`carry`), by a task of the client's connection (`h1`). Nothing is
+//! started for a request, and no timer is set (`watch`).
+
+mod carry;
+mod chunks;
+mod h1;
+mod head;
+mod pick;
+mod pool;
+mod rewrite;
+mod routes;
+mod tls;
+mod watch;
+mod worker;
+
+use std::collections::{BTreeMap, HashMap};
+use std::io;
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, RawFd};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use tokio::sync::mpsc;
+
+use self::worker::{Command, Shared};
+use super::owner;
+use crate::network::table::{Certificate, Status, Table};
+
+/// What tells a front's socket from a port's in a handover.
+const PREFIX: &str = "front/";
+
+/// The threads, and what they listen on.
+pub struct Http {
+    shared: Arc<Shared>,
+    threads: usize,
+    senders: Vec<mpsc::UnboundedSender<Command>>,
+    sockets: BTreeMap<String, TcpListener>,
+    // Taken over, and not known yet whether they are wanted.
+    inherited: BTreeMap<String, TcpListener>,
+    failed: BTreeMap<String, String>,
+    certificates: HashMap<String, Vec<Certificate>>,
+}
+
+impl Http {
+    /// So many threads; they are started when there is something to do.
+    pub fn new(threads: usize) -> Self {
+        let seed = u64::from(std::process::id()) << 32
+            ^ std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64);
+        Http {
+            shared: Shared::new(seed),
+            threads: threads.max(1),
+            senders: Vec::new(),
+            sockets: BTreeMap::new(),
+            inherited: BTreeMap::new(),
+            failed: BTreeMap::new(),
+            certificates: HashMap::new(),
+        }
+    }
+
+    /// Takes a socket of the balancer before this one; gives it back if it is none of a front.
+    pub fn inherit(&mut self, name: &str, socket: TcpListener) -> Option<TcpListener> {
+        let Some(front) = name.strip_prefix(PREFIX) else { return Some(socket) };
+        self.inherited.insert(front.to_owned(), socket);
+        None
+    }
+
+    /// Takes over a table: the next request follows it.
+    pub fn apply(&mut self, table: &Table) {
+        self.failed.clear();
+        let gone: Vec<String> = self.sockets.keys().filter(|name| !table.fronts.contains_key(*name)).cloned().collect();
+        for name in gone {
+            self.sockets.remove(&name);
+            self.tell(|| Command::Close(name.clone()));
+        }
+        self.shared.routing().take(table);
+        self.certificates.retain(|name, _| table.fronts.contains_key(name));
+        self.shared.tls().retain(|name, _| table.fronts.get(name).is_some_and(|front| !front.certificates.is_empty()));
+        for (name, front) in &table.fronts {
+            if !front.certificates.is_empty() && self.certificates.get(name) != Some(&front.certificates) {
+                match tls::config(&front.certificates) {
+                    Ok(config) => {
+                        self.shared.tls().insert(name.clone(), config);
+                        self.certificates.insert(name.clone(), front.certificates.clone());
+                    }
+                    // The one before goes on, where there is one; without any nothing is told in the clear.
+                    Err(why) => _ = self.failed.insert(name.clone(), why),
+                }
+            }
+            let has_tls = front.certificates.is_empty() || self.certificates.contains_key(name);
+            if has_tls && !self.sockets.contains_key(name) {
+                self.open(name, front.address, front.port);
+            }
+        }
+        self.inherited.clear();
+    }
+
+    /// Tries again what could not be opened.
+    pub fn reopen(&mut self, table: &Table) {
+        for name in self.failed.keys().cloned().collect::<Vec<_>>() {
+            if let Some(front) = table.fronts.get(&name).filter(|_| !self.sockets.contains_key(&name))
+                && (front.certificates.is_empty() || self.certificates.contains_key(&name))
+            {
+                self.open(&name, front.address, front.port);
+            }
+        }
+    }
+
+    /// Whether something could not be opened.
+    pub fn has_failed(&self) -> bool {
+        !self.failed.is_empty()
+    }
+
+    fn open(&mut self, name: &str, address: Option<std::net::IpAddr>, port: u16) {
+        let socket = match self.inherited.remove(name) {
+            Some(socket) => Ok(socket),
+            None => owner::listen_std(address, port),
+        };
+        let given = socket.and_then(|socket| {
+            let failed = |error: io::Error| format!("port {port}: {error}");
+            socket.set_nonblocking(true).map_err(failed)?;
+            self.start().map_err(failed)?;
+            for sender in &self.senders {
+                let own = socket.try_clone().map_err(failed)?;
+                let _ = sender.send(Command::Listen(name.to_owned(), own));
+            }
+            Ok(socket)
+        });
+        match given {
+            Ok(socket) => {
+                self.failed.remove(name);
+                self.sockets.insert(name.to_owned(), socket);
+            }
+            Err(why) => _ = self.failed.insert(name.to_owned(), why),
+        }
+    }
+
+    fn start(&mut self) -> io::Result<()> {
+        while self.senders.len() < self.threads {
+            self.senders.push(worker::start(self.shared.clone(), self.senders.len())?);
+        }
+        Ok(())
+    }
+
+    fn tell(&self, command: impl Fn() -> Command) {
+        for sender in &self.senders {
+            let _ = sender.send(command());
+        }
+    }
+
+    /// What listens, for a handover.
+    pub fn sockets(&self) -> Vec<(String, RawFd)> {
+        self.sockets.iter().map(|(name, socket)| (format!("{PREFIX}{name}"), socket.as_raw_fd())).collect()
+    }
+
+    /// Another has the sockets: nothing more is accepted, and connections end with their next answer.
+    pub fn leave(&mut self) {
+        self.shared.leave();
+        for name in std::mem::take(&mut self.sockets).into_keys() {
+            self.tell(|| Command::Close(name.clone()));
+        }
+        self.failed.clear();
+    }
+
+    /// Whether no client is connected.
+    pub fn is_idle(&self) -> bool {
+        self.shared.connections.load(Ordering::Relaxed) == 0
+    }
+
+    /// Adds how things are.
+    pub fn tell_status(&self, status: &mut Status) {
+        let routing = self.shared.routing();
+        for (task, open) in routing.open() {
+            *status.connections.entry(task).or_default() += open;
+        }
+        (status.routes, status.backends) = routing.counts();
+        drop(routing);
+        status.failed.extend(self.failed.iter().map(|(name, why)| (name.clone(), why.clone())));
+        status.accepted += self.shared.accepted.load(Ordering::Relaxed);
+        status.unrouted = self.shared.lost.load(Ordering::Relaxed);
+        status.malformed = self.shared.malformed.load(Ordering::Relaxed);
+    }
+}

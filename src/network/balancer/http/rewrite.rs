@@ -1,0 +1,160 @@
+//! Heads as they go on: without what was of one connection alone, with what the next one needs to know.
+
+use std::io::Write;
+
+use super::head::{Body, Head, Kind};
+use super::routes::{Way, plain_path};
+
+/// By way of whom a request came.
+#[derive(Debug, Clone)]
+pub struct From {
+    /// The client's address.
+    pub address: String,
+    /// The port that it came to.
+    pub port: u16,
+    /// Whether it came by TLS.
+    pub is_secure: bool,
+}
+
+impl From {
+    /// The scheme of what it asked for.
+    pub fn scheme(&self) -> &'static str {
+        if self.is_secure { "https" } else { "http" }
+    }
+}
+
+/// A request's head for the replica.
+pub fn request(out: &mut Vec<u8>, bytes: &[u8], head: &Head, way: &Way, from: &From) {
+    out.extend_from_slice(head.method.of(bytes));
+    out.push(b' ');
+    target(out, head.target.of(bytes), way);
+    out.extend_from_slice(if head.is_old { b" HTTP/1.0\r\n" } else { b" HTTP/1.1\r\n" });
+    let host = head.host.of(bytes);
+    if !host.is_empty() || !head.is_old {
+        field(out, b"Host", host);
+    }
+    for known in &head.fields {
+        if !matches!(known.kind, Kind::Hop | Kind::Host | Kind::Forwarded) {
+            field(out, known.name.of(bytes), known.value.of(bytes));
+        }
+    }
+    // "trailers" alone may be asked for by this hop (RFC 9110, 10.1.4); others' words are not passed on.
+    match head.upgrade {
+        Some(to) => {
+            out.extend_from_slice(b"Connection: upgrade\r\n");
+            field(out, b"Upgrade", to.of(bytes));
+        }
+        None if head.is_old => out.extend_from_slice(b"Connection: keep-alive\r\n"),
+        None => {}
+    }
+    // What a client says of itself is no proof of anything.
+    field(out, b"X-Forwarded-For", from.address.as_bytes());
+    field(out, b"X-Forwarded-Proto", from.scheme().as_bytes());
+    if !host.is_empty() {
+        field(out, b"X-Forwarded-Host", host);
+    }
+    let _ = write!(out, "X-Forwarded-Port: {}\r\n", from.port);
+    if way.spec.strip_path {
+        field(out, b"X-Forwarded-Prefix", way.spec.prefix().as_bytes());
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// What is asked for of the replica.
+pub fn target(out: &mut Vec<u8>, target: &[u8], way: &Way) {
+    if target.is_empty() {
+        out.push(b'/');
+        return;
+    }
+    if !way.spec.strip_path {
+        out.extend_from_slice(target);
+        return;
+    }
+    let cut = memchr::memchr(b'?', target).unwrap_or(target.len());
+    let (path, query) = target.split_at(cut);
+    let prefix = way.spec.prefix().as_bytes();
+    match path.strip_prefix(prefix) {
+        Some(rest) if rest.is_empty() || rest[0] == b'/' => {
+            if rest.is_empty() {
+                out.push(b'/');
+            }
+            out.extend_from_slice(rest);
+        }
+        // Written in another way: it goes on as it was understood.
+        _ => {
+            let plain = std::str::from_utf8(path).ok().and_then(|path| plain_path(path).ok()).unwrap_or_default();
+            let rest = plain.strip_prefix(way.prefix.as_str()).filter(|rest| !rest.is_empty()).unwrap_or("/");
+            for byte in rest.bytes() {
+                match byte {
+                    b'"' | b'<' | b'>' | b'?' | b'#' | b'`' | b'{' | b'}' => _ = write!(out, "%{byte:02X}"),
+                    byte if byte.is_ascii_graphic() => out.push(byte),
+                    byte => _ = write!(out, "%{byte:02X}"),
+                }
+            }
+        }
+    }
+    out.extend_from_slice(query);
+}
+
+/// A response's head for the client. `keeps`: more may follow on its connection; `cookie`: what it is to come back with.
+pub fn response(out: &mut Vec<u8>, bytes: &[u8], head: &Head, keeps: bool, to_old: bool, cookie: Option<&str>) {
+    let _ = write!(out, "HTTP/1.1 {} ", head.status);
+    out.extend_from_slice(head.reason.of(bytes));
+    out.extend_from_slice(b"\r\n");
+    for known in &head.fields {
+        // A body that ends with the connection has no coding.
+        let is_gone = known.kind == Kind::Hop || known.kind == Kind::Coding && head.body != Body::Chunked;
+        if !is_gone {
+            field(out, known.name.of(bytes), known.value.of(bytes));
+        }
+    }
+    if let Some(cookie) = cookie {
+        field(out, b"Set-Cookie", cookie.as_bytes());
+    }
+    match head.upgrade.filter(|_| head.status == 101) {
+        Some(to) => {
+            out.extend_from_slice(b"Connection: upgrade\r\n");
+            field(out, b"Upgrade", to.of(bytes));
+        }
+        None if head.status < 200 => {}
+        None if !keeps => out.extend_from_slice(b"Connection: close\r\n"),
+        None if to_old => out.extend_from_slice(b"Connection: keep-alive\r\n"),
+        None => {}
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// An answer of our own.
+pub fn own(out: &mut Vec<u8>, status: u16, fields: &[(&str, &str)], text: &str, keeps: bool, with_body: bool) {
+    let _ = write!(out, "HTTP/1.1 {status} {}\r\n", reason(status));
+    for (name, value) in fields {
+        field(out, name.as_bytes(), value.as_bytes());
+    }
+    let _ = write!(out, "Content-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n", text.len());
+    out.extend_from_slice(if keeps { b"\r\n" } else { b"Connection: close\r\n\r\n" });
+    if with_body {
+        out.extend_from_slice(text.as_bytes());
+    }
+}
+
+/// A status in words.
+pub fn reason(status: u16) -> &'static str {
+    hyper::StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason()).unwrap_or("")
+}
+
+fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
+    out.extend_from_slice(name);
+    out.extend_from_slice(b": ");
+    out.extend_from_slice(value);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// A cookie's value.
+pub fn cookie<'a>(bytes: &'a [u8], head: &Head, name: &str) -> Option<&'a [u8]> {
+    let cookies = head.fields.iter().filter(|field| field.kind == Kind::Cookie);
+    cookies.flat_map(|field| field.value.of(bytes).split(|byte| *byte == b';')).find_map(|part| {
+        let rest = part.trim_ascii().strip_prefix(name.as_bytes())?;
+        rest.strip_prefix(b"=")
+            .map(|value| value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value))
+    })
+}

@@ -1,0 +1,393 @@
+//! The table as it is asked: which route a request takes, and who is behind it.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use super::head::Bad;
+use super::pick::{Choice, Peer, Picked, Slot, Wish, text_hash};
+use crate::model::id::TaskId;
+use crate::model::route::RouteSpec;
+use crate::network::table::{Carried, Front, Passed, Route, TIMES, Table, Target};
+
+/// What shares are counted in.
+const WHOLE: u64 = 1_000_000;
+
+/// All that requests are answered by.
+#[derive(Default)]
+pub struct Routing {
+    fronts: HashMap<String, FrontRoutes>,
+    peers: HashMap<(TaskId, String), Arc<Peer>>,
+    ways: HashMap<String, Arc<Way>>,
+    seed: u64,
+}
+
+#[derive(Default)]
+struct FrontRoutes {
+    // Every list is in the order in which they are tried.
+    by_host: HashMap<String, Vec<usize>>,
+    others: Vec<usize>,
+    routes: Vec<(Arc<Way>, Choice)>,
+}
+
+/// A route, as those who carry its requests know it.
+#[derive(Debug)]
+pub struct Way {
+    /// Its name.
+    pub name: String,
+    /// What it was described as.
+    pub spec: RouteSpec,
+    /// The path that its requests begin with, to be compared.
+    pub prefix: String,
+    /// What has gone by.
+    pub passed: Arc<WayPassed>,
+}
+
+/// What has gone by a route.
+#[derive(Debug, Default)]
+pub struct WayPassed {
+    answers: [AtomicU64; 5],
+    retries: AtomicU64,
+    times: [AtomicU64; TIMES.len() + 1],
+    micros: AtomicU64,
+}
+
+impl WayPassed {
+    /// Counts an answer.
+    pub fn note(&self, status: u16, took: Duration) {
+        let class = usize::from(status / 100).clamp(1, 5) - 1;
+        self.answers[class].fetch_add(1, Ordering::Relaxed);
+        let millis = took.as_millis() as u64;
+        let slot = TIMES.iter().position(|most| millis < *most).unwrap_or(TIMES.len());
+        self.times[slot].fetch_add(1, Ordering::Relaxed);
+        self.micros.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// Counts another try.
+    pub fn note_retry(&self) {
+        self.retries.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn told(&self) -> Passed {
+        let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        Passed {
+            answers: std::array::from_fn(|class| get(&self.answers[class])),
+            retries: get(&self.retries),
+            times: std::array::from_fn(|slot| get(&self.times[slot])),
+            micros: get(&self.micros),
+        }
+    }
+}
+
+impl Routing {
+    /// Nothing yet; `seed` tells hosts apart.
+    pub fn new(seed: u64) -> Self {
+        Routing { seed, ..Routing::default() }
+    }
+
+    /// Takes over a table. What is counted goes on for whatever stays.
+    pub fn take(&mut self, table: &Table) {
+        let (mut peers, mut ways) = (HashMap::new(), HashMap::new());
+        let mut fronts = HashMap::new();
+        for (name, front) in &table.fronts {
+            let routes = front.routes.iter().map(|route| {
+                let choice = Choice::new(self.slots(&route.to, &mut peers), self.seed);
+                (self.way(route, &mut ways), choice)
+            });
+            fronts.insert(name.clone(), FrontRoutes::new(front, routes.collect()));
+        }
+        // Whoever still carries something is counted until that is over.
+        peers.extend(self.peers.drain().filter(|(_, peer)| peer.open() > 0 && Arc::strong_count(peer) > 1));
+        (self.fronts, self.peers, self.ways) = (fronts, peers, ways);
+    }
+
+    fn way(&self, route: &Route, ways: &mut HashMap<String, Arc<Way>>) -> Arc<Way> {
+        if let Some(known) = self.ways.get(&route.name).filter(|known| known.spec == route.spec) {
+            ways.insert(route.name.clone(), known.clone());
+            return known.clone();
+        }
+        let passed = self.ways.get(&route.name).map(|known| known.passed.clone()).unwrap_or_default();
+        let prefix = plain_path(route.spec.prefix()).map(Cow::into_owned).unwrap_or_default();
+        let way = Arc::new(Way { name: route.name.clone(), spec: route.spec.clone(), prefix, passed });
+        ways.insert(route.name.clone(), way.clone());
+        way
+    }
+
+    fn slots(&mut self, to: &[Target], peers: &mut HashMap<(TaskId, String), Arc<Peer>>) -> Vec<Slot> {
+        let mut slots = Vec::new();
+        for target in to {
+            let sum: u64 = target.backends.iter().map(|backend| u64::from(backend.weight)).sum();
+            for backend in &target.backends {
+                let key = (backend.id, backend.address.clone());
+                let known = peers.get(&key).cloned().or_else(|| self.peers.remove(&key));
+                let peer = known.unwrap_or_else(|| Peer::new(backend.id, &backend.address));
+                peers.insert(key, peer.clone());
+                // A target's share is its own, however many replicas it has.
+                let share = match u64::from(target.weight) * u64::from(backend.weight) {
+                    0 => 0,
+                    _ if to.len() == 1 => u64::from(backend.weight),
+                    share => (share as u128 * u128::from(WHOLE) / u128::from(sum)).max(1) as u64,
+                };
+                slots.push(Slot::new(peer, share));
+            }
+        }
+        slots
+    }
+
+    /// The route that a request takes; none: there is no such route.
+    pub fn way_of(&self, front: &str, host: &str, path: &str) -> Option<(usize, &Arc<Way>)> {
+        let front = self.fronts.get(front)?;
+        let list = front.by_host.get(host).unwrap_or(&front.others);
+        let fits = |index: &&usize| front.fits(**index, host, path);
+        list.iter().find(fits).map(|index| (*index, &front.routes[*index].0))
+    }
+
+    /// Chooses who is asked of a route; counted at once, so that nobody is told to stop in between.
+    /// A table that came since may have the route elsewhere, or not at all.
+    pub fn choose(&mut self, front: &str, way: &Arc<Way>, index: usize, wish: &Wish) -> Option<Picked> {
+        let routes = &mut self.fronts.get_mut(front)?.routes;
+        let is_it = |known: &(Arc<Way>, Choice)| known.0.name == way.name;
+        let index = if routes.get(index).is_some_and(is_it) { index } else { routes.iter().position(is_it)? };
+        let (way, choice) = &mut routes[index];
+        choice.choose(&way.spec.balance, wish)
+    }
+
+    /// Whether anybody is still sent there.
+    pub fn has_peer(&self, peer: &Arc<Peer>) -> bool {
+        let known = self.peers.get(&(peer.id, peer.address.clone()));
+        known.is_some_and(|known| Arc::ptr_eq(known, peer))
+    }
+
+    /// Requests under way, by task.
+    pub fn open(&self) -> BTreeMap<TaskId, u32> {
+        let mut open = BTreeMap::new();
+        for peer in self.peers.values().filter(|peer| peer.open() > 0) {
+            *open.entry(peer.id).or_default() += peer.open();
+        }
+        open
+    }
+
+    /// What went by each route, and to each replica.
+    pub fn counts(&self) -> (BTreeMap<String, Passed>, BTreeMap<TaskId, Carried>) {
+        let mut carried: BTreeMap<TaskId, Carried> = BTreeMap::new();
+        for peer in self.peers.values() {
+            let [requests, failures, ejections] = peer.counts();
+            let sum = carried.entry(peer.id).or_default();
+            sum.requests += requests;
+            sum.failures += failures;
+            sum.ejections += ejections;
+        }
+        (self.ways.iter().map(|(name, way)| (name.clone(), way.passed.told())).collect(), carried)
+    }
+}
+
+impl FrontRoutes {
+    fn new(front: &Front, routes: Vec<(Arc<Way>, Choice)>) -> Self {
+        let spec = |index: usize| &front.routes[index].spec;
+        let rank = |host: &Option<String>| match host.as_deref() {
+            None => 0,
+            Some(host) if host.starts_with("*.") => host.len(),
+            Some(_) => usize::MAX,
+        };
+        let mut order: Vec<usize> = (0..routes.len()).collect();
+        order.sort_by_key(|index| {
+            let spec = spec(*index);
+            let exact = (spec.priority, rank(&spec.host), routes[*index].0.prefix.len());
+            (std::cmp::Reverse(exact), &front.routes[*index].name)
+        });
+        let hosts = front.routes.iter().filter_map(|route| route.spec.host.as_deref());
+        let mut all = FrontRoutes { routes, ..FrontRoutes::default() };
+        for host in hosts.filter(|host| !host.starts_with("*.")) {
+            let list =
+                order.iter().copied().filter(|index| spec(*index).host.as_deref().is_none_or(|of| covers(of, host)));
+            all.by_host.insert(host.to_owned(), list.collect());
+        }
+        all.others = order
+            .into_iter()
+            .filter(|index| spec(*index).host.as_deref().is_none_or(|host| host.starts_with("*.")))
+            .collect();
+        all
+    }
+
+    fn fits(&self, index: usize, host: &str, path: &str) -> bool {
+        let way = &self.routes[index].0;
+        let rest = path.strip_prefix(way.prefix.as_str());
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || way.prefix.is_empty())
+            && way.spec.host.as_deref().is_none_or(|of| covers(of, host))
+    }
+}
+
+/// Whether a route's host stands for a request's.
+pub fn covers(of: &str, host: &str) -> bool {
+    match of.strip_prefix('*') {
+        Some(rest) => host.len() > rest.len() && host.ends_with(rest),
+        None => of == host,
+    }
+}
+
+/// A host as routes name them: without its port, in lower case.
+pub fn plain_host(host: &[u8]) -> Cow<'_, str> {
+    let text = std::str::from_utf8(host).unwrap_or_default();
+    // The colons of a bare address of IPv6 are no port's.
+    let is_name = |host: &str| host.ends_with(']') || !host.contains(':');
+    let bare = match text.rsplit_once(':') {
+        Some((host, port)) if is_name(host) && port.bytes().all(|byte| byte.is_ascii_digit()) => host,
+        _ => text,
+    };
+    let bare = bare.strip_suffix('.').unwrap_or(bare);
+    match bare.bytes().any(|byte| byte.is_ascii_uppercase()) {
+        true => Cow::Owned(bare.to_ascii_lowercase()),
+        false => Cow::Borrowed(bare),
+    }
+}
+
+/// A path as routes are compared with: decoded, but for what separates its names; each separator once. What leaves the folder that
+/// it names is refused, since the program behind may follow it past its route.
+pub fn plain_path(path: &str) -> Result<Cow<'_, str>, Bad> {
+    let bytes = path.as_bytes();
+    let special = |at: usize| match bytes[at] {
+        b'%' | b'\\' => true,
+        b'/' => matches!(bytes.get(at + 1), Some(b'/' | b'.')),
+        _ => false,
+    };
+    if !(0..bytes.len()).any(special) {
+        return Ok(Cow::Borrowed(path));
+    }
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let mut byte = bytes[at];
+        at += 1;
+        if byte == b'%' {
+            let digits =
+                bytes.get(at..at + 2).and_then(|two| u8::from_str_radix(std::str::from_utf8(two).ok()?, 16).ok());
+            let Some(decoded) = digits else {
+                return Err(Bad { status: 400, why: "a \"%\" without two digits behind it" });
+            };
+            if decoded == 0 {
+                return Err(Bad { status: 400, why: "a zero byte in the path" });
+            }
+            at += 2;
+            if !matches!(decoded, b'/' | b'\\' | b'%') {
+                byte = decoded;
+            } else {
+                plain.extend_from_slice(&bytes[at - 3..at]);
+                // Many servers take it for a separator all the same.
+                continue;
+            }
+        }
+        if byte == b'/' && plain.last() == Some(&b'/') {
+            continue;
+        }
+        plain.push(byte);
+    }
+    let text = String::from_utf8_lossy(&plain).into_owned();
+    let folded =
+        text.replace("%2F", "/").replace("%2f", "/").replace("%5C", "/").replace("%5c", "/").replace('\\', "/");
+    if folded.split('/').any(|name| name == ".." || name == ".") {
+        return Err(Bad { status: 400, why: "a path with \".\" or \"..\"" });
+    }
+    Ok(Cow::Owned(text))
+}
+
+/// What a hash is made of.
+pub fn hash_of(text: &[u8]) -> u64 {
+    text_hash(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::table::Backend;
+
+    fn table(routes: &[(&str, &str, i32)]) -> Table {
+        let route = |(name, place, priority): &(&str, &str, i32)| {
+            let spec = RouteSpec { priority: *priority, ..place.parse().unwrap() };
+            Route { name: (*name).to_owned(), spec, to: Vec::new() }
+        };
+        let front = Front { port: 80, routes: routes.iter().map(route).collect(), ..Front::default() };
+        Table { fronts: [("80".to_owned(), front)].into(), ..Table::default() }
+    }
+
+    #[test]
+    fn the_most_exact_route_is_taken() {
+        let mut routing = Routing::new(0);
+        routing.take(&table(&[
+            ("any", "*:80/", 0),
+            ("shop", "shop.example.com", 0),
+            ("api", "shop.example.com/api", 0),
+            ("api-v2", "shop.example.com/api/v2", 0),
+            ("wild", "*.example.com", 0),
+            ("deep", "*.eu.example.com", 0),
+            ("health", "/healthz", 1),
+            ("umlaut", "/%C3%A4", 0),
+        ]));
+        let way = |host: &str, path: &str| {
+            let host = plain_host(host.as_bytes());
+            let path = plain_path(path).ok()?;
+            routing.way_of("80", &host, &path).map(|(_, way)| way.name.clone())
+        };
+        for (host, path, expected) in [
+            ("shop.example.com", "/", "shop"),
+            ("SHOP.example.com:80", "/x", "shop"),
+            ("shop.example.com.", "/api", "api"),
+            ("shop.example.com", "/api/", "api"),
+            ("shop.example.com", "/apix", "shop"),
+            ("shop.example.com", "/%61pi/x", "api"),
+            ("shop.example.com", "//api//v2", "api-v2"),
+            ("shop.example.com", "/healthz", "health"),
+            ("a.example.com", "/", "wild"),
+            ("a.b.example.com", "/", "wild"),
+            ("a.eu.example.com", "/", "deep"),
+            ("example.com", "/", "any"),
+            ("", "/", "any"),
+            ("[::1]:80", "/", "any"),
+            ("x", "/\u{e4}/b", "umlaut"),
+            ("x", "/%c3%a4", "umlaut"),
+        ] {
+            assert_eq!(way(host, path).as_deref(), Some(expected), "{host}{path}");
+        }
+        for path in ["/a/../b", "/./a", "/a/..", "/%2e%2e/x", "/a/%2E.", "/a/..%2fb", "/a\\..\\b", "/%", "/%zz", "/%00"]
+        {
+            assert!(plain_path(path).is_err(), "{path}");
+        }
+        assert_eq!(plain_path("/a/.well-known/..x").unwrap(), "/a/.well-known/..x");
+    }
+
+    #[test]
+    fn a_targets_share_is_its_own() {
+        let backend = |n: u128| Backend { id: TaskId::numbered(n), address: format!("127.0.0.1:{n}"), weight: 100 };
+        let mut table = table(&[("shop", "shop.example.com", 0)]);
+        let route = &mut table.fronts.get_mut("80").unwrap().routes[0];
+        route.to = vec![
+            Target { weight: 95, backends: (1..=5).map(backend).collect() },
+            Target { weight: 5, backends: vec![backend(6)] },
+        ];
+        let mut routing = Routing::new(0);
+        routing.take(&table);
+        let mut counts = BTreeMap::<TaskId, u32>::new();
+        let way = routing.way_of("80", "shop.example.com", "/").unwrap().1.clone();
+        for _ in 0..1000 {
+            *counts.entry(routing.choose("80", &way, 0, &Wish::default()).unwrap().peer().id).or_default() += 1;
+        }
+        assert_eq!(counts.into_values().collect::<Vec<_>>(), [190, 190, 190, 190, 190, 50]);
+        // What is under way is counted until it is over, also of those that are no more.
+        let held = routing.choose("80", &way, 0, &Wish::default()).unwrap();
+        routing.take(&Table::default());
+        assert_eq!(routing.open(), [(held.peer().id, 1)].into());
+        drop(held);
+        assert!(routing.open().is_empty());
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn any_path_is_plain_or_refused(path in "/[a-z%/.0-9\\\\]{0,20}") {
+            if let Ok(plain) = plain_path(&path) {
+                proptest::prop_assert!(!plain.contains("//"));
+                proptest::prop_assert!(!plain.split('/').any(|name| name == ".."));
+            }
+        }
+    }
+}

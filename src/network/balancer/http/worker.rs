@@ -1,0 +1,274 @@
+//! A thread that serves HTTP: accepts, and carries each connection in a task of its own.
+
+use std::borrow::Cow;
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::rc::Rc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustls::ServerConfig;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc;
+use tokio::task::{AbortHandle, LocalSet};
+
+use super::h1::Session;
+use super::head::Bad;
+use super::pick::{Picked, Wish};
+use super::pool::Pool;
+use super::rewrite::From;
+use super::routes::{Routing, Way, hash_of, plain_host, plain_path};
+use super::watch::{LOOK, Late, Watch, Watches};
+use crate::model::route::{HashBy, RouteBalance};
+
+/// How long a client has for the handshake of TLS.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long nothing is accepted when there are no descriptors left.
+const STARVED: Duration = Duration::from_millis(50);
+/// How many looks at deadlines go between two at kept connections.
+const TIDY: u32 = 10;
+
+/// What all threads know.
+pub struct Shared {
+    routing: Mutex<Routing>,
+    tls: Mutex<HashMap<String, Arc<ServerConfig>>>,
+    leaving: AtomicBool,
+    /// Connections of clients that are open.
+    pub connections: AtomicUsize,
+    /// Connections accepted.
+    pub accepted: AtomicU64,
+    /// Requests that no route was for.
+    pub lost: AtomicU64,
+    /// What was no HTTP, or could be read in two ways.
+    pub malformed: AtomicU64,
+}
+
+impl Shared {
+    /// Nothing is routed yet.
+    pub fn new(seed: u64) -> Arc<Self> {
+        Arc::new(Shared {
+            routing: Mutex::new(Routing::new(seed)),
+            tls: Mutex::default(),
+            leaving: AtomicBool::new(false),
+            connections: AtomicUsize::new(0),
+            accepted: AtomicU64::new(0),
+            lost: AtomicU64::new(0),
+            malformed: AtomicU64::new(0),
+        })
+    }
+
+    /// Where requests go.
+    pub fn routing(&self) -> MutexGuard<'_, Routing> {
+        self.routing.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How TLS ends, by front.
+    pub fn tls(&self) -> MutexGuard<'_, HashMap<String, Arc<ServerConfig>>> {
+        self.tls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on connections end with their next answer.
+    pub fn leave(&self) {
+        self.leaving.store(true, Ordering::Relaxed);
+    }
+}
+
+/// What a thread is told.
+pub enum Command {
+    /// Accept on this socket, for the front of this name.
+    Listen(String, std::net::TcpListener),
+    /// No more.
+    Close(String),
+}
+
+/// One thread's.
+pub struct Worker {
+    shared: Arc<Shared>,
+    watches: Watches,
+    /// Connections to replicas.
+    pub pool: Pool,
+}
+
+/// Whither a request wants.
+pub struct Asked<'a> {
+    host: Cow<'a, str>,
+    path: Cow<'a, str>,
+}
+
+/// What a hash may be of.
+pub enum Named<'a> {
+    /// A field.
+    Header(&'a str),
+    /// A cookie.
+    Cookie(&'a str),
+}
+
+/// Starts one.
+pub fn start(shared: Arc<Shared>, number: usize) -> std::io::Result<mpsc::UnboundedSender<Command>> {
+    let (sender, commands) = mpsc::unbounded_channel();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let run = move || {
+        let worker = Rc::new(Worker { shared, watches: Watches::default(), pool: Pool::default() });
+        LocalSet::new().block_on(&runtime, worker.run(commands));
+    };
+    std::thread::Builder::new().name(format!("http-{number}")).spawn(run)?;
+    Ok(sender)
+}
+
+impl Worker {
+    // Until the sender is gone.
+    async fn run(self: Rc<Self>, mut commands: mpsc::UnboundedReceiver<Command>) {
+        let fronts: RefCell<HashMap<String, AbortHandle>> = RefCell::default();
+        let mut look = tokio::time::interval(LOOK);
+        look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut looks = 0;
+        loop {
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(Command::Listen(name, socket)) => {
+                        let Ok(listener) = TcpListener::from_std(socket) else { continue };
+                        let task = tokio::task::spawn_local(self.clone().accept(name.as_str().into(), listener));
+                        if let Some(before) = fronts.borrow_mut().insert(name, task.abort_handle()) {
+                            before.abort();
+                        }
+                    }
+                    Some(Command::Close(name)) => {
+                        if let Some(task) = fronts.borrow_mut().remove(&name) {
+                            task.abort();
+                        }
+                    }
+                    None => return,
+                },
+                _ = look.tick() => {
+                    let now = Instant::now();
+                    self.watches.look(now);
+                    looks += 1;
+                    if looks % TIDY == 0 {
+                        let routing = self.shared.routing();
+                        self.pool.tidy(now, |peer| routing.has_peer(peer));
+                    }
+                }
+            }
+        }
+    }
+
+    async fn accept(self: Rc<Self>, front: Rc<str>, listener: TcpListener) {
+        let port = listener.local_addr().map_or(0, |address| address.port());
+        loop {
+            match listener.accept().await {
+                Ok((stream, address)) => {
+                    self.shared.accepted.fetch_add(1, Ordering::Relaxed);
+                    crate::network::balancer::sockets::prepare_any(std::os::fd::AsFd::as_fd(&stream));
+                    let address = address.ip().to_canonical().to_string();
+                    let from = From { address, port, is_secure: false };
+                    tokio::task::spawn_local(self.clone().serve(front.clone(), stream, from));
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
+                Err(_) => tokio::time::sleep(STARVED).await,
+            }
+        }
+    }
+
+    async fn serve(self: Rc<Self>, front: Rc<str>, stream: TcpStream, mut from: From) {
+        let _open = Open::count(&self.shared);
+        let watch = self.watches.begin(HANDSHAKE);
+        let tls = self.shared.tls().get(&*front).cloned();
+        let Some(config) = tls else {
+            return self.speak(front, stream, from, watch).await;
+        };
+        from.is_secure = true;
+        let handshake = tokio_rustls::TlsAcceptor::from(config).accept(stream);
+        match watch.bound(Box::pin(handshake)).await {
+            Ok(Ok(stream)) => self.speak(front, stream, from, watch).await,
+            Ok(Err(_)) | Err(Late) => _ = self.shared.malformed.fetch_add(1, Ordering::Relaxed),
+        }
+    }
+
+    async fn speak<S>(self: Rc<Self>, front: Rc<str>, stream: S, from: From, watch: Rc<Watch>)
+    where
+        S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
+    {
+        Session::new(self, stream, front, from, watch).run().await;
+    }
+
+    /// The route that a request takes.
+    pub fn way_of(&self, front: &str, asked: &Asked) -> Option<(usize, Arc<Way>)> {
+        let routing = self.shared.routing();
+        routing.way_of(front, &asked.host, &asked.path).map(|(index, way)| (index, way.clone()))
+    }
+
+    /// Who is asked. A table that came meanwhile may have the route in another place, or not at all.
+    pub fn choose(&self, front: &str, way: &Arc<Way>, index: usize, wish: &Wish) -> Option<Picked> {
+        self.shared.routing().choose(front, way, index, wish)
+    }
+
+    /// What a route's hash is of.
+    pub fn hash<'a>(
+        &self,
+        balance: &RouteBalance,
+        from: &From,
+        target: &'a [u8],
+        value: impl Fn(Named) -> Option<&'a [u8]>,
+    ) -> u64 {
+        let RouteBalance::Hash(by) = balance else { return 0 };
+        let named = match by {
+            HashBy::Ip => None,
+            HashBy::Path => Some(&target[..memchr::memchr(b'?', target).unwrap_or(target.len())]),
+            HashBy::Header(name) => value(Named::Header(name)),
+            HashBy::Cookie(name) => value(Named::Cookie(name)),
+        };
+        // Whoever says nothing of it is told apart by where they come from.
+        hash_of(named.unwrap_or(from.address.as_bytes()))
+    }
+
+    /// Whether connections are to end.
+    pub fn is_leaving(&self) -> bool {
+        self.shared.leaving.load(Ordering::Relaxed)
+    }
+
+    /// No route was for a request.
+    pub fn note_lost(&self) {
+        self.shared.lost.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Something was no HTTP.
+    pub fn note_bad(&self) {
+        self.shared.malformed.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+// Counts a connection while it is open.
+struct Open(Arc<Shared>);
+
+impl Open {
+    fn count(shared: &Arc<Shared>) -> Self {
+        shared.connections.fetch_add(1, Ordering::Relaxed);
+        Open(shared.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Whither a request wants, as routes are compared with.
+pub fn asked<'a>(host: &'a [u8], target: &'a [u8]) -> Result<Asked<'a>, Bad> {
+    let path = &target[..memchr::memchr2(b'?', b'#', target).unwrap_or(target.len())];
+    let path = std::str::from_utf8(path).map_err(|_| Bad { status: 400, why: "the path is no text" })?;
+    Ok(Asked { host: plain_host(host), path: plain_path(path)? })
+}
+
+/// The status and the address of a redirect.
+pub fn redirected(to: &str, method: &[u8], host: &[u8], target: &[u8]) -> (u16, String) {
+    // Old clients turn a POST into a GET at 301, not at 308 (RFC 9110, 15.4.9).
+    let status = if matches!(method, b"GET" | b"HEAD") { 301 } else { 308 };
+    let target = String::from_utf8_lossy(target);
+    let base = match to {
+        "https" => format!("https://{}", plain_host(host)),
+        to => to.trim_end_matches('/').to_owned(),
+    };
+    (status, format!("{base}{}", if target.is_empty() { "/" } else { &*target }))
+}

@@ -1,0 +1,45 @@
+//! The balancer's process.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::Path;
+
+use mio::net::UnixListener;
+use mio::{Interest, Poll};
+
+use super::control::take_over;
+use super::event_loop::{CONTROL_LISTENER, LIFELINE, Loop};
+use super::http::Http;
+use super::socket_path;
+
+/// Runs the balancer of `folder` until it is told to stop, or has handed over and served its last connection. With
+/// `lifeline`, also until standard input is closed. HTTP is
+/// served by so many threads.
+pub fn main(folder: &Path, lifeline: bool, threads: usize) -> io::Result<()> {
+    let _ = nix::unistd::setsid();
+    // Shown by ps; the program itself is run through /proc/self/exe.
+    let _ = nix::sys::prctl::set_name(c"neap-balancer");
+    // Every connection takes two descriptors; the soft limit is for programs that use select.
+    if let Ok((_, hard)) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE) {
+        let _ = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE, hard, hard);
+    }
+    let path = socket_path(folder);
+    let inherited = if path.exists() { take_over(&path).unwrap_or_default() } else { Vec::new() };
+    // The name is taken over whole: there is no moment without a socket behind it.
+    let temporary = folder.join(format!("balancer.{}", std::process::id()));
+    let _ = std::fs::remove_file(&temporary);
+    let mut control = UnixListener::bind(&temporary)?;
+    std::fs::set_permissions(&temporary, std::os::unix::fs::PermissionsExt::from_mode(0o600))?;
+    let poll = Poll::new()?;
+    poll.registry().register(&mut control, CONTROL_LISTENER, Interest::READABLE)?;
+    let stdin = std::io::stdin();
+    if lifeline {
+        poll.registry().register(&mut mio::unix::SourceFd(&stdin.as_raw_fd()), LIFELINE, Interest::READABLE)?;
+    }
+    let mut inner = Loop::new(poll, Http::new(threads));
+    for (name, socket) in inherited {
+        inner.inherit(name, std::net::TcpListener::from(socket))?;
+    }
+    std::fs::rename(&temporary, &path)?;
+    inner.run(&control)
+}

@@ -1,0 +1,346 @@
+//! Ports where HTTP is spoken, as the balancer's own process serves them: real sockets, replicas that behave as they are told.
+
+#[path = "support/replica.rs"]
+mod replica;
+#[path = "support/mod.rs"]
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use replica::{Replica, answer};
+use serde_json::{Value, json};
+use support::{NEAP, eventually, free_port};
+
+// A name, what it is described as, its replicas with their weights.
+type Route<'a> = (&'a str, Value, &'a [(&'a Replica, u32)]);
+
+/// A balancer with a table.
+struct Balancer {
+    folder: tempfile::TempDir,
+    child: Child,
+    version: u64,
+    port: u16,
+}
+
+impl Balancer {
+    fn start() -> Self {
+        let folder = tempfile::Builder::new().prefix("neap-test-").tempdir().unwrap();
+        let child = Self::process(folder.path());
+        Balancer { folder, child, version: 0, port: free_port() }
+    }
+
+    fn process(folder: &std::path::Path) -> Child {
+        let mut command = Command::new(NEAP);
+        command.arg("balancer").arg(folder).args(["--threads", "2"]).stdin(Stdio::null());
+        command.spawn().unwrap()
+    }
+
+    fn ask(&self, request: &Value) -> Value {
+        let socket = self.folder.path().join("balancer.sock");
+        let stream = eventually("the balancer listens", 10, || std::os::unix::net::UnixStream::connect(&socket).ok());
+        writeln!(&stream, "{request}").unwrap();
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).unwrap();
+        serde_json::from_str::<Value>(&line).unwrap()["status"].clone()
+    }
+
+    fn status(&self) -> Value {
+        self.ask(&json!("status"))
+    }
+
+    fn route(&mut self, routes: &[Route]) -> Value {
+        self.front(routes, &json!([]))
+    }
+
+    fn front(&mut self, routes: &[Route], certificates: &Value) -> Value {
+        self.version += 1;
+        let routes = routes.iter().map(|(name, spec, replicas)| {
+            let backends = replicas.iter().map(|(replica, weight)| {
+                json!({ "id": replica.id, "address": format!("127.0.0.1:{}", replica.port), "weight": weight })
+            });
+            let backends: Vec<Value> = backends.collect();
+            json!({ "name": name, "spec": spec, "to": [{ "weight": 100, "backends": backends }] })
+        });
+        let routes: Vec<Value> = routes.collect();
+        let front =
+            json!({ "address": "127.0.0.1", "port": self.port, "routes": routes, "certificates": certificates });
+        let mut fronts = serde_json::Map::new();
+        fronts.insert(format!("127.0.0.1:{}", self.port), front);
+        let status = self.ask(&json!({ "table": { "version": self.version, "listeners": {}, "fronts": fronts } }));
+        assert_eq!(status["version"], self.version);
+        status
+    }
+
+    fn connect(&self) -> TcpStream {
+        let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream
+    }
+
+    // What comes back for these bytes until the other end closes; the client closes its own side only afterwards.
+    fn raw(&self, bytes: &[u8]) -> String {
+        let mut stream = self.connect();
+        stream.write_all(bytes).unwrap();
+        let mut answer = Vec::new();
+        let _ = stream.read_to_end(&mut answer);
+        String::from_utf8_lossy(&answer).into_owned()
+    }
+
+    fn get(&self, host: &str, path: &str) -> (u16, String) {
+        let whole = self.raw(format!("GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n").as_bytes());
+        let (head, body) = whole.split_once("\r\n\r\n").unwrap_or((&whole, ""));
+        let status =
+            head.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_else(|| panic!("{whole:?}"));
+        (status, body.to_owned())
+    }
+}
+
+impl Drop for Balancer {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let pid = self.status_pid();
+        if let Some(pid) = pid {
+            support::signal(pid, "KILL");
+        }
+    }
+}
+
+impl Balancer {
+    fn status_pid(&self) -> Option<u32> {
+        let socket = self.folder.path().join("balancer.sock");
+        let stream = std::os::unix::net::UnixStream::connect(socket).ok()?;
+        writeln!(&stream, "\"status\"").ok()?;
+        let mut line = String::new();
+        BufReader::new(&stream).read_line(&mut line).ok()?;
+        serde_json::from_str::<Value>(&line).ok()?["status"]["pid"].as_u64().map(|pid| pid as u32)
+    }
+}
+
+fn echo() -> Replica {
+    Replica::start(|request, stream| {
+        let text = format!("{}\n{}", request.head, String::from_utf8_lossy(&request.body));
+        stream.write_all(answer(200, &text).as_bytes()).is_ok()
+    })
+}
+
+fn named(name: &'static str) -> Replica {
+    Replica::start(move |_, stream| stream.write_all(answer(200, name).as_bytes()).is_ok())
+}
+
+#[test]
+fn requests_go_where_their_route_says_with_what_the_replica_needs_to_know() {
+    let (one, two) = (echo(), named("two"));
+    let mut balancer = Balancer::start();
+    balancer.route(&[
+        ("one", json!({ "host": "one.test" }), &[(&one, 100)]),
+        ("two", json!({ "host": "one.test", "path": "/two", "strip_path": true }), &[(&two, 100)]),
+        ("away", json!({ "host": "old.test", "redirect": "https" }), &[]),
+        ("empty", json!({ "host": "empty.test" }), &[]),
+    ]);
+    assert_eq!(balancer.get("one.test", "/two/x"), (200, "two".into()));
+    assert_eq!(balancer.get("other.test", "/").0, 404);
+    assert_eq!(balancer.get("empty.test", "/").0, 503);
+    let moved = balancer.raw(b"GET /a?b=c HTTP/1.1\r\nHost: old.test:8080\r\nConnection: close\r\n\r\n");
+    assert!(
+        moved.starts_with("HTTP/1.1 301 ") && moved.contains("\r\nLocation: https://old.test/a?b=c\r\n"),
+        "{moved}"
+    );
+    let whole = balancer.raw(
+        b"GET http://ONE.test/p%20q?x=1 HTTP/1.1\r\nHost: lies\r\nX-Forwarded-For: 1.2.3.4\r\nX-Secret: a\r\n\
+          Connection: close, x-secret\r\nKeep-Alive: 5\r\nX-Keep: b\r\nForwarded: for=1.2.3.4\r\n\r\n",
+    );
+    let head = whole.split_once("\r\n\r\n").unwrap().1;
+    assert!(head.starts_with("GET /p%20q?x=1 HTTP/1.1\r\nHost: ONE.test\r\n"), "{head}");
+    let says = |line: &str| head.contains(&format!("\r\n{line}\r\n"));
+    assert!(says("X-Forwarded-For: 127.0.0.1") && says("X-Forwarded-Proto: http") && says("X-Keep: b"), "{head}");
+    assert!(
+        !head.contains("1.2.3.4") && !head.contains("X-Secret") && !head.to_lowercase().contains("keep-alive"),
+        "{head}"
+    );
+    // One connection, many requests, also such as come before the answer to the first; a body each.
+    let mut stream = balancer.connect();
+    for number in 0..20 {
+        let body = "x".repeat(number * 1000);
+        write!(stream, "PUT /{number} HTTP/1.1\r\nHost: one.test\r\nContent-Length: {}\r\n\r\n{body}", body.len())
+            .unwrap();
+    }
+    write!(stream, "GET /last HTTP/1.1\r\nHost: one.test\r\nConnection: close\r\n\r\n").unwrap();
+    let mut all = String::new();
+    stream.read_to_string(&mut all).unwrap();
+    assert_eq!(all.matches("HTTP/1.1 200 OK").count(), 21);
+    assert!(all.find("PUT /7 ").unwrap() < all.find("PUT /8 ").unwrap());
+    assert_eq!(one.connections(), 1, "connections to replicas are kept");
+    let status = balancer.status();
+    assert_eq!(status["routes"]["one"]["answers"], json!([0, 22, 0, 0, 0]), "{status}");
+    assert_eq!((&status["unrouted"], &status["routes"]["empty"]["answers"][4]), (&json!(1), &json!(1)), "{status}");
+    assert_eq!(status["backends"][&one.id]["requests"], 22);
+}
+
+#[test]
+fn bodies_go_through_whole_in_both_directions() {
+    let replica = Replica::start(|request, stream| {
+        let sum: u64 = request.body.iter().map(|byte| u64::from(*byte)).sum();
+        let size: usize = request.head.split(['/', ' ']).nth(2).unwrap().parse().unwrap_or(0);
+        let told = format!("{} {sum} ", request.body.len());
+        let mut out =
+            format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{:x};a=\"b\"\r\n{told}\r\n", told.len());
+        let block = "y".repeat(10_000);
+        for _ in 0..size / block.len() {
+            out += &format!("{:X}\r\n{block}\r\n", block.len());
+        }
+        out += "0\r\nX-Trailer: z\r\n\r\n";
+        stream.write_all(out.as_bytes()).is_ok()
+    });
+    let mut balancer = Balancer::start();
+    balancer.route(&[("all", json!({ "max_body": "20MiB" }), &[(&replica, 100)])]);
+    let url = |path: &str| format!("http://127.0.0.1:{}/{path}", balancer.port);
+    let file = balancer.folder.path().join("body");
+    let body: Vec<u8> = (0..5_000_000_u32).map(|n| n as u8).collect();
+    let sum: u64 = body.iter().map(|byte| u64::from(*byte)).sum();
+    std::fs::write(&file, &body).unwrap();
+    let data = format!("@{}", file.display());
+    let told = format!("5000000 {sum} {}", "y".repeat(3_000_000));
+    for how in [&["-H", "Transfer-Encoding: chunked"][..], &["-H", "Expect: 100-continue"], &["-H", "Expect:"]] {
+        let output = Command::new("curl")
+            .args(["-sS", "--http1.1", "--max-time", "30", "-X", "POST", "--data-binary", &data])
+            .args(how)
+            .arg(url("3000000"))
+            .output()
+            .unwrap();
+        assert!(
+            output.stdout == told.as_bytes(),
+            "{how:?}: {} bytes, {}",
+            output.stdout.len(),
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    // More than the route takes: refused, with its length and without.
+    std::fs::write(&file, vec![b'x'; 21 << 20]).unwrap();
+    for how in [&["-H", "Transfer-Encoding: chunked"][..], &["-H", "Expect:"]] {
+        let output = Command::new("curl")
+            .args([
+                "-s",
+                "--http1.1",
+                "--max-time",
+                "30",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code}",
+                "--data-binary",
+                &data,
+            ])
+            .args(how)
+            .arg(url("0"))
+            .output()
+            .unwrap();
+        assert_eq!(String::from_utf8_lossy(&output.stdout), "413", "{how:?}");
+    }
+}
+
+#[test]
+fn what_could_be_read_in_two_ways_is_refused() {
+    let replica = echo();
+    let mut balancer = Balancer::start();
+    balancer.route(&[("all", json!({}), &[(&replica, 100)])]);
+    let cases: [(&str, u16); 17] = [
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a b\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a/b\r\n\r\n", 400),
+        ("GET x HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost : a\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\n X: folded\r\n\r\n", 400),
+        ("GET / HTTP/1.1\nHost: a\r\n\r\n", 400),
+        ("GET / HTTP/3.0\r\nHost: a\r\n\r\n", 505),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nContent-Length: 3\r\n\r\nabc", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: +3\r\n\r\nabc", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", 501),
+        (
+            "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+            501,
+        ),
+        ("POST / HTTP/1.0\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", 400),
+        ("GET /a/..%2f..%2fadmin HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("CONNECT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", 405),
+    ];
+    for (request, status) in cases {
+        let answer = balancer.raw(request.as_bytes());
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{request:?}: {answer:?}");
+        assert_eq!(answer.matches("HTTP/1.1 ").count(), 1, "{request:?}: nothing follows what was refused: {answer:?}");
+    }
+    assert_eq!(replica.requests(), 0);
+    // A chunk that is none in the middle of a body that has begun to go on.
+    let answer = balancer.raw(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nzz\r\n");
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer:?}");
+    let long = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}\r\n\r\n", "y".repeat(70_000));
+    assert!(balancer.raw(long.as_bytes()).starts_with("HTTP/1.1 431 "));
+    let many = format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(200));
+    assert!(balancer.raw(many.as_bytes()).starts_with("HTTP/1.1 431 "));
+    assert_eq!(balancer.get("a", "/").0, 200);
+}
+
+#[test]
+fn a_request_that_can_be_repeated_is_tried_elsewhere_and_others_are_not() {
+    let dead = named("dead");
+    dead.close();
+    let silent = Replica::start(|_, _| false);
+    let good = named("good");
+    let mut balancer = Balancer::start();
+    let spec = json!({ "sticky": "at" });
+    balancer.route(&[("all", spec.clone(), &[(&dead, 100), (&silent, 100), (&good, 100)])]);
+    for _ in 0..12 {
+        assert_eq!(balancer.get("a", "/"), (200, "good".into()));
+    }
+    // One that never answered has had its five failures, and gets nothing now.
+    let status = balancer.status();
+    assert_eq!(status["backends"][&silent.id]["ejections"], 1, "{status}");
+    assert_eq!(status["backends"][&dead.id]["ejections"], 1, "{status}");
+    // A POST is sent once; what was refused before it was sent goes elsewhere all the same.
+    let mut balancer = Balancer::start();
+    balancer.route(&[("all", json!({}), &[(&dead, 100), (&good, 100)])]);
+    for _ in 0..4 {
+        let answer = balancer.raw(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab");
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    }
+    balancer.route(&[("all", json!({}), &[(&silent, 100)])]);
+    let before = silent.requests();
+    let answer = balancer.raw(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nConnection: close\r\n\r\nab");
+    assert!(answer.starts_with("HTTP/1.1 502 "), "{answer}");
+    assert_eq!(silent.requests() - before, 1);
+    // A replica that is late: told so, and asked no second time.
+    let late = Replica::start(|_, _| {
+        std::thread::sleep(Duration::from_secs(5));
+        false
+    });
+    balancer.route(&[("all", json!({ "timeout": "300ms" }), &[(&late, 100)])]);
+    let began = Instant::now();
+    assert_eq!(balancer.get("a", "/").0, 504);
+    assert!(began.elapsed() < Duration::from_secs(3));
+}
+
+#[test]
+fn a_connection_that_the_replica_closed_meanwhile_fails_nothing() {
+    // It closes each connection after one answer, without having said so.
+    let rude = Replica::start(|_, stream| {
+        let _ = stream.write_all(answer(200, "x").as_bytes());
+        false
+    });
+    let mut balancer = Balancer::start();
+    balancer.route(&[("all", json!({}), &[(&rude, 100)])]);
+    let mut stream = balancer.connect();
+    for number in 0..50 {
+        let method = if number % 2 == 0 { "GET" } else { "POST" };
+        write!(stream, "{method} / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n").unwrap();
+        let mut head = [0; 1024];
+        let length = stream.read(&mut head).unwrap();
+        let text = String::from_utf8_lossy(&head[..length]);
+        assert!(text.starts_with("HTTP/1.1 200 "), "{number}: {text}");
+    }
+    assert_eq!(balancer.status()["backends"][&rude.id]["failures"], 0);
+}
