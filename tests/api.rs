@@ -268,6 +268,15 @@ fn tcp_takes_tls_a_token_and_the_right_role() {
     }
     assert!(!remote("ci", &["catalog", "services"]).1.contains("web"));
     assert_eq!(remote("ci", &["catalog", "deregister", "web-1", "--node", "decoy"]).0, 0);
+    // Nor are others' requests led away, nor certificates shown that are not theirs.
+    let (r, tls) = (format!("r.test:{}", free_port()), ["--tls-certificate", "/a.pem", "--tls-key", "/a.key"]);
+    daemon.ok(&["service", "update", "--detach", "shop-api", "--expose", "8080"]);
+    let set = |name: &'static str, to: &'static str| vec!["route", "set", name, r.as_str(), "--to", to];
+    for args in [set("shop-r", "bank"), set("bank-r", "shop-api"), [&set("shop-r", "shop-api")[..], &tls].concat()] {
+        let (code, said) = remote("ci", &args);
+        assert!(code == 8 && said.contains("may not touch"), "{args:?}: {said}");
+    }
+    assert_eq!(remote("ci", &set("shop-r", "shop-api")).0, 0);
     // Nor by a body in which no name is found, though it might be read as one.
     let post = |path: &str, body: &str| {
         let url = format!("https://127.0.0.1:{port}{path}");

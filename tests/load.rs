@@ -93,17 +93,17 @@ fn ask(port: u16, connection: &mut Option<BufReader<TcpStream>>, keep: bool) -> 
 }
 
 fn web(daemon: &Daemon, port: u16, replicas: u32) {
-    let publish = port.to_string();
+    web_by(daemon, &["--publish", &port.to_string()], replicas);
+}
+
+fn routed(daemon: &Daemon, port: u16, replicas: u32) {
+    web_by(daemon, &["--expose", "8080", "--route", &format!("*:{port}")], replicas);
+}
+
+fn web_by(daemon: &Daemon, way: &[&str], replicas: u32) {
     let replicas = replicas.to_string();
-    daemon.ok(&[
-        "service",
-        "create",
-        "--name",
-        "web",
-        "--replicas",
-        &replicas,
-        "--publish",
-        &publish,
+    let create = ["service", "create", "--name", "web", "--replicas", &replicas];
+    let how = [
         "--health-http",
         "/healthz",
         "--health-interval",
@@ -117,17 +117,27 @@ fn web(daemon: &Daemon, port: u16, replicas: u32) {
         "--",
         NEAP,
         "demo",
-    ]);
+    ];
+    daemon.ok(&[&create[..], way, &how].concat());
 }
 
 #[test]
 fn a_hundred_changes_fail_no_request() {
+    change(100, web);
+}
+
+#[test]
+fn changes_fail_no_request_of_a_route() {
+    change(40, routed);
+}
+
+fn change(times: u32, web: impl Fn(&Daemon, u16, u32)) {
     let daemon = Daemon::start();
     let port = free_port();
     web(&daemon, port, 3);
     let node = daemon.json(&["node", "ls", "--format", "json"])[0]["id"].as_str().unwrap().to_owned();
     let load = Load::start(port, 2, 4);
-    for number in 0..100_u32 {
+    for number in 0..times {
         match number % 10 {
             0..=5 => {
                 let answer = format!("VERSION=v{number}");
@@ -147,7 +157,7 @@ fn a_hundred_changes_fail_no_request() {
     }
     let (done, failures) = load.end();
     assert!(failures.is_empty(), "{} of {done} failed: {:?}", failures.len(), &failures[..failures.len().min(5)]);
-    assert!(done > 10_000, "only {done} requests: that is no load");
+    assert!(done > u64::from(times) * 100, "only {done} requests: that is no load");
 }
 
 #[test]
@@ -186,6 +196,31 @@ fn a_daemon_that_dies_or_is_upgraded_costs_no_connection() {
         (!std::path::Path::new(&format!("/proc/{balancer}")).exists()).then_some(())
     });
     assert_ne!(next, balancer);
+}
+
+#[test]
+fn a_daemon_that_is_upgraded_costs_no_request_of_a_route() {
+    let mut daemon = Daemon::start();
+    let port = free_port();
+    routed(&daemon, port, 2);
+    let load = Load::start(port, 2, 4);
+    let balancer = balancer_pid(&daemon);
+    daemon.kill();
+    std::thread::sleep(Duration::from_millis(300));
+    daemon.up();
+    assert_eq!(balancer_pid(&daemon), balancer, "the same build takes its balancer back");
+    daemon.stop();
+    let copy = daemon.folder.path().join("neap-next");
+    std::fs::copy(NEAP, &copy).unwrap();
+    daemon.program = copy;
+    daemon.up();
+    eventually("a balancer of the new build", 10, || Some(balancer_pid(&daemon)).filter(|pid| *pid != balancer));
+    eventually("the old one ends: every answer of its said that it is the last", 10, || {
+        (!std::path::Path::new(&format!("/proc/{balancer}")).exists()).then_some(())
+    });
+    daemon.ok(&["service", "scale", "web=4"]);
+    let (done, failures) = load.end();
+    assert!(failures.is_empty(), "{} of {done} failed: {:?}", failures.len(), &failures[..failures.len().min(5)]);
 }
 
 fn balancer_pid(daemon: &Daemon) -> u32 {

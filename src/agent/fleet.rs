@@ -121,6 +121,14 @@ fn together(all: Vec<(String, Result<Status>)>, sent: u64) -> Status {
             let open = whole.connections.entry(task).or_default();
             *open = open.saturating_add(count);
         }
+        whole.unrouted = whole.unrouted.saturating_add(status.unrouted);
+        whole.malformed = whole.malformed.saturating_add(status.malformed);
+        for (route, passed) in status.routes {
+            whole.routes.entry(route).or_default().add(&passed);
+        }
+        for (task, carried) in status.backends {
+            whole.backends.entry(task).or_default().add(&carried);
+        }
         for (listener, why) in status.failed {
             let why = format!("on node \"{name}\": {why}");
             whole.failed.entry(listener).and_modify(|all| *all = format!("{all}; {why}")).or_insert(why);

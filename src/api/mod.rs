@@ -14,6 +14,7 @@ mod script_routes;
 pub mod server;
 pub mod switch;
 mod tokens;
+mod traffic_routes;
 
 use std::pin::Pin;
 use std::sync::Arc;

@@ -11,6 +11,7 @@ use crate::model::bundle::Bundle;
 use crate::model::event::Event;
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::right::{MadeToken, NewToken, Role, Token};
+use crate::model::route::RouteSpec;
 use crate::model::service::Revision;
 use crate::model::stats::TaskStats;
 use crate::model::{Error, Kind, Result, strict};
@@ -192,6 +193,7 @@ pub fn all() -> Vec<Route> {
     routes.extend(super::catalog_routes::all());
     routes.extend(super::native_routes::all());
     routes.extend(super::object_routes::all());
+    routes.extend(super::traffic_routes::all());
     routes.extend(super::registry_routes::all());
     routes.extend(super::script_routes::all());
     routes
@@ -297,7 +299,9 @@ fn may_read(call: &Call, service: &Value) -> Result<()> {
     for name in files.chain(keys).chain(plain) {
         call.principal.require(Role::Deployer, Some(&name))?;
     }
-    Ok(())
+    let Some(routes) = service.get("routes").filter(|routes| !routes.is_null()) else { return Ok(()) };
+    let routes: Vec<RouteSpec> = strict::read("routes", routes)?;
+    routes.iter().try_for_each(|route| super::traffic_routes::may_use(call, route))
 }
 
 // Cron scripts and handlers act on the whole cluster: only who may do that may bring some along.

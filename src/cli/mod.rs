@@ -19,6 +19,7 @@ mod output;
 mod progress;
 mod registry;
 mod repl;
+mod route;
 mod run;
 mod script;
 mod service;
@@ -112,6 +113,9 @@ enum Command {
     /// Networks that services are attached to
     #[command(subcommand)]
     Network(object::NetworkCommand),
+    /// Routes of HTTP requests to services, by host and path
+    #[command(subcommand)]
+    Route(route::Command),
     /// Volumes of the nodes
     #[command(subcommand)]
     Volume(object::VolumeCommand),
@@ -248,6 +252,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Node(command) => single(node::main(command, &global.cluster()?)).map(done),
         Command::Stack(command) => single(stack::main(command, || global.cluster())).map(done),
         Command::Network(command) => single(object::network(command, &global.cluster()?)).map(done),
+        Command::Route(command) => single(route::run(command, &global.cluster()?)).map(done),
         Command::Volume(command) => single(object::volume(command, &global.cluster()?)).map(done),
         Command::Registry(command) => single(registry::main(command, &global.cluster()?)).map(done),
         Command::Script(command) => single(script::main(command, || global.cluster())).map(done),

@@ -7,6 +7,7 @@ pub mod kv;
 pub mod members;
 pub mod native;
 pub mod remote;
+pub mod routes;
 pub mod scripts;
 pub mod show;
 pub mod stack;
@@ -27,16 +28,19 @@ use self::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Mainte
 use self::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use self::members::JoinTicket;
 use self::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
+use crate::client::routes::RouteInfo;
 use crate::model::Result;
 use crate::model::bundle::Bundle;
 use crate::model::cron::CronRun;
 use crate::model::event::Event;
+use crate::model::name::Name;
 use crate::model::native::{Adopt, Adoption, HandBack, HandedBack, NativeService};
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::registry::{Credentials, LoginAsk, LoginInfo};
 use crate::model::release::Release;
+use crate::model::route::RouteSpec;
 use crate::model::service::{Revision, Service};
 use crate::model::stats::TaskStats;
 use crate::model::swarm::{SwarmAsk, SwarmState};
@@ -239,6 +243,12 @@ pub trait Cluster: Send + Sync {
     async fn create_network(&self, spec: NetworkSpec) -> Result<NetworkInfo>;
     /// Removes a network that no service uses.
     async fn remove_network(&self, name: &str) -> Result<()>;
+    /// All routes of HTTP requests: services' own, and those that stand for themselves.
+    async fn routes(&self) -> Result<Vec<RouteInfo>>;
+    /// Sets a route that stands for itself. Durable when it returns.
+    async fn set_route(&self, name: &Name, spec: RouteSpec) -> Result<RouteInfo>;
+    /// Removes a route that stands for itself.
+    async fn remove_route(&self, name: &str) -> Result<()>;
     /// The volumes of a node, or of all.
     async fn volumes(&self, node: Option<&str>) -> Result<Volumes>;
     /// Makes a volume on a node, or on all; those made.

@@ -8,17 +8,20 @@ use serde_json::json;
 use super::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
 use super::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use super::members::JoinTicket;
+use super::routes::RouteInfo;
 use super::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
 use super::wire::{Endpoint, OnAge, Wire};
 use super::{Apply, Cluster, Info, LogEntry, LogsAsk, NameKind, ReleaseAction, ServiceStatus, Stream1};
 use crate::model::Result;
 use crate::model::cron::CronRun;
 use crate::model::event::Event;
+use crate::model::name::Name;
 use crate::model::native::{Adopt, Adoption, HandBack, HandedBack, NativeService};
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::registry::{self, LoginAsk, LoginInfo};
+use crate::model::route::RouteSpec;
 use crate::model::service::Revision;
 use crate::model::stats::TaskStats;
 use crate::model::swarm::{SwarmAsk, SwarmState};
@@ -194,6 +197,18 @@ impl Cluster for RemoteCluster {
 
     async fn remove_network(&self, name: &str) -> Result<()> {
         self.wire.call("DELETE", &format!("/v1/networks/{}", segment(name)), None::<&()>).await
+    }
+
+    async fn routes(&self) -> Result<Vec<RouteInfo>> {
+        self.get("/v1/routes").await
+    }
+
+    async fn set_route(&self, name: &Name, spec: RouteSpec) -> Result<RouteInfo> {
+        self.wire.call("PUT", &format!("/v1/routes/{name}"), Some(&spec)).await
+    }
+
+    async fn remove_route(&self, name: &str) -> Result<()> {
+        self.wire.call("DELETE", &format!("/v1/routes/{}", segment(name)), None::<&()>).await
     }
 
     async fn volumes(&self, node: Option<&str>) -> Result<Volumes> {

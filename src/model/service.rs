@@ -17,6 +17,7 @@ use super::name::{Name, check_label};
 use super::native::{Handover, Way};
 pub use super::policy::{LogPolicy, Resources, RestartCondition, RestartPolicy, StopPolicy, Use};
 use super::port::{PortSpec, Protocol};
+use super::route::RouteSpec;
 use super::spellings;
 use super::strict;
 
@@ -129,6 +130,9 @@ pub struct ServiceSpec {
     /// Ports by name: `{ http = "8080" }`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<String, PortSpec>,
+    /// HTTP requests that go to it: `{ "shop.example.com/api" }`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub routes: Vec<RouteSpec>,
     /// What a replica may use at most.
     #[serde(default, skip_serializing_if = "Resources::is_empty")]
     pub limits: Resources,
@@ -237,6 +241,7 @@ impl ServiceSpec {
             ("secrets", self.secrets.len()),
             ("configs", self.configs.len()),
             ("ports", self.ports.len()),
+            ("routes", self.routes.len()),
             ("constraints", self.constraints.len()),
             ("policy", self.policy.len()),
             ("entrypoint", self.entrypoint.len()),
@@ -299,6 +304,7 @@ impl ServiceSpec {
                 return wrong(&format!("ports.{name}"), format!("publishes {number}, and so does ports.{other}"));
             }
         }
+        self.check_routes()?;
         if let Some(check) = &self.check {
             check.validate(&self.ports, self.image.is_some()).map_err(|error| error_in(&subject, "check", &error))?;
         }

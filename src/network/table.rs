@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::id::TaskId;
@@ -93,6 +94,13 @@ impl Listener {
     }
 }
 
+impl Front {
+    /// Everybody behind it.
+    pub fn backends(&self) -> impl Iterator<Item = &Backend> {
+        self.routes.iter().flat_map(|route| &route.to).flat_map(|target| &target.backends)
+    }
+}
+
 impl Table {
     /// Whether it says the same as another, whatever their versions.
     pub fn says(&self, other: &Table) -> bool {
@@ -153,7 +161,7 @@ pub struct Status {
 pub const TIMES: [u64; 11] = [1, 2, 5, 10, 25, 50, 100, 250, 1000, 5000, 30_000];
 
 /// What went by a route since the balancer started.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Passed {
     /// Requests answered, by the first digit of their status: `[0]` is 1xx.
     pub answers: [u64; 5],
@@ -163,6 +171,24 @@ pub struct Passed {
     pub times: [u64; TIMES.len() + 1],
     /// The sum of those times, in microseconds.
     pub micros: u64,
+}
+
+impl Passed {
+    /// Adds what went by it elsewhere.
+    pub fn add(&mut self, other: &Passed) {
+        let sums = self.answers.iter_mut().zip(other.answers).chain(self.times.iter_mut().zip(other.times));
+        let sums = sums.chain([(&mut self.retries, other.retries), (&mut self.micros, other.micros)]);
+        sums.for_each(|(sum, more)| *sum = sum.saturating_add(more));
+    }
+}
+
+impl Carried {
+    /// Adds what was sent to it from elsewhere.
+    pub fn add(&mut self, other: &Carried) {
+        self.requests = self.requests.saturating_add(other.requests);
+        self.failures = self.failures.saturating_add(other.failures);
+        self.ejections = self.ejections.saturating_add(other.ejections);
+    }
 }
 
 /// What went to a replica since it is known to the balancer.

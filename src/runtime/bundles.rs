@@ -32,7 +32,7 @@ pub fn unused(before: &World, world: &World, changes: &[Change]) -> Vec<Write> {
             }
             Change::Scripts(new) => used.extend(versions_of(before, &new.name)),
             Change::RemoveScripts(name) => used.extend(versions_of(before, name)),
-            Change::Task(_) | Change::RemoveTask(_) => {}
+            Change::Task(_) | Change::RemoveTask(_) | Change::Route(_) | Change::RemoveRoute(_) => {}
         }
     }
     let unused = used.into_iter().filter(|hash| !world.uses_bundle(hash));
@@ -61,6 +61,8 @@ fn releases_bundles(change: &Change) -> bool {
             | Change::Release(_)
             | Change::Revision(_)
             | Change::Scripts(_)
+            | Change::Route(_)
+            | Change::RemoveRoute(_)
             | Change::RemoveScripts(_)
     )
 }

@@ -138,6 +138,7 @@ pub fn refuse_taken_ports(world: &World, spec: &ServiceSpec) -> Result<()> {
 
 /// The same without regard to what the service itself has published until now.
 pub(super) fn refuse_taken_ports_of_others(world: &World, spec: &ServiceSpec) -> Result<()> {
+    super::routes::refuse_met(world, spec)?;
     for (name, port) in &spec.ports {
         let Some(published) = port.published else { continue };
         for other in world.services.values().filter(|other| other.spec.name != spec.name) {

@@ -11,18 +11,21 @@ use super::{Runtime, commands, cron, kv, logins, prepare, releases, scripts, sta
 use crate::client::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
 use crate::client::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use crate::client::members::JoinTicket;
+use crate::client::routes::RouteInfo;
 use crate::client::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
 use crate::client::{Apply, Cluster, Info, LogEntry, LogsAsk, NameKind, ReleaseAction, ServiceStatus, Stream1};
 use crate::model::bundle::{HostedKind, Source};
 use crate::model::cron::CronRun;
 use crate::model::event::Event;
 use crate::model::id::ServiceId;
+use crate::model::name::Name;
 use crate::model::name::check_loose;
 use crate::model::native::{Adopt, Adoption, HandBack, HandedBack, NativeService};
 use crate::model::node::{self, Availability, ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeAsk, VolumeSpec, Volumes};
 use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::registry::{self, LoginAsk, LoginInfo};
+use crate::model::route::RouteSpec;
 use crate::model::service::{Revision, Service};
 use crate::model::stats::TaskStats;
 use crate::model::swarm::{SwarmAsk, SwarmState};
@@ -287,6 +290,18 @@ impl Cluster for Runtime {
         self.drop_network(name).await
     }
 
+    async fn routes(&self) -> Result<Vec<RouteInfo>> {
+        Ok(self.list_routes())
+    }
+
+    async fn set_route(&self, name: &Name, spec: RouteSpec) -> Result<RouteInfo> {
+        self.put_route(name, spec).await
+    }
+
+    async fn remove_route(&self, name: &str) -> Result<()> {
+        self.drop_route(name).await
+    }
+
     async fn volumes(&self, node: Option<&str>) -> Result<Volumes> {
         self.ask_volumes(node, VolumeAsk::List).await
     }
@@ -461,24 +476,17 @@ impl Cluster for Runtime {
 
     async fn names(&self, of: NameKind, prefix: &str, limit: usize) -> Result<Vec<String>> {
         let world = self.world();
-        let begins = |name: &&str| name.starts_with(prefix);
+        let some = |names: &mut dyn Iterator<Item = &str>| {
+            names.filter(|name| name.starts_with(prefix)).take(limit).map(str::to_owned).collect()
+        };
         Ok(match of {
-            NameKind::Service => {
-                let names = world.services.keys().map(crate::model::name::Name::as_str);
-                names.filter(begins).take(limit).map(str::to_owned).collect()
-            }
-            NameKind::Script => {
-                let names = world.scripts.keys().map(crate::model::name::Name::as_str);
-                names.filter(begins).take(limit).map(str::to_owned).collect()
-            }
-            NameKind::Node => {
-                let names = world.nodes.values().map(|node| node.hostname.as_str());
-                names.filter(begins).take(limit).map(str::to_owned).collect()
-            }
+            NameKind::Service => some(&mut world.services.keys().map(Name::as_str)),
+            NameKind::Script => some(&mut world.scripts.keys().map(Name::as_str)),
+            NameKind::Node => some(&mut world.nodes.values().map(|node| node.hostname.as_str())),
             NameKind::Cron => {
                 let epoch = self.parts.host.epoch();
                 let crons = epoch.registrations.keys().filter(|(kind, _)| *kind == HostedKind::Cron);
-                crons.map(|(_, name)| name.as_str()).filter(begins).take(limit).map(str::to_owned).collect()
+                some(&mut crons.map(|(_, name)| name.as_str()))
             }
             NameKind::Kv => kv::names(&*self.parts.store, "kv", prefix, limit)?,
             NameKind::Secret | NameKind::Config => kv::names(&*self.parts.store, of.as_str(), prefix, limit)?,

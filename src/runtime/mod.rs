@@ -7,6 +7,7 @@
 
 mod bundles;
 pub mod catalog;
+mod certificates;
 mod checks;
 mod commands;
 mod conductor;
@@ -28,6 +29,7 @@ mod persist;
 mod prepare;
 mod publish;
 mod releases;
+mod routes;
 mod scripts;
 pub mod standing;
 mod starter;

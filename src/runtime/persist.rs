@@ -9,6 +9,7 @@ use crate::model::clock::Timestamp;
 use crate::model::name::Name;
 use crate::model::node::{Node, NodeSettings};
 use crate::model::release::Release;
+use crate::model::route::Route;
 use crate::model::service::{Revision, Service};
 use crate::model::task::Task;
 use crate::scheduler::world::{Change, World};
@@ -55,6 +56,9 @@ pub fn load_world(store: &dyn Store) -> Result<World> {
     }
     for entry in store.list("script/")? {
         world.apply(&Change::Scripts(Arc::new(decode::<ScriptSet>(&entry.key, &entry.value)?)));
+    }
+    for entry in store.list("route/")? {
+        world.apply(&Change::Route(Arc::new(decode::<Route>(&entry.key, &entry.value)?)));
     }
     Ok(world)
 }
@@ -115,6 +119,8 @@ pub fn writes(before: &World, changes: &[Change]) -> Vec<Write> {
             }
             Change::Scripts(set) => last.insert(format!("script/{}", set.name), Some(encode(&**set))),
             Change::RemoveScripts(name) => last.insert(format!("script/{name}"), None),
+            Change::Route(route) => last.insert(format!("route/{}", route.name), Some(encode(&**route))),
+            Change::RemoveRoute(name) => last.insert(format!("route/{name}"), None),
             Change::RemoveRevision(name, number) => last.insert(revision_key(name, *number), None),
             Change::Release(release) => last.insert(format!("release/{}", release.service), Some(encode(&**release))),
             Change::RemoveService(name) => {

@@ -32,8 +32,9 @@ impl Standing {
 
     // No balancer was asked: that all is as it should be, but for what is known.
     fn confirmed(&self) -> status::Confirmed {
-        let listeners = Arc::new(routing::table(&self.world).listeners);
-        status::Confirmed { heard: true, listeners, ..status::Confirmed::default() }
+        let table = routing::table(&self.world);
+        let (listeners, fronts) = (Arc::new(table.listeners), Arc::new(table.fronts));
+        status::Confirmed { heard: true, listeners, fronts, ..status::Confirmed::default() }
     }
 
     /// All services, by name.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::client::ServiceStatus;
 use crate::model::service::{Mode, Service};
 use crate::model::task::Task;
-use crate::network::table::Listener;
+use crate::network::table::{Front, Listener, Passed};
 use crate::scheduler::world::World;
 use crate::scheduler::{routing, slots};
 
@@ -21,6 +21,10 @@ pub struct Confirmed {
     pub listeners: Arc<BTreeMap<String, Listener>>,
     /// Those that could not be opened, and why.
     pub failed: BTreeMap<String, String>,
+    /// What has gone by routes.
+    pub passed: Arc<BTreeMap<String, Passed>>,
+    /// Ports where HTTP is spoken, as they are followed.
+    pub fronts: Arc<BTreeMap<String, Front>>,
     /// Why it has confirmed nothing, if it has not.
     pub trouble: Option<String>,
 }
@@ -31,7 +35,14 @@ impl Confirmed {
         let lacks = |(key, wanted): &(String, Listener)| {
             !self.failed.contains_key(key) && self.listeners.get(key) != Some(wanted)
         };
-        routing::listeners(world, service).find(lacks).map(|(key, _)| key)
+        // A route's front counts with what is behind that route; its certificates are not the service's.
+        let unled = |(name, spec, to): &routing::Routed| {
+            let front = routing::front_name(spec);
+            let known = self.fronts.get(&front).and_then(|front| front.routes.iter().find(|route| route.name == *name));
+            !self.failed.contains_key(&front) && known.is_none_or(|known| known.spec != *spec || known.to != *to)
+        };
+        let listener = routing::listeners(world, service).find(lacks).map(|(key, _)| key);
+        listener.or_else(|| routing::service_routes(world, service).find(unled).map(|(_, spec, _)| spec.shown()))
     }
 }
 
@@ -90,8 +101,10 @@ fn of_tasks(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceS
     });
     let count = |n: usize| u32::try_from(n).unwrap_or(u32::MAX);
     let prefix = format!("{name}/");
-    let failures: Vec<String> =
-        confirmed.failed.iter().filter(|(key, _)| key.starts_with(&prefix)).map(|(_, why)| why.clone()).collect();
+    let own = confirmed.failed.iter().filter(|(key, _)| key.starts_with(&prefix)).map(|(_, why)| why.clone());
+    let fronts = routing::service_routes(world, service);
+    let fronts = fronts.filter_map(|(_, spec, _)| confirmed.failed.get(&routing::front_name(&spec)).cloned());
+    let failures: Vec<String> = own.chain(fronts).collect();
     let lacking = confirmed.lacks(world, service);
     let hostname = |id: &crate::model::id::NodeId| Some(world.nodes.get(id)?.hostname.clone());
     let nodes = world.tasks_of(name).filter_map(|task| task.node.as_ref());

@@ -1,7 +1,7 @@
 //! Keeps the balancer's table as the world says, and stops tasks only when nobody is sent to them any more: withdraw,
 //! confirm, drain, stop.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use futures_util::StreamExt;
 use imbl::OrdMap;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::certificates::Certificates;
 use super::status::Confirmed;
 use super::{Message, Parts, catalog};
 use crate::model::clock::Timestamp;
@@ -18,7 +19,7 @@ use crate::model::port::PortSpec;
 use crate::model::task::{Task, TaskState};
 use crate::model::{Error, Kind, fault};
 use crate::network::balancer::Balancer;
-use crate::network::table::{Status, Table};
+use crate::network::table::{Front, Status, Table};
 use crate::scheduler::routing;
 use crate::scheduler::world::{Note, World};
 
@@ -59,6 +60,9 @@ struct Traffic {
     leaving: BTreeSet<TaskId>,
     // Nodes whose balancer does not answer, and of which that was said.
     missed: BTreeSet<String>,
+    certificates: Certificates,
+    // Fronts with a certificate that cannot be read, and why.
+    unread: BTreeMap<String, String>,
 }
 
 /// Follows the world for as long as it is published.
@@ -86,6 +90,8 @@ pub fn spawn(
         last: OrdMap::new(),
         leaving: BTreeSet::new(),
         missed: BTreeSet::new(),
+        certificates: Certificates::default(),
+        unread: BTreeMap::new(),
         parts,
     };
     tokio::spawn(async move {
@@ -116,7 +122,8 @@ pub fn spawn(
 impl Traffic {
     // Does what can be done now; returns when to look again.
     async fn turn(&mut self, world: &World) -> Duration {
-        let wanted = routing::table(world);
+        let mut wanted = routing::table(world);
+        self.unread = self.certificates.fill(&self.parts, &mut wanted);
         for (id, task) in world.tasks_since(&self.last) {
             let is_leaving =
                 |task: &&Arc<Task>| task.stop.is_some() && !task.state.is_final() && task.state < TaskState::Stopping;
@@ -197,6 +204,10 @@ impl Traffic {
         for task in stopping {
             self.feeder.lock().unwrap_or_else(std::sync::PoisonError::into_inner).withdraw(&task.id);
         }
+        let routed: BTreeSet<TaskId> = match stopping.is_empty() {
+            true => BTreeSet::new(),
+            false => self.table.fronts.values().flat_map(Front::backends).map(|backend| backend.id).collect(),
+        };
         let mut draining = false;
         let mut due = Vec::new();
         for task in stopping {
@@ -209,7 +220,8 @@ impl Traffic {
             let open = self.status.connections.get(&task.id).copied().unwrap_or_default();
             // Where the engine publishes a port, no balancer sends anybody there.
             let by_balancer = |port: &PortSpec| port.published.is_some() && port.host_port().is_none();
-            let published = revision.is_some_and(|revision| revision.spec.ports.values().any(by_balancer));
+            let published = revision.is_some_and(|revision| revision.spec.ports.values().any(by_balancer))
+                || routed.contains(&task.id);
             if (open > 0 || (!confirmed && published)) && now < until {
                 draining = true;
                 continue;
@@ -252,7 +264,8 @@ impl Traffic {
         }
     }
 
-    fn note_status(&mut self, status: Status) {
+    fn note_status(&mut self, mut status: Status) {
+        status.failed.extend(self.unread.clone());
         for (listener, why) in &status.failed {
             if self.status.failed.get(listener) != Some(why) {
                 let service = listener.split_once('/').and_then(|(name, _)| name.parse().ok());
@@ -277,10 +290,15 @@ impl Traffic {
         let last = self.confirm.borrow().clone();
         let silent: BTreeSet<String> = status.missing.keys().cloned().collect();
         let same = last.heard && last.silent == silent && last.failed == status.failed && last.trouble.is_none();
-        if !same || *last.listeners != self.table.listeners {
-            let listeners = Arc::new(self.table.listeners.clone());
-            let failed = status.failed.clone();
-            self.confirm.send_replace(Confirmed { heard: true, silent, listeners, failed, trouble: None });
+        let same_table = *last.listeners == self.table.listeners && *last.fronts == self.table.fronts;
+        if !same || !same_table || *last.passed != status.routes {
+            let (listeners, fronts) = match same_table {
+                true => (last.listeners, last.fronts),
+                false => (Arc::new(self.table.listeners.clone()), Arc::new(self.table.fronts.clone())),
+            };
+            let (failed, passed) = (status.failed.clone(), Arc::new(status.routes.clone()));
+            let confirmed = Confirmed { heard: true, silent, listeners, failed, passed, fronts, trouble: None };
+            self.confirm.send_replace(confirmed);
         }
         self.status = status;
     }

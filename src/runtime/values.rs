@@ -13,6 +13,7 @@ use crate::client::{Apply, Cluster, Only};
 use crate::model::clock::Timestamp;
 use crate::model::id::TaskId;
 use crate::model::release::ReleaseState;
+use crate::model::route::RouteSpec;
 use crate::model::service::{Revision, ServiceSpec};
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
@@ -85,7 +86,18 @@ fn info(world: &World, of: ValueKind, name: &str, record: &Record) -> ValueInfo 
 
 // Services with a revision that uses it.
 fn users(world: &World, of: ValueKind, name: &str) -> Vec<String> {
-    super::objects::users(world, |revision| versions(of, revision).contains_key(name))
+    let mut users = super::objects::users(world, |revision| versions(of, revision).contains_key(name));
+    if of == ValueKind::Secret {
+        let place = format!("secret:{name}");
+        let uses = |spec: &RouteSpec| spec.tls.as_ref().is_some_and(|tls| tls.certificate == place || tls.key == place);
+        let routes = world.routes.values().filter(|route| uses(&route.spec));
+        users.extend(routes.map(|route| format!("route {}", route.name)));
+        let services = world.services.values().filter(|service| service.spec.routes.iter().any(uses));
+        users.extend(services.map(|service| service.spec.name.to_string()));
+        users.sort();
+        users.dedup();
+    }
+    users
 }
 
 fn read(parts: &Parts, of: ValueKind, name: &str) -> Result<Option<(Record, u64)>> {
@@ -104,6 +116,17 @@ pub fn config(parts: &Parts, world: &World, name: &str) -> Result<ConfigValue> {
     let (record, _) = read(parts, of, name)?.ok_or_else(|| missing(of, name))?;
     let value = reveal(parts, of, name, record.version)?;
     Ok(ConfigValue { info: info(world, of, name, &record), value: String::from_utf8_lossy(&value).into_owned() })
+}
+
+/// A secret's newest version.
+pub fn secret_version(parts: &Parts, name: &str) -> Result<u64> {
+    let of = ValueKind::Secret;
+    Ok(read(parts, of, name)?.ok_or_else(|| missing(of, name))?.0.version)
+}
+
+/// A secret as it is now.
+pub fn secret(parts: &Parts, name: &str) -> Result<Vec<u8>> {
+    reveal(parts, ValueKind::Secret, name, secret_version(parts, name)?)
 }
 
 // A secret is sealed for its name and its place, so that it cannot be moved to another.

@@ -8,14 +8,88 @@ use crate::model::native::{Handover, PublishMode};
 use crate::model::node::NodeState;
 use crate::model::port::Protocol;
 use crate::model::release::ReleaseState;
+use crate::model::route::RouteSpec;
 use crate::model::service::{Service, ServiceSpec};
 use crate::model::task::{Health, Task, TaskState};
-use crate::network::table::{Backend, Listener, Table};
+use crate::network::table::{Backend, Certificate, Front, Listener, Route, Table, Target};
 
 /// The table for the world as it is.
 pub fn table(world: &World) -> Table {
     let listeners = world.services.values().flat_map(|service| listeners(world, service)).collect();
-    Table { listeners, ..Table::default() }
+    Table { listeners, fronts: fronts(world), ..Table::default() }
+}
+
+// Ports where HTTP is spoken. Certificates are named as their routes name them; whoever hands the table over reads them.
+fn fronts(world: &World) -> BTreeMap<String, Front> {
+    let mut fronts = BTreeMap::new();
+    for (name, spec, to) in routes(world) {
+        let number = spec.port_number();
+        let front: &mut Front = fronts.entry(front_name(&spec)).or_insert_with(|| Front {
+            address: spec.address,
+            port: number,
+            ..Front::default()
+        });
+        if let Some(tls) = &spec.tls {
+            let same = |known: &&mut Certificate| known.chain == tls.certificate && known.key == tls.key;
+            let host = spec.host.clone().unwrap_or_else(|| "*".into());
+            match front.certificates.iter_mut().find(same) {
+                Some(known) => _ = known.hosts.insert(host),
+                None => front.certificates.push(Certificate {
+                    hosts: [host].into(),
+                    chain: tls.certificate.clone(),
+                    key: tls.key.clone(),
+                }),
+            }
+        }
+        front.routes.push(Route { name, spec, to });
+    }
+    fronts
+}
+
+/// The name of the port that a route is listened for on: `80`, or with its address.
+pub fn front_name(spec: &RouteSpec) -> String {
+    match spec.address {
+        None => spec.port_number().to_string(),
+        Some(address) => std::net::SocketAddr::new(address, spec.port_number()).to_string(),
+    }
+}
+
+/// A route's name, what it is described as, and who is behind it.
+pub type Routed = (String, RouteSpec, Vec<Target>);
+
+/// Every route: services' own as `SERVICE/NUMBER`, then those that stand for themselves.
+pub fn routes(world: &World) -> impl Iterator<Item = Routed> + '_ {
+    let own = world.services.values().flat_map(move |service| service_routes(world, service));
+    let alone = world.routes.values().map(move |route| {
+        let to = route.spec.to.iter().filter_map(|share| {
+            let service = world.services.get(&share.service).filter(|service| has_routes(service))?;
+            target(world, service, share.port.as_deref(), share.weight)
+        });
+        (route.name.to_string(), route.spec.clone(), to.collect())
+    });
+    own.chain(alone)
+}
+
+/// A service's own routes.
+pub fn service_routes<'a>(world: &'a World, service: &'a Service) -> impl Iterator<Item = Routed> + use<'a> {
+    let routes = if has_routes(service) { &service.spec.routes[..] } else { &[] };
+    routes.iter().enumerate().map(move |(index, spec)| {
+        let to = match &spec.redirect {
+            None => target(world, service, spec.port.as_deref(), 100),
+            Some(_) => None,
+        };
+        (format!("{}/{}", service.spec.name, index + 1), spec.clone(), to.into_iter().collect())
+    })
+}
+
+// While another has its ports, or is to have them, nobody is led there by us.
+fn has_routes(service: &Service) -> bool {
+    !service.removing && !service.spec.engine_native && service.handover.as_ref().is_none_or(Handover::has_ports)
+}
+
+fn target(world: &World, service: &Service, port: Option<&str>, weight: u32) -> Option<Target> {
+    let port = service.spec.routed_port(port).ok()?;
+    Some(Target { weight, backends: backends(world, &service.spec.name, port) })
 }
 
 /// One service's listeners, by `service/port`.

@@ -15,6 +15,7 @@ use crate::model::name::Name;
 use crate::model::native::NativeService;
 use crate::model::node::{Node, NodeState};
 use crate::model::release::Release;
+use crate::model::route::Route;
 use crate::model::service::{Revision, Service, ServiceSpec};
 use crate::model::task::{Stop, StopReason, Task, TaskState};
 
@@ -35,6 +36,8 @@ pub struct World {
     by_service: OrdMap<Name, OrdSet<TaskId>>,
     /// Hosted scripts by owner.
     pub scripts: OrdMap<Name, Arc<ScriptSet>>,
+    /// Routes that stand for themselves.
+    pub routes: OrdMap<Name, Arc<Route>>,
     /// The services that the Swarm runs for this cluster, by name; none while they are not known.
     pub natives: Option<Arc<BTreeMap<String, NativeService>>>,
     /// What is on each node.
@@ -64,6 +67,10 @@ pub enum Change {
     Scripts(Arc<ScriptSet>),
     /// Hosted scripts go.
     RemoveScripts(Name),
+    /// A new or changed route.
+    Route(Arc<Route>),
+    /// A route goes.
+    RemoveRoute(Name),
 }
 
 impl Change {
@@ -76,7 +83,7 @@ impl Change {
             Change::Revision(revision) => Some(revision.service.clone()),
             Change::Release(release) => Some(release.service.clone()),
             Change::RemoveService(name) | Change::RemoveRevision(name, _) => Some(name.clone()),
-            Change::Scripts(_) | Change::RemoveScripts(_) => None,
+            Change::Scripts(_) | Change::RemoveScripts(_) | Change::Route(_) | Change::RemoveRoute(_) => None,
         }
     }
 }
@@ -128,6 +135,12 @@ impl World {
             }
             Change::RemoveScripts(name) => {
                 self.scripts.remove(name);
+            }
+            Change::Route(route) => {
+                self.routes.insert(route.name.clone(), route.clone());
+            }
+            Change::RemoveRoute(name) => {
+                self.routes.remove(name);
             }
         }
     }

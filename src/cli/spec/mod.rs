@@ -5,6 +5,7 @@ mod files;
 mod ports;
 mod refused;
 mod rollback;
+mod routes;
 #[cfg(test)]
 mod tests;
 mod words;
@@ -16,6 +17,7 @@ use rollback::RollbackArgs;
 use serde_json::{Map, Value, json};
 pub use words::{CommandArgs, Words, name_it};
 
+use self::routes::RouteArgs;
 use crate::model::bundle::Bundle;
 use crate::model::units::docker_size;
 use crate::model::{Error, Result};
@@ -39,6 +41,8 @@ pub struct SpecArgs {
     /// Publish no more the port with this target (update)
     #[arg(long, value_name = "TARGET")]
     publish_rm: Vec<String>,
+    #[command(flatten)]
+    routes: RouteArgs,
     /// Set an environment variable; KEY alone passes on the caller's
     #[arg(long, short = 'e', visible_alias = "env-add", value_name = "KEY[=VALUE]")]
     env: Vec<String>,
@@ -278,7 +282,8 @@ impl SpecArgs {
             table(spec, "labels").insert(key.to_owned(), json!(value));
         }
         self.files.describe(spec)?;
-        ports::describe(spec, &self.publish, &self.publish_rm)
+        ports::describe(spec, &self.publish, &self.publish_rm)?;
+        self.routes.describe(spec)
     }
 
     // Each preference is a spread; the first decides, the next ones break ties. `old`: what an update adds to.

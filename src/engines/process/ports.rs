@@ -25,7 +25,9 @@ impl PortPool {
     pub fn new(range: RangeInclusive<u16>) -> Self {
         // Daemons on one host begin at different places, so that they seldom try each other's ports.
         let width = range.end() - range.start() + 1;
-        let offset = u16::try_from(std::process::id() * 37 % u32::from(width)).unwrap_or_default();
+        // Neighbours in the process table are far apart (Fibonacci hashing).
+        let spread = std::process::id().wrapping_mul(2_654_435_769) >> 16;
+        let offset = u16::try_from(spread % u32::from(width)).unwrap_or_default();
         PortPool { next: range.start() + offset, holders: BTreeMap::new(), range }
     }
 

@@ -6,19 +6,21 @@ use std::sync::Arc;
 
 use mlua::{Lua, MultiValue, Table, Value};
 
-use super::{Reach, crons, discovery, hosts, kv, natives, nodes, objects, registry, services};
+use super::{Reach, crons, discovery, hosts, kv, natives, nodes, objects, registry, routes, services};
 use crate::client::Cluster;
 use crate::client::scripts::{Back, Push};
 use crate::script::value::{from_timed, raise};
 
 /// What `install` sets.
-pub const NAMES: [&str; 14] = [
+pub const NAMES: [&str; 16] = [
     "cluster",
     "service",
     "services",
     "nodes",
     "networks",
     "volumes",
+    "route",
+    "routes",
     "natives",
     "registry",
     "discovery",
@@ -46,6 +48,7 @@ pub fn install_with(lua: &Lua, context: &services::Context) -> mlua::Result<()> 
     hosts::install(lua, context)?;
     nodes::install(lua, &context.cluster)?;
     objects::install(lua, &context.cluster)?;
+    routes::install(lua, &context.cluster)?;
     registry::install(lua, &context.cluster)?;
     natives::install(lua, context)?;
     discovery::install(lua, &context.cluster, &context.reach)?;

@@ -18,6 +18,7 @@ pub mod objects;
 pub mod policy;
 pub mod registry;
 pub mod rollout;
+pub mod routes;
 pub mod run;
 pub mod services;
 pub mod test;

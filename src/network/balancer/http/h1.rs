@@ -23,9 +23,9 @@ use crate::model::id::TaskId;
 /// How long a connection stays open on which nothing is asked.
 const IDLE: Duration = Duration::from_secs(75);
 /// How long a head may take from its first byte on.
-const HEAD: Duration = Duration::from_secs(15);
+pub const HEAD: Duration = Duration::from_secs(15);
 /// How long a body may stand still.
-const STILL: Duration = Duration::from_secs(60);
+pub const STILL: Duration = Duration::from_secs(60);
 /// How long a replica has to begin its answer, unless its route says otherwise.
 pub const ANSWER: Duration = Duration::from_secs(60);
 /// How often a request is tried elsewhere, unless its route says otherwise.
@@ -35,21 +35,21 @@ const KEPT: u64 = 64 * 1024;
 
 /// A client's connection.
 pub struct Session<S> {
-    worker: Rc<Worker>,
-    stream: S,
-    front: Rc<str>,
-    from: From,
-    watch: Rc<Watch>,
-    input: BytesMut,
-    out: Vec<u8>,
-    head: Head,
-    answer: Head,
+    pub(super) worker: Rc<Worker>,
+    pub(super) stream: S,
+    pub(super) front: Rc<str>,
+    pub(super) from: From,
+    pub(super) watch: Rc<Watch>,
+    pub(super) input: BytesMut,
+    pub(super) out: Vec<u8>,
+    pub(super) head: Head,
+    pub(super) answer: Head,
     // A part of the body has gone on: what is left of it here says nothing of its length.
-    has_begun: bool,
+    pub(super) has_begun: bool,
 }
 
 // What follows an exchange.
-enum After {
+pub(super) enum After {
     Next,
     Close,
     // Without a word: what was begun is not whole.
@@ -68,12 +68,12 @@ enum Failed {
 }
 
 // What an exchange is known by until its answer has begun.
-struct Exchange {
-    way: Arc<Way>,
-    began: Instant,
+pub(super) struct Exchange {
+    pub(super) way: Arc<Way>,
+    pub(super) began: Instant,
     // What is told to the client instead of an answer has a status of its own.
-    mark: Option<String>,
-    keeps: bool,
+    pub(super) mark: Option<String>,
+    pub(super) keeps: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
@@ -437,68 +437,5 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             let _ = tokio::io::copy_bidirectional_with_sizes(&mut self.stream, &mut upstream.stream, size, size).await;
         }
         After::Drop
-    }
-
-    async fn fail(&mut self, exchange: &Exchange, status: u16, why: &str) -> After {
-        exchange.way.passed.note(status, exchange.began.elapsed());
-        self.tell(status, why, exchange.keeps).await
-    }
-
-    async fn tell(&mut self, status: u16, why: &str, keeps: bool) -> After {
-        self.tell_with(status, &[], why, keeps).await
-    }
-
-    // Answers by ourselves; the connection goes on if all of the request was here.
-    async fn tell_with(&mut self, status: u16, fields: &[(&str, &str)], why: &str, keeps: bool) -> After {
-        let is_whole = match self.head.body {
-            _ if self.has_begun => None,
-            Body::None => Some(self.head.length),
-            Body::Length(length) => {
-                let end = self.head.length as u64 + length;
-                (self.input.len() as u64 >= end && status != 413).then_some(end as usize)
-            }
-            Body::Chunked | Body::ToEnd => None,
-        };
-        let keeps = keeps && self.head.keeps && is_whole.is_some() && !self.worker.is_leaving();
-        let with_body = self.head.method.of(&self.input) != b"HEAD";
-        self.out.clear();
-        rewrite::own(&mut self.out, status, fields, &format!("{why}\n"), keeps, with_body);
-        self.input.advance(is_whole.unwrap_or(self.input.len()).min(self.input.len()));
-        self.watch.allow(STILL);
-        let written = async {
-            self.stream.write_all(&self.out).await?;
-            self.stream.flush().await
-        };
-        match self.watch.bound(written).await {
-            Ok(Ok(())) if keeps => After::Next,
-            _ => After::Close,
-        }
-    }
-
-    async fn refuse(&mut self, bad: Bad) {
-        self.worker.note_bad();
-        self.out.clear();
-        rewrite::own(&mut self.out, bad.status, &[], &format!("{}\n", bad.why), false, true);
-        self.watch.allow(HEAD);
-        let _ = self.watch.bound(self.stream.write_all(&self.out)).await;
-        self.farewell().await;
-    }
-
-    // An answer would be lost with a reset if what the client still sends came to a closed socket: it is read for a moment.
-    async fn farewell(&mut self) {
-        self.watch.allow(Duration::from_secs(1));
-        let rest = async {
-            let _ = self.stream.shutdown().await;
-            let mut left = 256 * 1024_usize;
-            while left > 0 {
-                self.input.clear();
-                self.input.reserve(16 * 1024);
-                match self.stream.read_buf(&mut self.input).await {
-                    Ok(0) | Err(_) => return,
-                    Ok(came) => left = left.saturating_sub(came),
-                }
-            }
-        };
-        let _ = self.watch.bound(rest).await;
     }
 }

@@ -8,6 +8,7 @@ mod carry;
 mod chunks;
 mod h1;
 mod head;
+mod own;
 mod pick;
 mod pool;
 mod rewrite;

@@ -1,5 +1,8 @@
 //! Routes: which HTTP requests go where.
 
+mod own;
+mod shares;
+
 use std::fmt;
 use std::net::IpAddr;
 use std::str::FromStr;
@@ -8,9 +11,12 @@ use schemars::JsonSchema;
 use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::clock::Timestamp;
 use super::error::{Error, Result};
 use super::name::Name;
 use super::units::{Bytes, Duration};
+pub use shares::RouteShare;
+use shares::{Shares, shares};
 
 /// Longest path of a route, in bytes.
 const MAX_PATH: usize = 1024;
@@ -71,6 +77,22 @@ pub struct RouteSpec {
     /// Largest body of a request; any where it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_body: Option<Bytes>,
+    /// Whose requests they are, where the route stands for itself: a service's name, or several with their shares. A service's own
+    /// routes are its own.
+    #[serde(deserialize_with = "shares", skip_serializing_if = "Vec::is_empty")]
+    #[schemars(with = "Shares")]
+    pub to: Vec<RouteShare>,
+}
+
+/// A route that stands for itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Route {
+    /// Its name.
+    pub name: Name,
+    /// What it is described as.
+    pub spec: RouteSpec,
+    /// When it was described so.
+    pub changed_at: Timestamp,
 }
 
 /// What a service speaks behind a route.
@@ -213,8 +235,40 @@ impl RouteSpec {
         format!("{scheme}://{host}{port}{}", self.path.as_deref().unwrap_or("/"))
     }
 
-    /// An error unless it can be one; `what` names it.
-    pub fn validate(&self, what: &str) -> Result<()> {
+    /// An error unless it can be one that stands for itself.
+    pub fn validate_alone(&self, name: &Name) -> Result<()> {
+        let what = format!("route \"{name}\"");
+        self.validate(&what)?;
+        let wrong = |why: &str, help: &str| Err(Error::invalid(format!("{what}, to"), why.to_owned()).help(help));
+        match (&self.redirect, self.to.len()) {
+            (Some(_), 0) => {}
+            (Some(_), _) => return wrong("goes nowhere with a redirect", "leave one of the two out"),
+            (None, 0) => return wrong("names no service", "write to = \"shop\", or several with their weights"),
+            (None, 65..) => return wrong("names more than 64 services", "split them into several routes"),
+            (None, _) => {}
+        }
+        if self.port.is_some() {
+            return wrong("says the port", "write to = {{ service = \"shop\", port = \"http\" }}");
+        }
+        if self.redirect.is_none() && self.to.iter().all(|share| share.weight == 0) {
+            return wrong("gives nobody a share", "give one of them a weight");
+        }
+        if self.to.iter().any(|share| share.weight > 1_000_000) {
+            return wrong("has a weight over 1000000", "weights count beside each other: 95 and 5");
+        }
+        Ok(())
+    }
+
+    /// An error unless it can be one of a service.
+    pub fn validate_of(&self, what: &str) -> Result<()> {
+        if !self.to.is_empty() {
+            return Err(Error::invalid(format!("{what}, to"), "is for routes that stand for themselves")
+                .help("leave it out: a service's routes are its own"));
+        }
+        self.validate(what)
+    }
+
+    fn validate(&self, what: &str) -> Result<()> {
         let wrong = |field: &str, why: &str, help: &str| {
             Err(Error::invalid(format!("{what}, {field}"), why.to_owned()).help(help.to_owned()))
         };
@@ -350,24 +404,6 @@ impl Serialize for RouteSpec {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         RouteSpec::serialize(self, serializer)
     }
-}
-
-/// A share of a route's requests.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(deny_unknown_fields)]
-pub struct RouteShare {
-    /// The service.
-    pub service: Name,
-    /// Its port, by its name; the only one where it is not given.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub port: Option<String>,
-    /// Its share, beside those of the others (100).
-    #[serde(default = "hundred")]
-    pub weight: u32,
-}
-
-fn hundred() -> u32 {
-    100
 }
 
 #[cfg(test)]

@@ -1,0 +1,70 @@
+//! What the API answers about routes of requests.
+
+use super::routes::{route, schema};
+use super::{About, Answer, Call, Route, json};
+use crate::client::routes::RouteInfo;
+use crate::model::name::Name;
+use crate::model::right::Role;
+use crate::model::route::RouteSpec;
+use crate::model::{Result, strict};
+
+/// All of them.
+pub fn all() -> Vec<Route> {
+    use crate::model::right::Role::{Deployer, Viewer};
+    vec![
+        Route {
+            response: schema::<Vec<RouteInfo>>(),
+            ..route("GET", "/v1/routes", "All routes of HTTP requests, with what has gone by each", Viewer, |call| {
+                Box::pin(routes(call))
+            })
+        },
+        Route {
+            about: About::Path,
+            change: Some("route.set"),
+            request: schema::<RouteSpec>(),
+            response: schema::<RouteInfo>(),
+            ..route("PUT", "/v1/routes/{name}", "Sets a route that stands for itself", Deployer, |call| {
+                Box::pin(set_route(call))
+            })
+        },
+        Route {
+            about: About::Path,
+            change: Some("route.remove"),
+            ..route("DELETE", "/v1/routes/{name}", "Removes a route that stands for itself", Deployer, |call| {
+                Box::pin(remove_route(call))
+            })
+        },
+    ]
+}
+
+async fn routes(call: Call) -> Result<Answer> {
+    let mut routes = call.api.cluster.routes().await?;
+    routes.retain(|route| route.name.starts_with(&call.principal.prefix));
+    json(&routes)
+}
+
+async fn set_route(call: Call) -> Result<Answer> {
+    let name: Name = call.name().parse()?;
+    let spec: RouteSpec = strict::read(&format!("route \"{name}\""), &call.body)?;
+    may_use(&call, &spec)?;
+    json(&call.api.cluster.set_route(&name, spec).await?)
+}
+
+async fn remove_route(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.remove_route(call.name()).await?)
+}
+
+/// Whoever is confined to some names leads nobody to others' services, and shows nobody others' certificates.
+pub fn may_use(call: &Call, spec: &RouteSpec) -> Result<()> {
+    if call.principal.prefix.is_empty() {
+        return Ok(());
+    }
+    for share in &spec.to {
+        call.principal.require(Role::Deployer, Some(share.service.as_str()))?;
+    }
+    for place in spec.tls.iter().flat_map(|tls| [&tls.certificate, &tls.key]) {
+        // A file of the host has no name that a prefix could be of.
+        call.principal.require(Role::Deployer, Some(place.strip_prefix("secret:").unwrap_or(place)))?;
+    }
+    Ok(())
+}
