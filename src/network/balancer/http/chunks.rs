@@ -49,6 +49,11 @@ pub struct Step {
 impl Chunks {
     /// Goes through the next bytes, as far as the body goes.
     pub fn step(&mut self, bytes: &[u8]) -> Result<Step, Bad> {
+        self.step_with(bytes, |_| {})
+    }
+
+    /// The same; what is in the chunks is handed out.
+    pub fn step_with(&mut self, bytes: &[u8], mut data: impl FnMut(&[u8])) -> Result<Step, Bad> {
         let wrong = |why| Err(Bad { status: 400, why });
         let (mut at, mut sent) = (0, 0);
         while at < bytes.len() && self.state != State::Done {
@@ -56,6 +61,7 @@ impl Chunks {
             if self.state == State::Data {
                 let part = self.left.min((bytes.len() - at) as u64);
                 self.left -= part;
+                data(&bytes[at..at + part as usize]);
                 at += part as usize;
                 sent = at;
                 if self.left == 0 {

@@ -19,7 +19,10 @@ use super::routes::Way;
 use super::watch::{Late, Watch};
 use super::worker::{Worker, asked, redirected};
 use crate::model::id::TaskId;
+use crate::model::route::RouteProtocol;
 
+/// How a connection begins that speaks HTTP/2.
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
 /// How long a connection stays open on which nothing is asked.
 const IDLE: Duration = Duration::from_secs(75);
 /// How long a head may take from its first byte on.
@@ -84,21 +87,28 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         Session { worker, stream, front, from, watch, input, out, head, answer, has_begun: false }
     }
 
-    /// Serves it to its end.
-    pub async fn run(mut self) {
+    /// Serves it to its end; gives it back, with what was read of it, if it turns out to speak HTTP/2.
+    pub async fn run(mut self) -> Option<(S, BytesMut)> {
+        let mut is_first = true;
         loop {
             match self.hear().await {
                 Ok(true) => {}
-                Ok(false) => return,
-                Err(bad) => return self.refuse(bad).await,
+                Ok(false) => return None,
+                Err(_) if is_first && self.input.starts_with(PREFACE) => return Some((self.stream, self.input)),
+                Err(bad) => {
+                    self.refuse(bad).await;
+                    return None;
+                }
             }
+            is_first = false;
             match self.exchange().await {
                 After::Next => {}
                 After::Close => break,
-                After::Drop => return,
+                After::Drop => return None,
             }
         }
         self.farewell().await;
+        None
     }
 
     // Waits for a request's head; false: the client is gone, or sends nothing.
@@ -158,6 +168,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 redirected(to, self.head.method.of(bytes), self.head.host.of(bytes), self.head.target.of(bytes));
             way.passed.note(status, began.elapsed());
             return self.tell_with(status, &[("Location", &to)], &to, true).await;
+        }
+        if way.spec.protocol == RouteProtocol::H2c {
+            return self.fail(&exchange, 505, "what answers here speaks HTTP/2 only").await;
         }
         let most = way.spec.max_body.map(|most| most.0);
         if let (Body::Length(length), Some(most)) = (self.head.body, most)

@@ -7,6 +7,8 @@
 mod carry;
 mod chunks;
 mod h1;
+mod h2;
+mod h2c;
 mod head;
 mod own;
 mod pick;

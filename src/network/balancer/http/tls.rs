@@ -60,6 +60,6 @@ pub fn config(certificates: &[Certificate]) -> Result<Arc<ServerConfig>, String>
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
     let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(ByHost { exact, wild, first }));
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::mpsc;
+use tokio::sync::{Notify, mpsc};
 use tokio::task::{AbortHandle, LocalSet};
 
 use super::h1::Session;
+use super::h2::{self, Begun};
+use super::h2c::Streams;
 use super::head::Bad;
 use super::pick::{Picked, Wish};
 use super::pool::Pool;
@@ -34,6 +36,8 @@ pub struct Shared {
     routing: Mutex<Routing>,
     tls: Mutex<HashMap<String, Arc<ServerConfig>>>,
     leaving: AtomicBool,
+    /// Told when connections are to end.
+    pub left: Notify,
     /// Connections of clients that are open.
     pub connections: AtomicUsize,
     /// Connections accepted.
@@ -51,6 +55,7 @@ impl Shared {
             routing: Mutex::new(Routing::new(seed)),
             tls: Mutex::default(),
             leaving: AtomicBool::new(false),
+            left: Notify::new(),
             connections: AtomicUsize::new(0),
             accepted: AtomicU64::new(0),
             lost: AtomicU64::new(0),
@@ -68,9 +73,15 @@ impl Shared {
         self.tls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether connections are to end.
+    pub fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::SeqCst)
+    }
+
     /// From now on connections end with their next answer.
     pub fn leave(&self) {
-        self.leaving.store(true, Ordering::Relaxed);
+        self.leaving.store(true, Ordering::SeqCst);
+        self.left.notify_waiters();
     }
 }
 
@@ -84,10 +95,14 @@ pub enum Command {
 
 /// One thread's.
 pub struct Worker {
-    shared: Arc<Shared>,
-    watches: Watches,
+    /// What all threads know.
+    pub shared: Arc<Shared>,
+    /// Deadlines of this one's connections.
+    pub watches: Watches,
     /// Connections to replicas.
     pub pool: Pool,
+    /// Those that speak HTTP/2.
+    pub streams: Streams,
 }
 
 /// Whither a request wants.
@@ -109,7 +124,8 @@ pub fn start(shared: Arc<Shared>, number: usize) -> std::io::Result<mpsc::Unboun
     let (sender, commands) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = move || {
-        let worker = Rc::new(Worker { shared, watches: Watches::default(), pool: Pool::default() });
+        let worker =
+            Rc::new(Worker { shared, watches: Watches::default(), pool: Pool::default(), streams: Streams::default() });
         LocalSet::new().block_on(&runtime, worker.run(commands));
     };
     std::thread::Builder::new().name(format!("http-{number}")).spawn(run)?;
@@ -147,6 +163,7 @@ impl Worker {
                     if looks % TIDY == 0 {
                         let routing = self.shared.routing();
                         self.pool.tidy(now, |peer| routing.has_peer(peer));
+                        self.streams.tidy(|peer| routing.has_peer(peer));
                     }
                 }
             }
@@ -180,6 +197,9 @@ impl Worker {
         from.is_secure = true;
         let handshake = tokio_rustls::TlsAcceptor::from(config).accept(stream);
         match watch.bound(Box::pin(handshake)).await {
+            Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
+                h2::serve(self, stream, front, from).await;
+            }
             Ok(Ok(stream)) => self.speak(front, stream, from, watch).await,
             Ok(Err(_)) | Err(Late) => _ = self.shared.malformed.fetch_add(1, Ordering::Relaxed),
         }
@@ -189,7 +209,11 @@ impl Worker {
     where
         S: tokio::io::AsyncRead + tokio::io::AsyncWrite + Unpin + 'static,
     {
-        Session::new(self, stream, front, from, watch).run().await;
+        let session = Session::new(self.clone(), stream, front.clone(), from.clone(), watch);
+        // A client that knows already what is spoken here begins with HTTP/2 at once (RFC 9113, 3.3).
+        if let Some((stream, begun)) = session.run().await {
+            h2::serve(self, Begun::new(begun, stream), front, from).await;
+        }
     }
 
     /// The route that a request takes.
@@ -224,7 +248,7 @@ impl Worker {
 
     /// Whether connections are to end.
     pub fn is_leaving(&self) -> bool {
-        self.shared.leaving.load(Ordering::Relaxed)
+        self.shared.is_leaving()
     }
 
     /// No route was for a request.

@@ -1,0 +1,247 @@
+//! Requests of HTTP/2 to replicas that speak it too: many on one connection, with trailers, as gRPC needs them.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::http::request::Parts;
+use hyper::{Request, Response, Uri, Version};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use rustc_hash::FxHashMap;
+use smallvec::SmallVec;
+
+use super::h1::{ANSWER, RETRIES};
+use super::h2::{Here, Out, told};
+use super::pick::{Peer, Picked, Wish};
+use super::rewrite::{self, From};
+use super::routes::Way;
+use super::worker::{Named, Worker};
+use crate::model::id::TaskId;
+
+/// How often a replica is asked whether it is there, and how long it has to say so.
+const ALIVE: (std::time::Duration, std::time::Duration) =
+    (std::time::Duration::from_secs(10), std::time::Duration::from_secs(10));
+
+type Sent = http_body_util::combinators::UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+/// Connections to replicas that speak HTTP/2, one for each.
+#[derive(Default)]
+pub struct Streams(RefCell<FxHashMap<usize, Stream>>);
+
+// A replica, and what sends to it.
+type Stream = (Arc<Peer>, SendRequest<Sent>);
+
+impl Streams {
+    // One to a replica, and whether it was there before.
+    async fn get(&self, worker: &Worker, peer: &Arc<Peer>) -> io::Result<(SendRequest<Sent>, bool)> {
+        let key = Arc::as_ptr(peer) as usize;
+        let known = self.0.borrow().get(&key).map(|(_, sender)| sender.clone()).filter(|sender| !sender.is_closed());
+        if let Some(known) = known {
+            return Ok((known, true));
+        }
+        let watch = worker.watches.begin(super::pool::CONNECT);
+        let upstream = worker.pool.connect(peer, &watch).await?;
+        let mut builder = Builder::new(Here);
+        builder.timer(TokioTimer::new()).keep_alive_interval(ALIVE.0).keep_alive_timeout(ALIVE.1);
+        let (sender, connection) = builder.handshake(TokioIo::new(upstream.stream)).await.map_err(io::Error::other)?;
+        tokio::task::spawn_local(async move {
+            let _ = connection.await;
+        });
+        self.0.borrow_mut().insert(key, (peer.clone(), sender.clone()));
+        Ok((sender, false))
+    }
+
+    fn forget(&self, peer: &Arc<Peer>) {
+        self.0.borrow_mut().remove(&(Arc::as_ptr(peer) as usize));
+    }
+
+    /// Closes those to replicas that nobody is sent to any more. What is under way on them is finished.
+    pub fn tidy(&self, is_known: impl Fn(&Arc<Peer>) -> bool) {
+        self.0.borrow_mut().retain(|_, (peer, sender)| is_known(peer) && !sender.is_closed());
+    }
+}
+
+/// Sends a request to whoever the route chooses.
+pub async fn exchange(
+    worker: &Worker,
+    front: &str,
+    from: &From,
+    way: Arc<Way>,
+    index: usize,
+    request: Request<Incoming>,
+    host: &str,
+) -> Response<Out> {
+    let began = Instant::now();
+    let fail = |status: u16, why: &str| {
+        way.passed.note(status, began.elapsed());
+        told(status, why)
+    };
+    let spec = &way.spec;
+    if let Some(to) = &spec.redirect {
+        let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+        let method = request.method().as_str().as_bytes();
+        let (status, to) = super::worker::redirected(to, method, host.as_bytes(), target.as_bytes());
+        let mut response = fail(status, &to);
+        if let Ok(to) = HeaderValue::from_str(&to) {
+            response.headers_mut().insert(header::LOCATION, to);
+        }
+        return response;
+    }
+    let (parts, body) = request.into_parts();
+    let length = body.size_hint().exact();
+    if spec.max_body.is_some_and(|most| length.is_some_and(|length| length > most.0)) {
+        return fail(413, "the body is larger than this route takes");
+    }
+    let mark = spec.sticky.as_deref().and_then(|name| cookie(&parts.headers, name)).map(str::to_owned);
+    let hash = worker.hash(&spec.balance, from, parts.uri.path().as_bytes(), |by| match by {
+        Named::Header(name) => Some(parts.headers.get(name)?.as_bytes()),
+        Named::Cookie(name) => cookie(&parts.headers, name).map(str::as_bytes),
+    });
+    let body: Sent = match spec.max_body {
+        Some(most) => http_body_util::Limited::new(body, most.0 as usize).boxed_unsync(),
+        None => body.map_err(Into::into).boxed_unsync(),
+    };
+    let Some(parts) = forwarded(parts, host, &way, from) else { return fail(400, "the target is no path") };
+    let mut outgoing = Request::from_parts(parts, body);
+    let mut tried: SmallVec<[TaskId; 4]> = SmallVec::new();
+    loop {
+        let wish = Wish { mark: mark.as_deref().map(str::as_bytes), hash, tried: &tried };
+        let Some(picked) = worker.choose(front, &way, index, &wish) else {
+            return match tried.is_empty() {
+                true => fail(503, "no replica serves this route now"),
+                false => fail(502, "no replica took the request"),
+            };
+        };
+        let peer = picked.peer().clone();
+        let Ok((mut sender, was_there)) = worker.streams.get(worker, &peer).await else {
+            peer.failed();
+            tried.push(peer.id);
+            way.passed.note_retry();
+            continue;
+        };
+        let patience = spec.timeout.map_or(ANSWER, |timeout| timeout.std());
+        let sent = async {
+            match sender.ready().await {
+                Ok(()) => sender.try_send_request(outgoing).await.map_err(|mut error| error.take_message()),
+                Err(_) => Err(Some(outgoing)),
+            }
+        };
+        match tokio::time::timeout(patience, sent).await {
+            Ok(Ok(response)) => {
+                peer.succeeded();
+                way.passed.note(response.status().as_u16(), began.elapsed());
+                return handed_on(response, &way, picked, mark.as_deref(), from);
+            }
+            // Nothing of it was sent: the connection was closed at the other end, or the replica takes no more.
+            Ok(Err(Some(request))) => {
+                worker.streams.forget(&peer);
+                outgoing = request;
+                if !was_there {
+                    peer.failed();
+                    tried.push(peer.id);
+                    if tried.len() as u32 > spec.retries.unwrap_or(RETRIES) {
+                        return fail(502, "no replica took the request");
+                    }
+                    way.passed.note_retry();
+                }
+            }
+            Ok(Err(None)) => {
+                peer.failed();
+                return fail(502, "the replica broke off");
+            }
+            Err(_) => {
+                peer.failed();
+                return fail(504, "the replica did not answer in time");
+            }
+        }
+    }
+}
+
+// A request's head for the replica.
+fn forwarded(mut parts: Parts, host: &str, way: &Way, from: &From) -> Option<Parts> {
+    let mut target = Vec::new();
+    let asked = parts.uri.path_and_query().map_or("/", |target| target.as_str()).as_bytes().to_vec();
+    rewrite::target(&mut target, &asked, way);
+    parts.uri = Uri::builder().scheme("http").authority(host).path_and_query(target).build().ok()?;
+    parts.version = Version::HTTP_2;
+    let headers = &mut parts.headers;
+    for name in [
+        "host",
+        "forwarded",
+        "x-real-ip",
+        "x-forwarded-for",
+        "x-forwarded-host",
+        "x-forwarded-port",
+        "x-forwarded-proto",
+    ] {
+        headers.remove(name);
+    }
+    let mut put = |name: &'static str, value: &str| {
+        if let Ok(value) = HeaderValue::from_str(value) {
+            headers.insert(HeaderName::from_static(name), value);
+        }
+    };
+    put("x-forwarded-for", &from.address);
+    put("x-forwarded-proto", from.scheme());
+    put("x-forwarded-host", host);
+    put("x-forwarded-port", &from.port.to_string());
+    if way.spec.strip_path {
+        put("x-forwarded-prefix", way.spec.prefix());
+    }
+    Some(parts)
+}
+
+fn handed_on(
+    response: Response<Incoming>,
+    way: &Way,
+    picked: Picked,
+    mark: Option<&str>,
+    from: &From,
+) -> Response<Out> {
+    let (mut parts, body) = response.into_parts();
+    let own = &picked.peer().mark;
+    if let Some(name) = way.spec.sticky.as_ref().filter(|_| mark != Some(own)) {
+        let secure = if from.is_secure { "; Secure" } else { "" };
+        let cookie = format!("{name}={own}; Path=/; HttpOnly; SameSite=Lax{secure}");
+        if let Ok(cookie) = HeaderValue::from_str(&cookie) {
+            parts.headers.append(header::SET_COOKIE, cookie);
+        }
+    }
+    Response::from_parts(parts, Held { body, _picked: picked }.boxed_unsync())
+}
+
+fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
+    let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
+    all.flat_map(|value| value.split(';')).find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('='))
+}
+
+// A replica's answer; its request is under way until this is over.
+struct Held {
+    body: Incoming,
+    _picked: Picked,
+}
+
+impl HttpBody for Held {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        Pin::new(&mut self.body).poll_frame(cx).map_err(io::Error::other)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

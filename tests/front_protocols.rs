@@ -1,0 +1,218 @@
+//! What is spoken through routes besides plain HTTP/1.1: HTTP/2, gRPC, WebSocket, TLS; and clients that are slow.
+
+#[path = "support/front.rs"]
+mod front;
+#[path = "support/replica.rs"]
+mod replica;
+#[path = "support/mod.rs"]
+mod support;
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use front::Balancer;
+use replica::{Replica, answer};
+use serde_json::json;
+
+/// A server of a real implementation, which says its port first.
+struct Server {
+    child: Child,
+    replica: Replica,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn python() -> Option<PathBuf> {
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(
+        || PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("target"),
+        |target| PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(target),
+    );
+    let program = target.join("tmp/clients/python/bin/python");
+    let works = Command::new(&program).args(["-c", "import grpc, websockets"]).output();
+    if works.is_ok_and(|output| output.status.success()) {
+        return Some(program);
+    }
+    assert!(std::env::var("CI").as_deref() != Ok("true"), "grpcio and websockets are not installed");
+    println!("skipped: grpcio and websockets are not installed (tests/run does)");
+    None
+}
+
+fn script(name: &str) -> String {
+    format!("{}/tests/clients/{name}", env!("CARGO_MANIFEST_DIR"))
+}
+
+fn serve(python: &PathBuf, name: &str) -> Server {
+    let mut child = Command::new(python).args([&script(name), "serve"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let mut replica = Replica::start(|_, _| false);
+    replica.close();
+    replica.port = line.trim().parse().unwrap();
+    Server { child, replica }
+}
+
+fn talk(python: &PathBuf, name: &str, args: &[&str]) {
+    let output = Command::new(python).arg(script(name)).args(args).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && out.trim() == "ok", "{out}{err}");
+}
+
+#[test]
+fn grpc_calls_of_all_kinds() {
+    let Some(python) = python() else { return };
+    let server = serve(&python, "grpc_calls.py");
+    let mut balancer = Balancer::start();
+    balancer.route(&[("grpc", json!({ "host": "grpc.test", "protocol": "h2c" }), &[(&server.replica, 100)])]);
+    talk(&python, "grpc_calls.py", &["call", &balancer.port.to_string(), "grpc.test"]);
+    let status = balancer.status();
+    assert_eq!(status["routes"]["grpc"]["answers"], json!([0, 54, 0, 0, 0]), "{status}");
+    assert_eq!(status["connections"], json!({}), "nothing is under way any more: {status}");
+    // Whoever speaks HTTP/1.1 is told.
+    assert_eq!(balancer.get("grpc.test", "/").0, 505);
+    // A replica that is started anew is found again, and while it is away that is said.
+    drop(server);
+    let code = || h2(balancer.port, "grpc.test", "/", &[]).0;
+    assert_eq!(code(), "502");
+    let server = serve(&python, "grpc_calls.py");
+    balancer.route(&[("grpc", json!({ "host": "grpc.test", "protocol": "h2c" }), &[(&server.replica, 100)])]);
+    talk(&python, "grpc_calls.py", &["call", &balancer.port.to_string(), "grpc.test"]);
+}
+
+#[test]
+fn websocket_in_both_directions() {
+    let Some(python) = python() else { return };
+    let server = serve(&python, "websocket.py");
+    let mut balancer = Balancer::start();
+    balancer.route(&[("ws", json!({ "path": "/live" }), &[(&server.replica, 100)])]);
+    talk(&python, "websocket.py", &["talk", &format!("ws://127.0.0.1:{}/live", balancer.port)]);
+    assert_eq!(balancer.status()["connections"], json!({}));
+}
+
+// The status and the body by HTTP/2, without TLS.
+fn h2(port: u16, host: &str, path: &str, more: &[&str]) -> (String, String) {
+    let connect = format!("{host}:{port}:127.0.0.1:{port}");
+    let output = Command::new("curl")
+        .args(["-sS", "--http2-prior-knowledge", "--max-time", "20", "-w", "\n%{http_code}", "--connect-to", &connect])
+        .args(more)
+        .arg(format!("http://{host}:{port}{path}"))
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (body, status) = text.rsplit_once('\n').unwrap_or(("", &text));
+    (status.to_owned(), format!("{body}{}", String::from_utf8_lossy(&output.stderr)))
+}
+
+#[test]
+fn http2_clients_reach_replicas_of_http1() {
+    let replica = Replica::start(|request, stream| {
+        let told = format!("{} bytes\n{}", request.body.len(), request.head);
+        let out = format!(
+            "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nX-Own: 1\r\nKeep-Alive: timeout=5\r\n\r\n{:x}\r\n{told}\r\n0\r\n\r\n",
+            told.len()
+        );
+        stream.write_all(out.as_bytes()).is_ok()
+    });
+    let mut balancer = Balancer::start();
+    balancer.route(&[("all", json!({ "host": "a.test" }), &[(&replica, 100)])]);
+    let port = balancer.port;
+    let (status, body) = h2(port, "a.test", "/x?y=z", &["-H", "Cookie: a=b", "-H", "X-Forwarded-For: 9.9.9.9", "-i"]);
+    assert!(status == "200" && body.contains("x-own: 1") && !body.to_lowercase().contains("keep-alive:"), "{body}");
+    assert!(body.contains("GET /x?y=z HTTP/1.1\r\nHost: a.test:") && body.contains("cookie: a=b"), "{body}");
+    assert!(body.contains("X-Forwarded-For: 127.0.0.1") && !body.contains("9.9.9.9"), "{body}");
+    assert_eq!(h2(port, "b.test", "/", &[]), ("404".into(), "no route leads there\n".into()));
+    assert_eq!(h2(port, "a.test", "/a/../../b", &["--path-as-is"]).0, "400");
+    let file = balancer.folder.path().join("body");
+    std::fs::write(&file, vec![b'x'; 3_000_000]).unwrap();
+    let data = format!("@{}", file.display());
+    for how in [&["--data-binary", &data][..], &["-H", "Content-Length:", "-T", &data[1..]]] {
+        let (status, body) = h2(port, "a.test", "/", how);
+        assert!(status == "200" && body.starts_with("3000000 bytes"), "{how:?}: {status} {body:.200}");
+    }
+    let (status, body) = h2(port, "a.test", "/", &["-I"]);
+    assert!(status == "200", "{body}");
+    // Many at once on one connection.
+    let url = format!("http://127.0.0.1:{port}/");
+    match Command::new("h2load").args(["-n", "2000", "-c", "2", "-m", "50", "-H", ":authority: a.test", &url]).output()
+    {
+        Ok(output) => {
+            let told = String::from_utf8_lossy(&output.stdout).into_owned();
+            assert!(told.contains("2000 succeeded, 0 failed") && told.contains("2000 2xx"), "{told}");
+        }
+        Err(_) if std::env::var("CI").as_deref() != Ok("true") => println!("skipped: h2load is not installed"),
+        Err(error) => panic!("h2load: {error}"),
+    }
+    support::eventually("nothing is under way", 5, || (balancer.status()["connections"] == json!({})).then_some(()));
+}
+
+#[test]
+fn http2_by_tls_is_agreed_upon() {
+    let replica = Replica::start(|request, stream| stream.write_all(answer(200, &request.head).as_bytes()).is_ok());
+    let mut balancer = Balancer::start();
+    let made = rcgen::generate_simple_self_signed(vec!["a.test".to_owned()]).unwrap();
+    let certificate =
+        json!([{ "hosts": ["a.test"], "chain": made.cert.pem(), "key": made.signing_key.serialize_pem() }]);
+    balancer.front(&[("all", json!({ "host": "a.test" }), &[(&replica, 100)])], &certificate);
+    let ca = balancer.folder.path().join("ca.pem");
+    std::fs::write(&ca, made.cert.pem()).unwrap();
+    let port = balancer.port;
+    for (how, version) in [("--http2", "2"), ("--http1.1", "1.1")] {
+        let output = Command::new("curl")
+            .args(["-sS", how, "--max-time", "10", "--cacert", &ca.to_string_lossy(), "-w", "\n%{http_version}"])
+            .args(["--connect-to", &format!("a.test:{port}:127.0.0.1:{port}"), &format!("https://a.test:{port}/")])
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let (body, spoken) = text.rsplit_once('\n').unwrap();
+        assert_eq!(spoken, version, "{}", String::from_utf8_lossy(&output.stderr));
+        assert!(body.contains("X-Forwarded-Proto: https"), "{body}");
+    }
+    // In the clear nothing is told, and what is no TLS costs nothing.
+    let mut stream = balancer.connect();
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").unwrap();
+    let mut rest = Vec::new();
+    let _ = stream.read_to_end(&mut rest);
+    assert!(!rest.starts_with(b"HTTP/"), "{rest:?}");
+}
+
+#[test]
+fn slow_clients_hold_up_nobody_and_are_let_go() {
+    let replica = Replica::start(|_, stream| stream.write_all(answer(200, "x").as_bytes()).is_ok());
+    let mut balancer = Balancer::start();
+    balancer.route(&[("all", json!({}), &[(&replica, 100)])]);
+    let began = Instant::now();
+    // A head that comes a byte a second, and one that never goes on; many of each.
+    let mut slow: Vec<_> = (0..400).map(|_| balancer.connect()).collect();
+    for stream in &mut slow {
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: a\r\nX-Slow: ").unwrap();
+    }
+    let mut ended = 0;
+    while began.elapsed() < Duration::from_secs(25) && ended < slow.len() {
+        // Others are served as ever.
+        assert_eq!(balancer.get("a", "/").0, 200);
+        for stream in slow.iter_mut().step_by(2) {
+            let _ = stream.write_all(b"y");
+        }
+        std::thread::sleep(Duration::from_millis(500));
+        ended = 0;
+        for stream in &slow {
+            stream.set_nonblocking(true).unwrap();
+            let mut told = [0; 64];
+            let seen = stream.peek(&mut told);
+            ended += usize::from(seen.is_ok());
+            stream.set_nonblocking(false).unwrap();
+        }
+    }
+    assert_eq!(ended, slow.len(), "all were let go");
+    assert!(began.elapsed() > Duration::from_secs(14), "and not before their time");
+    let mut told = String::new();
+    let _ = slow[1].read_to_string(&mut told);
+    assert!(told.starts_with("HTTP/1.1 408 "), "{told}");
+    assert_eq!(replica.requests() as u64, balancer.status()["routes"]["all"]["answers"][1].as_u64().unwrap());
+}
