@@ -277,6 +277,18 @@ fn tcp_takes_tls_a_token_and_the_right_role() {
         assert!(code == 8 && said.contains("may not touch"), "{args:?}: {said}");
     }
     assert_eq!(remote("ci", &set("shop-r", "shop-api")).0, 0);
+    // Nor requests for a host that others have a route for, by whatever route.
+    let bank = format!("bank.test:{}", free_port());
+    daemon.ok(&["service", "update", "--detach", "bank", "--expose", "8080", "--route", &bank]);
+    let any = bank.replace("bank.test", "*");
+    for args in [
+        vec!["route", "set", "shop-b", &bank, "--to", "shop-api", "--priority", "9"],
+        vec!["route", "set", "shop-b", &any, "--redirect", "https://x.test"],
+        vec!["service", "update", "--detach", "shop-api", "--route", &bank],
+    ] {
+        let (code, said) = remote("ci", &args);
+        assert!(code == 8 && said.contains("may not have requests"), "{args:?}: {said}");
+    }
     // Nor by a body in which no name is found, though it might be read as one.
     let post = |path: &str, body: &str| {
         let url = format!("https://127.0.0.1:{port}{path}");

@@ -87,6 +87,13 @@ fn routes_are_set_and_removed_by_hand() {
         (vec!["route", "set", "x", &format!("x.test:{other}"), "--to", "a"], "which service \"c\" publishes"),
         (vec!["route", "set", "x", "x.test"], "names no service"),
         (vec!["route", "set", "x", "x_.test/?a", "--to", "a"], "is no path"),
+        (vec!["route", "set", "x", &url, "--to", "b"], "and so is route \"a/1\""),
+        (
+            vec!["route", "set", "x", &format!("x.test:{port}"), "--to", "a", "--address", "127.0.0.1"],
+            "one is part of the other",
+        ),
+        (vec!["route", "set", "x", "x.test/100%", "--to", "a"], "without two digits"),
+        (vec!["service", "update", "a", "--route-rm", "b.test"], "its routes are: http://a.test"),
         (vec!["route", "rm", "a/1"], "one of a service's own"),
         (vec!["route", "rm", "nobody"], "not found"),
         (
@@ -123,7 +130,17 @@ fn routes_are_set_and_removed_by_hand() {
     daemon.ok(&["service", "update", "a", "--route-rm", &url, "--route", &format!("*:{port}")]);
     let (status, body) = ask(port, "any.test", "/", &[]);
     assert!(status == "200" && body.contains("one"), "{status} {body}");
-    daemon.ok(&["service", "rm", "a", "b", "c"]);
+    let shown = daemon.json(&["route", "inspect", "a/1"]);
+    assert_eq!(shown[0]["url"], format!("http://*:{port}/"), "the other one is gone");
+    // A route whose service is gone says so.
+    daemon.ok(&["route", "set", "alone", &format!("b.test:{port}"), "--to", "b"]);
+    daemon.ok(&["service", "rm", "b"]);
+    let why = eventually("it is told", 10, || {
+        daemon.json(&["route", "inspect", "alone"])[0]["problem"].as_str().map(str::to_owned)
+    });
+    assert!(why.contains("service \"b\" is not there"), "{why}");
+    daemon.ok(&["route", "rm", "alone"]);
+    daemon.ok(&["service", "rm", "a", "c"]);
     eventually("nobody listens", 10, || std::net::TcpStream::connect(("127.0.0.1", port)).is_err().then_some(()));
 }
 
@@ -169,13 +186,34 @@ fn tls_ends_with_the_certificate_of_each_host_and_follows_its_changes() {
     eventually("the new one is shown", 20, || works("one.test", &one).then_some(()));
     assert!(!works("one.test", &copy.to_string_lossy()));
     // One that is damaged is told of, and the one before goes on.
+    let good = folder.join("good.crt");
+    std::fs::copy(&one, &good).unwrap();
     std::fs::write(&one, "no certificate").unwrap();
-    let problem = || daemon.json(&["route", "inspect", "one"])[0]["problem"].as_str().map(str::to_owned);
-    let why = eventually("it is told", 20, problem);
-    assert!(why.contains("one.test"), "{why}");
-    assert!(works("two.test", &two));
+    let problem = |name: &str| daemon.json(&["route", "inspect", name])[0]["problem"].as_str().map(str::to_owned);
+    let why = eventually("it is told", 20, || problem("one"));
+    assert!(why.contains("one.test.crt"), "{why}");
+    assert_eq!(problem("two"), None, "and of that route alone");
+    assert!(works("one.test", &good.to_string_lossy()) && works("two.test", &two));
+    // A route without TLS beside them would be in the clear for all, or not at all.
+    let (_, error) = daemon.fails(&["route", "set", "plain", &place("three.test"), "--to", "a"]);
+    assert!(error.contains("without TLS, where route \"one\" has it"), "{error}");
+    let nothing = ["--tls-certificate", "secret:tls/nobody", "--tls-key", "secret:tls/two-key"];
+    let (_, error) =
+        daemon.fails(&[&["route", "set", "three", &place("three.test"), "--to", "a"][..], &nothing].concat());
+    assert!(error.contains("tls/nobody"), "{error}");
+    // Nor does a certificate that cannot be used take others' away, and it is told at once.
+    let broken = ["--tls-certificate", &one, "--tls-key", &two_key];
+    let set = daemon.command(&[&["route", "set", "three", &place("three.test"), "--to", "a"][..], &broken].concat());
+    let output = { set }.output().unwrap();
+    assert!(String::from_utf8_lossy(&output.stderr).contains("not followed yet"), "{output:?}");
+    assert!(works("one.test", &good.to_string_lossy()) && works("two.test", &two));
+    assert!(problem("three").is_some());
     let (_, error) = daemon.fails(&["secret", "rm", "tls/two"]);
     assert!(error.contains("route two"), "{error}");
     // In the clear nothing is told there.
-    assert_eq!(ask(port, "one.test", "/", &[]).0, "000");
+    let mut stream = std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
+    std::io::Write::write_all(&mut stream, b"GET / HTTP/1.1\r\nHost: one.test\r\n\r\n").unwrap();
+    let mut told = Vec::new();
+    let _ = std::io::Read::read_to_end(&mut stream, &mut told);
+    assert!(!told.starts_with(b"HTTP/"), "{told:?}");
 }

@@ -269,7 +269,7 @@ async fn plan(call: Call) -> Result<Answer> {
         let name = ask.service.get("name").and_then(Value::as_str);
         call.principal.require(Role::Deployer, Some(name.unwrap_or_default()))?;
     }
-    may_read(&call, &ask.service)?;
+    may_read(&call, &ask.service).await?;
     if let Some(bundle) = ask.with.clone() {
         may_bring(&call, bundle).await?;
     }
@@ -278,7 +278,7 @@ async fn plan(call: Call) -> Result<Answer> {
 
 async fn apply(call: Call) -> Result<Answer> {
     let ask: Apply = strict::read("apply", &call.body)?;
-    may_read(&call, &ask.service)?;
+    may_read(&call, &ask.service).await?;
     if let Some(bundle) = ask.with.clone() {
         may_bring(&call, bundle).await?;
     }
@@ -286,7 +286,7 @@ async fn apply(call: Call) -> Result<Answer> {
 }
 
 // Whoever is confined to some names hands replicas nothing that has another.
-fn may_read(call: &Call, service: &Value) -> Result<()> {
+async fn may_read(call: &Call, service: &Value) -> Result<()> {
     if call.principal.prefix.is_empty() {
         return Ok(());
     }
@@ -301,7 +301,7 @@ fn may_read(call: &Call, service: &Value) -> Result<()> {
     }
     let Some(routes) = service.get("routes").filter(|routes| !routes.is_null()) else { return Ok(()) };
     let routes: Vec<RouteSpec> = strict::read("routes", routes)?;
-    routes.iter().try_for_each(|route| super::traffic_routes::may_use(call, route))
+    super::traffic_routes::may_use(call, &routes).await
 }
 
 // Cron scripts and handlers act on the whole cluster: only who may do that may bring some along.

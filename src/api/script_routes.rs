@@ -328,7 +328,7 @@ async fn names(call: Call) -> Result<Answer> {
     let limit = number(&call, "limit")?.map_or(100, |limit| usize::try_from(limit).unwrap_or(MAX_NAMES));
     let (prefix, own) = within(&call);
     let mut names = call.api.cluster.names(kind, &prefix, limit.min(MAX_NAMES)).await?;
-    if matches!(kind, NameKind::Service | NameKind::Kv | NameKind::Secret | NameKind::Config) {
+    if matches!(kind, NameKind::Service | NameKind::Route | NameKind::Kv | NameKind::Secret | NameKind::Config) {
         names.retain(|name| name.starts_with(&own));
     }
     json(&names)

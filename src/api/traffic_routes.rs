@@ -6,7 +6,7 @@ use crate::client::routes::RouteInfo;
 use crate::model::name::Name;
 use crate::model::right::Role;
 use crate::model::route::RouteSpec;
-use crate::model::{Result, strict};
+use crate::model::{Error, Kind, Result, strict};
 
 /// All of them.
 pub fn all() -> Vec<Route> {
@@ -46,7 +46,7 @@ async fn routes(call: Call) -> Result<Answer> {
 async fn set_route(call: Call) -> Result<Answer> {
     let name: Name = call.name().parse()?;
     let spec: RouteSpec = strict::read(&format!("route \"{name}\""), &call.body)?;
-    may_use(&call, &spec)?;
+    may_use(&call, std::slice::from_ref(&spec)).await?;
     json(&call.api.cluster.set_route(&name, spec).await?)
 }
 
@@ -54,17 +54,28 @@ async fn remove_route(call: Call) -> Result<Answer> {
     json(&call.api.cluster.remove_route(call.name()).await?)
 }
 
-/// Whoever is confined to some names leads nobody to others' services, and shows nobody others' certificates.
-pub fn may_use(call: &Call, spec: &RouteSpec) -> Result<()> {
-    if call.principal.prefix.is_empty() {
+/// Whoever is confined to some names leads nobody to others' services, shows nobody others' certificates, and takes no requests for
+/// hosts that others have routes for.
+pub async fn may_use(call: &Call, specs: &[RouteSpec]) -> Result<()> {
+    let principal = &call.principal;
+    if principal.prefix.is_empty() || specs.is_empty() {
         return Ok(());
     }
-    for share in &spec.to {
-        call.principal.require(Role::Deployer, Some(share.service.as_str()))?;
+    for share in specs.iter().flat_map(|spec| &spec.to) {
+        principal.require(Role::Deployer, Some(share.service.as_str()))?;
     }
-    for place in spec.tls.iter().flat_map(|tls| [&tls.certificate, &tls.key]) {
+    for place in specs.iter().filter_map(|spec| spec.tls.as_ref()).flat_map(|tls| [&tls.certificate, &tls.key]) {
         // A file of the host has no name that a prefix could be of.
-        call.principal.require(Role::Deployer, Some(place.strip_prefix("secret:").unwrap_or(place)))?;
+        principal.require(Role::Deployer, Some(place.strip_prefix("secret:").unwrap_or(place)))?;
+    }
+    let all = call.api.cluster.routes().await?;
+    for other in all.iter().filter(|route| !route.name.starts_with(&principal.prefix)) {
+        let meets = |spec: &&RouteSpec| spec.port_number() == other.spec.port_number() && spec.covers(&other.spec);
+        if let Some(spec) = specs.iter().find(meets) {
+            let message = format!("may not have requests for {}, for which others have a route", spec.shown());
+            return Err(Error::new(Kind::Forbidden, format!("principal \"{}\"", principal.name), message)
+                .help("name a host that is yours alone"));
+        }
     }
     Ok(())
 }

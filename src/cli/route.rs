@@ -47,6 +47,9 @@ pub struct SetArgs {
     name: String,
     /// What is asked for: HOST[:PORT][/PATH]; * for any host
     url: String,
+    /// The address to listen on [default: all interfaces]
+    #[arg(long)]
+    address: Option<std::net::IpAddr>,
     /// A service that answers; with =WEIGHT its share beside others, with :PORT its port's name
     #[arg(long, value_name = "SERVICE[:PORT][=WEIGHT]")]
     to: Vec<String>,
@@ -115,6 +118,7 @@ fn described(args: SetArgs) -> Result<(Name, RouteSpec)> {
     let url = if tls.is_some() { args.url.trim_start_matches("https://") } else { &args.url };
     let spec = RouteSpec {
         tls,
+        address: args.address,
         to: args.to.iter().map(|text| share(text)).collect::<Result<_>>()?,
         redirect: args.redirect,
         priority: args.priority,
@@ -158,6 +162,9 @@ pub async fn run(command: Command, cluster: &RemoteCluster) -> Result<()> {
         Command::Set(args) => {
             let (name, spec) = described(*args)?;
             let set = cluster.set_route(&name, spec).await?;
+            if let Some(problem) = &set.problem {
+                output::warn(format!("it is set, and not followed yet: {problem}"));
+            }
             output::line(&format!("{} {}", set.name, set.url))
         }
         Command::Rm { names } => {

@@ -346,6 +346,8 @@ pub enum NameKind {
     Service,
     /// Nodes, by host name.
     Node,
+    /// Routes that stand for themselves.
+    Route,
     /// Cron scripts.
     Cron,
     /// Owners of hosted scripts.
@@ -360,9 +362,10 @@ pub enum NameKind {
 
 impl NameKind {
     /// All of them.
-    pub const ALL: [NameKind; 7] = [
+    pub const ALL: [NameKind; 8] = [
         NameKind::Service,
         NameKind::Node,
+        NameKind::Route,
         NameKind::Cron,
         NameKind::Script,
         NameKind::Kv,
@@ -375,6 +378,7 @@ impl NameKind {
         match self {
             NameKind::Service => "service",
             NameKind::Node => "node",
+            NameKind::Route => "route",
             NameKind::Cron => "cron",
             NameKind::Script => "script",
             NameKind::Kv => "kv",

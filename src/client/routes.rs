@@ -5,7 +5,16 @@ use serde::{Deserialize, Serialize};
 
 use crate::model::name::Name;
 use crate::model::route::RouteSpec;
-use crate::network::table::{Passed, TIMES};
+use crate::network::table::{Carried, Passed, TIMES};
+
+/// A replica behind a route.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Replica {
+    /// Its task: `shop.1`.
+    pub task: String,
+    /// What went to it, whichever route led there.
+    pub carried: Carried,
+}
 
 /// A route, with what has gone by it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -21,7 +30,10 @@ pub struct RouteInfo {
     pub spec: RouteSpec,
     /// How many replicas take requests.
     pub serving: u32,
-    /// Why it is not listened for, if it is not.
+    /// Those replicas, and what went to each.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub replicas: Vec<Replica>,
+    /// Why it is not listened for, or leads nowhere, if so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
     /// What has gone by it on all hosts since their balancers started, as of a few seconds ago.

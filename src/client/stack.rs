@@ -11,6 +11,7 @@ use crate::model::bundle::Bundle;
 use crate::model::objects::{NetworkInfo, NetworkSpec};
 use crate::model::registry::{self, Credentials};
 use crate::model::release::{Release, ReleaseState};
+use crate::model::route::RouteSpec;
 use crate::model::service::ServiceSpec;
 use crate::model::stack::{NAMESPACE, Need, Stack, StackNetwork, Until, stack_name};
 use crate::model::task::TaskState;
@@ -136,17 +137,18 @@ fn refuse_others(stack: &Stack, there: &[ServiceStatus]) -> Result<()> {
 
 // For each service those that have a port now which it is to have, and are to have it no more.
 fn ports_first(stack: &Stack, there: &[ServiceStatus]) -> BTreeMap<String, Vec<String>> {
+    let ports = |spec: &ServiceSpec| {
+        let published = spec.ports.values().filter_map(|port| port.published);
+        published.chain(spec.routes.iter().map(RouteSpec::port_number)).collect::<Vec<u16>>()
+    };
     let wanted = |key: &str| -> BTreeSet<u16> {
         let spec = ServiceSpec::read(&stack.services[key]);
-        spec.iter().flat_map(|spec| spec.ports.values().filter_map(|port| port.published)).collect()
+        spec.iter().flat_map(ports).collect()
     };
     let has = |key: &str| -> BTreeSet<u16> {
         let name = stack.service(key).unwrap_or_default();
         let known = there.iter().find(|status| status.service.spec.name.as_str() == name);
-        known
-            .into_iter()
-            .flat_map(|status| status.service.spec.ports.values().filter_map(|port| port.published))
-            .collect()
+        known.into_iter().flat_map(|status| ports(&status.service.spec)).collect()
     };
     let all: Vec<(&String, BTreeSet<u16>, BTreeSet<u16>)> =
         stack.services.keys().map(|key| (key, has(key), wanted(key))).collect();

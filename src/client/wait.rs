@@ -272,7 +272,7 @@ pub fn failure(status: &ServiceStatus, before: Option<&Release>) -> Option<Error
     if let Some(failure) = status.port_failures.first() {
         return Some(
             Error::new(Kind::Conflict, subject, failure.clone())
-                .help("free the port, or publish another; it is tried again by itself"),
+                .help("free the port or mend the certificate, or take others; it is tried again by itself"),
         );
     }
     if let (Some(ours), Some(now)) = (before, &status.release)

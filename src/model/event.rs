@@ -161,8 +161,12 @@ events! {
     NodeReady = "node.ready",
     /// A node has left the cluster.
     NodeRemoved = "node.removed",
-    /// A published port could not be opened.
+    /// A published port, or one that routes are listened for on, could not be opened.
     PortFailed = "port.failed",
+    /// A route that stands for itself was set.
+    RouteSet = "route.set",
+    /// A route that stands for itself was removed.
+    RouteRemoved = "route.removed",
     /// A script failed.
     ScriptFailed = "script.failed",
     /// Hosted scripts were replaced by others.

@@ -446,7 +446,10 @@ impl Service {
         let replicas = self.spec.replicas;
         let from = if self.bundle == to.bundle { &self.spec } else { &to.spec };
         let (rollout, rollback) = (from.rollout.clone(), from.rollback.clone());
-        ServiceSpec { replicas, rollout, rollback, ..to.spec.clone() }
+        // No revision is made for what leads to it. What led to a port that is no more goes with that.
+        let leads = |route: &&RouteSpec| route.redirect.is_some() || to.spec.routed_port(route.port.as_deref()).is_ok();
+        let routes = self.spec.routes.iter().filter(leads).cloned().collect();
+        ServiceSpec { replicas, rollout, rollback, routes, ..to.spec.clone() }
     }
 
     /// The handover that is under way.

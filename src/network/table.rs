@@ -29,9 +29,15 @@ pub struct Front {
     pub address: Option<IpAddr>,
     /// The port.
     pub port: u16,
-    /// TLS ends here if there are any: the first one serves names that none is for.
+    /// Whether TLS ends here.
+    #[serde(default)]
+    pub tls: bool,
+    /// What is shown then; the first one for names that none is for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub certificates: Vec<Certificate>,
+    /// Hosts whose certificate cannot be read now: the one that was shown for them before goes on.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub unread: BTreeSet<String>,
     /// Where requests go.
     pub routes: Vec<Route>,
 }
@@ -192,7 +198,7 @@ impl Carried {
 }
 
 /// What went to a replica since it is known to the balancer.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Carried {
     /// Requests sent.
     pub requests: u64,

@@ -481,6 +481,7 @@ impl Cluster for Runtime {
         };
         Ok(match of {
             NameKind::Service => some(&mut world.services.keys().map(Name::as_str)),
+            NameKind::Route => some(&mut world.routes.keys().map(Name::as_str)),
             NameKind::Script => some(&mut world.scripts.keys().map(Name::as_str)),
             NameKind::Node => some(&mut world.nodes.values().map(|node| node.hostname.as_str())),
             NameKind::Cron => {

@@ -173,6 +173,9 @@ fn resolve(parts: &Parts, spec: &ServiceSpec) -> Result<Resolved> {
     for (target, config) in &spec.configs {
         resolved.configs.insert(config.name.clone(), version(ValueKind::Config, target, &config.name)?);
     }
+    for route in &spec.routes {
+        super::routes::has_secrets(parts, &spec.subject(), route)?;
+    }
     resolved.spec.validate()?;
     Ok(resolved)
 }

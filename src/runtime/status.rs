@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use crate::client::ServiceStatus;
+use crate::model::id::TaskId;
+use crate::model::route::RouteSpec;
 use crate::model::service::{Mode, Service};
 use crate::model::task::Task;
-use crate::network::table::{Front, Listener, Passed};
+use crate::network::table::{Carried, Front, Listener, Passed};
 use crate::scheduler::world::World;
 use crate::scheduler::{routing, slots};
 
@@ -23,6 +25,10 @@ pub struct Confirmed {
     pub failed: BTreeMap<String, String>,
     /// What has gone by routes.
     pub passed: Arc<BTreeMap<String, Passed>>,
+    /// What has gone to replicas by routes.
+    pub carried: Arc<BTreeMap<TaskId, Carried>>,
+    /// Routes with a certificate that cannot be used, and why.
+    pub unread: Arc<BTreeMap<String, String>>,
     /// Ports where HTTP is spoken, as they are followed.
     pub fronts: Arc<BTreeMap<String, Front>>,
     /// Why it has confirmed nothing, if it has not.
@@ -30,19 +36,27 @@ pub struct Confirmed {
 }
 
 impl Confirmed {
+    /// Why a route is not followed as it should be.
+    pub fn route_problem(&self, name: &str, spec: &RouteSpec) -> Option<String> {
+        self.failed.get(&routing::front_name(spec)).or_else(|| self.unread.get(name)).cloned()
+    }
+
+    /// Whether every balancer that is heard of follows a route as it is, or cannot.
+    pub fn follows(&self, (name, spec, to): &routing::Routed) -> bool {
+        let front = routing::front_name(spec);
+        let known = self.fronts.get(&front).and_then(|front| front.routes.iter().find(|route| route.name == *name));
+        self.failed.contains_key(&front) || known.is_some_and(|known| known.spec == *spec && known.to == *to)
+    }
+
     // A published port that does not lead where it should yet; nobody is told that all is well before none is left.
     fn lacks(&self, world: &World, service: &Service) -> Option<String> {
         let lacks = |(key, wanted): &(String, Listener)| {
             !self.failed.contains_key(key) && self.listeners.get(key) != Some(wanted)
         };
-        // A route's front counts with what is behind that route; its certificates are not the service's.
-        let unled = |(name, spec, to): &routing::Routed| {
-            let front = routing::front_name(spec);
-            let known = self.fronts.get(&front).and_then(|front| front.routes.iter().find(|route| route.name == *name));
-            !self.failed.contains_key(&front) && known.is_none_or(|known| known.spec != *spec || known.to != *to)
-        };
-        let listener = routing::listeners(world, service).find(lacks).map(|(key, _)| key);
-        listener.or_else(|| routing::service_routes(world, service).find(unled).map(|(_, spec, _)| spec.shown()))
+        let listener = routing::listeners(world, service).find(lacks).map(|(key, _)| format!("port {key}"));
+        listener.or_else(|| {
+            routing::service_routes(world, service).find(|route| !self.follows(route)).map(|(_, spec, _)| spec.shown())
+        })
     }
 }
 
@@ -103,7 +117,7 @@ fn of_tasks(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceS
     let prefix = format!("{name}/");
     let own = confirmed.failed.iter().filter(|(key, _)| key.starts_with(&prefix)).map(|(_, why)| why.clone());
     let fronts = routing::service_routes(world, service);
-    let fronts = fronts.filter_map(|(_, spec, _)| confirmed.failed.get(&routing::front_name(&spec)).cloned());
+    let fronts = fronts.filter_map(|(name, spec, _)| confirmed.route_problem(&name, &spec));
     let failures: Vec<String> = own.chain(fronts).collect();
     let lacking = confirmed.lacks(world, service);
     let hostname = |id: &crate::model::id::NodeId| Some(world.nodes.get(id)?.hostname.clone());
@@ -126,6 +140,6 @@ fn of_tasks(world: &World, service: &Service, confirmed: &Confirmed) -> ServiceS
         service: service.clone(),
         native: None,
         port_failures: failures,
-        ports_pending: lacking.and_then(|key| Some(format!("port {key}: {}", confirmed.trouble.as_ref()?))),
+        ports_pending: lacking.and_then(|key| Some(format!("{key}: {}", confirmed.trouble.as_ref()?))),
     }
 }

@@ -61,8 +61,10 @@ struct Traffic {
     // Nodes whose balancer does not answer, and of which that was said.
     missed: BTreeSet<String>,
     certificates: Certificates,
-    // Fronts with a certificate that cannot be read, and why.
-    unread: BTreeMap<String, String>,
+    // Routes with a certificate that cannot be used, and why.
+    unread: Arc<BTreeMap<String, String>>,
+    // Who may still be sent requests by some balancer's routes.
+    routed: BTreeSet<TaskId>,
 }
 
 /// Follows the world for as long as it is published.
@@ -91,7 +93,8 @@ pub fn spawn(
         leaving: BTreeSet::new(),
         missed: BTreeSet::new(),
         certificates: Certificates::default(),
-        unread: BTreeMap::new(),
+        unread: Arc::default(),
+        routed: BTreeSet::new(),
         parts,
     };
     tokio::spawn(async move {
@@ -123,7 +126,10 @@ impl Traffic {
     // Does what can be done now; returns when to look again.
     async fn turn(&mut self, world: &World) -> Duration {
         let mut wanted = routing::table(world);
-        self.unread = self.certificates.fill(&self.parts, &mut wanted);
+        let unread = self.certificates.fill(&self.parts, &mut wanted);
+        if *self.unread != unread {
+            self.unread = Arc::new(unread);
+        }
         for (id, task) in world.tasks_since(&self.last) {
             let is_leaving =
                 |task: &&Arc<Task>| task.stop.is_some() && !task.state.is_final() && task.state < TaskState::Stopping;
@@ -147,6 +153,7 @@ impl Traffic {
         }
         if !wanted.says(&self.table) || !self.pushed {
             self.table = Table { version: self.table.version + 1, ..wanted };
+            self.routed.extend(self.table.fronts.values().flat_map(Front::backends).map(|backend| backend.id));
             fault::point("traffic.before-push");
             match self.balancer.push(&self.table).await {
                 // Only the version sent is a confirmation. A balancer that knows a later one (the clock went back between
@@ -190,6 +197,10 @@ impl Traffic {
         }
         // A balancer that could not be asked may still send somebody to whoever is to stop.
         let all = self.status.missing.is_empty();
+        if all {
+            // What tables before led to, nobody is sent to any more.
+            self.routed = self.table.fronts.values().flat_map(Front::backends).map(|backend| backend.id).collect();
+        }
         if self.stop_all(&stopping, world, all).await {
             return if all { DRAIN } else { RETRY };
         }
@@ -204,10 +215,6 @@ impl Traffic {
         for task in stopping {
             self.feeder.lock().unwrap_or_else(std::sync::PoisonError::into_inner).withdraw(&task.id);
         }
-        let routed: BTreeSet<TaskId> = match stopping.is_empty() {
-            true => BTreeSet::new(),
-            false => self.table.fronts.values().flat_map(Front::backends).map(|backend| backend.id).collect(),
-        };
         let mut draining = false;
         let mut due = Vec::new();
         for task in stopping {
@@ -221,7 +228,7 @@ impl Traffic {
             // Where the engine publishes a port, no balancer sends anybody there.
             let by_balancer = |port: &PortSpec| port.published.is_some() && port.host_port().is_none();
             let published = revision.is_some_and(|revision| revision.spec.ports.values().any(by_balancer))
-                || routed.contains(&task.id);
+                || self.routed.contains(&task.id);
             if (open > 0 || (!confirmed && published)) && now < until {
                 draining = true;
                 continue;
@@ -264,8 +271,7 @@ impl Traffic {
         }
     }
 
-    fn note_status(&mut self, mut status: Status) {
-        status.failed.extend(self.unread.clone());
+    fn note_status(&mut self, status: Status) {
         for (listener, why) in &status.failed {
             if self.status.failed.get(listener) != Some(why) {
                 let service = listener.split_once('/').and_then(|(name, _)| name.parse().ok());
@@ -291,14 +297,23 @@ impl Traffic {
         let silent: BTreeSet<String> = status.missing.keys().cloned().collect();
         let same = last.heard && last.silent == silent && last.failed == status.failed && last.trouble.is_none();
         let same_table = *last.listeners == self.table.listeners && *last.fronts == self.table.fronts;
-        if !same || !same_table || *last.passed != status.routes {
+        let same_counts = *last.passed == status.routes && *last.carried == status.backends;
+        if !same || !same_table || !same_counts || last.unread != self.unread {
             let (listeners, fronts) = match same_table {
                 true => (last.listeners, last.fronts),
                 false => (Arc::new(self.table.listeners.clone()), Arc::new(self.table.fronts.clone())),
             };
-            let (failed, passed) = (status.failed.clone(), Arc::new(status.routes.clone()));
-            let confirmed = Confirmed { heard: true, silent, listeners, failed, passed, fronts, trouble: None };
-            self.confirm.send_replace(confirmed);
+            self.confirm.send_replace(Confirmed {
+                heard: true,
+                silent,
+                listeners,
+                failed: status.failed.clone(),
+                passed: Arc::new(status.routes.clone()),
+                carried: Arc::new(status.backends.clone()),
+                fronts,
+                unread: self.unread.clone(),
+                trouble: None,
+            });
         }
         self.status = status;
     }

@@ -30,6 +30,7 @@ fn fronts(world: &World) -> BTreeMap<String, Front> {
             ..Front::default()
         });
         if let Some(tls) = &spec.tls {
+            front.tls = true;
             let same = |known: &&mut Certificate| known.chain == tls.certificate && known.key == tls.key;
             let host = spec.host.clone().unwrap_or_else(|| "*".into());
             match front.certificates.iter_mut().find(same) {
@@ -70,6 +71,20 @@ pub fn routes(world: &World) -> impl Iterator<Item = Routed> + '_ {
     own.chain(alone)
 }
 
+/// Every route's name and what it is described as.
+pub fn described(world: &World) -> impl Iterator<Item = (String, &RouteSpec)> + '_ {
+    let own = world.services.values().filter(|service| has_routes(service)).flat_map(|service| {
+        let named = |(index, spec)| (route_name(service, index), spec);
+        service.spec.routes.iter().enumerate().map(named)
+    });
+    own.chain(world.routes.values().map(|route| (route.name.to_string(), &route.spec)))
+}
+
+// What one of a service's own is called.
+fn route_name(service: &Service, index: usize) -> String {
+    format!("{}/{}", service.spec.name, index + 1)
+}
+
 /// A service's own routes.
 pub fn service_routes<'a>(world: &'a World, service: &'a Service) -> impl Iterator<Item = Routed> + use<'a> {
     let routes = if has_routes(service) { &service.spec.routes[..] } else { &[] };
@@ -78,7 +93,7 @@ pub fn service_routes<'a>(world: &'a World, service: &'a Service) -> impl Iterat
             None => target(world, service, spec.port.as_deref(), 100),
             Some(_) => None,
         };
-        (format!("{}/{}", service.spec.name, index + 1), spec.clone(), to.into_iter().collect())
+        (route_name(service, index), spec.clone(), to.into_iter().collect())
     })
 }
 

@@ -235,6 +235,9 @@ fn object(line: &str) -> Option<(NameKind, usize)> {
     let known = [
         ("services.get", NameKind::Service),
         ("nodes.get", NameKind::Node),
+        ("routes.get", NameKind::Route),
+        ("routes.remove", NameKind::Route),
+        ("route", NameKind::Route),
         ("crons.get", NameKind::Cron),
         ("scripts.get", NameKind::Script),
         ("scripts.rollback", NameKind::Script),

@@ -67,8 +67,7 @@ impl Balancer {
             json!({ "name": name, "spec": spec, "to": [{ "weight": 100, "backends": backends }] })
         });
         let routes: Vec<Value> = routes.collect();
-        let front =
-            json!({ "address": "127.0.0.1", "port": self.port, "routes": routes, "certificates": certificates });
+        let front = json!({ "address": "127.0.0.1", "port": self.port, "routes": routes, "certificates": certificates, "tls": certificates != &json!([]) });
         let mut fronts = serde_json::Map::new();
         fronts.insert(format!("127.0.0.1:{}", self.port), front);
         let status = self.ask(&json!({ "table": { "version": self.version, "listeners": {}, "fronts": fronts } }));

@@ -29,6 +29,7 @@ struct Inner {
     requests: AtomicUsize,
     closed: AtomicBool,
     open: Mutex<Vec<TcpStream>>,
+    seen: Mutex<Vec<Vec<u8>>>,
 }
 
 /// An answer with this body.
@@ -67,6 +68,32 @@ impl Replica {
         });
         let number = NEXT.fetch_add(1, Ordering::SeqCst);
         Replica { id: format!("01arz3ndektsv4rrffq69g{number:04}"), port, inner }
+    }
+
+    /// Each connection is `serve`'s alone, which gives back what it has seen on it.
+    pub fn raw(serve: impl Fn(&mut TcpStream) -> Vec<u8> + Send + Sync + 'static) -> Self {
+        let replica = Self::start(|_, _| false);
+        replica.close();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let replica = Replica { id: replica.id.clone(), port, inner: replica.inner.clone() };
+        let (shared, serve) = (replica.inner.clone(), Arc::new(serve));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let Ok(mut stream) = stream else { continue };
+                let (shared, serve) = (shared.clone(), serve.clone());
+                std::thread::spawn(move || {
+                    let seen = serve(&mut stream);
+                    shared.seen.lock().unwrap().push(seen);
+                });
+            }
+        });
+        replica
+    }
+
+    /// What was seen on the connections that are over.
+    pub fn seen(&self) -> Vec<Vec<u8>> {
+        self.inner.seen.lock().unwrap().clone()
     }
 
     /// How many connections came.

@@ -36,11 +36,26 @@ impl RouteArgs {
         let mut routes = spec.get("routes").and_then(Value::as_array).cloned().unwrap_or_default();
         let place = |route: &Value| serde_json::from_value::<RouteSpec>(route.clone()).ok().map(|route| route.shown());
         for text in &self.route_rm {
-            let gone =
-                text.parse::<RouteSpec>().map_err(|error| error.about(format!("--route-rm {text:.60?}")))?.shown();
-            // One with TLS is meant as well by its host and path.
-            let bare = |url: &str| url.split_once("://").map(|(_, rest)| rest.to_owned());
-            routes.retain(|route| place(route).is_none_or(|url| bare(&url) != bare(&gone)));
+            let (scheme, bare) =
+                text.split_once("://").map_or((None, text.as_str()), |(scheme, rest)| (Some(scheme), rest));
+            let gone: RouteSpec =
+                bare.parse().map_err(|error: Error| error.about(format!("--route-rm {text:.60?}")))?;
+            // As it is listed, or as it was given.
+            let is_it = |route: &RouteSpec| {
+                let own = if route.tls.is_some() { "https" } else { "http" };
+                let same_port = gone.listen.is_none_or(|port| port == route.port_number());
+                let same = route.host == gone.host && route.prefix() == gone.prefix();
+                same && same_port && scheme.is_none_or(|scheme| scheme == own)
+            };
+            let there = routes.len();
+            routes.retain(|route| !serde_json::from_value(route.clone()).is_ok_and(|route| is_it(&route)));
+            if routes.len() == there {
+                let known: Vec<String> = routes.iter().filter_map(place).collect();
+                let known = if known.is_empty() { "none".to_owned() } else { known.join(", ") };
+                return Err(
+                    Error::not_found(format!("--route-rm {text:.60?}")).help(format!("its routes are: {known}"))
+                );
+            }
         }
         for text in &self.route {
             let added: RouteSpec = text.parse().map_err(|error: Error| error.about(format!("--route {text:.60?}")))?;

@@ -1,6 +1,7 @@
 //! Routes: which HTTP requests go where.
 
 mod own;
+mod path;
 mod shares;
 
 use std::fmt;
@@ -15,6 +16,7 @@ use super::clock::Timestamp;
 use super::error::{Error, Result};
 use super::name::Name;
 use super::units::{Bytes, Duration};
+pub use path::plain_path;
 pub use shares::RouteShare;
 use shares::{Shares, shares};
 
@@ -226,6 +228,16 @@ impl RouteSpec {
         self.path.as_deref().unwrap_or_default().trim_end_matches('/')
     }
 
+    /// Whether it is for hosts of another as well, whatever their ports and paths.
+    pub fn covers(&self, other: &RouteSpec) -> bool {
+        let Some(host) = self.host.as_deref() else { return true };
+        let theirs = other.host.as_deref().unwrap_or("*");
+        match host.strip_prefix('*') {
+            Some(rest) => theirs.ends_with(rest),
+            None => host == theirs,
+        }
+    }
+
     /// As it is shown and told from others: `https://shop.example.com:8443/api`.
     pub fn shown(&self) -> String {
         let (scheme, usual) = if self.tls.is_some() { ("https", 443) } else { ("http", 80) };
@@ -294,6 +306,9 @@ impl RouteSpec {
             let plain = path.bytes().all(|byte| byte.is_ascii_graphic() && !b"?#\\".contains(&byte));
             if !path.starts_with('/') || path.len() > MAX_PATH || !plain || path.contains("//") {
                 return wrong("path", "is no path", "write \"/api\", percent-encoded where a URL has to be");
+            }
+            if let Err(why) = plain_path(path) {
+                return wrong("path", why, "write the path as it is asked for");
             }
         }
         if self.listen == Some(0) {

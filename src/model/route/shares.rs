@@ -33,6 +33,7 @@ fn hundred() -> u32 {
 #[allow(dead_code, reason = "only its schema is used")]
 pub enum Shares {
     One(Name),
+    Share(RouteShare),
     Several(Vec<ShareOrName>),
 }
 
@@ -57,6 +58,10 @@ pub fn shares<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<RouteSha
         fn visit_str<E: de::Error>(self, text: &str) -> Result<Self::Value, E> {
             let service = text.parse::<Name>().map_err(E::custom)?;
             Ok(vec![RouteShare { service, port: None, weight: hundred() }])
+        }
+
+        fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+            Ok(vec![RouteShare::deserialize(de::value::MapAccessDeserializer::new(map))?])
         }
 
         fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {

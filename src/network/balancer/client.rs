@@ -61,8 +61,9 @@ impl BalancerClient {
         let mut status = reply.status;
         let mut index = 0;
         while index < self.leaving.len() {
-            // Its end is the end of its connections.
-            match self.leaving[index].ask(&Request::Status).await {
+            // Its end is the end of its connections. It follows tables as well, for what comes over those.
+            let follow = if matches!(request, Request::Table(_)) { request } else { &Request::Status };
+            match self.leaving[index].ask(follow).await {
                 Ok(old) => {
                     for (task, count) in old.status.connections {
                         *status.connections.entry(task).or_default() += count;

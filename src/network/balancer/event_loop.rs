@@ -341,6 +341,7 @@ impl Loop {
     }
 
     fn apply(&mut self, table: Table) {
+        self.http.close(&table);
         let failed = std::mem::take(&mut self.failed);
         // As the socket says: a table that was inherited does not.
         let same = |open: &Open, wanted: &Listener| {
@@ -439,6 +440,8 @@ impl Loop {
             match request {
                 // A table that a slow path brings late must not undo a newer one.
                 Request::Table(table) if table.version >= self.table.version && !self.leaving => self.apply(table),
+                // Requests still come over connections that were kept.
+                Request::Table(table) if self.leaving => self.http.follow(&table),
                 Request::Stop => self.stopped = true,
                 _ => {}
             }

@@ -40,6 +40,9 @@ pub fn of(spec: &ServiceSpec) -> Vec<String> {
             notes.push(format!("ports.{name}: connections go to the tasks in turn"));
         }
     }
+    for route in &spec.routes {
+        notes.push(format!("routes: nobody answers for {} any more", route.shown()));
+    }
     if spec.pull != Pull::default() {
         notes.push("pull: the Swarm pulls an image where it is missing".into());
     }

@@ -42,10 +42,17 @@ pub struct Carry {
     // The first so many bytes of the source's buffer go on; the next so many go nowhere.
     ready: usize,
     skipped: usize,
-    // What of the last line is still to be written.
+    // What goes before those, and what behind them.
+    lead: Vec<u8>,
+    led: usize,
     tail: &'static [u8],
+    // The other side cannot know where the source ends: it is cut into chunks for it.
+    recoded: bool,
+    broken: bool,
     /// Bytes that came.
     pub taken: u64,
+    /// Bytes that went on.
+    pub moved: u64,
     most: Option<u64>,
 }
 
@@ -58,16 +65,49 @@ impl Carry {
             Body::Chunked => Left::Chunks(Chunks::default()),
             Body::ToEnd => Left::All,
         };
-        Carry { left, ready: 0, skipped: 0, tail: b"", taken: 0, most }
+        let (lead, tail): (Vec<u8>, &[u8]) = (Vec::new(), b"");
+        Carry {
+            left,
+            ready: 0,
+            skipped: 0,
+            lead,
+            led: 0,
+            tail,
+            recoded: false,
+            broken: false,
+            taken: 0,
+            moved: 0,
+            most,
+        }
+    }
+
+    /// The same, cut into chunks if it ends with the source.
+    pub fn recoded(self) -> Self {
+        Carry { recoded: matches!(self.left, Left::All), ..self }
     }
 
     /// Whether all of it is through.
     pub fn is_done(&self) -> bool {
-        matches!(self.left, Left::Nothing) && self.ready == 0 && self.skipped == 0 && self.tail.is_empty()
+        let is_written = self.ready == 0 && self.led == self.lead.len() && self.tail.is_empty();
+        matches!(self.left, Left::Nothing) && is_written && self.skipped == 0 && !self.broken
     }
 
-    // Looks how much of what came belongs to it.
+    /// Whether something of it is here that the other side has not taken yet.
+    pub fn waits_for_sink(&self) -> bool {
+        self.ready > 0 || self.led < self.lead.len() || !self.tail.is_empty()
+    }
+
+    // Looks how much of what came belongs to it. After an error nothing more of it goes on, whoever asks again.
     fn stage(&mut self, input: &BytesMut) -> Result<(), Bad> {
+        let staged = self.try_stage(input);
+        if staged.is_err() {
+            (self.broken, self.ready, self.skipped, self.tail) = (true, 0, 0, b"");
+            (self.led, self.left) = (self.lead.len(), Left::Nothing);
+        }
+        staged
+    }
+
+    fn try_stage(&mut self, input: &BytesMut) -> Result<(), Bad> {
         let taken = match &mut self.left {
             Left::Nothing => 0,
             Left::Bytes(left) => {
@@ -89,6 +129,10 @@ impl Carry {
             }
             Left::All => {
                 self.ready = input.len();
+                if self.recoded && self.ready > 0 {
+                    self.lead(format!("{:x}\r\n", self.ready));
+                    self.tail = b"\r\n";
+                }
                 self.ready
             }
         };
@@ -99,12 +143,18 @@ impl Carry {
         Ok(())
     }
 
+    fn lead(&mut self, text: String) {
+        (self.lead, self.led) = (text.into_bytes(), 0);
+    }
+
     /// Puts what is there already behind a head, if it is little.
     pub fn join(&mut self, input: &mut BytesMut, out: &mut Vec<u8>) -> Result<(), Bad> {
         if input.is_empty() || input.len() > WITH_HEAD {
             return Ok(());
         }
         self.stage(input)?;
+        out.extend_from_slice(&self.lead[self.led..]);
+        self.led = self.lead.len();
         out.extend_from_slice(&input[..self.ready]);
         out.extend_from_slice(self.tail);
         input.advance(self.ready + self.skipped);
@@ -121,6 +171,16 @@ impl Carry {
         to: &mut W,
     ) -> Poll<Result<(), Broken>> {
         loop {
+            if self.broken {
+                return Poll::Ready(Err(Broken::Bad(Bad { status: 400, why: "the body is none" })));
+            }
+            if self.led < self.lead.len() {
+                match ready!(Pin::new(&mut *to).poll_write(cx, &self.lead[self.led..])) {
+                    Ok(0) | Err(_) => return Poll::Ready(Err(Broken::Sink)),
+                    Ok(written) => self.led += written,
+                }
+                continue;
+            }
             if self.ready > 0 {
                 let written = ready!(Pin::new(&mut *to).poll_write(cx, &input[..self.ready]));
                 match written {
@@ -128,6 +188,7 @@ impl Carry {
                     Ok(written) => {
                         input.advance(written);
                         self.ready -= written;
+                        self.moved += written as u64;
                     }
                 }
                 continue;
@@ -155,7 +216,12 @@ impl Carry {
                 let _ = Pin::new(&mut *to).poll_flush(cx);
             }
             match ready!(came) {
-                Ok(0) if matches!(self.left, Left::All) => self.left = Left::Nothing,
+                Ok(0) if matches!(self.left, Left::All) => {
+                    self.left = Left::Nothing;
+                    if self.recoded {
+                        self.lead("0\r\n\r\n".into());
+                    }
+                }
                 Ok(0) | Err(_) => return Poll::Ready(Err(Broken::Source)),
                 Ok(_) => {}
             }

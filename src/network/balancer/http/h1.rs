@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use super::carry::{Broken, Carry, poll_fill};
 use super::head::{self, Bad, Body, Head, MAX_HEAD};
 use super::pick::{Picked, Wish};
-use super::pool::Upstream;
+use super::pool::{Upstream, is_own};
 use super::rewrite::{self, From};
 use super::routes::Way;
 use super::watch::{Late, Watch};
@@ -66,6 +66,8 @@ enum Failed {
     // It broke off in the head of its answer, or sent no HTTP.
     Garbled,
     Late,
+    // The client was waited for.
+    Slow,
     // The client is gone, or sends what is none.
     Client(Option<Bad>),
 }
@@ -115,6 +117,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     async fn hear(&mut self) -> Result<bool, Bad> {
         let (mut from, mut has_begun) = (0, false);
         self.has_begun = false;
+        // What a large body has taken is not kept by one who sends nothing.
+        if self.input.is_empty() && self.input.capacity() > 16 * 1024 {
+            self.input = BytesMut::new();
+        }
         self.watch.allow(IDLE);
         loop {
             // Some end a body with an empty line more (RFC 9112, 2.2).
@@ -157,7 +163,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             }
             Err(bad) => {
                 self.refuse(bad).await;
-                return After::Close;
+                return After::Drop;
             }
         };
         let mut exchange = Exchange { way, began, mark: None, keeps: self.head.keeps && !self.worker.is_leaving() };
@@ -191,18 +197,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             };
             let peer = picked.peer().clone();
             exchange.mark = way.spec.sticky.as_ref().map(|_| peer.mark.clone());
-            let surely = !self.can_repeat();
             let upstream = match fresh {
                 true => self.worker.pool.connect(&peer, &self.watch).await,
-                false => self.worker.pool.get(&peer, surely, &self.watch).await,
+                false => self.worker.pool.get(&peer, &self.watch).await,
             };
-            let Ok(mut upstream) = upstream else {
-                // Nothing was sent: another may have it, whatever it is.
-                peer.failed();
-                tried.push(peer.id);
-                way.passed.note_retry();
-                fresh = false;
-                continue;
+            let mut upstream = match upstream {
+                Ok(upstream) => upstream,
+                Err(error) if is_own(&error) => {
+                    return self.fail(&exchange, 503, "this host has no connections left").await;
+                }
+                Err(_) => {
+                    // Nothing was sent: another may have it, whatever it is.
+                    peer.failed();
+                    tried.push(peer.id);
+                    way.passed.note_retry();
+                    fresh = false;
+                    continue;
+                }
             };
             let mut upload = Carry::new(self.head.body, most);
             let failed = match self.ask(&exchange, &mut upstream, &mut upload).await {
@@ -225,6 +236,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     fresh = false;
                     continue;
                 }
+                Failed::Slow => return self.fail(&exchange, 408, "the body did not come in time").await,
                 Failed::Client(Some(bad)) => return self.fail(&exchange, bad.status, bad.why).await,
                 Failed::Client(None) => {
                     way.passed.note(499, began.elapsed());
@@ -290,7 +302,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
         // Of a body that comes while it is sent, nothing is kept.
         let (mut uploading, to_head) = (whole.is_none(), head.method.of(input) == b"HEAD");
-        let mut held = BytesMut::new();
+        let (mut held, mut heard) = (BytesMut::new(), false);
         if uploading {
             held = input.split_to(head.length);
             self.has_begun = true;
@@ -307,19 +319,21 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 from = upstream.input.len();
                 let came = watch.bound(poll_fn(|cx| {
                     if uploading {
-                        let before = upload.taken;
+                        let before = (upload.taken, upload.moved);
                         match upload.poll(cx, input, |cx, input| poll_fill(cx, stream, input), &mut upstream.stream) {
                             Poll::Ready(Ok(())) | Poll::Ready(Err(Broken::Sink)) => uploading = false,
                             Poll::Ready(Err(Broken::Source)) => return Poll::Ready(Err(Failed::Client(None))),
                             Poll::Ready(Err(Broken::Bad(bad))) => return Poll::Ready(Err(Failed::Client(Some(bad)))),
                             Poll::Pending => {}
                         }
-                        if upload.taken != before {
+                        if (upload.taken, upload.moved) != before {
                             watch.allow(patience);
                         }
                     }
                     match poll_fill(cx, &mut upstream.stream, &mut upstream.input) {
-                        Poll::Ready(Ok(0) | Err(_)) if upstream.input.is_empty() => Poll::Ready(Err(Failed::Silent)),
+                        Poll::Ready(Ok(0) | Err(_)) if upstream.input.is_empty() && !heard => {
+                            Poll::Ready(Err(Failed::Silent))
+                        }
                         Poll::Ready(Ok(0) | Err(_)) => Poll::Ready(Err(Failed::Garbled)),
                         Poll::Ready(Ok(_)) => Poll::Ready(Ok(())),
                         Poll::Pending => Poll::Pending,
@@ -328,6 +342,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 match came.await {
                     Ok(Ok(())) => {}
                     Ok(Err(failed)) => break Err(failed),
+                    Err(Late) if uploading && !upload.waits_for_sink() => break Err(Failed::Slow),
                     Err(Late) => break Err(Failed::Late),
                 }
             };
@@ -339,10 +354,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             }
             // A word before the answer (RFC 9110, 15.2).
             if matches!(answer.status, 100..200) && answer.status != 101 {
+                heard = true;
                 if !head.is_old {
                     out.clear();
                     rewrite::response(out, &upstream.input, answer, true, false, None);
-                    if !matches!(watch.bound(stream.write_all(out)).await, Ok(Ok(()))) {
+                    let told = async {
+                        stream.write_all(out).await?;
+                        stream.flush().await
+                    };
+                    if !matches!(watch.bound(told).await, Ok(Ok(()))) {
                         break Err(Failed::Client(None));
                     }
                 }
@@ -381,7 +401,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             Body::Length(length) if upload.is_done() && upload.taken == 0 => length as usize,
             _ => 0,
         };
-        let keeps = exchange.keeps && answer.body != Body::ToEnd && !worker.is_leaving();
+        // What ends with its connection is cut into chunks, so that an end too early is seen as such; HTTP/1.0 has none.
+        let keeps = exchange.keeps && !(is_old && answer.body == Body::ToEnd) && !worker.is_leaving();
         let cookie = way.spec.sticky.as_ref().and_then(|name| {
             let mark = exchange.mark.as_deref()?;
             let known = rewrite::cookie(&input[..head.length], head, name);
@@ -394,6 +415,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         input.advance(head.length + sent_whole);
         way.passed.note(answer.status, took);
         let mut download = Carry::new(answer.body, None);
+        if !is_old {
+            download = download.recoded();
+        }
         if download.join(&mut upstream.input, out).is_err() {
             picked.peer().failed();
             return After::Drop;
@@ -406,33 +430,40 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             return self.tunnel(upstream).await;
         }
         if !(download.is_done() && upload.is_done()) {
+            let mut uploading = !upload.is_done();
             let through = watch.bound(poll_fn(|cx| {
-                let before = (upload.taken, download.taken);
-                if !upload.is_done() {
+                let before = (upload.moved, download.taken, download.moved);
+                if uploading {
                     let from = |cx: &mut std::task::Context<'_>, input: &mut BytesMut| poll_fill(cx, stream, input);
-                    // What the replica does not want any more need not come.
-                    if let Poll::Ready(Err(_)) = upload.poll(cx, input, from, &mut upstream.stream) {}
+                    match upload.poll(cx, input, from, &mut upstream.stream) {
+                        Poll::Ready(Err(Broken::Bad(bad))) => return Poll::Ready(Err(Broken::Bad(bad))),
+                        // What the replica does not want any more need not come. It is not asked for again.
+                        Poll::Ready(_) => uploading = false,
+                        Poll::Pending => {}
+                    }
                 }
                 let from =
                     |cx: &mut std::task::Context<'_>, input: &mut BytesMut| poll_fill(cx, &mut upstream.stream, input);
                 let done = download.poll(cx, &mut upstream.input, from, stream);
-                if (upload.taken, download.taken) != before {
+                if (upload.moved, download.taken, download.moved) != before {
                     watch.allow(STILL);
                 }
                 done
             }));
             match through.await {
                 Ok(Ok(())) => {}
-                Ok(Err(Broken::Source | Broken::Bad(_))) => {
+                Ok(Err(Broken::Source)) => {
                     picked.peer().failed();
                     return After::Drop;
                 }
-                Ok(Err(Broken::Sink)) | Err(Late) => return After::Drop,
+                Ok(Err(Broken::Sink | Broken::Bad(_))) | Err(Late) => return After::Drop,
             }
         } else if !matches!(watch.bound(stream.flush()).await, Ok(Ok(()))) {
             return After::Close;
         }
-        if answer.keeps && upload.is_done() && upstream.input.is_empty() {
+        // A replica that says of an answer without a body how long that is may send one all the same.
+        let is_bare = matches!(answer.status, 204 | 304) && answer.has_length;
+        if answer.keeps && upload.is_done() && upstream.input.is_empty() && !is_bare {
             worker.pool.put(upstream);
         }
         if keeps && upload.is_done() { After::Next } else { After::Close }
@@ -445,7 +476,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             self.stream.flush().await?;
             upstream.stream.write_all(&self.input).await
         };
-        if early.await.is_ok() {
+        self.watch.allow(STILL);
+        if matches!(self.watch.bound(early).await, Ok(Ok(()))) {
             let size = 16 * 1024;
             let _ = tokio::io::copy_bidirectional_with_sizes(&mut self.stream, &mut upstream.stream, size, size).await;
         }

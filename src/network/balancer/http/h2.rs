@@ -5,8 +5,10 @@ use std::convert::Infallible;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http_body_util::BodyExt;
@@ -32,6 +34,12 @@ const ALIVE: (Duration, Duration) = (Duration::from_secs(30), Duration::from_sec
 const PIPE: usize = 64 * 1024;
 /// How long a request's pipe may stand still before its first byte.
 const BEGIN: Duration = Duration::from_secs(60);
+
+/// How long a connection stays open on which nothing is asked, and how long once it is to end.
+const IDLE: Duration = Duration::from_secs(75);
+const GOODBYE: Duration = Duration::from_secs(10);
+/// How often that is looked at.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// What a client gets.
 pub type Out = http_body_util::combinators::UnsyncBoxBody<Bytes, io::Error>;
@@ -94,7 +102,8 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
     front: Rc<str>,
     from: From,
 ) {
-    let shared = worker.shared.clone();
+    let (shared, used) = (worker.shared.clone(), Used::new());
+    let use_of = used.clone();
     let mut builder = hyper::server::conn::http2::Builder::new(Here);
     builder
         .timer(TokioTimer::new())
@@ -104,21 +113,94 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         .keep_alive_timeout(ALIVE.1);
     let service = hyper::service::service_fn(move |request: Request<Incoming>| {
         let (worker, front, from) = (worker.clone(), front.clone(), from.clone());
-        async move { Ok::<_, Infallible>(answer(worker, front, from, request).await) }
+        let under_way = use_of.begin();
+        async move {
+            let response = answer(worker, front, from, request).await;
+            let response = response.map(|body| Counted { body, _under_way: under_way });
+            Ok::<_, Infallible>(response)
+        }
     });
     let mut connection = std::pin::pin!(builder.serve_connection(TokioIo::new(stream), service));
-    let left = shared.left.notified();
-    let mut left = std::pin::pin!(left);
+    let mut left = std::pin::pin!(shared.left.notified());
     left.as_mut().enable();
     if !shared.is_leaving() {
         tokio::select! {
             _ = connection.as_mut() => return,
             () = left => {}
+            () = used.unused_for(IDLE) => {}
         }
     }
-    // Whatever has begun is finished; what comes later comes to the balancer after this one.
+    // Whatever has begun is finished; what comes later comes to another connection. Whoever asks for nothing is not waited for.
     connection.as_mut().graceful_shutdown();
-    let _ = connection.await;
+    tokio::select! {
+        _ = connection => {}
+        () = used.unused_for(GOODBYE) => {}
+    }
+}
+
+// When something was asked for last on a connection, and how much is under way.
+struct Used {
+    under_way: AtomicUsize,
+    began: Instant,
+    // In milliseconds since then.
+    last: AtomicU64,
+}
+
+// A request, until its answer is over.
+struct UnderWay(Arc<Used>);
+
+impl Used {
+    fn new() -> Arc<Self> {
+        Arc::new(Used { under_way: AtomicUsize::new(0), began: Instant::now(), last: AtomicU64::new(0) })
+    }
+
+    fn begin(self: &Arc<Self>) -> UnderWay {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        UnderWay(self.clone())
+    }
+
+    // Returns once nothing was asked for so long, from now on.
+    async fn unused_for(&self, time: Duration) {
+        let now = self.began.elapsed();
+        loop {
+            let last = Duration::from_millis(self.last.load(Ordering::Relaxed)).max(now);
+            let left = (last + time).saturating_sub(self.began.elapsed());
+            if left.is_zero() && self.under_way.load(Ordering::Relaxed) == 0 {
+                return;
+            }
+            tokio::time::sleep(left.max(LOOK)).await;
+        }
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.last.store(self.0.began.elapsed().as_millis() as u64, Ordering::Relaxed);
+        self.0.under_way.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+// An answer's body, with what is to be let go when it is over.
+struct Counted {
+    body: Out,
+    _under_way: UnderWay,
+}
+
+impl HttpBody for Counted {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        Pin::new(&mut self.body).poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
 }
 
 async fn answer(worker: Rc<Worker>, front: Rc<str>, from: From, request: Request<Incoming>) -> Response<Out> {
@@ -162,7 +244,9 @@ async fn by_pipe(
 ) -> io::Result<Response<Out>> {
     let (ours, theirs) = tokio::io::duplex(PIPE);
     let watch = worker.watches.begin(BEGIN);
-    tokio::task::spawn_local(Session::new(worker, theirs, front, from, watch).run());
+    let session = tokio::task::spawn_local(Session::new(worker, theirs, front, from, watch).run());
+    // Nobody waits for what a client has given up: it is no way to keep replicas busy.
+    let mut sending = Sending(vec![session.abort_handle()]);
     let (mut input, mut output) = tokio::io::split(ours);
     let (parts, body) = request.into_parts();
     let is_head = parts.method == Method::HEAD;
@@ -190,13 +274,13 @@ async fn by_pipe(
     out.extend_from_slice(b"\r\n");
     // The body goes while the answer comes. The pipe stays open behind it, since its end would be the client's, until the answer is
     // over or nobody waits for it any more.
-    let sending = tokio::task::spawn_local(async move {
+    let body = tokio::task::spawn_local(async move {
         if send(&mut output, out, body, chunked).await.is_err() {
             let _ = output.shutdown().await;
         }
         std::future::pending::<()>().await;
     });
-    let sending = Sending(sending.abort_handle());
+    sending.0.push(body.abort_handle());
     let (head, buffer) = hear(&mut input, is_head).await?;
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status).map_err(io::Error::other)?;
@@ -217,7 +301,7 @@ async fn by_pipe(
         Body::Chunked => Left::Chunks(Chunks::default()),
         Body::ToEnd => Left::All,
     };
-    Ok(response.map(|()| Answer { input, rest, left, _sending: sending }.boxed_unsync()))
+    Ok(response.map(|()| Answer { input, rest, left, sending }.boxed_unsync()))
 }
 
 fn put(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
@@ -286,15 +370,24 @@ struct Answer {
     input: ReadHalf<DuplexStream>,
     rest: BytesMut,
     left: Left,
-    _sending: Sending,
+    sending: Sending,
 }
 
-// A request on its way, for as long as somebody waits for its answer.
-struct Sending(tokio::task::AbortHandle);
+// A request on its way, for as long as somebody waits for its answer: its session, and its body.
+struct Sending(Vec<tokio::task::AbortHandle>);
 
 impl Drop for Sending {
     fn drop(&mut self) {
-        self.0.abort();
+        self.0.iter().for_each(tokio::task::AbortHandle::abort);
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        // One that is whole leaves the connection to the replica for others: its session ends by itself.
+        if matches!(self.left, Left::Nothing) {
+            self.sending.0.remove(0);
+        }
     }
 }
 

@@ -4,8 +4,9 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -17,10 +18,13 @@ use hyper::{Request, Response, Uri, Version};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
+use tokio::time::error::Elapsed;
 
 use super::h1::{ANSWER, RETRIES};
 use super::h2::{Here, Out, told};
+use super::head::{Kind, kind};
 use super::pick::{Peer, Picked, Wish};
+use super::pool::is_own;
 use super::rewrite::{self, From};
 use super::routes::Way;
 use super::worker::{Named, Worker};
@@ -29,6 +33,10 @@ use crate::model::id::TaskId;
 /// How often a replica is asked whether it is there, and how long it has to say so.
 const ALIVE: (std::time::Duration, std::time::Duration) =
     (std::time::Duration::from_secs(10), std::time::Duration::from_secs(10));
+
+/// What a replica may send of one answer before the client has read it, and of all of them, in bytes.
+const WINDOW: u32 = 256 * 1024;
+const WINDOWS: u32 = (1 << 31) - 1;
 
 type Sent = http_body_util::combinators::UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -51,6 +59,8 @@ impl Streams {
         let upstream = worker.pool.connect(peer, &watch).await?;
         let mut builder = Builder::new(Here);
         builder.timer(TokioTimer::new()).keep_alive_interval(ALIVE.0).keep_alive_timeout(ALIVE.1);
+        // One client that does not read holds up its own answer alone: of the connection as a whole no more is kept back.
+        builder.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOWS);
         let (sender, connection) = builder.handshake(TokioIo::new(upstream.stream)).await.map_err(io::Error::other)?;
         tokio::task::spawn_local(async move {
             let _ = connection.await;
@@ -105,10 +115,9 @@ pub async fn exchange(
         Named::Header(name) => Some(parts.headers.get(name)?.as_bytes()),
         Named::Cookie(name) => cookie(&parts.headers, name).map(str::as_bytes),
     });
-    let body: Sent = match spec.max_body {
-        Some(most) => http_body_util::Limited::new(body, most.0 as usize).boxed_unsync(),
-        None => body.map_err(Into::into).boxed_unsync(),
-    };
+    let going = Arc::new(AtomicU8::new(GOING));
+    let most = spec.max_body.map_or(u64::MAX, |most| most.0);
+    let body: Sent = Going { body, left: most, state: going.clone() }.boxed_unsync();
     let Some(parts) = forwarded(parts, host, &way, from) else { return fail(400, "the target is no path") };
     let mut outgoing = Request::from_parts(parts, body);
     let mut tried: SmallVec<[TaskId; 4]> = SmallVec::new();
@@ -121,11 +130,15 @@ pub async fn exchange(
             };
         };
         let peer = picked.peer().clone();
-        let Ok((mut sender, was_there)) = worker.streams.get(worker, &peer).await else {
-            peer.failed();
-            tried.push(peer.id);
-            way.passed.note_retry();
-            continue;
+        let (mut sender, was_there) = match worker.streams.get(worker, &peer).await {
+            Ok(found) => found,
+            Err(error) if is_own(&error) => return fail(503, "this host has no connections left"),
+            Err(_) => {
+                peer.failed();
+                tried.push(peer.id);
+                way.passed.note_retry();
+                continue;
+            }
         };
         let patience = spec.timeout.map_or(ANSWER, |timeout| timeout.std());
         let sent = async {
@@ -134,7 +147,7 @@ pub async fn exchange(
                 Err(_) => Err(Some(outgoing)),
             }
         };
-        match tokio::time::timeout(patience, sent).await {
+        match answered(sent, &going, patience).await {
             Ok(Ok(response)) => {
                 peer.succeeded();
                 way.passed.note(response.status().as_u16(), began.elapsed());
@@ -153,15 +166,83 @@ pub async fn exchange(
                     way.passed.note_retry();
                 }
             }
-            Ok(Err(None)) => {
-                peer.failed();
-                return fail(502, "the replica broke off");
-            }
+            Ok(Err(None)) => match going.load(Ordering::Relaxed) {
+                TOO_LARGE => return fail(413, "the body is larger than this route takes"),
+                BROKEN => return fail(499, "the client broke off"),
+                _ => {
+                    peer.failed();
+                    return fail(502, "the replica broke off");
+                }
+            },
             Err(_) => {
                 peer.failed();
                 return fail(504, "the replica did not answer in time");
             }
         }
+    }
+}
+
+// Waits for the head of an answer: as long as a request's body goes on, and then for so long. What is said in both directions at once
+// may take its time.
+async fn answered<T>(sent: impl Future<Output = T>, going: &AtomicU8, patience: Duration) -> Result<T, Elapsed> {
+    let mut sent = std::pin::pin!(sent);
+    loop {
+        match tokio::time::timeout(patience, sent.as_mut()).await {
+            Err(_) if going.load(Ordering::Relaxed) == GOING => {}
+            other => return other,
+        }
+    }
+}
+
+// A request's body is on its way; all of it has gone; it is larger than the route takes; the client broke off.
+const GOING: u8 = 0;
+const GONE: u8 = 1;
+const TOO_LARGE: u8 = 2;
+const BROKEN: u8 = 3;
+
+// A request's body, and what became of it.
+struct Going {
+    body: Incoming,
+    left: u64,
+    state: Arc<AtomicU8>,
+}
+
+impl HttpBody for Going {
+    type Data = Bytes;
+    type Error = Box<dyn std::error::Error + Send + Sync>;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let became = match &frame {
+            None => Some(GONE),
+            Some(Err(_)) => Some(BROKEN),
+            Some(Ok(frame)) => match frame.data_ref().map_or(0, |data| data.len() as u64) {
+                length if length > self.left => Some(TOO_LARGE),
+                length => {
+                    self.left -= length;
+                    self.body.is_end_stream().then_some(GONE)
+                }
+            },
+        };
+        if let Some(became) = became {
+            self.state.store(became, Ordering::Relaxed);
+        }
+        match became {
+            Some(TOO_LARGE) => Poll::Ready(Some(Err("the body is larger than this route takes".into()))),
+            _ => Poll::Ready(frame.map(|frame| frame.map_err(Into::into))),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        let is_end = self.body.is_end_stream();
+        if is_end {
+            self.state.store(GONE, Ordering::Relaxed);
+        }
+        is_end
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -173,17 +254,12 @@ fn forwarded(mut parts: Parts, host: &str, way: &Way, from: &From) -> Option<Par
     parts.uri = Uri::builder().scheme("http").authority(host).path_and_query(target).build().ok()?;
     parts.version = Version::HTTP_2;
     let headers = &mut parts.headers;
-    for name in [
-        "host",
-        "forwarded",
-        "x-real-ip",
-        "x-forwarded-for",
-        "x-forwarded-host",
-        "x-forwarded-port",
-        "x-forwarded-proto",
-    ] {
-        headers.remove(name);
-    }
+    // "te: trailers" is what gRPC asks for; else what is of one connection, or said of another, ends here.
+    let is_ours = |name: &&HeaderName| {
+        **name != header::TE && matches!(kind(name.as_str()), Kind::Hop | Kind::Forwarded | Kind::Host)
+    };
+    let gone: Vec<HeaderName> = headers.keys().filter(is_ours).cloned().collect();
+    gone.iter().for_each(|name| drop(headers.remove(name)));
     let mut put = |name: &'static str, value: &str| {
         if let Ok(value) = HeaderValue::from_str(value) {
             headers.insert(HeaderName::from_static(name), value);

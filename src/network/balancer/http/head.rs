@@ -5,6 +5,8 @@
 pub const MAX_HEAD: usize = 64 * 1024;
 /// Most fields of a head.
 pub const MAX_FIELDS: usize = 128;
+/// Most fields that a connection names as its own.
+const MAX_TOKENS: usize = 32;
 
 /// A stretch of the bytes that a head was read from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -20,6 +22,10 @@ impl Span {
     }
 
     fn new(bytes: &[u8], part: &[u8]) -> Self {
+        // What is empty may be anywhere.
+        if part.is_empty() {
+            return Span::default();
+        }
         let start = part.as_ptr() as usize - bytes.as_ptr() as usize;
         Span { start: start as u32, end: (start + part.len()) as u32 }
     }
@@ -101,6 +107,8 @@ pub struct Head {
     pub fields: Vec<Field>,
     /// How its body ends.
     pub body: Body,
+    /// Whether it says how long a body is, or that there is one in chunks.
+    pub has_length: bool,
     /// Whether the connection goes on behind it.
     pub keeps: bool,
     /// Whether it is of HTTP/1.0.
@@ -137,7 +145,8 @@ impl Head {
         if method == "CONNECT" {
             return bad(405, "this is no forward proxy");
         }
-        let is_plain = |byte: u8| byte.is_ascii_graphic();
+        // A fragment is none of a request's (RFC 9112, 3.2), and what is behind it would be hidden from the routes.
+        let is_plain = |byte: u8| byte.is_ascii_graphic() && byte != b'#';
         if !target.bytes().all(is_plain) {
             return bad(400, "the target holds what no URL may hold");
         }
@@ -146,20 +155,17 @@ impl Head {
         let (authority, path) = match rest {
             Some(rest) => {
                 let cut = rest.find(['/', '?']).unwrap_or(rest.len());
-                (Some(&rest[..cut]), if cut == rest.len() { "/" } else { &rest[cut..] })
+                (Some(&rest[..cut]), &rest[cut..])
             }
             None => (None, target),
         };
         let is_whole = path == "*" && method == "OPTIONS";
-        if !is_whole && !path.starts_with('/') {
+        let is_root = authority.is_some() && path.is_empty();
+        if !is_whole && !is_root && !path.starts_with('/') {
             return bad(400, "the target is no path");
         }
-        // "/" of an empty path is no part of what came.
-        self.target = if path.is_empty() || std::ptr::eq(path, "/") {
-            Span::new(bytes, &target.as_bytes()[target.len()..])
-        } else {
-            Span::new(bytes, path.as_bytes())
-        };
+        // Empty: the "/" that it stands for is no part of what came.
+        self.target = Span::new(bytes, path.as_bytes());
         let fields = request.headers;
         let hosts = self.take_fields(bytes, fields)?;
         if hosts > 1 {
@@ -190,8 +196,8 @@ impl Head {
         self.keeps = !self.is_old;
         self.status = response.code.unwrap_or_default();
         self.reason = Span::new(bytes, response.reason.unwrap_or_default().as_bytes());
-        if response.reason.unwrap_or_default().is_empty() {
-            self.reason = Span::default();
+        if self.status < 100 {
+            return bad(502, "a status below 100");
         }
         self.body = Body::ToEnd;
         self.take_fields(bytes, response.headers)?;
@@ -247,6 +253,9 @@ impl Head {
         for at in 0..self.fields.len() {
             let field = self.fields[at];
             if field.kind == Kind::Hop && field.name.of(bytes).eq_ignore_ascii_case(b"connection") {
+                if tokens(field.value.of(bytes)).nth(MAX_TOKENS).is_some() {
+                    return bad(400, "Connection names too many fields");
+                }
                 for token in tokens(field.value.of(bytes)) {
                     for named in self.fields.iter_mut().filter(|field| matches!(field.kind, Kind::Other | Kind::Cookie))
                     {
@@ -257,7 +266,10 @@ impl Head {
                 }
             }
         }
-        self.upgrade = upgrade.filter(|_| upgrades && !self.is_old);
+        // To HTTP/2 it would go past the routes, and past every bound (RFC 9113, 3.1 has done away with it).
+        let is_http = |to: &Span| tokens(to.of(bytes)).any(|to| to.len() >= 2 && to[..2].eq_ignore_ascii_case(b"h2"));
+        self.upgrade = upgrade.filter(|to| upgrades && !self.is_old && !is_http(to));
+        self.has_length = length.is_some() || coded;
         match (length, coded) {
             (Some(_), true) => return bad(400, "both Content-Length and Transfer-Encoding"),
             (Some(0), false) => self.body = Body::None,
@@ -317,7 +329,17 @@ fn is_host(host: &[u8]) -> bool {
     host.len() <= 300 && host.iter().all(plain)
 }
 
-fn kind(name: &str) -> Kind {
+/// What a field of this name is.
+pub fn kind(name: &str) -> Kind {
+    // Programs that are handed fields as variables read "_" and "-" alike: nobody says by that what is ours to say.
+    if name.contains('_') {
+        let plain = plain_kind(&name.replace('_', "-"));
+        return if plain == Kind::Other { Kind::Other } else { Kind::Hop };
+    }
+    plain_kind(name)
+}
+
+fn plain_kind(name: &str) -> Kind {
     let is = |other: &str| name.eq_ignore_ascii_case(other);
     match name.len() {
         2 if is("te") => Kind::Hop,
@@ -327,6 +349,7 @@ fn kind(name: &str) -> Kind {
         9 if is("x-real-ip") || is("forwarded") => Kind::Forwarded,
         10 if is("connection") || is("keep-alive") => Kind::Hop,
         14 if is("content-length") => Kind::Length,
+        14 if is("http2-settings") => Kind::Hop,
         15 if is("x-forwarded-for") => Kind::Forwarded,
         16 if is("x-forwarded-host") || is("x-forwarded-port") => Kind::Forwarded,
         16 if is("proxy-connection") => Kind::Hop,

@@ -19,21 +19,27 @@ mod tls;
 mod watch;
 mod worker;
 
-use std::collections::{BTreeMap, HashMap};
+pub use tls::certified;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
 use self::worker::{Command, Shared};
 use super::owner;
-use crate::network::table::{Certificate, Status, Table};
+use crate::network::table::{Certificate, Front, Status, Table};
 
 /// What tells a front's socket from a port's in a handover.
 const PREFIX: &str = "front/";
+
+/// How long threads have to close a socket.
+const CLOSE: Duration = Duration::from_millis(500);
 
 /// The threads, and what they listen on.
 pub struct Http {
@@ -70,42 +76,79 @@ impl Http {
         None
     }
 
+    /// Closes what a table does not have any more: its ports may be had by others from now on.
+    pub fn close(&mut self, table: &Table) {
+        let is_gone = |name: &&String| !table.fronts.contains_key(*name);
+        let gone: Vec<String> = self.sockets.keys().filter(is_gone).cloned().collect();
+        for name in gone {
+            self.sockets.remove(&name);
+            self.tell_close(&name);
+        }
+        let until = Instant::now() + CLOSE;
+        while self.shared.closing.load(Ordering::SeqCst) > 0 && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    /// Follows a table's routes, and nothing else of it: what is left to a balancer whose sockets another has.
+    pub fn follow(&mut self, table: &Table) {
+        self.shared.routing().take(table);
+    }
+
     /// Takes over a table: the next request follows it.
     pub fn apply(&mut self, table: &Table) {
         self.failed.clear();
-        let gone: Vec<String> = self.sockets.keys().filter(|name| !table.fronts.contains_key(*name)).cloned().collect();
-        for name in gone {
-            self.sockets.remove(&name);
-            self.tell(|| Command::Close(name.clone()));
+        // Before the routes: what is to be told by TLS is told in no other way for a moment either.
+        self.certificates.retain(|name, _| table.fronts.get(name).is_some_and(|front| front.tls));
+        self.shared.tls().retain(|name, _| table.fronts.get(name).is_some_and(|front| front.tls));
+        for (name, front) in table.fronts.iter().filter(|(_, front)| front.tls) {
+            self.certify(name, front);
         }
         self.shared.routing().take(table);
-        self.certificates.retain(|name, _| table.fronts.contains_key(name));
-        self.shared.tls().retain(|name, _| table.fronts.get(name).is_some_and(|front| !front.certificates.is_empty()));
         for (name, front) in &table.fronts {
-            if !front.certificates.is_empty() && self.certificates.get(name) != Some(&front.certificates) {
-                match tls::config(&front.certificates) {
-                    Ok(config) => {
-                        self.shared.tls().insert(name.clone(), config);
-                        self.certificates.insert(name.clone(), front.certificates.clone());
-                    }
-                    // The one before goes on, where there is one; without any nothing is told in the clear.
-                    Err(why) => _ = self.failed.insert(name.clone(), why),
-                }
-            }
-            let has_tls = front.certificates.is_empty() || self.certificates.contains_key(name);
-            if has_tls && !self.sockets.contains_key(name) {
+            if !self.sockets.contains_key(name) {
                 self.open(name, front.address, front.port);
             }
         }
         self.inherited.clear();
     }
 
+    // Shows a front's certificates; those for hosts that have none now are the ones of before.
+    fn certify(&mut self, name: &str, front: &Front) {
+        let mut wanted = front.certificates.clone();
+        let before = self.certificates.get(name);
+        let has = |wanted: &[Certificate], host: &String| wanted.iter().any(|known| known.hosts.contains(host));
+        for known in before.into_iter().flatten() {
+            let hosts: BTreeSet<String> = known
+                .hosts
+                .iter()
+                .filter(|host| front.unread.contains(*host) && !has(&wanted, host))
+                .cloned()
+                .collect();
+            if !hosts.is_empty() {
+                wanted.push(Certificate { hosts, ..known.clone() });
+            }
+        }
+        if before == Some(&wanted) {
+            return;
+        }
+        let config = tls::config(&wanted);
+        if let Err(why) = &config {
+            self.failed.insert(name.to_owned(), why.clone());
+        }
+        let mut all = self.shared.tls();
+        let known = all.entry(name.to_owned()).or_default();
+        if let Ok(config) = config {
+            *known = config;
+            drop(all);
+            self.certificates.insert(name.to_owned(), wanted);
+        }
+    }
+
     /// Tries again what could not be opened.
     pub fn reopen(&mut self, table: &Table) {
         for name in self.failed.keys().cloned().collect::<Vec<_>>() {
-            if let Some(front) = table.fronts.get(&name).filter(|_| !self.sockets.contains_key(&name))
-                && (front.certificates.is_empty() || self.certificates.contains_key(&name))
-            {
+            if let Some(front) = table.fronts.get(&name).filter(|_| !self.sockets.contains_key(&name)) {
                 self.open(&name, front.address, front.port);
             }
         }
@@ -136,7 +179,11 @@ impl Http {
                 self.failed.remove(name);
                 self.sockets.insert(name.to_owned(), socket);
             }
-            Err(why) => _ = self.failed.insert(name.to_owned(), why),
+            Err(why) => {
+                // Some thread may have it already.
+                self.tell_close(name);
+                self.failed.insert(name.to_owned(), why);
+            }
         }
     }
 
@@ -147,9 +194,12 @@ impl Http {
         Ok(())
     }
 
-    fn tell(&self, command: impl Fn() -> Command) {
+    fn tell_close(&self, name: &str) {
         for sender in &self.senders {
-            let _ = sender.send(command());
+            self.shared.closing.fetch_add(1, Ordering::SeqCst);
+            if sender.send(Command::Close(name.to_owned())).is_err() {
+                self.shared.closing.fetch_sub(1, Ordering::SeqCst);
+            }
         }
     }
 
@@ -162,14 +212,14 @@ impl Http {
     pub fn leave(&mut self) {
         self.shared.leave();
         for name in std::mem::take(&mut self.sockets).into_keys() {
-            self.tell(|| Command::Close(name.clone()));
+            self.tell_close(&name);
         }
         self.failed.clear();
     }
 
-    /// Whether no client is connected.
+    /// Whether no client is connected, and none can be any more.
     pub fn is_idle(&self) -> bool {
-        self.shared.connections.load(Ordering::Relaxed) == 0
+        self.shared.closing.load(Ordering::SeqCst) == 0 && self.shared.connections.load(Ordering::SeqCst) == 0
     }
 
     /// Adds how things are.

@@ -17,6 +17,8 @@ use super::watch::{Late, Watch};
 pub const CONNECT: Duration = Duration::from_secs(3);
 /// How long one that nobody needs is kept.
 const IDLE: Duration = Duration::from_secs(20);
+/// Largest buffer that is kept with one.
+const LARGE: usize = 16 * 1024;
 /// Most of them for each replica.
 const MOST: usize = 1024;
 
@@ -41,11 +43,11 @@ fn key(peer: &Arc<Peer>) -> usize {
 }
 
 impl Pool {
-    /// A connection to a replica: one that is kept, or a new one. `surely`: what is sent cannot be repeated, so that one that was closed
-    /// at the other end meanwhile is of no use.
-    pub async fn get(&self, peer: &Arc<Peer>, surely: bool, watch: &Watch) -> io::Result<Upstream> {
+    /// A connection to a replica: one that is kept, or a new one. One that was closed at the other end meanwhile, or on which something
+    /// came that nobody has asked for, is of no use.
+    pub async fn get(&self, peer: &Arc<Peer>, watch: &Watch) -> io::Result<Upstream> {
         while let Some(kept) = self.kept(peer) {
-            if !surely || kept.is_open() {
+            if kept.is_open() {
                 return Ok(kept);
             }
         }
@@ -73,6 +75,9 @@ impl Pool {
         let mut all = self.0.borrow_mut();
         let kept = all.entry(key(&upstream.peer)).or_default();
         if kept.len() < MOST {
+            if upstream.input.capacity() > LARGE {
+                upstream.input = BytesMut::new();
+            }
             (upstream.idle_since, upstream.is_used) = (Instant::now(), true);
             kept.push(upstream);
         }
@@ -87,6 +92,12 @@ impl Pool {
             !kept.is_empty()
         });
     }
+}
+
+/// Whether a connection failed for want of something on this host: no fault of any replica's.
+pub fn is_own(error: &io::Error) -> bool {
+    let known = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|number| known.contains(&number))
 }
 
 impl Upstream {

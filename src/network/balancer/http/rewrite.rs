@@ -3,7 +3,8 @@
 use std::io::Write;
 
 use super::head::{Body, Head, Kind};
-use super::routes::{Way, plain_path};
+use super::routes::Way;
+use crate::model::route::plain_path;
 
 /// By way of whom a request came.
 #[derive(Debug, Clone)]
@@ -107,6 +108,9 @@ pub fn response(out: &mut Vec<u8>, bytes: &[u8], head: &Head, keeps: bool, to_ol
         if !is_gone {
             field(out, known.name.of(bytes), known.value.of(bytes));
         }
+    }
+    if head.body == Body::ToEnd && !to_old {
+        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
     if let Some(cookie) = cookie {
         field(out, b"Set-Cookie", cookie.as_bytes());

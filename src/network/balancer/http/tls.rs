@@ -28,38 +28,44 @@ impl ResolvesServerCert for ByHost {
     }
 }
 
-/// A configuration with these certificates; an error says which one is none.
-pub fn config(certificates: &[Certificate]) -> Result<Arc<ServerConfig>, String> {
+/// An error unless a chain and a key can be read, and go together.
+pub fn certified(chain: &str, key: &str) -> Result<CertifiedKey, String> {
+    let wrong = |what: &str, error: &dyn std::fmt::Display| format!("{what}: {error}");
+    let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(chain.as_bytes())
+        .collect::<Result<_, _>>()
+        .map_err(|error| wrong("the certificate cannot be read as PEM", &error))?;
+    if chain.is_empty() {
+        return Err("there is no certificate in the PEM".into());
+    }
+    let private = PrivateKeyDer::from_pem_slice(key.as_bytes())
+        .map_err(|error| wrong("the key cannot be read as PEM", &error))?;
+    let key = any_supported_type(&private).map_err(|error| wrong("the key cannot be used", &error))?;
+    let certified = CertifiedKey::new(chain, key);
+    certified.keys_match().map_err(|error| wrong("the key is not that of the certificate", &error))?;
+    Ok(certified)
+}
+
+/// A configuration with these certificates, nothing where there are none; an error says which one is none.
+pub fn config(certificates: &[Certificate]) -> Result<Option<Arc<ServerConfig>>, String> {
     let (mut exact, mut wild, mut first) = (HashMap::new(), Vec::new(), None);
     for certificate in certificates {
         let hosts = certificate.hosts.iter().map(String::as_str).collect::<Vec<_>>().join(", ");
-        let wrong = |what: &str, error: &dyn std::fmt::Display| format!("certificate for {hosts}: {what}: {error}");
-        let chain: Vec<CertificateDer<'static>> = CertificateDer::pem_slice_iter(certificate.chain.as_bytes())
-            .collect::<Result<_, _>>()
-            .map_err(|error| wrong("its chain cannot be read as PEM", &error))?;
-        if chain.is_empty() {
-            return Err(wrong("its file", &"holds no certificate"));
-        }
-        let private = PrivateKeyDer::from_pem_slice(certificate.key.as_bytes())
-            .map_err(|error| wrong("its key cannot be read as PEM", &error))?;
-        let key = any_supported_type(&private).map_err(|error| wrong("its key cannot be used", &error))?;
-        let certified = CertifiedKey::new(chain, key);
-        certified.keys_match().map_err(|error| wrong("its key is not that of the certificate", &error))?;
-        let certified = Arc::new(certified);
-        first.get_or_insert_with(|| certified.clone());
+        let made = certified(&certificate.chain, &certificate.key);
+        let made = Arc::new(made.map_err(|error| format!("certificate for {hosts}: {error}"))?);
+        first.get_or_insert_with(|| made.clone());
         for host in &certificate.hosts {
             match host.strip_prefix('*') {
-                Some(rest) => wild.push((rest.to_owned(), certified.clone())),
-                None => _ = exact.insert(host.clone(), certified.clone()),
+                Some(rest) => wild.push((rest.to_owned(), made.clone())),
+                None => _ = exact.insert(host.clone(), made.clone()),
             }
         }
     }
-    let Some(first) = first else { return Err("there is no certificate".into()) };
-    wild.sort_by_key(|(rest, _)| std::cmp::Reverse(rest.len()));
+    let Some(first) = first else { return Ok(None) };
+    wild.sort_by_key(|(rest, _): &(String, _)| std::cmp::Reverse(rest.len()));
     let builder = ServerConfig::builder_with_provider(Arc::new(default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;
     let mut config = builder.with_no_client_auth().with_cert_resolver(Arc::new(ByHost { exact, wild, first }));
     config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
-    Ok(Arc::new(config))
+    Ok(Some(Arc::new(config)))
 }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
-use tokio::task::{AbortHandle, LocalSet};
+use tokio::task::{JoinHandle, LocalSet};
 
 use super::h1::Session;
 use super::h2::{self, Begun};
@@ -20,9 +20,9 @@ use super::head::Bad;
 use super::pick::{Picked, Wish};
 use super::pool::Pool;
 use super::rewrite::From;
-use super::routes::{Routing, Way, hash_of, plain_host, plain_path};
+use super::routes::{Routing, Way, hash_of, plain_host};
 use super::watch::{LOOK, Late, Watch, Watches};
-use crate::model::route::{HashBy, RouteBalance};
+use crate::model::route::{HashBy, RouteBalance, plain_path};
 
 /// How long a client has for the handshake of TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -34,12 +34,16 @@ const TIDY: u32 = 10;
 /// What all threads know.
 pub struct Shared {
     routing: Mutex<Routing>,
-    tls: Mutex<HashMap<String, Arc<ServerConfig>>>,
+    tls: Mutex<HashMap<String, Option<Arc<ServerConfig>>>>,
     leaving: AtomicBool,
     /// Told when connections are to end.
     pub left: Notify,
     /// Connections of clients that are open.
     pub connections: AtomicUsize,
+    /// Sockets that threads have not closed yet.
+    pub closing: AtomicUsize,
+    // Most connections of clients: each takes one to a replica as well.
+    most: usize,
     /// Connections accepted.
     pub accepted: AtomicU64,
     /// Requests that no route was for.
@@ -57,6 +61,8 @@ impl Shared {
             leaving: AtomicBool::new(false),
             left: Notify::new(),
             connections: AtomicUsize::new(0),
+            closing: AtomicUsize::new(0),
+            most: most_connections(),
             accepted: AtomicU64::new(0),
             lost: AtomicU64::new(0),
             malformed: AtomicU64::new(0),
@@ -68,8 +74,8 @@ impl Shared {
         self.routing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How TLS ends, by front.
-    pub fn tls(&self) -> MutexGuard<'_, HashMap<String, Arc<ServerConfig>>> {
+    /// How TLS ends, by front, where it does; nothing: there is no certificate to show, and so nothing to say.
+    pub fn tls(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<ServerConfig>>>> {
         self.tls.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -135,7 +141,7 @@ pub fn start(shared: Arc<Shared>, number: usize) -> std::io::Result<mpsc::Unboun
 impl Worker {
     // Until the sender is gone.
     async fn run(self: Rc<Self>, mut commands: mpsc::UnboundedReceiver<Command>) {
-        let fronts: RefCell<HashMap<String, AbortHandle>> = RefCell::default();
+        let fronts: RefCell<HashMap<String, JoinHandle<()>>> = RefCell::default();
         let mut look = tokio::time::interval(LOOK);
         look.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut looks = 0;
@@ -145,14 +151,18 @@ impl Worker {
                     Some(Command::Listen(name, socket)) => {
                         let Ok(listener) = TcpListener::from_std(socket) else { continue };
                         let task = tokio::task::spawn_local(self.clone().accept(name.as_str().into(), listener));
-                        if let Some(before) = fronts.borrow_mut().insert(name, task.abort_handle()) {
+                        if let Some(before) = fronts.borrow_mut().insert(name, task) {
                             before.abort();
                         }
                     }
                     Some(Command::Close(name)) => {
-                        if let Some(task) = fronts.borrow_mut().remove(&name) {
+                        let task = fronts.borrow_mut().remove(&name);
+                        if let Some(task) = task {
                             task.abort();
+                            // Its socket is closed with it.
+                            let _ = task.await;
                         }
+                        self.shared.closing.fetch_sub(1, Ordering::SeqCst);
                     }
                     None => return,
                 },
@@ -175,11 +185,16 @@ impl Worker {
         loop {
             match listener.accept().await {
                 Ok((stream, address)) => {
+                    // Counted before anything else is done, so that nobody thinks that there is none.
+                    let open = Open::count(&self.shared);
+                    if self.shared.connections.load(Ordering::Relaxed) > self.shared.most {
+                        continue;
+                    }
                     self.shared.accepted.fetch_add(1, Ordering::Relaxed);
                     crate::network::balancer::sockets::prepare_any(std::os::fd::AsFd::as_fd(&stream));
                     let address = address.ip().to_canonical().to_string();
                     let from = From { address, port, is_secure: false };
-                    tokio::task::spawn_local(self.clone().serve(front.clone(), stream, from));
+                    tokio::task::spawn_local(self.clone().serve(front.clone(), stream, from, open));
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
                 Err(_) => tokio::time::sleep(STARVED).await,
@@ -187,12 +202,13 @@ impl Worker {
         }
     }
 
-    async fn serve(self: Rc<Self>, front: Rc<str>, stream: TcpStream, mut from: From) {
-        let _open = Open::count(&self.shared);
+    async fn serve(self: Rc<Self>, front: Rc<str>, stream: TcpStream, mut from: From, _open: Open) {
         let watch = self.watches.begin(HANDSHAKE);
         let tls = self.shared.tls().get(&*front).cloned();
-        let Some(config) = tls else {
-            return self.speak(front, stream, from, watch).await;
+        let config = match tls {
+            None => return self.speak(front, stream, from, watch).await,
+            Some(None) => return,
+            Some(Some(config)) => config,
         };
         from.is_secure = true;
         let handshake = tokio_rustls::TlsAcceptor::from(config).accept(stream);
@@ -262,19 +278,25 @@ impl Worker {
     }
 }
 
+// Half of the descriptors that this process may have.
+fn most_connections() -> usize {
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    limit.map_or(512, |(soft, _)| usize::try_from(soft / 2).unwrap_or(usize::MAX)).max(64)
+}
+
 // Counts a connection while it is open.
 struct Open(Arc<Shared>);
 
 impl Open {
     fn count(shared: &Arc<Shared>) -> Self {
-        shared.connections.fetch_add(1, Ordering::Relaxed);
+        shared.connections.fetch_add(1, Ordering::SeqCst);
         Open(shared.clone())
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.0.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.connections.fetch_sub(1, Ordering::SeqCst);
     }
 }
 
@@ -282,7 +304,8 @@ impl Drop for Open {
 pub fn asked<'a>(host: &'a [u8], target: &'a [u8]) -> Result<Asked<'a>, Bad> {
     let path = &target[..memchr::memchr2(b'?', b'#', target).unwrap_or(target.len())];
     let path = std::str::from_utf8(path).map_err(|_| Bad { status: 400, why: "the path is no text" })?;
-    Ok(Asked { host: plain_host(host), path: plain_path(path)? })
+    let path = plain_path(path).map_err(|why| Bad { status: 400, why })?;
+    Ok(Asked { host: plain_host(host), path })
 }
 
 /// The status and the address of a redirect.
