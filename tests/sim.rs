@@ -224,7 +224,7 @@ fn mistakes_inside_a_test_are_said_as_well() {
         ("t.cluster:events 'task.faild'", "did you mean \"task.failed\"?"),
         ("t.cluster:program('x', { stat = 1 })", "did you mean \"start\"?"),
         ("http.load { url = 'http://localhost/' }", "measures a real network"),
-        ("http.get 'http://example.org/'", "only replicas and published ports answer"),
+        ("http.get 'http://example.org/'", "only replicas, published ports and routes answer"),
     ] {
         check(&format!("test('x', function(t) {call} end)"), &[], 1, &[expected]);
     }

@@ -1,4 +1,4 @@
-//! The network of a simulation: replicas by their addresses, published ports on every node, nobody else.
+//! The network of a simulation: replicas by their addresses, published ports and routes on every node, nobody else.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -7,9 +7,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::engines::sim::{Answer, SimEngine};
+use crate::model::route::plain_path;
 use crate::model::{Error, Kind, Result};
-use crate::network::balancer::Balancer;
 use crate::network::balancer::choose::Chooser;
+use crate::network::balancer::{Balancer, Routing, Wish, plain_host};
 use crate::network::table::{Status, Table};
 use crate::network::{Network, Request, Response};
 
@@ -21,6 +22,7 @@ const LATENCY: Duration = Duration::from_millis(1);
 pub struct Routes {
     table: Table,
     choosers: BTreeMap<String, Chooser>,
+    routing: Routing,
 }
 
 /// Replicas and published ports.
@@ -36,16 +38,27 @@ pub struct SimNetwork {
 impl SimNetwork {
     // What is answered at an address, by a replica itself or by the one that a published port leads to.
     fn answer(&self, address: &str, path: &str) -> Option<Answer> {
+        self.answer_for(address, address, path)
+    }
+
+    // The same for whoever names another host than the one that is connected to.
+    fn answer_for(&self, address: &str, named: &str, path: &str) -> Option<Answer> {
         if let Some(answer) = self.engine.answer(address, path) {
             return Some(answer);
         }
         let (host, port) = address.rsplit_once(':')?;
         let port: u16 = port.parse().ok()?;
-        if !["localhost", "127.0.0.1", "[::1]"].contains(&host) && !self.hosts.contains(host) {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let Routes { table, choosers, routing } = &mut *routes;
+        let is_here = ["localhost", "127.0.0.1", "[::1]"].contains(&host) || self.hosts.contains(host);
+        if let Some((front, known)) = table.fronts.iter().find(|(_, front)| front.port == port) {
+            // A name that a route is for leads to these hosts.
+            let is_named = known.routes.iter().any(|route| route.spec.host.is_some() && route.spec.is_for(host));
+            return (is_here || is_named).then(|| self.routed(routing, front, named, path));
+        }
+        if !is_here {
             return None;
         }
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        let Routes { table, choosers } = &mut *routes;
         let (name, listener) = table.listeners.iter().find(|(_, listener)| listener.port == port)?;
         let chooser = choosers.entry(name.clone()).or_default();
         let mut tried = Vec::new();
@@ -57,6 +70,36 @@ impl SimNetwork {
                 return Some(answer);
             }
             tried.push(backend.id);
+        }
+    }
+
+    // As the balancer does where HTTP is spoken.
+    fn routed(&self, routing: &mut Routing, front: &str, named: &str, path: &str) -> Answer {
+        let told = |status: u16, body: &str| Answer { status, body: body.to_owned() };
+        let plain = match plain_path(path) {
+            Ok(plain) => plain,
+            Err(why) => return told(400, why),
+        };
+        let host = plain_host(named.as_bytes());
+        let Some((index, way)) = routing.way_of(front, &host, &plain).map(|(index, way)| (index, way.clone())) else {
+            return told(404, "no route leads there");
+        };
+        if way.spec.redirect.is_some() {
+            return told(301, "");
+        }
+        let rest = if way.spec.strip_path { path.strip_prefix(way.spec.prefix()).unwrap_or(path) } else { path };
+        let rest = if rest.is_empty() { "/" } else { rest };
+        let mut tried = Vec::new();
+        while let Some(picked) = routing.choose(front, &way, index, &Wish { tried: &tried, ..Wish::default() }) {
+            if let Some(answer) = self.engine.answer(&picked.peer().address, rest) {
+                return answer;
+            }
+            tried.push(picked.peer().id);
+        }
+        if tried.is_empty() {
+            told(503, "no replica serves this route now")
+        } else {
+            told(502, "no replica took the request")
         }
     }
 }
@@ -86,8 +129,10 @@ impl Network for SimNetwork {
         tokio::time::sleep(LATENCY).await;
         let (method, url) = request.parse()?;
         let address = format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(80));
-        let mut answer = self.answer(&address, url.path()).ok_or_else(|| {
-            let help = "in a simulation only replicas and published ports answer";
+        let is_host = |(name, _): &&(String, String)| name.eq_ignore_ascii_case("host");
+        let named = request.headers.iter().find(is_host).map_or(address.as_str(), |(_, host)| host);
+        let mut answer = self.answer_for(&address, named, url.path()).ok_or_else(|| {
+            let help = "in a simulation only replicas, published ports and routes answer";
             Error::new(Kind::Unavailable, request.subject(), "cannot connect").help(help)
         })?;
         if method == "HEAD" {
@@ -123,6 +168,7 @@ impl Balancer for SimBalancer {
         for (name, chooser) in &mut routes.choosers {
             chooser.retain(&table.listeners[name].backends);
         }
+        routes.routing.take(table);
         routes.table = table.clone();
         Ok(Status { version: table.version, ..Status::default() })
     }

@@ -228,6 +228,14 @@ impl RouteSpec {
         self.path.as_deref().unwrap_or_default().trim_end_matches('/')
     }
 
+    /// Whether it is for requests that name this host, in lower case and without a port.
+    pub fn is_for(&self, host: &str) -> bool {
+        self.host.as_deref().is_none_or(|own| match own.strip_prefix('*') {
+            Some(rest) => host.len() > rest.len() && host.ends_with(rest),
+            None => own == host,
+        })
+    }
+
     /// Whether it is for hosts of another as well, whatever their ports and paths.
     pub fn covers(&self, other: &RouteSpec) -> bool {
         let Some(host) = self.host.as_deref() else { return true };

@@ -22,7 +22,7 @@ use serde::{Deserialize, Serialize};
 use super::table::{Status, Table};
 use crate::model::Result;
 
-pub use http::certified;
+pub use http::{Routing, Wish, certified, plain_host};
 pub use process::main;
 
 /// What carries published ports to replicas, as the runtime sees it.

@@ -19,6 +19,8 @@ mod tls;
 mod watch;
 mod worker;
 
+pub use pick::Wish;
+pub use routes::{Routing, plain_host};
 pub use tls::certified;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};

@@ -200,8 +200,7 @@ impl FrontRoutes {
         let hosts = front.routes.iter().filter_map(|route| route.spec.host.as_deref());
         let mut all = FrontRoutes { routes, ..FrontRoutes::default() };
         for host in hosts.filter(|host| !host.starts_with("*.")) {
-            let list =
-                order.iter().copied().filter(|index| spec(*index).host.as_deref().is_none_or(|of| covers(of, host)));
+            let list = order.iter().copied().filter(|index| spec(*index).is_for(host));
             all.by_host.insert(host.to_owned(), list.collect());
         }
         all.others = order
@@ -215,15 +214,7 @@ impl FrontRoutes {
         let way = &self.routes[index].0;
         let rest = path.strip_prefix(way.prefix.as_str());
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || way.prefix.is_empty())
-            && way.spec.host.as_deref().is_none_or(|of| covers(of, host))
-    }
-}
-
-/// Whether a route's host stands for a request's.
-pub fn covers(of: &str, host: &str) -> bool {
-    match of.strip_prefix('*') {
-        Some(rest) => host.len() > rest.len() && host.ends_with(rest),
-        None => of == host,
+            && way.spec.is_for(host)
     }
 }
 
