@@ -44,7 +44,9 @@ fn three_commands_make_a_cluster() {
         let (demo1, demo2) = (lab.image("demo:1"), lab.image("demo:2"));
         web(&daemon, &demo1);
         // Every host answers, whoever it runs on; and nothing is lost in a rollout, whichever is asked.
-        let loads = everywhere(lab, 8080);
+        let mut loads = everywhere(lab, 8080);
+        daemon.ok(&["route", "set", "web", "*:8088", "--to", "web"]);
+        loads.extend(everywhere(lab, 8088));
         daemon.ok(&["service", "scale", "web=4"]);
         daemon.ok(&["service", "update", "web", "--image", &demo2, "--update-parallelism", "2"]);
         loads.iter().for_each(|load| load.saw("\"version\":\"2\""));

@@ -371,3 +371,55 @@ fn fields_that_are_ours_are_said_by_us_alone_and_no_upgrade_goes_past_the_routes
     }
     assert_eq!(balancer.status()["backends"][&replica.id]["failures"], 0);
 }
+
+#[test]
+fn a_proxy_that_is_trusted_is_believed() {
+    let replica = echo();
+    let mut balancer = Balancer::start();
+    let route = |trusted: &str| json!({ "trusted_proxies": [trusted] });
+    let ask = b"GET / HTTP/1.1\r\nHost: a\r\nX-Forwarded-For: 203.0.113.9\r\nX-Forwarded-For: 10.0.0.1\r\nX-Forwarded-Proto: https\r\n\
+        X-Real-IP: 203.0.113.9\r\nConnection: close\r\n\r\n";
+    balancer.route(&[("all", route("127.0.0.0/8"), &[(&replica, 100)])]);
+    let told = balancer.raw(ask);
+    assert!(told.contains("x-forwarded-for: 203.0.113.9, 10.0.0.1, 127.0.0.1\r\n"), "{told}");
+    assert!(told.contains("x-forwarded-proto: https\r\n") && told.contains("X-Real-IP: 203.0.113.9"), "{told}");
+    assert_eq!(told.to_lowercase().matches("x-forwarded-for").count(), 1, "{told}");
+    balancer.route(&[("all", route("10.0.0.0/8"), &[(&replica, 100)])]);
+    let told = balancer.raw(ask);
+    assert!(told.contains("X-Forwarded-For: 127.0.0.1\r\n") && !told.contains("203.0.113.9"), "{told}");
+}
+
+#[test]
+fn each_request_is_a_line_for_who_collects_them() {
+    let replica = named("one");
+    let collector = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    collector.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut balancer = Balancer::start();
+    let spec = |host: &str| json!({ "host": host, "access_log": collector.local_addr().unwrap().to_string() });
+    balancer.route(&[("one", spec("a"), &[(&replica, 100)]), ("none", spec("b"), &[])]);
+    let line = || {
+        let mut bytes = [0; 8192];
+        let length = collector.recv(&mut bytes).unwrap();
+        serde_json::from_slice::<serde_json::Value>(&bytes[..length]).unwrap()
+    };
+    balancer.raw(b"GET /x?y=z HTTP/1.1\r\nHost: a\r\nUser-Agent: \"me\"\r\nConnection: close\r\n\r\n");
+    let first = line();
+    assert_eq!(
+        (&first["version"], &first["_status"], &first["_bytes"]),
+        (&json!("1.1"), &json!(200), &json!(3)),
+        "{first}"
+    );
+    assert_eq!(
+        (&first["_path"], &first["_client"], &first["_user_agent"]),
+        (&json!("/x?y=z"), &json!("127.0.0.1"), &json!("\"me\""))
+    );
+    assert_eq!((&first["_route"], &first["_task"], &first["level"]), (&json!("one"), &json!(replica.id), &json!(6)));
+    assert_eq!(first["short_message"], "GET a/x?y=z 200");
+    balancer.get("b", "/");
+    let second = line();
+    assert_eq!(
+        (&second["_status"], &second["level"], &second["_task"]),
+        (&json!(503), &json!(5), &json!(null)),
+        "{second}"
+    );
+}

@@ -86,6 +86,12 @@ pub struct SetArgs {
     /// Largest body of a request, such as 10MiB
     #[arg(long)]
     max_body: Option<Bytes>,
+    /// Send a line for each request there, as GELF over UDP: 10.0.0.5:12201
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    access_log: Option<std::net::SocketAddr>,
+    /// A proxy in front of the balancer whose word on the client is believed: an address, or a network such as 10.0.0.0/8
+    #[arg(long, value_name = "CIDR")]
+    trusted_proxy: Vec<String>,
 }
 
 /// What a service speaks.
@@ -132,6 +138,8 @@ fn described(args: SetArgs) -> Result<(Name, RouteSpec)> {
         retries: args.retries,
         timeout: args.timeout,
         max_body: args.max_body,
+        access_log: args.access_log,
+        trusted_proxies: args.trusted_proxy,
         ..url.parse()?
     };
     spec.validate_alone(&name)?;

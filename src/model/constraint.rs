@@ -55,8 +55,8 @@ impl Constraint {
     }
 }
 
-// An address, or a network in CIDR form (`10.0.0.0/8`).
-fn within(address: Option<IpAddr>, range: &str) -> bool {
+/// Whether an address is this one, or in this network in CIDR form (`10.0.0.0/8`).
+pub fn within(address: Option<IpAddr>, range: &str) -> bool {
     let Some(address) = address else { return false };
     let Some((base, prefix)) = parse_range(range) else { return false };
     match (address, base) {
@@ -72,7 +72,8 @@ fn within(address: Option<IpAddr>, range: &str) -> bool {
     }
 }
 
-fn parse_range(text: &str) -> Option<(IpAddr, u8)> {
+/// An address, or a network in CIDR form.
+pub fn parse_range(text: &str) -> Option<(IpAddr, u8)> {
     let (base, prefix) = match text.split_once('/') {
         Some((base, prefix)) => (base.parse::<IpAddr>().ok()?, prefix.parse::<u8>().ok()?),
         None => (text.parse::<IpAddr>().ok()?, 128),

@@ -5,7 +5,7 @@ mod path;
 mod shares;
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::str::FromStr;
 
 use schemars::JsonSchema;
@@ -13,6 +13,7 @@ use serde::de::{self, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::clock::Timestamp;
+use super::constraint::{parse_range, within};
 use super::error::{Error, Result};
 use super::name::Name;
 use super::units::{Bytes, Duration};
@@ -22,6 +23,8 @@ use shares::{Shares, shares};
 
 /// Longest path of a route, in bytes.
 const MAX_PATH: usize = 1024;
+/// Most addresses and networks of proxies.
+const MAX_PROXIES: usize = 64;
 /// Most tries beyond the first.
 const MAX_RETRIES: u32 = 10;
 
@@ -79,6 +82,13 @@ pub struct RouteSpec {
     /// Largest body of a request; any where it is not given.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_body: Option<Bytes>,
+    /// Where a line for each request is sent as GELF over UDP: `10.0.0.5:12201`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub access_log: Option<SocketAddr>,
+    /// Addresses and networks (`10.0.0.0/8`) of proxies in front of the balancer: what they say of the client is believed.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub trusted_proxies: Vec<String>,
     /// Whose requests they are, where the route stands for itself: a service's name, or several with their shares. A service's own
     /// routes are its own.
     #[serde(deserialize_with = "shares", skip_serializing_if = "Vec::is_empty")]
@@ -228,6 +238,11 @@ impl RouteSpec {
         self.path.as_deref().unwrap_or_default().trim_end_matches('/')
     }
 
+    /// Whether what comes from this address may say by way of whom it came.
+    pub fn trusts(&self, address: IpAddr) -> bool {
+        self.trusted_proxies.iter().any(|proxy| within(Some(address), proxy))
+    }
+
     /// Whether it is for requests that name this host, in lower case and without a port.
     pub fn is_for(&self, host: &str) -> bool {
         self.host.as_deref().is_none_or(|own| match own.strip_prefix('*') {
@@ -330,6 +345,13 @@ impl RouteSpec {
         }
         if self.timeout.is_some_and(|timeout| timeout.millis() == 0) {
             return wrong("timeout", "is no time at all", "leave it out for 60s");
+        }
+        if self.trusted_proxies.len() > MAX_PROXIES {
+            return wrong("trusted_proxies", "are more than 64", "name the networks that they are in");
+        }
+        if self.trusted_proxies.iter().any(|proxy| parse_range(proxy).is_none()) {
+            let help = "write \"10.0.0.1\" or \"10.0.0.0/8\"";
+            return wrong("trusted_proxies", "holds what is neither an address nor a network", help);
         }
         if let Some(tls) = &self.tls {
             for (field, place) in [("tls.certificate", &tls.certificate), ("tls.key", &tls.key)] {

@@ -2,7 +2,6 @@
 
 use std::future::poll_fn;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -10,16 +9,17 @@ use bytes::{Buf, BytesMut};
 use smallvec::SmallVec;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::access::Line;
 use super::carry::{Broken, Carry, poll_fill};
+use super::exchange::{After, Exchange, Failed};
 use super::head::{self, Bad, Body, Head, MAX_HEAD};
 use super::pick::{Picked, Wish};
 use super::pool::{Upstream, is_own};
 use super::rewrite::{self, From};
-use super::routes::Way;
 use super::watch::{Late, Watch};
 use super::worker::{Worker, asked, redirected};
 use crate::model::id::TaskId;
-use crate::model::route::RouteProtocol;
+use crate::model::route::{RouteProtocol, RouteSpec};
 
 /// How a connection begins that speaks HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
@@ -49,36 +49,6 @@ pub struct Session<S> {
     pub(super) answer: Head,
     // A part of the body has gone on: what is left of it here says nothing of its length.
     pub(super) has_begun: bool,
-}
-
-// What follows an exchange.
-pub(super) enum After {
-    Next,
-    Close,
-    // Without a word: what was begun is not whole.
-    Drop,
-}
-
-// Why nothing was answered yet.
-enum Failed {
-    // The replica took nothing, or said nothing.
-    Silent,
-    // It broke off in the head of its answer, or sent no HTTP.
-    Garbled,
-    Late,
-    // The client was waited for.
-    Slow,
-    // The client is gone, or sends what is none.
-    Client(Option<Bad>),
-}
-
-// What an exchange is known by until its answer has begun.
-pub(super) struct Exchange {
-    pub(super) way: Arc<Way>,
-    pub(super) began: Instant,
-    // What is told to the client instead of an answer has a status of its own.
-    pub(super) mark: Option<String>,
-    pub(super) keeps: bool,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
@@ -166,13 +136,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 return After::Drop;
             }
         };
-        let mut exchange = Exchange { way, began, mark: None, keeps: self.head.keeps && !self.worker.is_leaving() };
+        let line = Line::begin(&self.worker.lines, &way, || self.said(&way.spec));
+        let keeps = self.head.keeps && !self.worker.is_leaving();
+        let mut exchange = Exchange { way, began, mark: None, keeps, line };
         let way = exchange.way.clone();
         if let Some(to) = &way.spec.redirect {
             let bytes = &self.input[..self.head.length];
             let (status, to) =
                 redirected(to, self.head.method.of(bytes), self.head.host.of(bytes), self.head.target.of(bytes));
-            way.passed.note(status, began.elapsed());
+            exchange.note(status);
             return self.tell_with(status, &[("Location", &to)], &to, true).await;
         }
         if way.spec.protocol == RouteProtocol::H2c {
@@ -239,7 +211,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 Failed::Slow => return self.fail(&exchange, 408, "the body did not come in time").await,
                 Failed::Client(Some(bad)) => return self.fail(&exchange, bad.status, bad.why).await,
                 Failed::Client(None) => {
-                    way.passed.note(499, began.elapsed());
+                    exchange.note(499);
                     return After::Drop;
                 }
                 Failed::Late => {
@@ -252,6 +224,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 }
             }
         }
+    }
+
+    // What is asked for, and who asks.
+    fn said(&self, spec: &RouteSpec) -> ([String; 4], String) {
+        let bytes = &self.input[..self.head.length];
+        let text = |part: &[u8]| String::from_utf8_lossy(part).into_owned();
+        let chain = self.head.values(bytes, "x-forwarded-for");
+        let client = rewrite::client(spec, &self.from, chain.as_deref());
+        let agent = self.head.value(bytes, "user-agent").map(text).unwrap_or_default();
+        let [method, host, target] =
+            [self.head.method, self.head.host, self.head.target].map(|part| text(part.of(bytes)));
+        ([method, host, target, client], agent)
     }
 
     // Whether the request can be sent once more: it is one that may come twice, and all of it is still here.
@@ -270,7 +254,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let bytes = &self.input[..self.head.length];
         let spec = &exchange.way.spec;
         let mark = spec.sticky.as_ref().and_then(|name| rewrite::cookie(bytes, &self.head, name));
-        let hash = self.worker.hash(&spec.balance, &self.from, self.head.target.of(bytes), |by| match by {
+        let hash = self.worker.hash(spec, &self.from, self.head.target.of(bytes), |by| match by {
             super::worker::Named::Header(name) => self.head.value(bytes, name),
             super::worker::Named::Cookie(name) => rewrite::cookie(bytes, &self.head, name),
         });
@@ -386,7 +370,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let Session { worker, stream, watch, input, out, head, answer, from, .. } = self;
         let is_old = head.is_old;
         let way = &exchange.way;
-        let took = exchange.began.elapsed();
         let upgrades = answer.status == 101;
         if upgrades && (head.upgrade.is_none() || answer.upgrade.is_none()) {
             drop(upstream);
@@ -413,7 +396,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         rewrite::response(out, &upstream.input, answer, keeps, is_old, cookie.as_deref());
         upstream.input.advance(answer.length);
         input.advance(head.length + sent_whole);
-        way.passed.note(answer.status, took);
+        exchange.note(answer.status);
+        if let Some(line) = &exchange.line {
+            line.task.set(Some(picked.peer().id));
+        }
         let mut download = Carry::new(answer.body, None);
         if !is_old {
             download = download.recoded();
@@ -421,6 +407,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         if download.join(&mut upstream.input, out).is_err() {
             picked.peer().failed();
             return After::Drop;
+        }
+        if let Some(line) = &exchange.line {
+            line.bytes.set(Some(download.taken));
         }
         watch.allow(STILL);
         if !matches!(watch.bound(stream.write_all(out)).await, Ok(Ok(()))) {
@@ -447,6 +436,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 let done = download.poll(cx, &mut upstream.input, from, stream);
                 if (upload.moved, download.taken, download.moved) != before {
                     watch.allow(STILL);
+                }
+                if let Some(line) = &exchange.line {
+                    line.bytes.set(Some(download.taken));
                 }
                 done
             }));

@@ -20,6 +20,7 @@ use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use tokio::time::error::Elapsed;
 
+use super::access::Line;
 use super::h1::{ANSWER, RETRIES};
 use super::h2::{Here, Out, told};
 use super::head::{Kind, kind};
@@ -29,6 +30,7 @@ use super::rewrite::{self, From};
 use super::routes::Way;
 use super::worker::{Named, Worker};
 use crate::model::id::TaskId;
+use crate::model::route::RouteSpec;
 
 /// How often a replica is asked whether it is there, and how long it has to say so.
 const ALIVE: (std::time::Duration, std::time::Duration) =
@@ -90,8 +92,15 @@ pub async fn exchange(
     host: &str,
 ) -> Response<Out> {
     let began = Instant::now();
-    let fail = |status: u16, why: &str| {
+    let line = Line::begin(&worker.lines, &way, || said(&request, host, &way.spec, from));
+    let note = |status: u16| {
         way.passed.note(status, began.elapsed());
+        if let Some(line) = &line {
+            line.status.set(status);
+        }
+    };
+    let fail = |status: u16, why: &str| {
+        note(status);
         told(status, why)
     };
     let spec = &way.spec;
@@ -111,7 +120,7 @@ pub async fn exchange(
         return fail(413, "the body is larger than this route takes");
     }
     let mark = spec.sticky.as_deref().and_then(|name| cookie(&parts.headers, name)).map(str::to_owned);
-    let hash = worker.hash(&spec.balance, from, parts.uri.path().as_bytes(), |by| match by {
+    let hash = worker.hash(spec, from, parts.uri.path().as_bytes(), |by| match by {
         Named::Header(name) => Some(parts.headers.get(name)?.as_bytes()),
         Named::Cookie(name) => cookie(&parts.headers, name).map(str::as_bytes),
     });
@@ -150,7 +159,10 @@ pub async fn exchange(
         match answered(sent, &going, patience).await {
             Ok(Ok(response)) => {
                 peer.succeeded();
-                way.passed.note(response.status().as_u16(), began.elapsed());
+                note(response.status().as_u16());
+                if let Some(line) = &line {
+                    line.task.set(Some(peer.id));
+                }
                 return handed_on(response, &way, picked, mark.as_deref(), from);
             }
             // Nothing of it was sent: the connection was closed at the other end, or the replica takes no more.
@@ -180,6 +192,15 @@ pub async fn exchange(
             }
         }
     }
+}
+
+// What is asked for, and who asks.
+fn said(request: &Request<Incoming>, host: &str, spec: &RouteSpec, from: &From) -> ([String; 4], String) {
+    let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let client = rewrite::client(spec, from, text("x-forwarded-for"));
+    let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
+    let agent = text("user-agent").unwrap_or_default().to_owned();
+    ([request.method().to_string(), host.to_owned(), target.to_owned(), client], agent)
 }
 
 // Waits for the head of an answer: as long as a request's body goes on, and then for so long. What is said in both directions at once
@@ -255,8 +276,17 @@ fn forwarded(mut parts: Parts, host: &str, way: &Way, from: &From) -> Option<Par
     parts.version = Version::HTTP_2;
     let headers = &mut parts.headers;
     // "te: trailers" is what gRPC asks for; else what is of one connection, or said of another, ends here.
-    let is_ours = |name: &&HeaderName| {
-        **name != header::TE && matches!(kind(name.as_str()), Kind::Hop | Kind::Forwarded | Kind::Host)
+    let trusts = way.spec.trusts(from.ip);
+    let said = trusts.then(|| {
+        rewrite::Said::of(&way.spec, from, host.as_bytes(), |name| {
+            let texts: Vec<&str> = headers.get_all(name).iter().filter_map(|value| value.to_str().ok()).collect();
+            (!texts.is_empty()).then(|| texts.join(", "))
+        })
+    });
+    let is_ours = |name: &&HeaderName| match kind(name.as_str()) {
+        Kind::Hop | Kind::Host => **name != header::TE,
+        Kind::Forwarded => !trusts || rewrite::is_said(name.as_str().as_bytes()),
+        _ => false,
     };
     let gone: Vec<HeaderName> = headers.keys().filter(is_ours).cloned().collect();
     gone.iter().for_each(|name| drop(headers.remove(name)));
@@ -265,10 +295,15 @@ fn forwarded(mut parts: Parts, host: &str, way: &Way, from: &From) -> Option<Par
             headers.insert(HeaderName::from_static(name), value);
         }
     };
-    put("x-forwarded-for", &from.address);
-    put("x-forwarded-proto", from.scheme());
-    put("x-forwarded-host", host);
-    put("x-forwarded-port", &from.port.to_string());
+    match &said {
+        Some(said) => said.fields().for_each(|(name, value)| put(name, value)),
+        None => {
+            put("x-forwarded-for", &from.address);
+            put("x-forwarded-proto", from.scheme());
+            put("x-forwarded-host", host);
+            put("x-forwarded-port", &from.port.to_string());
+        }
+    }
     if way.spec.strip_path {
         put("x-forwarded-prefix", way.spec.prefix());
     }

@@ -280,6 +280,13 @@ impl Head {
         Ok(hosts)
     }
 
+    /// What fields of a name say together.
+    pub fn values(&self, bytes: &[u8], name: &str) -> Option<String> {
+        let found = self.fields.iter().filter(|field| field.name.of(bytes).eq_ignore_ascii_case(name.as_bytes()));
+        let texts: Vec<&str> = found.filter_map(|field| std::str::from_utf8(field.value.of(bytes)).ok()).collect();
+        (!texts.is_empty()).then(|| texts.join(", "))
+    }
+
     /// A field's value by its name, the first.
     pub fn value<'a>(&self, bytes: &'a [u8], name: &str) -> Option<&'a [u8]> {
         let found = self.fields.iter().find(|field| field.name.of(bytes).eq_ignore_ascii_case(name.as_bytes()));

@@ -4,8 +4,10 @@
 //! sent on (`rewrite`) and bodies carried in both directions (`carry`), by a task of the client's connection (`h1`). Nothing is
 //! started for a request, and no timer is set (`watch`).
 
+mod access;
 mod carry;
 mod chunks;
+mod exchange;
 mod h1;
 mod h2;
 mod h2c;

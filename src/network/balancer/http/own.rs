@@ -5,13 +5,14 @@ use std::time::Duration;
 use bytes::Buf;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::h1::{After, Exchange, HEAD, STILL, Session};
+use super::exchange::{After, Exchange};
+use super::h1::{HEAD, STILL, Session};
 use super::head::{Bad, Body};
 use super::rewrite;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     pub(super) async fn fail(&mut self, exchange: &Exchange, status: u16, why: &str) -> After {
-        exchange.way.passed.note(status, exchange.began.elapsed());
+        exchange.note(status);
         self.tell(status, why, exchange.keeps).await
     }
 

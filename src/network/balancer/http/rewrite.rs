@@ -1,15 +1,18 @@
 //! Heads as they go on: without what was of one connection alone, with what the next one needs to know.
 
 use std::io::Write;
+use std::net::IpAddr;
 
 use super::head::{Body, Head, Kind};
 use super::routes::Way;
-use crate::model::route::plain_path;
+use crate::model::route::{RouteSpec, plain_path};
 
 /// By way of whom a request came.
 #[derive(Debug, Clone)]
 pub struct From {
-    /// The client's address.
+    /// The address that it came from.
+    pub ip: IpAddr,
+    /// The same in words.
     pub address: String,
     /// The port that it came to.
     pub port: u16,
@@ -24,6 +27,48 @@ impl From {
     }
 }
 
+/// Fields that say by way of whom a request came.
+const SAID: [&str; 4] = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host", "x-forwarded-port"];
+
+/// Whether a field is one of those that are written anew.
+pub fn is_said(name: &[u8]) -> bool {
+    SAID.iter().any(|said| name.eq_ignore_ascii_case(said.as_bytes()))
+}
+
+/// What a proxy that is trusted has said of a request, and what is added to it.
+pub struct Said([String; 4]);
+
+impl Said {
+    /// `value` is what it said in a field, all of it.
+    pub fn of(spec: &RouteSpec, from: &From, host: &[u8], value: impl Fn(&str) -> Option<String>) -> Self {
+        debug_assert!(spec.trusts(from.ip), "asked of those that are trusted alone");
+        let chain = match value(SAID[0]) {
+            Some(before) => format!("{before}, {}", from.address),
+            None => from.address.clone(),
+        };
+        let scheme = value(SAID[1]).unwrap_or_else(|| from.scheme().to_owned());
+        let host = value(SAID[2]).unwrap_or_else(|| String::from_utf8_lossy(host).into_owned());
+        let port = value(SAID[3]).unwrap_or_else(|| from.port.to_string());
+        Said([chain, scheme, host, port])
+    }
+
+    /// Names and values.
+    pub fn fields(&self) -> impl Iterator<Item = (&'static str, &str)> {
+        SAID.into_iter().zip(self.0.iter().map(String::as_str)).filter(|(_, value)| !value.is_empty())
+    }
+}
+
+/// The client's address: the last one of the chain that no trusted proxy has.
+pub fn client(spec: &RouteSpec, from: &From, chain: Option<&str>) -> String {
+    if !spec.trusts(from.ip) {
+        return from.address.clone();
+    }
+    let chain = chain.unwrap_or_default().rsplit(',').map(str::trim);
+    let addresses = chain.filter_map(|text| text.parse::<IpAddr>().ok());
+    let client = addresses.map(|address| address.to_canonical()).find(|address| !spec.trusts(*address));
+    client.map_or_else(|| from.address.clone(), |address| address.to_string())
+}
+
 /// A request's head for the replica.
 pub fn request(out: &mut Vec<u8>, bytes: &[u8], head: &Head, way: &Way, from: &From) {
     out.extend_from_slice(head.method.of(bytes));
@@ -34,8 +79,14 @@ pub fn request(out: &mut Vec<u8>, bytes: &[u8], head: &Head, way: &Way, from: &F
     if !host.is_empty() || !head.is_old {
         field(out, b"Host", host);
     }
+    let trusts = way.spec.trusts(from.ip);
     for known in &head.fields {
-        if !matches!(known.kind, Kind::Hop | Kind::Host | Kind::Forwarded) {
+        let goes = match known.kind {
+            Kind::Hop | Kind::Host => false,
+            Kind::Forwarded => trusts && !is_said(known.name.of(bytes)),
+            _ => true,
+        };
+        if goes {
             field(out, known.name.of(bytes), known.value.of(bytes));
         }
     }
@@ -48,13 +99,20 @@ pub fn request(out: &mut Vec<u8>, bytes: &[u8], head: &Head, way: &Way, from: &F
         None if head.is_old => out.extend_from_slice(b"Connection: keep-alive\r\n"),
         None => {}
     }
-    // What a client says of itself is no proof of anything.
-    field(out, b"X-Forwarded-For", from.address.as_bytes());
-    field(out, b"X-Forwarded-Proto", from.scheme().as_bytes());
-    if !host.is_empty() {
-        field(out, b"X-Forwarded-Host", host);
+    if trusts {
+        let said = Said::of(&way.spec, from, host, |name| head.values(bytes, name));
+        for (name, value) in said.fields() {
+            field(out, name.as_bytes(), value.as_bytes());
+        }
+    } else {
+        // What a client says of itself is no proof of anything.
+        field(out, b"X-Forwarded-For", from.address.as_bytes());
+        field(out, b"X-Forwarded-Proto", from.scheme().as_bytes());
+        if !host.is_empty() {
+            field(out, b"X-Forwarded-Host", host);
+        }
+        let _ = write!(out, "X-Forwarded-Port: {}\r\n", from.port);
     }
-    let _ = write!(out, "X-Forwarded-Port: {}\r\n", from.port);
     if way.spec.strip_path {
         field(out, b"X-Forwarded-Prefix", way.spec.prefix().as_bytes());
     }

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, LocalSet};
 
+use super::access::Lines;
 use super::h1::Session;
 use super::h2::{self, Begun};
 use super::h2c::Streams;
@@ -22,7 +23,7 @@ use super::pool::Pool;
 use super::rewrite::From;
 use super::routes::{Routing, Way, hash_of, plain_host};
 use super::watch::{LOOK, Late, Watch, Watches};
-use crate::model::route::{HashBy, RouteBalance, plain_path};
+use crate::model::route::{HashBy, RouteBalance, RouteSpec, plain_path};
 
 /// How long a client has for the handshake of TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -109,6 +110,8 @@ pub struct Worker {
     pub pool: Pool,
     /// Those that speak HTTP/2.
     pub streams: Streams,
+    /// Where lines of requests go.
+    pub lines: Rc<Lines>,
 }
 
 /// Whither a request wants.
@@ -130,8 +133,13 @@ pub fn start(shared: Arc<Shared>, number: usize) -> std::io::Result<mpsc::Unboun
     let (sender, commands) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = move || {
-        let worker =
-            Rc::new(Worker { shared, watches: Watches::default(), pool: Pool::default(), streams: Streams::default() });
+        let worker = Rc::new(Worker {
+            shared,
+            watches: Watches::default(),
+            pool: Pool::default(),
+            streams: Streams::default(),
+            lines: Rc::default(),
+        });
         LocalSet::new().block_on(&runtime, worker.run(commands));
     };
     std::thread::Builder::new().name(format!("http-{number}")).spawn(run)?;
@@ -192,8 +200,8 @@ impl Worker {
                     }
                     self.shared.accepted.fetch_add(1, Ordering::Relaxed);
                     crate::network::balancer::sockets::prepare_any(std::os::fd::AsFd::as_fd(&stream));
-                    let address = address.ip().to_canonical().to_string();
-                    let from = From { address, port, is_secure: false };
+                    let ip = address.ip().to_canonical();
+                    let from = From { ip, address: ip.to_string(), port, is_secure: false };
                     tokio::task::spawn_local(self.clone().serve(front.clone(), stream, from, open));
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
@@ -246,12 +254,12 @@ impl Worker {
     /// What a route's hash is of.
     pub fn hash<'a>(
         &self,
-        balance: &RouteBalance,
+        spec: &RouteSpec,
         from: &From,
         target: &'a [u8],
         value: impl Fn(Named) -> Option<&'a [u8]>,
     ) -> u64 {
-        let RouteBalance::Hash(by) = balance else { return 0 };
+        let RouteBalance::Hash(by) = &spec.balance else { return 0 };
         let named = match by {
             HashBy::Ip => None,
             HashBy::Path => Some(&target[..memchr::memchr(b'?', target).unwrap_or(target.len())]),
@@ -259,7 +267,13 @@ impl Worker {
             HashBy::Cookie(name) => value(Named::Cookie(name)),
         };
         // Whoever says nothing of it is told apart by where they come from.
-        hash_of(named.unwrap_or(from.address.as_bytes()))
+        match named {
+            Some(named) => hash_of(named),
+            None => {
+                let chain = value(Named::Header("x-forwarded-for")).and_then(|chain| std::str::from_utf8(chain).ok());
+                hash_of(super::rewrite::client(spec, from, chain).as_bytes())
+            }
+        }
     }
 
     /// Whether connections are to end.
