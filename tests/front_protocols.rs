@@ -216,3 +216,56 @@ fn slow_clients_hold_up_nobody_and_are_let_go() {
     assert!(told.starts_with("HTTP/1.1 408 "), "{told}");
     assert_eq!(replica.requests() as u64, balancer.status()["routes"]["all"]["answers"][1].as_u64().unwrap());
 }
+
+// A real proxy in front, which says whose connections are; and the same said on to the replica.
+#[test]
+fn the_proxy_protocol_in_and_out() {
+    let replica = Replica::raw(|stream| {
+        let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+        let mut seen = Vec::new();
+        let mut part = [0; 4096];
+        while !seen.windows(4).any(|four| four == b"\r\n\r\n") {
+            match stream.read(&mut part) {
+                Ok(0) | Err(_) => return seen,
+                Ok(length) => seen.extend_from_slice(&part[..length]),
+            }
+        }
+        let _ = stream.write_all(answer(200, "x").as_bytes());
+        seen
+    });
+    let mut balancer = Balancer::start();
+    balancer.route(&[("all", json!({ "accept_proxy": true, "send_proxy": "v1" }), &[(&replica, 100)])]);
+    let ask = "GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    assert_eq!(balancer.raw(ask.as_bytes()), "", "what does not begin with it is not served");
+    let told = balancer.raw(format!("PROXY TCP4 203.0.113.9 198.51.100.1 5555 443\r\n{ask}").as_bytes());
+    assert!(told.starts_with("HTTP/1.1 200 "), "{told}");
+    let seen = support::eventually("it is seen", 5, || replica.seen().pop());
+    let seen = String::from_utf8_lossy(&seen).into_owned();
+    assert!(seen.starts_with(&format!("PROXY TCP4 203.0.113.9 127.0.0.1 5555 {}\r\nGET / ", replica.port)), "{seen}");
+    assert!(seen.contains("X-Forwarded-For: 203.0.113.9\r\n") && seen.contains("X-Forwarded-Port: 443\r\n"), "{seen}");
+    if Command::new("haproxy").arg("-v").output().is_err() {
+        assert!(std::env::var("CI").as_deref() != Ok("true"), "haproxy is not installed");
+        println!("skipped: haproxy is not installed");
+        return;
+    }
+    let port = support::free_port();
+    let config = balancer.folder.path().join("haproxy.cfg");
+    let text = format!(
+        "defaults\n mode tcp\n timeout connect 5s\n timeout client 9s\n timeout server 9s\nlisten l\n bind 127.0.0.1:{port}\n \
+         server s 127.0.0.1:{} send-proxy-v2\n",
+        balancer.port
+    );
+    std::fs::write(&config, text).unwrap();
+    let child = Command::new("haproxy").args(["-db", "-f"]).arg(&config).stderr(Stdio::null()).spawn().unwrap();
+    let _haproxy = Server { child, replica: Replica::start(|_, _| false) };
+    let mut stream =
+        support::eventually("haproxy listens", 10, || std::net::TcpStream::connect(("127.0.0.1", port)).ok());
+    let own = stream.local_addr().unwrap();
+    stream.write_all(ask.as_bytes()).unwrap();
+    let mut told = String::new();
+    let _ = stream.read_to_string(&mut told);
+    assert!(told.starts_with("HTTP/1.1 200 "), "{told}");
+    let seen = support::eventually("it is seen", 5, || replica.seen().get(1).cloned());
+    let seen = String::from_utf8_lossy(&seen).into_owned();
+    assert!(seen.starts_with(&format!("PROXY TCP4 127.0.0.1 127.0.0.1 {} {}\r\n", own.port(), replica.port)), "{seen}");
+}

@@ -7,7 +7,7 @@ use crate::client::remote::RemoteCluster;
 use crate::client::routes::RouteInfo;
 use crate::client::{Cluster, show};
 use crate::model::name::Name;
-use crate::model::route::{RouteProtocol, RouteShare, RouteSpec, RouteTls};
+use crate::model::route::{ProxyVersion, RouteProtocol, RouteShare, RouteSpec, RouteTls};
 use crate::model::units::{Bytes, Duration};
 use crate::model::{Error, Result};
 
@@ -89,6 +89,12 @@ pub struct SetArgs {
     /// Send a line for each request there, as GELF over UDP: 10.0.0.5:12201
     #[arg(long, value_name = "ADDRESS:PORT")]
     access_log: Option<std::net::SocketAddr>,
+    /// Take the client's address from the PROXY protocol, which every connection then has to begin with
+    #[arg(long)]
+    accept_proxy: bool,
+    /// Begin connections to the service with the PROXY protocol
+    #[arg(long, value_enum)]
+    send_proxy: Option<Proxy>,
     /// A proxy in front of the balancer whose word on the client is believed: an address, or a network such as 10.0.0.0/8
     #[arg(long, value_name = "CIDR")]
     trusted_proxy: Vec<String>,
@@ -101,6 +107,15 @@ pub enum Speaks {
     Http,
     /// HTTP/2 without TLS
     H2c,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+pub enum Proxy {
+    /// A line of text
+    V1,
+    /// Bytes
+    V2,
 }
 
 fn share(text: &str) -> Result<RouteShare> {
@@ -139,6 +154,11 @@ fn described(args: SetArgs) -> Result<(Name, RouteSpec)> {
         timeout: args.timeout,
         max_body: args.max_body,
         access_log: args.access_log,
+        accept_proxy: args.accept_proxy,
+        send_proxy: args.send_proxy.map(|version| match version {
+            Proxy::V1 => ProxyVersion::V1,
+            Proxy::V2 => ProxyVersion::V2,
+        }),
         trusted_proxies: args.trusted_proxy,
         ..url.parse()?
     };

@@ -29,6 +29,9 @@ pub struct Front {
     pub address: Option<IpAddr>,
     /// The port.
     pub port: u16,
+    /// Whether every connection begins with a word of the PROXY protocol.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub proxy: bool,
     /// Whether TLS ends here.
     #[serde(default)]
     pub tls: bool,

@@ -187,6 +187,13 @@ fn refuse_beside<'a>(
             let message = format!("listens on {number} {with} \"{name}\" {has}");
             return taken(message, "a port speaks TLS or does not: listen on another one");
         }
+        if other.accept_proxy != spec.accept_proxy {
+            let message = format!("listens on {number}, where route \"{name}\" says otherwise of accept_proxy");
+            return taken(
+                message,
+                "every connection to a port begins with the PROXY protocol, or none: say the same of both",
+            );
+        }
         if other.host != spec.host {
             continue;
         }

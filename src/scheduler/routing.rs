@@ -29,6 +29,7 @@ fn fronts(world: &World) -> BTreeMap<String, Front> {
             port: number,
             ..Front::default()
         });
+        front.proxy |= spec.accept_proxy;
         if let Some(tls) = &spec.tls {
             front.tls = true;
             let same = |known: &&mut Certificate| known.chain == tls.certificate && known.key == tls.key;

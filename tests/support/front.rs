@@ -59,6 +59,7 @@ impl Balancer {
     /// Takes these routes, with certificates.
     pub fn front(&mut self, routes: &[Route], certificates: &Value) -> Value {
         self.version += 1;
+        let proxy = routes.iter().any(|(_, spec, _)| spec["accept_proxy"] == true);
         let routes = routes.iter().map(|(name, spec, replicas)| {
             let backends = replicas.iter().map(|(replica, weight)| {
                 json!({ "id": replica.id, "address": format!("127.0.0.1:{}", replica.port), "weight": weight })
@@ -67,7 +68,7 @@ impl Balancer {
             json!({ "name": name, "spec": spec, "to": [{ "weight": 100, "backends": backends }] })
         });
         let routes: Vec<Value> = routes.collect();
-        let front = json!({ "address": "127.0.0.1", "port": self.port, "routes": routes, "certificates": certificates, "tls": certificates != &json!([]) });
+        let front = json!({ "address": "127.0.0.1", "port": self.port, "routes": routes, "certificates": certificates, "tls": certificates != &json!([]), "proxy": proxy });
         let mut fronts = serde_json::Map::new();
         fronts.insert(format!("127.0.0.1:{}", self.port), front);
         let status = self.ask(&json!({ "table": { "version": self.version, "listeners": {}, "fronts": fronts } }));

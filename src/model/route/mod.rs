@@ -1,5 +1,6 @@
 //! Routes: which HTTP requests go where.
 
+mod balance;
 mod own;
 mod path;
 mod shares;
@@ -17,6 +18,8 @@ use super::constraint::{parse_range, within};
 use super::error::{Error, Result};
 use super::name::Name;
 use super::units::{Bytes, Duration};
+use balance::is_token;
+pub use balance::{HashBy, RouteBalance};
 pub use path::plain_path;
 pub use shares::RouteShare;
 use shares::{Shares, shares};
@@ -86,6 +89,12 @@ pub struct RouteSpec {
     #[serde(skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub access_log: Option<SocketAddr>,
+    /// Whether every connection begins with a word of the PROXY protocol, as from a proxy in front that says whose it is.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub accept_proxy: bool,
+    /// Whether connections to the service begin with such a word: `v1` or `v2`. Each request then has one of its own.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub send_proxy: Option<ProxyVersion>,
     /// Addresses and networks (`10.0.0.0/8`) of proxies in front of the balancer: what they say of the client is believed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub trusted_proxies: Vec<String>,
@@ -118,6 +127,16 @@ pub enum RouteProtocol {
     H2c,
 }
 
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum ProxyVersion {
+    /// A line of text.
+    V1,
+    /// Bytes.
+    V2,
+}
+
 /// Where a route's certificate is.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
@@ -128,103 +147,12 @@ pub struct RouteTls {
     pub key: String,
 }
 
-/// How a route chooses among replicas.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub enum RouteBalance {
-    /// In turn, by weight.
-    #[default]
-    RoundRobin,
-    /// The one with the fewest requests under way for its weight.
-    LeastConnections,
-    /// Of two that are drawn, the one with fewer.
-    PowerOfTwo,
-    /// Always the same one for the same text.
-    Hash(HashBy),
-}
-
-/// What a replica is chosen by.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HashBy {
-    /// The client's address.
-    Ip,
-    /// The path without its query.
-    Path,
-    /// A field of the request.
-    Header(String),
-    /// A cookie.
-    Cookie(String),
-}
-
 fn is_zero(number: &i32) -> bool {
     *number == 0
 }
 
 fn is_http(protocol: &RouteProtocol) -> bool {
     *protocol == RouteProtocol::Http
-}
-
-impl RouteBalance {
-    fn is_default(&self) -> bool {
-        *self == RouteBalance::RoundRobin
-    }
-}
-
-impl fmt::Display for RouteBalance {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        match self {
-            RouteBalance::RoundRobin => f.write_str("round_robin"),
-            RouteBalance::LeastConnections => f.write_str("least_connections"),
-            RouteBalance::PowerOfTwo => f.write_str("power_of_two"),
-            RouteBalance::Hash(HashBy::Ip) => f.write_str("hash:ip"),
-            RouteBalance::Hash(HashBy::Path) => f.write_str("hash:path"),
-            RouteBalance::Hash(HashBy::Header(name)) => write!(f, "hash:header:{name}"),
-            RouteBalance::Hash(HashBy::Cookie(name)) => write!(f, "hash:cookie:{name}"),
-        }
-    }
-}
-
-impl FromStr for RouteBalance {
-    type Err = Error;
-
-    fn from_str(text: &str) -> Result<Self> {
-        let named = |name: &str| is_token(name).then(|| name.to_owned());
-        let found = match text {
-            "round_robin" => Some(RouteBalance::RoundRobin),
-            "least_connections" => Some(RouteBalance::LeastConnections),
-            "power_of_two" => Some(RouteBalance::PowerOfTwo),
-            "hash:ip" => Some(RouteBalance::Hash(HashBy::Ip)),
-            "hash:path" => Some(RouteBalance::Hash(HashBy::Path)),
-            _ => match text.strip_prefix("hash:").and_then(|rest| rest.split_once(':')) {
-                Some(("header", name)) => named(name).map(HashBy::Header).map(RouteBalance::Hash),
-                Some(("cookie", name)) => named(name).map(HashBy::Cookie).map(RouteBalance::Hash),
-                _ => None,
-            },
-        };
-        found.ok_or_else(|| {
-            Error::invalid(format!("balance {text:.60?}"), "is none").help(
-                "write \"round_robin\", \"least_connections\", \"power_of_two\", \"hash:ip\", \"hash:path\", \
-                 \"hash:header:NAME\" or \"hash:cookie:NAME\"",
-            )
-        })
-    }
-}
-
-impl Serialize for RouteBalance {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
-
-impl<'de> Deserialize<'de> for RouteBalance {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
-    }
-}
-
-// A name of a field or a cookie (RFC 9110, 5.6.2).
-fn is_token(text: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-    !text.is_empty() && text.len() <= 64 && text.bytes().all(plain)
 }
 
 impl RouteSpec {
@@ -379,6 +307,10 @@ impl RouteSpec {
                 return wrong("port", "goes nowhere with a redirect", "leave one of the two out");
             }
         }
+        if self.send_proxy.is_some() && self.protocol == RouteProtocol::H2c {
+            let help = "leave it out: requests of many clients share a connection there";
+            return wrong("send_proxy", "goes with protocol http alone", help);
+        }
         if self.strip_path && self.prefix().is_empty() {
             return wrong("strip_path", "has no path to take off", "name the path");
         }
@@ -397,7 +329,7 @@ impl FromStr for RouteSpec {
         };
         if text.starts_with("https://") {
             return Err(Error::invalid(format!("route {text:.80?}"), "needs a certificate for https")
-                .help("write a table: { host = \"shop.example.com\", tls = { certificate = ..., key = ... } }"));
+                .help("write { host = \"shop.example.com\", tls = { certificate = ..., key = ... } }, or --tls-certificate and --tls-key"));
         }
         let rest = text.strip_prefix("http://").unwrap_or(text);
         let cut = rest.find('/').unwrap_or(rest.len());
@@ -470,24 +402,6 @@ mod tests {
         for wrong in ["", "https://a", "a b", "a:99999", "a//b", "a/b?c", "a_b..c", "-:x/", "a/\u{e4}"] {
             let refused = wrong.parse::<RouteSpec>().unwrap_err();
             assert!(refused.help.is_some(), "{wrong:?}: {refused}");
-        }
-    }
-
-    #[test]
-    fn balances_are_written_as_they_are_read() {
-        for text in [
-            "round_robin",
-            "least_connections",
-            "power_of_two",
-            "hash:ip",
-            "hash:path",
-            "hash:header:X-User",
-            "hash:cookie:sid",
-        ] {
-            assert_eq!(text.parse::<RouteBalance>().unwrap().to_string(), text);
-        }
-        for wrong in ["", "hash", "hash:header:", "hash:cookie:a b", "random"] {
-            assert!(wrong.parse::<RouteBalance>().is_err(), "{wrong:?}");
         }
     }
 

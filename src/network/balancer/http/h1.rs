@@ -1,6 +1,7 @@
 //! A client's connection that speaks HTTP/1.1: request by request, each to the replica that its route chooses.
 
 use std::future::poll_fn;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -15,6 +16,7 @@ use super::exchange::{After, Exchange, Failed};
 use super::head::{self, Bad, Body, Head, MAX_HEAD};
 use super::pick::{Picked, Wish};
 use super::pool::{Upstream, is_own};
+use super::proxy;
 use super::rewrite::{self, From};
 use super::watch::{Late, Watch};
 use super::worker::{Worker, asked, redirected};
@@ -169,7 +171,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             };
             let peer = picked.peer().clone();
             exchange.mark = way.spec.sticky.as_ref().map(|_| peer.mark.clone());
-            let upstream = match fresh {
+            // One that says whose it is is nobody else's.
+            let is_own_alone = way.spec.send_proxy.is_some();
+            let upstream = match fresh || is_own_alone {
                 true => self.worker.pool.connect(&peer, &self.watch).await,
                 false => self.worker.pool.get(&peer, &self.watch).await,
             };
@@ -266,6 +270,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let Session { worker: _, stream, watch, input, out, head, answer, .. } = self;
         let way = &exchange.way;
         out.clear();
+        if let Some(version) = way.spec.send_proxy
+            && let Ok(to) = upstream.stream.peer_addr()
+        {
+            proxy::write(out, version, SocketAddr::new(self.from.ip, self.from.peer_port), to);
+        }
         rewrite::request(out, &input[..head.length], head, way, &self.from);
         let whole = match head.body {
             Body::Length(length) if length <= KEPT && (input.len() - head.length) as u64 >= length => {
@@ -455,7 +464,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
         // A replica that says of an answer without a body how long that is may send one all the same.
         let is_bare = matches!(answer.status, 204 | 304) && answer.has_length;
-        if answer.keeps && upload.is_done() && upstream.input.is_empty() && !is_bare {
+        let is_free = way.spec.send_proxy.is_none() && !is_bare;
+        if answer.keeps && upload.is_done() && upstream.input.is_empty() && is_free {
             worker.pool.put(upstream);
         }
         if keeps && upload.is_done() { After::Next } else { After::Close }

@@ -15,6 +15,7 @@ mod head;
 mod own;
 mod pick;
 mod pool;
+mod proxy;
 mod rewrite;
 mod routes;
 mod tls;
@@ -109,6 +110,8 @@ impl Http {
             self.certify(name, front);
         }
         self.shared.routing().take(table);
+        let proxied = table.fronts.iter().filter(|(_, front)| front.proxy).map(|(name, _)| name.clone());
+        *self.shared.proxied() = proxied.collect();
         for (name, front) in &table.fronts {
             if !self.sockets.contains_key(name) {
                 self.open(name, front.address, front.port);

@@ -1,7 +1,7 @@
 //! Heads as they go on: without what was of one connection alone, with what the next one needs to know.
 
 use std::io::Write;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::head::{Body, Head, Kind};
 use super::routes::Way;
@@ -12,7 +12,9 @@ use crate::model::route::{RouteSpec, plain_path};
 pub struct From {
     /// The address that it came from.
     pub ip: IpAddr,
-    /// The same in words.
+    /// The port that it came from.
+    pub peer_port: u16,
+    /// The address in words.
     pub address: String,
     /// The port that it came to.
     pub port: u16,
@@ -21,6 +23,12 @@ pub struct From {
 }
 
 impl From {
+    /// Somebody at an address, who came to a port.
+    pub fn new(client: SocketAddr, port: u16) -> Self {
+        let ip = client.ip().to_canonical();
+        From { ip, peer_port: client.port(), address: ip.to_string(), port, is_secure: false }
+    }
+
     /// The scheme of what it asked for.
     pub fn scheme(&self) -> &'static str {
         if self.is_secure { "https" } else { "http" }

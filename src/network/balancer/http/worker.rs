@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -20,6 +20,7 @@ use super::h2c::Streams;
 use super::head::Bad;
 use super::pick::{Picked, Wish};
 use super::pool::Pool;
+use super::proxy;
 use super::rewrite::From;
 use super::routes::{Routing, Way, hash_of, plain_host};
 use super::watch::{LOOK, Late, Watch, Watches};
@@ -36,6 +37,7 @@ const TIDY: u32 = 10;
 pub struct Shared {
     routing: Mutex<Routing>,
     tls: Mutex<HashMap<String, Option<Arc<ServerConfig>>>>,
+    proxied: Mutex<HashSet<String>>,
     leaving: AtomicBool,
     /// Told when connections are to end.
     pub left: Notify,
@@ -59,6 +61,7 @@ impl Shared {
         Arc::new(Shared {
             routing: Mutex::new(Routing::new(seed)),
             tls: Mutex::default(),
+            proxied: Mutex::default(),
             leaving: AtomicBool::new(false),
             left: Notify::new(),
             connections: AtomicUsize::new(0),
@@ -78,6 +81,11 @@ impl Shared {
     /// How TLS ends, by front, where it does; nothing: there is no certificate to show, and so nothing to say.
     pub fn tls(&self) -> MutexGuard<'_, HashMap<String, Option<Arc<ServerConfig>>>> {
         self.tls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Fronts whose connections begin with the PROXY protocol.
+    pub fn proxied(&self) -> MutexGuard<'_, HashSet<String>> {
+        self.proxied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether connections are to end.
@@ -200,8 +208,7 @@ impl Worker {
                     }
                     self.shared.accepted.fetch_add(1, Ordering::Relaxed);
                     crate::network::balancer::sockets::prepare_any(std::os::fd::AsFd::as_fd(&stream));
-                    let ip = address.ip().to_canonical();
-                    let from = From { ip, address: ip.to_string(), port, is_secure: false };
+                    let from = From::new(address, port);
                     tokio::task::spawn_local(self.clone().serve(front.clone(), stream, from, open));
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
@@ -210,8 +217,19 @@ impl Worker {
         }
     }
 
-    async fn serve(self: Rc<Self>, front: Rc<str>, stream: TcpStream, mut from: From, _open: Open) {
+    async fn serve(self: Rc<Self>, front: Rc<str>, mut stream: TcpStream, mut from: From, _open: Open) {
         let watch = self.watches.begin(HANDSHAKE);
+        if self.shared.proxied().contains(&*front) {
+            match watch.bound(proxy::read(&mut stream)).await {
+                Ok(Ok(Some((client, to)))) => from = From::new(client, to.port()),
+                // It asks for itself, as a check does.
+                Ok(Ok(None)) => {}
+                Ok(Err(_)) | Err(Late) => {
+                    self.shared.malformed.fetch_add(1, Ordering::Relaxed);
+                    return;
+                }
+            }
+        }
         let tls = self.shared.tls().get(&*front).cloned();
         let config = match tls {
             None => return self.speak(front, stream, from, watch).await,
