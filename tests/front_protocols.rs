@@ -173,6 +173,44 @@ fn http2_by_tls_is_agreed_upon() {
         assert_eq!(spoken, version, "{}", String::from_utf8_lossy(&output.stderr));
         assert!(body.contains("X-Forwarded-Proto: https"), "{body}");
     }
+    // TLS of another name goes through to a replica that ends it itself, by the certificate of its own.
+    let inner = rcgen::generate_simple_self_signed(vec!["b.test".to_owned()]).unwrap();
+    let folder = balancer.folder.path().to_owned();
+    let path = |name: &str| folder.join(name).to_string_lossy().into_owned();
+    std::fs::write(path("b.crt"), inner.cert.pem()).unwrap();
+    std::fs::write(path("b.key"), inner.signing_key.serialize_pem()).unwrap();
+    let mut ends = Replica::start(|_, _| false);
+    ends.close();
+    ends.port = support::free_port();
+    let child = Command::new("openssl")
+        .args(["s_server", "-quiet", "-www", "-accept", &format!("127.0.0.1:{}", ends.port)])
+        .args(["-cert", &path("b.crt"), "-key", &path("b.key")])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let openssl = Server { child, replica: ends };
+    let through = json!({ "host": "b.test", "passthrough": true });
+    let routes = [
+        ("all", json!({ "host": "a.test" }), &[(&replica, 100)][..]),
+        ("through", through, &[(&openssl.replica, 100)]),
+    ];
+    balancer.front(&routes, &certificate);
+    let ask = |host: &str, ca: &str| {
+        let place = format!("{host}:{port}");
+        let output = Command::new("curl")
+            .args(["-s", "--max-time", "10", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", ca])
+            .args(["--connect-to", &format!("{place}:127.0.0.1:{port}"), &format!("https://{place}/")])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    support::eventually("it goes through", 10, || (ask("b.test", &path("b.crt")) == "200").then_some(()));
+    assert_eq!(ask("b.test", &ca.to_string_lossy()), "000", "the certificate is the replica's");
+    assert_eq!(ask("a.test", &ca.to_string_lossy()), "200", "others end here as before");
+    let passed = &balancer.status()["routes"]["through"]["answers"];
+    assert!(passed[1].as_u64() >= Some(1), "{passed}");
     // In the clear nothing is told, and what is no TLS costs nothing.
     let mut stream = balancer.connect();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: a.test\r\n\r\n").unwrap();

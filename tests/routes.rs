@@ -94,6 +94,7 @@ fn routes_are_set_and_removed_by_hand() {
         ),
         (vec!["route", "set", "x", "x.test/100%", "--to", "a"], "without two digits"),
         (vec!["service", "update", "a", "--route-rm", "b.test"], "its routes are: http://a.test"),
+        (vec!["route", "set", "x", "x.test/a", "--to", "a", "--passthrough"], "does not go with passthrough"),
         (vec!["route", "rm", "a/1"], "one of a service's own"),
         (vec!["route", "rm", "nobody"], "not found"),
         (

@@ -62,6 +62,9 @@ pub struct SetArgs {
     /// Its key (PEM): likewise
     #[arg(long, value_name = "PLACE", requires = "tls_certificate")]
     tls_key: Option<String>,
+    /// Let TLS through to the service as it is, by the name that is asked for (SNI)
+    #[arg(long, conflicts_with = "tls_certificate")]
+    passthrough: bool,
     /// Which of several routes that fit is taken: the highest
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     priority: i32,
@@ -136,9 +139,10 @@ fn described(args: SetArgs) -> Result<(Name, RouteSpec)> {
     let name: Name = args.name.parse()?;
     let tls = args.tls_certificate.zip(args.tls_key).map(|(certificate, key)| RouteTls { certificate, key });
     // The scheme follows from the certificate.
-    let url = if tls.is_some() { args.url.trim_start_matches("https://") } else { &args.url };
+    let url = if tls.is_some() || args.passthrough { args.url.trim_start_matches("https://") } else { &args.url };
     let spec = RouteSpec {
         tls,
+        passthrough: args.passthrough,
         address: args.address,
         to: args.to.iter().map(|text| share(text)).collect::<Result<_>>()?,
         redirect: args.redirect,

@@ -181,9 +181,9 @@ fn refuse_beside<'a>(
                 format!("listens on {number} of another address than route \"{name}\", and one is part of the other");
             return taken(message, "give both the same address, or one another port");
         }
-        if other.tls.is_some() != spec.tls.is_some() {
-            let with = if spec.tls.is_some() { "with TLS, where route" } else { "without TLS, where route" };
-            let has = if other.tls.is_some() { "has it" } else { "has none" };
+        if other.has_tls() != spec.has_tls() {
+            let with = if spec.has_tls() { "with TLS, where route" } else { "without TLS, where route" };
+            let has = if other.has_tls() { "has it" } else { "has none" };
             let message = format!("listens on {number} {with} \"{name}\" {has}");
             return taken(message, "a port speaks TLS or does not: listen on another one");
         }
@@ -196,6 +196,10 @@ fn refuse_beside<'a>(
         }
         if other.host != spec.host {
             continue;
+        }
+        if other.passthrough != spec.passthrough {
+            let message = format!("lets TLS through for its host or does not, otherwise than route \"{name}\"");
+            return taken(message, "TLS of a host ends in one place");
         }
         if other.tls != spec.tls {
             let message = format!("shows another certificate for its host than route \"{name}\"");

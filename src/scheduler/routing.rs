@@ -30,6 +30,7 @@ fn fronts(world: &World) -> BTreeMap<String, Front> {
             ..Front::default()
         });
         front.proxy |= spec.accept_proxy;
+        front.tls |= spec.passthrough;
         if let Some(tls) = &spec.tls {
             front.tls = true;
             let same = |known: &&mut Certificate| known.chain == tls.certificate && known.key == tls.key;

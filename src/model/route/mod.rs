@@ -58,6 +58,9 @@ pub struct RouteSpec {
     /// Ends TLS here, with this certificate.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<RouteTls>,
+    /// Lets TLS through to the service as it is: which one follows from the name that is asked for (SNI) alone.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub passthrough: bool,
     /// Answers with a redirect in place of the service: `"https"`, to the same address there; or a URL, to which the path that was
     /// asked for is added.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -158,7 +161,12 @@ fn is_http(protocol: &RouteProtocol) -> bool {
 impl RouteSpec {
     /// The port that it is listened for on.
     pub fn port_number(&self) -> u16 {
-        self.listen.unwrap_or(if self.tls.is_some() { 443 } else { 80 })
+        self.listen.unwrap_or(if self.has_tls() { 443 } else { 80 })
+    }
+
+    /// Whether clients speak TLS, wherever it ends.
+    pub fn has_tls(&self) -> bool {
+        self.tls.is_some() || self.passthrough
     }
 
     /// The path that requests begin with, without a slash at its end.
@@ -191,7 +199,7 @@ impl RouteSpec {
 
     /// As it is shown and told from others: `https://shop.example.com:8443/api`.
     pub fn shown(&self) -> String {
-        let (scheme, usual) = if self.tls.is_some() { ("https", 443) } else { ("http", 80) };
+        let (scheme, usual) = if self.has_tls() { ("https", 443) } else { ("http", 80) };
         let host = self.host.as_deref().unwrap_or("*");
         let port = self.port_number();
         let port = if port == usual { String::new() } else { format!(":{port}") };
@@ -310,6 +318,27 @@ impl RouteSpec {
         if self.send_proxy.is_some() && self.protocol == RouteProtocol::H2c {
             let help = "leave it out: requests of many clients share a connection there";
             return wrong("send_proxy", "goes with protocol http alone", help);
+        }
+        if self.passthrough {
+            let by_ip = matches!(self.balance, RouteBalance::Hash(HashBy::Ip));
+            let said = [
+                ("path", self.path.is_some()),
+                ("tls", self.tls.is_some()),
+                ("redirect", self.redirect.is_some()),
+                ("strip_path", self.strip_path),
+                ("protocol", self.protocol != RouteProtocol::default()),
+                ("balance", matches!(self.balance, RouteBalance::Hash(_)) && !by_ip),
+                ("sticky", self.sticky.is_some()),
+                ("retries", self.retries.is_some()),
+                ("timeout", self.timeout.is_some()),
+                ("max_body", self.max_body.is_some()),
+                ("access_log", self.access_log.is_some()),
+                ("trusted_proxies", !self.trusted_proxies.is_empty()),
+            ];
+            if let Some((field, _)) = said.into_iter().find(|(_, said)| *said) {
+                let help = "leave it out, or end TLS here (tls = ...): what goes through is not looked into";
+                return wrong(field, "does not go with passthrough", help);
+            }
         }
         if self.strip_path && self.prefix().is_empty() {
             return wrong("strip_path", "has no path to take off", "name the path");

@@ -18,6 +18,7 @@ mod pool;
 mod proxy;
 mod rewrite;
 mod routes;
+mod through;
 mod tls;
 mod watch;
 mod worker;

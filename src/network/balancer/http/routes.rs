@@ -25,7 +25,8 @@ pub struct Routing {
 
 #[derive(Default)]
 struct FrontRoutes {
-    // Every list is in the order in which they are tried.
+    // Where TLS goes through; and for the others, every list is in the order in which they are tried.
+    through: Vec<usize>,
     by_host: HashMap<String, Vec<usize>>,
     others: Vec<usize>,
     routes: Vec<(Arc<Way>, Choice)>,
@@ -144,6 +145,18 @@ impl Routing {
         list.iter().find(fits).map(|index| (*index, &front.routes[*index].0))
     }
 
+    /// The route that lets TLS for this name through, in lower case.
+    pub fn way_through(&self, front: &str, name: &str) -> Option<(usize, &Arc<Way>)> {
+        let front = self.fronts.get(front)?;
+        let fits = |index: &&usize| front.routes[**index].0.spec.is_for(name);
+        front.through.iter().find(fits).map(|index| (*index, &front.routes[*index].0))
+    }
+
+    /// Whether TLS of some name goes through.
+    pub fn has_through(&self, front: &str) -> bool {
+        self.fronts.get(front).is_some_and(|front| !front.through.is_empty())
+    }
+
     /// Chooses who is asked of a route; counted at once, so that nobody is told to stop in between.
     /// A table that came since may have the route elsewhere, or not at all.
     pub fn choose(&mut self, front: &str, way: &Arc<Way>, index: usize, wish: &Wish) -> Option<Picked> {
@@ -197,8 +210,9 @@ impl FrontRoutes {
             let exact = (spec.priority, rank(&spec.host), routes[*index].0.prefix.len());
             (std::cmp::Reverse(exact), &front.routes[*index].name)
         });
+        let (through, order): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|index| spec(*index).passthrough);
         let hosts = front.routes.iter().filter_map(|route| route.spec.host.as_deref());
-        let mut all = FrontRoutes { routes, ..FrontRoutes::default() };
+        let mut all = FrontRoutes { routes, through, ..FrontRoutes::default() };
         for host in hosts.filter(|host| !host.starts_with("*.")) {
             let list = order.iter().copied().filter(|index| spec(*index).is_for(host));
             all.by_host.insert(host.to_owned(), list.collect());

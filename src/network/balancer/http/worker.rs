@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use bytes::BytesMut;
 use rustls::ServerConfig;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
@@ -23,6 +24,7 @@ use super::pool::Pool;
 use super::proxy;
 use super::rewrite::From;
 use super::routes::{Routing, Way, hash_of, plain_host};
+use super::through;
 use super::watch::{LOOK, Late, Watch, Watches};
 use crate::model::route::{HashBy, RouteBalance, RouteSpec, plain_path};
 
@@ -231,13 +233,23 @@ impl Worker {
             }
         }
         let tls = self.shared.tls().get(&*front).cloned();
-        let config = match tls {
-            None => return self.speak(front, stream, from, watch).await,
-            Some(None) => return,
-            Some(Some(config)) => config,
-        };
+        let Some(config) = tls else { return self.speak(front, stream, from, watch).await };
         from.is_secure = true;
-        let handshake = tokio_rustls::TlsAcceptor::from(config).accept(stream);
+        let mut begun = BytesMut::new();
+        let has_through = self.shared.routing().has_through(&front);
+        if has_through {
+            let Ok(Ok((read, name))) = watch.bound(through::hello(&mut stream)).await else {
+                self.shared.malformed.fetch_add(1, Ordering::Relaxed);
+                return;
+            };
+            let way = self.shared.routing().way_through(&front, &name).map(|(index, way)| (index, way.clone()));
+            if let Some(way) = way {
+                return through::carry(&self, &front, way, &from, stream, read, &watch).await;
+            }
+            begun = read;
+        }
+        let Some(config) = config else { return };
+        let handshake = tokio_rustls::TlsAcceptor::from(config).accept(Begun::new(begun, stream));
         match watch.bound(Box::pin(handshake)).await {
             Ok(Ok(stream)) if stream.get_ref().1.alpn_protocol() == Some(b"h2") => {
                 h2::serve(self, stream, front, from).await;
