@@ -1,6 +1,7 @@
 //! A hundred planned changes (rollouts, scalings, an upgrade of Neap itself) while a client asks that never tries again, through a
-//! published port and through a route; then a hundred replicas killed. What failed, of how many requests.
-//! `cargo bench --bench rollouts`; needs wrk (the Debian package). About four minutes.
+//! published port and through a route; then nine replicas killed, one after the other. What failed, of how many requests.
+//! `cargo bench --bench rollouts [-- route|port]`; needs wrk (the Debian package). About ten minutes: connections that a client
+//! keeps hold a replica behind a published port until its drain time is over.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -9,6 +10,8 @@ use std::time::{Duration, Instant};
 const NEAP: &str = env!("CARGO_BIN_EXE_neap");
 const PORT: u16 = 18_280;
 const CHANGES: u32 = 100;
+// Few: a replica that fails again and again is started later and later.
+const KILLS: u32 = 9;
 
 struct Daemon {
     folder: PathBuf,
@@ -74,10 +77,14 @@ fn main() {
         return;
     }
     println!("{:<44} {:>12} {:>10} {:>10}", "", "requests", "per s", "failed");
-    for (name, way) in [
-        ("a published port", ["--publish".to_owned(), PORT.to_string()].to_vec()),
-        ("a route", { ["--expose", "8080", "--route", &format!("*:{PORT}")].map(str::to_owned).to_vec() }),
-    ] {
+    let route = ["--expose", "8080", "--route", &format!("*:{PORT}")].map(str::to_owned).to_vec();
+    let publish = ["--publish".to_owned(), PORT.to_string()].to_vec();
+    // Only the one that is named on the command line, if one is.
+    let wanted = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
+    for (name, way) in [("route", route), ("port", publish)] {
+        if wanted.as_ref().is_some_and(|wanted| wanted != name) {
+            continue;
+        }
         let folder = std::env::temp_dir().join(format!("neap-bench-{}", std::process::id()));
         std::fs::create_dir_all(&folder).unwrap();
         let mut daemon = Daemon::up(&folder, Path::new(NEAP));
@@ -101,18 +108,32 @@ fn main() {
                 }
             }
         }
-        load.end(&format!("{CHANGES} changes, through {name}"));
+        load.end(&format!("{CHANGES} changes, through a {name}"));
 
         daemon.neap(&["service", "scale", "web=3"]);
         let load = Load::start();
-        for _ in 0..CHANGES {
-            let ps = daemon.neap(&["service", "ps", "web", "--format", "json"]);
-            let tasks: serde_json::Value = serde_json::from_str(&ps).unwrap();
-            let running = tasks.as_array().unwrap().iter().find(|task| task["state"] == "running").unwrap().clone();
-            let _ = Command::new("kill").args(["-KILL", &running["pid"].to_string()]).status();
-            let _ = daemon.try_neap(&["service", "wait", "web"]);
+        for _ in 0..KILLS {
+            // One at a time: the next one when three serve again.
+            let serving = || -> Vec<serde_json::Value> {
+                let ps = daemon.neap(&["service", "ps", "web", "--format", "json"]);
+                let tasks: serde_json::Value = serde_json::from_str(&ps).unwrap();
+                let serves = |task: &&serde_json::Value| task["state"] == "running" && task["health"] == "healthy";
+                tasks.as_array().unwrap().iter().filter(serves).cloned().collect()
+            };
+            // In turn, so that none of them is taken for one that cannot run.
+            let victim = serving().into_iter().min_by_key(|task| task["failures"].as_u64()).unwrap();
+            let _ = Command::new("kill").args(["-KILL", &victim["pid"].to_string()]).status();
+            let until = Instant::now() + Duration::from_secs(60);
+            loop {
+                let now = serving();
+                if now.len() == 3 && now.iter().all(|task| task["id"] != victim["id"]) {
+                    break;
+                }
+                assert!(Instant::now() < until, "not replaced: {now:?}");
+                std::thread::sleep(Duration::from_millis(50));
+            }
         }
-        load.end(&format!("{CHANGES} replicas killed, through {name}"));
+        load.end(&format!("{KILLS} replicas killed, through a {name}"));
         daemon.neap(&["service", "rm", "web"]);
         daemon.stop();
         let wanted = folder.to_string_lossy().into_owned();
