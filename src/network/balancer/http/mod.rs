@@ -2,7 +2,7 @@
 //!
 //! A request's head is read (`head`), its route found (`routes`), a replica chosen (`pick`), a connection to it taken (`pool`), the head
 //! sent on (`rewrite`) and bodies carried in both directions (`carry`), by a task of the client's connection (`h1`). Nothing is
-//! started for a request, and no timer is set (`watch`).
+//! started for a request of HTTP/1.1, and no timer is set (`watch`); one of HTTP/2 has a session of its own (`h2`), or is a stream (`h2c`).
 
 mod access;
 mod carry;
