@@ -398,8 +398,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let cookie = way.spec.sticky.as_ref().and_then(|name| {
             let mark = exchange.mark.as_deref()?;
             let known = rewrite::cookie(&input[..head.length], head, name);
-            let secure = if from.is_secure { "; Secure" } else { "" };
-            (known != Some(mark.as_bytes())).then(|| format!("{name}={mark}; Path=/; HttpOnly; SameSite=Lax{secure}"))
+            (known != Some(mark.as_bytes())).then(|| rewrite::set_cookie(name, mark, from))
         });
         out.clear();
         rewrite::response(out, &upstream.input, answer, keeps, is_old, cookie.as_deref());

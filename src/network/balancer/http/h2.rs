@@ -116,7 +116,7 @@ pub async fn serve<S: AsyncRead + AsyncWrite + Unpin + 'static>(
         let under_way = use_of.begin();
         async move {
             let response = answer(worker, front, from, request).await;
-            let response = response.map(|body| Counted { body, _under_way: under_way });
+            let response = response.map(|body| Kept::new(body, under_way));
             Ok::<_, Infallible>(response)
         }
     });
@@ -180,18 +180,29 @@ impl Drop for UnderWay {
     }
 }
 
-// An answer's body, with what is to be let go when it is over.
-struct Counted {
-    body: Out,
-    _under_way: UnderWay,
+/// An answer's body, with what is let go when it is over.
+pub struct Kept<B, T> {
+    body: B,
+    _until_then: T,
 }
 
-impl HttpBody for Counted {
+impl<B, T> Kept<B, T> {
+    /// Keeps something until the body is over.
+    pub fn new(body: B, until_then: T) -> Self {
+        Kept { body, _until_then: until_then }
+    }
+}
+
+impl<B, T> HttpBody for Kept<B, T>
+where
+    B: HttpBody<Data = Bytes, Error: Into<Box<dyn std::error::Error + Send + Sync>>> + Unpin,
+    T: Unpin,
+{
     type Data = Bytes;
     type Error = io::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        Pin::new(&mut self.body).poll_frame(cx)
+        Pin::new(&mut self.body).poll_frame(cx).map_err(io::Error::other)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -22,7 +22,7 @@ use tokio::time::error::Elapsed;
 
 use super::access::Line;
 use super::h1::{ANSWER, RETRIES};
-use super::h2::{Here, Out, told};
+use super::h2::{Here, Kept, Out, told};
 use super::head::{Kind, kind};
 use super::pick::{Peer, Picked, Wish};
 use super::pool::is_own;
@@ -319,40 +319,15 @@ fn handed_on(
 ) -> Response<Out> {
     let (mut parts, body) = response.into_parts();
     let own = &picked.peer().mark;
-    if let Some(name) = way.spec.sticky.as_ref().filter(|_| mark != Some(own)) {
-        let secure = if from.is_secure { "; Secure" } else { "" };
-        let cookie = format!("{name}={own}; Path=/; HttpOnly; SameSite=Lax{secure}");
-        if let Ok(cookie) = HeaderValue::from_str(&cookie) {
-            parts.headers.append(header::SET_COOKIE, cookie);
-        }
+    if let Some(name) = way.spec.sticky.as_ref().filter(|_| mark != Some(own))
+        && let Ok(cookie) = HeaderValue::from_str(&rewrite::set_cookie(name, own, from))
+    {
+        parts.headers.append(header::SET_COOKIE, cookie);
     }
-    Response::from_parts(parts, Held { body, _picked: picked }.boxed_unsync())
+    Response::from_parts(parts, Kept::new(body, picked).boxed_unsync())
 }
 
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
     let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
     all.flat_map(|value| value.split(';')).find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('='))
-}
-
-// A replica's answer; its request is under way until this is over.
-struct Held {
-    body: Incoming,
-    _picked: Picked,
-}
-
-impl HttpBody for Held {
-    type Data = Bytes;
-    type Error = io::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<Option<io::Result<Frame<Bytes>>>> {
-        Pin::new(&mut self.body).poll_frame(cx).map_err(io::Error::other)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }

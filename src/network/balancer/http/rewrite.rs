@@ -219,6 +219,12 @@ fn field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b"\r\n");
 }
 
+/// What a client is to come back with, so that it comes to the same replica.
+pub fn set_cookie(name: &str, mark: &str, from: &From) -> String {
+    let secure = if from.is_secure { "; Secure" } else { "" };
+    format!("{name}={mark}; Path=/; HttpOnly; SameSite=Lax{secure}")
+}
+
 /// A cookie's value.
 pub fn cookie<'a>(bytes: &'a [u8], head: &Head, name: &str) -> Option<&'a [u8]> {
     let cookies = head.fields.iter().filter(|field| field.kind == Kind::Cookie);

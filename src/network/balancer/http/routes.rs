@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::pick::{Choice, Peer, Picked, Slot, Wish, text_hash};
+use super::pick::{Choice, Peer, Picked, Slot, Wish};
 use crate::model::id::TaskId;
 use crate::model::route::{RouteSpec, plain_path};
 use crate::network::table::{Carried, Front, Passed, Route, TIMES, Table, Target};
@@ -246,11 +246,6 @@ pub fn plain_host(host: &[u8]) -> Cow<'_, str> {
         true => Cow::Owned(bare.to_ascii_lowercase()),
         false => Cow::Borrowed(bare),
     }
-}
-
-/// What a hash is made of.
-pub fn hash_of(text: &[u8]) -> u64 {
-    text_hash(text)
 }
 
 #[cfg(test)]

@@ -19,11 +19,11 @@ use super::h1::Session;
 use super::h2::{self, Begun};
 use super::h2c::Streams;
 use super::head::Bad;
-use super::pick::{Picked, Wish};
+use super::pick::{Picked, Wish, text_hash};
 use super::pool::Pool;
 use super::proxy;
 use super::rewrite::From;
-use super::routes::{Routing, Way, hash_of, plain_host};
+use super::routes::{Routing, Way, plain_host};
 use super::through;
 use super::watch::{LOOK, Late, Watch, Watches};
 use crate::model::route::{HashBy, RouteBalance, RouteSpec, plain_path};
@@ -298,10 +298,10 @@ impl Worker {
         };
         // Whoever says nothing of it is told apart by where they come from.
         match named {
-            Some(named) => hash_of(named),
+            Some(named) => text_hash(named),
             None => {
                 let chain = value(Named::Header("x-forwarded-for")).and_then(|chain| std::str::from_utf8(chain).ok());
-                hash_of(super::rewrite::client(spec, from, chain).as_bytes())
+                text_hash(super::rewrite::client(spec, from, chain).as_bytes())
             }
         }
     }
