@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use serde::de::DeserializeOwned;
@@ -14,7 +14,8 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use super::link::{self, Reader};
 use super::protocol::{Ask, Frame, Hello, Welcome};
 use super::work::Worker;
-use crate::engines::hosts::{ExecAsk, Hosts, ProbeAsk, Probed};
+use crate::engines::hosts::{ExecAsk, Hosts, ProbeAsk, Probed, ReachAsk, Reached};
+use crate::engines::meter::Reading;
 use crate::engines::registrator::Changed;
 use crate::engines::{ExecResult, Observed};
 use crate::model::id::{NodeId, TaskId};
@@ -33,6 +34,8 @@ const UNKNOWN: Duration = Duration::from_millis(200);
 const CALLS: usize = 10_000;
 /// How long an agent has for what takes no time: a table, a status.
 pub const QUICK: Duration = Duration::from_secs(2);
+/// How long an answer that is waited for may be on its way, over and above what was asked for.
+const WAY: Duration = Duration::from_millis(150);
 /// How long it has to remove images.
 const PRUNE: Duration = Duration::from_secs(600);
 /// How long it has to count what its tasks use: a second or two, for some at a time.
@@ -49,6 +52,7 @@ struct Member {
     waiting: Arc<Mutex<Answers>>,
     version: String,
     daemon: bool,
+    measured: Option<Reading>,
 }
 
 #[derive(Default)]
@@ -191,6 +195,7 @@ impl Hub {
                 waiting: waiting.clone(),
                 version: hello.version.clone(),
                 daemon,
+                measured: None,
             };
             state.connected.insert(node.clone(), member);
             self.publish(&state);
@@ -218,6 +223,11 @@ impl Hub {
                     }
                 }
                 Frame::Seen(observed) => self.tell(&node, observed),
+                Frame::Measured(measured) => {
+                    if let Some(member) = self.state().connected.get_mut(&node) {
+                        member.measured = Some((Instant::now(), Arc::new(measured)));
+                    }
+                }
                 Frame::Balancer => self.stirred.notify_one(),
                 Frame::Call { id, call } => {
                     while tasks.try_join_next().is_some() {}
@@ -379,6 +389,17 @@ impl Hosts for Hub {
     async fn probe(&self, node: &str, ask: ProbeAsk) -> Result<Probed> {
         let patience = ask.timeout.std() + link::SILENT + QUICK;
         self.ask(node, Ask::Probe(ask), patience).await
+    }
+
+    async fn reach(&self, node: &str, ask: ReachAsk) -> Result<Reached> {
+        // Whoever is not heard in time is no witness: there are others.
+        self.ask(node, Ask::Reach(ask), ask.timeout.std() + WAY).await
+    }
+
+    fn measured(&self) -> BTreeMap<NodeId, Reading> {
+        let state = self.state();
+        let others = state.connected.iter().filter_map(|(node, member)| Some((node.clone(), member.measured.clone()?)));
+        others.chain(self.worker.meter.last().map(|reading| (self.own.clone(), reading))).collect()
     }
 
     async fn stats(&self, node: &str, tasks: Vec<TaskId>) -> Result<BTreeMap<TaskId, Stats>> {

@@ -4,12 +4,13 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::engines::Observed;
-use crate::engines::hosts::{ExecAsk, ProbeAsk};
+use crate::engines::hosts::{ExecAsk, ProbeAsk, ReachAsk};
 use crate::engines::registrator::Changed;
 use crate::model::Error;
 use crate::model::id::TaskId;
 use crate::model::node::ImagePrune;
 use crate::model::objects::VolumeAsk;
+use crate::model::stats::Measured;
 use crate::network::catalog::Portion;
 use crate::network::table::Table;
 
@@ -44,6 +45,8 @@ pub enum Frame {
     Seen(Observed),
     /// The agent tells what its registrator has found.
     Containers(Changed),
+    /// The agent tells what its host and the containers there use.
+    Measured(Measured),
     /// The agent tells that its balancer was started anew.
     Balancer,
     /// The daemon tells where daemons are reached now.
@@ -107,6 +110,8 @@ pub enum Ask {
     Exec(ExecAsk),
     /// Ask a port in a container's network.
     Probe(ProbeAsk),
+    /// Try whether another host can be reached.
+    Reach(ReachAsk),
     /// Count what tasks use.
     Stats(Vec<TaskId>),
     /// List, make or remove volumes.

@@ -15,6 +15,7 @@ use super::up::Waiting;
 use super::work::Worker;
 use super::{authority, tls};
 use crate::model::clock::Clock;
+use crate::model::stats::Measured;
 use crate::model::{Error, Kind, Result};
 use crate::network::catalog::Portion;
 
@@ -220,6 +221,8 @@ async fn serve(
     worker.begins();
     let mut words = worker.up.connect();
     let mut containers = worker.containers();
+    let mut measured = worker.meter.now();
+    measured.mark_changed();
     let (mut waiting, mut gathered) = (Waiting::default(), Portion::default());
     // Read on a task of its own: a frame is not left half read for something else.
     let (inbox, mut asked) = mpsc::channel(64);
@@ -281,6 +284,10 @@ async fn serve(
                 None => continue,
             },
             changed = containers.next() => Frame::Containers(changed),
+            Ok(()) = measured.changed() => match measured.borrow_and_update().clone() {
+                Some((_, measured)) => Frame::Measured(Measured::clone(&measured)),
+                None => continue,
+            },
             () = worker.restarted.notified() => Frame::Balancer,
         };
         if frames.send(told).await.is_err() {

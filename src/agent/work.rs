@@ -10,7 +10,8 @@ use tokio::task::JoinHandle;
 use super::protocol::{Ask, Welcome};
 use super::up::Up;
 use crate::engines::Observed;
-use crate::engines::docker::Address;
+use crate::engines::docker::{Address, stats};
+use crate::engines::meter::Meter;
 use crate::engines::registrator::{Changed, Containers, Registrator, Wanted, changed};
 use crate::engines::swarm::host::SwarmHost;
 use crate::model::{Error, Kind, Result};
@@ -40,6 +41,8 @@ pub struct Worker {
     caught: watch::Sender<u64>,
     // Which containers are registered.
     registrator: Wanted,
+    /// What the host and its containers use.
+    pub meter: Meter,
     /// The way to whoever leads.
     pub up: Up,
     keeper: JoinHandle<()>,
@@ -95,8 +98,10 @@ impl Worker {
         let restarted = Arc::<Notify>::default();
         let keeper = tokio::spawn(keep(balancer, inbox, restarted.clone()));
         let (watched, up) = (Mutex::default(), Up::default());
+        let meter = Meter::spawn(stats::Containers::of(docker.clone()), docker.url.starts_with("unix:"));
         let (followed, caught) = (Mutex::default(), watch::Sender::default());
-        Worker { docker, watched, balancer: orders, restarted, catalog, followed, caught, registrator, up, keeper }
+        let balancer = orders;
+        Worker { docker, watched, balancer, restarted, catalog, followed, caught, registrator, meter, up, keeper }
     }
 
     /// Watches the containers of that cluster from now on; everything as it is, and what happens next.
@@ -174,6 +179,7 @@ impl Worker {
             Ask::StopBalancer => value(self.order(Order::Stop).await?),
             Ask::Exec(ask) => value(self.host()?.exec(&ask).await?),
             Ask::Probe(ask) => value(self.host()?.probe(&ask).await?),
+            Ask::Reach(ask) => value(ask.reach().await),
             Ask::Stats(tasks) => value(self.host()?.stats(&tasks).await?),
             Ask::Volumes(ask) => value(self.host()?.volumes(ask).await?),
             Ask::PruneImages(ask) => value(self.host()?.prune_images(&ask).await?),

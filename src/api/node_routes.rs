@@ -4,8 +4,11 @@ use super::routes::{route, schema};
 use super::{Answer, Call, Route, json};
 use crate::client::members::JoinTicket;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
+use crate::model::stats::NodeStats;
 use crate::model::swarm::{SwarmAsk, SwarmState};
 use crate::model::{Error, Result, strict};
+
+const CONTAINERS: &[(&str, &str)] = &[("containers", "true: each container as well")];
 
 /// All of them.
 pub fn all() -> Vec<Route> {
@@ -15,6 +18,24 @@ pub fn all() -> Vec<Route> {
             response: schema::<Vec<Node>>(),
             standing: Some(|_, standing| json(&standing.nodes())),
             ..route("GET", "/v1/nodes", "All nodes", Viewer, |call| Box::pin(nodes(call)))
+        },
+        Route {
+            query: CONTAINERS,
+            response: schema::<Vec<NodeStats>>(),
+            ..route(
+                "GET",
+                "/v1/stats/nodes",
+                "What all nodes have and use, measured within the last seconds",
+                Viewer,
+                |call| Box::pin(all_stats(call)),
+            )
+        },
+        Route {
+            query: CONTAINERS,
+            response: schema::<Vec<NodeStats>>(),
+            ..route("GET", "/v1/nodes/{name}/stats", "The same of one node, as a list of one", Viewer, |call| {
+                Box::pin(node_stats(call))
+            })
         },
         Route {
             change: Some("node.update"),
@@ -110,6 +131,14 @@ async fn unlock_key(call: Call) -> Result<Answer> {
 async fn update_swarm(call: Call) -> Result<Answer> {
     let ask: SwarmAsk = strict::read("swarm", &call.body)?;
     json(&call.api.cluster.swarm(ask).await?)
+}
+
+async fn all_stats(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.node_stats(None, call.flag("containers")?).await?)
+}
+
+async fn node_stats(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.node_stats(Some(call.name()), call.flag("containers")?).await?)
 }
 
 async fn nodes(call: Call) -> Result<Answer> {

@@ -41,6 +41,16 @@ pub enum Command {
         #[arg(long, short)]
         all: bool,
     },
+    /// What hosts have and use, as measured within the last seconds
+    Stats {
+        /// Ids or hostnames; all nodes where none is named
+        nodes: Vec<String>,
+        /// Each container as well, whoever started it
+        #[arg(long, short)]
+        containers: bool,
+        #[command(flatten)]
+        format: FormatArg,
+    },
     /// Make workers managers (Swarm)
     Promote {
         /// Ids or hostnames
@@ -145,6 +155,16 @@ impl RoleArg {
 /// Runs a subcommand.
 pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     match command {
+        Command::Stats { nodes, containers, format } => {
+            let mut rows = Vec::new();
+            if nodes.is_empty() {
+                rows = cluster.node_stats(None, containers).await?;
+            }
+            for node in &nodes {
+                rows.extend(cluster.node_stats(Some(node), containers).await?);
+            }
+            output::print(format.format, &rows, || show::node_stats(&rows, containers))
+        }
         Command::Ls { format, quiet, filter } => {
             let filter = filter.read(&["name", "id", "label", "node.label", "role"])?;
             let cluster = &cluster.on_age(output::print_age);

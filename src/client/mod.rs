@@ -42,7 +42,7 @@ use crate::model::registry::{Credentials, LoginAsk, LoginInfo};
 use crate::model::release::Release;
 use crate::model::route::RouteSpec;
 use crate::model::service::{Revision, Service};
-use crate::model::stats::TaskStats;
+use crate::model::stats::{NodeStats, TaskStats};
 use crate::model::swarm::{SwarmAsk, SwarmState};
 use crate::model::task::Task;
 
@@ -228,6 +228,9 @@ pub trait Cluster: Send + Sync {
     async fn adopt(&self, native: &str, ask: Adopt) -> Result<Adoption>;
     /// Gives a service back to the engine. It goes on when this returns.
     async fn hand_back(&self, name: &str, ask: HandBack) -> Result<HandedBack>;
+
+    /// What a node, or all, have and use, as measured within the last seconds; each container as well if asked for.
+    async fn node_stats(&self, node: Option<&str>, containers: bool) -> Result<Vec<NodeStats>>;
 
     /// All nodes.
     async fn nodes(&self) -> Result<Vec<Node>>;

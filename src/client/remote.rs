@@ -23,7 +23,7 @@ use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::registry::{self, LoginAsk, LoginInfo};
 use crate::model::route::RouteSpec;
 use crate::model::service::Revision;
-use crate::model::stats::TaskStats;
+use crate::model::stats::{NodeStats, TaskStats};
 use crate::model::swarm::{SwarmAsk, SwarmState};
 
 /// A cluster behind a daemon's control API.
@@ -173,6 +173,13 @@ impl Cluster for RemoteCluster {
             }
         }
         self.stream(&format!("/v1/services/{}/logs?{query}", segment(name))).await
+    }
+
+    async fn node_stats(&self, node: Option<&str>, containers: bool) -> Result<Vec<NodeStats>> {
+        match node {
+            Some(node) => self.get(&format!("/v1/nodes/{}/stats?containers={containers}", segment(node))).await,
+            None => self.get(&format!("/v1/stats/nodes?containers={containers}")).await,
+        }
     }
 
     async fn nodes(&self) -> Result<Vec<Node>> {

@@ -8,6 +8,7 @@ use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+use super::meter::Reading;
 use super::{ExecResult, Observed};
 use crate::model::Result;
 use crate::model::id::{NodeId, TaskId};
@@ -40,6 +41,41 @@ pub struct ProbeAsk {
     pub timeout: Duration,
 }
 
+/// A question whether another host can be reached from there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReachAsk {
+    /// The other host's address.
+    pub address: std::net::IpAddr,
+    /// A port that is open there.
+    pub port: u16,
+    /// How long it may take.
+    pub timeout: Duration,
+}
+
+/// How a host answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reached {
+    /// Somebody listens at the port.
+    Yes,
+    /// The host is there, and nobody listens.
+    Refused,
+    /// Nothing is heard.
+    Silent,
+}
+
+impl ReachAsk {
+    /// Tries it from here: opens a connection, and closes it.
+    pub async fn reach(self) -> Reached {
+        let connect = tokio::net::TcpStream::connect((self.address, self.port));
+        match tokio::time::timeout(self.timeout.std(), connect).await {
+            Ok(Ok(_)) => Reached::Yes,
+            Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Reached::Refused,
+            _ => Reached::Silent,
+        }
+    }
+}
+
 /// What became of it: the error says why it does not pass.
 pub type Probed = std::result::Result<(), String>;
 
@@ -57,6 +93,12 @@ pub trait Hosts: Send + Sync {
 
     /// Asks a port in the network of a task on that node.
     async fn probe(&self, node: &str, ask: ProbeAsk) -> Result<Probed>;
+
+    /// Whether another host can be reached from that node.
+    async fn reach(&self, node: &str, ask: ReachAsk) -> Result<Reached>;
+
+    /// What was measured last of each node.
+    fn measured(&self) -> BTreeMap<NodeId, Reading>;
 
     /// What tasks on that node use.
     async fn stats(&self, node: &str, tasks: Vec<TaskId>) -> Result<BTreeMap<TaskId, Stats>>;

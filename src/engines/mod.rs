@@ -3,6 +3,7 @@
 pub mod docker;
 mod files;
 pub mod hosts;
+pub mod meter;
 pub mod native;
 pub mod process;
 pub mod registrator;
@@ -274,6 +275,11 @@ pub trait Engine: Send + Sync {
 
     /// What tasks on a node use; those that are not there any more are left out.
     async fn stats(&self, node: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>>;
+
+    /// What was measured last of each node, where anybody measures.
+    fn measured(&self) -> BTreeMap<NodeId, meter::Reading> {
+        BTreeMap::new()
+    }
 
     /// Asks a port in a task's own network. An error: it could not be asked.
     async fn probe(&self, ask: ProbeAsk) -> Result<Probed> {

@@ -8,9 +8,10 @@ use async_trait::async_trait;
 use tokio::sync::{mpsc, watch};
 
 use crate::engines::hosts::{ProbeAsk, Probed};
+use crate::engines::meter::Reading;
 use crate::engines::native::{Described, NativeLine, Natives, Wanted};
 use crate::engines::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight, StartRequest};
-use crate::model::id::TaskId;
+use crate::model::id::{NodeId, TaskId};
 use crate::model::native::NativeService;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
@@ -127,6 +128,10 @@ impl Engine for Fenced {
 
     fn natives(&self) -> Option<&dyn Natives> {
         self.inner.natives().map(|_| self as &dyn Natives)
+    }
+
+    fn measured(&self) -> BTreeMap<NodeId, Reading> {
+        self.inner.measured()
     }
 
     async fn stats(&self, node: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {

@@ -7,7 +7,7 @@ use super::{Runtime, commands};
 use crate::client::members::{self, Members};
 use crate::model::id::{NodeId, TaskId};
 use crate::model::node::{self, ImagePrune, PrunedImages};
-use crate::model::stats::TaskStats;
+use crate::model::stats::{NodeStats, TaskStats};
 use crate::model::task::{Task, TaskState};
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::world::World;
@@ -73,10 +73,57 @@ impl Runtime {
         Ok(running().map(one).collect())
     }
 
+    /// What was measured last of a node, or of all; its containers as well where they are asked for.
+    pub(super) fn measured(&self, node: Option<&str>, containers: bool) -> Result<Vec<NodeStats>> {
+        let wanted = node.map(|name| self.node_id(name)).transpose()?;
+        let (world, mut readings) = (self.world(), self.parts.engine.measured());
+        let nodes = world.nodes.values().filter(|node| wanted.as_ref().is_none_or(|id| *id == node.id));
+        let one = |node: &Arc<node::Node>| {
+            let mut stats = NodeStats {
+                node: node.hostname.clone(),
+                id: node.id.clone(),
+                age: None,
+                host: None,
+                running: 0,
+                containers: Vec::new(),
+                reason: None,
+            };
+            let Some((at, measured)) = readings.remove(&node.id) else {
+                stats.reason = Some(unmeasured(node));
+                return stats;
+            };
+            stats.age = Some(at.elapsed().into());
+            stats.host = measured.host.clone();
+            stats.running = measured.running;
+            stats.reason = measured.trouble.clone().or_else(|| {
+                let far = "its Docker Engine is on another host, where nobody measures";
+                stats.host.is_none().then(|| far.to_owned())
+            });
+            if containers {
+                stats.containers = measured.containers.clone();
+                for container in &mut stats.containers {
+                    let task = container.id.and_then(|id| world.tasks.get(&id));
+                    container.task = task.map(|task| task.label());
+                }
+            }
+            stats
+        };
+        Ok(nodes.map(one).collect())
+    }
+
     pub(super) async fn prune(&self, node: &str, mut ask: ImagePrune) -> Result<PrunedImages> {
         let id = self.node_id(node)?;
         ask.keep.extend(images(&self.world()));
         self.parts.engine.prune_images(&id, ask).await
+    }
+}
+
+fn unmeasured(node: &node::Node) -> String {
+    match &node.agent {
+        _ if node.state == node::NodeState::Down => "it is down".into(),
+        None => "no agent is on it (neap join-token)".into(),
+        Some(agent) if !agent.connected => "its agent is away".into(),
+        Some(_) => "nothing has been told yet".into(),
     }
 }
 

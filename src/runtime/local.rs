@@ -27,7 +27,7 @@ use crate::model::plan::{Plan, Rebalance, Rebalanced};
 use crate::model::registry::{self, LoginAsk, LoginInfo};
 use crate::model::route::RouteSpec;
 use crate::model::service::{Revision, Service};
-use crate::model::stats::TaskStats;
+use crate::model::stats::{NodeStats, TaskStats};
 use crate::model::swarm::{SwarmAsk, SwarmState};
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::plan;
@@ -237,6 +237,10 @@ impl Cluster for Runtime {
 
     async fn hand_back(&self, name: &str, ask: HandBack) -> Result<HandedBack> {
         self.give_back(name, ask).await
+    }
+
+    async fn node_stats(&self, node: Option<&str>, containers: bool) -> Result<Vec<NodeStats>> {
+        self.measured(node, containers)
     }
 
     async fn nodes(&self) -> Result<Vec<Node>> {

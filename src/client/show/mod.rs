@@ -15,7 +15,7 @@ pub use routes::routes;
 pub use scripts::{
     crons, event, failed, history, kv, last_line, registrations, script_calls, scripts, source, value, values,
 };
-pub use stats::stats;
+pub use stats::{node_stats, stats};
 
 use super::ServiceStatus;
 use crate::model::clock::Timestamp;

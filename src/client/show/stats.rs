@@ -1,7 +1,7 @@
 //! What replicas use, as a table.
 
 use super::{table, text};
-use crate::model::stats::TaskStats;
+use crate::model::stats::{NodeStats, Stats, TaskStats};
 use crate::model::units::Bytes;
 
 /// `service stats`.
@@ -10,27 +10,96 @@ pub fn stats(rows: &[TaskStats]) -> String {
         "TASK", "NODE", "CPU", "MEMORY", "LIMIT", "MEM %", "RECEIVED", "SENT", "READ", "WRITTEN", "PIDS", "REASON",
     ]);
     for row in rows {
-        let stats = row.stats.clone().unwrap_or_default();
-        let known = row.stats.is_some();
-        let bytes = |bytes: Option<Bytes>| bytes.filter(|_| known).map_or_else(|| "-".into(), amount);
-        let share = stats.memory_limit.filter(|limit| limit.0 > 0);
-        let share = share.map(|limit| format!("{:.1}%", stats.memory.0 as f64 / limit.0 as f64 * 100.0));
-        table.add_row([
-            row.task.clone(),
+        let mut cells = vec![row.task.clone(), row.node.clone()];
+        cells.extend(row.stats.as_ref().map_or_else(|| std::array::from_fn(|_| "-".to_owned()), used));
+        cells.push(row.reason.as_deref().and_then(|reason| reason.lines().next()).unwrap_or_default().to_owned());
+        table.add_row(cells);
+    }
+    text(table)
+}
+
+/// `node stats`.
+pub fn node_stats(rows: &[NodeStats], containers: bool) -> String {
+    let mut nodes = table(&[
+        "NODE", "CPU", "CORES", "LOAD", "MEMORY", "MEM %", "DISK", "DISK %", "RECEIVED", "SENT", "READ", "WRITTEN",
+        "RUNNING", "AGE", "REASON",
+    ]);
+    let unknown = || "-".to_owned();
+    for row in rows {
+        let host = row.host.as_ref();
+        let share = |used: u64, all: u64| if all > 0 { percent(used as f64 / all as f64) } else { unknown() };
+        let of = |used: Bytes, all: Bytes| format!("{} / {}", amount(used), amount(all));
+        let rate = |bytes: Bytes| format!("{}/s", amount(bytes));
+        let disk = host.and_then(|host| Some((host.disk?, host.disk_total?)));
+        let cores = host.filter(|host| host.cores > 0);
+        nodes.add_row([
             row.node.clone(),
-            if known { format!("{:.1}%", stats.cpu * 100.0) } else { "-".into() },
-            bytes(Some(stats.memory)),
-            bytes(stats.memory_limit),
-            share.unwrap_or_else(|| "-".into()),
-            bytes(stats.received),
-            bytes(stats.sent),
-            bytes(stats.read),
-            bytes(stats.written),
-            stats.pids.map_or_else(|| "-".into(), |pids| pids.to_string()),
+            cores.map_or_else(unknown, |host| percent(host.cpu / f64::from(host.cores))),
+            cores.map_or_else(unknown, |host| host.cores.to_string()),
+            host.map_or_else(unknown, |host| format!("{:.2}", host.load)),
+            host.map_or_else(unknown, |host| of(host.memory, host.memory_total)),
+            host.map_or_else(unknown, |host| share(host.memory.0, host.memory_total.0)),
+            disk.map_or_else(unknown, |(used, all)| of(used, all)),
+            disk.map_or_else(unknown, |(used, all)| share(used.0, all.0)),
+            host.map_or_else(unknown, |host| rate(host.received)),
+            host.map_or_else(unknown, |host| rate(host.sent)),
+            host.map_or_else(unknown, |host| rate(host.read)),
+            host.map_or_else(unknown, |host| rate(host.written)),
+            row.age.map_or_else(unknown, |_| row.running.to_string()),
+            row.age.map_or_else(unknown, |age| format!("{:.0}s", age.seconds())),
             row.reason.as_deref().and_then(|reason| reason.lines().next()).unwrap_or_default().to_owned(),
         ]);
     }
-    text(table)
+    if !containers {
+        return text(nodes);
+    }
+    let mut all = table(&[
+        "CONTAINER",
+        "NAME",
+        "TASK",
+        "NODE",
+        "CPU",
+        "MEMORY",
+        "LIMIT",
+        "MEM %",
+        "RECEIVED",
+        "SENT",
+        "READ",
+        "WRITTEN",
+        "PIDS",
+    ]);
+    for row in rows {
+        for container in &row.containers {
+            let text = |text: &str| if text.is_empty() { unknown() } else { text.to_owned() };
+            let mut cells = vec![text(&container.container), text(&container.name)];
+            cells.push(container.task.clone().unwrap_or_else(unknown));
+            cells.push(row.node.clone());
+            cells.extend(used(&container.stats));
+            all.add_row(cells);
+        }
+    }
+    format!("{}\n{}", text(nodes), text(all))
+}
+
+fn percent(share: f64) -> String {
+    format!("{:.1}%", share * 100.0)
+}
+
+// What a replica or a container uses, as both tables show it.
+fn used(stats: &Stats) -> [String; 9] {
+    let bytes = |bytes: Option<Bytes>| bytes.map_or_else(|| "-".into(), amount);
+    let limit = stats.memory_limit.filter(|limit| limit.0 > 0);
+    [
+        percent(stats.cpu),
+        amount(stats.memory),
+        bytes(stats.memory_limit),
+        limit.map_or_else(|| "-".into(), |limit| percent(stats.memory.0 as f64 / limit.0 as f64)),
+        bytes(stats.received),
+        bytes(stats.sent),
+        bytes(stats.read),
+        bytes(stats.written),
+        stats.pids.map_or_else(|| "-".into(), |pids| pids.to_string()),
+    ]
 }
 
 // In the largest unit that leaves a whole part, with three digits.

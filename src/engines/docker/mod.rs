@@ -30,8 +30,9 @@ pub use self::address::{Address, DEFAULT};
 use self::host::{Connection, Host};
 use self::tasks::Tasks;
 use super::hosts::{ProbeAsk, Probed};
+use super::meter::{Meter, Reading};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
-use crate::model::id::TaskId;
+use crate::model::id::{NodeId, TaskId};
 use crate::model::node::{ImagePrune, Node, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::registry::Login;
@@ -60,6 +61,7 @@ pub struct DockerOptions {
 /// Runs tasks as containers.
 pub struct DockerEngine {
     hosts: BTreeMap<String, Arc<Host>>,
+    meters: BTreeMap<NodeId, Meter>,
     tasks: Arc<Tasks>,
     nodes: watch::Sender<Arc<Vec<Node>>>,
     logs: logs::Followed,
@@ -88,6 +90,12 @@ impl DockerEngine {
         for host in hosts.values() {
             tokio::spawn(host.clone().follow());
         }
+        // Only what is reached through a socket of this host is sure to be on it.
+        let meter = |address: &Address| {
+            let source = stats::Containers::of(address.clone());
+            (address.name.as_str().into(), Meter::spawn(source, address.url.starts_with("unix:")))
+        };
+        let meters = options.hosts.iter().map(meter).collect();
         let all_there = futures_util::future::join_all(hosts.values().map(|host| host.there(FIRST)));
         all_there.await;
         let now = |changes: &mut [watch::Receiver<Node>]| {
@@ -105,7 +113,7 @@ impl DockerEngine {
                 publish.send_replace(now(&mut changes));
             }
         });
-        Ok(DockerEngine { hosts, tasks, nodes, logs: logs::Followed::default(), options })
+        Ok(DockerEngine { hosts, meters, tasks, nodes, logs: logs::Followed::default(), options })
     }
 
     // The client of the host where a task's container is, and the container's id.
@@ -314,6 +322,10 @@ impl Engine for DockerEngine {
 
     async fn volumes(&self, node: &str, ask: VolumeAsk) -> Result<Vec<VolumeInfo>> {
         volumes::serve(&self.host(node)?.connected()?.docker, ask).await
+    }
+
+    fn measured(&self) -> BTreeMap<NodeId, Reading> {
+        self.meters.iter().filter_map(|(node, meter)| Some((node.clone(), meter.last()?))).collect()
     }
 
     async fn stats(&self, node: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {

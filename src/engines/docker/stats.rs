@@ -1,18 +1,23 @@
 //! What containers use, as their Docker Engine counts it.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
+use std::collections::{BTreeMap, HashMap};
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use bollard::Docker;
-use bollard::models::{ContainerCpuStats, ContainerMemoryStats, ContainerStatsResponse};
-use bollard::query_parameters::StatsOptions;
-use futures_util::StreamExt;
+use bollard::models::{ContainerCpuStats, ContainerMemoryStats, ContainerStatsResponse, ContainerSummary};
+use bollard::query_parameters::{ListContainersOptions, StatsOptions};
 use futures_util::future::join_all;
+use futures_util::{StreamExt, stream};
 use tokio::sync::Semaphore;
 
-use super::trouble;
+use super::spec::TASK;
+use super::{Address, trouble};
+use crate::engines::meter::{Found, Source};
+use crate::model::Result;
 use crate::model::id::TaskId;
-use crate::model::stats::Stats;
+use crate::model::stats::{ContainerStats, Stats};
 use crate::model::units::Bytes;
 
 /// So many containers are asked about at once, whoever asks: an engine counts for a second before it answers.
@@ -21,6 +26,11 @@ const AT_ONCE: usize = 64;
 const PATIENCE: Duration = Duration::from_secs(5);
 /// How often one is asked that breaks off without an answer.
 const ATTEMPTS: usize = 2;
+
+/// So many are asked about at once by the meter, which is in no hurry.
+const MEASURED: usize = 8;
+/// The most containers of one host that are told of.
+const TOLD: usize = 4096;
 
 static PLACES: Semaphore = Semaphore::const_new(AT_ONCE);
 
@@ -42,6 +52,86 @@ pub async fn of(docker: &Docker, containers: Vec<(TaskId, String)>) -> BTreeMap<
         None
     };
     join_all(containers.into_iter().map(ask)).await.into_iter().flatten().collect()
+}
+
+/// All containers of a Docker Engine, for a meter: it is asked for counts alone, and what was counted before is kept here, so
+/// that nobody waits a second for each.
+pub struct Containers {
+    address: Address,
+    connected: Option<(Docker, Option<PathBuf>)>,
+    // Time on a core in nanoseconds, and when that was counted.
+    before: HashMap<String, (u64, Instant)>,
+}
+
+impl Containers {
+    /// Those of the engine at this address.
+    pub fn of(address: Address) -> Self {
+        Containers { address, connected: None, before: HashMap::new() }
+    }
+
+    async fn connect(&mut self) -> Result<Docker> {
+        if let Some((docker, _)) = &self.connected {
+            return Ok(docker.clone());
+        }
+        let failed = |act: &str, error| trouble::error(format!("Docker Engine {}", self.address.url), act, &error);
+        let docker = self.address.client().await?.negotiate_version().await.map_err(|e| failed("connect to it", e))?;
+        let info = docker.info().await.map_err(|error| failed("ask it", error))?;
+        self.connected = Some((docker.clone(), info.docker_root_dir.map(PathBuf::from)));
+        Ok(docker)
+    }
+}
+
+#[async_trait]
+impl Source for Containers {
+    async fn count(&mut self) -> Result<Found> {
+        let docker = self.connect().await?;
+        let listed = docker.list_containers(None::<ListContainersOptions>).await;
+        let listed = listed.map_err(|error| {
+            self.connected = None;
+            trouble::error("containers", "list them", &error)
+        })?;
+        let running = u32::try_from(listed.len()).unwrap_or(u32::MAX);
+        let ask = |summary: ContainerSummary| {
+            let docker = docker.clone();
+            async move {
+                let id = summary.id.clone()?;
+                let options = StatsOptions { stream: false, one_shot: true };
+                let mut told = Box::pin(docker.stats(&id, Some(options)));
+                let told = tokio::time::timeout(PATIENCE, told.next()).await.ok()??.ok()?;
+                Some((id, summary, told, Instant::now()))
+            }
+        };
+        let mut counted = stream::iter(listed.into_iter().take(TOLD).map(ask)).buffer_unordered(MEASURED);
+        let (mut now, mut containers) = (HashMap::new(), Vec::new());
+        while let Some(one) = counted.next().await {
+            let Some((id, summary, told, at)) = one else { continue };
+            let total = told.cpu_stats.as_ref().and_then(|stats| stats.cpu_usage.as_ref()?.total_usage);
+            let total = total.unwrap_or_default();
+            if let Some((before, since)) = self.before.get(&id) {
+                let span = (at - *since).as_nanos().max(1) as f64;
+                let cpu = total.saturating_sub(*before) as f64 / span;
+                containers.push(described(&id, summary, Stats { cpu, ..stats(&told) }));
+            }
+            now.insert(id, (total, at));
+        }
+        drop(counted);
+        self.before = now;
+        containers.sort_by(|a, b| (&a.name, &a.container).cmp(&(&b.name, &b.container)));
+        let folder = self.connected.as_ref().and_then(|(_, folder)| folder.clone());
+        Ok(Found { running, containers, folder })
+    }
+}
+
+fn described(id: &str, summary: ContainerSummary, stats: Stats) -> ContainerStats {
+    let name = summary.names.unwrap_or_default().into_iter().next().unwrap_or_default();
+    ContainerStats {
+        name: name.trim_start_matches('/').to_owned(),
+        container: id.chars().take(12).collect(),
+        image: summary.image.unwrap_or_default(),
+        id: summary.labels.unwrap_or_default().get(TASK).and_then(|task| task.parse().ok()),
+        task: None,
+        stats,
+    }
 }
 
 fn stats(told: &ContainerStatsResponse) -> Stats {

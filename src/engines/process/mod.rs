@@ -31,9 +31,10 @@ pub use self::lock::any_keeper;
 use self::lock::{keeper_handle, lock_is_held, open_lock, try_lock};
 use self::ports::PortPool;
 use self::taskdir::{Record, TaskFile, records};
+use super::meter::{Meter, Reading};
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
 use crate::model::clock::Timestamp;
-use crate::model::id::TaskId;
+use crate::model::id::{NodeId, TaskId};
 use crate::model::node::Node;
 use crate::model::service::{ServiceSpec, StopPolicy};
 use crate::model::stats::Stats;
@@ -60,6 +61,7 @@ const FOLLOWED: usize = 10_000;
 /// Runs tasks as processes of this host.
 pub struct ProcessEngine {
     shared: Arc<Shared>,
+    meter: Meter,
 }
 
 struct Shared {
@@ -103,11 +105,22 @@ impl ProcessEngine {
                 shared.watch_adopted(&task);
             }
         }
-        Ok(ProcessEngine { shared })
+        let meter = Meter::spawn(stats::Running(shared.clone()), true);
+        Ok(ProcessEngine { shared, meter })
     }
 }
 
 impl Shared {
+    async fn count(self: &Arc<Self>, tasks: Vec<TaskId>) -> Result<BTreeMap<TaskId, Stats>> {
+        let shared = self.clone();
+        let running = move |task: &TaskId| match shared.state(task)?.state {
+            ObservedState::Running { pid: Some(pid), .. } => Some((*task, pid)),
+            _ => None,
+        };
+        let count = move || stats::of(&tasks.iter().filter_map(running).collect());
+        tokio::task::spawn_blocking(count).await.map_err(|error| Error::internal("statistics", error.to_string()))
+    }
+
     fn folder(&self, task: &TaskId) -> PathBuf {
         self.options.folder.join(task.to_string())
     }
@@ -463,13 +476,12 @@ impl Engine for ProcessEngine {
     }
 
     async fn stats(&self, _: &str, tasks: &[TaskId]) -> Result<BTreeMap<TaskId, Stats>> {
-        let (shared, tasks) = (self.shared.clone(), tasks.to_vec());
-        let running = move |task: &TaskId| match shared.state(task)?.state {
-            ObservedState::Running { pid: Some(pid), .. } => Some((*task, pid)),
-            _ => None,
-        };
-        let count = move || stats::of(&tasks.iter().filter_map(running).collect());
-        tokio::task::spawn_blocking(count).await.map_err(|error| Error::internal("statistics", error.to_string()))
+        self.shared.count(tasks.to_vec()).await
+    }
+
+    fn measured(&self) -> BTreeMap<NodeId, Reading> {
+        let nodes = self.shared.nodes.borrow().clone();
+        nodes.iter().filter_map(|node| Some((node.id.clone(), self.meter.last()?))).collect()
     }
 
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {

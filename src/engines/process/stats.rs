@@ -1,11 +1,17 @@
 //! What processes use, as the kernel counts it: a replica and all that descends from it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
+
+use super::Shared;
+use crate::engines::meter::{Found, Source};
 use crate::model::id::TaskId;
-use crate::model::stats::Stats;
+use crate::model::stats::{ContainerStats, Stats};
 use crate::model::units::Bytes;
+use crate::model::{Error, Result};
 
 /// What share of time a process took is counted over this period.
 const PERIOD: Duration = Duration::from_millis(500);
@@ -41,6 +47,23 @@ pub fn of(processes: &BTreeMap<TaskId, u32>) -> BTreeMap<TaskId, Stats> {
         (!family.is_empty()).then_some((*task, stats))
     };
     processes.iter().filter_map(one).collect()
+}
+
+/// All that run, for a meter.
+pub struct Running(pub Arc<Shared>);
+
+#[async_trait]
+impl Source for Running {
+    async fn count(&mut self) -> Result<Found> {
+        let shared = self.0.clone();
+        let running = tokio::task::spawn_blocking(move || shared.task_ids());
+        let tasks = running.await.map_err(|error| Error::internal("tasks", error.to_string()))??;
+        let counted = self.0.count(tasks).await?;
+        let one = |(task, stats)| ContainerStats { id: Some(task), stats, ..ContainerStats::default() };
+        let containers: Vec<ContainerStats> = counted.into_iter().map(one).collect();
+        let running = u32::try_from(containers.len()).unwrap_or(u32::MAX);
+        Ok(Found { running, containers, folder: Some(self.0.options.folder.clone()) })
+    }
 }
 
 // A process with all that it has started, as far as it lives.

@@ -22,10 +22,11 @@ use super::docker::spec as spec_of;
 use super::docker::tasks::Tasks;
 use super::docker::{Address, credentials, logs, trouble};
 use super::hosts::{ExecAsk, Hosts, ProbeAsk, Probed};
+use super::meter::Reading;
 use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight, StartRequest};
 use crate::model::check::{CheckSpec, OnFail};
 use crate::model::container::Pull;
-use crate::model::id::TaskId;
+use crate::model::id::{NodeId, TaskId};
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::registry::Login;
@@ -137,8 +138,7 @@ impl SwarmEngine {
         // All that is there before anybody asks.
         shared.take_stock().await?;
         let changed = Arc::new(Notify::new());
-        let agents = options.hosts.as_ref().map(|hosts| hosts.agents());
-        tokio::spawn(nodes.follow(changed.clone(), agents));
+        tokio::spawn(nodes.follow(changed.clone(), options.hosts.clone()));
         if let Some(hosts) = options.hosts {
             // From now on, whenever the task below has its turn.
             let seen = hosts.observe();
@@ -276,6 +276,10 @@ impl Engine for SwarmEngine {
             check.by_engine = check.timing(None).on_fail == OnFail::Restart;
         }
         Ok(())
+    }
+
+    fn measured(&self) -> BTreeMap<NodeId, Reading> {
+        self.shared.hosts.as_ref().map(|hosts| hosts.measured()).unwrap_or_default()
     }
 
     fn nodes(&self) -> tokio::sync::watch::Receiver<Arc<Vec<Node>>> {

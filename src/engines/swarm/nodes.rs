@@ -1,5 +1,6 @@
 //! The Swarm's nodes. Swarm itself notices the loss of one only after three missed heartbeats, about 20 s; so each node
-//! is asked for besides, at the port on which Swarm's nodes gossip (7946) and every Docker Engine of a Swarm listens.
+//! is asked for besides, at the port on which Swarm's nodes gossip (7946) and every Docker Engine of a Swarm listens. One that
+//! does not answer here is asked for from other hosts before it is taken for lost: it may be only the way to this one that is cut.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -10,18 +11,22 @@ use bollard::Docker;
 use bollard::models::{Node as SwarmNode, NodeSpecAvailabilityEnum, NodeSpecRoleEnum, NodeState as SwarmState};
 use bollard::query_parameters::{DeleteNodeOptions, ListNodesOptions, UpdateNodeOptions};
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::engines::docker::trouble;
+use crate::engines::hosts::{Hosts, ReachAsk, Reached};
 use crate::model::id::NodeId;
 use crate::model::node::{Agent, Availability, Node, NodeState, NodeUpdate, Role};
-use crate::model::units::{Bytes, Cpu};
+use crate::model::units::{self, Bytes, Cpu};
 use crate::model::{Error, Kind, Result};
 
 /// The port on which every node of a Swarm listens for the others.
 const GOSSIP: u16 = 7946;
 /// How often a node is asked for, and how long it has to answer: long enough for one packet that is lost (1 s).
 const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1200));
-/// A node of which nothing is heard for this long is down.
+/// How many others are asked whether they reach a node that does not answer here, and how long they have to try.
+const WITNESSES: (usize, Duration) = (3, Duration::from_millis(650));
+/// A node of which nothing is heard for this long is down, unless another host reaches it.
 const SILENT: Duration = Duration::from_millis(1500);
 /// A node whose host answers, but not its Docker Engine: that may be a restart.
 const REFUSED: Duration = Duration::from_secs(6);
@@ -55,7 +60,7 @@ impl Nodes {
             let probes = listed.iter().map(|node| probe(node, *node.id == *nodes.own));
             let answers = futures_util::future::join_all(probes).await;
             for (node, answer) in listed.iter_mut().zip(answers) {
-                if matches!(answer, Answer::Silent) {
+                if answer == Reached::Silent {
                     node.state = NodeState::Down;
                 }
             }
@@ -75,26 +80,32 @@ impl Nodes {
     }
 
     /// Keeps it up for ever; `changed` says that Swarm told of a change.
-    /// `agents`: who acts on which of them.
-    pub async fn follow(
-        self: Arc<Self>,
-        changed: Arc<tokio::sync::Notify>,
-        mut agents: Option<watch::Receiver<Arc<BTreeMap<NodeId, Agent>>>>,
-    ) {
+    /// `hosts`: who acts on which of them.
+    pub async fn follow(self: Arc<Self>, changed: Arc<tokio::sync::Notify>, hosts: Option<Arc<dyn Hosts>>) {
+        let mut agents = hosts.as_ref().map(|hosts| hosts.agents());
+        let mut inquiries = JoinSet::new();
         let mut listed: Vec<Node> = self.known.borrow().to_vec();
         let mut at = Instant::now();
         let mut heard: BTreeMap<NodeId, Heard> = BTreeMap::new();
         // What was down at first stays so until it answers, whatever a list says that is just being made.
         if let Some(long_ago) = at.checked_sub(REFUSED) {
             let silent = listed.iter().filter(|node| node.state == NodeState::Down);
-            heard
-                .extend(silent.map(|node| (node.id.clone(), Heard { engine: long_ago, host: long_ago, silent: true })));
+            heard.extend(
+                silent.map(|node| {
+                    (node.id.clone(), Heard { silent: true, elsewhere: Some(false), ..Heard::at(long_ago) })
+                }),
+            );
         }
         loop {
             let told = tokio::select! {
                 () = changed.notified() => true,
                 () = changed_agents(&mut agents) => false,
                 () = tokio::time::sleep(PROBE.0) => false,
+                Some(found) = inquiries.join_next() => {
+                    // Others see it, or nobody does: what is known of the node is looked at again below, at once.
+                    take_in(&mut heard, found);
+                    false
+                }
             };
             if told || at.elapsed() >= LIST {
                 // While the managers choose a leader they do not answer, and the hosts are to be asked all the same.
@@ -112,6 +123,10 @@ impl Nodes {
                 biased;
                 answers = futures_util::future::join_all(probes) => Some(answers),
                 () = changed_agents(&mut agents) => None,
+                Some(found) = inquiries.join_next() => {
+                    take_in(&mut heard, found);
+                    None
+                }
             };
             let known = agents.as_mut().map(|agents| agents.borrow_and_update().clone()).unwrap_or_default();
             let now = Instant::now();
@@ -120,12 +135,18 @@ impl Nodes {
             let new: BTreeSet<NodeId> =
                 listed.iter().map(|node| node.id.clone()).filter(|id| !heard.contains_key(id)).collect();
             for (node, answer) in listed.iter().zip(answers.iter().flatten()) {
-                let heard = heard.entry(node.id.clone()).or_insert(Heard { engine: now, host: now, silent: false });
-                heard.silent = matches!(answer, Answer::Silent);
+                let heard = heard.entry(node.id.clone()).or_insert(Heard::at(now));
+                heard.silent = *answer == Reached::Silent;
                 match answer {
-                    Answer::Yes => (heard.engine, heard.host) = (now, now),
-                    Answer::Refused => heard.host = now,
-                    Answer::Silent => {}
+                    Reached::Yes => (heard.engine, heard.host) = (now, now),
+                    Reached::Refused => heard.host = now,
+                    Reached::Silent => {}
+                }
+                if !heard.silent {
+                    heard.elsewhere = None;
+                } else if let (Some(hosts), false) = (&hosts, heard.asking) {
+                    heard.asking = true;
+                    inquiries.spawn(inquire(hosts.clone(), node.clone(), witnesses(node, &listed, &self.own, &known)));
                 }
             }
             let before = self.known.borrow().clone();
@@ -138,7 +159,7 @@ impl Nodes {
                 // Silence counts from when anybody is heard again: they come back one after the other.
                 for (id, heard) in &mut heard {
                     if !was_down(id) {
-                        (heard.engine, heard.host) = (now, now);
+                        (heard.engine, heard.host, heard.elsewhere) = (now, now, None);
                     }
                 }
             }
@@ -147,7 +168,7 @@ impl Nodes {
                 node.agent = known.get(&node.id).cloned();
                 // A connection that beats is a sign of life: one question that is lost on the way means nothing.
                 let beats = node.agent.as_ref().is_some_and(|agent| agent.connected);
-                let is_silent = heard.silent && now - heard.host >= SILENT && !beats;
+                let is_silent = heard.silent && now - heard.host >= SILENT && !beats && heard.is_lost(hosts.is_some());
                 if is_silent || (!heard.silent && now - heard.engine >= REFUSED) {
                     node.state = NodeState::Down;
                 }
@@ -226,6 +247,62 @@ struct Heard {
     host: Instant,
     // It did not answer when it was asked last.
     silent: bool,
+    // Others are being asked for it.
+    asking: bool,
+    // Whether one of them reached it, since it is silent here.
+    elsewhere: Option<bool>,
+}
+
+impl Heard {
+    fn at(then: Instant) -> Self {
+        Heard { engine: then, host: then, silent: false, asking: false, elsewhere: None }
+    }
+
+    // Nobody reaches it, as far as there is anybody to ask.
+    fn is_lost(&self, others: bool) -> bool {
+        if others { self.elsewhere == Some(false) } else { true }
+    }
+}
+
+fn take_in(heard: &mut BTreeMap<NodeId, Heard>, found: std::result::Result<(NodeId, bool), tokio::task::JoinError>) {
+    let Ok((node, reached)) = found else { return };
+    let Some(heard) = heard.get_mut(&node) else { return };
+    heard.asking = false;
+    if heard.silent {
+        if reached && heard.elsewhere != Some(true) {
+            tracing::warn!(%node, "a host does not answer here, but is reached from others: the way to it is cut");
+        }
+        heard.elsewhere = Some(reached);
+    }
+}
+
+// Whom to ask for a node: some of those whose agents are there, for each node others, so that they share the work.
+fn witnesses(node: &Node, listed: &[Node], own: &str, agents: &BTreeMap<NodeId, Agent>) -> Vec<NodeId> {
+    let connected = |other: &&Node| agents.get(&other.id).is_some_and(|agent| agent.connected);
+    let others = listed.iter().filter(|other| other.id != node.id && *other.id != *own).filter(connected);
+    let mut others: Vec<NodeId> = others.map(|other| other.id.clone()).collect();
+    others.sort();
+    let next = others.partition_point(|other| *other < node.id);
+    let start = next % others.len().max(1);
+    others.rotate_left(start);
+    others.truncate(WITNESSES.0);
+    others
+}
+
+// Whether one of them reaches it; the first that does is enough.
+async fn inquire(hosts: Arc<dyn Hosts>, node: Node, witnesses: Vec<NodeId>) -> (NodeId, bool) {
+    let Some(address) = node.address else { return (node.id, false) };
+    let timeout = units::Duration::from(WITNESSES.1);
+    let ask = ReachAsk { address, port: GOSSIP, timeout };
+    let mut asked: futures_util::stream::FuturesUnordered<_> =
+        witnesses.iter().map(|other| hosts.reach(other, ask)).collect();
+    while let Some(reached) = futures_util::StreamExt::next(&mut asked).await {
+        if matches!(reached, Ok(Reached::Yes)) {
+            return (node.id, true);
+        }
+    }
+    drop(asked);
+    (node.id, false)
 }
 
 // Nobody is heard of any more: then this host is cut off rather than all others lost, and whatever runs there goes on to
@@ -234,21 +311,11 @@ fn is_cut_off(mut others_answered: impl Iterator<Item = bool>) -> bool {
     others_answered.next().is_some_and(|first| !first) && !others_answered.any(|answered| answered)
 }
 
-enum Answer {
-    Yes,
-    Refused,
-    Silent,
-}
-
-async fn probe(node: &Node, own: bool) -> Answer {
+async fn probe(node: &Node, own: bool) -> Reached {
     // Without a leader's word on where it is there is nothing to ask.
-    let Some(address) = node.address.filter(|_| !own) else { return Answer::Yes };
-    let connect = tokio::net::TcpStream::connect(SocketAddr::new(address, GOSSIP));
-    match tokio::time::timeout(PROBE.1, connect).await {
-        Ok(Ok(_)) => Answer::Yes,
-        Ok(Err(error)) if error.kind() == std::io::ErrorKind::ConnectionRefused => Answer::Refused,
-        _ => Answer::Silent,
-    }
+    let Some(address) = node.address.filter(|_| !own) else { return Reached::Yes };
+    let timeout = units::Duration::from(PROBE.1);
+    ReachAsk { address, port: GOSSIP, timeout }.reach().await
 }
 
 /// The nodes as their Swarm lists them.

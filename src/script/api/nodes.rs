@@ -12,7 +12,7 @@ use crate::model::strict;
 use crate::model::units::Duration;
 use crate::script::value::{WAIT, from_record, options, raise, to_json};
 
-const FIELDS: [&str; 20] = [
+const FIELDS: [&str; 21] = [
     "id",
     "name",
     "hostname",
@@ -31,6 +31,7 @@ const FIELDS: [&str; 20] = [
     "drain",
     "remove",
     "tasks",
+    "stats",
     "prune_images",
     "forget_agent",
 ];
@@ -72,6 +73,17 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
             }
         })?,
     )?;
+    let shared = cluster.clone();
+    nodes.set(
+        "stats",
+        lua.create_async_function(move |lua, table: Option<Table>| {
+            let cluster = shared.clone();
+            async move {
+                let asked: Asked = options("nodes.stats", table)?;
+                from_record(&lua, &cluster.node_stats(None, asked.containers).await.map_err(raise)?)
+            }
+        })?,
+    )?;
     nodes.set_readonly(true);
     lua.globals().set("nodes", nodes)
 }
@@ -93,6 +105,12 @@ impl Which {
             && self.role.is_none_or(|role| node.role == role)
             && self.availability.is_none_or(|availability| node.availability == availability)
     }
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Asked {
+    containers: bool,
 }
 
 #[derive(Deserialize, Default)]
@@ -134,6 +152,16 @@ fn node_table(lua: &Lua, cluster: &Arc<dyn Cluster>, node: &Node) -> mlua::Resul
         }
     })?;
     table.raw_set("tasks", tasks)?;
+    let (shared, id) = (cluster.clone(), node.id.clone());
+    let stats = lua.create_async_function(move |lua, (_, table): (Value, Option<Table>)| {
+        let (cluster, id) = (shared.clone(), id.clone());
+        async move {
+            let asked: Asked = options("stats", table)?;
+            let told = cluster.node_stats(Some(&id), asked.containers).await.map_err(raise)?;
+            from_record(&lua, &told.first())
+        }
+    })?;
+    table.raw_set("stats", stats)?;
     let (shared, id) = (cluster.clone(), node.id.clone());
     let prune = lua.create_async_function(move |lua, (_, table): (Value, Option<Table>)| {
         let (cluster, id) = (shared.clone(), id.clone());
