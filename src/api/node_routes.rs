@@ -2,6 +2,7 @@
 
 use super::routes::{route, schema};
 use super::{Answer, Call, Route, json};
+use crate::client::agents::{self, Agents, AgentsAsk};
 use crate::client::members::JoinTicket;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::stats::NodeStats;
@@ -75,6 +76,25 @@ pub fn all() -> Vec<Route> {
             )
         },
         Route {
+            change: Some("agents.install"),
+            request: schema::<AgentsAsk>(),
+            response: schema::<Agents>(),
+            ..route(
+                "POST",
+                "/v1/cluster/agents",
+                "Puts an agent on each worker, as a service of the Swarm",
+                Admin,
+                |call| Box::pin(install_agents(call)),
+            )
+        },
+        Route {
+            change: Some("agents.remove"),
+            query: &[("name", "the service, where it is not neap-agent")],
+            ..route("DELETE", "/v1/cluster/agents", "Removes that service, and forgets its agents", Admin, |call| {
+                Box::pin(remove_agents(call))
+            })
+        },
+        Route {
             response: schema::<JoinTicket>(),
             ..route(
                 "GET",
@@ -131,6 +151,16 @@ async fn unlock_key(call: Call) -> Result<Answer> {
 async fn update_swarm(call: Call) -> Result<Answer> {
     let ask: SwarmAsk = strict::read("swarm", &call.body)?;
     json(&call.api.cluster.swarm(ask).await?)
+}
+
+async fn install_agents(call: Call) -> Result<Answer> {
+    let ask: AgentsAsk = strict::read("agents", &call.body)?;
+    json(&agents::install(&*call.api.cluster, ask).await?)
+}
+
+async fn remove_agents(call: Call) -> Result<Answer> {
+    let name = call.query.get("name").map(|name| name.parse()).transpose()?;
+    json(&agents::remove(&*call.api.cluster, name.as_ref()).await?)
 }
 
 async fn all_stats(call: Call) -> Result<Answer> {

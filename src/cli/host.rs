@@ -175,6 +175,12 @@ pub struct LeaveArgs {
 pub struct AgentArgs {
     #[command(flatten)]
     place: Place,
+    /// Join first, at this daemon of the cluster [port: 8377]; the first of several that answers
+    #[arg(long, value_name = "ADDRESS", requires = "token_file")]
+    join: Vec<String>,
+    /// The file that holds the token of `neap join-token worker`, for --join
+    #[arg(long, value_name = "FILE", env = "NEAP_JOIN_TOKEN_FILE")]
+    token_file: Option<PathBuf>,
     #[command(flatten)]
     discovery: DiscoveryArgs,
     /// What is logged: error, warn, info, debug, or filters such as neap=debug
@@ -404,7 +410,31 @@ pub async fn agent(args: &AgentArgs, file: Config) -> Result<()> {
     start_log(&args.log)?;
     let (data, docker) = (args.place.data(&file), args.place.docker()?);
     let discovery = args.discovery.read(file.discovery)?;
+    if let (false, Some(token_file)) = (args.join.is_empty(), &args.token_file) {
+        join_first(&args.join, token_file, &data, &docker).await?;
+    }
     agent::run(AgentOptions { data, docker, discovery }).await
+}
+
+// As often as it is started: what it has already stays, and is good where nobody answers now.
+async fn join_first(addresses: &[String], token_file: &Path, data: &Path, docker: &Address) -> Result<()> {
+    let unreadable = |error| Error::io(token_file.display().to_string(), "read the token", &error);
+    let token: JoinToken = std::fs::read_to_string(token_file).map_err(unreadable)?.trim().parse()?;
+    let clock = SystemClock::start();
+    let mut last = None;
+    for address in addresses {
+        match join::join(&with_port(address)?, &token, docker, &Terms::default(), data, &clock, || Ok(())).await {
+            Ok(joined) if joined.role == Role::Worker => return Ok(()),
+            Ok(_) => return Err(Error::invalid("token", "is a manager's, and an agent is a worker's")),
+            Err(error) => last = Some(error),
+        }
+    }
+    let error = last.unwrap_or_else(|| Error::internal("agent", "has nowhere to join"));
+    if Identity::load(data)?.is_some_and(|identity| identity.is_whole()) {
+        tracing::warn!(%error, "this host's agent cannot join anew, and goes on with what it has");
+        return Ok(());
+    }
+    Err(error)
 }
 
 /// Runs `neap join-token`.

@@ -1,6 +1,7 @@
 //! Floor 7, roof: the command line, one file a subcommand group. It knows `trait Cluster` and nothing behind it.
 
 mod catalog;
+mod cluster;
 mod completion;
 mod context;
 mod cron;
@@ -83,6 +84,9 @@ enum Command {
     Leave(host::LeaveArgs),
     /// Give services back to the Swarm, remove what Neap made here, and say what stays
     Uninstall(uninstall::Args),
+    /// The cluster as a whole: agents on all its workers
+    #[command(subcommand)]
+    Cluster(cluster::Command),
     /// Print how a host joins as a worker or a manager
     JoinToken(host::TokenArgs),
     /// Show the certificate of the Swarm's authority, or make it anew
@@ -249,6 +253,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Repl(args) => repl::main(&args, &global).map(done),
         Command::Demo(args) => single(demo::main(args)).map(ExitCode::from),
         Command::Service(command) => single(service::main(command, &global.cluster()?)).map(done),
+        Command::Cluster(command) => single(cluster::main(command, &global.cluster()?)).map(done),
         Command::Node(command) => single(node::main(command, &global.cluster()?)).map(done),
         Command::Stack(command) => single(stack::main(command, || global.cluster())).map(done),
         Command::Network(command) => single(object::network(command, &global.cluster()?)).map(done),

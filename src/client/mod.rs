@@ -1,6 +1,7 @@
 //! Floor 3: `trait Cluster`, what anybody can ask of a cluster, and its remote implementation. CLI, Lua and tests
 //! know nothing else; the runtime implements the same trait in process.
 
+pub mod agents;
 pub mod catalog;
 pub mod hosting;
 pub mod kv;

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use mlua::{Lua, Table, Value};
 
 use super::services::Context;
+use crate::client::agents;
 use crate::client::hosting::{Hosting, InitAsk, JoinAsk, LeaveAsk, UnlockAsk};
 use crate::model::node::Role;
 use crate::model::swarm::SwarmAsk;
@@ -62,6 +63,29 @@ pub fn install(lua: &Lua, context: &Context) -> mlua::Result<()> {
                     None => SwarmAsk::Show {},
                 };
                 from_record(&lua, &cluster.swarm(ask).await.map_err(raise)?)
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    table.set(
+        "install_agents",
+        lua.create_async_function(move |lua, ask: Table| {
+            let cluster = shared.clone();
+            async move {
+                let asked = to_json(&Value::Table(ask)).map_err(raise)?;
+                let ask = crate::model::strict::read("cluster.install_agents", &asked).map_err(raise)?;
+                from_record(&lua, &agents::install(&*cluster, ask).await.map_err(raise)?)
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    table.set(
+        "remove_agents",
+        lua.create_async_function(move |_, name: Option<String>| {
+            let cluster = shared.clone();
+            async move {
+                let name = name.map(|name| name.parse()).transpose().map_err(raise)?;
+                agents::remove(&*cluster, name.as_ref()).await.map(|name| name.to_string()).map_err(raise)
             }
         })?,
     )?;
