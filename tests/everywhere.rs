@@ -254,3 +254,43 @@ fn containers_of_others_are_registered() {
         assert_eq!(count("demo"), 0);
     });
 }
+
+// What a token allows holds on each host, whoever it is asked of; one that was known there goes on while nobody leads.
+#[test]
+fn tokens_hold_on_each_host() {
+    with_machines(2, 0, |lab| {
+        for node in ["n1", "n2"] {
+            lab.run(node, &["sh", "-c", "printf '[discovery]\\nconsul_policy = \"deny\"\\n' >>/run/neap.toml"]);
+        }
+        let daemon = cluster(lab);
+        let rules = "key_prefix \"shop/\" { policy = \"write\" }\nservice_prefix \"\" { policy = \"read\" }\n\
+                     node_prefix \"\" { policy = \"read\" }";
+        let made = daemon.with_input(&["token", "create", "shop", "--rules", "-"], rules);
+        let token = String::from_utf8_lossy(&made.stdout).trim().to_owned();
+        let root = daemon.ok(&["token", "create", "root", "--role", "admin"]).trim().to_owned();
+        eventually("n2 follows", 20, || {
+            let found = get(lab, "n2", &format!("catalog/nodes?token={token}"));
+            (found.as_array().unwrap().len() == 2).then_some(())
+        });
+        assert_eq!(get(lab, "n2", "catalog/nodes"), Value::Array(Vec::new()));
+        put(lab, "n2", &format!("kv/bank/a?token={root}"), "1");
+        put(lab, "n2", &format!("kv/shop/a?token={token}"), "1");
+        for node in ["n1", "n2"] {
+            for (method, path) in [("GET", "kv/bank/a"), ("PUT", "kv/bank/a"), ("PUT", "agent/service/register")] {
+                for token in [&token, ""] {
+                    let (status, said) = ask(lab, node, method, &format!("{path}?token={token}"), r#"{"Name":"bank"}"#);
+                    assert!(status == 403 && said.contains("Permission denied"), "{node} {path}: {status} {said}");
+                }
+            }
+            let keys = get(lab, node, &format!("kv/?keys&token={token}"));
+            assert_eq!(keys, serde_json::json!(["shop/a"]), "{node}");
+            assert_eq!(ask(lab, node, "GET", "kv/shop/a?token=wrong", "").0, 403);
+        }
+        daemon.find();
+        daemon.end("KILL");
+        assert_eq!(get(lab, "n2", &format!("catalog/nodes?token={token}")).as_array().unwrap().len(), 2);
+        assert_eq!(get(lab, "n2", "catalog/nodes"), Value::Array(Vec::new()));
+        let (status, _) = ask(lab, "n2", "GET", "catalog/nodes?token=never-seen", "");
+        assert_eq!(status, 500, "whether it allows anything is not known");
+    });
+}

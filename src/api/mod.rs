@@ -14,6 +14,8 @@ mod script_routes;
 pub mod server;
 pub mod switch;
 mod tokens;
+
+pub use self::tokens::Stored as StoredTokens;
 mod traffic_routes;
 
 use std::pin::Pin;

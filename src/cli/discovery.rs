@@ -39,6 +39,10 @@ pub struct DiscoveryArgs {
     /// Let checks be commands on this host: whoever may register one runs them as this user
     #[arg(long, env = "NEAP_ENABLE_SCRIPT_CHECKS")]
     enable_script_checks: bool,
+    /// Look at the tokens of Consul's clients, with their rules; what no rule says is then allowed, only to be read, or denied. Say
+    /// the same on each host
+    #[arg(long, env = "NEAP_CONSUL_POLICY", value_parser = ["allow", "read", "deny"], value_name = "DEFAULT")]
+    consul_policy: Option<String>,
     /// A tag for all containers that are registered; may be repeated
     #[arg(long = "registrator-tag", env = "NEAP_REGISTRATOR_TAGS", value_delimiter = ',', value_name = "TAG")]
     registrator_tags: Vec<String>,
@@ -63,6 +67,10 @@ impl DiscoveryArgs {
                 all => discovery::addresses("--recursor", Some(all), 53)?,
             },
             runs_commands: self.enable_script_checks || file.enable_script_checks,
+            policy: match self.consul_policy.as_deref().or(file.consul_policy.as_deref()) {
+                None => None,
+                Some(word) => Some(word.parse()?),
+            },
             registrator: Wanted {
                 at: match self.registrator.as_deref().or(file.registrator.as_deref()).unwrap_or("host") {
                     "off" => None,

@@ -1,12 +1,15 @@
 //! `neap token`.
 
+use std::path::{Path, PathBuf};
+
 use clap::Subcommand;
 use serde_json::json;
 
 use super::output::{self, FormatArg};
 use crate::client::remote::{RemoteCluster, segment};
-use crate::model::Result;
 use crate::model::right::{MadeToken, Token};
+use crate::model::rules::{Names, Resource, Rules};
+use crate::model::{Error, Result};
 
 /// Subcommands.
 #[derive(Subcommand)]
@@ -21,6 +24,9 @@ pub enum Command {
         /// Only names that begin so
         #[arg(long, default_value = "")]
         prefix: String,
+        /// What it allows in Consul's API: a file with rules in HCL or JSON, - for standard input [default: by role and prefix]
+        #[arg(long, value_name = "FILE")]
+        rules: Option<PathBuf>,
         /// Output format
         #[command(flatten)]
         format: FormatArg,
@@ -35,11 +41,28 @@ pub enum Command {
     },
 }
 
+fn read(file: &Path) -> Result<String> {
+    let failed = |error| Error::io(file.display().to_string(), "read the rules", &error);
+    match file.as_os_str() == "-" {
+        true => std::io::read_to_string(std::io::stdin()).map_err(failed),
+        false => std::fs::read_to_string(file).map_err(failed),
+    }
+}
+
+// `key 2, service 1`.
+fn summed(rules: &Rules) -> String {
+    let one = |(resource, names): (&Resource, &Names)| format!("{resource} {}", names.exact.len() + names.prefix.len());
+    rules.0.iter().map(one).collect::<Vec<_>>().join(", ")
+}
+
 /// Runs a subcommand.
 pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
     match command {
-        Command::Create { name, role, prefix, format } => {
-            let body = json!({ "name": name, "role": role, "prefix": prefix });
+        Command::Create { name, role, prefix, rules, format } => {
+            let mut body = json!({ "name": name, "role": role, "prefix": prefix });
+            if let Some(file) = rules {
+                body["rules"] = read(&file)?.into();
+            }
             let made: MadeToken = cluster.call("POST", "/v1/tokens", Some(&body)).await?;
             output::print(format.format, &made, || made.secret.clone())
         }
@@ -51,9 +74,10 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
                         token.principal.name.clone(),
                         token.principal.role.as_str().to_owned(),
                         token.principal.prefix.clone(),
+                        token.rules.as_ref().map(summed).unwrap_or_default(),
                     ]
                 });
-                crate::client::show::rows(&["NAME", "ROLE", "PREFIX"], rows)
+                crate::client::show::rows(&["NAME", "ROLE", "PREFIX", "RULES"], rows)
             })
         }
         Command::Rm { name } => {

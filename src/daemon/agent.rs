@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::discovery::{self, DiscoveryOptions, Following};
+use super::discovery::{self, DiscoveryOptions};
+use super::following::Following;
 use crate::agent::identity::Identity;
 use crate::agent::run;
 use crate::agent::work::Worker;

@@ -2,30 +2,24 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
-
-use async_trait::async_trait;
-use serde::Deserialize;
-use serde_json::{Value, json};
 
 use super::audit::AuditFile;
 use super::remembered;
-use crate::agent::hub::{Calls, Hub, Served};
-use crate::agent::work::{Found, Worker};
+use crate::agent::work::Found;
+use crate::api::StoredTokens;
 use crate::api::consul::{self, Consul, Events, Here, Own, Source};
 use crate::engines::docker::Address;
-use crate::engines::hosts::Hosts;
-use crate::engines::registrator::{Changed, Registrator, Wanted};
-use crate::model::catalog::CheckStatus;
+use crate::engines::registrator::{Registrator, Wanted};
 use crate::model::clock::{Clock, SystemClock};
-use crate::model::id::{NodeId, uuid_of};
-use crate::model::{Error, Kind, Result};
-use crate::network::Sockets;
+use crate::model::id::uuid_of;
+use crate::model::rules::Access;
+use crate::model::{Error, Result};
 use crate::network::catalog::Catalog;
 use crate::network::dns::{Name, Recursor, Server, Zone};
 use crate::runtime::Runtime;
-use crate::runtime::catalog::{Registry, host_checks};
+use crate::runtime::catalog::Registry;
 
 /// Where and how.
 #[derive(Debug, Clone)]
@@ -48,10 +42,10 @@ pub struct DiscoveryOptions {
     pub registrator: Wanted,
     /// Whether checks may be commands on this host.
     pub runs_commands: bool,
+    /// What is allowed in Consul's API where no rule of a token says; without it tokens are not looked at.
+    pub policy: Option<Access>,
 }
 
-/// How long hosts have to report after a daemon was started anew and leads, before others are told what it knows.
-const HOLD: std::time::Duration = std::time::Duration::from_secs(3);
 /// How often it is looked whether a host is known by now.
 const UNKNOWN: std::time::Duration = std::time::Duration::from_millis(200);
 /// Consul's port for HTTP.
@@ -106,15 +100,16 @@ pub async fn own(options: &DiscoveryOptions, runtime: &Arc<Runtime>, audit: &Arc
     Ok(own_of(options, runtime, audit))
 }
 
-async fn hold_indexes(runtime: &Arc<Runtime>) -> Result<()> {
+pub(super) async fn hold_indexes(runtime: &Arc<Runtime>) -> Result<()> {
     runtime.registry().hold_index().await?;
     runtime.kv().hold_index().await
 }
 
-fn own_of(options: &DiscoveryOptions, runtime: &Arc<Runtime>, audit: &Arc<AuditFile>) -> Arc<Own> {
+pub(super) fn own_of(options: &DiscoveryOptions, runtime: &Arc<Runtime>, audit: &Arc<AuditFile>) -> Arc<Own> {
     let (registry, kv) = (runtime.registry().clone(), runtime.kv().clone());
     registry.runs_commands.store(options.runs_commands, Ordering::Relaxed);
-    Arc::new(Own { registry, kv, events: Events::default(), audit: audit.clone() })
+    let tokens = Arc::new(StoredTokens(runtime.store().clone()));
+    Arc::new(Own { registry, kv, events: Events::default(), tokens, audit: audit.clone() })
 }
 
 /// Listens; a port that cannot be had stops that port alone.
@@ -127,6 +122,7 @@ pub async fn serve(options: &DiscoveryOptions, catalog: &Arc<Catalog>, here: Her
         clock: clock.clone(),
         source,
         runs_commands: options.runs_commands,
+        policy: options.policy,
     };
     let router = consul::router(Arc::new(consul));
     for address in &options.consul {
@@ -192,189 +188,6 @@ pub fn register_containers(options: &DiscoveryOptions, runtime: &Arc<Runtime>, h
 
 /// Whether this process leads, and could prove it a moment ago.
 pub type Leads = Arc<dyn Fn() -> bool + Send + Sync>;
-
-/// A host of a Swarm, which follows whoever leads, or leads itself from some moment on.
-pub struct Following {
-    worker: Arc<Worker>,
-    own: OnceLock<(Arc<Own>, Leads)>,
-    // Of its node, in the catalogue.
-    id: String,
-    runs_commands: bool,
-}
-
-impl Following {
-    /// Follows what the worker is told, and runs the checks of this host: the one with the identity `node`.
-    pub fn new(worker: Arc<Worker>, node: &str, options: &DiscoveryOptions) -> Arc<Self> {
-        let catalog = worker.catalog.clone();
-        let runs_commands = options.runs_commands;
-        let following = Arc::new(Following { worker, own: OnceLock::new(), id: uuid_of(node), runs_commands });
-        host_checks::spawn(following.clone(), catalog, Arc::new(Sockets), Arc::new(SystemClock::start()));
-        following
-    }
-
-    // Without an answer: what does not get there is said again.
-    fn say(&self, word: Value) {
-        let worker = self.worker.clone();
-        tokio::spawn(async move {
-            if let Err(error) = worker.up.call(word).await {
-                tracing::debug!(%error, "what a check found is not told; it is told again");
-            }
-        });
-    }
-
-    /// From now on it leads: `runtime` is the cluster. Agents are told, and their clients answered, by `hub`.
-    pub async fn lead(
-        &self,
-        options: &DiscoveryOptions,
-        runtime: &Arc<Runtime>,
-        audit: &Arc<AuditFile>,
-        hub: &Arc<Hub>,
-        leads: Leads,
-    ) -> Result<()> {
-        // Whatever this host serves, others do.
-        hold_indexes(runtime).await?;
-        let (own, registry) = (own_of(options, runtime, audit), runtime.registry().clone());
-        let _ = self.own.set((own.clone(), leads.clone()));
-        let catalog = runtime.registry().catalog.clone();
-        let consul = Consul {
-            catalog: catalog.clone(),
-            here: Here::Name(runtime.registry().host.clone()),
-            datacenter: options.datacenter.clone(),
-            clock: Arc::new(SystemClock::start()),
-            source: Arc::new(Led { own, leads }),
-            // Whoever has forwarded it has looked.
-            runs_commands: true,
-        };
-        tokio::spawn(cover(hub.clone(), registry.clone()));
-        let hold = if hub.worker().followed_lately() { std::time::Duration::ZERO } else { HOLD };
-        let from = tokio::time::Instant::now() + hold;
-        hub.serve_calls(Served { from, catalog, calls: Arc::new(Answers { consul: Arc::new(consul), registry }) });
-        Ok(())
-    }
-}
-
-#[async_trait]
-impl Source for Arc<Following> {
-    fn own(&self) -> Option<Arc<Own>> {
-        // One that was cut off from the others may not lead any more, and not know: it renews nothing, and tells of no lock.
-        self.own.get().filter(|(_, leads)| leads()).map(|(own, _)| own.clone())
-    }
-
-    async fn forward(&self, call: Value) -> Result<Value> {
-        let mut answer = self.worker.up.call(json!({ "consul": call })).await?;
-        // Whoever has changed something here finds it here.
-        self.worker.catch_up(answer["at"].as_u64().unwrap_or_default()).await;
-        Ok(answer["reply"].take())
-    }
-}
-
-// What an agent asks whoever leads.
-#[derive(Deserialize)]
-#[serde(rename_all = "snake_case")]
-enum Asked {
-    /// What a client of Consul's API has asked there.
-    Consul(Value),
-    /// How a check of its host is.
-    Found { check: String, status: CheckStatus, output: String },
-}
-
-impl host_checks::Host for Following {
-    fn name(&self) -> Option<String> {
-        self.worker.catalog.read(|state| state.node_by_id(&self.id).map(|entry| entry.node.name.clone()))
-    }
-
-    fn leads(&self) -> bool {
-        self.own.get().is_some()
-    }
-
-    fn runs_commands(&self) -> bool {
-        self.runs_commands
-    }
-
-    fn found(&self, id: &str, status: CheckStatus, output: &str) {
-        self.say(json!({ "found": { "check": id, "status": status, "output": output } }));
-    }
-
-    fn overdue(&self, instance: &str) {
-        self.say(json!({ "consul": consul::deregister(instance) }));
-    }
-}
-
-// Which hosts' own checks are run by their agents.
-async fn cover(hub: Arc<Hub>, registry: Arc<Registry>) {
-    let mut agents = hub.agents();
-    loop {
-        let ids: Vec<String> = {
-            let agents = agents.borrow_and_update();
-            let others = agents.iter().filter(|(node, agent)| agent.connected && !hub.is_own(node));
-            others.map(|(node, _)| uuid_of(node)).collect()
-        };
-        let names = registry.catalog.read(|state| {
-            let names = ids.iter().filter_map(|id| state.node_by_id(id));
-            names.map(|entry| entry.node.name.clone()).collect::<Vec<_>>()
-        });
-        registry.set_covered(names);
-        if agents.changed().await.is_err() {
-            return;
-        }
-    }
-}
-
-// The one that leads, for as long as it does.
-struct Led {
-    own: Arc<Own>,
-    leads: Leads,
-}
-
-#[async_trait]
-impl Source for Led {
-    fn own(&self) -> Option<Arc<Own>> {
-        (self.leads)().then(|| self.own.clone())
-    }
-
-    async fn forward(&self, _: Value) -> Result<Value> {
-        Err(Error::new(Kind::Unavailable, "cluster", "No cluster leader").retry(true))
-    }
-}
-
-// What agents' clients ask.
-struct Answers {
-    consul: Arc<Consul>,
-    registry: Arc<Registry>,
-}
-
-impl Answers {
-    fn host(&self, node: &NodeId) -> Result<String> {
-        let id = uuid_of(node);
-        let host = self.consul.catalog.read(|state| state.node_by_id(&id).map(|entry| entry.node.name.clone()));
-        host.ok_or_else(|| Error::new(Kind::Unavailable, "agent's node", "is not known yet").retry(true))
-    }
-}
-
-#[async_trait]
-impl Calls for Answers {
-    async fn call(&self, node: &NodeId, call: Value) -> Result<Value> {
-        let host = self.host(node)?;
-        let asked: Asked = serde_json::from_value(call)
-            .map_err(|error| Error::new(Kind::Unsupported, "agent", "asks in words of another version").cause(error))?;
-        match asked {
-            Asked::Consul(call) => {
-                let changes = call["method"] != "GET"
-                    && ["agent", "catalog", "query"].iter().any(|word| call["path"][0] == *word);
-                let reply = consul::answer_for(&self.consul, host, call).await?;
-                let at = if changes { self.consul.catalog.read(|state| state.index) } else { 0 };
-                Ok(json!({ "reply": reply, "at": at }))
-            }
-            Asked::Found { check, status, output } => {
-                self.registry.set_status(&host, &check, status, &output).map(|()| Value::Null)
-            }
-        }
-    }
-
-    fn containers(&self, node: &NodeId, changed: &Changed) -> bool {
-        self.host(node).is_ok_and(|host| self.registry.take_containers(&host, changed))
-    }
-}
 
 /// The catalogue of a host that follows, with what it had a moment ago: its changes are counted from where those before a restart cannot have come.
 pub fn follower(clock: &dyn Clock, data: &Path) -> Arc<Catalog> {

@@ -6,6 +6,7 @@ pub mod background;
 pub mod config;
 pub mod discovery;
 pub mod engine;
+pub mod following;
 mod hosts;
 mod identity;
 pub mod moving;

@@ -9,7 +9,8 @@ use bollard::Docker;
 use tokio::net::UnixListener;
 use tokio::sync::watch;
 
-use super::discovery::{self, Following};
+use super::discovery;
+use super::following::Following;
 use super::hosts::{self, Keys};
 use super::standing::Memory;
 use super::{Options, Parted, audit, tls};

@@ -24,6 +24,7 @@ pub mod registry;
 pub mod release;
 pub mod right;
 pub mod route;
+pub mod rules;
 pub mod service;
 pub mod spellings;
 pub mod stack;

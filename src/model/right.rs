@@ -6,6 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Kind, Result};
+use super::rules::Rules;
 
 /// What a principal may do, each role including those before it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
@@ -101,6 +102,9 @@ pub trait Audit: Send + Sync {
 pub struct Token {
     /// Who it stands for.
     pub principal: Principal,
+    /// What it allows in Consul's API; by role and prefix where none are given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<Rules>,
     /// SHA-256 of the secret.
     pub hash: String,
     /// When it was made.
@@ -117,6 +121,9 @@ pub struct NewToken {
     /// Only names that begin so.
     #[serde(default)]
     pub prefix: String,
+    /// What it allows in Consul's API: HCL or JSON, as Consul's users write rules. By role and prefix where none are given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rules: Option<String>,
 }
 
 /// A new token: the only time its secret is seen.

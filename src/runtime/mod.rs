@@ -271,6 +271,11 @@ impl Runtime {
         &self.registry
     }
 
+    /// Where its state is.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.parts.store
+    }
+
     /// Keys and values, and the sessions that hold some of them locked.
     pub fn kv(&self) -> &Arc<kv::Kv> {
         &self.kv

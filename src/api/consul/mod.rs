@@ -11,6 +11,7 @@ mod kv;
 mod output;
 mod query;
 mod reply;
+mod rights;
 mod server;
 mod session;
 mod targets;
@@ -32,9 +33,12 @@ use tokio::time::Instant;
 pub use self::event::Events;
 use self::filter::Filter;
 use self::reply::{Bytes, Reply, refusal};
+pub use self::rights::Granted;
+use self::rights::Seen;
 pub use self::server::listen;
 use crate::model::clock::Clock;
 use crate::model::right::{Audit, Principal, Role};
+use crate::model::rules::Access;
 use crate::model::{Error, Kind, Result};
 use crate::network::catalog::{Catalog, State, Topic};
 use crate::runtime::catalog::Registry;
@@ -64,6 +68,8 @@ pub struct Consul {
     pub source: Arc<dyn Source>,
     /// Whether checks may be commands on this host.
     pub runs_commands: bool,
+    /// What is allowed where no rule of a token says; without it tokens are not looked at.
+    pub policy: Option<Access>,
 }
 
 /// A host, as the catalogue names it.
@@ -83,8 +89,16 @@ pub struct Own {
     pub kv: Arc<Kv>,
     /// Events that users have fired.
     pub events: Events,
+    /// The tokens that there are.
+    pub tokens: Arc<dyn Tokens>,
     /// Told of every change that was asked for, but for what clients say of their checks.
     pub audit: Arc<dyn Audit>,
+}
+
+/// Knows tokens.
+pub trait Tokens: Send + Sync {
+    /// What the token of this hash allows; for an empty one, what the token named `anonymous` does.
+    fn granted(&self, hash: &str) -> Result<Option<Granted>>;
 }
 
 /// Who changes anything: this process, or whoever leads.
@@ -94,6 +108,8 @@ pub trait Source: Send + Sync {
     fn own(&self) -> Option<Arc<Own>>;
     /// Asks whoever leads.
     async fn forward(&self, call: Value) -> Result<Value>;
+    /// What the token of this hash allows; for an empty one, what is allowed to whoever brings none.
+    async fn granted(&self, hash: &str) -> Result<Option<Granted>>;
 }
 
 #[async_trait]
@@ -104,6 +120,10 @@ impl Source for Arc<Own> {
 
     async fn forward(&self, _: Value) -> Result<Value> {
         Err(Error::internal("request", "is forwarded by who leads"))
+    }
+
+    async fn granted(&self, hash: &str) -> Result<Option<Granted>> {
+        self.tokens.granted(hash)
     }
 }
 
@@ -128,7 +148,7 @@ async fn serve(Shared(consul): Shared<Arc<Consul>>, request: Request) -> Respons
         Err(error) => Err(error),
     };
     let mut response = match reply {
-        Ok(reply) => reply.into_response(pretty),
+        Ok(reply) => reply.into_response(pretty, consul.policy),
         Err(error) => refusal(&error),
     };
     if method == Method::HEAD {
@@ -147,6 +167,12 @@ struct Call {
     body: Bytes,
     /// Who asks.
     peer: String,
+    /// The hash of the token that came with it; empty without one.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    token: String,
+    /// What is allowed where no rule says, on the host where it was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    policy: Option<Access>,
     #[serde(skip)]
     filter: Option<Filter>,
 }
@@ -165,15 +191,28 @@ async fn read(consul: &Consul, request: Request) -> Result<Call> {
     });
     let query = query.collect::<Result<Vec<_>>>()?;
     let method = request.method().as_str().to_owned();
+    let brought = brought(&request, &query);
     let body = axum::body::to_bytes(request.into_body(), MAX_BODY).await.map_err(|_| {
         Error::new(Kind::Exhausted, "request body", format!("is larger than {MAX_BODY} bytes, or broke off"))
     })?;
-    let mut call = Call { method, path, query, body: Bytes(body.to_vec()), peer: String::new(), filter: None };
+    let (body, peer, token, policy) = (Bytes(body.to_vec()), String::new(), rights::hashed(&brought), consul.policy);
+    let mut call = Call { method, path, query, body, peer, token, policy, filter: None };
+    // It is not told to others, nor taken down.
+    call.query.retain(|(key, _)| key != "token");
     call.take_filter()?;
     match call.value("dc").filter(|dc| !dc.is_empty() && !dc.eq_ignore_ascii_case(&consul.datacenter)) {
         Some(dc) => Err(Error::new(Kind::Unavailable, format!("datacenter {dc:.60?}"), "No path to datacenter")),
         None => Ok(call),
     }
+}
+
+// The token, in any of the ways that clients have.
+fn brought(request: &Request, query: &[(String, String)]) -> String {
+    let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let bearer = || header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+    let asked = || query.iter().find(|(key, _)| key == "token").map(|(_, token)| token.as_str());
+    let found = asked().filter(|token| !token.is_empty()).or_else(|| header("x-consul-token")).or_else(bearer);
+    found.unwrap_or_default().to_owned()
 }
 
 // A page that somebody looks at must not act on what listens on their own machine: browsers say where a request comes from.
@@ -235,6 +274,14 @@ impl Call {
             return Err(Error::invalid("check", "Scripts are disabled on this agent")
                 .help("start it with --enable-script-checks: whoever may register a check runs commands then"));
         }
+        let rights = rights::of(consul, &self).await?;
+        let Some(rights) = rights else { return self.settle(consul).await };
+        rights.check(consul, &self)?;
+        let seen = Seen { method: self.method.clone(), path: self.path.clone() };
+        Ok(rights.left(&seen, self.settle(consul).await?))
+    }
+
+    async fn settle(self, consul: &Arc<Consul>) -> Result<Reply> {
         let Some(own) = consul.source.own() else {
             if self.can_be_told_here() {
                 return self.answer(consul).await;
@@ -430,14 +477,6 @@ impl Consul {
         let own = self.catalog.read(|state| Some(state.node(&host)?.node.address.clone()));
         own.filter(|address| !address.is_empty()).unwrap_or_else(|| "127.0.0.1".to_owned())
     }
-}
-
-/// What an agent asks to take out an instance of its host.
-pub fn deregister(instance: &str) -> Value {
-    let path = ["agent", "service", "deregister", instance].map(str::to_owned).to_vec();
-    let (method, peer) = ("PUT".to_owned(), "agent".to_owned());
-    let call = Call { method, path, query: Vec::new(), body: Bytes::default(), peer, filter: None };
-    serde_json::to_value(call).unwrap_or_default()
 }
 
 /// Answers for a host what its clients asked there: `call` as it was forwarded.

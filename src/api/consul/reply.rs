@@ -8,6 +8,7 @@ use base64::prelude::BASE64_STANDARD;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::model::rules::Access;
 use crate::model::{Error, Kind};
 
 /// An error as Consul says it: text.
@@ -51,7 +52,7 @@ pub enum Reply {
 
 impl Reply {
     /// With Consul's headers.
-    pub fn into_response(self, pretty: bool) -> Response {
+    pub fn into_response(self, pretty: bool, policy: Option<Access>) -> Response {
         let text = |value: &Value| match pretty {
             true => serde_json::to_string_pretty(value).unwrap_or_default() + "\n",
             false => value.to_string(),
@@ -70,13 +71,15 @@ impl Reply {
             _ => Body::from(body),
         });
         *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
+        // Consul knows two.
+        let default = if policy.is_some_and(|policy| policy < Access::Write) { "deny" } else { "allow" };
         let headers = response.headers_mut();
         headers.insert("content-type", axum::http::HeaderValue::from_static(kind));
         headers.insert("x-consul-index", axum::http::HeaderValue::from(index.unwrap_or(1).max(1)));
         headers.insert("x-consul-knownleader", axum::http::HeaderValue::from_static("true"));
         headers.insert("x-consul-lastcontact", axum::http::HeaderValue::from_static("0"));
         headers.insert("x-consul-effective-consistency", axum::http::HeaderValue::from_static("leader"));
-        headers.insert("x-consul-default-acl-policy", axum::http::HeaderValue::from_static("allow"));
+        headers.insert("x-consul-default-acl-policy", axum::http::HeaderValue::from_static(default));
         headers.insert("x-neap-version", axum::http::HeaderValue::from_static(env!("CARGO_PKG_VERSION")));
         response
     }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 
 use super::input::Fields;
 use super::{Consul, Reply, kv};
+use crate::model::rules::Access;
 use crate::model::{Error, Kind, Result};
 use crate::runtime::kv::change::{Op, Outcome, Verb};
 use crate::runtime::kv::index::Topic;
@@ -15,7 +16,33 @@ use crate::runtime::kv::index::Topic;
 /// Operations at most (Consul's bound).
 const MOST: usize = 128;
 
-pub async fn answer(consul: &Arc<Consul>, body: &[u8]) -> Result<Reply> {
+/// What an operation has to do with.
+pub enum Touched {
+    /// A key, to be read or written.
+    Key(Access, String),
+    /// All keys that begin so, to be removed.
+    Tree(String),
+    /// A session, to be ended.
+    Session(String),
+}
+
+/// What a transaction has to do with; of what it reads whole, only what may be seen is told.
+pub fn touched(body: &[u8]) -> Result<Vec<Touched>> {
+    let touched = |op: Op| match op.verb {
+        Verb::GetTree => None,
+        Verb::DeleteTree => Some(Touched::Tree(op.key)),
+        Verb::EndSession => Some(Touched::Session(op.session)),
+        Verb::Get | Verb::GetOrEmpty | Verb::CheckIndex | Verb::CheckSession | Verb::CheckNotExists => {
+            Some(Touched::Key(Access::Read, op.key))
+        }
+        Verb::Set | Verb::Cas | Verb::Lock | Verb::Unlock | Verb::Delete | Verb::DeleteCas => {
+            Some(Touched::Key(Access::Write, op.key))
+        }
+    };
+    Ok(operations(body)?.into_iter().filter_map(touched).collect())
+}
+
+fn operations(body: &[u8]) -> Result<Vec<Op>> {
     let all: Value = serde_json::from_slice(body)
         .map_err(|error| Error::invalid("request body", "Failed to parse body: is not JSON").cause(error))?;
     let Value::Array(all) = all else { return Err(Error::invalid("request body", "is not a list of operations")) };
@@ -23,7 +50,11 @@ pub async fn answer(consul: &Arc<Consul>, body: &[u8]) -> Result<Reply> {
         let message = format!("Transaction contains too many operations ({} > {MOST})", all.len());
         return Err(Error::new(Kind::Exhausted, "transaction", message));
     }
-    let ops = all.into_iter().enumerate().map(|(number, value)| read(number, value)).collect::<Result<Vec<_>>>()?;
+    all.into_iter().enumerate().map(|(number, value)| read(number, value)).collect()
+}
+
+pub async fn answer(consul: &Arc<Consul>, body: &[u8]) -> Result<Reply> {
+    let ops = operations(body)?;
     let verbs: Vec<Verb> = ops.iter().map(|op| op.verb).collect();
     let index = consul.own()?.kv.index_of(&Topic::Prefix(String::new()));
     match consul.own()?.kv.run(&ops).await? {
