@@ -273,3 +273,64 @@ fn registrators_requests_in_order() {
     }
     assert_eq!(catalog.get("/v1/agent/services"), json!({}));
 }
+
+#[test]
+fn grpc_servers_are_asked_for_their_health() {
+    let Some(python) = client("bin/python") else { return };
+    let mut server = Command::new(python)
+        .arg(script("grpc_health.py"))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let port = line.trim();
+    let catalog = Catalog::start();
+    let check =
+        |id: &str, grpc: &str| json!({ "CheckID": id, "Name": id, "GRPC": grpc, "Interval": "1s", "Timeout": "5s" });
+    let asked = |path: &str| format!("127.0.0.1:{port}{path}");
+    let checks = [check("whole", &asked("")), check("api", &asked("/shop.Api")), check("other", &asked("/shop.Other"))];
+    catalog.put("/v1/agent/service/register", &json!({ "Name": "shop", "Port": 80, "Checks": checks }));
+    // A server that speaks no HTTP/2 is none.
+    catalog.put("/v1/agent/check/register", &check("http", &format!("127.0.0.1:{}", catalog.http)));
+    let status = |id: &str| catalog.get("/v1/agent/checks")[id]["Status"].as_str().unwrap().to_owned();
+    let output = |id: &str| catalog.get("/v1/agent/checks")[id]["Output"].as_str().unwrap().to_owned();
+    eventually("both pass", 10, || (status("whole") == "passing" && status("api") == "passing").then_some(()));
+    eventually("the third is not known", 10, || output("other").contains("NOT_FOUND").then_some(()));
+    assert_eq!(status("other"), "critical");
+    eventually("no gRPC server", 10, || (!output("http").is_empty()).then_some(()));
+    assert_eq!(status("http"), "critical");
+    let shown = catalog.get("/v1/health/checks/shop");
+    let api = shown.as_array().unwrap().iter().find(|check| check["CheckID"] == "api").unwrap();
+    assert!(api["Type"] == "grpc" && api["Definition"]["GRPC"] == asked("/shop.Api"), "{api}");
+
+    use std::io::Write;
+    writeln!(server.stdin.as_mut().unwrap(), "2").unwrap();
+    eventually("it says so", 10, || (status("whole") == "critical").then_some(()));
+    assert!(output("whole").contains("NOT_SERVING"), "{}", output("whole"));
+    // The same by Neap's own words.
+    catalog.daemon.ok(&["catalog", "register", "own", "--grpc", &asked("/shop.Api"), "--every", "1s"]);
+    eventually("it is asked", 10, || output("service:own").contains("NOT_SERVING").then_some(()));
+    server.kill().unwrap();
+    server.wait().unwrap();
+    eventually("it is away", 10, || (!output("whole").contains("NOT_SERVING")).then_some(()));
+}
+
+#[test]
+fn queries_end_with_their_session() {
+    let catalog = Catalog::start();
+    let session = catalog.ask("PUT", "/v1/session/create", "{}").json()["ID"].as_str().unwrap().to_owned();
+    let query = |session: &str| json!({ "Name": "bound", "Session": session, "Service": { "Service": "web" } });
+    catalog.code("POST", "/v1/query", &query("none").to_string(), 400, "invalid session");
+    let id = catalog.ask("POST", "/v1/query", &query(&session).to_string()).json()["ID"].clone();
+    assert_eq!(catalog.get(&format!("/v1/query/{}", id.as_str().unwrap()))[0]["Session"], json!(session));
+    catalog.put(&format!("/v1/session/destroy/{session}"), &Value::Null);
+    eventually("it is gone", 10, || (catalog.get("/v1/query") == json!([])).then_some(()));
+    // What is not there reads as nothing in a transaction that asks so.
+    let ops = json!([{ "KV": { "Verb": "get-or-empty", "Key": "none" } }, { "KV": { "Verb": "set", "Key": "a", "Value": "eA==" } }]);
+    let told = catalog.ask("PUT", "/v1/txn", &ops.to_string()).json();
+    let empty = &told["Results"][0]["KV"];
+    assert!(empty["Key"] == "none" && empty["Value"].is_null() && empty["ModifyIndex"] == 0, "{told}");
+    assert_eq!(catalog.get("/v1/kv/?keys"), json!(["a"]));
+}

@@ -183,7 +183,8 @@ fn containers_of_others_are_registered() {
     with_machines(2, 0, |lab| {
         for node in ["n1", "n2"] {
             let line = "echo '[discovery]' >>/run/neap.toml; \
-                        echo 'dns_listen = \"127.0.0.1:8600,172.17.0.1:53\"' >>/run/neap.toml";
+                        echo 'dns_listen = \"127.0.0.1:8600,172.17.0.1:53\"' >>/run/neap.toml; \
+                        echo 'enable_script_checks = true' >>/run/neap.toml";
             lab.run(node, &["sh", "-c", line]);
             lab.docker(node, &["network", "inspect", "bridge"]);
         }
@@ -216,6 +217,20 @@ fn containers_of_others_are_registered() {
         eventually("Docker's own check passes", 20, || {
             (dig(lab, "n1", "shop.service.consul", "SRV").len() == 1).then_some(())
         });
+        // A command in that container, asked for on its host: by whoever may run commands there.
+        let inside =
+            r#"{"Name":"inside","DockerContainerID":"shop","Args":["/bin/busybox","cat","/tmp/in"],"Interval":"1s"}"#;
+        put(lab, "n2", "agent/check/register", inside);
+        let check = |node: &str| {
+            let all = get(lab, node, "health/node/n2");
+            let found = all.as_array().unwrap().iter().find(|check| check["CheckID"] == "inside").unwrap().clone();
+            (found["Status"].as_str().unwrap().to_owned(), found["Output"].as_str().unwrap().to_owned())
+        };
+        eventually("it is not there, which is a warning", 10, || (check("n1").0 == "warning").then_some(()));
+        lab.docker("n2", &["exec", "shop", "/bin/busybox", "sh", "-c", "echo fine >/tmp/in"]);
+        eventually("it is", 10, || (check("n1") == ("passing".into(), "fine".into())).then_some(()));
+        put(lab, "n2", "agent/check/deregister/inside", "");
+
         // From inside a container that is nobody's, by its host's bridge.
         let said =
             lab.docker("n1", &["run", "--rm", "--dns", "172.17.0.1", "busybox", "nslookup", "shop.service.consul"]);

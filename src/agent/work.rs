@@ -104,6 +104,11 @@ impl Worker {
         Worker { docker, watched, balancer, restarted, catalog, followed, caught, registrator, meter, up, keeper }
     }
 
+    /// The Docker Engine of this host.
+    pub fn docker(&self) -> &Address {
+        &self.docker
+    }
+
     /// Watches the containers of that cluster from now on; everything as it is, and what happens next.
     pub fn watch(&self, welcome: &Welcome) -> mpsc::UnboundedReceiver<Observed> {
         let mut watched = self.watched.lock().unwrap_or_else(PoisonError::into_inner);

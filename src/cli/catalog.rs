@@ -148,6 +148,9 @@ pub struct RegisterArgs {
     /// Check: a host:port that takes connections; may be repeated
     #[arg(long, value_name = "HOST:PORT")]
     tcp: Vec<String>,
+    /// Check: a gRPC server that says SERVING, as a whole or for a service of it; may be repeated
+    #[arg(long, value_name = "HOST:PORT[/SERVICE]")]
+    grpc: Vec<String>,
     /// Check: the registered check script of this name; may be repeated
     #[arg(long, value_name = "NAME")]
     script: Vec<String>,
@@ -185,12 +188,13 @@ impl RegisterArgs {
         };
         let mut checks = Vec::new();
         checks.extend(self.http.into_iter().map(|http| RegisterCheck { http: Some(http), ..base.clone() }));
+        checks.extend(self.grpc.into_iter().map(|grpc| RegisterCheck { grpc: Some(grpc), ..base.clone() }));
         checks.extend(self.tcp.into_iter().map(|tcp| RegisterCheck { tcp: Some(tcp), ..base.clone() }));
         checks.extend(self.script.into_iter().map(|script| RegisterCheck { script: Some(script), ..base.clone() }));
         checks.extend(self.ttl.map(|ttl| RegisterCheck { ttl: Some(ttl), ..base.clone() }));
         if checks.is_empty() && base != RegisterCheck::default() {
             return Err(Error::invalid("usage", "says how a check is run, and none is given")
-                .help("give one of --http, --tcp, --script, --ttl"));
+                .help("give one of --http, --tcp, --grpc, --script, --ttl"));
         }
         let mut meta = BTreeMap::new();
         for pair in &self.meta {

@@ -6,8 +6,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::catalog::{
-    CatalogCheck, CatalogNode, CheckKind, CheckRun, CheckStatus, HttpCheck, Instance, Origin, TaggedAddress, Weights,
-    check_name,
+    CatalogCheck, CatalogNode, CheckKind, CheckRun, CheckStatus, GrpcCheck, HttpCheck, Instance, Origin, TaggedAddress,
+    Weights, check_name,
 };
 use crate::model::units::Duration;
 use crate::model::{Error, Result};
@@ -156,6 +156,9 @@ pub struct RegisterCheck {
     /// A `host:port` to connect to.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tcp: Option<String>,
+    /// A gRPC server, `host:port`, or a service of it, `host:port/shop.Api`, that says SERVING.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grpc: Option<String>,
     /// The registered check of this name is asked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub script: Option<String>,
@@ -244,11 +247,14 @@ impl RegisterCheck {
         let mut kinds = Vec::new();
         kinds.extend(self.http.map(|url| CheckKind::Http(HttpCheck { url, ..HttpCheck::default() })));
         kinds.extend(self.tcp.map(CheckKind::Tcp));
+        kinds.extend(self.grpc.map(|place| CheckKind::Grpc(GrpcCheck::parse(&place))));
         kinds.extend(self.script.map(CheckKind::Script));
         kinds.extend(self.ttl.map(CheckKind::Ttl));
         let kind = match (kinds.pop(), kinds.is_empty()) {
             (Some(kind), true) => kind,
-            (None, _) => return Err(wrong("says nothing that is asked").help("give one of http, tcp, script, ttl")),
+            (None, _) => {
+                return Err(wrong("says nothing that is asked").help("give one of http, tcp, grpc, script, ttl"));
+            }
             (Some(_), false) => {
                 return Err(wrong("says several things that are asked").help("make several checks of it"));
             }

@@ -19,7 +19,7 @@ use crate::model::{Error, Result};
 use crate::network::catalog::Catalog;
 use crate::network::dns::{Name, Recursor, Server, Zone};
 use crate::runtime::Runtime;
-use crate::runtime::catalog::Registry;
+use crate::runtime::catalog::{Registry, queries};
 
 /// Where and how.
 #[derive(Debug, Clone)]
@@ -108,6 +108,7 @@ pub(super) async fn hold_indexes(runtime: &Arc<Runtime>) -> Result<()> {
 pub(super) fn own_of(options: &DiscoveryOptions, runtime: &Arc<Runtime>, audit: &Arc<AuditFile>) -> Arc<Own> {
     let (registry, kv) = (runtime.registry().clone(), runtime.kv().clone());
     registry.runs_commands.store(options.runs_commands, Ordering::Relaxed);
+    tokio::spawn(queries::follow_sessions(registry.clone(), kv.clone()));
     let tokens = Arc::new(StoredTokens(runtime.store().clone()));
     Arc::new(Own { registry, kv, events: Events::default(), tokens, audit: audit.clone() })
 }
@@ -155,6 +156,9 @@ pub async fn serve(options: &DiscoveryOptions, catalog: &Arc<Catalog>, here: Her
 pub fn register_containers(options: &DiscoveryOptions, runtime: &Arc<Runtime>, hosts: Vec<Address>, cluster: &str) {
     let registry = runtime.registry().clone();
     let is_one = hosts.len() == 1;
+    if let (true, Some(own)) = (is_one, hosts.first()) {
+        let _ = registry.docker.set(own.clone());
+    }
     let named: Vec<String> = hosts.iter().map(|address| uuid_of(&address.name)).collect();
     // What is found on hosts that nobody looks at any more goes.
     let off = options.registrator.at.is_none();

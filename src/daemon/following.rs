@@ -13,6 +13,7 @@ use super::discovery::{DiscoveryOptions, Leads, hold_indexes, own_of};
 use crate::agent::hub::{Calls, Hub, Served};
 use crate::agent::work::Worker;
 use crate::api::consul::{self, Consul, Granted, Here, Own, Source};
+use crate::engines::docker::Address;
 use crate::engines::hosts::Hosts;
 use crate::engines::registrator::Changed;
 use crate::model::catalog::CheckStatus;
@@ -88,6 +89,7 @@ impl Following {
             runs_commands: true,
             policy: options.policy,
         };
+        let _ = registry.docker.set(self.worker.docker().clone());
         tokio::spawn(cover(hub.clone(), registry.clone()));
         let hold = if hub.worker().followed_lately() { std::time::Duration::ZERO } else { HOLD };
         let from = tokio::time::Instant::now() + hold;
@@ -165,6 +167,10 @@ impl host_checks::Host for Following {
 
     fn runs_commands(&self) -> bool {
         self.runs_commands
+    }
+
+    fn docker(&self) -> Option<Address> {
+        Some(self.worker.docker().clone())
     }
 
     fn found(&self, id: &str, status: CheckStatus, output: &str) {

@@ -184,8 +184,17 @@ pub enum CheckKind {
     Tcp(String),
     /// A datagram to `host:port`: critical where its host says that nobody listens.
     Udp(String),
+    /// gRPC's own question after a server's health: SERVING passes, all else is critical.
+    Grpc(GrpcCheck),
     /// A command on its host, with its arguments: 0 passes, 1 warns, all else is critical.
     Command(Vec<String>),
+    /// A command in a container of its host.
+    Container {
+        /// The container's name or id.
+        container: String,
+        /// The command with its arguments.
+        command: Vec<String>,
+    },
     /// As the registered check of this name says.
     Script(String),
     /// As an instance (or, where it is empty, a node) is: the worst of its checks.
@@ -205,10 +214,40 @@ impl CheckKind {
             CheckKind::Http(_) => "http",
             CheckKind::Tcp(_) => "tcp",
             CheckKind::Udp(_) => "udp",
+            CheckKind::Grpc(_) => "grpc",
+            CheckKind::Container { .. } => "docker",
             // Consul's word for a command, and Neap's for one of its scripts.
             CheckKind::Command(_) | CheckKind::Script(_) => "script",
             CheckKind::Alias { .. } => "alias",
         }
+    }
+}
+
+/// A question after the health of a gRPC server (grpc.health.v1).
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct GrpcCheck {
+    /// `host:port`.
+    pub address: String,
+    /// The service that is asked about; empty: the server as a whole.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub service: String,
+    /// Whether it is spoken to with TLS.
+    pub tls: bool,
+    /// Whether any certificate will do.
+    pub tls_skip_verify: bool,
+}
+
+impl GrpcCheck {
+    /// `host:port`, or with a service behind it: `host:port/shop.Api`.
+    pub fn parse(text: &str) -> Self {
+        let (address, service) = text.split_once('/').unwrap_or((text, ""));
+        GrpcCheck { address: address.to_owned(), service: service.to_owned(), ..GrpcCheck::default() }
+    }
+
+    /// As `parse` reads it.
+    pub fn place(&self) -> String {
+        if self.service.is_empty() { self.address.clone() } else { format!("{}/{}", self.address, self.service) }
     }
 }
 
@@ -338,6 +377,14 @@ impl CatalogCheck {
         match self.run.as_ref().map(|run| &run.kind) {
             None | Some(CheckKind::Ttl(_)) => Ok(()),
             Some(CheckKind::Udp(address)) => check_text("check address", address, MAX_TEXT),
+            Some(CheckKind::Grpc(grpc)) => {
+                check_text("check address", &grpc.address, MAX_TEXT)?;
+                check_text("check's service", &grpc.service, MAX_NAME)
+            }
+            Some(CheckKind::Container { container, command }) => {
+                check_text("check's container", container, MAX_NAME)?;
+                check_text("check command", &command.concat(), MAX_OUTPUT)
+            }
             Some(CheckKind::Command(words)) => match words.iter().map(String::len).sum::<usize>() {
                 0..=MAX_OUTPUT => Ok(()),
                 size => Err(Error::invalid("check command", format!("is {size} bytes long; {MAX_OUTPUT} are allowed"))),

@@ -50,6 +50,9 @@ pub struct Query {
     /// How long DNS answers hold, in seconds.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub ttl: Option<u32>,
+    /// The session that it ends with; empty: it stays.
+    #[serde(skip_serializing_if = "String::is_empty")]
+    pub session: String,
     /// The change that made it.
     #[serde(skip)]
     pub created: u64,

@@ -24,6 +24,8 @@ pub struct Request {
     pub cut_off: bool,
     /// Whether any certificate will do.
     pub any_certificate: bool,
+    /// Whether HTTP/2 is spoken from the first byte on, also without TLS.
+    pub http2: bool,
 }
 
 impl Request {
@@ -77,6 +79,14 @@ fn trusting_client() -> Result<reqwest::Client> {
     CLIENT.get_or_init(|| made(|builder| builder.danger_accept_invalid_certs(true))).clone()
 }
 
+fn http2_client(any_certificate: bool) -> Result<reqwest::Client> {
+    static CLIENTS: [OnceLock<Result<reqwest::Client>>; 2] = [const { OnceLock::new() }; 2];
+    let client = &CLIENTS[usize::from(any_certificate)];
+    let more =
+        |builder: reqwest::ClientBuilder| builder.http2_prior_knowledge().danger_accept_invalid_certs(any_certificate);
+    client.get_or_init(|| made(more)).clone()
+}
+
 fn made(more: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> Result<reqwest::Client> {
     let _ = rustls::crypto::ring::default_provider().install_default();
     let builder = reqwest::Client::builder()
@@ -90,7 +100,11 @@ fn made(more: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> 
 /// Asks, and reads the answer to its end.
 pub async fn fetch(mut asked: Request) -> Result<Response> {
     let (method, url) = asked.parse()?;
-    let client = if asked.any_certificate { trusting_client() } else { client() };
+    let client = match (asked.http2, asked.any_certificate) {
+        (false, false) => client(),
+        (false, true) => trusting_client(),
+        (true, any) => http2_client(any),
+    };
     let mut request = client?.request(method, url).timeout(asked.timeout.std());
     for (name, value) in &asked.headers {
         request = request.header(name, value);

@@ -6,7 +6,8 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use crate::model::catalog::{
-    CatalogCheck, CatalogNode, CheckKind, CheckRun, CheckStatus, HttpCheck, Instance, Origin, TaggedAddress, Weights,
+    CatalogCheck, CatalogNode, CheckKind, CheckRun, CheckStatus, GrpcCheck, HttpCheck, Instance, Origin, TaggedAddress,
+    Weights,
 };
 use crate::model::{Error, Kind, Result, units};
 
@@ -247,10 +248,11 @@ impl Fields {
     }
 
     fn run(&mut self) -> Result<Option<CheckRun>> {
-        for key in ["Script", "DockerContainerID", "GRPC", "H2PING", "OSService"] {
+        for key in ["Script", "H2PING", "OSService"] {
             if self.0.get(&folded(key)).is_some_and(|value| !is_nothing(value)) {
                 let message = format!("checks with {key} are not run");
-                let help = "HTTP, TCP, UDP, TTL, Args and AliasService are";
+                let help =
+                    "HTTP, TCP, UDP, GRPC, TTL, Args (with DockerContainerID in a container) and AliasService are";
                 return Err(Error::new(Kind::Invalid, "check", message).help(help));
             }
         }
@@ -259,6 +261,7 @@ impl Fields {
         words.extend(self.texts("ScriptArgs")?);
         let (ttl, interval, timeout) = (self.duration("TTL")?, self.duration("Interval")?, self.duration("Timeout")?);
         let (http, tcp, udp) = (self.text("HTTP")?, self.text("TCP")?, self.text("UDP")?);
+        let (grpc, container) = (self.text("GRPC")?, self.text("DockerContainerID")?);
         let alias = (self.text("AliasNode")?, self.text("AliasService")?);
         let short = |period: units::Duration| period.millis() < 1;
         let kind = if let Some(ttl) = ttl.filter(|ttl| !short(*ttl)) {
@@ -281,6 +284,17 @@ impl Fields {
             CheckKind::Tcp(tcp)
         } else if !udp.is_empty() {
             CheckKind::Udp(udp)
+        } else if !grpc.is_empty() {
+            CheckKind::Grpc(GrpcCheck {
+                tls: self.flag("GRPCUseTLS")?,
+                tls_skip_verify: self.flag("TLSSkipVerify")?,
+                ..GrpcCheck::parse(&grpc)
+            })
+        } else if !container.is_empty() {
+            if words.is_empty() {
+                return Err(Error::invalid("check", "DockerContainerID: Args, the command, is missing"));
+            }
+            CheckKind::Container { container, command: words }
         } else if !words.is_empty() {
             CheckKind::Command(words)
         } else if alias != (String::new(), String::new()) {
@@ -292,7 +306,10 @@ impl Fields {
         let interval = match interval.filter(|interval| !short(*interval)) {
             Some(interval) => interval,
             None if needs_interval => {
-                return Err(Error::invalid("check", "Interval must be > 0 for Script, HTTP, TCP and UDP checks"));
+                return Err(Error::invalid(
+                    "check",
+                    "Interval must be > 0 for Script, HTTP, TCP, UDP, gRPC and Docker checks",
+                ));
             }
             None => units::Duration::from_secs(10),
         };

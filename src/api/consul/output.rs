@@ -145,6 +145,12 @@ fn definition(run: &CheckRun) -> Value {
         script_args: Option<&'a Vec<String>>,
         #[serde(rename = "TTL", skip_serializing_if = "String::is_empty")]
         ttl: String,
+        #[serde(rename = "GRPC", skip_serializing_if = "String::is_empty")]
+        grpc: String,
+        #[serde(rename = "GRPCUseTLS", skip_serializing_if = "std::ops::Not::not")]
+        grpc_use_tls: bool,
+        #[serde(rename = "DockerContainerID", skip_serializing_if = "str::is_empty")]
+        docker_container_id: &'a str,
         alias_node: &'a str,
         alias_service: &'a str,
     }
@@ -162,6 +168,12 @@ fn definition(run: &CheckRun) -> Value {
         }
         CheckKind::Tcp(address) => out.tcp = address,
         CheckKind::Udp(address) => out.udp = address,
+        CheckKind::Grpc(grpc) => {
+            (out.grpc, out.grpc_use_tls, out.tls_skip_verify) = (grpc.place(), grpc.tls, grpc.tls_skip_verify);
+        }
+        CheckKind::Container { container, command } => {
+            (out.docker_container_id, out.script_args) = (container, Some(command));
+        }
         CheckKind::Command(words) => out.script_args = Some(words),
         // Consul has no word for it.
         CheckKind::Script(_) => {}

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::input::Fields;
-use super::{Call, Consul, Reply, output};
+use super::{Call, Consul, Own, Reply, output};
 use crate::model::query::Query;
 use crate::model::units::Duration;
 use crate::model::{Error, Result};
@@ -14,7 +14,15 @@ use crate::network::catalog::{State, Topic};
 pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&str]) -> Result<Reply> {
     match (method, path) {
         ("POST", []) => {
-            let id = consul.own()?.registry.prepare(read(&call.body.0)?).await?;
+            let query = read(&call.body.0)?;
+            let (own, session) = (consul.own()?, query.session.clone());
+            bound(&own, &session)?;
+            let id = own.registry.prepare(query).await?;
+            // It may have ended meanwhile, and nobody looks for this one any more.
+            if let Err(error) = bound(&own, &session) {
+                own.registry.forget_query(&id).await?;
+                return Err(error);
+            }
             Ok(Reply::Plain(json!({ "ID": id })))
         }
         ("GET", []) => {
@@ -23,7 +31,14 @@ pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&st
         }
         ("PUT", [id]) => {
             let query = Query { id: (*id).to_owned(), ..read(&call.body.0)? };
-            consul.own()?.registry.prepare_anew(query).await.map(|()| Reply::Done)
+            let (own, session) = (consul.own()?, query.session.clone());
+            bound(&own, &session)?;
+            own.registry.prepare_anew(query).await?;
+            if let Err(error) = bound(&own, &session) {
+                own.registry.forget_query(id).await?;
+                return Err(error);
+            }
+            Ok(Reply::Done)
         }
         ("DELETE", [id]) => consul.own()?.registry.forget_query(id).await.map(|()| Reply::Done),
         ("GET", [id]) => {
@@ -42,6 +57,14 @@ pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&st
             Ok(Reply::Plain(json!({ "Query": shown(&query) })))
         }
         _ => Err(Error::not_found(format!("{method} /v1/query/{:.60}", path.join("/")))),
+    }
+}
+
+// An error for a session that is not there.
+fn bound(own: &Own, session: &str) -> Result<()> {
+    match session.is_empty() || own.kv.session(session)?.is_some() {
+        true => Ok(()),
+        false => Err(Error::invalid("query", format!("invalid session {session:.60?}"))),
     }
 }
 
@@ -82,10 +105,6 @@ fn ttl(query: &Query) -> String {
 
 fn read(body: &[u8]) -> Result<Query> {
     let mut fields = Fields::read(body)?;
-    if !fields.text("Session")?.is_empty() {
-        return Err(Error::invalid("query", "Session: a query is not bound to a session here")
-            .help("remove it when its session ends"));
-    }
     let mut template = fields.object("Template")?;
     let is_template = match template.text("Type")?.as_str() {
         "" => false,
@@ -110,6 +129,7 @@ fn read(body: &[u8]) -> Result<Query> {
         near: service.text("Near")?,
         nearest: failover.number("NearestN")?,
         datacenters: failover.texts("Datacenters")?,
+        session: fields.text("Session")?,
         ttl,
         ..Query::default()
     };
@@ -124,7 +144,7 @@ fn shown(query: &Query) -> Value {
     json!({
         "ID": query.id,
         "Name": query.name,
-        "Session": "",
+        "Session": query.session,
         "Token": "",
         "Template": { "Type": kind, "Regexp": query.pattern, "RemoveEmptyTags": query.remove_empty_tags },
         "Service": {

@@ -10,7 +10,6 @@ use futures_util::StreamExt;
 use super::{Address, trouble};
 use crate::engines::ExecResult;
 use crate::engines::hosts::{ProbeAsk, Probed};
-use crate::model::id::TaskId;
 use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
 use crate::network::inside;
@@ -46,12 +45,11 @@ pub async fn probe(address: &Address, docker: &Docker, container: &str, ask: &Pr
 pub async fn run(
     address: &Address,
     docker: &Docker,
-    task: &TaskId,
+    subject: String,
     container: &str,
     command: &[String],
     timeout: Duration,
 ) -> Result<ExecResult> {
-    let subject = format!("task {task}");
     let failed = |error| trouble::error(subject.clone(), "run a command in its container", &error);
     let begun = std::sync::OnceLock::new();
     let work = async {
@@ -83,6 +81,18 @@ pub async fn run(
         end(address, docker, (container, &exec)).await;
     }
     Err(Error::new(Kind::Timeout, subject, format!("the command did not end within {timeout}")))
+}
+
+/// The same in any container of a Docker Engine, by its name or id.
+pub async fn in_container(
+    address: &Address,
+    container: &str,
+    command: &[String],
+    timeout: Duration,
+) -> Result<ExecResult> {
+    let failed = |error| trouble::error(format!("Docker Engine {}", address.url), "connect to it", &error);
+    let docker = address.client().await?.negotiate_version().await.map_err(failed)?;
+    run(address, &docker, format!("container \"{container:.70}\""), container, command, timeout).await
 }
 
 /// How long the Docker Engine has to say which process a command is.

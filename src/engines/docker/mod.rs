@@ -350,7 +350,7 @@ impl Engine for DockerEngine {
     async fn exec(&self, task: &TaskId, command: &[String], timeout: Duration) -> Result<ExecResult> {
         let (host, id) = self.tasks.place(task).ok_or_else(|| no_container(task))?;
         let host = self.host(&host)?;
-        exec::run(&host.address, &host.connected()?.docker, task, &id, command, timeout).await
+        exec::run(&host.address, &host.connected()?.docker, format!("task {task}"), &id, command, timeout).await
     }
 }
 

@@ -8,7 +8,8 @@ use super::{Registered, Rules, Where};
 use crate::engines::docker::container::labels;
 use crate::engines::docker::spec;
 use crate::model::catalog::{
-    CatalogCheck, CheckKind, CheckRun, CheckStatus, HttpCheck, Instance, MAX_ENTRIES, MAX_TEXT, Origin, place,
+    CatalogCheck, CheckKind, CheckRun, CheckStatus, GrpcCheck, HttpCheck, Instance, MAX_ENTRIES, MAX_TEXT, Origin,
+    place,
 };
 use crate::model::units::Duration;
 
@@ -268,7 +269,13 @@ fn check(words: &BTreeMap<String, String>, instance: &Instance) -> Result<Option
         CheckKind::Tcp(place.clone())
     } else if word("ttl").is_some() {
         CheckKind::Ttl(period("ttl", 30)?.max(Duration::from_secs(1)))
-    } else if let Some(other) = ["grpc", "cmd", "script"].into_iter().find(|key| word(key).is_some()) {
+    } else if word("grpc").is_some() {
+        // `true` alone, or the service that is asked about.
+        let service = word("grpc").filter(|service| *service != "true").unwrap_or_default().to_owned();
+        let flag = |key: &str| word(key).is_some_and(|flag| flag != "false");
+        let (tls, tls_skip_verify) = (flag("grpc_use_tls"), flag("tls_skip_verify"));
+        CheckKind::Grpc(GrpcCheck { address: place.clone(), service, tls, tls_skip_verify })
+    } else if let Some(other) = ["cmd", "script"].into_iter().find(|key| word(key).is_some()) {
         return Err(format!("SERVICE_CHECK_{} is not run", other.to_uppercase()));
     } else {
         return Ok(None);

@@ -249,7 +249,15 @@ impl SwarmHost {
     /// Runs a command in a task's container.
     pub async fn exec(&self, ask: &ExecAsk) -> Result<ExecResult> {
         let docker = self.connected()?;
-        exec::run(&self.address, &docker, &ask.task, &self.container(&ask.task)?, &ask.command, ask.timeout).await
+        exec::run(
+            &self.address,
+            &docker,
+            format!("task {}", ask.task),
+            &self.container(&ask.task)?,
+            &ask.command,
+            ask.timeout,
+        )
+        .await
     }
 
     /// Asks a port in the network of a task's container.

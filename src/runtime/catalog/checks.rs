@@ -11,8 +11,11 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::{Registry, command};
+use crate::engines::docker::{Address, exec};
 use crate::model::bundle::HostedKind;
-use crate::model::catalog::{CatalogCheck, CheckKind, CheckRun, CheckStatus, HttpCheck, MAX_OUTPUT, Origin, place};
+use crate::model::catalog::{
+    CatalogCheck, CheckKind, CheckRun, CheckStatus, GrpcCheck, HttpCheck, MAX_OUTPUT, Origin, place,
+};
 use crate::model::units::{self, Bytes};
 use crate::network::catalog::{Catalog, Key, Topic, key};
 use crate::network::{Network, Request};
@@ -45,6 +48,8 @@ pub trait Judge: Send + Sync {
     fn found(&self, node: &str, id: &str, status: CheckStatus, output: &str);
     /// Whether commands may be run here.
     fn runs_commands(&self) -> bool;
+    /// The Docker Engine of this host, where one is known.
+    fn docker(&self) -> Option<Address>;
     /// An instance has been critical for too long.
     fn overdue(&self, node: &str, instance: &str);
     /// Asks a registered check; nothing where it could not be asked.
@@ -141,6 +146,7 @@ fn is_loopback(kind: &CheckKind) -> bool {
     let place = match kind {
         CheckKind::Http(http) => http.url.split("://").nth(1).unwrap_or_default(),
         CheckKind::Tcp(place) | CheckKind::Udp(place) => place,
+        CheckKind::Grpc(grpc) => &grpc.address,
         _ => "",
     };
     place.starts_with("127.") || place.starts_with("localhost") || place.starts_with("[::1]")
@@ -168,8 +174,8 @@ impl Judge for Itself {
         match kind {
             CheckKind::Ttl(_) | CheckKind::Alias { .. } | CheckKind::Script(_) => true,
             // Never for what is no host of the cluster: nobody there has allowed it.
-            CheckKind::Command(_) => node.eq_ignore_ascii_case(&self.0.host),
-            kind @ (CheckKind::Http(_) | CheckKind::Tcp(_) | CheckKind::Udp(_)) => {
+            CheckKind::Command(_) | CheckKind::Container { .. } => node.eq_ignore_ascii_case(&self.0.host),
+            kind @ (CheckKind::Http(_) | CheckKind::Tcp(_) | CheckKind::Udp(_) | CheckKind::Grpc(_)) => {
                 let is_own = node.eq_ignore_ascii_case(&self.0.host);
                 // A host without an agent is asked from here, as far as it can be.
                 is_own || !self.0.is_host(node) || (!self.0.is_covered(node) && !is_loopback(kind))
@@ -184,6 +190,10 @@ impl Judge for Itself {
 
     fn runs_commands(&self) -> bool {
         self.0.runs_commands.load(Ordering::Relaxed)
+    }
+
+    fn docker(&self) -> Option<Address> {
+        self.0.docker.get().cloned()
     }
 
     fn overdue(&self, node: &str, instance: &str) {
@@ -333,10 +343,21 @@ impl Runner {
                 Ok(()) => (CheckStatus::Passing, format!("UDP {address}: Success")),
                 Err(why) => (CheckStatus::Critical, why),
             },
-            CheckKind::Command(_) if !self.judge.runs_commands() => {
+            CheckKind::Grpc(grpc) => {
+                let said = format!("gRPC {}", grpc.place());
+                match grpc_health(&**network, grpc, self.run.timeout).await {
+                    Ok(()) => (CheckStatus::Passing, format!("{said}: SERVING")),
+                    Err(why) => (CheckStatus::Critical, format!("{said}: {why}")),
+                }
+            }
+            CheckKind::Command(_) | CheckKind::Container { .. } if !self.judge.runs_commands() => {
                 (CheckStatus::Critical, "commands are not run on this host (--enable-script-checks)".to_owned())
             }
             CheckKind::Command(words) => command::run(words, self.run.timeout.std()).await,
+            CheckKind::Container { container, command } => match self.judge.docker() {
+                Some(docker) => inside(&docker, container, command, self.run.timeout).await,
+                None => (CheckStatus::Critical, "no Docker Engine is known on this host".to_owned()),
+            },
             CheckKind::Ttl(_) | CheckKind::Alias { .. } => (CheckStatus::Critical, String::new()),
         })
     }
@@ -413,6 +434,90 @@ impl Runner {
     }
 }
 
+// A command in a container: as one on the host counts.
+async fn inside(
+    docker: &Address,
+    container: &str,
+    command: &[String],
+    timeout: units::Duration,
+) -> (CheckStatus, String) {
+    match exec::in_container(docker, container, command, timeout).await {
+        Ok(result) => {
+            let status = match result.code {
+                0 => CheckStatus::Passing,
+                1 => CheckStatus::Warning,
+                _ => CheckStatus::Critical,
+            };
+            let said = result.output.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c });
+            (status, said.collect::<String>().trim().to_owned())
+        }
+        Err(error) => (CheckStatus::Critical, error.to_string()),
+    }
+}
+
+// grpc.health.v1.Health/Check: a message is a byte that says whether it is compressed, its length, and what it holds; the
+// question's first field is the service, the answer's the status, of which 1 is SERVING.
+async fn grpc_health(network: &dyn Network, grpc: &GrpcCheck, timeout: units::Duration) -> Result<(), String> {
+    let name = grpc.service.as_bytes();
+    let mut message = Vec::new();
+    if !name.is_empty() {
+        message.push(0x0a);
+        let mut length = name.len();
+        while length >= 0x80 {
+            message.push((length & 0x7f) as u8 | 0x80);
+            length >>= 7;
+        }
+        message.push(length as u8);
+        message.extend_from_slice(name);
+    }
+    let length = u32::try_from(message.len()).unwrap_or_default();
+    let body = [&[0], &length.to_be_bytes()[..], &message].concat();
+    let scheme = if grpc.tls { "https" } else { "http" };
+    let headers = [("content-type", "application/grpc"), ("te", "trailers")];
+    let request = Request {
+        method: "POST".into(),
+        url: format!("{scheme}://{}/grpc.health.v1.Health/Check", grpc.address),
+        headers: headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
+        body: Some(body),
+        timeout,
+        max_body: Bytes(MAX_OUTPUT as u64),
+        cut_off: true,
+        any_certificate: grpc.tls_skip_verify,
+        http2: true,
+    };
+    let answer = network.fetch(request).await.map_err(|error| error.to_string())?;
+    let header = |wanted: &str| {
+        let found = answer.headers.iter().find(|(name, _)| name == wanted);
+        found.map(|(_, value)| String::from_utf8_lossy(value).into_owned())
+    };
+    if answer.status != 200 {
+        return Err(format!("status {} of HTTP: no gRPC server", answer.status));
+    }
+    // Without a message the server says why in place of one.
+    if let Some(code) = header("grpc-status").filter(|code| code != "0") {
+        let said = header("grpc-message").unwrap_or_default();
+        return Err(match code.as_str() {
+            "5" => "the server does not know that service (NOT_FOUND)".to_owned(),
+            "12" => "the server does not tell its health (UNIMPLEMENTED)".to_owned(),
+            code => format!("status {code} of gRPC {said}").trim_end().to_owned(),
+        });
+    }
+    match answer.body.get(5..).map(health_status) {
+        Some(1) => Ok(()),
+        Some(2) => Err("NOT_SERVING".into()),
+        Some(3) => Err("SERVICE_UNKNOWN".into()),
+        Some(_) => Err("UNKNOWN".into()),
+        None => Err("the server does not answer the question".into()),
+    }
+}
+
+// The first field, a number; 0 where it is left out, as 0 is.
+fn health_status(message: &[u8]) -> u64 {
+    let Some((0x08, rest)) = message.split_first() else { return 0 };
+    let end = rest.iter().take(9).position(|byte| byte & 0x80 == 0).unwrap_or_default();
+    rest.iter().take(end + 1).rev().fold(0, |number, byte| number << 7 | u64::from(byte & 0x7f))
+}
+
 fn request(http: &HttpCheck, run: &CheckRun) -> Request {
     let method = if http.method.is_empty() { "GET" } else { &http.method };
     let headers =
@@ -426,6 +531,7 @@ fn request(http: &HttpCheck, run: &CheckRun) -> Request {
         max_body: Bytes(MAX_OUTPUT as u64),
         cut_off: true,
         any_certificate: http.tls_skip_verify,
+        http2: false,
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use super::checks::{Judge, Runs};
+use crate::engines::docker::Address;
 use crate::model::catalog::{CatalogCheck, CheckKind, CheckStatus, Origin};
 use crate::model::clock::Clock;
 use crate::network::Network;
@@ -26,6 +27,8 @@ pub trait Host: Send + Sync {
     fn found(&self, id: &str, status: CheckStatus, output: &str);
     /// Whether commands may be run here.
     fn runs_commands(&self) -> bool;
+    /// The Docker Engine of this host.
+    fn docker(&self) -> Option<Address>;
     /// Tells that an instance of this host has been critical for too long.
     fn overdue(&self, instance: &str);
 }
@@ -69,7 +72,12 @@ pub fn spawn(host: Arc<dyn Host>, catalog: Arc<Catalog>, network: Arc<dyn Networ
 
 fn is_of_host(kind: &CheckKind) -> bool {
     match kind {
-        CheckKind::Http(_) | CheckKind::Tcp(_) | CheckKind::Udp(_) | CheckKind::Command(_) => true,
+        CheckKind::Http(_)
+        | CheckKind::Tcp(_)
+        | CheckKind::Udp(_)
+        | CheckKind::Grpc(_)
+        | CheckKind::Command(_)
+        | CheckKind::Container { .. } => true,
         CheckKind::Ttl(_) | CheckKind::Alias { .. } | CheckKind::Script(_) => false,
     }
 }
@@ -109,6 +117,10 @@ impl Judge for HostChecks {
 
     fn runs_commands(&self) -> bool {
         self.host.runs_commands()
+    }
+
+    fn docker(&self) -> Option<Address> {
+        self.host.docker()
     }
 
     fn overdue(&self, _: &str, instance: &str) {

@@ -8,19 +8,20 @@ mod containers;
 mod feed;
 pub mod host_checks;
 mod own;
-mod queries;
+pub mod queries;
 mod records;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use tokio::sync::Notify;
 
 pub(super) use self::feed::{Feeder, Shared};
 use self::records::{Record, carry, few, is_neaps, only, ours_only, owned, put_check, record_key, room};
+use crate::engines::docker::Address;
 use crate::model::catalog::{CatalogCheck, CatalogNode, CheckStatus, Instance, NODE_MAINTENANCE, SERVICE_MAINTENANCE};
 use crate::model::clock::Clock;
 use crate::model::{Error, Kind, Result};
@@ -62,6 +63,8 @@ pub struct Registry {
     covered: Mutex<BTreeSet<Key>>,
     /// Whether checks may be commands on this host.
     pub runs_commands: AtomicBool,
+    /// The Docker Engine of this host, where one is known.
+    pub docker: OnceLock<Address>,
     // What registrators have put there.
     containers: Mutex<containers::Kept>,
     // What no index comes near to before it is written down anew; 0: nobody is told one.

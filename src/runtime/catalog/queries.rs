@@ -1,14 +1,21 @@
 //! Prepared queries, written down before they are acknowledged.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use super::Registry;
 use crate::model::id::random_uuid;
 use crate::model::query::Query;
 use crate::model::{Error, Kind, Result};
 use crate::network::catalog::{Draft, pattern};
+use crate::runtime::kv::Kv;
+use crate::runtime::kv::index::Topic;
 use crate::store::{Store, Write, decode, encode};
 
 /// Where they are in the store.
 const QUERY: &str = "query/";
+/// How often it is looked for sessions that are over though nobody said so.
+const AGAIN: Duration = Duration::from_secs(60);
 /// Queries at most.
 const MOST: usize = 10_000;
 
@@ -24,6 +31,28 @@ pub fn put(draft: &mut Draft, queries: Vec<Query>) {
         if let Err(error) = draft.put_query(query) {
             tracing::warn!(%error, name, "a prepared query is left out");
         }
+    }
+}
+
+/// Removes what was bound to a session that is over. Never ends.
+pub async fn follow_sessions(registry: Arc<Registry>, kv: Arc<Kv>) {
+    loop {
+        let index = kv.index_of(&Topic::Sessions);
+        let bound = registry.catalog.read(|state| {
+            let bound = state.queries.all().filter(|query| !query.session.is_empty());
+            bound.map(|query| (query.id.clone(), query.session.clone())).collect::<Vec<_>>()
+        });
+        for (id, session) in bound {
+            if matches!(kv.session(&session), Ok(None)) {
+                match registry.forget_query(&id).await {
+                    Err(error) if error.kind != Kind::NotFound => {
+                        tracing::warn!(%error, id, "a query whose session is over stays; it is tried again");
+                    }
+                    _ => {}
+                }
+            }
+        }
+        kv.wait(&Topic::Sessions, index, AGAIN).await;
     }
 }
 

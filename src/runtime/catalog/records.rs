@@ -303,6 +303,7 @@ impl Registry {
             covered: Mutex::default(),
             runs_commands: AtomicBool::new(false),
             containers: Mutex::default(),
+            docker: std::sync::OnceLock::new(),
             floor: AtomicU64::new(0),
         }))
     }

@@ -223,7 +223,8 @@ impl Kv {
         };
         let changed = draft.changed.into_iter().map(|(key, changed)| (key, changed.pair));
         self.committed(changed.collect(), &ended, version);
-        for (_, _, pair) in &mut results {
+        // What is not there was never written.
+        for (_, _, pair) in results.iter_mut().filter(|(_, _, pair)| *pair != Pair::default()) {
             let new = |index: u64| if index == 0 { version } else { index };
             (pair.created, pair.modified) = (new(pair.created), new(pair.modified));
         }
@@ -246,7 +247,8 @@ impl Kv {
         let one = |pair: Option<Pair>| Ok(pair.into_iter().map(|pair| (op.key.clone(), pair)).collect());
         Ok(match op.verb {
             Verb::Get if known.is_none() => Err(format!("key \"{}\" doesn't exist", op.key)),
-            Verb::Get | Verb::GetOrEmpty => one(known),
+            Verb::GetOrEmpty => one(Some(known.unwrap_or_default())),
+            Verb::Get => one(known),
             Verb::GetTree => Ok(draft.tree(&op.key)?.into_iter().collect()),
             Verb::CheckIndex if known.is_none() => Err(format!("key \"{}\" doesn't exist", op.key)),
             Verb::CheckIndex if index != op.index => {

@@ -83,6 +83,7 @@ async fn request(lua: &Lua, phase: Option<Phase>, network: &dyn Network, options
         max_body: options.max_body.unwrap_or(MAX_BODY),
         cut_off: false,
         any_certificate: false,
+        http2: false,
     };
     let answer = network.fetch(request).await.map_err(raise)?;
     let reply = lua.create_table()?;
