@@ -10,12 +10,10 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::{Registry, command};
+use super::{Registry, command, grpc};
 use crate::engines::docker::{Address, exec};
 use crate::model::bundle::HostedKind;
-use crate::model::catalog::{
-    CatalogCheck, CheckKind, CheckRun, CheckStatus, GrpcCheck, HttpCheck, MAX_OUTPUT, Origin, place,
-};
+use crate::model::catalog::{CatalogCheck, CheckKind, CheckRun, CheckStatus, HttpCheck, MAX_OUTPUT, Origin, place};
 use crate::model::units::{self, Bytes};
 use crate::network::catalog::{Catalog, Key, Topic, key};
 use crate::network::{Network, Request};
@@ -343,9 +341,9 @@ impl Runner {
                 Ok(()) => (CheckStatus::Passing, format!("UDP {address}: Success")),
                 Err(why) => (CheckStatus::Critical, why),
             },
-            CheckKind::Grpc(grpc) => {
-                let said = format!("gRPC {}", grpc.place());
-                match grpc_health(&**network, grpc, self.run.timeout).await {
+            CheckKind::Grpc(asked) => {
+                let said = format!("gRPC {}", asked.place());
+                match grpc::health(&**network, asked, self.run.timeout).await {
                     Ok(()) => (CheckStatus::Passing, format!("{said}: SERVING")),
                     Err(why) => (CheckStatus::Critical, format!("{said}: {why}")),
                 }
@@ -453,69 +451,6 @@ async fn inside(
         }
         Err(error) => (CheckStatus::Critical, error.to_string()),
     }
-}
-
-// grpc.health.v1.Health/Check: a message is a byte that says whether it is compressed, its length, and what it holds; the
-// question's first field is the service, the answer's the status, of which 1 is SERVING.
-async fn grpc_health(network: &dyn Network, grpc: &GrpcCheck, timeout: units::Duration) -> Result<(), String> {
-    let name = grpc.service.as_bytes();
-    let mut message = Vec::new();
-    if !name.is_empty() {
-        message.push(0x0a);
-        let mut length = name.len();
-        while length >= 0x80 {
-            message.push((length & 0x7f) as u8 | 0x80);
-            length >>= 7;
-        }
-        message.push(length as u8);
-        message.extend_from_slice(name);
-    }
-    let length = u32::try_from(message.len()).unwrap_or_default();
-    let body = [&[0], &length.to_be_bytes()[..], &message].concat();
-    let scheme = if grpc.tls { "https" } else { "http" };
-    let headers = [("content-type", "application/grpc"), ("te", "trailers")];
-    let request = Request {
-        method: "POST".into(),
-        url: format!("{scheme}://{}/grpc.health.v1.Health/Check", grpc.address),
-        headers: headers.map(|(name, value)| (name.to_owned(), value.to_owned())).into(),
-        body: Some(body),
-        timeout,
-        max_body: Bytes(MAX_OUTPUT as u64),
-        cut_off: true,
-        any_certificate: grpc.tls_skip_verify,
-        http2: true,
-    };
-    let answer = network.fetch(request).await.map_err(|error| error.to_string())?;
-    let header = |wanted: &str| {
-        let found = answer.headers.iter().find(|(name, _)| name == wanted);
-        found.map(|(_, value)| String::from_utf8_lossy(value).into_owned())
-    };
-    if answer.status != 200 {
-        return Err(format!("status {} of HTTP: no gRPC server", answer.status));
-    }
-    // Without a message the server says why in place of one.
-    if let Some(code) = header("grpc-status").filter(|code| code != "0") {
-        let said = header("grpc-message").unwrap_or_default();
-        return Err(match code.as_str() {
-            "5" => "the server does not know that service (NOT_FOUND)".to_owned(),
-            "12" => "the server does not tell its health (UNIMPLEMENTED)".to_owned(),
-            code => format!("status {code} of gRPC {said}").trim_end().to_owned(),
-        });
-    }
-    match answer.body.get(5..).map(health_status) {
-        Some(1) => Ok(()),
-        Some(2) => Err("NOT_SERVING".into()),
-        Some(3) => Err("SERVICE_UNKNOWN".into()),
-        Some(_) => Err("UNKNOWN".into()),
-        None => Err("the server does not answer the question".into()),
-    }
-}
-
-// The first field, a number; 0 where it is left out, as 0 is.
-fn health_status(message: &[u8]) -> u64 {
-    let Some((0x08, rest)) = message.split_first() else { return 0 };
-    let end = rest.iter().take(9).position(|byte| byte & 0x80 == 0).unwrap_or_default();
-    rest.iter().take(end + 1).rev().fold(0, |number, byte| number << 7 | u64::from(byte & 0x7f))
 }
 
 fn request(http: &HttpCheck, run: &CheckRun) -> Request {

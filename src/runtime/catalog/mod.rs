@@ -6,6 +6,7 @@ mod checks;
 mod command;
 mod containers;
 mod feed;
+mod grpc;
 pub mod host_checks;
 mod own;
 pub mod queries;
