@@ -46,7 +46,8 @@ fn a_service_of_the_swarm_is_adopted_under_load_and_given_back() {
         "--secret", "key", "--env", "LEVEL=info", "--label", "team=shop", "--health-cmd", "test -e /etc/site.conf",
         "--health-interval", "500ms", "--limit-memory", "64M", "--update-order", "stop-first",
     ]);
-    docker_service(&lab, "resolver", &["--publish", "published=5353,target=53,protocol=udp"]);
+    docker_service(&lab, "resolver", &["--publish", "published=5353,target=53,protocol=udp", "--env", "PORT_UDP=53"]);
+    docker_service(&lab, "keyed", &["--secret", "source=key,target=/etc/key"]);
 
     // Shown beside ours.
     let listed = daemon.ok(&["service", "ls"]);
@@ -57,8 +58,9 @@ fn a_service_of_the_swarm_is_adopted_under_load_and_given_back() {
     assert_eq!(daemon.json(&["service", "inspect", "shop_web"])["native"]["networks"][0], "back");
 
     // What cannot be is said before anything is changed.
-    let said = daemon.fails(&["service", "adopt", "resolver"]);
-    assert!(said.contains("cannot be run by Neap: port 53: only tcp is forwarded"), "{said}");
+    let said = daemon.fails(&["service", "adopt", "keyed"]);
+    assert!(said.contains("cannot be run by Neap: secret key: replicas find secrets below /run/secrets"), "{said}");
+    lab.docker("n1", &["service", "rm", "keyed"]);
     let said = daemon.fails(&["service", "adopt", "nothing"]);
     assert!(said.contains("not found"), "{said}");
     let said = daemon.fails(&["service", "adopt", "shop_web"]);
@@ -108,8 +110,22 @@ fn a_service_of_the_swarm_is_adopted_under_load_and_given_back() {
     assert_eq!(found.matches("Address").count() - 1, 2, "both replicas:\n{found}");
     assert_eq!(lab.docker(node, &["exec", &id, "cat", "/run/secrets/key"]), "hunter2");
     assert_eq!(lab.docker(node, &["exec", &id, "cat", "/etc/site.conf"]), "listen 80");
-    let said = daemon.fails(&["service", "hand-back", "resolver"]);
+    let said = daemon.fails(&["service", "hand-back", "keyed"]);
     assert!(said.contains("not found"), "{said}");
+
+    // A port of UDP: answered on each host, from the address that was asked.
+    daemon.ok(&["service", "adopt", "resolver"]);
+    for node in ["n1", "n3"] {
+        let client = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+        client.connect((lab.address(node), 5353)).unwrap();
+        client.set_read_timeout(Some(Duration::from_secs(1))).unwrap();
+        eventually("it is answered", 20, || {
+            let mut buffer = [0; 100];
+            client.send(b"hi").unwrap();
+            let length = client.recv(&mut buffer).ok()?;
+            (&buffer[..length] == b"1 53 hi").then_some(())
+        });
+    }
 
     // What somebody changes meanwhile stays the Swarm's.
     let waits = r#"{"check": {"exec": ["test", "-e", "/tmp/go"], "every": "300ms", "unhealthy": 1000}}"#;
@@ -179,6 +195,6 @@ fn a_service_of_the_swarm_is_adopted_under_load_and_given_back() {
         assert(service.env.PORT == nil and service.secrets.key == 'key' and service.configs['/etc/site.conf'] == 'site')
         print(service.name, service.labels.team, #natives.list())
     ";
-    assert!(daemon.ok(&["repl", "--eval", script]).trim().ends_with("other\tx\t3"));
+    assert!(daemon.ok(&["repl", "--eval", script]).trim().ends_with("other\tx\t2"));
     drop(load);
 }

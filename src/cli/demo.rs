@@ -18,6 +18,9 @@ pub struct Args {
     /// Port to listen on
     #[arg(long, env = "PORT", default_value_t = 8080)]
     port: u16,
+    /// Port of UDP, where each datagram is answered by one
+    #[arg(long, env = "PORT_UDP")]
+    udp_port: Option<u16>,
     /// Take this long to start
     #[arg(long, default_value = "0s", value_name = "DURATION")]
     start_delay: Duration,
@@ -50,6 +53,7 @@ pub async fn main(args: Args) -> Result<u8> {
         version: args.answer,
         address: args.address,
         port: args.port,
+        udp_port: args.udp_port,
         start_delay: args.start_delay.std(),
         fail_check: args.fail_check,
         fail_check_after: args.fail_check_after.map(Duration::std),

@@ -74,17 +74,12 @@ fn long_port(path: &str, node: &Node) -> Result<Port> {
             return Err(wrong(&node.at, path, format!("mode {other:.40?} is neither ingress nor host")));
         }
     };
-    if protocol == Protocol::Udp && mode == PublishMode::Ingress {
-        return Err(unsupported(&node.at, &format!("{path} udp"), UDP));
-    }
     let address = fields.text("host_ip")?.map(|text| address(&node.at, path, &text)).transpose()?.flatten();
     let name = fields.text("name")?.map(|name| name.to_lowercase().replace(['_', '.', ' '], "-"));
     fields.text("app_protocol")?;
     fields.finish(&[])?;
     Ok(Port { name, spec: PortSpec { target, published, address, protocol, mode, ..PortSpec::default() } })
 }
-
-const UDP: &str = "the balancer forwards tcp; with `mode: host` udp is published on each replica's host";
 
 fn protocol(at: &At, path: &str, text: &str) -> Result<Protocol> {
     match text {
@@ -106,9 +101,7 @@ fn address(at: &At, path: &str, text: &str) -> Result<Option<std::net::IpAddr>> 
 // `[ADDRESS:][PUBLISHED:]TARGET[/PROTOCOL]`, both of them perhaps ranges of the same length.
 fn short_ports(path: &str, at: &At, text: &str) -> Result<Vec<Port>> {
     let (rest, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    if self::protocol(at, path, protocol)? == Protocol::Udp {
-        return Err(unsupported(at, &format!("{path} udp"), UDP));
-    }
+    let protocol = self::protocol(at, path, protocol)?;
     let mut parts = rest.rsplitn(3, ':');
     let (target, published, host) = (parts.next().unwrap_or_default(), parts.next(), parts.next());
     let range = |text: &str| -> Result<std::ops::RangeInclusive<u16>> {
@@ -129,7 +122,7 @@ fn short_ports(path: &str, at: &At, text: &str) -> Result<Vec<Port>> {
     let address = host.map(|host| address(at, path, host)).transpose()?.flatten();
     let port = |(target, published)| Port {
         name: None,
-        spec: PortSpec { target: Some(target), published, address, ..PortSpec::default() },
+        spec: PortSpec { target: Some(target), published, address, protocol, ..PortSpec::default() },
     };
     Ok(targets.into_iter().zip(published).map(port).collect())
 }

@@ -195,8 +195,8 @@ fn what_cannot_be_had_is_named_with_its_line() {
     );
     fails("services:\n  web:\n    build: .\n", "compose.yml:3: services.web: has no image");
     fails(
-        "services:\n  web:\n    image: x\n    ports:\n      - '80:80/udp'\n",
-        "compose.yml:5: services.web.ports[1] udp: is not supported",
+        "services:\n  web:\n    image: x\n    ports:\n      - '80:80/sctp'\n",
+        "compose.yml:5: services.web.ports[1] sctp: is not supported",
     );
     fails(
         "services:\n  web:\n    image: x\n    networks: [frnt]\nnetworks: {front: }\n",

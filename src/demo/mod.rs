@@ -24,6 +24,8 @@ pub struct Options {
     pub address: IpAddr,
     /// The port.
     pub port: u16,
+    /// A port of UDP, where each datagram is answered by one: the version, its port, and what was sent.
+    pub udp_port: Option<u16>,
     /// How long it takes until it listens.
     pub start_delay: Duration,
     /// Whether `/healthz` fails from the start.
@@ -56,6 +58,16 @@ struct State {
 /// How long open connections have after the signal to be told that they are the last.
 const FAREWELL: Duration = Duration::from_secs(8);
 
+async fn echo(socket: tokio::net::UdpSocket, version: String) {
+    let own = socket.local_addr().map_or(0, |address| address.port());
+    let mut buffer = vec![0; 65_535];
+    loop {
+        let Ok((length, from)) = socket.recv_from(&mut buffer).await else { continue };
+        let answer = [format!("{version} {own} ").as_bytes(), &buffer[..length]].concat();
+        let _ = socket.send_to(&answer, from).await;
+    }
+}
+
 /// Runs until it is told to end, or ends itself as asked.
 pub async fn run(options: Options) -> Result<u8> {
     tokio::time::sleep(options.start_delay).await;
@@ -73,6 +85,10 @@ pub async fn run(options: Options) -> Result<u8> {
     let address = SocketAddr::new(state.options.address, state.options.port);
     let failed = |error: std::io::Error| Error::io(format!("demo {address}"), "listen", &error);
     let listener = tokio::net::TcpListener::bind(address).await.map_err(failed)?;
+    if let Some(port) = state.options.udp_port {
+        let socket = tokio::net::UdpSocket::bind((state.options.address, port)).await.map_err(failed)?;
+        tokio::spawn(echo(socket, state.options.version.clone()));
+    }
     println!("demo {} listens on {}", state.options.version, listener.local_addr().map_err(failed)?);
     let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate()).map_err(failed)?;
     let mut interrupt = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::interrupt()).map_err(failed)?;

@@ -17,7 +17,7 @@ pub enum Protocol {
     /// TCP.
     #[default]
     Tcp,
-    /// UDP, which goes with mode `host`.
+    /// UDP.
     Udp,
 }
 

@@ -290,11 +290,6 @@ impl ServiceSpec {
         for (name, port) in &self.ports {
             name.parse::<Name>().map_err(|error| error_in(&subject, "ports", &error))?;
             let host = port.mode == super::native::PublishMode::Host;
-            if port.protocol == Protocol::Udp && !host && !self.engine_native {
-                let why =
-                    "is udp, which the balancer does not forward; mode = \"host\" publishes it on its replica's host";
-                return wrong(&format!("ports.{name}"), why.into());
-            }
             if host && port.published.is_none() {
                 return wrong(&format!("ports.{name}"), "has mode host, and nothing is published".into());
             }

@@ -7,7 +7,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::id::TaskId;
-use crate::model::port::Balance;
+use crate::model::port::{Balance, Protocol};
 use crate::model::route::RouteSpec;
 
 /// All listeners; a newer version replaces the older one whole.
@@ -90,10 +90,17 @@ pub struct Listener {
     pub address: Option<IpAddr>,
     /// The port.
     pub port: u16,
+    /// What is spoken.
+    #[serde(default, skip_serializing_if = "is_tcp")]
+    pub protocol: Protocol,
     /// How a backend is chosen.
     pub balance: Balance,
     /// Who stands behind it.
     pub backends: Vec<Backend>,
+}
+
+fn is_tcp(protocol: &Protocol) -> bool {
+    *protocol == Protocol::Tcp
 }
 
 impl Listener {

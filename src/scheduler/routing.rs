@@ -9,7 +9,7 @@ use crate::model::node::NodeState;
 use crate::model::port::Protocol;
 use crate::model::release::ReleaseState;
 use crate::model::route::RouteSpec;
-use crate::model::service::{Service, ServiceSpec};
+use crate::model::service::Service;
 use crate::model::task::{Health, Task, TaskState};
 use crate::network::table::{Backend, Certificate, Front, Listener, Route, Table, Target};
 
@@ -117,24 +117,28 @@ pub fn listeners<'a>(world: &'a World, service: &'a Service) -> impl Iterator<It
     let ports = service.spec.ports.iter().filter(move |(_, port)| has_ports && port.mode == PublishMode::Ingress);
     // As long as a replica has it on its host, nobody else opens it there.
     let held = held_by_replicas(world, service);
-    let ports = ports.filter(move |(_, port)| !port.published.is_some_and(|number| held.contains(&number)));
+    let ports =
+        ports.filter(move |(_, port)| !port.published.is_some_and(|number| held.contains(&(number, port.protocol))));
     ports.filter_map(move |(port_name, port)| {
         let backends = backends(world, name, port_name);
-        let listener = Listener { address: port.address, port: port.published?, balance: port.balance, backends };
+        let listener = Listener {
+            address: port.address,
+            port: port.published?,
+            protocol: port.protocol,
+            balance: port.balance,
+            backends,
+        };
         Some((format!("{name}/{port_name}"), listener))
     })
 }
 
 // Ports of hosts that replicas of older revisions still have; nearly always none.
-fn held_by_replicas(world: &World, service: &Service) -> BTreeSet<u16> {
+fn held_by_replicas(world: &World, service: &Service) -> BTreeSet<(u16, Protocol)> {
     let name = &service.spec.name;
-    let tcp = |spec: &ServiceSpec| {
-        spec.host_ports().filter(|(_, protocol)| *protocol == Protocol::Tcp).map(|(port, _)| port).collect()
-    };
-    let had: BTreeMap<u32, Vec<u16>> = world
+    let had: BTreeMap<u32, Vec<(u16, Protocol)>> = world
         .revisions_of(name)
-        .map(|revision| (revision.number, tcp(&revision.spec)))
-        .filter(|(_, ports): &(u32, Vec<u16>)| !ports.is_empty())
+        .map(|revision| (revision.number, revision.spec.host_ports().collect()))
+        .filter(|(_, ports): &(u32, Vec<(u16, Protocol)>)| !ports.is_empty())
         .collect();
     if had.is_empty() {
         return BTreeSet::new();

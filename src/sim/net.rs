@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::engines::sim::{Answer, SimEngine};
+use crate::model::port::Protocol;
 use crate::model::route::plain_path;
 use crate::model::{Error, Kind, Result};
 use crate::network::balancer::choose::Chooser;
@@ -59,7 +60,8 @@ impl SimNetwork {
         if !is_here {
             return None;
         }
-        let (name, listener) = table.listeners.iter().find(|(_, listener)| listener.port == port)?;
+        let (name, listener) =
+            table.listeners.iter().find(|(_, listener)| listener.port == port && listener.protocol == Protocol::Tcp)?;
         let chooser = choosers.entry(name.clone()).or_default();
         let mut tried = Vec::new();
         // As the balancer does: a refused connection is tried elsewhere.

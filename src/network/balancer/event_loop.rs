@@ -13,8 +13,10 @@ use super::control::Control;
 use super::http::Http;
 use super::pair::{Outcome, Pair};
 use super::sockets::{ask_often, is_unheard, prepare};
+use super::udp::Udp;
 use super::{Reply, Request, build, owner};
 use crate::model::id::TaskId;
+use crate::model::port::Protocol;
 use crate::network::table::{Listener, Status, Table};
 
 /// How long a backend has to accept a connection before another is tried.
@@ -48,6 +50,8 @@ struct Open {
 pub struct Loop {
     poll: Poll,
     http: Http,
+    /// The ports of UDP.
+    pub udp: Udp,
     table: Table,
     listeners: BTreeMap<String, Open>,
     failed: BTreeMap<String, String>,
@@ -76,6 +80,7 @@ impl Loop {
         Loop {
             poll,
             http,
+            udp: Udp::default(),
             table: Table::default(),
             listeners: BTreeMap::new(),
             failed: BTreeMap::new(),
@@ -102,7 +107,7 @@ impl Loop {
         let Some(socket) = self.http.inherit(&name, socket) else { return Ok(()) };
         let port = socket.local_addr()?.port();
         let balance = crate::model::port::Balance::default();
-        let spec = Listener { address: None, port, balance, backends: Vec::new() };
+        let spec = Listener { address: None, port, protocol: Protocol::Tcp, balance, backends: Vec::new() };
         self.add_listener(name, TcpListener::from_std(socket), spec)
     }
 
@@ -110,7 +115,8 @@ impl Loop {
     pub fn run(&mut self, control: &UnixListener) -> io::Result<()> {
         let mut events = Events::with_capacity(1024);
         let mut retry_at = Instant::now() + RETRY;
-        while !self.stopped && (!self.leaving || !self.pairs.is_empty() || !self.http.is_idle()) {
+        while !self.stopped && (!self.leaving || !self.pairs.is_empty() || !self.http.is_idle() || !self.udp.is_idle())
+        {
             let waiting = self.has_failed()
                 || self.leaving
                 || !self.connecting.is_empty()
@@ -302,7 +308,7 @@ impl Loop {
     }
 
     fn has_failed(&self) -> bool {
-        !self.failed.is_empty() || self.http.has_failed()
+        !self.failed.is_empty() || self.http.has_failed() || self.udp.has_failed()
     }
 
     // Soon at first, then more and more seldom: after a minute as seldom as everything else.
@@ -319,6 +325,7 @@ impl Loop {
         let wait = ((now - since) / 100).clamp(REOPEN, RETRY);
         self.reopen = Some((since, now + wait));
         self.http.reopen(&self.table);
+        self.udp.reopen(&self.table);
         for name in self.failed.keys().cloned().collect::<Vec<_>>() {
             let Some(wanted) = self.table.listeners.get(&name).cloned() else { continue };
             let Ok(socket) = owner::try_listen(wanted.address, wanted.port) else { continue };
@@ -345,10 +352,12 @@ impl Loop {
         let failed = std::mem::take(&mut self.failed);
         // As the socket says: a table that was inherited does not.
         let same = |open: &Open, wanted: &Listener| {
-            open.socket.local_addr().is_ok_and(|local| {
-                let address = wanted.address.map_or(local.ip().is_unspecified(), |address| address == local.ip());
-                address && local.port() == wanted.port
-            })
+            let is_tcp = wanted.protocol == Protocol::Tcp;
+            is_tcp
+                && open.socket.local_addr().is_ok_and(|local| {
+                    let address = wanted.address.map_or(local.ip().is_unspecified(), |address| address == local.ip());
+                    address && local.port() == wanted.port
+                })
         };
         let gone: Vec<String> = self
             .listeners
@@ -362,7 +371,8 @@ impl Loop {
                 self.names.remove(&open.token);
             }
         }
-        for (name, wanted) in &table.listeners {
+        let tcp = table.listeners.iter().filter(|(_, wanted)| wanted.protocol == Protocol::Tcp);
+        for (name, wanted) in tcp {
             if let Some(open) = self.listeners.get_mut(name) {
                 open.chooser.retain(&wanted.backends);
                 open.spec = wanted.clone();
@@ -383,6 +393,7 @@ impl Loop {
             }
         }
         self.http.apply(&table);
+        self.udp.apply(&table);
         self.table = table;
         self.doubt();
         // Connections that waited for the first table, or came before their listener was registered.
@@ -448,7 +459,7 @@ impl Loop {
             let (mut sockets, mut descriptors) = (Vec::new(), Vec::new());
             if handover {
                 let own = self.listeners.iter().map(|(name, open)| (name.clone(), open.socket.as_raw_fd()));
-                (sockets, descriptors) = own.chain(self.http.sockets()).unzip();
+                (sockets, descriptors) = own.chain(self.http.sockets()).chain(self.udp.sockets()).unzip();
             }
             if control.reply(&Reply { build: build(), status: self.status(), sockets }).is_err() {
                 return;
@@ -460,6 +471,7 @@ impl Loop {
                 self.leaving = true;
                 self.failed.clear();
                 self.http.leave();
+                self.udp.leave();
                 for (_, mut open) in std::mem::take(&mut self.listeners) {
                     let _ = self.poll.registry().deregister(&mut open.socket);
                 }
@@ -479,6 +491,7 @@ impl Loop {
             ..Status::default()
         };
         self.http.tell_status(&mut status);
+        self.udp.tell_status(&mut status);
         status
     }
 }

@@ -1,5 +1,5 @@
-//! The balancer: a process of its own (this binary, re-executed) that forwards TCP from published ports to healthy
-//! replicas. It keeps its last table when the daemon dies, and hands its sockets to its successor in an upgrade.
+//! The balancer: a process of its own (this binary, re-executed) that forwards TCP and UDP from published ports to
+//! healthy replicas. It keeps its last table when the daemon dies, and hands its sockets to its successor in an upgrade.
 //!
 //! One thread, one epoll loop, no runtime: what is read is written on at once from one shared buffer, and only what
 //! the other side does not take is kept.
@@ -7,12 +7,14 @@
 pub mod choose;
 pub mod client;
 mod control;
+mod datagram;
 mod event_loop;
 mod http;
 mod owner;
 mod pair;
 mod process;
 mod sockets;
+mod udp;
 
 use std::path::{Path, PathBuf};
 

@@ -1,6 +1,6 @@
 //! Who holds a port: for the error that names them.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 
 use mio::net::TcpListener as MioListener;
 
@@ -43,6 +43,33 @@ fn bind(address: Option<std::net::IpAddr>, port: u16) -> std::io::Result<TcpList
     let listener = opened?;
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+/// The same for datagrams.
+pub fn listen_udp(address: Option<std::net::IpAddr>, port: u16) -> Result<UdpSocket, String> {
+    bind_udp(address, port).map_err(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse => format!("port {port}/udp is taken by another process"),
+        std::io::ErrorKind::PermissionDenied => {
+            format!(
+                "port {port}/udp: no right to bind below 1024; run as root or give the capability CAP_NET_BIND_SERVICE"
+            )
+        }
+        _ => format!("port {port}/udp: {error}"),
+    })
+}
+
+fn bind_udp(address: Option<std::net::IpAddr>, port: u16) -> std::io::Result<UdpSocket> {
+    let first = SocketAddr::new(address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), port);
+    let opened = UdpSocket::bind(first).or_else(|error| match address {
+        // A host without IPv6.
+        None if error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32) => {
+            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
+        }
+        _ => Err(error),
+    });
+    let socket = opened?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 // The process that listens on `port`, as `nginx (pid 812)`, where this process may see it.

@@ -10,7 +10,7 @@ use mio::{Interest, Poll};
 use super::control::take_over;
 use super::event_loop::{CONTROL_LISTENER, LIFELINE, Loop};
 use super::http::Http;
-use super::socket_path;
+use super::{socket_path, udp};
 
 /// Runs the balancer of `folder` until it is told to stop, or has handed over and served its last connection. With
 /// `lifeline`, also until standard input is closed. HTTP is
@@ -38,7 +38,10 @@ pub fn main(folder: &Path, lifeline: bool, threads: usize) -> io::Result<()> {
     }
     let mut inner = Loop::new(poll, Http::new(threads));
     for (name, socket) in inherited {
-        inner.inherit(name, std::net::TcpListener::from(socket))?;
+        match name.strip_prefix(udp::PREFIX) {
+            Some(name) => inner.udp.inherit(name, std::net::UdpSocket::from(socket)),
+            None => inner.inherit(name, std::net::TcpListener::from(socket))?,
+        }
     }
     std::fs::rename(&temporary, &path)?;
     inner.run(&control)

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::model::clock::Timestamp;
+use crate::model::port::Protocol;
 use crate::model::service::Service;
 use crate::model::units::Duration as Period;
 use crate::runtime::Parts;
@@ -101,7 +102,9 @@ impl Drop for Watch {
 }
 
 fn places(world: &World, service: &Service) -> Vec<(String, SocketAddr)> {
-    let published = service.spec.ports.values().filter_map(|port| Some((port.published?, port.address)));
+    // Whether a port of UDP lets anybody in, only who knows its protocol can find out.
+    let ports = service.spec.ports.values().filter(|port| port.protocol == Protocol::Tcp);
+    let published = ports.filter_map(|port| Some((port.published?, port.address)));
     let at = |(port, address): (u16, Option<IpAddr>)| {
         let nodes = world.nodes.values().filter_map(move |node| {
             // A listener on one address is looked for there.

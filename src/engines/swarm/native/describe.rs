@@ -397,8 +397,8 @@ impl Out {
         let mut ports = Map::new();
         for port in &wanted {
             let target = port.target_port.unwrap_or_default();
-            if !matches!(port.protocol, None | Some(EndpointPortConfigProtocolEnum::TCP)) {
-                self.refuse(format!("port {target}: only tcp is forwarded"));
+            if port.protocol == Some(EndpointPortConfigProtocolEnum::SCTP) {
+                self.refuse(format!("port {target}: sctp is not forwarded"));
                 continue;
             }
             let same =
@@ -416,6 +416,9 @@ impl Out {
                 name = format!("{name}-{}", published.unwrap_or_default());
             }
             let mut table = Map::from_iter([("target".to_owned(), json!(target))]);
+            if port.protocol == Some(EndpointPortConfigProtocolEnum::UDP) {
+                table.insert("protocol".into(), json!("udp"));
+            }
             if let Some(published) = published {
                 table.insert("published".into(), json!(published));
             }

@@ -124,8 +124,8 @@ fn what_cannot_be_run_is_named() {
     );
     let secret = json!([{ "File": { "Name": "/etc/key" }, "SecretName": "key" }]);
     check(json!({ format!("{container}/Secrets"): secret }), "secret key: replicas find secrets below /run/secrets");
-    let udp = json!({ "Ports": [{ "Protocol": "udp", "TargetPort": 53, "PublishedPort": 53 }] });
-    check(json!({ "/EndpointSpec": udp }), "port 53: only tcp is forwarded");
+    let sctp = json!({ "Ports": [{ "Protocol": "sctp", "TargetPort": 53, "PublishedPort": 53 }] });
+    check(json!({ "/EndpointSpec": sctp }), "port 53: sctp is not forwarded");
     let generic =
         json!({ "Reservations": { "GenericResources": [{ "DiscreteResourceSpec": { "Kind": "gpu", "Value": 1 } }] } });
     check(json!({ "/TaskTemplate/Resources": generic }), "generic resources");
