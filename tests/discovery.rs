@@ -327,3 +327,57 @@ fn a_port_that_is_taken_stops_that_port_alone() {
     let log = catalog.daemon.log();
     assert!(log.contains("--dns-listen") && log.contains(&format!("(process {})", std::process::id())), "{log}");
 }
+
+// What is on a host is registered in a Consul elsewhere as well, here another daemon's: as it is, and no longer.
+#[test]
+fn a_consul_elsewhere_is_told() {
+    let mut elsewhere = Catalog::start();
+    let catalog = Catalog::with(&[("NEAP_CONSUL", format!("http://127.0.0.1:{}", elsewhere.http))]);
+    elsewhere.put("/v1/agent/service/register", &json!({ "Name": "other", "Port": 1 }));
+    let script = catalog.daemon.folder.path().join("shop.lua");
+    let text = format!(
+        r#"service "shop" {{
+  command = {{ "{}", "demo" }}, replicas = 2, ports = {{ http = {{ target = 8080 }} }},
+  env = {{ SERVICE_TAGS = "v1,edge", SERVICE_NAME = "front", SERVICE_REGION = "eu" }},
+  check = {{ http = "/healthz", every = "200ms", unhealthy = 2, on_fail = "unroute" }},
+}}:apply {{ wait = "1m" }}"#,
+        support::NEAP
+    );
+    std::fs::write(&script, text).unwrap();
+    catalog.daemon.ok(&["run", script.to_str().unwrap()]);
+    // Registrator's words hold for Neap's own.
+    let own = catalog.get("/v1/health/service/front?passing&tag=edge");
+    assert_eq!(own.as_array().unwrap().len(), 2, "{own}");
+    assert!(
+        own[0]["Service"]["Meta"]["region"] == "eu" && own[0]["Service"]["Meta"]["neap_service"] == "shop",
+        "{own}"
+    );
+
+    let there = |elsewhere: &Catalog, name: &str| {
+        elsewhere.get(&format!("/v1/health/service/{name}?passing")).as_array().unwrap().len()
+    };
+    eventually("both are told of", 20, || {
+        (there(&elsewhere, "shop") == 2 && there(&elsewhere, "front") == 2).then_some(())
+    });
+    let told = elsewhere.get("/v1/catalog/service/shop");
+    assert!(
+        told[0]["ServiceTags"].to_string().contains("edge") && told[0]["ServicePort"].as_u64().unwrap() > 0,
+        "{told}"
+    );
+    // One fails its check, and is well again.
+    let port = told[0]["ServicePort"].as_u64().unwrap();
+    let port = u16::try_from(port).unwrap();
+    assert_eq!(ask(port, "POST", "/fail", "").status, 200);
+    eventually("it is critical there", 20, || (there(&elsewhere, "shop") == 1).then_some(()));
+    assert_eq!(elsewhere.get("/v1/catalog/service/shop").as_array().unwrap().len(), 2);
+    assert_eq!(ask(port, "POST", "/heal", "").status, 200);
+    eventually("it is well again", 20, || (there(&elsewhere, "shop") == 2).then_some(()));
+    // It is away for a while; what changed meanwhile is made up for.
+    elsewhere.daemon.kill();
+    catalog.daemon.ok(&["service", "scale", "shop=3"]);
+    elsewhere.daemon.up();
+    eventually("the third is told of", 40, || (there(&elsewhere, "shop") == 3).then_some(()));
+    catalog.daemon.ok(&["service", "rm", "shop"]);
+    eventually("all are gone", 20, || (elsewhere.get("/v1/catalog/service/shop") == json!([])).then_some(()));
+    assert_eq!(elsewhere.get("/v1/catalog/services"), json!({ "other": [] }), "what others registered stays");
+}

@@ -3,7 +3,7 @@
 use crate::daemon::config;
 use crate::daemon::discovery::{self, DiscoveryOptions};
 use crate::engines::registrator::Wanted;
-use crate::model::Result;
+use crate::model::{Error, Result};
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -39,6 +39,10 @@ pub struct DiscoveryArgs {
     /// Let checks be commands on this host: whoever may register one runs them as this user
     #[arg(long, env = "NEAP_ENABLE_SCRIPT_CHECKS")]
     enable_script_checks: bool,
+    /// Register what is on this host in a Consul elsewhere as well, such as http://127.0.0.1:8500; with the token in
+    /// CONSUL_HTTP_TOKEN, where it asks for one
+    #[arg(long, env = "NEAP_CONSUL", value_name = "URL")]
+    consul: Option<String>,
     /// Look at the tokens of Consul's clients, with their rules; what no rule says is then allowed, only to be read, or denied. Say
     /// the same on each host
     #[arg(long, env = "NEAP_CONSUL_POLICY", value_parser = ["allow", "read", "deny"], value_name = "DEFAULT")]
@@ -67,6 +71,13 @@ impl DiscoveryArgs {
                 all => discovery::addresses("--recursor", Some(all), 53)?,
             },
             runs_commands: self.enable_script_checks || file.enable_script_checks,
+            mirror: match self.consul.clone().or(file.consul) {
+                Some(url) if !url.starts_with("http://") && !url.starts_with("https://") => {
+                    return Err(Error::invalid(format!("--consul {url:.80?}"), "is no address of a Consul")
+                        .help("write http://HOST:8500"));
+                }
+                url => url,
+            },
             policy: match self.consul_policy.as_deref().or(file.consul_policy.as_deref()) {
                 None => None,
                 Some(word) => Some(word.parse()?),

@@ -64,6 +64,8 @@ pub struct Discovery {
     /// Where Consul's HTTP API listens: addresses with commas, or `none`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub consul_listen: Option<String>,
+    /// A Consul elsewhere that is told of what is on this host: its address.
+    pub consul: Option<String>,
     /// What is allowed in Consul's API where no rule of a token says: allow, read or deny; without it tokens are not looked at.
     pub consul_policy: Option<String>,
     /// Where DNS listens: addresses with commas, or `none`.

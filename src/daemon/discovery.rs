@@ -16,9 +16,11 @@ use crate::model::clock::{Clock, SystemClock};
 use crate::model::id::uuid_of;
 use crate::model::rules::Access;
 use crate::model::{Error, Result};
+use crate::network::Sockets;
 use crate::network::catalog::Catalog;
 use crate::network::dns::{Name, Recursor, Server, Zone};
 use crate::runtime::Runtime;
+use crate::runtime::catalog::mirror::{self, Mirror};
 use crate::runtime::catalog::{Registry, queries};
 
 /// Where and how.
@@ -42,6 +44,8 @@ pub struct DiscoveryOptions {
     pub registrator: Wanted,
     /// Whether checks may be commands on this host.
     pub runs_commands: bool,
+    /// A Consul elsewhere that is told of what is on this host.
+    pub mirror: Option<String>,
     /// What is allowed in Consul's API where no rule of a token says; without it tokens are not looked at.
     pub policy: Option<Access>,
 }
@@ -131,6 +135,16 @@ pub async fn serve(options: &DiscoveryOptions, catalog: &Arc<Catalog>, here: Her
             Ok(address) => tracing::info!(%address, "Consul's API"),
             Err(error) => tell(&error, address.port(), "--consul-listen"),
         }
+    }
+    if let Some(url) = &options.mirror {
+        let token = std::env::var("CONSUL_HTTP_TOKEN").ok().filter(|token| !token.is_empty());
+        let mirror = Mirror { url: url.clone(), token, network: Arc::new(Sockets) };
+        let (known, here) = (catalog.clone(), here.clone());
+        let host = move || match &here {
+            Here::Name(name) => Some(name.clone()),
+            Here::Id(id) => known.read(|state| state.node_by_id(id).map(|entry| entry.node.name.clone())),
+        };
+        tokio::spawn(mirror::follow(mirror, catalog.clone(), host));
     }
     let node = match here {
         Here::Name(name) => name,

@@ -3,6 +3,8 @@
 
 mod names;
 
+pub use self::names::{OwnWords, own_words};
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;

@@ -9,7 +9,7 @@ use crate::engines::docker::container::labels;
 use crate::engines::docker::spec;
 use crate::model::catalog::{
     CatalogCheck, CheckKind, CheckRun, CheckStatus, GrpcCheck, HttpCheck, Instance, MAX_ENTRIES, MAX_TEXT, Origin,
-    place,
+    check_name, place,
 };
 use crate::model::units::Duration;
 
@@ -37,15 +37,10 @@ pub fn registered(inspected: &ContainerInspectResponse, rules: &Rules, told: &mu
         return Vec::new();
     }
     let config = inspected.config.clone().unwrap_or_default();
-    let mut said: BTreeMap<String, String> = BTreeMap::new();
     // An environment names what labels do not.
     let env = config.env.unwrap_or_default();
-    let env = env.iter().filter_map(|pair| pair.split_once('=')).map(|(key, value)| (key.to_owned(), value.to_owned()));
-    for (key, value) in env.chain(labels.clone()) {
-        if key.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("SERVICE_")) {
-            said.insert(key[8..].to_lowercase(), value);
-        }
-    }
+    let env = env.iter().filter_map(|pair| pair.split_once('='));
+    let said = said_of(env.chain(labels.iter().map(|(key, value)| (key.as_str(), value.as_str()))));
     let container = inspected.name.as_deref().unwrap_or_default().trim_start_matches('/');
     let image = config.image.unwrap_or_default();
     let base = labels.get(SWARM_SERVICE).map_or_else(|| base_name(&image), String::as_str);
@@ -67,21 +62,19 @@ pub fn registered(inspected: &ContainerInspectResponse, rules: &Rules, told: &mu
         let own = if port.is_udp { ":udp" } else { "" };
         let id = words.all.get("id").filter(|id| !id.is_empty()).cloned();
         let id = id.unwrap_or_else(|| format!("{}:{container}:{}{own}", rules.hostname, port.exposed));
-        let mut tags = words.all.get("tags").map(|tags| split_tags(tags)).unwrap_or_default();
+        let mut tags = tags_of(&words);
         tags.extend(rules.tags.iter().cloned());
         tags.extend(port.is_udp.then(|| "udp".to_owned()));
         let mut seen = BTreeSet::new();
         tags.retain(|tag| !tag.is_empty() && tag.len() <= MAX_TEXT && seen.insert(tag.clone()));
         tags.truncate(MAX_ENTRIES);
-        let is_meta = |key: &str| !matches!(key, "name" | "id" | "tags" | "ignore") && !key.starts_with("check_");
-        let meta = words.all.iter().filter(|(key, value)| is_meta(key) && key.len() <= 128 && value.len() <= MAX_TEXT);
-        let meta = meta.take(MAX_ENTRIES).map(|(key, value)| (key.clone(), value.clone()));
+        let meta = meta_of(&words);
         let instance = Instance {
             service: name,
             tags,
             address: port.address.clone(),
             port: port.number,
-            meta: meta.collect(),
+            meta: meta.take(MAX_ENTRIES).collect(),
             origin: Origin::Container,
             id,
             ..Instance::default()
@@ -98,6 +91,59 @@ pub fn registered(inspected: &ContainerInspectResponse, rules: &Rules, told: &mu
         all.push(Registered { instance, checks });
     }
     all
+}
+
+/// What a service of Neap's own says of one of its ports in those words.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct OwnWords {
+    /// It is not to be registered.
+    pub ignore: bool,
+    /// Another name beside its own.
+    pub name: Option<String>,
+    /// Further tags.
+    pub tags: Vec<String>,
+    /// Further entries of its table.
+    pub meta: BTreeMap<String, String>,
+}
+
+/// What is said of the port with this number in the container, by environment and labels, the later ones before the earlier;
+/// `several`: it is not the only one, and so a name that is not said of it alone has its number behind it.
+pub fn own_words<'a>(said: impl Iterator<Item = (&'a str, &'a str)>, port: Option<u16>, several: bool) -> OwnWords {
+    let said = said_of(said);
+    if said.is_empty() {
+        return OwnWords::default();
+    }
+    let words = words_of(&said, port.unwrap_or_default());
+    let text = |key: &str| words.all.get(key).filter(|value| !value.is_empty());
+    let mut tags = tags_of(&words);
+    tags.retain(|tag| !tag.is_empty() && tag.len() <= MAX_TEXT);
+    OwnWords {
+        ignore: text("ignore").is_some(),
+        name: text("name")
+            .map(|name| match port.filter(|_| several && !words.own.contains("name")) {
+                Some(port) => format!("{name}-{port}"),
+                None => name.clone(),
+            })
+            .filter(|name| check_name("service", name).is_ok()),
+        tags: tags.into_iter().take(MAX_ENTRIES - 2).collect(),
+        meta: meta_of(&words).take(MAX_ENTRIES - 2).collect(),
+    }
+}
+
+// By the words behind `SERVICE_`, in small letters.
+fn said_of<'a>(pairs: impl Iterator<Item = (&'a str, &'a str)>) -> BTreeMap<String, String> {
+    let of = |key: &str| key.get(..8).is_some_and(|start| start.eq_ignore_ascii_case("SERVICE_"));
+    pairs.filter(|(key, _)| of(key)).map(|(key, value)| (key[8..].to_lowercase(), value.to_owned())).collect()
+}
+
+fn tags_of(words: &Words) -> Vec<String> {
+    words.all.get("tags").map(|tags| split_tags(tags)).unwrap_or_default()
+}
+
+fn meta_of(words: &Words) -> impl Iterator<Item = (String, String)> {
+    let is_meta = |key: &str| !matches!(key, "name" | "id" | "tags" | "ignore") && !key.starts_with("check_");
+    let meta = words.all.iter().filter(move |(key, value)| is_meta(key) && key.len() <= 128 && value.len() <= MAX_TEXT);
+    meta.map(|(key, value)| (key.clone(), value.clone()))
 }
 
 fn complain(told: &mut BTreeSet<String>, container: &str, why: &str) {
@@ -404,5 +450,28 @@ mod tests {
             let words = BTreeMap::from([(env[8..].split_once('=').unwrap().0.to_lowercase(), "soon".to_owned())]);
             assert!(check(&words, &found[0].instance).unwrap_err().contains(why), "{env}");
         }
+    }
+
+    #[test]
+    fn words_of_neaps_own_services() {
+        let said = [
+            ("SERVICE_TAGS", "v1,eu\\,west"),
+            ("SERVICE_80_TAGS", "edge"),
+            ("service_name", "front"),
+            ("SERVICE_REGION", "eu"),
+            ("SERVICE_443_IGNORE", "1"),
+            ("OTHER", "x"),
+        ];
+        let words = |port: u16, several: bool| own_words(said.into_iter(), Some(port), several);
+        let meta = BTreeMap::from([("region".to_owned(), "eu".to_owned())]);
+        let name = |text: &str| Some(text.to_owned());
+        assert_eq!(
+            words(80, false),
+            OwnWords { ignore: false, name: name("front"), tags: vec!["edge".into()], meta: meta.clone() }
+        );
+        let tags = vec!["v1".to_owned(), "eu,west".to_owned()];
+        assert_eq!(words(8080, true), OwnWords { ignore: false, name: name("front-8080"), tags, meta });
+        assert!(words(443, true).ignore);
+        assert_eq!(own_words([("PATH", "/bin")].into_iter(), None, false), OwnWords::default());
     }
 }

@@ -343,9 +343,9 @@ impl State {
 
     fn turn(&mut self, index: usize, now: Instant, buffer: &mut [u8]) {
         let more = if self.listeners.contains_key(&index) {
-            !self.leaving && self.from_clients(index, now, buffer)
+            !self.leaving && self.hear_clients(index, now, buffer)
         } else {
-            self.from_replica(index, now, buffer)
+            self.hear_replica(index, now, buffer)
         };
         if more {
             self.busy.push(Token(index));
@@ -353,7 +353,7 @@ impl State {
     }
 
     // True if there may be more.
-    fn from_clients(&mut self, listener: usize, now: Instant, buffer: &mut [u8]) -> bool {
+    fn hear_clients(&mut self, listener: usize, now: Instant, buffer: &mut [u8]) -> bool {
         for _ in 0..TURN {
             let Some(open) = self.listeners.get(&listener) else { return false };
             match datagram::receive(&open.socket, buffer) {
@@ -467,7 +467,7 @@ impl State {
     }
 
     // True if there may be more.
-    fn from_replica(&mut self, index: usize, now: Instant, buffer: &mut [u8]) -> bool {
+    fn hear_replica(&mut self, index: usize, now: Instant, buffer: &mut [u8]) -> bool {
         for _ in 0..TURN {
             let Some(flow) = self.flows.get_mut(&index) else { return false };
             match flow.socket.recv(buffer) {

@@ -10,6 +10,7 @@ use tokio::sync::watch;
 
 use super::Registry;
 use super::records::is_neaps;
+use crate::engines::registrator::own_words;
 use crate::model::catalog::{CatalogCheck, CatalogNode, CheckStatus, Instance, MAX_ENTRIES, Origin, SERF_HEALTH};
 use crate::model::id::{NodeId, TaskId, uuid_of};
 use crate::model::node::{Node, NodeState};
@@ -260,6 +261,14 @@ fn instances(world: &World, task: &Task) -> Vec<Made> {
     let mut made = Vec::new();
     for (port, address) in &task.ports {
         let Some((address, number, is_udp)) = place(address) else { continue };
+        // As Registrator's users say it of containers.
+        let spec = &revision.spec;
+        let pairs = spec.env.iter().chain(&spec.container_labels);
+        let inside = ports.get(port).and_then(PortSpec::container_port);
+        let words = own_words(pairs.map(|(key, value)| (key.as_str(), value.as_str())), inside, task.ports.len() > 1);
+        if words.ignore {
+            continue;
+        }
         let mut names = Vec::new();
         if main.as_ref() == Some(port) {
             names.push(task.service.to_string());
@@ -267,21 +276,29 @@ fn instances(world: &World, task: &Task) -> Vec<Made> {
         if task.ports.len() > 1 {
             names.push(format!("{}-{port}", task.service));
         }
+        names.extend(words.name.clone().filter(|name| !names.contains(name)));
         for service in names {
-            let id = if service == task.service.as_str() { label.clone() } else { format!("{label}:{port}") };
+            let id = match service == task.service.as_str() {
+                true => label.clone(),
+                false if Some(&service) == words.name.as_ref() => format!("{label}:{port}:{service}"),
+                false => format!("{label}:{port}"),
+            };
             let check = (task.health != Health::None).then(|| health(task, &id));
             let mut tags = vec![port.clone()];
             if is_udp {
                 tags.push("udp".into());
             }
-            let meta = [("neap_service", task.service.to_string()), ("neap_revision", task.revision.to_string())];
+            tags.extend(words.tags.iter().filter(|tag| **tag != *port && *tag != "udp").cloned());
+            let mut meta = words.meta.clone();
+            meta.insert("neap_service".into(), task.service.to_string());
+            meta.insert("neap_revision".into(), task.revision.to_string());
             let instance = Instance {
                 id,
                 service,
                 tags,
                 address: address.clone(),
                 port: number,
-                meta: meta.map(|(key, value)| (key.to_owned(), value)).into(),
+                meta,
                 origin: Origin::Task,
                 ..Instance::default()
             };

@@ -8,6 +8,7 @@ mod containers;
 mod feed;
 mod grpc;
 pub mod host_checks;
+pub mod mirror;
 mod own;
 pub mod queries;
 mod records;
