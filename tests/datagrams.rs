@@ -68,17 +68,25 @@ struct Balancer {
 
 impl Balancer {
     fn start() -> Self {
+        Balancer::with(&[NEAP])
+    }
+
+    fn with(program: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("neap-test-").tempdir().unwrap();
         let mut balancer = Balancer { folder, children: Vec::new(), version: 0, port: free_port() };
-        balancer.another();
+        balancer.run(program);
         balancer
+    }
+
+    fn run(&mut self, program: &[&str]) {
+        let mut command = Command::new(program[0]);
+        command.args(&program[1..]).arg("balancer").arg(self.folder.path()).stdin(Stdio::null());
+        self.children.push(command.spawn().unwrap());
     }
 
     // Takes over from the one before, if there is one.
     fn another(&mut self) {
-        let mut command = Command::new(NEAP);
-        command.arg("balancer").arg(self.folder.path()).stdin(Stdio::null());
-        self.children.push(command.spawn().unwrap());
+        self.run(&[NEAP]);
     }
 
     fn ask(&self, request: &Value) -> Value {
@@ -158,6 +166,20 @@ fn clients_stay_with_their_replica_and_move_without_loss() {
     balancer.table(&[(&two, 100)]);
     assert!(all(21).iter().all(|who| who == "2"));
 
+    // Where there is nobody else, it goes on with the one that there is.
+    balancer.table(&[(&two, 0)]);
+    assert!(all(22).iter().all(|who| who == "2"));
+    balancer.table(&[(&two, 100)]);
+
+    // One socket that asks at two addresses hears from each of them.
+    let both = UdpSocket::bind("127.0.0.1:0").unwrap();
+    both.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    for address in ["127.0.0.1", "127.0.0.9", "127.0.0.1"] {
+        both.send_to(b"here", (address, balancer.port)).unwrap();
+        let (_, from) = both.recv_from(&mut [0; 100]).unwrap();
+        assert_eq!(from.ip().to_string(), address);
+    }
+
     // Another address of this host answers as itself.
     let other = UdpSocket::bind("127.0.0.1:0").unwrap();
     other.connect(("127.0.0.9", balancer.port)).unwrap();
@@ -235,6 +257,10 @@ fn an_upgrade_loses_nothing_that_waits() {
     });
     for _ in 0..5 {
         balancer.another();
+        // And one that is replaced before any table has told it of its ports.
+        let first = balancer.children.last().unwrap().id();
+        eventually("it has taken over", 10, || (balancer.ask(&json!("status"))["pid"] == first).then_some(()));
+        balancer.another();
         let pid = balancer.children.last().unwrap().id();
         eventually("it has taken over", 10, || (balancer.ask(&json!("status"))["pid"] == pid).then_some(()));
         balancer.table(&[(&one, 100), (&two, 100)]);
@@ -243,6 +269,31 @@ fn an_upgrade_loses_nothing_that_waits() {
     }
     over.store(true, Ordering::SeqCst);
     assert!(asked.join().unwrap() > 100, "each was answered");
+}
+
+// More clients than there is room for: those that were silent for longest go, and whoever asks is answered.
+#[test]
+fn a_flood_shuts_nobody_out() {
+    let (one, two) = (Echo::start(1, 1), Echo::start(2, 1));
+    // A quarter of its descriptors: 64 clients.
+    let mut balancer = Balancer::with(&["sh", "-c", "ulimit -n 256; exec \"$0\" \"$@\"", NEAP]);
+    balancer.table(&[(&one, 100), (&two, 100)]);
+    let real = balancer.client();
+    asks(&real, "first").unwrap();
+    for round in 0..3 {
+        let flood: Vec<UdpSocket> = (0..200).map(|_| balancer.client()).collect();
+        for client in &flood {
+            asks(client, "x").unwrap();
+        }
+        asks(&real, &format!("round {round}")).unwrap();
+        let status = balancer.ask(&json!("status"));
+        let open: u64 = status["connections"].as_object().unwrap().values().map(|open| open.as_u64().unwrap()).sum();
+        assert!(open <= 64 && status["refused"] == 0, "{status}");
+    }
+    eventually("they are forgotten", 30, || {
+        let open = balancer.ask(&json!("status"))["connections"].to_string();
+        (open == "{}").then_some(())
+    });
 }
 
 #[test]

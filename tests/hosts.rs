@@ -173,3 +173,61 @@ fn agents_as_one_service_of_the_swarm() {
     assert!(left.as_array().unwrap().iter().all(|node| node["agent"].is_null()), "{left}");
     assert!(!daemon.ok(&["secret", "ls"]).contains("neap-agent"), "the token is gone");
 }
+
+// Packets lost, doubled, late and out of order: no host is taken for lost, no name goes whose instances are well, and what
+// is asked for is done, also by a daemon that is started anew in the midst of it.
+#[test]
+fn a_bad_network() {
+    with_machines(3, |lab| {
+        let daemon = cluster(lab);
+        let flags = "--name web --replicas 3 --publish 8080:8080 --update-monitor 200ms --stop-grace-period 2s";
+        let (one, two) = (lab.image("demo:1"), lab.image("demo:2"));
+        let words = ["service", "create"].into_iter().chain(flags.split(' '));
+        daemon.ok(&words.chain([one.as_str()]).collect::<Vec<_>>());
+        let names = |node: &str| -> usize {
+            let output = lab.exec(
+                node,
+                &["dig", "@127.0.0.1", "-p", "8600", "+short", "+tries=1", "+time=3", "web.service.consul", "SRV"],
+            );
+            String::from_utf8_lossy(&output.stdout).lines().count()
+        };
+        for node in ["n1", "n2", "n3"] {
+            eventually("all replicas have a name there", 20, || (names(node) == 3).then_some(()));
+        }
+        for node in ["n2", "n3"] {
+            lab.ok(&["worse", node, "0.05", "0.05", "0.25", "10"]);
+        }
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            // Asked of a host by itself: what it knows, whatever the way to it is like.
+            let watches = scope.spawn(|| {
+                let mut count = 0;
+                while !over.load(std::sync::atomic::Ordering::SeqCst) {
+                    for node in ["n2", "n3"] {
+                        assert!(names(node) >= 1, "{node}: no name of a service that is well");
+                        count += 1;
+                    }
+                }
+                count
+            });
+            let began = Instant::now();
+            while began.elapsed() < Duration::from_secs(5) {
+                let state = ["n2", "n3"].map(|node| state(&daemon, node));
+                assert!(state.iter().all(|state| state.starts_with("ready")), "{state:?}");
+            }
+            daemon.ok(&["service", "update", "web", "--image", &two]);
+            daemon.find();
+            daemon.end("KILL");
+            daemon.up(&["NEAP_LOG=warn"]);
+            daemon.ok(&["service", "update", "web", "--image", &one]);
+            over.store(true, std::sync::atomic::Ordering::SeqCst);
+            println!("asked {} times, always with an answer", watches.join().unwrap());
+        });
+        for node in ["n2", "n3"] {
+            lab.ok(&["better", node]);
+        }
+        all_ready(&daemon, 3);
+        eventually("three run", 30, || (daemon.running_on("web") == ["n1", "n2", "n3"]).then_some(()));
+        Load::start(format!("http://{}:8080/", lab.address("n3"))).end();
+    });
+}

@@ -11,6 +11,7 @@ mod harness;
 mod support;
 
 use harness::Catalog;
+use support::eventually;
 
 struct Client<'a> {
     catalog: &'a Catalog,
@@ -82,6 +83,8 @@ fn rules_are_held() {
     // Who brings nothing sees nothing; a token that nobody made is none.
     let nobody = with(&catalog, "");
     nobody.may_not("GET", "/v1/kv/shop/a", "");
+    nobody.may_not("GET", "/v1/kv/?keys", "");
+    nobody.may_not("GET", "/v1/kv/?recurse", "");
     assert_eq!(nobody.get("/v1/catalog/services"), json!({}));
     assert_eq!(nobody.get("/v1/catalog/nodes"), json!([]));
     assert_eq!(nobody.get("/v1/health/service/shop"), json!([]));
@@ -117,6 +120,9 @@ fn rules_are_held() {
     let keys: Vec<Value> =
         shop.get("/v1/kv/?recurse").as_array().unwrap().iter().map(|pair| pair["Key"].clone()).collect();
     assert_eq!(keys, [json!("shop/a"), json!("shop/new")]);
+    // What is hidden is not told by what is cut off, nor by whether there is anything.
+    assert_eq!(shop.get("/v1/kv/shop/?keys&separator=/"), json!(["shop/a", "shop/new"]));
+    assert_eq!(shop.ask("GET", "/v1/kv/shop/s?keys", "").0, 404);
     shop.may("PUT", "/v1/kv/shop/tmp/x", "x");
     shop.may("DELETE", "/v1/kv/shop/tmp/?recurse", "");
 
@@ -165,6 +171,28 @@ fn rules_are_held() {
     shop.may_not("PUT", "/v1/catalog/deregister", &json!({ "Node": host, "ServiceID": "bank" }).to_string());
     shop.may_not("PUT", "/v1/catalog/deregister", r#"{"Node":"other"}"#);
     shop.may_not("GET", "/v1/agent/self", "");
+    // By whoever may write nodes, and not this service: neither its instance nor its check is taken over, nor a host's id.
+    let rules = r#"node_prefix "" { policy = "write" } service_prefix "shop" { policy = "write" }"#;
+    let nodes = with(&catalog, made(&catalog, "nodes", rules));
+    let on = |more: &Value| {
+        let mut body = json!({ "Node": host, "Address": "10.0.0.1" });
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        body.to_string()
+    };
+    nodes.may_not("PUT", "/v1/catalog/register", &on(&json!({ "Service": { "Service": "shop-x", "ID": "bank" } })));
+    nodes.may_not("PUT", "/v1/catalog/register", &on(&json!({ "Check": { "Name": "x", "ServiceID": "bank" } })));
+    nodes.may_not(
+        "PUT",
+        "/v1/catalog/register",
+        &on(&json!({ "Checks": [{ "CheckID": "service:bank", "Name": "x" }] })),
+    );
+    root.may("PUT", "/v1/agent/service/register", r#"{"Name":"bank","ID":"shop-1"}"#);
+    shop.may_not("PUT", "/v1/agent/service/register", r#"{"Name":"shop-1"}"#);
+    root.may("PUT", "/v1/agent/service/deregister/shop-1", "");
+    let own = root.get("/v1/catalog/nodes")[0]["ID"].clone();
+    let body = json!({ "Node": "aaa", "ID": own, "Address": "10.0.0.1" }).to_string();
+    let (status, said) = nodes.ask("PUT", "/v1/catalog/register", &body);
+    assert!(status == 409 && said.contains("has the id of node"), "{status} {said}");
     shop.may("PUT", "/v1/agent/service/register", r#"{"Name":"shop-2","Port":81,"Check":{"TTL":"1m"}}"#);
     shop.may("PUT", "/v1/agent/check/pass/service:shop-2", "");
     shop.may("PUT", "/v1/agent/service/deregister/shop-2", "");
@@ -191,6 +219,10 @@ fn rules_are_held() {
     let query: Value = serde_json::from_str(&query).unwrap();
     assert_eq!(shop.get("/v1/query/shop-near/execute")["Nodes"], json!([]), "what it finds is not for it");
     assert_eq!(nobody.get("/v1/query"), json!([]));
+    for name in [query["ID"].as_str().unwrap(), "SHOP-NEAR"] {
+        nobody.may_not("GET", &format!("/v1/query/{name}/explain"), "");
+        shop.get(&format!("/v1/query/{name}/explain"));
+    }
     nobody.may_not("DELETE", &format!("/v1/query/{}", query["ID"].as_str().unwrap()), "");
 
     // The other ways to bring a token; one that is gone is none.
@@ -199,8 +231,15 @@ fn rules_are_held() {
     assert_eq!(shop.ask("GET", "/v1/kv/?keys", "").0, 403);
     // What is allowed to everybody.
     made(&catalog, "anonymous", r#"service_prefix "" { policy = "read" } node_prefix "" { policy = "read" }"#);
-    assert_eq!(nobody.get("/v1/catalog/services").as_object().unwrap().len(), 2);
+    eventually("it holds within a second", 5, || {
+        (nobody.get("/v1/catalog/services").as_object().unwrap().len() == 2).then_some(())
+    });
     nobody.may_not("PUT", "/v1/agent/service/deregister/bank", "");
+    // What was refused is on record, with who asked.
+    let audit = std::fs::read_to_string(catalog.daemon.data().join("audit.log")).unwrap();
+    let refused =
+        audit.lines().find(|line| line.contains("consul.kv.put") && line.contains("bank/c") && line.contains("(shop)"));
+    assert!(refused.is_some_and(|line| line.contains("lacks permission")), "{audit}");
     let listed = catalog.daemon.ok(&["token", "ls"]);
     assert!(listed.contains("service 1, node 1"), "{listed}");
     let (_, said) = catalog.daemon.fails(&["token", "create", "bad", "--rules", "/dev/null/x"]);

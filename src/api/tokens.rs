@@ -1,11 +1,12 @@
 //! Tokens: made once, shown once, kept as a hash.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::consul::{Granted, Tokens};
 use super::{Answer, Call, auth::token_key, json};
 use crate::model::id::sha256_hex;
-use crate::model::right::{MadeToken, NewToken, Principal, Token};
+use crate::model::right::{MadeToken, NewToken, Principal, Role, Token};
 use crate::model::rules::Rules;
 use crate::model::{Error, Kind, Result, strict};
 use crate::store::{Expect, Store, Write, decode, encode};
@@ -25,7 +26,9 @@ pub async fn create(call: Call) -> Result<Answer> {
     for byte in random {
         secret.push_str(&format!("{byte:02x}"));
     }
-    let principal = Principal { name: new.name.to_string(), role: new.role, prefix: new.prefix };
+    // Rules are for Consul's API; whoever is to see more is given that by name.
+    let role = new.role.unwrap_or(if new.rules.is_some() { Role::None } else { Role::Viewer });
+    let principal = Principal { name: new.name.to_string(), role, prefix: new.prefix };
     let rules = new.rules.as_deref().map(Rules::parse).transpose()?;
     let hash = sha256_hex(secret.as_bytes());
     let token = Token { principal: principal.clone(), rules, hash: hash.clone(), created_at: call.api.clock.wall() };
@@ -42,21 +45,48 @@ fn every(store: &dyn Store) -> Result<Vec<Token>> {
 }
 
 /// The tokens of a store, for Consul's API.
-pub struct Stored(pub Arc<dyn Store>);
+pub struct Stored {
+    store: Arc<dyn Store>,
+    // What is allowed to whoever brings none, and when that was looked up.
+    anonymous: Mutex<Option<(Instant, Option<Granted>)>>,
+}
+
+/// How long that holds: all tokens are looked through for it.
+const HOLDS: Duration = Duration::from_secs(1);
+
+impl Stored {
+    /// Those of this store.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Stored { store, anonymous: Mutex::default() }
+    }
+
+    fn anonymous(&self) -> Result<Option<Granted>> {
+        let mut known = self.anonymous.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((at, granted)) = &*known
+            && at.elapsed() < HOLDS
+        {
+            return Ok(granted.clone());
+        }
+        let all = every(&*self.store)?;
+        let found = all.into_iter().find(|token| token.principal.name == ANONYMOUS && token.rules.is_some());
+        let granted = found.map(granted);
+        *known = Some((Instant::now(), granted.clone()));
+        Ok(granted)
+    }
+}
+
+fn granted(token: Token) -> Granted {
+    let rules = token.rules.unwrap_or_else(|| Rules::of(&token.principal));
+    Granted { name: token.principal.name, rules }
+}
 
 impl Tokens for Stored {
     fn granted(&self, hash: &str) -> Result<Option<Granted>> {
-        let token = match hash {
-            "" => every(&*self.0)?.into_iter().find(|token| token.principal.name == ANONYMOUS && token.rules.is_some()),
-            _ => {
-                let entry = self.0.get(&token_key(hash))?;
-                entry.map(|entry| decode::<Token>(&entry.key, &entry.value)).transpose()?
-            }
-        };
-        Ok(token.map(|token| {
-            let rules = token.rules.unwrap_or_else(|| Rules::of(&token.principal));
-            Granted { name: token.principal.name, rules }
-        }))
+        if hash.is_empty() {
+            return self.anonymous();
+        }
+        let entry = self.store.get(&token_key(hash))?;
+        Ok(entry.map(|entry| decode::<Token>(&entry.key, &entry.value)).transpose()?.map(granted))
     }
 }
 

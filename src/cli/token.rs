@@ -18,9 +18,9 @@ pub enum Command {
     Create {
         /// Its name
         name: String,
-        /// What it allows
-        #[arg(long, value_parser = ["viewer", "deployer", "admin"], default_value = "viewer")]
-        role: String,
+        /// What it allows in Neap's own API [default: viewer; none with --rules]
+        #[arg(long, value_parser = ["none", "viewer", "deployer", "admin"])]
+        role: Option<String>,
         /// Only names that begin so
         #[arg(long, default_value = "")]
         prefix: String,

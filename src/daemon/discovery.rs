@@ -113,7 +113,7 @@ pub(super) fn own_of(options: &DiscoveryOptions, runtime: &Arc<Runtime>, audit: 
     let (registry, kv) = (runtime.registry().clone(), runtime.kv().clone());
     registry.runs_commands.store(options.runs_commands, Ordering::Relaxed);
     tokio::spawn(queries::follow_sessions(registry.clone(), kv.clone()));
-    let tokens = Arc::new(StoredTokens(runtime.store().clone()));
+    let tokens = Arc::new(StoredTokens::new(runtime.store().clone()));
     Arc::new(Own { registry, kv, events: Events::default(), tokens, audit: audit.clone() })
 }
 

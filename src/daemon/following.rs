@@ -130,14 +130,16 @@ impl Source for Arc<Following> {
                     Error::new(Kind::Unsupported, "daemon", "answers in words of another version").cause(error)
                 })?;
                 let mut known = known();
-                // Tokens that nobody has ever made are made up faster than they go.
-                known.retain(|_, (at, granted)| at.elapsed() < GRANTED || granted.is_some());
-                if known.len() < MOST_GRANTED {
+                // Those that nobody has ever made can be made up without end.
+                if granted.is_some() || before.is_some() || known.len() < MOST_GRANTED {
                     known.insert(hash.to_owned(), (Instant::now(), granted.clone()));
+                } else if known.len() >= MOST_GRANTED {
+                    known.retain(|_, (_, granted)| granted.is_some());
                 }
                 Ok(granted)
             }
-            Err(error) => before.map(|(_, granted)| granted).ok_or(error),
+            Err(error) if error.kind == Kind::Unavailable => before.map(|(_, granted)| granted).ok_or(error),
+            Err(error) => Err(error),
         }
     }
 }

@@ -12,6 +12,8 @@ use super::rules::Rules;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
+    /// Nothing: a token for Consul's API alone.
+    None,
     /// Sees.
     Viewer,
     /// Changes services.
@@ -24,6 +26,7 @@ impl Role {
     /// As in flags.
     pub fn as_str(self) -> &'static str {
         match self {
+            Role::None => "none",
             Role::Viewer => "viewer",
             Role::Deployer => "deployer",
             Role::Admin => "admin",
@@ -116,8 +119,9 @@ pub struct Token {
 pub struct NewToken {
     /// Its name, for lists and the audit.
     pub name: super::name::Name,
-    /// What it allows.
-    pub role: Role,
+    /// What it allows; viewer where it is not said, and none where there are rules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
     /// Only names that begin so.
     #[serde(default)]
     pub prefix: String,

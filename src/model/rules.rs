@@ -86,11 +86,11 @@ impl Resource {
         Resource::Operator,
     ];
 
-    // Names of the catalogue are the same whatever their case; those of keys, events and queries are not.
+    // Names of the catalogue are the same whatever their case; those of keys and events are not.
     fn folded(self, name: &str) -> Cow<'_, str> {
         match self {
-            Resource::Service | Resource::Node | Resource::Session | Resource::Agent => Cow::Owned(name.to_lowercase()),
-            _ => Cow::Borrowed(name),
+            Resource::Key | Resource::Event | Resource::Operator => Cow::Borrowed(name),
+            _ => Cow::Owned(name.to_lowercase()),
         }
     }
 
@@ -154,9 +154,22 @@ impl Rules {
         further.map(|(_, access)| *access).fold(below, Access::min)
     }
 
+    /// The most that is allowed of anything whose name begins so; `default` where no rule says.
+    pub fn most(&self, resource: Resource, prefix: &str, default: Access) -> Access {
+        let own = self.access(resource, prefix).unwrap_or(default);
+        let Some(names) = self.0.get(&resource) else { return own };
+        let prefix = &*resource.folded(prefix);
+        let further = names.exact.iter().chain(&names.prefix).filter(|(name, _)| name.starts_with(prefix));
+        further.map(|(_, access)| *access).fold(own, Access::max)
+    }
+
     /// Those that a principal has who was given none: its role, for the names that it is for.
     pub fn of(principal: &Principal) -> Self {
-        let most = if principal.role == Role::Viewer { Access::Read } else { Access::Write };
+        let most = match principal.role {
+            Role::None => Access::Deny,
+            Role::Viewer => Access::Read,
+            Role::Deployer | Role::Admin => Access::Write,
+        };
         let named = |access: Access, prefix: &str| Names {
             exact: BTreeMap::new(),
             prefix: [(String::new(), Access::Deny), (prefix.to_owned(), access)].into(),
@@ -164,8 +177,8 @@ impl Rules {
         let confined = !principal.prefix.is_empty();
         let of = |resource: Resource| {
             let (access, prefix) = match resource {
-                Resource::Node | Resource::Agent if confined => (Access::Read, ""),
-                Resource::Session if confined => (most, ""),
+                // A session is of a node, and what it holds may be another's.
+                Resource::Node | Resource::Agent | Resource::Session if confined => (Access::Read, ""),
                 Resource::Operator if confined || principal.role != Role::Admin => (Access::Deny, ""),
                 _ => (most, principal.prefix.as_str()),
             };
@@ -226,10 +239,10 @@ impl Rules {
         };
         let access: Access = policy.parse()?;
         let names = self.0.entry(resource).or_default();
-        match name {
-            Some(name) if !is_prefix => names.exact.insert(resource.folded(name).into_owned(), access),
-            name => names.prefix.insert(resource.folded(name.unwrap_or_default()).into_owned(), access),
-        };
+        let all = if is_prefix || name.is_none() { &mut names.prefix } else { &mut names.exact };
+        // Said twice, the less holds.
+        let known = all.entry(resource.folded(name.unwrap_or_default()).into_owned()).or_insert(access);
+        *known = access.min(*known);
         Ok(())
     }
 }
@@ -396,6 +409,15 @@ mod tests {
         assert_eq!(rules.least(Resource::Key, "", Access::Write), Access::Deny);
         assert_eq!(rules.least(Resource::Key, "shop/secret/open", Access::Write), Access::Deny);
         assert_eq!(rules.least(Resource::Event, "x", Access::Read), Access::Read);
+        // And whether anything in it can be seen.
+        let most = |prefix: &str| rules.most(Resource::Key, prefix, Access::Deny);
+        assert_eq!(
+            (most(""), most("shop/secret/"), most("shop/secret/x"), most("bank")),
+            (Access::Write, Access::Read, Access::Deny, Access::Deny)
+        );
+        let twice =
+            Rules::parse("service \"web\" { policy = \"deny\" } service \"Web\" { policy = \"write\" }").unwrap();
+        assert_eq!(twice.access(Resource::Service, "web"), Some(Access::Deny));
 
         let json = r#"{"key_prefix": {"shop/": {"policy": "write"}, "shop/secret/": "deny"}, "key": {"shop/secret/open": "list"},
             "service": {"shop": "write"}, "service_prefix": {"": "read"}, "node_prefix": {"": "read"}, "operator": "read"}"#;

@@ -61,7 +61,10 @@ async fn read(consul: &Consul, call: &Call, key: &str) -> Result<Reply> {
         call.wait_for_key(consul, &topic).await?;
         // Before the keys are read: a change between the two wakes whoever has read it already, and is never missed.
         let index = kv.index_of(&topic);
-        let all = kv.tree(key)?;
+        let mut all = kv.tree(key)?;
+        if let Some(rights) = &call.rights {
+            all.retain(|(name, _)| rights.sees_key(name));
+        }
         if call.flag("keys") {
             let separator = call.value("separator").unwrap_or_default();
             let cut = |name: &str| match name[key.len()..].find(separator).filter(|_| !separator.is_empty()) {

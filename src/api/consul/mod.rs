@@ -34,7 +34,7 @@ pub use self::event::Events;
 use self::filter::Filter;
 use self::reply::{Bytes, Reply, refusal};
 pub use self::rights::Granted;
-use self::rights::Seen;
+use self::rights::{Rights, Seen};
 pub use self::server::listen;
 use crate::model::clock::Clock;
 use crate::model::right::{Audit, Principal, Role};
@@ -175,6 +175,9 @@ struct Call {
     policy: Option<Access>,
     #[serde(skip)]
     filter: Option<Filter>,
+    /// What it may, where tokens are looked at.
+    #[serde(skip)]
+    rights: Option<Rights>,
 }
 
 async fn read(consul: &Consul, request: Request) -> Result<Call> {
@@ -196,7 +199,7 @@ async fn read(consul: &Consul, request: Request) -> Result<Call> {
         Error::new(Kind::Exhausted, "request body", format!("is larger than {MAX_BODY} bytes, or broke off"))
     })?;
     let (body, peer, token, policy) = (Bytes(body.to_vec()), String::new(), rights::hashed(&brought), consul.policy);
-    let mut call = Call { method, path, query, body, peer, token, policy, filter: None };
+    let mut call = Call { method, path, query, body, peer, token, policy, filter: None, rights: None };
     // It is not told to others, nor taken down.
     call.query.retain(|(key, _)| key != "token");
     call.take_filter()?;
@@ -208,8 +211,11 @@ async fn read(consul: &Consul, request: Request) -> Result<Call> {
 
 // The token, in any of the ways that clients have.
 fn brought(request: &Request, query: &[(String, String)]) -> String {
-    let header = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let bearer = || header("authorization").and_then(|value| value.strip_prefix("Bearer "));
+    let header = |name: &str| request.headers().get(name)?.to_str().ok().filter(|value| !value.trim().is_empty());
+    let bearer = || {
+        let (scheme, token) = header("authorization")?.split_once(' ')?;
+        scheme.eq_ignore_ascii_case("bearer").then_some(token)
+    };
     let asked = || query.iter().find(|(key, _)| key == "token").map(|(_, token)| token.as_str());
     let found = asked().filter(|token| !token.is_empty()).or_else(|| header("x-consul-token")).or_else(bearer);
     found.unwrap_or_default().to_owned()
@@ -276,9 +282,24 @@ impl Call {
         }
         let rights = rights::of(consul, &self).await?;
         let Some(rights) = rights else { return self.settle(consul).await };
-        rights.check(consul, &self)?;
+        if let Err(error) = rights.check(consul, &self) {
+            // What is refused is taken down as well.
+            if let (Some(own), Some((action, subject))) = (consul.source.own(), self.change()) {
+                own.audit.record(&self.principal(Some(rights.who())), &action, &subject, &Err(error.clone()));
+            }
+            return Err(error);
+        }
         let seen = Seen { method: self.method.clone(), path: self.path.clone() };
-        Ok(rights.left(&seen, self.settle(consul).await?))
+        let call = Call { rights: Some(rights.clone()), ..self };
+        Ok(rights.left(&seen, call.settle(consul).await?))
+    }
+
+    fn principal(&self, who: Option<&str>) -> Principal {
+        let name = match who {
+            Some(who) => format!("consul {} ({who})", self.peer),
+            None => format!("consul {}", self.peer),
+        };
+        Principal { name, role: Role::Deployer, prefix: String::new() }
     }
 
     async fn settle(self, consul: &Arc<Consul>) -> Result<Reply> {
@@ -293,8 +314,7 @@ impl Call {
             });
         };
         let Some((action, subject)) = self.change() else { return self.answer(consul).await };
-        let principal =
-            Principal { name: format!("consul {}", self.peer), role: Role::Deployer, prefix: String::new() };
+        let principal = self.principal(self.rights.as_ref().map(Rights::who));
         // Whoever breaks off has not undone it: what is written down becomes known as well.
         let consul = consul.clone();
         let answer = tokio::spawn(async move { self.answer(&consul).await });

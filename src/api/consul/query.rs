@@ -20,7 +20,7 @@ pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&st
             let id = own.registry.prepare(query).await?;
             // It may have ended meanwhile, and nobody looks for this one any more.
             if let Err(error) = bound(&own, &session) {
-                own.registry.forget_query(&id).await?;
+                let _ = own.registry.forget_query_of(&id, &session).await;
                 return Err(error);
             }
             Ok(Reply::Plain(json!({ "ID": id })))
@@ -35,7 +35,7 @@ pub async fn answer(consul: &Arc<Consul>, call: &Call, method: &str, path: &[&st
             bound(&own, &session)?;
             own.registry.prepare_anew(query).await?;
             if let Err(error) = bound(&own, &session) {
-                own.registry.forget_query(id).await?;
+                let _ = own.registry.forget_query_of(id, &session).await;
                 return Err(error);
             }
             Ok(Reply::Done)
@@ -80,6 +80,9 @@ fn execute(consul: &Consul, call: &Call, name: &str) -> Result<Reply> {
     consul.catalog.read(|state| {
         let query = state.queries.find(name).ok_or_else(|| Error::not_found(format!("query \"{name:.60}\"")))?;
         let mut found = state.queried(&query);
+        if let Some(rights) = &call.rights {
+            found.retain(|found| rights.sees_instance(found));
+        }
         // In random order, as DNS has it.
         for left in (1..found.len()).rev() {
             found.swap(left, usize::try_from(consul.clock.random() % (left as u64 + 1)).unwrap_or_default());

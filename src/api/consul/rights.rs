@@ -9,6 +9,7 @@ use super::{Call, Consul, Reply, txn};
 use crate::model::id::sha256_hex;
 use crate::model::rules::{Access, Resource, Rules};
 use crate::model::{Error, Kind, Result};
+use crate::network::catalog::Found;
 
 /// Who asks, and what they may do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -67,6 +68,21 @@ impl Rights {
         self.access(resource, name) >= Access::Read
     }
 
+    /// Whether a key may be read.
+    pub fn sees_key(&self, key: &str) -> bool {
+        self.sees(Resource::Key, key)
+    }
+
+    /// Whether an instance may be seen.
+    pub fn sees_instance(&self, found: &Found) -> bool {
+        self.sees(Resource::Service, &found.entry.instance.service) && self.sees(Resource::Node, &found.node.node.name)
+    }
+
+    /// The token's name.
+    pub fn who(&self) -> &str {
+        &self.granted.name
+    }
+
     fn need(&self, access: Access, resource: Resource, name: &str) -> Result<()> {
         match self.access(resource, name) >= access {
             true => Ok(()),
@@ -92,7 +108,13 @@ impl Rights {
                 let key = key.join("/");
                 match call.method.as_str() {
                     "DELETE" if call.flag("recurse") => self.tree(&key),
-                    _ if is_read && (call.flag("recurse") || call.flag("keys")) => Ok(()),
+                    // Where nothing can be seen, nothing is read.
+                    _ if is_read && (call.flag("recurse") || call.flag("keys")) => {
+                        match self.granted.rules.most(Key, &key, self.default) >= Read {
+                            true => Ok(()),
+                            false => Err(self.refused(Read, Key, &key)),
+                        }
+                    }
                     _ => self.need(if is_read { Read } else { Write }, Key, &key),
                 }
             }
@@ -123,19 +145,27 @@ impl Rights {
                     _ => Ok(()),
                 }
             }
-            ["query", name, "explain"] => self.need(Read, Query, name),
+            // It may be asked for by its id.
+            ["query", name, "explain"] => {
+                let known = consul.catalog.read(|state| state.queries.find(name).map(|query| query.name.clone()));
+                self.need(Read, Query, known.as_deref().unwrap_or_default())
+            }
             ["agent", "self"] => self.need(Read, Agent, &host),
             ["agent", "maintenance"] => self.need(Write, Node, &host),
             ["agent", "service", "register"] => {
-                self.need(Write, Service, &Fields::read(&call.body.0)?.text("Name")?)?;
+                let mut fields = Fields::read(&call.body.0)?;
+                let (name, id) = (fields.text("Name")?, fields.text("ID")?);
+                self.need(Write, Service, &name)?;
                 // An instance of this id that is there goes for it.
-                let id = Fields::read(&call.body.0)?.text("ID")?;
-                self.instance(consul, &host, &id)
+                self.instance(consul, &host, if id.is_empty() { &name } else { &id })
             }
             ["agent", "service", "deregister" | "maintenance", id] => self.instance(consul, &host, id),
             ["agent", "check", "register"] => {
                 let mut fields = Fields::read(&call.body.0)?;
                 let instance = fields.text("ServiceID")?;
+                let (id, name) = (fields.text("CheckID")?, fields.text("Name")?);
+                let id = [id, fields.text("ID")?, name].into_iter().find(|id| !id.is_empty()).unwrap_or_default();
+                self.of_check(consul, &host, &id)?;
                 match instance.is_empty() {
                     true => self.need(Write, Node, &host),
                     false => self.instance(consul, &host, &instance),
@@ -147,14 +177,24 @@ impl Rights {
             ["agent", "health", "service", "name", name] => self.need(Read, Service, name),
             ["catalog", "register"] => {
                 let mut fields = Fields::read(&call.body.0)?;
-                self.need(Write, Node, &fields.text("Node")?)?;
                 let node = fields.text("Node")?;
+                self.need(Write, Node, &node)?;
+                let mut checks = fields.objects("Checks")?;
+                checks.push(fields.object("Check")?);
+                for mut check in checks {
+                    let (instance, id, name) = (check.text("ServiceID")?, check.text("CheckID")?, check.text("Name")?);
+                    let id = [id, check.text("ID")?, name].into_iter().find(|id| !id.is_empty()).unwrap_or_default();
+                    self.instance(consul, &node, &instance)?;
+                    self.of_check(consul, &node, &id)?;
+                }
                 if !fields.has("Service") {
                     return Ok(());
                 }
                 let mut service = fields.object("Service")?;
-                self.need(Write, Service, &service.text("Service")?)?;
-                self.instance(consul, &node, &service.text("ID")?)
+                let name = service.text("Service")?;
+                self.need(Write, Service, &name)?;
+                let id = service.text("ID")?;
+                self.instance(consul, &node, if id.is_empty() { &name } else { &id })
             }
             ["catalog", "deregister"] => {
                 let mut fields = Fields::read(&call.body.0)?;
@@ -250,10 +290,6 @@ impl Rights {
             }
         };
         match path {
-            ["kv", ..] => keep(&mut value, &|item| match item.as_str() {
-                Some(name) => self.sees(Key, name),
-                None => self.sees(Key, &text(item, "Key")),
-            }),
             ["txn"] => keep(&mut value["Results"], &|item| match item.get("KV") {
                 Some(pair) => self.sees(Key, &text(pair, "Key")),
                 None => true,
@@ -262,17 +298,19 @@ impl Rights {
             ["event", "list"] => keep(&mut value, &|item| self.sees(Event, &text(item, "Name"))),
             ["query"] | ["query", _] => keep(&mut value, &|item| self.sees(Query, &text(item, "Name"))),
             ["query", _, "execute"] => keep(&mut value["Nodes"], &|item| self.sees_item(item)),
+            // Whoever answers has looked.
+            ["kv", ..] => {}
             ["agent", "members"] => keep(&mut value, &|item| self.sees(Node, &text(item, "Name"))),
             ["agent", "services" | "checks"] => keep_named(&mut value, &|_, item| self.sees_item(item)),
             ["catalog", "services"] => keep_named(&mut value, &|name, _| self.sees(Service, name)),
-            ["catalog", "node", name] if !value.is_null() => {
-                if !self.sees(Node, name) {
+            ["catalog", "node", _] if !value.is_null() => {
+                if !self.sees(Node, &text(&value["Node"], "Node")) {
                     return Value::Null;
                 }
                 keep_named(&mut value["Services"], &|_, item| self.sees_item(item));
             }
-            ["catalog", "node-services", name] if !value.is_null() => {
-                if !self.sees(Node, name) {
+            ["catalog", "node-services", _] if !value.is_null() => {
+                if !self.sees(Node, &text(&value["Node"], "Node")) {
                     return Value::Null;
                 }
                 keep(&mut value["Services"], &|item| self.sees_item(item));
@@ -280,7 +318,11 @@ impl Rights {
             ["catalog", "datacenters"] => {}
             ["catalog" | "health" | "coordinate", ..] => keep(&mut value, &|item| self.sees_item(item)),
             ["prometheus", "targets"] => {
-                keep(&mut value, &|item| self.sees(Service, &text(&item["labels"], "__meta_neap_service")));
+                keep(&mut value, &|item| {
+                    let labels = &item["labels"];
+                    let (service, node) = (text(labels, "__meta_neap_service"), text(labels, "__meta_neap_node"));
+                    self.sees(Service, &service) && self.sees(Node, &node)
+                });
             }
             _ => {}
         }

@@ -91,7 +91,11 @@ pub async fn in_container(
     timeout: Duration,
 ) -> Result<ExecResult> {
     let failed = |error| trouble::error(format!("Docker Engine {}", address.url), "connect to it", &error);
-    let docker = address.client().await?.negotiate_version().await.map_err(failed)?;
+    let connect = async { address.client().await?.negotiate_version().await.map_err(failed) };
+    let late = |_| {
+        Error::new(Kind::Timeout, format!("Docker Engine {}", address.url), format!("does not answer within {timeout}"))
+    };
+    let docker = tokio::time::timeout(timeout.std(), connect).await.map_err(late)??;
     run(address, &docker, format!("container \"{container:.70}\""), container, command, timeout).await
 }
 

@@ -59,8 +59,17 @@ pub fn receive(socket: &impl AsRawFd, buffer: &mut [u8]) -> io::Result<Received>
     Ok(Received { length: message.bytes, from, asked })
 }
 
-/// Sends one to a client, from the address that it has asked.
+/// Sends one to a client, from the address that it has asked; from this host's own where that cannot be (a broadcast's).
 pub fn send(socket: &impl AsRawFd, to: SocketAddr, from: Option<IpAddr>, data: &[u8]) -> io::Result<()> {
+    match send_from(socket, to, from, data) {
+        Err(error) if from.is_some() && error.kind() == io::ErrorKind::InvalidInput => {
+            send_from(socket, to, None, data)
+        }
+        sent => sent,
+    }
+}
+
+fn send_from(socket: &impl AsRawFd, to: SocketAddr, from: Option<IpAddr>, data: &[u8]) -> io::Result<()> {
     let parts = [IoSlice::new(data)];
     let fd = socket.as_raw_fd();
     // What was sent to many is answered by one.

@@ -452,7 +452,10 @@ impl Loop {
                 // A table that a slow path brings late must not undo a newer one.
                 Request::Table(table) if table.version >= self.table.version && !self.leaving => self.apply(table),
                 // Requests still come over connections that were kept.
-                Request::Table(table) if self.leaving => self.http.follow(&table),
+                Request::Table(table) if self.leaving => {
+                    self.http.follow(&table);
+                    self.udp.follow(&table);
+                }
                 Request::Stop => self.stopped = true,
                 _ => {}
             }

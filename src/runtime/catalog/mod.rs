@@ -224,6 +224,15 @@ impl Registry {
         let is_host = self.is_host(&node.name);
         let known = self.catalog.read(|state| state.node(&node.name).map(|entry| entry.node.clone()));
         let name = node.name.clone();
+        // Hosts are found by theirs.
+        let taken = self.catalog.read(|state| {
+            let other = state.node_by_id(&node.id).filter(|entry| !entry.node.name.eq_ignore_ascii_case(&name))?;
+            Some(other.node.name.clone())
+        });
+        if let Some(other) = taken.filter(|_| !node.id.is_empty()) {
+            let message = format!("has the id of node \"{other:.70}\"");
+            return Err(Error::new(Kind::Conflict, format!("node \"{name:.70}\""), message));
+        }
         let mut records = Vec::new();
         let is_kept = is_host || (keep_node && known.is_some());
         if !is_kept {

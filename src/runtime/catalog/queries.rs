@@ -16,6 +16,7 @@ use crate::store::{Store, Write, decode, encode};
 const QUERY: &str = "query/";
 /// How often it is looked for sessions that are over though nobody said so.
 const AGAIN: Duration = Duration::from_secs(60);
+const GATHER: Duration = Duration::from_millis(50);
 /// Queries at most.
 const MOST: usize = 10_000;
 
@@ -44,7 +45,7 @@ pub async fn follow_sessions(registry: Arc<Registry>, kv: Arc<Kv>) {
         });
         for (id, session) in bound {
             if matches!(kv.session(&session), Ok(None)) {
-                match registry.forget_query(&id).await {
+                match registry.forget_query_of(&id, &session).await {
                     Err(error) if error.kind != Kind::NotFound => {
                         tracing::warn!(%error, id, "a query whose session is over stays; it is tried again");
                     }
@@ -52,6 +53,8 @@ pub async fn follow_sessions(registry: Arc<Registry>, kv: Arc<Kv>) {
                 }
             }
         }
+        // Those that end together are looked at together.
+        tokio::time::sleep(GATHER).await;
         kv.wait(&Topic::Sessions, index, AGAIN).await;
     }
 }
@@ -89,8 +92,20 @@ impl Registry {
 
     /// Removes a query. Durable when it returns.
     pub async fn forget_query(&self, id: &str) -> Result<()> {
+        self.forget_if(id, |_| true).await
+    }
+
+    /// The same, if it is still bound to that session.
+    pub async fn forget_query_of(&self, id: &str, session: &str) -> Result<()> {
+        self.forget_if(id, |query| query.session == session).await
+    }
+
+    async fn forget_if(&self, id: &str, is_meant: impl Fn(&Query) -> bool) -> Result<()> {
         let _writing = self.writing.lock().await;
-        let known = self.catalog.read(|state| state.queries.by_id(id).map(|query| query.id.clone()));
+        let known = self.catalog.read(|state| {
+            let query = state.queries.by_id(id).filter(|query| is_meant(query))?;
+            Some(query.id.clone())
+        });
         let id = known.ok_or_else(|| Error::not_found(format!("query \"{id:.60}\"")))?;
         self.store.commit(vec![Write::remove(format!("{QUERY}{id}"))]).await?;
         self.catalog.change(|draft| draft.remove_query(&id));

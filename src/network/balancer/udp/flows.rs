@@ -1,0 +1,390 @@
+//! Who asks at ports of UDP, and who answers.
+
+use std::collections::{HashMap, HashSet};
+use std::io;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::time::{Duration, Instant};
+
+use mio::net::UdpSocket;
+use mio::{Interest, Registry, Token};
+
+use crate::model::id::TaskId;
+use crate::network::balancer::choose::Chooser;
+use crate::network::balancer::datagram::{self, Received};
+use crate::network::table::Listener;
+
+/// A client that is silent for this long is forgotten: the fuller it is (above a quarter, a half, three quarters), the sooner.
+const IDLE: [Duration; 4] =
+    [Duration::from_secs(60), Duration::from_secs(15), Duration::from_secs(5), Duration::from_secs(1)];
+/// The same where its replica is to go; and whoever heard nothing from there for so long may go elsewhere.
+const IDLE_IF_DRAINED: Duration = Duration::from_secs(2);
+/// Where it is full, one in so many of a port's clients goes, those that were silent for longest.
+const GOES: usize = 16;
+/// So many datagrams of one socket are taken before others have their turn.
+const TURN: usize = 64;
+/// The largest datagram that is kept until it is answered, so that it can go elsewhere if it is refused.
+const KEPT: usize = 1500;
+
+/// A port.
+pub struct Open {
+    pub name: String,
+    pub socket: UdpSocket,
+    pub spec: Listener,
+    pub chooser: Chooser,
+    pub flows: usize,
+}
+
+/// Who has asked where: a port, and at which address of this host.
+pub type Asks = (usize, SocketAddr, Option<IpAddr>);
+
+/// A client of a port, and who answers it.
+pub struct Flow {
+    listener: usize,
+    client: SocketAddr,
+    // Which address of this host it has asked.
+    asked: Option<IpAddr>,
+    socket: UdpSocket,
+    task: TaskId,
+    tried: Vec<TaskId>,
+    last: Instant,
+    // When the replica was heard last, or was first asked.
+    heard: Instant,
+    // Questions without an answer.
+    owed: u32,
+    // It has said more than it was asked.
+    talks: bool,
+    // The last datagram, as long as nothing came back; empty for none.
+    held: Vec<u8>,
+}
+
+impl Flow {
+    fn asks(&self) -> Asks {
+        (self.listener, self.client, self.asked)
+    }
+
+    // Every question was answered by one datagram, as of DNS: the next one may go to whomever it likes.
+    fn is_settled(&self) -> bool {
+        self.owed == 0 && !self.talks
+    }
+
+    // Whether it may go elsewhere without being cut off: what it was owed for so long does not come any more.
+    fn may_move(&self, now: Instant) -> bool {
+        self.is_settled() || now.duration_since(self.heard) >= IDLE_IF_DRAINED
+    }
+}
+
+/// All ports, and all clients.
+pub struct State {
+    pub registry: Registry,
+    pub listeners: HashMap<usize, Open>,
+    pub flows: HashMap<usize, Flow>,
+    pub by_client: HashMap<Asks, usize>,
+    pub open: HashMap<TaskId, u32>,
+    pub busy: Vec<Token>,
+    pub next: usize,
+    pub most: usize,
+    pub accepted: u64,
+    pub refused: u64,
+    /// Another has the ports: answers go back still.
+    pub leaving: bool,
+}
+
+// Its host says that nobody is there, or nobody says where its host is.
+fn is_away(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable};
+    matches!(error.kind(), ConnectionRefused | HostUnreachable | NetworkUnreachable)
+}
+
+impl State {
+    /// Without ports; `most`: how many clients are served at once.
+    pub fn new(registry: Registry, most: usize) -> Self {
+        State {
+            registry,
+            listeners: HashMap::new(),
+            flows: HashMap::new(),
+            by_client: HashMap::new(),
+            open: HashMap::new(),
+            busy: Vec::new(),
+            next: 0,
+            most,
+            accepted: 0,
+            refused: 0,
+            leaving: false,
+        }
+    }
+
+    pub fn add_listener(&mut self, name: String, socket: std::net::UdpSocket, spec: Listener) -> io::Result<()> {
+        datagram::tell_destination(&socket)?;
+        let mut socket = UdpSocket::from_std(socket);
+        let index = self.next;
+        self.next += 1;
+        self.registry.register(&mut socket, Token(index), Interest::READABLE)?;
+        self.listeners.insert(index, Open { name, socket, spec, chooser: Chooser::default(), flows: 0 });
+        Ok(())
+    }
+
+    pub fn close_listener(&mut self, index: usize) {
+        let Some(mut open) = self.listeners.remove(&index) else { return };
+        let _ = self.registry.deregister(&mut open.socket);
+        let flows: Vec<usize> =
+            self.flows.iter().filter(|(_, flow)| flow.listener == index).map(|(index, _)| *index).collect();
+        flows.into_iter().for_each(|flow| self.end(flow));
+    }
+
+    fn end(&mut self, index: usize) {
+        let Some(mut flow) = self.flows.remove(&index) else { return };
+        let _ = self.registry.deregister(&mut flow.socket);
+        if self.by_client.get(&flow.asks()) == Some(&index) {
+            self.by_client.remove(&flow.asks());
+        }
+        if let Some(open) = self.listeners.get_mut(&flow.listener) {
+            open.flows -= 1;
+            if self.leaving && open.flows == 0 {
+                self.listeners.remove(&flow.listener);
+            }
+        }
+        if let Some(count) = self.open.get_mut(&flow.task) {
+            *count -= 1;
+            if *count == 0 {
+                self.open.remove(&flow.task);
+            }
+        }
+    }
+
+    // Whose replica is not in the table any more is served by nobody: its next datagram finds another.
+    pub fn settle(&mut self) {
+        let known: HashMap<usize, HashSet<TaskId>> = self
+            .listeners
+            .iter()
+            .map(|(index, open)| (*index, open.spec.backends.iter().map(|backend| backend.id).collect()))
+            .collect();
+        let is_gone = |flow: &Flow| known.get(&flow.listener).is_none_or(|tasks| !tasks.contains(&flow.task));
+        let gone: Vec<usize> = self.flows.iter().filter(|(_, flow)| is_gone(flow)).map(|(index, _)| *index).collect();
+        gone.into_iter().for_each(|index| self.end(index));
+    }
+
+    // Whether others are there for it, and its own is not any more.
+    fn is_to_move(&self, flow: &Flow) -> bool {
+        let Some(open) = self.listeners.get(&flow.listener) else { return false };
+        let mut takers = open.spec.takers().peekable();
+        takers.peek().is_some() && !takers.any(|taker| taker == flow.task)
+    }
+
+    // Of the port that has most clients, those go that were silent for longest: those who asked without an answer, or have
+    // theirs, before others.
+    fn make_room(&mut self) {
+        let Some((most, _)) = self.listeners.iter().max_by_key(|(_, open)| open.flows) else { return };
+        let of_it = self.flows.iter().filter(|(_, flow)| flow.listener == *most);
+        let mut oldest: Vec<(bool, Instant, usize)> =
+            of_it.map(|(index, flow)| (flow.talks, flow.last, *index)).collect();
+        let count = (oldest.len() / GOES).max(1).min(oldest.len());
+        if count < oldest.len() {
+            oldest.select_nth_unstable(count);
+        }
+        oldest.into_iter().take(count).for_each(|(_, _, index)| self.end(index));
+    }
+
+    pub fn sweep(&mut self, now: Instant) {
+        let full = (self.flows.len() * 4 / self.most).min(3);
+        let takers: HashMap<usize, HashSet<TaskId>> =
+            self.listeners.iter().map(|(index, open)| (*index, open.spec.takers().collect())).collect();
+        let is_silent = |flow: &Flow| {
+            let takes = takers.get(&flow.listener).is_some_and(|takers| takers.contains(&flow.task));
+            let idle = if takes && !self.leaving { IDLE[full] } else { IDLE_IF_DRAINED.min(IDLE[full]) };
+            now.duration_since(flow.last) >= idle
+        };
+        let silent: Vec<usize> =
+            self.flows.iter().filter(|(_, flow)| is_silent(flow)).map(|(index, _)| *index).collect();
+        silent.into_iter().for_each(|index| self.end(index));
+    }
+
+    pub fn turn(&mut self, index: usize, now: Instant, buffer: &mut [u8]) {
+        let more = if self.listeners.contains_key(&index) {
+            !self.leaving && self.hear_clients(index, now, buffer)
+        } else {
+            self.hear_replica(index, now, buffer)
+        };
+        if more {
+            self.busy.push(Token(index));
+        }
+    }
+
+    // True if there may be more.
+    fn hear_clients(&mut self, listener: usize, now: Instant, buffer: &mut [u8]) -> bool {
+        let mut any = false;
+        for _ in 0..TURN {
+            let Some(open) = self.listeners.get(&listener) else { return false };
+            match datagram::receive(&open.socket, buffer) {
+                Ok(received) => {
+                    any = true;
+                    self.forward(listener, &received, now, &buffer[..received.length]);
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                // Word of a client that went away.
+                Err(_) => {}
+            }
+        }
+        any
+    }
+
+    fn forward(&mut self, listener: usize, received: &Received, now: Instant, data: &[u8]) {
+        let known = self.by_client.get(&(listener, received.from, received.asked)).copied();
+        if let Some(index) = known {
+            let moves = self.flows.get(&index).is_some_and(|flow| self.is_to_move(flow) && flow.may_move(now));
+            let sent = if moves { Err(io::ErrorKind::NotConnected.into()) } else { self.send(index, now, data) };
+            match sent {
+                Ok(()) => return,
+                Err(_) if moves => self.end(index),
+                Err(_) => {
+                    self.elsewhere(index, now, Some(data));
+                    return;
+                }
+            }
+        }
+        self.begin(listener, (received.from, received.asked), now, Vec::new(), data);
+    }
+
+    fn send(&mut self, index: usize, now: Instant, data: &[u8]) -> io::Result<()> {
+        let Some(flow) = self.flows.get_mut(&index) else { return Ok(()) };
+        match flow.socket.send(data) {
+            Err(error) if is_away(&error) => return Err(error),
+            // Its buffer is full, say: lost, as on any way of a datagram.
+            _ => {}
+        }
+        // What was not answered for so long was lost.
+        if now.duration_since(flow.last) >= IDLE_IF_DRAINED {
+            flow.owed = 0;
+        }
+        if flow.owed == 0 {
+            flow.heard = now;
+        }
+        flow.last = now;
+        flow.owed = flow.owed.saturating_add(1);
+        flow.held.clear();
+        if data.len() <= KEPT {
+            flow.held.extend_from_slice(data);
+        }
+        Ok(())
+    }
+
+    // The replica's host says that nobody listens there: what it did not answer goes to another.
+    fn elsewhere(&mut self, index: usize, now: Instant, data: Option<&[u8]>) {
+        let Some(flow) = self.flows.get_mut(&index) else { return };
+        let asks = flow.asks();
+        let (held, mut tried) = (std::mem::take(&mut flow.held), std::mem::take(&mut flow.tried));
+        tried.push(flow.task);
+        self.end(index);
+        let held = (!held.is_empty()).then_some(held);
+        let mut first = true;
+        for data in [held.as_deref(), data].into_iter().flatten() {
+            match self.by_client.get(&asks).copied().filter(|_| !first) {
+                Some(index) => drop(self.send(index, now, data)),
+                None => self.begin(asks.0, (asks.1, asks.2), now, tried.clone(), data),
+            }
+            first = false;
+        }
+    }
+
+    fn begin(
+        &mut self,
+        listener: usize,
+        (client, asked): (SocketAddr, Option<IpAddr>),
+        now: Instant,
+        mut tried: Vec<TaskId>,
+        data: &[u8],
+    ) {
+        // Whoever has the ports now serves them.
+        if self.leaving {
+            return;
+        }
+        if self.flows.len() >= self.most {
+            self.make_room();
+        }
+        loop {
+            let Some(open) = self.listeners.get_mut(&listener) else { return };
+            let spec = &open.spec;
+            let Some(chosen) = open.chooser.choose(spec.balance, &spec.backends, &tried, &self.open) else {
+                self.refused += 1;
+                return;
+            };
+            let (task, address) = (spec.backends[chosen].id, spec.backends[chosen].address.clone());
+            let index = self.next;
+            let socket = match self.connect(&address, index) {
+                Ok(socket) => socket,
+                // This host has no port, or no descriptor, for anybody.
+                Err(None) => {
+                    self.refused += 1;
+                    return;
+                }
+                Err(Some(_)) => {
+                    tried.push(task);
+                    continue;
+                }
+            };
+            self.next += 1;
+            let flow = Flow {
+                listener,
+                client,
+                asked,
+                socket,
+                task,
+                tried,
+                last: now,
+                heard: now,
+                owed: 0,
+                talks: false,
+                held: Vec::new(),
+            };
+            self.by_client.insert(flow.asks(), index);
+            self.flows.insert(index, flow);
+            if let Some(open) = self.listeners.get_mut(&listener) {
+                open.flows += 1;
+            }
+            *self.open.entry(task).or_default() += 1;
+            self.accepted += 1;
+            let _ = self.send(index, now, data);
+            return;
+        }
+    }
+
+    // An error of the replica's, or none: it is this host's.
+    fn connect(&self, address: &str, index: usize) -> std::result::Result<UdpSocket, Option<io::Error>> {
+        let address = address.trim_end_matches("/udp");
+        let to: SocketAddr = address.parse().map_err(|error| Some(io::Error::other(error)))?;
+        let from: SocketAddr = match to {
+            SocketAddr::V4(_) => ([0, 0, 0, 0], 0).into(),
+            SocketAddr::V6(_) => (Ipv6Addr::UNSPECIFIED, 0).into(),
+        };
+        let mut socket = UdpSocket::bind(from).map_err(|_| None)?;
+        socket.connect(to).map_err(Some)?;
+        self.registry.register(&mut socket, Token(index), Interest::READABLE).map_err(|_| None)?;
+        Ok(socket)
+    }
+
+    // True if there may be more.
+    fn hear_replica(&mut self, index: usize, now: Instant, buffer: &mut [u8]) -> bool {
+        for _ in 0..TURN {
+            let Some(flow) = self.flows.get_mut(&index) else { return false };
+            match flow.socket.recv(buffer) {
+                Ok(length) => {
+                    (flow.last, flow.heard) = (now, now);
+                    flow.talks |= flow.owed == 0;
+                    flow.owed = flow.owed.saturating_sub(1);
+                    flow.held.clear();
+                    flow.tried.clear();
+                    if let Some(open) = self.listeners.get(&flow.listener) {
+                        // A client that takes nothing loses it.
+                        let _ = datagram::send(&open.socket, flow.client, flow.asked, &buffer[..length]);
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
+                Err(error) if is_away(&error) => {
+                    self.elsewhere(index, now, None);
+                    return false;
+                }
+                Err(_) => {}
+            }
+        }
+        true
+    }
+}
