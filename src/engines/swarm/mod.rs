@@ -6,6 +6,7 @@ pub mod join;
 mod native;
 pub mod nodes;
 mod objects;
+mod pulse;
 mod restore;
 mod spec;
 mod watch;

@@ -2,7 +2,7 @@
 //! is asked for besides, at the port on which Swarm's nodes gossip (7946) and every Docker Engine of a Swarm listens. One that
 //! does not answer here is asked for from other hosts before it is taken for lost: it may be only the way to this one that is cut.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,6 +13,7 @@ use bollard::query_parameters::{DeleteNodeOptions, ListNodesOptions, UpdateNodeO
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::pulse::Pulse;
 use crate::engines::docker::trouble;
 use crate::engines::hosts::{Hosts, ReachAsk, Reached};
 use crate::model::id::NodeId;
@@ -22,14 +23,10 @@ use crate::model::{Error, Kind, Result};
 
 /// The port on which every node of a Swarm listens for the others.
 const GOSSIP: u16 = 7946;
-/// How often a node is asked for, and how long it has to answer: long enough for one packet that is lost (1 s).
-const PROBE: (Duration, Duration) = (Duration::from_millis(500), Duration::from_millis(1200));
+/// How long a node has to answer: long enough for one packet that is lost (1 s).
+const PROBE: Duration = Duration::from_millis(1200);
 /// How many others are asked whether they reach a node that does not answer here, and how long they have to try.
 const WITNESSES: (usize, Duration) = (3, Duration::from_millis(650));
-/// A node of which nothing is heard for this long is down, unless another host reaches it.
-const SILENT: Duration = Duration::from_millis(1500);
-/// A node whose host answers, but not its Docker Engine: that may be a restart.
-const REFUSED: Duration = Duration::from_secs(6);
 /// How often the list is read anew though no event says so.
 const LIST: Duration = Duration::from_secs(15);
 /// How long the list may take.
@@ -57,7 +54,8 @@ impl Nodes {
         let unknown =
             |node: &SwarmNode| node.status.as_ref().and_then(|status| status.state) == Some(SwarmState::UNKNOWN);
         if told.iter().any(unknown) {
-            let probes = listed.iter().map(|node| probe(node, *node.id == *nodes.own));
+            let probes =
+                listed.iter().map(async |node| if *node.id == *nodes.own { Reached::Yes } else { probe(node).await });
             let answers = futures_util::future::join_all(probes).await;
             for (node, answer) in listed.iter_mut().zip(answers) {
                 if answer == Reached::Silent {
@@ -83,93 +81,67 @@ impl Nodes {
     /// `hosts`: who acts on which of them.
     pub async fn follow(self: Arc<Self>, changed: Arc<tokio::sync::Notify>, hosts: Option<Arc<dyn Hosts>>) {
         let mut agents = hosts.as_ref().map(|hosts| hosts.agents());
-        let mut inquiries = JoinSet::new();
         let mut listed: Vec<Node> = self.known.borrow().to_vec();
-        let mut at = Instant::now();
-        let mut heard: BTreeMap<NodeId, Heard> = BTreeMap::new();
-        // What was down at first stays so until it answers, whatever a list says that is just being made.
-        if let Some(long_ago) = at.checked_sub(REFUSED) {
-            let silent = listed.iter().filter(|node| node.state == NodeState::Down);
-            heard.extend(
-                silent.map(|node| {
-                    (node.id.clone(), Heard { silent: true, elsewhere: Some(false), ..Heard::at(long_ago) })
-                }),
-            );
-        }
+        let mut pulse = Pulse::new(&self.own, hosts.is_some(), &listed, Instant::now());
+        let (mut probes, mut inquiries, mut lists) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
+        let mut due = Instant::now() + LIST;
         loop {
-            let told = tokio::select! {
-                () = changed.notified() => true,
-                () = changed_agents(&mut agents) => false,
-                () = tokio::time::sleep(PROBE.0) => false,
-                Some(found) = inquiries.join_next() => {
-                    // Others see it, or nobody does: what is known of the node is looked at again below, at once.
-                    take_in(&mut heard, found);
-                    false
-                }
-            };
-            if told || at.elapsed() >= LIST {
-                // While the managers choose a leader they do not answer, and the hosts are to be asked all the same.
-                let now = tokio::time::timeout(LIST_WITHIN, list(&self.docker)).await.unwrap_or_else(|_| {
-                    Err(Error::new(Kind::Timeout, "Swarm", format!("its nodes are not told within {LIST_WITHIN:?}")))
+            for id in pulse.due(Instant::now()) {
+                let Some(node) = listed.iter().find(|node| node.id == id).cloned() else { continue };
+                probes.spawn(async move {
+                    let answer = probe(&node).await;
+                    (node.id, answer, Instant::now())
                 });
-                match now {
-                    Ok(now) => (listed, at) = (now, Instant::now()),
-                    Err(error) => tracing::warn!(%error, "the Swarm's nodes are not known anew"),
-                }
             }
-            let probes = listed.iter().map(|node| probe(node, *node.id == *self.own));
-            // Whose agent is gone may be lost, and whether it is has been asked for already.
-            let answers = tokio::select! {
-                biased;
-                answers = futures_util::future::join_all(probes) => Some(answers),
-                () = changed_agents(&mut agents) => None,
-                Some(found) = inquiries.join_next() => {
-                    take_in(&mut heard, found);
-                    None
+            let next = pulse.next().map_or(due, |next| next.min(due)).saturating_duration_since(Instant::now());
+            tokio::select! {
+                () = changed.notified() => due = Instant::now(),
+                () = changed_agents(&mut agents) => {}
+                () = tokio::time::sleep(next) => {}
+                Some(found) = probes.join_next() => {
+                    let Ok((id, answer, at)) = found else {
+                        pulse.begin_anew();
+                        continue;
+                    };
+                    if pulse.answered(&id, answer, at)
+                        && let (Some(hosts), Some(node)) = (&hosts, listed.iter().find(|node| node.id == id))
+                    {
+                        let known = agents.as_ref().map(|agents| agents.borrow().clone()).unwrap_or_default();
+                        let witnesses = witnesses(node, &listed, &self.own, &known);
+                        inquiries.spawn(inquire(hosts.clone(), node.clone(), witnesses));
+                    }
                 }
-            };
+                Some(found) = inquiries.join_next() => {
+                    let Ok((node, started, reached)) = found else { continue };
+                    if pulse.inquired(&node, started, reached) {
+                        tracing::warn!(%node, "a host does not answer here, but is reached from others: the way to it is cut");
+                    }
+                }
+                Some(Ok(found)) = lists.join_next() => match found {
+                    Ok(found) => {
+                        listed = found;
+                        pulse.list(&listed, Instant::now());
+                    }
+                    Err(error) => tracing::warn!(%error, "the Swarm's nodes are not known anew"),
+                },
+            }
+            // While the managers choose a leader they do not answer, and the hosts are asked all the same.
+            if Instant::now() >= due && lists.is_empty() {
+                due = Instant::now() + LIST;
+                let docker = self.docker.clone();
+                lists.spawn(async move {
+                    let late =
+                        || Error::new(Kind::Timeout, "Swarm", format!("its nodes are not told within {LIST_WITHIN:?}"));
+                    tokio::time::timeout(LIST_WITHIN, list(&docker)).await.unwrap_or_else(|_| Err(late()))
+                });
+            }
             let known = agents.as_mut().map(|agents| agents.borrow_and_update().clone()).unwrap_or_default();
             let now = Instant::now();
             let mut nodes = listed.clone();
-            heard.retain(|id, _| listed.iter().any(|node| node.id == *id));
-            let new: BTreeSet<NodeId> =
-                listed.iter().map(|node| node.id.clone()).filter(|id| !heard.contains_key(id)).collect();
-            for (node, answer) in listed.iter().zip(answers.iter().flatten()) {
-                let heard = heard.entry(node.id.clone()).or_insert(Heard::at(now));
-                heard.silent = *answer == Reached::Silent;
-                match answer {
-                    Reached::Yes => (heard.engine, heard.host) = (now, now),
-                    Reached::Refused => heard.host = now,
-                    Reached::Silent => {}
-                }
-                if !heard.silent {
-                    heard.elsewhere = None;
-                } else if let (Some(hosts), false) = (&hosts, heard.asking) {
-                    heard.asking = true;
-                    inquiries.spawn(inquire(hosts.clone(), node.clone(), witnesses(node, &listed, &self.own, &known)));
-                }
-            }
-            let before = self.known.borrow().clone();
-            let was_down = |id: &NodeId| before.iter().any(|node| node.id == *id && node.state == NodeState::Down);
-            let asked = |node: &&Node| *node.id != *self.own && node.address.is_some() && !new.contains(&node.id);
-            let others = listed.iter().filter(|node| asked(node) && !was_down(&node.id));
-            let cut_off = answers.is_some()
-                && is_cut_off(others.map(|node| heard.get(&node.id).is_some_and(|heard| heard.host == now)));
-            if cut_off {
-                // Silence counts from when anybody is heard again: they come back one after the other.
-                for (id, heard) in &mut heard {
-                    if !was_down(id) {
-                        (heard.engine, heard.host, heard.elsewhere) = (now, now, None);
-                    }
-                }
-            }
             for node in &mut nodes {
-                let Some(heard) = heard.get(&node.id) else { continue };
                 node.agent = known.get(&node.id).cloned();
-                // A connection that beats is a sign of life: one question that is lost on the way means nothing.
                 let beats = node.agent.as_ref().is_some_and(|agent| agent.connected);
-                let is_silent = heard.silent && now - heard.host >= SILENT && !beats && heard.is_lost(hosts.is_some());
-                if is_silent || (!heard.silent && now - heard.engine >= REFUSED) {
+                if pulse.is_down(&node.id, beats, now) {
                     node.state = NodeState::Down;
                 }
             }
@@ -239,43 +211,6 @@ async fn changed_agents(agents: &mut Option<watch::Receiver<Arc<BTreeMap<NodeId,
     }
 }
 
-/// When something was last heard of a node.
-struct Heard {
-    // Of its Docker Engine.
-    engine: Instant,
-    // Of the host at all.
-    host: Instant,
-    // It did not answer when it was asked last.
-    silent: bool,
-    // Others are being asked for it.
-    asking: bool,
-    // Whether one of them reached it, since it is silent here.
-    elsewhere: Option<bool>,
-}
-
-impl Heard {
-    fn at(then: Instant) -> Self {
-        Heard { engine: then, host: then, silent: false, asking: false, elsewhere: None }
-    }
-
-    // Nobody reaches it, as far as there is anybody to ask.
-    fn is_lost(&self, others: bool) -> bool {
-        if others { self.elsewhere == Some(false) } else { true }
-    }
-}
-
-fn take_in(heard: &mut BTreeMap<NodeId, Heard>, found: std::result::Result<(NodeId, bool), tokio::task::JoinError>) {
-    let Ok((node, reached)) = found else { return };
-    let Some(heard) = heard.get_mut(&node) else { return };
-    heard.asking = false;
-    if heard.silent {
-        if reached && heard.elsewhere != Some(true) {
-            tracing::warn!(%node, "a host does not answer here, but is reached from others: the way to it is cut");
-        }
-        heard.elsewhere = Some(reached);
-    }
-}
-
 // Whom to ask for a node: some of those whose agents are there, for each node others, so that they share the work.
 fn witnesses(node: &Node, listed: &[Node], own: &str, agents: &BTreeMap<NodeId, Agent>) -> Vec<NodeId> {
     let connected = |other: &&Node| agents.get(&other.id).is_some_and(|agent| agent.connected);
@@ -290,31 +225,27 @@ fn witnesses(node: &Node, listed: &[Node], own: &str, agents: &BTreeMap<NodeId, 
 }
 
 // Whether one of them reaches it; the first that does is enough.
-async fn inquire(hosts: Arc<dyn Hosts>, node: Node, witnesses: Vec<NodeId>) -> (NodeId, bool) {
-    let Some(address) = node.address else { return (node.id, false) };
+async fn inquire(hosts: Arc<dyn Hosts>, node: Node, witnesses: Vec<NodeId>) -> (NodeId, Instant, bool) {
+    let started = Instant::now();
+    let Some(address) = node.address else { return (node.id, started, false) };
     let timeout = units::Duration::from(WITNESSES.1);
     let ask = ReachAsk { address, port: GOSSIP, timeout };
     let mut asked: futures_util::stream::FuturesUnordered<_> =
         witnesses.iter().map(|other| hosts.reach(other, ask)).collect();
     while let Some(reached) = futures_util::StreamExt::next(&mut asked).await {
-        if matches!(reached, Ok(Reached::Yes)) {
-            return (node.id, true);
+        // A host whose Docker Engine is just being started anew is there.
+        if matches!(reached, Ok(Reached::Yes | Reached::Refused)) {
+            return (node.id, started, true);
         }
     }
     drop(asked);
-    (node.id, false)
+    (node.id, started, false)
 }
 
-// Nobody is heard of any more: then this host is cut off rather than all others lost, and whatever runs there goes on to
-// run. What the Swarm finds after its own, longer time holds then.
-fn is_cut_off(mut others_answered: impl Iterator<Item = bool>) -> bool {
-    others_answered.next().is_some_and(|first| !first) && !others_answered.any(|answered| answered)
-}
-
-async fn probe(node: &Node, own: bool) -> Reached {
+async fn probe(node: &Node) -> Reached {
     // Without a leader's word on where it is there is nothing to ask.
-    let Some(address) = node.address.filter(|_| !own) else { return Reached::Yes };
-    let timeout = units::Duration::from(PROBE.1);
+    let Some(address) = node.address else { return Reached::Yes };
+    let timeout = units::Duration::from(PROBE);
     ReachAsk { address, port: GOSSIP, timeout }.reach().await
 }
 
@@ -368,11 +299,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whoever_hears_nobody_is_cut_off() {
-        let cut_off = |answered: &[bool]| is_cut_off(answered.iter().copied());
-        assert!(cut_off(&[false]) && cut_off(&[false, false]));
-        assert!(!cut_off(&[false, true]) && !cut_off(&[true, false]) && !cut_off(&[true]));
-        assert!(!cut_off(&[]), "there is nobody to hear");
+    fn others_are_asked_and_not_always_the_same() {
+        let node = |id: &str| Node::new(id, id);
+        let listed: Vec<Node> = ["a", "b", "c", "d", "e", "f"].iter().map(|id| node(id)).collect();
+        let agent = |connected| Agent { connected, daemon: false, version: None };
+        let agents = listed.iter().map(|node| (node.id.clone(), agent(*node.id != *"e"))).collect();
+        let names = |of: &str| -> Vec<String> {
+            witnesses(&node(of), &listed, "a", &agents).iter().map(ToString::to_string).collect()
+        };
+        assert_eq!(names("b"), ["c", "d", "f"], "not this host, nor one without an agent");
+        assert_eq!(names("d"), ["f", "b", "c"]);
+        assert!(witnesses(&node("b"), &listed[..2], "a", &agents).is_empty());
     }
 
     #[test]
