@@ -171,6 +171,26 @@ fn agents_as_one_service_of_the_swarm() {
     assert!(daemon.ok(&["run", script, "remove"]).contains("removed: neap-agent"));
     let left = daemon.json(&["cluster", "agents", "ls", "--format", "json"]);
     assert!(left.as_array().unwrap().iter().all(|node| node["agent"].is_null()), "{left}");
+
+    // A host that has one of its own keeps it, whatever becomes of the service.
+    let ticket = daemon.json(&["join-token", "worker", "--format", "json"]);
+    let (address, token) = (ticket["addresses"][0].as_str().unwrap(), ticket["token"].as_str().unwrap());
+    lab::neap(&lab, "n2", &[&["join", address, "--token", token], &lab::PLACE[..]].concat());
+    let made = daemon.json(&[&install[..], &["--format", "json"]].concat());
+    assert_eq!((&made["hosts"], &made["others"]), (&serde_json::json!(["n3"]), &serde_json::json!(["n2"])), "{made}");
+    eventually("both act", 60, || (agents() == (2, 2)).then_some(()));
+    let again = daemon.json(&[&install[..], &["--format", "json"]].concat());
+    assert_eq!((&again["hosts"], &again["others"]), (&made["hosts"], &made["others"]), "{again}");
+    daemon.ok(&["cluster", "agents", "rm"]);
+    assert_eq!(agents(), (2, 1), "n2's goes on");
+    // A manager's token makes nobody a manager by this.
+    let manager = daemon.json(&["join-token", "manager", "--format", "json"])["token"].as_str().unwrap().to_owned();
+    lab.run("n3", &["sh", "-c", &format!("echo {manager} >/run/token")]);
+    let words = ["env", "NEAP_CONFIG=/run/neap.toml", support::NEAP, "agent", "--data", "/run/x", "--join", address];
+    let refused = lab.exec("n3", &[&words[..], &["--token-file", "/run/token"]].concat());
+    let said = String::from_utf8_lossy(&refused.stderr);
+    assert!(!refused.status.success() && said.contains("lets a host in as manager"), "{said}");
+    assert_eq!(daemon.json(&["node", "ls", "--format", "json"]).to_string().matches("\"manager\"").count(), 1);
     assert!(!daemon.ok(&["secret", "ls"]).contains("neap-agent"), "the token is gone");
 }
 

@@ -129,7 +129,7 @@ async fn a_forgotten_agent_is_not_let_in_by_a_late_word() {
             served.hub.serve("w1".into(), false, near, welcome, heard).await.unwrap_err().message
         });
         let (read, write) = tokio::io::split(far);
-        let hello = Frame::Hello(Hello { version: "1".into(), daemon: daemon.map(str::to_owned) });
+        let hello = Frame::Hello(Hello { version: "1".into(), daemon: daemon.map(str::to_owned), service: None });
         (serving, Reader(read), link::writer(write), hello)
     };
     // One that says who it is is there; that it is a daemon is not for it to say.

@@ -53,6 +53,7 @@ struct Member {
     version: String,
     daemon: bool,
     measured: Option<Reading>,
+    service: Option<String>,
 }
 
 #[derive(Default)]
@@ -150,14 +151,15 @@ impl Hub {
     fn publish(&self, state: &State) {
         let mut agents = BTreeMap::new();
         for (node, daemon) in &state.known {
-            agents.insert(node.clone(), Agent { connected: false, daemon: *daemon, version: None });
+            agents.insert(node.clone(), Agent { daemon: *daemon, ..Agent::default() });
         }
         for (node, member) in &state.connected {
             let version = Some(member.version.clone());
-            agents.insert(node.clone(), Agent { connected: true, daemon: member.daemon, version });
+            let service = member.service.clone();
+            agents.insert(node.clone(), Agent { connected: true, daemon: member.daemon, version, service });
         }
         let version = Some(env!("CARGO_PKG_VERSION").to_owned());
-        agents.insert(self.own.clone(), Agent { connected: true, daemon: true, version });
+        agents.insert(self.own.clone(), Agent { connected: true, daemon: true, version, service: None });
         self.agents.send_if_modified(|now| {
             let changed = **now != agents;
             *now = Arc::new(agents);
@@ -196,6 +198,7 @@ impl Hub {
                 version: hello.version.clone(),
                 daemon,
                 measured: None,
+                service: hello.service.clone(),
             };
             state.connected.insert(node.clone(), member);
             self.publish(&state);
@@ -223,9 +226,10 @@ impl Hub {
                     }
                 }
                 Frame::Seen(observed) => self.tell(&node, observed),
-                Frame::Measured(measured) => {
+                Frame::Measured { age, measured } => {
+                    let at = Instant::now().checked_sub(Duration::from_millis(age));
                     if let Some(member) = self.state().connected.get_mut(&node) {
-                        member.measured = Some((Instant::now(), Arc::new(measured)));
+                        member.measured = at.map(|at| (at, Arc::new(measured)));
                     }
                 }
                 Frame::Balancer => self.stirred.notify_one(),

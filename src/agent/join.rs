@@ -41,6 +41,10 @@ pub async fn join(
     let caller = Caller { config: tls::joining(&token.fingerprint), headers: Vec::new() };
     let ask = JoinAsk { secret: token.secret.clone() };
     let answer: JoinAnswer = caller.post(address, "/v1/join", &ask).await?;
+    if let Some(only) = terms.only.filter(|only| *only != answer.role) {
+        let message = format!("lets a host in as {}, and this is to be a {}", answer.role.as_str(), only.as_str());
+        return Err(Error::new(Kind::Conflict, "token", message).help("`neap join-token worker` prints another"));
+    }
     let before = local.membership().await?;
     let was_node = before.is_some();
     let membership = match before {

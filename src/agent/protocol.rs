@@ -46,7 +46,12 @@ pub enum Frame {
     /// The agent tells what its registrator has found.
     Containers(Changed),
     /// The agent tells what its host and the containers there use.
-    Measured(Measured),
+    Measured {
+        /// How long ago that was measured, in milliseconds.
+        age: u64,
+        /// What was.
+        measured: Measured,
+    },
     /// The agent tells that its balancer was started anew.
     Balancer,
     /// The daemon tells where daemons are reached now.
@@ -94,6 +99,9 @@ pub struct Hello {
     pub version: String,
     /// Where the daemon that it is part of is reached, if it is.
     pub daemon: Option<String>,
+    /// The service of the Swarm that it is a task of, if it is.
+    #[serde(default)]
+    pub service: Option<String>,
 }
 
 /// What can be asked of an agent.

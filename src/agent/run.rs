@@ -27,6 +27,8 @@ const RENEW: Duration = Duration::from_secs(3600);
 /// times what a lead lasts without a sign of life: a Swarm that is restored from a backup counts from an older number.
 const OUTLIVED: Duration = Duration::from_secs(60);
 const DAY: u64 = 86_400_000;
+/// The variable that names the service which an agent is a task of.
+pub const SERVICE: &str = "NEAP_AGENT_SERVICE";
 
 /// Whom to call, and as whom.
 pub struct Site {
@@ -36,6 +38,8 @@ pub struct Site {
     pub daemons: Vec<String>,
     /// Where the daemon that this is part of is reached.
     pub daemon: Option<String>,
+    /// The service of the Swarm that this is a task of.
+    pub service: Option<String>,
     /// The highest number of a lead that was heard of: one with a lower number does not lead any more.
     pub term: u64,
     /// When that was heard last.
@@ -68,6 +72,7 @@ pub async fn agent(
         caller: Caller { config, headers: Vec::new() },
         daemons: identity.daemons.clone(),
         daemon: None,
+        service: std::env::var(SERVICE).ok().filter(|name| !name.is_empty()),
         term: identity.term,
         heard: Instant::now(),
     }));
@@ -189,7 +194,11 @@ async fn serve(
 ) -> Error {
     let (read, write) = tokio::io::split(stream);
     let frames = link::writer(write);
-    let hello = Hello { version: env!("CARGO_PKG_VERSION").into(), daemon: site(shared).daemon.clone() };
+    let (daemon, service) = {
+        let site = site(shared);
+        (site.daemon.clone(), site.service.clone())
+    };
+    let hello = Hello { version: env!("CARGO_PKG_VERSION").into(), daemon, service };
     let gone = || Error::new(Kind::Unavailable, "connection to the daemon", "broke").retry(true);
     if frames.send(Frame::Hello(hello)).await.is_err() {
         return gone();
@@ -285,7 +294,10 @@ async fn serve(
             },
             changed = containers.next() => Frame::Containers(changed),
             Ok(()) = measured.changed() => match measured.borrow_and_update().clone() {
-                Some((_, measured)) => Frame::Measured(Measured::clone(&measured)),
+                Some((at, measured)) => {
+                    let age = u64::try_from(at.elapsed().as_millis()).unwrap_or(u64::MAX);
+                    Frame::Measured { age, measured: Measured::clone(&measured) }
+                }
                 None => continue,
             },
             () = worker.restarted.notified() => Frame::Balancer,

@@ -163,12 +163,21 @@ async fn remove_agents(call: Call) -> Result<Answer> {
     json(&agents::remove(&*call.api.cluster, name.as_ref()).await?)
 }
 
+// Whoever is confined to names that begin so sees the containers of those services alone.
+fn seen(call: &Call, mut all: Vec<NodeStats>) -> Vec<NodeStats> {
+    let prefix = &call.principal.prefix;
+    for stats in all.iter_mut().filter(|_| !prefix.is_empty()) {
+        stats.containers.retain(|one| one.task.as_ref().is_some_and(|task| task.starts_with(prefix.as_str())));
+    }
+    all
+}
+
 async fn all_stats(call: Call) -> Result<Answer> {
-    json(&call.api.cluster.node_stats(None, call.flag("containers")?).await?)
+    json(&seen(&call, call.api.cluster.node_stats(None, call.flag("containers")?).await?))
 }
 
 async fn node_stats(call: Call) -> Result<Answer> {
-    json(&call.api.cluster.node_stats(Some(call.name()), call.flag("containers")?).await?)
+    json(&seen(&call, call.api.cluster.node_stats(Some(call.name()), call.flag("containers")?).await?))
 }
 
 async fn nodes(call: Call) -> Result<Answer> {

@@ -80,6 +80,7 @@ impl Addresses {
 
 fn terms(place: &HostPlace) -> Terms {
     Terms {
+        only: None,
         advertise_addr: place.advertise_addr.clone(),
         listen_addr: place.listen_addr.clone(),
         data_path_addr: place.data_path_addr.clone(),
@@ -421,11 +422,11 @@ async fn join_first(addresses: &[String], token_file: &Path, data: &Path, docker
     let unreadable = |error| Error::io(token_file.display().to_string(), "read the token", &error);
     let token: JoinToken = std::fs::read_to_string(token_file).map_err(unreadable)?.trim().parse()?;
     let clock = SystemClock::start();
+    let terms = Terms { only: Some(Role::Worker), ..Terms::default() };
     let mut last = None;
     for address in addresses {
-        match join::join(&with_port(address)?, &token, docker, &Terms::default(), data, &clock, || Ok(())).await {
-            Ok(joined) if joined.role == Role::Worker => return Ok(()),
-            Ok(_) => return Err(Error::invalid("token", "is a manager's, and an agent is a worker's")),
+        match join::join(&with_port(address)?, &token, docker, &terms, data, &clock, || Ok(())).await {
+            Ok(_) => return Ok(()),
             Err(error) => last = Some(error),
         }
     }

@@ -56,12 +56,14 @@ pub struct Agents {
 }
 
 /// What an agent in a container lacks, line by line.
-pub const LACKS: [&str; 5] = [
+pub const LACKS: [&str; 6] = [
     "when its container ends (a new image, a drained node, a restart of Docker) its balancer ends with it: connections \
      through that host's ports break, which an agent of the host itself hands over",
     "a node that is drained loses its agent at once, so that nobody serves the published ports there meanwhile",
     "a port in a replica's own network cannot be asked from there: checks by http or tcp need a published port, or Docker's own",
     "the disk that holds containers is not seen, and so not measured",
+    "a host that is to have an agent of its own later (neap join) has to be left out first: install again with \
+     --constraint node.hostname!=NAME",
     "it begins only once its image is there: pull it before a rollout of the whole Swarm",
 ];
 
@@ -88,7 +90,8 @@ pub async fn install(cluster: &dyn Cluster, ask: AgentsAsk) -> Result<Agents> {
     };
     let nodes = cluster.nodes().await?;
     let before = cluster.services().await?.into_iter().find(|status| status.service.spec.name == service);
-    let (mut constraints, mut others) = (vec!["node.role == worker".to_owned()], Vec::new());
+    let mut constraints = vec!["node.role == worker".to_owned()];
+    let others: Vec<String>;
     match &before {
         Some(status) if !is_ours(&status.service.spec.labels) => {
             return Err(Error::new(Kind::Conflict, subject(), format!("service \"{service}\" is another one"))
@@ -97,12 +100,14 @@ pub async fn install(cluster: &dyn Cluster, ask: AgentsAsk) -> Result<Agents> {
         // Whoever has an agent by now may have it of this service.
         Some(status) => {
             let kept = status.service.spec.constraints.iter().map(ToString::to_string);
-            constraints = kept.filter(|one| one.starts_with("node.hostname")).chain(constraints).collect();
+            let kept: Vec<String> = kept.filter(|one| one.starts_with(NOT)).collect();
+            others = kept.iter().filter_map(|one| one.strip_prefix(NOT)).map(str::to_owned).collect();
+            constraints.extend(kept);
         }
         None => {
             let own = workers(&nodes).1;
             others = own.iter().map(|node| node.hostname.clone()).collect();
-            constraints.extend(own.iter().map(|node| format!("node.hostname != {}", node.hostname)));
+            constraints.extend(own.iter().map(|node| format!("{NOT}{}", node.hostname)));
         }
     }
     constraints.extend(ask.constraints);
@@ -121,7 +126,7 @@ pub async fn install(cluster: &dyn Cluster, ask: AgentsAsk) -> Result<Agents> {
         "mode": "global",
         "entrypoint": [program],
         "command": words,
-        "env": { "NEAP_DOCKER_HOST": "unix:///var/run/docker.sock" },
+        "env": { "NEAP_DOCKER_HOST": "unix:///var/run/docker.sock", "NEAP_AGENT_SERVICE": service },
         "networks": ["host"],
         "mounts": [
             { "type": "bind", "source": socket, "target": "/var/run/docker.sock" },
@@ -141,6 +146,8 @@ pub async fn install(cluster: &dyn Cluster, ask: AgentsAsk) -> Result<Agents> {
 }
 
 const OURS: &str = "neap.part";
+/// Before the name of a host that has an agent of its own.
+const NOT: &str = "node.hostname != ";
 
 fn is_ours(labels: &std::collections::BTreeMap<String, String>) -> bool {
     labels.get(OURS).is_some_and(|part| part == "agents")
@@ -156,21 +163,25 @@ pub async fn remove(cluster: &dyn Cluster, name: Option<&Name>) -> Result<Name> 
     if !is_ours(&status.service.spec.labels) {
         return Err(Error::new(Kind::Conflict, status.service.spec.subject(), "is no service of agents"));
     }
-    let but = |constraint: &crate::model::constraint::Constraint| {
-        constraint.to_string().strip_prefix("node.hostname != ").map(str::to_owned)
-    };
-    let others: Vec<String> = status.service.spec.constraints.iter().filter_map(but).collect();
+    // Those that are its own, as they say themselves: others stay.
+    let is_of_it =
+        |node: &&Node| node.agent.as_ref().is_some_and(|agent| agent.service.as_deref() == Some(service.as_str()));
+    let nodes = cluster.nodes().await?;
+    let own: Vec<&Node> = nodes.iter().filter(is_of_it).collect();
     cluster.remove(service.as_str()).await?;
     // Until the last task is gone the secret is in use, and an agent that is forgotten would come again.
-    for _ in 0..PATIENCE {
+    let mut tried = 0;
+    loop {
         match cluster.remove_value(ValueKind::Secret, TOKEN).await {
-            Err(Error { kind: Kind::Conflict, .. }) => tokio::time::sleep(LOOK).await,
+            Err(error) if error.kind == Kind::Conflict && tried < PATIENCE => {
+                tried += 1;
+                tokio::time::sleep(LOOK).await;
+            }
             Err(error) if error.kind != Kind::NotFound => return Err(error),
             _ => break,
         }
     }
-    let nodes = cluster.nodes().await?;
-    for node in workers(&nodes).1.into_iter().filter(|node| !others.contains(&node.hostname)) {
+    for node in own {
         match cluster.forget_agent(&node.id).await {
             Err(error) if error.kind != Kind::NotFound => return Err(error),
             _ => {}

@@ -136,6 +136,7 @@ pub async fn follow(
         caller: Caller { config, headers },
         daemons: Vec::new(),
         daemon: Some(address),
+        service: None,
         term: 0,
         heard: std::time::Instant::now(),
     }));

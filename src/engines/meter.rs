@@ -9,14 +9,16 @@ use async_trait::async_trait;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use crate::model::Result;
 use crate::model::stats::{ContainerStats, HostStats, Measured, Pressure};
 use crate::model::units::Bytes;
+use crate::model::{Error, Kind, Result};
 
 /// How often it is measured, and when for the second time: rates need two.
 const EVERY: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(1));
-/// Measuring takes at most one part in so many of the time.
+/// Measuring takes at most one part in so many of the time; but it is done at least so often, and given up after so long.
 const SHARE: u32 = 10;
+const SELDOM: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(10);
 /// A sector, as `/proc/diskstats` counts, whatever the disk's own are.
 const SECTOR: u64 = 512;
 
@@ -76,9 +78,17 @@ async fn measure(mut source: Box<dyn Source>, host: bool, told: watch::Sender<Op
     let mut before: Option<Counters> = None;
     let mut wait = EVERY.1;
     let mut silent = false;
+    let mut folder: Option<PathBuf> = None;
     loop {
         let begun = Instant::now();
-        let (found, trouble) = match source.count().await {
+        // A file system may stand still, and so may an engine: neither keeps the other's figures back.
+        let at = folder.clone();
+        let read = tokio::task::spawn_blocking(move || if host { Counters::read(at.as_deref()) } else { None });
+        let (counted, read) =
+            tokio::join!(tokio::time::timeout(PATIENCE, source.count()), tokio::time::timeout(PATIENCE, read));
+        let late =
+            |_| Error::new(Kind::Timeout, "containers", format!("are not counted within {} s", PATIENCE.as_secs()));
+        let (found, trouble) = match counted.map_err(late).flatten() {
             Ok(found) => {
                 silent = false;
                 (found, None)
@@ -92,10 +102,8 @@ async fn measure(mut source: Box<dyn Source>, host: bool, told: watch::Sender<Op
             }
         };
         let spent = begun.elapsed();
-        let folder = found.folder.clone();
-        // A file system may stand still, and nobody is to wait for it but this.
-        let read = tokio::task::spawn_blocking(move || if host { Counters::read(folder.as_deref()) } else { None });
-        let now = read.await.ok().flatten();
+        folder = found.folder.clone().or(folder);
+        let now = read.ok().and_then(std::result::Result::ok).flatten();
         if let (Some(before), Some(now)) = (&before, &now) {
             let measured = now.since(before);
             publish(&told, Some(measured), found, trouble);
@@ -103,7 +111,7 @@ async fn measure(mut source: Box<dyn Source>, host: bool, told: watch::Sender<Op
             publish(&told, None, found, trouble);
         }
         before = now;
-        tokio::time::sleep(wait.max(spent * SHARE)).await;
+        tokio::time::sleep(wait.max((spent * SHARE).min(SELDOM))).await;
         wait = EVERY.0;
     }
 }

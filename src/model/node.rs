@@ -46,7 +46,7 @@ pub struct Node {
 }
 
 /// Who acts for the cluster on a node.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Agent {
     /// Whether it answers.
     pub connected: bool,
@@ -55,6 +55,9 @@ pub struct Agent {
     /// Its version, once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// The service of the Swarm that it is a task of, where it is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
 }
 
 impl Agent {

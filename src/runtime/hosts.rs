@@ -12,6 +12,9 @@ use crate::model::task::{Task, TaskState};
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::world::World;
 
+/// What was measured so long ago is said to be old.
+const OLD: std::time::Duration = std::time::Duration::from_secs(30);
+
 impl Runtime {
     /// The id of a node that is named by id or host name.
     pub(super) fn node_id(&self, name: &str) -> Result<NodeId> {
@@ -99,10 +102,16 @@ impl Runtime {
                 let far = "its Docker Engine is on another host, where nobody measures";
                 stats.host.is_none().then(|| far.to_owned())
             });
+            if at.elapsed() >= OLD {
+                let old = format!("nothing newer is told for {} s", at.elapsed().as_secs());
+                stats.reason = Some(stats.reason.take().map_or(old.clone(), |why| format!("{old}; {why}")));
+            }
             if containers {
                 stats.containers = measured.containers.clone();
                 for container in &mut stats.containers {
+                    // Labels are anybody's; a task is where it was placed.
                     let task = container.id.and_then(|id| world.tasks.get(&id));
+                    let task = task.filter(|task| task.node.as_ref() == Some(&node.id));
                     container.task = task.map(|task| task.label());
                 }
             }

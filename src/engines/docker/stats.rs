@@ -1,6 +1,6 @@
 //! What containers use, as their Docker Engine counts it.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -91,6 +91,7 @@ impl Source for Containers {
             trouble::error("containers", "list them", &error)
         })?;
         let running = u32::try_from(listed.len()).unwrap_or(u32::MAX);
+        let there: HashSet<String> = listed.iter().filter_map(|summary| summary.id.clone()).collect();
         let ask = |summary: ContainerSummary| {
             let docker = docker.clone();
             async move {
@@ -115,7 +116,9 @@ impl Source for Containers {
             now.insert(id, (total, at));
         }
         drop(counted);
-        self.before = now;
+        // One that did not answer in time is counted from where it was.
+        self.before.retain(|id, _| there.contains(id));
+        self.before.extend(now);
         containers.sort_by(|a, b| (&a.name, &a.container).cmp(&(&b.name, &b.container)));
         let folder = self.connected.as_ref().and_then(|(_, folder)| folder.clone());
         Ok(Found { running, containers, folder })

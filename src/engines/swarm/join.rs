@@ -30,6 +30,8 @@ pub struct Membership {
 /// How a Swarm is made or joined: `docker swarm init`'s and `join`'s words.
 #[derive(Debug, Clone, Default)]
 pub struct Terms {
+    /// Only as this.
+    pub only: Option<Role>,
     /// The address that others are told.
     pub advertise_addr: Option<String>,
     /// Where managers listen; all interfaces, port 2377, where none is given.

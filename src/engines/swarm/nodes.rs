@@ -302,7 +302,7 @@ mod tests {
     fn others_are_asked_and_not_always_the_same() {
         let node = |id: &str| Node::new(id, id);
         let listed: Vec<Node> = ["a", "b", "c", "d", "e", "f"].iter().map(|id| node(id)).collect();
-        let agent = |connected| Agent { connected, daemon: false, version: None };
+        let agent = |connected| Agent { connected, ..Agent::default() };
         let agents = listed.iter().map(|node| (node.id.clone(), agent(*node.id != *"e"))).collect();
         let names = |of: &str| -> Vec<String> {
             witnesses(&node(of), &listed, "a", &agents).iter().map(ToString::to_string).collect()
