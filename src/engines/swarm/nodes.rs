@@ -27,6 +27,8 @@ const GOSSIP: u16 = 7946;
 const PROBE: Duration = Duration::from_millis(1200);
 /// How many others are asked whether they reach a node that does not answer here, and how long they have to try.
 const WITNESSES: (usize, Duration) = (3, Duration::from_millis(650));
+/// How often all of them are looked through though nothing is new.
+const LOOK: Duration = Duration::from_millis(250);
 /// How often the list is read anew though no event says so.
 const LIST: Duration = Duration::from_secs(15);
 /// How long the list may take.
@@ -85,6 +87,7 @@ impl Nodes {
         let mut pulse = Pulse::new(&self.own, hosts.is_some(), &listed, Instant::now());
         let (mut probes, mut inquiries, mut lists) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
         let mut due = Instant::now() + LIST;
+        let (mut looked, mut news) = (Instant::now(), true);
         loop {
             for id in pulse.due(Instant::now()) {
                 let Some(node) = listed.iter().find(|node| node.id == id).cloned() else { continue };
@@ -93,17 +96,22 @@ impl Nodes {
                     (node.id, answer, Instant::now())
                 });
             }
-            let next = pulse.next().map_or(due, |next| next.min(due)).saturating_duration_since(Instant::now());
+            // While it is being asked for, the list is not due.
+            let listing = if lists.is_empty() { due } else { Instant::now() + LIST_WITHIN };
+            let next =
+                [pulse.next(), Some(listing), Some(looked + LOOK)].into_iter().flatten().min().unwrap_or(listing);
             tokio::select! {
                 () = changed.notified() => due = Instant::now(),
-                () = changed_agents(&mut agents) => {}
-                () = tokio::time::sleep(next) => {}
+                () = changed_agents(&mut agents) => news = true,
+                () = tokio::time::sleep(next.saturating_duration_since(Instant::now())) => {}
                 Some(found) = probes.join_next() => {
                     let Ok((id, answer, at)) = found else {
                         pulse.begin_anew();
                         continue;
                     };
-                    if pulse.answered(&id, answer, at)
+                    let (asks, is_news) = pulse.answered(&id, answer, at);
+                    news |= is_news;
+                    if asks
                         && let (Some(hosts), Some(node)) = (&hosts, listed.iter().find(|node| node.id == id))
                     {
                         let known = agents.as_ref().map(|agents| agents.borrow().clone()).unwrap_or_default();
@@ -113,6 +121,7 @@ impl Nodes {
                 }
                 Some(found) = inquiries.join_next() => {
                     let Ok((node, started, reached)) = found else { continue };
+                    news = true;
                     if pulse.inquired(&node, started, reached) {
                         tracing::warn!(%node, "a host does not answer here, but is reached from others: the way to it is cut");
                     }
@@ -120,6 +129,7 @@ impl Nodes {
                 Some(Ok(found)) = lists.join_next() => match found {
                     Ok(found) => {
                         listed = found;
+                        news = true;
                         pulse.list(&listed, Instant::now());
                     }
                     Err(error) => tracing::warn!(%error, "the Swarm's nodes are not known anew"),
@@ -135,13 +145,18 @@ impl Nodes {
                     tokio::time::timeout(LIST_WITHIN, list(&docker)).await.unwrap_or_else(|_| Err(late()))
                 });
             }
-            let known = agents.as_mut().map(|agents| agents.borrow_and_update().clone()).unwrap_or_default();
+            // What is as it was need not be looked through each time that somebody says so.
             let now = Instant::now();
+            if !std::mem::take(&mut news) && now.duration_since(looked) < LOOK {
+                continue;
+            }
+            looked = now;
+            let known = agents.as_mut().map(|agents| agents.borrow_and_update().clone()).unwrap_or_default();
+            let down = pulse.down(|id| known.get(id).is_some_and(|agent| agent.connected), now);
             let mut nodes = listed.clone();
             for node in &mut nodes {
                 node.agent = known.get(&node.id).cloned();
-                let beats = node.agent.as_ref().is_some_and(|agent| agent.connected);
-                if pulse.is_down(&node.id, beats, now) {
+                if down.contains(&node.id) {
                     node.state = NodeState::Down;
                 }
             }

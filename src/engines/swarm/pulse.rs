@@ -1,6 +1,6 @@
 //! Which nodes are there: what their hosts answer, and what others see of those that do not. Decides, and asks nobody itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use crate::engines::hosts::Reached;
@@ -113,8 +113,8 @@ impl Pulse {
         others.peek().is_some() && others.all(|heard| now.duration_since(heard.host) >= SILENT)
     }
 
-    /// What a node answered. True if others are to be asked for it.
-    pub fn answered(&mut self, id: &NodeId, answer: Reached, now: Instant) -> bool {
+    /// What a node answered: whether others are to be asked for it, and whether it may be another than it was.
+    pub fn answered(&mut self, id: &NodeId, answer: Reached, now: Instant) -> (bool, bool) {
         // Silence counts from when anybody is heard again: they come back one after the other.
         if answer != Reached::Silent && self.is_cut_off(now) {
             for heard in self.heard.values_mut().filter(|heard| !heard.down) {
@@ -122,7 +122,8 @@ impl Pulse {
                 (heard.silent, heard.elsewhere) = (false, None);
             }
         }
-        let Some(heard) = self.heard.get_mut(id) else { return false };
+        let Some(heard) = self.heard.get_mut(id) else { return (false, false) };
+        let is_news = answer != Reached::Yes || heard.silent || heard.refused || heard.down;
         (heard.probing, heard.due) = (false, now + EVERY);
         heard.silent = answer == Reached::Silent;
         heard.refused = answer == Reached::Refused;
@@ -132,11 +133,11 @@ impl Pulse {
             Reached::Silent => {
                 let asks = self.others && !heard.asking;
                 heard.asking |= asks;
-                return asks;
+                return (asks, is_news);
             }
         }
         heard.elsewhere = None;
-        false
+        (false, is_news)
     }
 
     /// What others found of a node, whom they were asked for at `started`; true if that is the first sign that it is there.
@@ -151,24 +152,35 @@ impl Pulse {
         is_new
     }
 
-    /// Whether a node is down; `beats`: a connection of its agent gives signs of life.
-    pub fn is_down(&mut self, id: &NodeId, beats: bool, now: Instant) -> bool {
-        let Some(heard) = self.heard.get(id) else { return false };
-        let later = heard.host + PROOF;
-        let others = self.heard.iter().filter(|(other, heard)| *other != id && heard.asked && !heard.down);
-        let is_proven = others.map(|(_, heard)| heard.host).any(|host| host >= later);
-        let elsewhere = heard.elsewhere;
-        let nobody = if self.others { elsewhere == Some(false) } else { true };
-        // A question that is lost on the way means nothing while the connection beats.
-        let is_lost = now.duration_since(heard.host) >= SILENT && !beats && nobody && is_proven;
-        let is_silent = heard.silent && (is_lost || (heard.down && elsewhere != Some(true) && !beats));
-        // What it answered last, and not how long ago: this host may have slept.
-        let is_refused = heard.refused && now.duration_since(heard.engine) >= REFUSED;
-        let down = is_silent || is_refused;
-        if let Some(heard) = self.heard.get_mut(id) {
-            heard.down = down;
+    /// The nodes that are down; `beats`: whether a connection of its agent gives signs of life.
+    pub fn down(&mut self, beats: impl Fn(&NodeId) -> bool, now: Instant) -> BTreeSet<NodeId> {
+        // When anybody was heard last, and anybody but that one.
+        let mut latest: [Option<(Instant, NodeId)>; 2] = [None, None];
+        for (id, heard) in self.heard.iter().filter(|(_, heard)| heard.asked && !heard.down) {
+            if latest[0].as_ref().is_none_or(|(at, _)| heard.host > *at) {
+                latest.swap(0, 1);
+                latest[0] = Some((heard.host, id.clone()));
+            } else if latest[1].as_ref().is_none_or(|(at, _)| heard.host > *at) {
+                latest[1] = Some((heard.host, id.clone()));
+            }
         }
-        down
+        let mut all = BTreeSet::new();
+        for (id, heard) in &mut self.heard {
+            let later = heard.host + PROOF;
+            let is_proven = latest.iter().flatten().any(|(at, other)| other != id && *at >= later);
+            let nobody = if self.others { heard.elsewhere == Some(false) } else { true };
+            let is_lost = now.duration_since(heard.host) >= SILENT && nobody && is_proven;
+            let stays = heard.down && heard.elsewhere != Some(true);
+            // A question that is lost on the way means nothing while the connection beats.
+            let is_silent = heard.silent && (is_lost || stays) && !beats(id);
+            // What it answered last, and not how long ago: this host may have slept.
+            let is_refused = heard.refused && now.duration_since(heard.engine) >= REFUSED;
+            heard.down = is_silent || is_refused;
+            if heard.down {
+                all.insert(id.clone());
+            }
+        }
+        all
     }
 }
 
@@ -201,7 +213,7 @@ mod tests {
 
         fn told(&mut self, number: u32, answer: Reached, millis: u64) -> bool {
             let now = self.at(millis);
-            self.pulse.answered(&id(number), answer, now)
+            self.pulse.answered(&id(number), answer, now).0
         }
 
         fn tell(&mut self, number: u32, answer: Reached, millis: u64) {
@@ -222,7 +234,7 @@ mod tests {
 
         fn down(&mut self, number: u32, millis: u64) -> bool {
             let now = self.at(millis);
-            self.pulse.is_down(&id(number), false, now)
+            self.pulse.down(|_| false, now).contains(&id(number))
         }
     }
 
@@ -241,7 +253,8 @@ mod tests {
         (1..=2).for_each(|number| scene.tell(number, Yes, 1720));
         assert!(!scene.down(3, 1720), "they have not said");
         scene.found(3, 1710, false);
-        assert!(!scene.pulse.is_down(&id(3), true, scene.at(2300)), "its agent gives signs of life");
+        let now = scene.at(2300);
+        assert!(scene.pulse.down(|_| true, now).is_empty(), "its agent gives signs of life");
         assert!(scene.down(3, 2300) && !scene.down(1, 2300));
         // And stays so until it answers, or another reaches it.
         scene.answer(1..=2, 2000..4000);
@@ -325,11 +338,12 @@ mod tests {
             |number: u32, state| Node { address: Some([10, 0, 0, 1].into()), state, ..Node::new(&id(number), "n") };
         let nodes = [node(0, NodeState::Ready), node(1, NodeState::Down), node(2, NodeState::Ready)];
         let mut pulse = Pulse::new("n0", true, &nodes, start);
-        assert!(pulse.is_down(&id(1), false, start) && !pulse.is_down(&id(2), false, start));
-        pulse.answered(&id(1), Yes, start + EVERY);
-        assert!(!pulse.is_down(&id(1), false, start + EVERY));
+        assert_eq!(pulse.down(|_| false, start), BTreeSet::from([id(1)]));
+        assert_eq!(pulse.answered(&id(1), Yes, start + EVERY), (false, true));
+        assert!(pulse.down(|_| false, start + EVERY).is_empty());
+        assert_eq!(pulse.answered(&id(1), Yes, start + EVERY), (false, false), "as before");
         // One that is new is given its time, and one that is gone is none.
         pulse.list(&nodes[..1], start);
-        assert!(!pulse.is_down(&id(2), false, start) && pulse.next().is_none());
+        assert!(pulse.down(|_| false, start).is_empty() && pulse.next().is_none());
     }
 }
