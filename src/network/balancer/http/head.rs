@@ -366,3 +366,85 @@ fn plain_kind(name: &str) -> Kind {
         _ => Kind::Other,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const REQUESTS: [&[u8]; 3] = [
+        b"POST http://shop.test:80/a/b?c=d HTTP/1.1\r\nHost: shop.test:80\r\nContent-Length: 5\r\nX-A: b, c\r\n\r\n",
+        b"PUT /a HTTP/1.1\r\nHost: x\r\nConnection: keep-alive, X-B\r\nX-B: 1\r\nTransfer-Encoding: chunked\r\n\r\n",
+        b"POST / HTTP/1.1\r\nHost: x\r\nCookie: a=b\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n",
+    ];
+    const RESPONSES: [&[u8]; 3] = [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\nX: \t y \r\n\r\n",
+        b"HTTP/1.1 206 Partial\r\nTransfer-Encoding: chunked\r\nSet-Cookie: a=b\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+    ];
+
+    #[test]
+    fn those_that_are_changed_below_are_taken_or_not() {
+        let mut head = Head::default();
+        assert_eq!(REQUESTS.map(|bytes| head.read_request(bytes).is_ok()), [true, true, false]);
+        assert_eq!(RESPONSES.map(|bytes| head.read_response(bytes, false).is_ok()), [true, true, false]);
+    }
+
+    // What is taken can be read in one way only: by fields that hold no line's end, and one word on how the body ends.
+    fn holds(head: &Head, bytes: &[u8], is_request: bool) {
+        // A replica's lines may end with LF alone.
+        let end: &[u8] = if is_request { b"\r\n\r\n" } else { b"\n" };
+        assert!(head.length <= bytes.len() && bytes[..head.length].ends_with(end));
+        let text = |span: Span| span.of(bytes).iter().all(|byte| !matches!(byte, b'\r' | b'\n' | 0));
+        assert!(text(head.method) && text(head.target) && text(head.host) && text(head.reason));
+        let is_name =
+            |name: &[u8]| !name.is_empty() && name.iter().all(|byte| byte.is_ascii_graphic() && *byte != b':');
+        for field in &head.fields {
+            assert!(
+                text(field.name) && text(field.value) && is_name(field.name.of(bytes)),
+                "{:?}",
+                field.name.of(bytes)
+            );
+        }
+        let count = |kind: Kind| head.fields.iter().filter(|field| field.kind == kind).count();
+        assert!(count(Kind::Length) == 0 || count(Kind::Coding) == 0, "both say how long it is");
+        if let Body::Length(length) = head.body {
+            let said = head.fields.iter().filter(|field| field.kind == Kind::Length);
+            assert!(said.map(|field| number(field.value.of(bytes))).all(|said| said == Some(length)));
+        }
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(2000))]
+
+        #[test]
+        fn what_is_taken_is_read_in_one_way(
+            noise in prop::collection::vec((any::<prop::sample::Index>(), prop_oneof![any::<u8>(), prop::sample::select(&b"\r\n :\t,;0aA/#"[..])]), 0..6),
+            cut in prop::collection::vec((any::<prop::sample::Index>(), 0_usize..30), 0..3),
+            (is_request, which) in (any::<bool>(), 0_usize..3),
+        ) {
+            let mut bytes = if is_request { REQUESTS } else { RESPONSES }[which].to_vec();
+            for (at, length) in cut {
+                let at = at.index(bytes.len().max(1)).min(bytes.len());
+                let end = (at + length).min(bytes.len());
+                bytes.drain(at..end);
+            }
+            for (at, byte) in noise {
+                if !bytes.is_empty() {
+                    let at = at.index(bytes.len());
+                    bytes[at] = byte;
+                }
+            }
+            let mut head = Head::default();
+            let read = if is_request { head.read_request(&bytes) } else { head.read_response(&bytes, false) };
+            match read {
+                Ok(()) => {
+                    holds(&head, &bytes, is_request);
+                    prop_assert!(!is_request || head.host == Span::default() || !head.host.of(&bytes).contains(&b'/'));
+                }
+                Err(bad) => prop_assert!((400..600).contains(&bad.status)),
+            }
+        }
+    }
+}
