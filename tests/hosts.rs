@@ -105,7 +105,7 @@ fn measured(lab: &Lab, daemon: &LabDaemon) {
     assert!(busy["pids"].as_u64().unwrap() > 0 && busy["task"].is_null(), "{busy}");
     let shown = daemon.ok(&["node", "stats", "n2", "-c"]);
     assert!(shown.contains("busy") && shown.contains("/s") && !shown.contains("n1"), "{shown}");
-    let told = daemon.ok(&["run", concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/hosts.lua")]);
+    let told = daemon.ok(&["run", concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/usage.lua")]);
     assert!(told.contains("n1") && told.contains("busy") && told.contains("n3"), "{told}");
     lab.docker("n2", &["rm", "-f", "busy"]);
 }
@@ -249,5 +249,63 @@ fn a_bad_network() {
         all_ready(&daemon, 3);
         eventually("three run", 30, || (daemon.running_on("web") == ["n1", "n2", "n3"]).then_some(()));
         Load::start(format!("http://{}:8080/", lab.address("n3"))).end();
+    });
+}
+
+// A host whose clock is an hour ahead, or behind: its agent connects, is told, tells and does what it is asked.
+#[test]
+fn a_clock_that_is_off_by_an_hour() {
+    let libraries =
+        ["/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1", "/usr/lib/aarch64-linux-gnu/faketime/libfaketime.so.1"];
+    let Some(library) = libraries.into_iter().find(|path| std::path::Path::new(path).exists()) else {
+        assert!(std::env::var_os("CI").is_none(), "libfaketime is missing");
+        println!("skipped: libfaketime is not installed");
+        return;
+    };
+    with_machines(2, |lab| {
+        let daemon = cluster(lab);
+        let flags = "--name web --replicas 2 --publish 8080:8080 --update-monitor 200ms --stop-grace-period 2s";
+        let images = [lab.image("demo:1"), lab.image("demo:2")];
+        let words = ["service", "create"].into_iter().chain(flags.split(' '));
+        daemon.ok(&words.chain([images[0].as_str()]).collect::<Vec<_>>());
+        let ask = |node: &str, method: &str, path: &str, body: &str| -> String {
+            let url = format!("http://127.0.0.1:8500/v1/{path}");
+            let output = lab.exec(node, &["curl", "-sf", "-m", "20", "-X", method, "-d", body, &url]);
+            assert!(output.status.success(), "{node}: {method} {path}: {output:?}");
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        };
+        for (round, offset) in ["+3600", "-3600"].into_iter().enumerate() {
+            lab.run("n2", &["sh", "-c", "kill -9 $(pgrep -f 'neap [a]gent') && sleep 0.1"]);
+            eventually("it is missed", 10, || (state(&daemon, "n2") == "ready false").then_some(()));
+            let agent = format!(
+                "LD_PRELOAD={library} FAKETIME={offset} FAKETIME_DONT_FAKE_MONOTONIC=1 {} agent --data /run/neap \
+                 >>/run/neap.log 2>&1 &",
+                support::NEAP
+            );
+            lab.run("n2", &["sh", "-c", &agent]);
+            all_ready(&daemon, 2);
+            let load = Load::start(format!("http://{}:8080/", lab.address("n2")));
+            let name = format!("db{round}");
+            let body = format!(r#"{{"Name":"{name}","Check":{{"TTL":"30s"}}}}"#);
+            ask("n2", "PUT", "agent/service/register", &body);
+            ask("n2", "PUT", &format!("agent/check/pass/service:{name}"), "");
+            for node in ["n1", "n2"] {
+                eventually("it passes there", 10, || {
+                    ask(node, "GET", &format!("health/service/{name}?passing"), "").contains("passing").then_some(())
+                });
+            }
+            let session = ask("n2", "PUT", "session/create", r#"{"TTL":"20s"}"#);
+            let id = serde_json::from_str::<serde_json::Value>(&session).unwrap()["ID"].as_str().unwrap().to_owned();
+            assert_eq!(ask("n2", "PUT", &format!("kv/leader?acquire={id}"), "me"), "true");
+            daemon.ok(&["service", "update", "web", "--image", &images[1 - round]]);
+            // Asked of everybody for all of that time, and held.
+            assert!(ask("n1", "GET", "kv/leader", "").contains(&id));
+            ask("n2", "PUT", &format!("session/destroy/{id}"), "");
+            eventually("it is measured, a moment ago", 20, || {
+                let rows = daemon.json(&["node", "stats", "n2", "--format", "json"]);
+                (rows[0]["host"]["memory"].is_u64() && rows[0]["reason"].is_null()).then_some(())
+            });
+            load.end();
+        }
     });
 }
