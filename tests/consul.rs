@@ -276,13 +276,9 @@ fn registrators_requests_in_order() {
 
 #[test]
 fn grpc_servers_are_asked_for_their_health() {
-    let Some(python) = client("bin/python") else { return };
-    let mut server = Command::new(python)
-        .arg(script("grpc_health.py"))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let Some(python) = client("python/bin/python") else { return };
+    let mut server =
+        Command::new(python).arg(script("serving.py")).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     let mut line = String::new();
     BufReader::new(server.stdout.take().unwrap()).read_line(&mut line).unwrap();
     let port = line.trim();

@@ -397,7 +397,7 @@ fn names_and_numbers_without_measure() {
         (&["--limit-cpu=-1"], "limits.cpu"),
         (&["--health-http", "healthz", "--publish", "1"], "is not a path"),
         (&["--publish", "99999"], "is not a port"),
-        (&["--publish", "80:80/udp"], "the balancer does not forward"),
+        (&["--publish", "80:80/sctp"], "is not forwarded"),
         (&["--constraint", "node.rle == x"], "did you mean \"node.role\""),
         (&["--stop-signal", "SIGFOO"], "unknown signal"),
         (&["--rollout", "rolling,bach=3"], "did you mean \"batch\""),

@@ -43,8 +43,9 @@ class Handler(grpc.GenericRpcHandler):
 if sys.argv[1] == "serve":
     server = grpc.server(futures.ThreadPoolExecutor(8))
     server.add_generic_rpc_handlers((Handler(),))
-    print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+    port = server.add_insecure_port("127.0.0.1:0")
     server.start()
+    print(port, flush=True)
     server.wait_for_termination()
 
 options = [("grpc.default_authority", sys.argv[3])]

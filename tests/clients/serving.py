@@ -24,7 +24,8 @@ class Handler(grpc.GenericRpcHandler):
 
 server = grpc.server(futures.ThreadPoolExecutor(4))
 server.add_generic_rpc_handlers((Handler(),))
-print(server.add_insecure_port("127.0.0.1:0"), flush=True)
+port = server.add_insecure_port("127.0.0.1:0")
 server.start()
+print(port, flush=True)
 for line in sys.stdin:
     state["status"] = int(line)
