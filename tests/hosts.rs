@@ -296,10 +296,10 @@ fn a_clock_that_is_off_by_an_hour() {
             }
             let session = ask("n2", "PUT", "session/create", r#"{"TTL":"20s"}"#);
             let id = serde_json::from_str::<serde_json::Value>(&session).unwrap()["ID"].as_str().unwrap().to_owned();
-            assert_eq!(ask("n2", "PUT", &format!("kv/leader?acquire={id}"), "me"), "true");
+            assert_eq!(ask("n2", "PUT", &format!("kv/leader{round}?acquire={id}"), "me"), "true");
             daemon.ok(&["service", "update", "web", "--image", &images[1 - round]]);
             // Asked of everybody for all of that time, and held.
-            assert!(ask("n1", "GET", "kv/leader", "").contains(&id));
+            assert!(ask("n1", "GET", &format!("kv/leader{round}"), "").contains(&id));
             ask("n2", "PUT", &format!("session/destroy/{id}"), "");
             eventually("it is measured, a moment ago", 20, || {
                 let rows = daemon.json(&["node", "stats", "n2", "--format", "json"]);
