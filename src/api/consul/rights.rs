@@ -172,8 +172,8 @@ impl Rights {
                 }
             }
             ["agent", "check", _, id] => self.of_check(consul, &host, id),
-            ["agent", "service", id] => self.told_instance(consul, &host, id),
-            ["agent", "health", "service", "id", id] => self.told_instance(consul, &host, id),
+            ["agent", "service", id] => self.need_instance(Read, consul, &host, id),
+            ["agent", "health", "service", "id", id] => self.need_instance(Read, consul, &host, id),
             ["agent", "health", "service", "name", name] => self.need(Read, Service, name),
             ["catalog", "register"] => {
                 let mut fields = Fields::read(&call.body.0)?;
@@ -231,19 +231,14 @@ impl Rights {
 
     // Whoever changes an instance that is there has to be allowed its service.
     fn instance(&self, consul: &Consul, node: &str, id: &str) -> Result<()> {
-        let known =
-            consul.catalog.read(|state| state.instance(node, id).map(|found| found.entry.instance.service.clone()));
-        match known {
-            Some(service) => self.need(Access::Write, Resource::Service, &service),
-            None => Ok(()),
-        }
+        self.need_instance(Access::Write, consul, node, id)
     }
 
-    fn told_instance(&self, consul: &Consul, node: &str, id: &str) -> Result<()> {
+    fn need_instance(&self, access: Access, consul: &Consul, node: &str, id: &str) -> Result<()> {
         let known =
             consul.catalog.read(|state| state.instance(node, id).map(|found| found.entry.instance.service.clone()));
         match known {
-            Some(service) => self.need(Access::Read, Resource::Service, &service),
+            Some(service) => self.need(access, Resource::Service, &service),
             None => Ok(()),
         }
     }

@@ -1,8 +1,8 @@
 //! The balancer: a process of its own (this binary, re-executed) that forwards TCP and UDP from published ports to
 //! healthy replicas. It keeps its last table when the daemon dies, and hands its sockets to its successor in an upgrade.
 //!
-//! One thread, one epoll loop, no runtime: what is read is written on at once from one shared buffer, and only what
-//! the other side does not take is kept.
+//! TCP: one thread, one epoll loop, no runtime: what is read is written on at once from one shared buffer, and only what
+//! the other side does not take is kept. HTTP and UDP have threads of their own.
 
 pub mod choose;
 pub mod client;

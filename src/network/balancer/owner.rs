@@ -11,7 +11,7 @@ pub fn listen(address: Option<std::net::IpAddr>, port: u16) -> Result<MioListene
 
 /// The same, as the standard library has it.
 pub fn listen_std(address: Option<std::net::IpAddr>, port: u16) -> Result<TcpListener, String> {
-    bind(address, port).map_err(|error| match error.kind() {
+    bind_tcp(address, port).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => match holder(port) {
             Some(holder) => format!("port {port} is taken by {holder}"),
             None => format!("port {port} is taken by another process"),
@@ -25,29 +25,34 @@ pub fn listen_std(address: Option<std::net::IpAddr>, port: u16) -> Result<TcpLis
 
 /// The same, without looking for who is in the way.
 pub fn try_listen(address: Option<std::net::IpAddr>, port: u16) -> std::io::Result<MioListener> {
-    bind(address, port).map(MioListener::from_std)
+    bind_tcp(address, port).map(MioListener::from_std)
 }
 
-fn bind(address: Option<std::net::IpAddr>, port: u16) -> std::io::Result<TcpListener> {
-    let first = match address {
-        Some(address) => SocketAddr::new(address, port),
-        None => SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), port),
-    };
-    let opened = TcpListener::bind(first).or_else(|error| match address {
-        // A host without IPv6.
-        None if error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32) => {
-            TcpListener::bind((Ipv4Addr::UNSPECIFIED, port))
-        }
-        _ => Err(error),
-    });
-    let listener = opened?;
+fn bind_tcp(address: Option<std::net::IpAddr>, port: u16) -> std::io::Result<TcpListener> {
+    let listener = bind(address, port, TcpListener::bind)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
 
+fn bind<T>(
+    address: Option<std::net::IpAddr>,
+    port: u16,
+    open: impl Fn(SocketAddr) -> std::io::Result<T>,
+) -> std::io::Result<T> {
+    let first = SocketAddr::new(address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), port);
+    open(first).or_else(|error| match address {
+        // A host without IPv6.
+        None if error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32) => {
+            open((Ipv4Addr::UNSPECIFIED, port).into())
+        }
+        _ => Err(error),
+    })
+}
+
 /// The same for datagrams.
 pub fn listen_udp(address: Option<std::net::IpAddr>, port: u16) -> Result<UdpSocket, String> {
-    bind_udp(address, port).map_err(|error| match error.kind() {
+    let bound = bind(address, port, UdpSocket::bind).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
+    bound.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => format!("port {port}/udp is taken by another process"),
         std::io::ErrorKind::PermissionDenied => {
             format!(
@@ -56,20 +61,6 @@ pub fn listen_udp(address: Option<std::net::IpAddr>, port: u16) -> Result<UdpSoc
         }
         _ => format!("port {port}/udp: {error}"),
     })
-}
-
-fn bind_udp(address: Option<std::net::IpAddr>, port: u16) -> std::io::Result<UdpSocket> {
-    let first = SocketAddr::new(address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), port);
-    let opened = UdpSocket::bind(first).or_else(|error| match address {
-        // A host without IPv6.
-        None if error.raw_os_error() == Some(nix::errno::Errno::EAFNOSUPPORT as i32) => {
-            UdpSocket::bind((Ipv4Addr::UNSPECIFIED, port))
-        }
-        _ => Err(error),
-    });
-    let socket = opened?;
-    socket.set_nonblocking(true)?;
-    Ok(socket)
 }
 
 // The process that listens on `port`, as `nginx (pid 812)`, where this process may see it.

@@ -440,15 +440,7 @@ async fn inside(
     timeout: units::Duration,
 ) -> (CheckStatus, String) {
     match exec::in_container(docker, container, command, timeout).await {
-        Ok(result) => {
-            let status = match result.code {
-                0 => CheckStatus::Passing,
-                1 => CheckStatus::Warning,
-                _ => CheckStatus::Critical,
-            };
-            let said = result.output.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c });
-            (status, said.collect::<String>().trim().to_owned())
-        }
+        Ok(result) => command::judged(Some(result.code), &result.output),
         Err(error) => (CheckStatus::Critical, error.to_string()),
     }
 }

@@ -44,23 +44,25 @@ pub async fn run(words: &[String], timeout: Duration) -> (CheckStatus, String) {
         status
     };
     let ended = tokio::time::timeout(timeout, work).await;
-    let printable = |bytes: &[u8]| {
-        let text = String::from_utf8_lossy(bytes).into_owned();
-        let shown = text.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c });
-        shown.collect::<String>().trim().to_owned()
-    };
     match ended {
         Err(_) => {
             let period = crate::model::units::Duration::from(timeout);
             (CheckStatus::Critical, format!("Timed out ({period}) running check"))
         }
         Ok(Err(error)) => (CheckStatus::Critical, format!("{program}: {error}")),
-        Ok(Ok(status)) => match status.code() {
-            Some(0) => (CheckStatus::Passing, printable(&said)),
-            Some(1) => (CheckStatus::Warning, printable(&said)),
-            _ => (CheckStatus::Critical, printable(&said)),
-        },
+        Ok(Ok(status)) => judged(status.code(), &String::from_utf8_lossy(&said)),
     }
+}
+
+/// What a command's exit code and output come to, wherever it was run.
+pub fn judged(code: Option<i32>, said: &str) -> (CheckStatus, String) {
+    let status = match code {
+        Some(0) => CheckStatus::Passing,
+        Some(1) => CheckStatus::Warning,
+        _ => CheckStatus::Critical,
+    };
+    let printable = said.chars().map(|c| if c.is_control() && c != '\n' { ' ' } else { c });
+    (status, printable.collect::<String>().trim().to_owned())
 }
 
 /// How long what a command has said is waited for once it has ended.

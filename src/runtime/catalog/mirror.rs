@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::client::remote::segment;
 use crate::model::catalog::{CheckStatus, Origin};
 use crate::model::units::{self, Bytes};
 use crate::model::{Error, Kind, Result};
@@ -129,7 +130,7 @@ impl Mirror {
         }
         // Before anything else: nobody is to be sent there any more.
         for id in gone {
-            self.put(&format!("/v1/agent/service/deregister/{}", encoded(&id)), None).await?;
+            self.put(&format!("/v1/agent/service/deregister/{}", segment(&id)), None).await?;
         }
         for (id, told) in wanted {
             let before = known.get(id);
@@ -145,7 +146,7 @@ impl Mirror {
                 self.put("/v1/agent/service/register?replace-existing-checks=true", Some(&body)).await?;
             }
             let update = json!({ "Status": told.status.as_str(), "Output": told.said });
-            self.put(&format!("/v1/agent/check/update/{}", encoded(&check_id(id))), Some(&update)).await?;
+            self.put(&format!("/v1/agent/check/update/{}", segment(&check_id(id))), Some(&update)).await?;
         }
         Ok(())
     }
@@ -191,10 +192,4 @@ impl Mirror {
             )),
         }
     }
-}
-
-fn encoded(id: &str) -> String {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.' | b'~');
-    let one = |byte: u8| if plain(byte) { char::from(byte).to_string() } else { format!("%{byte:02X}") };
-    id.bytes().map(one).collect()
 }

@@ -34,8 +34,8 @@ pub struct Open {
     pub flows: usize,
 }
 
-/// Who has asked where: a port, and at which address of this host.
-pub type Asks = (usize, SocketAddr, Option<IpAddr>);
+// Who has asked where: a port, and at which address of this host.
+type Asks = (usize, SocketAddr, Option<IpAddr>);
 
 /// A client of a port, and who answers it.
 pub struct Flow {
@@ -78,11 +78,11 @@ pub struct State {
     pub registry: Registry,
     pub listeners: HashMap<usize, Open>,
     pub flows: HashMap<usize, Flow>,
-    pub by_client: HashMap<Asks, usize>,
+    by_client: HashMap<Asks, usize>,
     pub open: HashMap<TaskId, u32>,
     pub busy: Vec<Token>,
-    pub next: usize,
-    pub most: usize,
+    next: usize,
+    most: usize,
     pub accepted: u64,
     pub refused: u64,
     /// Another has the ports: answers go back still.
