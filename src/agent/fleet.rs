@@ -126,6 +126,9 @@ fn together(all: Vec<(String, Result<Status>)>, sent: u64) -> Status {
         for (route, passed) in status.routes {
             whole.routes.entry(route).or_default().add(&passed);
         }
+        for (port, flowed) in status.ports {
+            whole.ports.entry(port).or_default().add(&flowed);
+        }
         for (task, carried) in status.backends {
             whole.backends.entry(task).or_default().add(&carried);
         }

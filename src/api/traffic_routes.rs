@@ -2,6 +2,7 @@
 
 use super::routes::{route, schema};
 use super::{About, Answer, Call, Route, json};
+use crate::client::ports::PortInfo;
 use crate::client::routes::RouteInfo;
 use crate::model::name::Name;
 use crate::model::right::Role;
@@ -17,6 +18,10 @@ pub fn all() -> Vec<Route> {
             ..route("GET", "/v1/routes", "All routes of HTTP requests, with what has gone by each", Viewer, |call| {
                 Box::pin(routes(call))
             })
+        },
+        Route {
+            response: schema::<Vec<PortInfo>>(),
+            ..route("GET", "/v1/ports", "All ports that the balancers listen on", Viewer, |call| Box::pin(ports(call)))
         },
         Route {
             about: About::Path,
@@ -41,6 +46,13 @@ async fn routes(call: Call) -> Result<Answer> {
     let mut routes = call.api.cluster.routes().await?;
     routes.retain(|route| route.name.starts_with(&call.principal.prefix));
     json(&routes)
+}
+
+// A port of routes is no one service's: whoever is confined to some names does not see it.
+async fn ports(call: Call) -> Result<Answer> {
+    let mut ports = call.api.cluster.ports().await?;
+    ports.retain(|port| port.name.starts_with(&call.principal.prefix));
+    json(&ports)
 }
 
 async fn set_route(call: Call) -> Result<Answer> {

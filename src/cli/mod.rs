@@ -17,6 +17,7 @@ mod native;
 mod node;
 mod object;
 mod output;
+mod port;
 mod progress;
 mod registry;
 mod repl;
@@ -120,6 +121,9 @@ enum Command {
     /// Routes of HTTP requests to services, by host and path
     #[command(subcommand)]
     Route(route::Command),
+    /// Ports that the balancers listen on
+    #[command(subcommand)]
+    Port(port::Command),
     /// Volumes of the nodes
     #[command(subcommand)]
     Volume(object::VolumeCommand),
@@ -257,6 +261,7 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Node(command) => single(node::main(command, &global.cluster()?)).map(done),
         Command::Stack(command) => single(stack::main(command, || global.cluster())).map(done),
         Command::Network(command) => single(object::network(command, &global.cluster()?)).map(done),
+        Command::Port(command) => single(port::run(command, &global.cluster()?)).map(done),
         Command::Route(command) => single(route::run(command, &global.cluster()?)).map(done),
         Command::Volume(command) => single(object::volume(command, &global.cluster()?)).map(done),
         Command::Registry(command) => single(registry::main(command, &global.cluster()?)).map(done),

@@ -7,6 +7,7 @@ pub mod hosting;
 pub mod kv;
 pub mod members;
 pub mod native;
+pub mod ports;
 pub mod remote;
 pub mod routes;
 pub mod scripts;
@@ -29,6 +30,7 @@ use self::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Mainte
 use self::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use self::members::JoinTicket;
 use self::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
+use crate::client::ports::PortInfo;
 use crate::client::routes::RouteInfo;
 use crate::model::Result;
 use crate::model::bundle::Bundle;
@@ -249,6 +251,8 @@ pub trait Cluster: Send + Sync {
     async fn remove_network(&self, name: &str) -> Result<()>;
     /// All routes of HTTP requests: services' own, and those that stand for themselves.
     async fn routes(&self) -> Result<Vec<RouteInfo>>;
+    /// All ports that the balancers listen on.
+    async fn ports(&self) -> Result<Vec<PortInfo>>;
     /// Sets a route that stands for itself. Durable when it returns.
     async fn set_route(&self, name: &Name, spec: RouteSpec) -> Result<RouteInfo>;
     /// Removes a route that stands for itself.

@@ -8,6 +8,7 @@ use serde_json::json;
 use super::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
 use super::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use super::members::JoinTicket;
+use super::ports::PortInfo;
 use super::routes::RouteInfo;
 use super::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
 use super::wire::{Endpoint, OnAge, Wire};
@@ -208,6 +209,10 @@ impl Cluster for RemoteCluster {
 
     async fn routes(&self) -> Result<Vec<RouteInfo>> {
         self.get("/v1/routes").await
+    }
+
+    async fn ports(&self) -> Result<Vec<PortInfo>> {
+        self.get("/v1/ports").await
     }
 
     async fn set_route(&self, name: &Name, spec: RouteSpec) -> Result<RouteInfo> {

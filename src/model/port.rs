@@ -1,7 +1,7 @@
 //! Published ports in Docker's grammar.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use schemars::JsonSchema;
 use serde::de::{self, MapAccess, Visitor};
@@ -9,6 +9,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{Error, Result};
 use super::native::PublishMode;
+use super::route::{HashBy, ProxyVersion, RouteBalance};
+use super::units::Duration;
 
 /// Transport of a port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize, JsonSchema)]
@@ -61,6 +63,22 @@ pub enum Balance {
     RoundRobin,
     /// The one with the fewest open connections for its weight.
     LeastConnections,
+    /// Of two that are drawn, the one with fewer.
+    PowerOfTwo,
+    /// Always the same one for the same address of a client; one that comes or goes moves its own share alone.
+    #[serde(rename = "hash:ip")]
+    HashIp,
+}
+
+impl From<Balance> for RouteBalance {
+    fn from(balance: Balance) -> Self {
+        match balance {
+            Balance::RoundRobin => RouteBalance::RoundRobin,
+            Balance::LeastConnections => RouteBalance::LeastConnections,
+            Balance::PowerOfTwo => RouteBalance::PowerOfTwo,
+            Balance::HashIp => RouteBalance::Hash(HashBy::Ip),
+        }
+    }
 }
 
 /// A named port of a service: `"80:8080"`, `8080`, or a table.
@@ -80,12 +98,30 @@ pub struct PortSpec {
     pub address: Option<IpAddr>,
     /// Transport.
     pub protocol: Protocol,
-    /// How the balancer chooses.
+    /// How the balancer chooses: `round_robin`, `least_connections`, `power_of_two`, or `hash:ip`, always the same one for the same
+    /// address of a client (round_robin).
     pub balance: Balance,
     /// Where it is published: `ingress`, on every host through the balancer; or `host`, on the replica's own host by the
     /// container engine, so that a host has one such replica at most.
     #[serde(skip_serializing_if = "is_ingress")]
     pub mode: PublishMode,
+    /// Whether every connection begins with a word of the PROXY protocol, as from a proxy in front that says whose it is.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub accept_proxy: bool,
+    /// Whether connections to replicas begin with such a word: `v1` or `v2`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub send_proxy: Option<ProxyVersion>,
+    /// Most connections at a time on one host; others wait until one is over. Any number where it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// A connection over which nothing went for so long is ended; none where it is not given. For UDP: when a silent client is forgotten
+    /// (60s).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Duration>,
+    /// Where a line for each connection is sent once it is over, as GELF over UDP: `10.0.0.5:12201`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub access_log: Option<SocketAddr>,
 }
 
 fn is_ingress(mode: &PublishMode) -> bool {
@@ -96,6 +132,31 @@ impl PortSpec {
     /// The port that the program in a container listens on: the target, else the published one.
     pub fn container_port(&self) -> Option<u16> {
         self.target.or(self.published)
+    }
+
+    /// What is wrong with it: a field, and why.
+    pub fn wrong(&self) -> Option<(&'static str, &'static str)> {
+        let said = [
+            ("balance", self.balance != Balance::default()),
+            ("accept_proxy", self.accept_proxy),
+            ("send_proxy", self.send_proxy.is_some()),
+            ("max_connections", self.max_connections.is_some()),
+            ("access_log", self.access_log.is_some()),
+            ("idle_timeout", self.idle_timeout.is_some()),
+        ];
+        let mut said = said.into_iter().filter(|(_, said)| *said).map(|(field, _)| field);
+        if self.mode == PublishMode::Host {
+            return said.next().map(|field| (field, "is the balancer's, which mode host goes past"));
+        }
+        let is_udp = self.protocol == Protocol::Udp;
+        if let Some(field) = said.find(|field| is_udp && !["balance", "idle_timeout"].contains(field)) {
+            return Some((field, "is for tcp alone"));
+        }
+        if self.max_connections == Some(0) {
+            return Some(("max_connections", "lets nobody in"));
+        }
+        let is_short = self.idle_timeout.is_some_and(|period| period < Duration::from_secs(1));
+        is_short.then_some(("idle_timeout", "is shorter than 1s"))
     }
 
     /// The port that a replica takes on its own host, where it is published there.

@@ -293,6 +293,9 @@ impl ServiceSpec {
             if host && port.published.is_none() {
                 return wrong(&format!("ports.{name}"), "has mode host, and nothing is published".into());
             }
+            if let Some((field, why)) = port.wrong() {
+                return wrong(&format!("ports.{name}.{field}"), why.into());
+            }
             if let Some(number) = port.published
                 && let Some(other) = published.insert((number, port.protocol), name)
             {

@@ -1,14 +1,15 @@
 //! The balancer's table: which ports it listens on, and who stands behind each.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::model::id::TaskId;
 use crate::model::port::{Balance, Protocol};
-use crate::model::route::RouteSpec;
+use crate::model::route::{ProxyVersion, RouteSpec};
+use crate::model::units::Duration;
 
 /// All listeners; a newer version replaces the older one whole.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -84,7 +85,7 @@ pub struct Target {
 }
 
 /// One published port.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Listener {
     /// Where it listens; all interfaces where none is given.
     pub address: Option<IpAddr>,
@@ -95,6 +96,21 @@ pub struct Listener {
     pub protocol: Protocol,
     /// How a backend is chosen.
     pub balance: Balance,
+    /// Whether every connection begins with a word of the PROXY protocol.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub accept_proxy: bool,
+    /// Whether connections to backends begin with such a word.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub send_proxy: Option<ProxyVersion>,
+    /// Most connections at a time; others wait.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
+    /// When a connection over which nothing goes is ended, or a silent client of UDP forgotten.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_timeout: Option<Duration>,
+    /// Where a line for each connection is sent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub access_log: Option<SocketAddr>,
     /// Who stands behind it.
     pub backends: Vec<Backend>,
 }
@@ -164,7 +180,10 @@ pub struct Status {
     /// What went by each route, by its name.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub routes: BTreeMap<String, Passed>,
-    /// What went to each replica by routes.
+    /// What went by each port: `service/port`, or as `fronts` names them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub ports: BTreeMap<String, Flowed>,
+    /// What went to each replica, by routes and ports.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub backends: BTreeMap<TaskId, Carried>,
     /// Where there are several balancers: the nodes whose balancer could not be asked, and why. They may still have an
@@ -198,6 +217,45 @@ impl Passed {
     }
 }
 
+/// What went by a port since the balancer started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct Flowed {
+    /// Connections that are open; for UDP clients that are served.
+    pub open: u32,
+    /// Connections accepted; for UDP clients.
+    pub connections: u64,
+    /// Those that no replica took.
+    pub refused: u64,
+    /// Tries beyond the first; of HTTP counted by route.
+    pub retries: u64,
+    /// Requests of HTTP that no route was for.
+    pub unrouted: u64,
+    /// Connections that sent what is no HTTP, or could be read in two ways, or do not say whose they are where they have to.
+    pub malformed: u64,
+    /// Bytes of clients.
+    pub bytes_in: u64,
+    /// Bytes for clients.
+    pub bytes_out: u64,
+}
+
+impl Flowed {
+    /// Adds what went by elsewhere.
+    pub fn add(&mut self, other: &Flowed) {
+        self.open = self.open.saturating_add(other.open);
+        let sums = [
+            (&mut self.connections, other.connections),
+            (&mut self.refused, other.refused),
+            (&mut self.retries, other.retries),
+            (&mut self.unrouted, other.unrouted),
+            (&mut self.malformed, other.malformed),
+            (&mut self.bytes_in, other.bytes_in),
+            (&mut self.bytes_out, other.bytes_out),
+        ];
+        sums.into_iter().for_each(|(sum, more)| *sum = sum.saturating_add(more));
+    }
+}
+
 impl Carried {
     /// Adds what was sent to it from elsewhere.
     pub fn add(&mut self, other: &Carried) {
@@ -210,7 +268,7 @@ impl Carried {
 /// What went to a replica since it is known to the balancer.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Carried {
-    /// Requests sent.
+    /// Requests sent, and connections.
     pub requests: u64,
     /// Those that failed for its sake: refused, broken off, too late.
     pub failures: u64,

@@ -11,10 +11,11 @@ use super::{Runtime, commands, cron, kv, logins, prepare, releases, scripts, sta
 use crate::client::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
 use crate::client::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use crate::client::members::JoinTicket;
+use crate::client::ports::PortInfo;
 use crate::client::routes::RouteInfo;
 use crate::client::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
 use crate::client::{Apply, Cluster, Info, LogEntry, LogsAsk, NameKind, ReleaseAction, ServiceStatus, Stream1};
-use crate::model::bundle::{HostedKind, Source};
+use crate::model::bundle::Source;
 use crate::model::cron::CronRun;
 use crate::model::event::Event;
 use crate::model::id::ServiceId;
@@ -298,6 +299,10 @@ impl Cluster for Runtime {
         Ok(self.list_routes())
     }
 
+    async fn ports(&self) -> Result<Vec<PortInfo>> {
+        Ok(self.list_ports())
+    }
+
     async fn set_route(&self, name: &Name, spec: RouteSpec) -> Result<RouteInfo> {
         self.put_route(name, spec).await
     }
@@ -479,22 +484,6 @@ impl Cluster for Runtime {
     }
 
     async fn names(&self, of: NameKind, prefix: &str, limit: usize) -> Result<Vec<String>> {
-        let world = self.world();
-        let some = |names: &mut dyn Iterator<Item = &str>| {
-            names.filter(|name| name.starts_with(prefix)).take(limit).map(str::to_owned).collect()
-        };
-        Ok(match of {
-            NameKind::Service => some(&mut world.services.keys().map(Name::as_str)),
-            NameKind::Route => some(&mut world.routes.keys().map(Name::as_str)),
-            NameKind::Script => some(&mut world.scripts.keys().map(Name::as_str)),
-            NameKind::Node => some(&mut world.nodes.values().map(|node| node.hostname.as_str())),
-            NameKind::Cron => {
-                let epoch = self.parts.host.epoch();
-                let crons = epoch.registrations.keys().filter(|(kind, _)| *kind == HostedKind::Cron);
-                some(&mut crons.map(|(_, name)| name.as_str()))
-            }
-            NameKind::Kv => kv::names(&*self.parts.store, "kv", prefix, limit)?,
-            NameKind::Secret | NameKind::Config => kv::names(&*self.parts.store, of.as_str(), prefix, limit)?,
-        })
+        self.names_of(of, prefix, limit)
     }
 }

@@ -8,7 +8,7 @@ use crate::model::id::TaskId;
 use crate::model::route::RouteSpec;
 use crate::model::service::{Mode, Service};
 use crate::model::task::Task;
-use crate::network::table::{Carried, Front, Listener, Passed};
+use crate::network::table::{Carried, Flowed, Front, Listener, Passed};
 use crate::scheduler::world::World;
 use crate::scheduler::{routing, slots};
 
@@ -25,7 +25,9 @@ pub struct Confirmed {
     pub failed: BTreeMap<String, String>,
     /// What has gone by routes.
     pub passed: Arc<BTreeMap<String, Passed>>,
-    /// What has gone to replicas by routes.
+    /// What has gone by ports.
+    pub flowed: Arc<BTreeMap<String, Flowed>>,
+    /// What has gone to replicas by routes and ports.
     pub carried: Arc<BTreeMap<TaskId, Carried>>,
     /// Routes with a certificate that cannot be used, and why.
     pub unread: Arc<BTreeMap<String, String>>,

@@ -33,6 +33,8 @@ const STOPS: usize = 16;
 const STOP_WITHIN: Duration = Duration::from_secs(5);
 /// How often in a row a table is overtaken at once.
 const OVERTAKEN: u32 = 5;
+/// How often what is counted is told on, at most.
+const COUNTS: Duration = Duration::from_secs(1);
 /// How often a balancer is looked at that gives no cause.
 const WATCH: Duration = Duration::from_secs(5);
 
@@ -63,6 +65,8 @@ struct Traffic {
     certificates: Certificates,
     // Routes with a certificate that cannot be used, and why.
     unread: Arc<BTreeMap<String, String>>,
+    // When what is counted was told on.
+    counted: Timestamp,
     // Who may still be sent requests by some balancer's routes.
     routed: BTreeSet<TaskId>,
 }
@@ -94,6 +98,7 @@ pub fn spawn(
         missed: BTreeSet::new(),
         certificates: Certificates::default(),
         unread: Arc::default(),
+        counted: Timestamp(0),
         routed: BTreeSet::new(),
         parts,
     };
@@ -297,7 +302,13 @@ impl Traffic {
         let silent: BTreeSet<String> = status.missing.keys().cloned().collect();
         let same = last.heard && last.silent == silent && last.failed == status.failed && last.trouble.is_none();
         let same_table = *last.listeners == self.table.listeners && *last.fronts == self.table.fronts;
-        let same_counts = *last.passed == status.routes && *last.carried == status.backends;
+        // While somebody drains it is asked often; what is counted is told on less often.
+        let now = self.parts.clock.now();
+        let same_counts = now < self.counted.after(COUNTS.into())
+            || *last.passed == status.routes && *last.carried == status.backends && *last.flowed == status.ports;
+        if !same_counts {
+            self.counted = now;
+        }
         if !same || !same_table || !same_counts || last.unread != self.unread {
             let (listeners, fronts) = match same_table {
                 true => (last.listeners, last.fronts),
@@ -309,6 +320,7 @@ impl Traffic {
                 listeners,
                 failed: status.failed.clone(),
                 passed: Arc::new(status.routes.clone()),
+                flowed: Arc::new(status.ports.clone()),
                 carried: Arc::new(status.backends.clone()),
                 fronts,
                 unread: self.unread.clone(),

@@ -126,6 +126,11 @@ pub fn listeners<'a>(world: &'a World, service: &'a Service) -> impl Iterator<It
             port: port.published?,
             protocol: port.protocol,
             balance: port.balance,
+            accept_proxy: port.accept_proxy,
+            send_proxy: port.send_proxy,
+            max_connections: port.max_connections,
+            idle_timeout: port.idle_timeout,
+            access_log: port.access_log,
             backends,
         };
         Some((format!("{name}/{port_name}"), listener))

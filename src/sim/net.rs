@@ -1,6 +1,6 @@
 //! The network of a simulation: replicas by their addresses, published ports and routes on every node, nobody else.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -10,8 +10,7 @@ use crate::engines::sim::{Answer, SimEngine};
 use crate::model::port::Protocol;
 use crate::model::route::plain_path;
 use crate::model::{Error, Kind, Result};
-use crate::network::balancer::choose::Chooser;
-use crate::network::balancer::{Balancer, Routing, Wish, plain_host};
+use crate::network::balancer::{Balancer, Choice, Peers, Routing, Wish, plain_host};
 use crate::network::table::{Status, Table};
 use crate::network::{Network, Request, Response};
 
@@ -22,7 +21,8 @@ const LATENCY: Duration = Duration::from_millis(1);
 #[derive(Default)]
 pub struct Routes {
     table: Table,
-    choosers: BTreeMap<String, Chooser>,
+    choices: BTreeMap<String, Choice>,
+    peers: Peers,
     routing: Routing,
 }
 
@@ -50,7 +50,7 @@ impl SimNetwork {
         let (host, port) = address.rsplit_once(':')?;
         let port: u16 = port.parse().ok()?;
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
-        let Routes { table, choosers, routing } = &mut *routes;
+        let Routes { table, choices, routing, .. } = &mut *routes;
         let is_here = ["localhost", "127.0.0.1", "[::1]"].contains(&host) || self.hosts.contains(host);
         if let Some((front, known)) = table.fronts.iter().find(|(_, front)| front.port == port) {
             // A name that a route is for leads to these hosts.
@@ -62,16 +62,15 @@ impl SimNetwork {
         }
         let (name, listener) =
             table.listeners.iter().find(|(_, listener)| listener.port == port && listener.protocol == Protocol::Tcp)?;
-        let chooser = choosers.entry(name.clone()).or_default();
+        let choice = choices.get_mut(name)?;
         let mut tried = Vec::new();
         // As the balancer does: a refused connection is tried elsewhere.
         loop {
-            let chosen = chooser.choose(listener.balance, &listener.backends, &tried, &HashMap::new())?;
-            let backend = &listener.backends[chosen];
-            if let Some(answer) = self.engine.answer(&backend.address, path) {
+            let picked = choice.choose(&listener.balance.into(), &Wish { tried: &tried, ..Wish::default() })?;
+            if let Some(answer) = self.engine.answer(&picked.peer().address, path) {
                 return Some(answer);
             }
-            tried.push(backend.id);
+            tried.push(picked.peer().id);
         }
     }
 
@@ -166,10 +165,15 @@ impl Balancer for SimBalancer {
 
     async fn push(&mut self, table: &Table) -> Result<Status> {
         let mut routes = self.routes();
-        routes.choosers.retain(|name, _| table.listeners.contains_key(name));
-        for (name, chooser) in &mut routes.choosers {
-            chooser.retain(&table.listeners[name].backends);
+        let Routes { table: before, choices, peers, .. } = &mut *routes;
+        choices.retain(|name, _| table.listeners.contains_key(name));
+        for (name, listener) in &table.listeners {
+            let is_same = before.listeners.get(name).is_some_and(|before| before.backends == listener.backends);
+            if !is_same {
+                choices.insert(name.clone(), peers.choice(&listener.backends, 0));
+            }
         }
+        peers.tidy();
         routes.routing.take(table);
         routes.table = table.clone();
         Ok(Status { version: table.version, ..Status::default() })

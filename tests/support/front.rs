@@ -76,6 +76,14 @@ impl Balancer {
         status
     }
 
+    /// Takes these ports, and no routes.
+    pub fn listeners(&mut self, listeners: &Value) -> Value {
+        self.version += 1;
+        let status = self.ask(&json!({ "table": { "version": self.version, "listeners": listeners } }));
+        assert_eq!((&status["version"], &status["failed"]), (&json!(self.version), &json!({})), "{status}");
+        status
+    }
+
     /// A connection of a client.
     pub fn connect(&self) -> TcpStream {
         let stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();

@@ -79,7 +79,18 @@ fn read(port: &Value) -> Option<PortSpec> {
 fn one(text: &str) -> Result<(Option<String>, PortSpec)> {
     let fields = crate::model::spellings::comma_separated(text);
     let fields = fields.map_err(|why| Error::invalid(format!("--publish {text:.80?}"), why))?;
-    let keys = ["published", "target", "protocol", "mode"];
+    let keys = [
+        "published",
+        "target",
+        "protocol",
+        "mode",
+        "balance",
+        "accept-proxy",
+        "send-proxy",
+        "max-connections",
+        "idle-timeout",
+        "access-log",
+    ];
     let is_long = fields.iter().all(|field| field.split_once('=').is_some_and(|(key, _)| keys.contains(&key)));
     if !is_long {
         return match text.split_once('=') {
@@ -102,7 +113,19 @@ fn one(text: &str) -> Result<(Option<String>, PortSpec)> {
             ("published", _) => port.published = number()?,
             ("target", _) => port.target = number()?,
             ("protocol", _) => port.protocol = value.parse().map_err(about)?,
-            (_, _) => port.mode = value.parse().map_err(about)?,
+            ("mode", _) => port.mode = value.parse().map_err(about)?,
+            // What Docker has no words for is read as in a description.
+            (key, _) => {
+                let value = match key {
+                    "accept-proxy" => value.parse().map(Value::Bool).ok(),
+                    "max-connections" => value.parse::<u32>().map(Value::from).ok(),
+                    _ => None,
+                }
+                .unwrap_or_else(|| json!(value));
+                let mut whole = json!(port);
+                whole[key.replace('-', "_")] = value;
+                port = crate::model::strict::read(&format!("--publish {text:.80?}"), &whole)?;
+            }
         }
     }
     if port.target.is_none() {

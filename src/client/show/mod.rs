@@ -3,6 +3,7 @@
 pub mod catalog;
 mod native;
 mod objects;
+mod ports;
 mod routes;
 mod scripts;
 mod stats;
@@ -11,6 +12,7 @@ use comfy_table::{ContentArrangement, Table, presets};
 
 pub use native::{adoption, native_tasks, natives, notes};
 pub use objects::{logins, networks, volumes};
+pub use ports::ports;
 pub use routes::routes;
 pub use scripts::{
     crons, event, failed, history, kv, last_line, registrations, script_calls, scripts, source, value, values,

@@ -103,7 +103,7 @@ fn used(stats: &Stats) -> [String; 9] {
 }
 
 // In the largest unit that leaves a whole part, with three digits.
-fn amount(bytes: Bytes) -> String {
+pub(super) fn amount(bytes: Bytes) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let (mut value, mut unit) = (bytes.0 as f64, 0);
     while value >= 1024.0 && unit + 1 < UNITS.len() {

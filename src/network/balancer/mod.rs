@@ -4,16 +4,19 @@
 //! TCP: one thread, one epoll loop, no runtime: what is read is written on at once from one shared buffer, and only what
 //! the other side does not take is kept. HTTP and UDP have threads of their own.
 
-pub mod choose;
 pub mod client;
 mod control;
 mod datagram;
 mod event_loop;
 mod http;
+mod lines;
 mod owner;
-mod pair;
+mod peers;
+mod pick;
 mod process;
+mod proxy;
 mod sockets;
+mod tcp;
 mod udp;
 
 use std::path::{Path, PathBuf};
@@ -24,7 +27,9 @@ use serde::{Deserialize, Serialize};
 use super::table::{Status, Table};
 use crate::model::Result;
 
-pub use http::{Routing, Wish, certified, plain_host};
+pub use http::{Routing, certified, plain_host};
+pub use peers::Peers;
+pub use pick::{Choice, Wish};
 pub use process::main;
 
 /// What carries published ports to replicas, as the runtime sees it.

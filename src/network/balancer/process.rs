@@ -9,7 +9,6 @@ use mio::{Interest, Poll};
 
 use super::control::take_over;
 use super::event_loop::{CONTROL_LISTENER, LIFELINE, Loop};
-use super::http::Http;
 use super::{socket_path, udp};
 
 /// Runs the balancer of `folder` until it is told to stop, or has handed over and served its last connection. With
@@ -36,7 +35,9 @@ pub fn main(folder: &Path, lifeline: bool, threads: usize) -> io::Result<()> {
     if lifeline {
         poll.registry().register(&mut mio::unix::SourceFd(&stdin.as_raw_fd()), LIFELINE, Interest::READABLE)?;
     }
-    let mut inner = Loop::new(poll, Http::new(threads));
+    let seed = u64::from(std::process::id()) << 32
+        ^ std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64);
+    let mut inner = Loop::new(poll, threads, seed)?;
     for (name, socket) in inherited {
         match name.strip_prefix(udp::PREFIX) {
             Some(name) => inner.udp.inherit(name, std::net::UdpSocket::from(socket)),

@@ -1,5 +1,6 @@
 //! What is asked of the kernel for each connection.
 
+use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use mio::net::TcpStream;
@@ -38,4 +39,10 @@ pub fn is_unheard(stream: &TcpStream) -> bool {
     let told =
         unsafe { libc::getsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, libc::TCP_INFO, place, &raw mut length) };
     told == 0 && info.tcpi_retransmits >= 4
+}
+
+/// Whether a connection failed for want of something on this host: no fault of any replica's.
+pub fn is_own(error: &io::Error) -> bool {
+    let known = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
+    error.raw_os_error().is_some_and(|number| known.contains(&number))
 }

@@ -15,7 +15,7 @@ use mio::{Events, Poll, Token, Waker};
 use self::flows::{Open, State};
 use super::{datagram, owner};
 use crate::model::port::Protocol;
-use crate::network::table::{Listener, Status, Table};
+use crate::network::table::{Flowed, Listener, Status, Table};
 
 /// Before the name of a socket that is handed over.
 pub const PREFIX: &str = "udp:";
@@ -29,8 +29,8 @@ const PORTS: usize = 28_232;
 const WAKER: Token = Token(usize::MAX - 1);
 
 /// The ports of UDP of one balancer.
-#[derive(Default)]
 pub struct Udp {
+    seed: u64,
     shared: Option<(Arc<Shared>, Arc<Waker>)>,
     inherited: BTreeMap<String, std::net::UdpSocket>,
     failed: BTreeMap<String, String>,
@@ -63,6 +63,11 @@ fn is_udp(listener: &Listener) -> bool {
 }
 
 impl Udp {
+    /// None yet; `seed` tells hosts apart.
+    pub fn new(seed: u64) -> Self {
+        Udp { seed, shared: None, inherited: BTreeMap::new(), failed: BTreeMap::new() }
+    }
+
     /// Takes a socket of the balancer before this one; what comes to it waits in the kernel until the first table.
     pub fn inherit(&mut self, name: &str, socket: std::net::UdpSocket) {
         self.inherited.insert(name.to_owned(), socket);
@@ -77,7 +82,7 @@ impl Udp {
         let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
         let most = limit.map_or(256, |(soft, _)| usize::try_from(soft / 4).unwrap_or(MOST));
         let most = most.min(ports() / 2).clamp(64, MOST);
-        let state = State::new(poll.registry().try_clone()?, most);
+        let state = State::new(poll.registry().try_clone()?, most, self.seed);
         let state = Arc::new(Shared { state: Mutex::new(state), waiting: AtomicU32::new(0) });
         let served = state.clone();
         std::thread::Builder::new().name("udp".into()).spawn(move || serve(poll, &served))?;
@@ -111,9 +116,9 @@ impl Udp {
         let gone: Vec<usize> = state.listeners.iter().filter(|(_, open)| gone(open)).map(|(index, _)| *index).collect();
         gone.into_iter().for_each(|index| state.close_listener(index));
         for (name, spec) in wanted {
-            if let Some(open) = state.listeners.values_mut().find(|open| open.name == *name) {
-                open.chooser.retain(&spec.backends);
-                open.spec = spec.clone();
+            let known = state.listeners.iter().find(|(_, open)| open.name == *name).map(|(index, _)| *index);
+            if let Some(index) = known {
+                state.renew(index, spec.clone());
                 continue;
             }
             let opened = match self.inherited.remove(name).filter(|socket| is_at(socket, spec)) {
@@ -181,9 +186,12 @@ impl Udp {
     pub fn follow(&mut self, table: &Table) {
         let Some((state, _)) = &self.shared else { return };
         let mut state = state.control();
-        for open in state.listeners.values_mut() {
+        for index in state.listeners.keys().copied().collect::<Vec<_>>() {
+            let Some(open) = state.listeners.get(&index) else { continue };
             let now = table.listeners.get(&open.name).filter(|one| is_udp(one));
-            open.spec.backends = now.map(|one| one.backends.clone()).unwrap_or_default();
+            let backends = now.map(|one| one.backends.clone()).unwrap_or_default();
+            let spec = Listener { backends, ..open.spec.clone() };
+            state.renew(index, spec);
         }
         state.settle();
     }
@@ -198,11 +206,16 @@ impl Udp {
         status.failed.extend(self.failed.clone());
         let Some((state, _)) = &self.shared else { return };
         let state = state.control();
-        for (task, open) in &state.open {
-            *status.connections.entry(*task).or_default() += open;
+        for (task, open) in state.peers.open() {
+            *status.connections.entry(task).or_default() += open;
         }
-        status.accepted += state.accepted;
-        status.refused += state.refused;
+        state.peers.count(&mut status.backends);
+        for open in state.listeners.values() {
+            let flowed = Flowed { open: u32::try_from(open.flows).unwrap_or(u32::MAX), ..open.flowed };
+            status.accepted += flowed.connections;
+            status.refused += flowed.refused;
+            status.ports.insert(open.name.clone(), flowed);
+        }
     }
 }
 

@@ -39,6 +39,16 @@ pub fn of(spec: &ServiceSpec) -> Vec<String> {
         if port.balance != Balance::default() {
             notes.push(format!("ports.{name}: connections go to the tasks in turn"));
         }
+        let said = [
+            ("accept_proxy", port.accept_proxy),
+            ("send_proxy", port.send_proxy.is_some()),
+            ("max_connections", port.max_connections.is_some()),
+            ("idle_timeout", port.idle_timeout.is_some()),
+            ("access_log", port.access_log.is_some()),
+        ];
+        for (field, _) in said.into_iter().filter(|(_, said)| *said) {
+            notes.push(format!("ports.{name}.{field}: the Swarm knows nothing of the kind"));
+        }
     }
     for route in &spec.routes {
         notes.push(format!("routes: nobody answers for {} any more", route.shown()));

@@ -12,7 +12,7 @@ use crate::client::scripts::{Back, Push};
 use crate::script::value::{from_timed, raise};
 
 /// What `install` sets.
-pub const NAMES: [&str; 16] = [
+pub const NAMES: [&str; 17] = [
     "cluster",
     "service",
     "services",
@@ -21,6 +21,7 @@ pub const NAMES: [&str; 16] = [
     "volumes",
     "route",
     "routes",
+    "ports",
     "natives",
     "registry",
     "discovery",

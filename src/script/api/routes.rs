@@ -1,4 +1,4 @@
-//! `route` describes one that stands for itself, `routes` finds them.
+//! `route` describes one that stands for itself, `routes` finds them; `ports` finds what is listened on.
 
 use std::sync::Arc;
 
@@ -40,7 +40,7 @@ fn described(cluster: &Arc<dyn Cluster>, name: &str, table: Table) -> mlua::Resu
     Ok(Description { cluster: cluster.clone(), name, spec })
 }
 
-/// Sets both.
+/// Sets them.
 pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
     let shared = cluster.clone();
     let route = lua.create_function(move |lua, (name, table): (String, Value)| {
@@ -85,5 +85,17 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
         })?,
     )?;
     routes.set_readonly(true);
-    lua.globals().set("routes", routes)
+    lua.globals().set("routes", routes)?;
+
+    let ports = lua.create_table()?;
+    let shared = cluster.clone();
+    ports.set(
+        "list",
+        lua.create_async_function(move |lua, ()| {
+            let cluster = shared.clone();
+            async move { from_record(&lua, &cluster.ports().await.map_err(raise)?) }
+        })?,
+    )?;
+    ports.set_readonly(true);
+    lua.globals().set("ports", ports)
 }

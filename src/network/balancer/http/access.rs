@@ -1,33 +1,15 @@
-//! A line for each request, as GELF over UDP to whoever collects them: sent once the answer is over, and lost where nobody takes it.
+//! A line for each request, sent once the answer is over.
 
-use std::cell::{Cell, RefCell};
-use std::net::{Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::time::{Instant, SystemTime};
+use std::time::Instant;
 
 use serde_json::json;
 
 use super::routes::Way;
 use crate::model::id::TaskId;
-
-/// Longest text of a field, in bytes; a line stays within one datagram of an ordinary network.
-const MAX_TEXT: usize = 512;
-
-/// Sends lines.
-#[derive(Debug)]
-pub struct Lines {
-    host: String,
-    // One for each family of addresses, made when it is needed.
-    sockets: RefCell<[Option<UdpSocket>; 2]>,
-}
-
-impl Default for Lines {
-    fn default() -> Self {
-        let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-        Lines { host, sockets: RefCell::default() }
-    }
-}
+use crate::network::balancer::lines::{Lines, cut};
 
 /// A request's line; sent when it is dropped.
 pub struct Line {
@@ -51,7 +33,7 @@ impl Line {
     pub fn begin(lines: &Rc<Lines>, way: &Arc<Way>, asked: impl FnOnce() -> ([String; 4], String)) -> Option<Self> {
         way.spec.access_log.as_ref()?;
         let (mut asked, mut agent) = asked();
-        asked.iter_mut().chain([&mut agent]).for_each(|text| text.truncate(text.floor_char_boundary(MAX_TEXT)));
+        asked.iter_mut().chain([&mut agent]).for_each(cut);
         Some(Line {
             lines: lines.clone(),
             way: way.clone(),
@@ -70,14 +52,9 @@ impl Drop for Line {
         let Some(to) = self.way.spec.access_log else { return };
         let [method, host, path, client] = &self.asked;
         let status = self.status.get();
-        let now = SystemTime::UNIX_EPOCH.elapsed().map_or(0.0, |time| time.as_secs_f64());
-        let mut line = json!({
-            "version": "1.1",
-            "host": self.lines.host,
-            "timestamp": now,
-            // Notice where the server's side failed, else information (RFC 5424).
-            "level": if status >= 500 { 5 } else { 6 },
-            "short_message": format!("{method} {host}{path} {status}"),
+        // Notice where the server's side failed, else information.
+        let level = if status >= 500 { 5 } else { 6 };
+        let fields = json!({
             "_route": self.way.name,
             "_method": method,
             "_http_host": host,
@@ -86,25 +63,9 @@ impl Drop for Line {
             "_user_agent": self.agent,
             "_status": status,
             "_duration_ms": self.began.elapsed().as_secs_f64() * 1000.0,
+            "_bytes": self.bytes.get(),
+            "_task": self.task.get().map(|task| task.to_string()),
         });
-        if let Some(bytes) = self.bytes.get() {
-            line["_bytes"] = json!(bytes);
-        }
-        if let Some(task) = self.task.get() {
-            line["_task"] = json!(task.to_string());
-        }
-        let mut sockets = self.lines.sockets.borrow_mut();
-        let socket = &mut sockets[usize::from(to.is_ipv6())];
-        if socket.is_none() {
-            let opened = match to.is_ipv6() {
-                true => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0)),
-                false => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)),
-            };
-            *socket = opened.ok().filter(|socket| socket.set_nonblocking(true).is_ok());
-        }
-        if let Some(socket) = socket {
-            // Nobody waits for who collects them.
-            let _ = socket.send_to(line.to_string().as_bytes(), to);
-        }
+        self.lines.send(to, level, &format!("{method} {host}{path} {status}"), fields);
     }
 }

@@ -14,14 +14,15 @@ use super::access::Line;
 use super::carry::{Broken, Carry, poll_fill};
 use super::exchange::{After, Exchange, Failed};
 use super::head::{self, Bad, Body, Head, MAX_HEAD};
-use super::pick::{Picked, Wish};
-use super::pool::{Upstream, is_own};
-use super::proxy;
+use super::pool::Upstream;
 use super::rewrite::{self, From};
 use super::watch::{Late, Watch};
 use super::worker::{Worker, asked, redirected};
 use crate::model::id::TaskId;
 use crate::model::route::{RouteProtocol, RouteSpec};
+use crate::network::balancer::pick::{Picked, Wish};
+use crate::network::balancer::proxy;
+use crate::network::balancer::sockets::is_own;
 
 /// How a connection begins that speaks HTTP/2.
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\n";
@@ -130,7 +131,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let (index, way) = match found {
             Ok(Some(found)) => found,
             Ok(None) => {
-                self.worker.note_lost();
+                self.from.tally.note_unrouted();
                 return self.tell(404, "no route leads there", true).await;
             }
             Err(bad) => {

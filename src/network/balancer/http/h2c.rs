@@ -24,13 +24,13 @@ use super::access::Line;
 use super::h1::{ANSWER, RETRIES};
 use super::h2::{Here, Kept, Out, told};
 use super::head::{Kind, kind};
-use super::pick::{Peer, Picked, Wish};
-use super::pool::is_own;
 use super::rewrite::{self, From};
 use super::routes::Way;
 use super::worker::{Named, Worker};
 use crate::model::id::TaskId;
 use crate::model::route::RouteSpec;
+use crate::network::balancer::pick::{Peer, Picked, Wish};
+use crate::network::balancer::sockets::is_own;
 
 /// How often a replica is asked whether it is there, and how long it has to say so.
 const ALIVE: (std::time::Duration, std::time::Duration) =

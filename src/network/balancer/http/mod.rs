@@ -1,6 +1,6 @@
 //! Ports where HTTP is spoken: threads of their own beside the loop, which tells them what to do.
 //!
-//! A request's head is read (`head`), its route found (`routes`), a replica chosen (`pick`), a connection to it taken (`pool`), the head
+//! A request's head is read (`head`), its route found (`routes`), a replica chosen (`super::pick`), a connection to it taken (`pool`), the head
 //! sent on (`rewrite`) and bodies carried in both directions (`carry`), by a task of the client's connection (`h1`). Nothing is
 //! started for a request of HTTP/1.1, and no timer is set (`watch`); one of HTTP/2 has a session of its own (`h2`), or is a stream (`h2c`).
 
@@ -13,17 +13,15 @@ mod h2;
 mod h2c;
 mod head;
 mod own;
-mod pick;
 mod pool;
-mod proxy;
 mod rewrite;
 mod routes;
+mod tally;
 mod through;
 mod tls;
 mod watch;
 mod worker;
 
-pub use pick::Wish;
 pub use routes::{Routing, plain_host};
 pub use tls::certified;
 
@@ -39,7 +37,7 @@ use tokio::sync::mpsc;
 
 use self::worker::{Command, Shared};
 use super::owner;
-use crate::network::table::{Certificate, Front, Status, Table};
+use crate::network::table::{Certificate, Flowed, Front, Status, Table};
 
 /// What tells a front's socket from a port's in a handover.
 const PREFIX: &str = "front/";
@@ -60,10 +58,8 @@ pub struct Http {
 }
 
 impl Http {
-    /// So many threads; they are started when there is something to do.
-    pub fn new(threads: usize) -> Self {
-        let seed = u64::from(std::process::id()) << 32
-            ^ std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64);
+    /// So many threads; they are started when there is something to do. `seed` tells hosts apart.
+    pub fn new(threads: usize, seed: u64) -> Self {
         Http {
             shared: Shared::new(seed),
             threads: threads.max(1),
@@ -236,11 +232,18 @@ impl Http {
         for (task, open) in routing.open() {
             *status.connections.entry(task).or_default() += open;
         }
-        (status.routes, status.backends) = routing.counts();
+        let (routes, backends) = routing.counts();
+        status.routes = routes;
+        backends.iter().for_each(|(task, carried)| status.backends.entry(*task).or_default().add(carried));
         drop(routing);
         status.failed.extend(self.failed.iter().map(|(name, why)| (name.clone(), why.clone())));
-        status.accepted += self.shared.accepted.load(Ordering::Relaxed);
-        status.unrouted = self.shared.lost.load(Ordering::Relaxed);
-        status.malformed = self.shared.malformed.load(Ordering::Relaxed);
+        for (name, tallies) in &*self.shared.tallies() {
+            let mut flowed = Flowed::default();
+            tallies.iter().for_each(|tally| flowed.add(&tally.told()));
+            status.accepted += flowed.connections;
+            status.unrouted += flowed.unrouted;
+            status.malformed += flowed.malformed;
+            status.ports.insert(name.clone(), flowed);
+        }
     }
 }

@@ -48,7 +48,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     pub(super) async fn refuse(&mut self, bad: Bad) {
-        self.worker.note_bad();
+        self.from.tally.note_malformed();
         self.out.clear();
         rewrite::own(&mut self.out, bad.status, &[], &format!("{}\n", bad.why), false, true);
         self.watch.allow(HEAD);

@@ -10,8 +10,8 @@ use bytes::BytesMut;
 use rustc_hash::FxHashMap;
 use tokio::net::TcpStream;
 
-use super::pick::Peer;
 use super::watch::{Late, Watch};
+use crate::network::balancer::pick::Peer;
 
 /// How long a replica has to accept a connection before another is tried.
 pub const CONNECT: Duration = Duration::from_secs(3);
@@ -92,12 +92,6 @@ impl Pool {
             !kept.is_empty()
         });
     }
-}
-
-/// Whether a connection failed for want of something on this host: no fault of any replica's.
-pub fn is_own(error: &io::Error) -> bool {
-    let known = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];
-    error.raw_os_error().is_some_and(|number| known.contains(&number))
 }
 
 impl Upstream {

@@ -2,9 +2,11 @@
 
 use std::io::Write;
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 
 use super::head::{Body, Head, Kind};
 use super::routes::Way;
+use super::tally::Tally;
 use crate::model::route::{RouteSpec, plain_path};
 
 /// By way of whom a request came.
@@ -20,13 +22,16 @@ pub struct From {
     pub port: u16,
     /// Whether it came by TLS.
     pub is_secure: bool,
+    /// Where it is counted.
+    pub tally: Arc<Tally>,
 }
 
 impl From {
     /// Somebody at an address, who came to a port.
-    pub fn new(client: SocketAddr, port: u16) -> Self {
+    pub fn new(client: SocketAddr, port: u16, tally: &Arc<Tally>) -> Self {
         let ip = client.ip().to_canonical();
-        From { ip, peer_port: client.port(), address: ip.to_string(), port, is_secure: false }
+        let (address, tally) = (ip.to_string(), tally.clone());
+        From { ip, peer_port: client.port(), address, port, is_secure: false, tally }
     }
 
     /// The scheme of what it asked for.

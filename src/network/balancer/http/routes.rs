@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::pick::{Choice, Peer, Picked, Slot, Wish};
 use crate::model::id::TaskId;
 use crate::model::route::{RouteSpec, plain_path};
+use crate::network::balancer::pick::{Choice, Peer, Picked, Slot, Wish};
 use crate::network::table::{Carried, Front, Passed, Route, TIMES, Table, Target};
 
 /// What shares are counted in.

@@ -10,14 +10,15 @@ use smallvec::SmallVec;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::pick::Wish;
-use super::pool::is_own;
-use super::proxy;
 use super::rewrite::From;
 use super::routes::Way;
+use super::tally::Counted;
 use super::watch::Watch;
 use super::worker::Worker;
 use crate::model::id::TaskId;
+use crate::network::balancer::pick::Wish;
+use crate::network::balancer::proxy;
+use crate::network::balancer::sockets::is_own;
 
 /// Longest beginning of a handshake, in bytes.
 const MAX_HELLO: usize = 32 * 1024;
@@ -25,7 +26,7 @@ const MAX_HELLO: usize = 32 * 1024;
 const PIPE: usize = 32 * 1024;
 
 /// Reads the beginning of a handshake: what was read, and the name that is asked for, in lower case.
-pub async fn hello(stream: &mut TcpStream) -> io::Result<(BytesMut, String)> {
+pub async fn hello(stream: &mut Counted<TcpStream>) -> io::Result<(BytesMut, String)> {
     let mut begun = BytesMut::with_capacity(2 * 1024);
     let mut acceptor = rustls::server::Acceptor::default();
     let mut taken = 0;
@@ -54,7 +55,7 @@ pub async fn carry(
     front: &str,
     (index, way): (usize, Arc<Way>),
     from: &From,
-    mut stream: TcpStream,
+    mut stream: Counted<TcpStream>,
     begun: BytesMut,
     watch: &Watch,
 ) {

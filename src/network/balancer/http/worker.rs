@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 use std::cell::RefCell;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -14,19 +14,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, mpsc};
 use tokio::task::{JoinHandle, LocalSet};
 
-use super::access::Lines;
 use super::h1::Session;
 use super::h2::{self, Begun};
 use super::h2c::Streams;
 use super::head::Bad;
-use super::pick::{Picked, Wish, text_hash};
 use super::pool::Pool;
-use super::proxy;
 use super::rewrite::From;
 use super::routes::{Routing, Way, plain_host};
+use super::tally::{Counted, Tally};
 use super::through;
 use super::watch::{LOOK, Late, Watch, Watches};
 use crate::model::route::{HashBy, RouteBalance, RouteSpec, plain_path};
+use crate::network::balancer::lines::Lines;
+use crate::network::balancer::pick::{Picked, Wish, text_hash};
+use crate::network::balancer::proxy;
 
 /// How long a client has for the handshake of TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -49,12 +50,8 @@ pub struct Shared {
     pub closing: AtomicUsize,
     // Most connections of clients: each takes one to a replica as well.
     most: usize,
-    /// Connections accepted.
-    pub accepted: AtomicU64,
-    /// Requests that no route was for.
-    pub lost: AtomicU64,
-    /// What was no HTTP, or could be read in two ways.
-    pub malformed: AtomicU64,
+    // What each thread counts, by front.
+    tallies: Mutex<BTreeMap<String, Vec<Arc<Tally>>>>,
 }
 
 impl Shared {
@@ -69,9 +66,7 @@ impl Shared {
             connections: AtomicUsize::new(0),
             closing: AtomicUsize::new(0),
             most: most_connections(),
-            accepted: AtomicU64::new(0),
-            lost: AtomicU64::new(0),
-            malformed: AtomicU64::new(0),
+            tallies: Mutex::default(),
         })
     }
 
@@ -88,6 +83,22 @@ impl Shared {
     /// Fronts whose connections begin with the PROXY protocol.
     pub fn proxied(&self) -> MutexGuard<'_, HashSet<String>> {
         self.proxied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What each thread counts, by front.
+    pub fn tallies(&self) -> MutexGuard<'_, BTreeMap<String, Vec<Arc<Tally>>>> {
+        self.tallies.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // One's own; that of one who counts no more goes on.
+    fn tally(&self, front: &str) -> Arc<Tally> {
+        let mut all = self.tallies();
+        let known = all.entry(front.to_owned()).or_default();
+        if let Some(free) = known.iter().find(|tally| Arc::strong_count(tally) == 1) {
+            return free.clone();
+        }
+        known.push(Arc::default());
+        known[known.len() - 1].clone()
     }
 
     /// Whether connections are to end.
@@ -200,6 +211,7 @@ impl Worker {
 
     async fn accept(self: Rc<Self>, front: Rc<str>, listener: TcpListener) {
         let port = listener.local_addr().map_or(0, |address| address.port());
+        let tally = self.shared.tally(&front);
         loop {
             match listener.accept().await {
                 Ok((stream, address)) => {
@@ -208,9 +220,9 @@ impl Worker {
                     if self.shared.connections.load(Ordering::Relaxed) > self.shared.most {
                         continue;
                     }
-                    self.shared.accepted.fetch_add(1, Ordering::Relaxed);
                     crate::network::balancer::sockets::prepare_any(std::os::fd::AsFd::as_fd(&stream));
-                    let from = From::new(address, port);
+                    let from = From::new(address, port, &tally);
+                    let stream = Counted::new(stream, &tally);
                     tokio::task::spawn_local(self.clone().serve(front.clone(), stream, from, open));
                 }
                 Err(error) if error.kind() == std::io::ErrorKind::ConnectionAborted => {}
@@ -219,15 +231,15 @@ impl Worker {
         }
     }
 
-    async fn serve(self: Rc<Self>, front: Rc<str>, mut stream: TcpStream, mut from: From, _open: Open) {
+    async fn serve(self: Rc<Self>, front: Rc<str>, mut stream: Counted<TcpStream>, mut from: From, _open: Open) {
         let watch = self.watches.begin(HANDSHAKE);
         if self.shared.proxied().contains(&*front) {
             match watch.bound(proxy::read(&mut stream)).await {
-                Ok(Ok(Some((client, to)))) => from = From::new(client, to.port()),
+                Ok(Ok(Some((client, to)))) => from = From::new(client, to.port(), &from.tally),
                 // It asks for itself, as a check does.
                 Ok(Ok(None)) => {}
                 Ok(Err(_)) | Err(Late) => {
-                    self.shared.malformed.fetch_add(1, Ordering::Relaxed);
+                    from.tally.note_malformed();
                     return;
                 }
             }
@@ -239,7 +251,7 @@ impl Worker {
         let has_through = self.shared.routing().has_through(&front);
         if has_through {
             let Ok(Ok((read, name))) = watch.bound(through::hello(&mut stream)).await else {
-                self.shared.malformed.fetch_add(1, Ordering::Relaxed);
+                from.tally.note_malformed();
                 return;
             };
             let way = self.shared.routing().way_through(&front, &name).map(|(index, way)| (index, way.clone()));
@@ -255,7 +267,7 @@ impl Worker {
                 h2::serve(self, stream, front, from).await;
             }
             Ok(Ok(stream)) => self.speak(front, stream, from, watch).await,
-            Ok(Err(_)) | Err(Late) => _ = self.shared.malformed.fetch_add(1, Ordering::Relaxed),
+            Ok(Err(_)) | Err(Late) => from.tally.note_malformed(),
         }
     }
 
@@ -309,16 +321,6 @@ impl Worker {
     /// Whether connections are to end.
     pub fn is_leaving(&self) -> bool {
         self.shared.is_leaving()
-    }
-
-    /// No route was for a request.
-    pub fn note_lost(&self) {
-        self.shared.lost.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Something was no HTTP.
-    pub fn note_bad(&self) {
-        self.shared.malformed.fetch_add(1, Ordering::Relaxed);
     }
 }
 

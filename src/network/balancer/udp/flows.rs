@@ -9,9 +9,11 @@ use mio::net::UdpSocket;
 use mio::{Interest, Registry, Token};
 
 use crate::model::id::TaskId;
-use crate::network::balancer::choose::Chooser;
+use crate::model::port::Balance;
 use crate::network::balancer::datagram::{self, Received};
-use crate::network::table::Listener;
+use crate::network::balancer::peers::Peers;
+use crate::network::balancer::pick::{Choice, Picked, Wish, text_hash};
+use crate::network::table::{Flowed, Listener};
 
 /// A client that is silent for this long is forgotten: the fuller it is (above a quarter, a half, three quarters), the sooner.
 const IDLE: [Duration; 4] =
@@ -30,8 +32,9 @@ pub struct Open {
     pub name: String,
     pub socket: UdpSocket,
     pub spec: Listener,
-    pub chooser: Chooser,
+    pub choice: Choice,
     pub flows: usize,
+    pub flowed: Flowed,
 }
 
 // Who has asked where: a port, and at which address of this host.
@@ -44,7 +47,7 @@ pub struct Flow {
     // Which address of this host it has asked.
     asked: Option<IpAddr>,
     socket: UdpSocket,
-    task: TaskId,
+    picked: Picked,
     tried: Vec<TaskId>,
     last: Instant,
     // When the replica was heard last, or was first asked.
@@ -58,6 +61,10 @@ pub struct Flow {
 }
 
 impl Flow {
+    fn task(&self) -> TaskId {
+        self.picked.peer().id
+    }
+
     fn asks(&self) -> Asks {
         (self.listener, self.client, self.asked)
     }
@@ -79,12 +86,11 @@ pub struct State {
     pub listeners: HashMap<usize, Open>,
     pub flows: HashMap<usize, Flow>,
     by_client: HashMap<Asks, usize>,
-    pub open: HashMap<TaskId, u32>,
+    pub peers: Peers,
+    seed: u64,
     pub busy: Vec<Token>,
     next: usize,
     most: usize,
-    pub accepted: u64,
-    pub refused: u64,
     /// Another has the ports: answers go back still.
     pub leaving: bool,
 }
@@ -96,19 +102,18 @@ fn is_away(error: &io::Error) -> bool {
 }
 
 impl State {
-    /// Without ports; `most`: how many clients are served at once.
-    pub fn new(registry: Registry, most: usize) -> Self {
+    /// Without ports; `most`: how many clients are served at once; `seed` tells hosts apart.
+    pub fn new(registry: Registry, most: usize, seed: u64) -> Self {
         State {
             registry,
             listeners: HashMap::new(),
             flows: HashMap::new(),
             by_client: HashMap::new(),
-            open: HashMap::new(),
+            peers: Peers::default(),
+            seed,
             busy: Vec::new(),
             next: 0,
             most,
-            accepted: 0,
-            refused: 0,
             leaving: false,
         }
     }
@@ -119,7 +124,8 @@ impl State {
         let index = self.next;
         self.next += 1;
         self.registry.register(&mut socket, Token(index), Interest::READABLE)?;
-        self.listeners.insert(index, Open { name, socket, spec, chooser: Chooser::default(), flows: 0 });
+        let choice = self.peers.choice(&spec.backends, self.seed);
+        self.listeners.insert(index, Open { name, socket, spec, choice, flows: 0, flowed: Flowed::default() });
         Ok(())
     }
 
@@ -143,12 +149,15 @@ impl State {
                 self.listeners.remove(&flow.listener);
             }
         }
-        if let Some(count) = self.open.get_mut(&flow.task) {
-            *count -= 1;
-            if *count == 0 {
-                self.open.remove(&flow.task);
-            }
+    }
+
+    /// What a table says of a port.
+    pub fn renew(&mut self, index: usize, spec: Listener) {
+        let Some(open) = self.listeners.get_mut(&index) else { return };
+        if open.spec.backends != spec.backends {
+            open.choice = self.peers.choice(&spec.backends, self.seed);
         }
+        open.spec = spec;
     }
 
     // Whose replica is not in the table any more is served by nobody: its next datagram finds another.
@@ -158,16 +167,17 @@ impl State {
             .iter()
             .map(|(index, open)| (*index, open.spec.backends.iter().map(|backend| backend.id).collect()))
             .collect();
-        let is_gone = |flow: &Flow| known.get(&flow.listener).is_none_or(|tasks| !tasks.contains(&flow.task));
+        let is_gone = |flow: &Flow| known.get(&flow.listener).is_none_or(|tasks| !tasks.contains(&flow.task()));
         let gone: Vec<usize> = self.flows.iter().filter(|(_, flow)| is_gone(flow)).map(|(index, _)| *index).collect();
         gone.into_iter().for_each(|index| self.end(index));
+        self.peers.tidy();
     }
 
     // Whether others are there for it, and its own is not any more.
     fn is_to_move(&self, flow: &Flow) -> bool {
         let Some(open) = self.listeners.get(&flow.listener) else { return false };
         let mut takers = open.spec.takers().peekable();
-        takers.peek().is_some() && !takers.any(|taker| taker == flow.task)
+        takers.peek().is_some() && !takers.any(|taker| taker == flow.task())
     }
 
     // Of the port that has most clients, those go that were silent for longest: those who asked without an answer, or have
@@ -189,8 +199,10 @@ impl State {
         let takers: HashMap<usize, HashSet<TaskId>> =
             self.listeners.iter().map(|(index, open)| (*index, open.spec.takers().collect())).collect();
         let is_silent = |flow: &Flow| {
-            let takes = takers.get(&flow.listener).is_some_and(|takers| takers.contains(&flow.task));
-            let idle = if takes && !self.leaving { IDLE[full] } else { IDLE_IF_DRAINED.min(IDLE[full]) };
+            let takes = takers.get(&flow.listener).is_some_and(|takers| takers.contains(&flow.task()));
+            let own = self.listeners.get(&flow.listener).and_then(|open| open.spec.idle_timeout);
+            let idle = own.map_or(IDLE[full], |own| if full == 0 { own.std() } else { own.std().min(IDLE[full]) });
+            let idle = if takes && !self.leaving { idle } else { IDLE_IF_DRAINED.min(idle) };
             now.duration_since(flow.last) >= idle
         };
         let silent: Vec<usize> =
@@ -213,10 +225,11 @@ impl State {
     fn hear_clients(&mut self, listener: usize, now: Instant, buffer: &mut [u8]) -> bool {
         let mut any = false;
         for _ in 0..TURN {
-            let Some(open) = self.listeners.get(&listener) else { return false };
+            let Some(open) = self.listeners.get_mut(&listener) else { return false };
             match datagram::receive(&open.socket, buffer) {
                 Ok(received) => {
                     any = true;
+                    open.flowed.bytes_in += received.length as u64;
                     self.forward(listener, &received, now, &buffer[..received.length]);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return false,
@@ -272,7 +285,8 @@ impl State {
         let Some(flow) = self.flows.get_mut(&index) else { return };
         let asks = flow.asks();
         let (held, mut tried) = (std::mem::take(&mut flow.held), std::mem::take(&mut flow.tried));
-        tried.push(flow.task);
+        tried.push(flow.task());
+        flow.picked.peer().failed();
         self.end(index);
         let held = (!held.is_empty()).then_some(held);
         let mut first = true;
@@ -302,22 +316,29 @@ impl State {
         }
         loop {
             let Some(open) = self.listeners.get_mut(&listener) else { return };
-            let spec = &open.spec;
-            let Some(chosen) = open.chooser.choose(spec.balance, &spec.backends, &tried, &self.open) else {
-                self.refused += 1;
+            let hash = match open.spec.balance {
+                Balance::HashIp => text_hash(client.ip().to_canonical().to_string().as_bytes()),
+                _ => 0,
+            };
+            let wish = Wish { mark: None, hash, tried: &tried };
+            let Some(picked) = open.choice.choose(&open.spec.balance.into(), &wish) else {
+                open.flowed.refused += 1;
                 return;
             };
-            let (task, address) = (spec.backends[chosen].id, spec.backends[chosen].address.clone());
+            let address = picked.peer().address.clone();
             let index = self.next;
             let socket = match self.connect(&address, index) {
                 Ok(socket) => socket,
                 // This host has no port, or no descriptor, for anybody.
                 Err(None) => {
-                    self.refused += 1;
+                    if let Some(open) = self.listeners.get_mut(&listener) {
+                        open.flowed.refused += 1;
+                    }
                     return;
                 }
                 Err(Some(_)) => {
-                    tried.push(task);
+                    picked.peer().failed();
+                    tried.push(picked.peer().id);
                     continue;
                 }
             };
@@ -327,7 +348,7 @@ impl State {
                 client,
                 asked,
                 socket,
-                task,
+                picked,
                 tried,
                 last: now,
                 heard: now,
@@ -339,9 +360,8 @@ impl State {
             self.flows.insert(index, flow);
             if let Some(open) = self.listeners.get_mut(&listener) {
                 open.flows += 1;
+                open.flowed.connections += 1;
             }
-            *self.open.entry(task).or_default() += 1;
-            self.accepted += 1;
             let _ = self.send(index, now, data);
             return;
         }
@@ -372,7 +392,9 @@ impl State {
                     flow.owed = flow.owed.saturating_sub(1);
                     flow.held.clear();
                     flow.tried.clear();
-                    if let Some(open) = self.listeners.get(&flow.listener) {
+                    flow.picked.peer().succeeded();
+                    if let Some(open) = self.listeners.get_mut(&flow.listener) {
+                        open.flowed.bytes_out += length as u64;
                         // A client that takes nothing loses it.
                         let _ = datagram::send(&open.socket, flow.client, flow.asked, &buffer[..length]);
                     }

@@ -6,22 +6,22 @@ use std::time::Instant;
 
 use mio::net::TcpStream;
 
+use super::caller::Caller;
 use crate::model::id::TaskId;
+use crate::network::balancer::pick::Picked;
 
 /// A client's connection and the backend's.
 pub struct Pair {
     /// The client's side.
-    pub client: TcpStream,
+    pub caller: Caller,
     /// The backend's side.
     pub server: TcpStream,
-    /// Key of the listener it came through.
-    pub listener: String,
     /// The backend.
-    pub task: TaskId,
-    /// Backends that refused it.
-    pub tried: Vec<TaskId>,
+    pub picked: Picked,
     /// Until when the backend has to answer; none once it has.
     pub connecting: Option<Instant>,
+    /// When something moved last, roughly; kept where somebody asks.
+    pub moved_at: Instant,
     up: Flow,
     down: Flow,
 }
@@ -32,6 +32,8 @@ struct Flow {
     // What the other side has not taken yet; empty nearly always, so it costs nothing while idle.
     kept: Vec<u8>,
     sent: usize,
+    // Bytes since they were last told.
+    moved: u64,
     readable: bool,
     // The other end has sent its last: what was announced ends with an end, which is no event of its own.
     last: bool,
@@ -54,25 +56,20 @@ pub enum Outcome {
 const TURNS: usize = 8;
 
 impl Pair {
-    /// A new pair whose backend has yet to answer.
-    pub fn new(
-        client: TcpStream,
-        server: TcpStream,
-        listener: String,
-        task: TaskId,
-        tried: Vec<TaskId>,
-        until: Instant,
-    ) -> Self {
-        Pair {
-            client,
-            server,
-            listener,
-            task,
-            tried,
-            connecting: Some(until),
-            up: Flow::default(),
-            down: Flow::default(),
-        }
+    /// A new pair whose backend has yet to answer; it is sent `first` before anything of the client's.
+    pub fn new(caller: Caller, server: TcpStream, picked: Picked, until: Instant, first: Vec<u8>) -> Self {
+        let up = Flow { kept: first, ..Flow::default() };
+        Pair { caller, server, picked, connecting: Some(until), moved_at: until, up, down: Flow::default() }
+    }
+
+    /// The backend's task.
+    pub fn task(&self) -> TaskId {
+        self.picked.peer().id
+    }
+
+    /// Bytes of the client, and for it, since this was asked last.
+    pub fn moved(&mut self) -> [u64; 2] {
+        [&mut self.up, &mut self.down].map(|flow| std::mem::take(&mut flow.moved))
     }
 
     /// Notes that a side became readable.
@@ -87,13 +84,13 @@ impl Pair {
         if self.connecting.is_some() {
             return Outcome::Open;
         }
-        let up = self.up.pump(&mut self.client, &mut self.server, buffer).unwrap_or_else(|_| {
+        let up = self.up.pump(&mut self.caller.socket, &mut self.server, buffer).unwrap_or_else(|_| {
             // The backend takes no more, or the client is gone. What the backend has answered already still goes out.
-            self.up = Flow { ended: true, closed: true, ..Flow::default() };
+            self.up = Flow { ended: true, closed: true, moved: self.up.moved, ..Flow::default() };
             let _ = self.server.shutdown(Shutdown::Write);
             false
         });
-        match self.down.pump(&mut self.server, &mut self.client, buffer) {
+        match self.down.pump(&mut self.server, &mut self.caller.socket, buffer) {
             Err(_) => Outcome::Done,
             Ok(_) if self.up.closed && self.down.closed => Outcome::Done,
             Ok(down) if up || down => Outcome::Busy,
@@ -101,11 +98,11 @@ impl Pair {
         }
     }
 
-    /// Gives back the client's socket, to be paired with another backend. Only before anything was read from it.
-    pub fn into_client(self) -> (TcpStream, Vec<TaskId>) {
-        let mut tried = self.tried;
-        tried.push(self.task);
-        (self.client, tried)
+    /// Gives back the client, to be paired with another backend. Only before anything was read from it.
+    pub fn into_caller(self) -> Caller {
+        let mut caller = self.caller;
+        caller.tried.push(self.picked.peer().id);
+        caller
     }
 }
 
@@ -149,6 +146,7 @@ impl Flow {
             if length < buffer.len() && !self.last {
                 self.readable = false;
             }
+            self.moved += length as u64;
             let written = write_some(to, &buffer[..length])?;
             if written < length {
                 self.kept.extend_from_slice(&buffer[written..length]);

@@ -45,6 +45,45 @@ pub async fn read(stream: &mut (impl AsyncRead + Unpin)) -> io::Result<Whose> {
     version_1(&line).ok_or_else(wrong)
 }
 
+/// What a beginning of a connection says.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Parsed {
+    /// Not whole yet.
+    More,
+    /// Whose it is, and how many bytes said so.
+    Word(Whose, usize),
+    /// It is no such word.
+    Wrong,
+}
+
+/// Longest word, in bytes.
+pub const LONGEST: usize = SIGNATURE.len() + 4 + MAX_REST;
+
+/// Reads the word from what has come so far.
+pub fn parse(bytes: &[u8]) -> Parsed {
+    let begins = |with: &[u8]| bytes.iter().zip(with).all(|(byte, wanted)| byte == wanted);
+    let word = |whose: Option<Whose>, length| whose.map_or(Parsed::Wrong, |whose| Parsed::Word(whose, length));
+    if begins(&SIGNATURE) {
+        let Some(head) = bytes.get(SIGNATURE.len()..SIGNATURE.len() + 4) else { return Parsed::More };
+        let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
+        let begin = SIGNATURE.len() + 4;
+        return match bytes.get(begin..begin + length) {
+            _ if length > MAX_REST => Parsed::Wrong,
+            Some(rest) => word(version_2(head[0], head[1], rest), begin + length),
+            None => Parsed::More,
+        };
+    }
+    if !begins(b"PROXY ") {
+        return Parsed::Wrong;
+    }
+    let line = &bytes[..bytes.len().min(MAX_LINE)];
+    match memchr::memchr(b'\n', line) {
+        Some(end) => word(version_1(&line[..=end]), end + 1),
+        None if line.len() == MAX_LINE => Parsed::Wrong,
+        None => Parsed::More,
+    }
+}
+
 fn version_1(line: &[u8]) -> Option<Whose> {
     let text = std::str::from_utf8(line).ok()?.strip_suffix("\r\n")?;
     let words: Vec<&str> = text.split(' ').collect();
@@ -182,7 +221,17 @@ mod tests {
         #[test]
         fn any_bytes_are_read_or_refused(bytes in proptest::collection::vec(proptest::prelude::any::<u8>(), 0..80), two in proptest::bool::ANY) {
             let begin: &[u8] = if two { &SIGNATURE } else { b"PROXY TCP4 " };
-            let _ = through(&[begin, &bytes].concat());
+            let all = [begin, &bytes].concat();
+            let both = through(&all).ok().map(|(whose, rest)| (whose, all.len() - rest.len()));
+            let parsed = match parse(&all) {
+                Parsed::Word(whose, length) => Some((whose, length)),
+                Parsed::More | Parsed::Wrong => None,
+            };
+            proptest::prop_assert_eq!(both, parsed);
+            // What is read whole was not whole before.
+            if let Some((_, length)) = parsed {
+                (0..length).for_each(|cut| assert_eq!(parse(&all[..cut]), Parsed::More, "{cut} of {all:?}"));
+            }
         }
     }
 }
