@@ -218,3 +218,83 @@ fn tls_ends_with_the_certificate_of_each_host_and_follows_its_changes() {
     let _ = std::io::Read::read_to_end(&mut stream, &mut told);
     assert!(!told.starts_with(b"HTTP/"), "{told:?}");
 }
+
+#[test]
+fn a_script_chooses_who_answers() {
+    let daemon = Daemon::start();
+    let port = free_port();
+    create(&daemon, "shop", "old", &["--expose", "8080", "--replicas", "2"]);
+    create(&daemon, "shop-next", "new", &["--expose", "8080"]);
+    ["shop", "shop-next"].iter().for_each(|name| _ = daemon.ok(&["service", "wait", name]));
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/canary.lua");
+    let said = daemon.ok(&["run", script, "shop.test", "shop", "shop-next", &port.to_string()]);
+    assert!(said.contains(&format!("http://shop.test:{port}/: shop-next for whoever is chosen")), "{said}");
+    let body = |more: &[&str]| {
+        let (status, body) = ask(port, "shop.test", "/", more);
+        assert_eq!(status, "200", "{body}");
+        if body.contains("new") { "new" } else { "old" }
+    };
+    assert_eq!(body(&[]), "old");
+    assert_eq!(body(&["-H", "X-Canary: yes"]), "new");
+    assert_eq!(body(&["-b", "user=alice"]), "new");
+    assert_eq!(body(&["-H", "X-Canary: no", "-b", "user=alice"]), "old");
+    // One user in twenty, and the same ones each time, by HTTP/2 as well.
+    let users = |more: &[&str]| -> Vec<usize> {
+        (0..60).filter(|user| body(&[&["-b", &format!("user=u{user}")], more].concat()) == "new").collect()
+    };
+    let chosen = users(&[]);
+    assert!((1..=10).contains(&chosen.len()), "{chosen:?}");
+    assert_eq!(users(&["--http2-prior-knowledge"]), chosen);
+    // Where nobody of the chosen serves, the others do.
+    daemon.ok(&["service", "scale", "shop-next=0"]);
+    daemon.ok(&["service", "wait", "shop-next"]);
+    assert_eq!(body(&["-H", "X-Canary: yes"]), "old");
+    let mut events = daemon.command(&["events", "--what", "script.failed", "--count", "1"]);
+    let events = events.stdout(std::process::Stdio::piped()).spawn().unwrap();
+    // One that fails, names nobody, or goes on for ever: shares count, and it is told.
+    let file = daemon.folder.path().join("choose.lua");
+    let set = |source: &str| {
+        std::fs::write(&file, source).unwrap();
+        let url = format!("shop.test:{port}");
+        let to = ["route", "set", "shop", &url, "--to", "shop=100", "--to", "shop-next=0", "--choose"];
+        daemon.ok(&[&to[..], &[file.to_str().unwrap()]].concat())
+    };
+    set(
+        "local all = {}\nreturn function(request)\n  if request:header \"x-loop\" then while true do end end\n  if request:header \"x-hold\" then while true do all[#all + 1] = string.rep(\"x\", 1000000) .. #all end end\n  if request:header \"x-name\" then return \"other\" end\n  if request:header \"x-number\" then return 5 end\n  return nil .. 1\nend\n",
+    );
+    let why = |more: &[&str], expected: &str| {
+        assert_eq!(body(more), "old", "{expected}");
+        let said = eventually(expected, 20, || {
+            let said = daemon.json(&["route", "inspect", "shop"])[0]["passed"]["why_unchosen"].as_str()?.to_owned();
+            said.contains(expected).then_some(said)
+        });
+        assert!(said.contains("route \"shop\""), "{said}");
+    };
+    why(&[], "choose.lua:7");
+    why(&["-H", "x-loop: 1"], "computing");
+    why(&["-H", "x-name: 1"], "\"other\", which is none of its services");
+    why(&["-H", "x-hold: 1"], "memory");
+    why(&["-H", "x-number: 1"], "neither a service's name nor nil");
+    let unchosen = daemon.json(&["route", "inspect", "shop"])[0]["passed"]["unchosen"].as_u64().unwrap();
+    assert!(unchosen >= 5, "{unchosen}");
+    let told = String::from_utf8(events.wait_with_output().unwrap().stdout).unwrap();
+    assert!(told.contains("shop") && told.contains("choose.lua:7"), "{told}");
+    // Whoever takes too long again and again is not asked for a while, so that others do not wait for it.
+    (0..6).for_each(|_| _ = body(&["-H", "x-loop: 1"]));
+    let began = std::time::Instant::now();
+    (0..20).for_each(|_| _ = body(&["-H", "x-loop: 1"]));
+    let counted = daemon.json(&["route", "inspect", "shop"])[0]["passed"]["unchosen"].as_u64().unwrap();
+    assert!(counted < unchosen + 20, "{counted} after {unchosen}, {:?}", began.elapsed());
+    // What makes no sense is refused where it is set.
+    for (source, expected) in
+        [("return 1", "not a function"), ("return function(", "choose.lua:1"), ("while true do end", "computing")]
+    {
+        std::fs::write(&file, source).unwrap();
+        let to = ["route", "set", "shop", "shop.test", "--to", "shop", "--to", "shop-next", "--choose"];
+        let (_, said) = daemon.fails(&[&to[..], &[file.to_str().unwrap()]].concat());
+        assert!(said.contains(expected), "{source}: {said}");
+    }
+    let (_, said) =
+        daemon.fails(&["route", "set", "one", "one.test", "--to", "shop", "--choose", file.to_str().unwrap()]);
+    assert!(said.contains("nothing to choose between"), "{said}");
+}

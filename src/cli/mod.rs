@@ -229,7 +229,8 @@ fn dispatch(cli: Cli) -> Result<ExitCode> {
         Command::Keeper { folder } => Ok(ExitCode::from(crate::engines::process::keeper::main(&folder))),
         Command::Balancer { folder, lifeline, threads } => {
             let cores = || std::thread::available_parallelism().map_or(1, |cores| cores.get().min(4));
-            crate::network::balancer::main(&folder, lifeline, threads.unwrap_or_else(cores))
+            let hooks = crate::script::choose::Choosers::shared();
+            crate::network::balancer::main(&folder, lifeline, threads.unwrap_or_else(cores), hooks)
                 .map_err(|error| Error::io("balancer", "run", &error))
                 .map(done)
         }

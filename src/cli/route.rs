@@ -56,6 +56,9 @@ pub struct SetArgs {
     /// Redirect instead: https, or a URL
     #[arg(long, value_name = "URL", conflicts_with = "to")]
     redirect: Option<String>,
+    /// A Lua file that chooses among the services for each request: return function(request) ... end
+    #[arg(long, value_name = "FILE", conflicts_with = "redirect")]
+    choose: Option<std::path::PathBuf>,
     /// End TLS with this certificate (PEM): a file on the daemon's host, or secret:NAME
     #[arg(long, value_name = "PLACE", requires = "tls_key")]
     tls_certificate: Option<String>,
@@ -140,12 +143,17 @@ fn described(args: SetArgs) -> Result<(Name, RouteSpec)> {
     let tls = args.tls_certificate.zip(args.tls_key).map(|(certificate, key)| RouteTls { certificate, key });
     // The scheme follows from the certificate.
     let url = if tls.is_some() || args.passthrough { args.url.trim_start_matches("https://") } else { &args.url };
+    let choose = args.choose.map(|file| {
+        std::fs::read_to_string(&file).map_err(|error| Error::io(file.display().to_string(), "read", &error))
+    });
+    let choose = choose.transpose()?;
     let spec = RouteSpec {
         tls,
         passthrough: args.passthrough,
         address: args.address,
         to: args.to.iter().map(|text| share(text)).collect::<Result<_>>()?,
         redirect: args.redirect,
+        choose,
         priority: args.priority,
         strip_path: args.strip_path,
         protocol: match args.protocol {

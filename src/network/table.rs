@@ -78,6 +78,9 @@ pub struct Route {
 /// A part of a route's requests.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
+    /// The service.
+    #[serde(default)]
+    pub service: String,
     /// Its share, beside those of the others.
     pub weight: u32,
     /// Who answers.
@@ -197,6 +200,7 @@ pub const TIMES: [u64; 11] = [1, 2, 5, 10, 25, 50, 100, 250, 1000, 5000, 30_000]
 
 /// What went by a route since the balancer started.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
 pub struct Passed {
     /// Requests answered, by the first digit of their status: `[0]` is 1xx.
     pub answers: [u64; 5],
@@ -206,14 +210,29 @@ pub struct Passed {
     pub times: [u64; TIMES.len() + 1],
     /// The sum of those times, in microseconds.
     pub micros: u64,
+    /// Requests that went by shares, because the route's script failed or said nothing of use.
+    #[serde(skip_serializing_if = "is_none")]
+    pub unchosen: u64,
+    /// Why, the last time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why_unchosen: Option<String>,
+}
+
+fn is_none(count: &u64) -> bool {
+    *count == 0
 }
 
 impl Passed {
     /// Adds what went by it elsewhere.
     pub fn add(&mut self, other: &Passed) {
         let sums = self.answers.iter_mut().zip(other.answers).chain(self.times.iter_mut().zip(other.times));
-        let sums = sums.chain([(&mut self.retries, other.retries), (&mut self.micros, other.micros)]);
+        let sums = sums.chain([
+            (&mut self.retries, other.retries),
+            (&mut self.micros, other.micros),
+            (&mut self.unchosen, other.unchosen),
+        ]);
         sums.for_each(|(sum, more)| *sum = sum.saturating_add(more));
+        self.why_unchosen = self.why_unchosen.take().or_else(|| other.why_unchosen.clone());
     }
 }
 

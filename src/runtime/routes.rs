@@ -51,6 +51,9 @@ impl Runtime {
     pub(super) async fn put_route(&self, name: &Name, spec: RouteSpec) -> Result<RouteInfo> {
         spec.validate_alone(name)?;
         has_secrets(&self.parts, &format!("route \"{name}\""), &spec)?;
+        if let Some(source) = &spec.choose {
+            crate::script::choose::check(name.as_str(), source)?;
+        }
         let (wanted, key) = (name.clone(), name.to_string());
         self.command(move |draft, _| {
             refuse(&draft.world, &wanted, &spec)?;

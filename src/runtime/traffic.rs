@@ -290,6 +290,14 @@ impl Traffic {
                 let _ = self.messages.send(Message::Note(note));
             }
         }
+        for (route, passed) in &status.routes {
+            let before = self.status.routes.get(route).and_then(|passed| passed.why_unchosen.as_ref());
+            if let Some(why) = passed.why_unchosen.as_ref().filter(|why| before != Some(why)) {
+                let (subject, message) = (route.clone(), why.clone());
+                let note = Note { what: What::ScriptFailed, service: None, task: None, subject, message };
+                let _ = self.messages.send(Message::Note(note));
+            }
+        }
         self.missed.retain(|node| status.missing.contains_key(node));
         for (node, why) in &status.missing {
             // Not of one that is just coming or going: it is asked again in a moment.

@@ -106,7 +106,7 @@ fn has_routes(service: &Service) -> bool {
 
 fn target(world: &World, service: &Service, port: Option<&str>, weight: u32) -> Option<Target> {
     let port = service.spec.routed_port(port).ok()?;
-    Some(Target { weight, backends: backends(world, &service.spec.name, port) })
+    Some(Target { service: service.spec.name.to_string(), weight, backends: backends(world, &service.spec.name, port) })
 }
 
 /// One service's listeners, by `service/port`.

@@ -157,7 +157,8 @@ impl Hosted {
     }
 }
 
-fn is_memory(error: &mlua::Error) -> bool {
+/// Whether a call has used up its VM's memory.
+pub fn is_memory(error: &mlua::Error) -> bool {
     match error {
         mlua::Error::MemoryError(_) => true,
         mlua::Error::CallbackError { cause, .. } | mlua::Error::WithContext { cause, .. } => is_memory(cause),

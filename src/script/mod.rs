@@ -4,6 +4,7 @@
 pub mod api;
 pub mod bring;
 pub mod budget;
+pub mod choose;
 pub mod epoch;
 mod failure;
 pub mod files;

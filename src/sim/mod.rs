@@ -68,7 +68,12 @@ pub async fn start_on(setup: &Setup, seed: u64, store: Arc<dyn Store>) -> Result
     let hosts = hosts.flatten().collect();
     let engine = SimEngine::new(clock.clone(), nodes, setup.programs());
     let routes = Arc::new(Mutex::new(Routes::default()));
-    let network = Arc::new(SimNetwork { engine: engine.clone(), routes: routes.clone(), hosts });
+    let network = Arc::new(SimNetwork {
+        engine: engine.clone(),
+        routes: routes.clone(),
+        hosts,
+        hooks: crate::script::choose::Choosers::in_steps(),
+    });
     let reach = Reach { clock: clock.clone(), network: network.clone(), simulated: true };
     let parts = Parts {
         cluster: "sim".into(),

@@ -10,7 +10,7 @@ use crate::engines::sim::{Answer, SimEngine};
 use crate::model::port::Protocol;
 use crate::model::route::plain_path;
 use crate::model::{Error, Kind, Result};
-use crate::network::balancer::{Balancer, Choice, Peers, Routing, Wish, plain_host};
+use crate::network::balancer::{Balancer, Choice, Hooks, Loaded, Peers, RoutedRequest, Routing, Wish, plain_host};
 use crate::network::table::{Status, Table};
 use crate::network::{Network, Request, Response};
 
@@ -34,16 +34,24 @@ pub struct SimNetwork {
     pub routes: Arc<Mutex<Routes>>,
     /// Names and addresses of nodes.
     pub hosts: BTreeSet<String>,
+    /// Loads scripts of routes.
+    pub hooks: Arc<dyn Hooks>,
 }
 
 impl SimNetwork {
     // What is answered at an address, by a replica itself or by the one that a published port leads to.
     fn answer(&self, address: &str, path: &str) -> Option<Answer> {
-        self.answer_for(address, address, path)
+        self.answer_for(address, address, path, RoutedRequest::default)
     }
 
     // The same for whoever names another host than the one that is connected to.
-    fn answer_for(&self, address: &str, named: &str, path: &str) -> Option<Answer> {
+    fn answer_for(
+        &self,
+        address: &str,
+        named: &str,
+        path: &str,
+        shown: impl FnOnce() -> RoutedRequest,
+    ) -> Option<Answer> {
         if let Some(answer) = self.engine.answer(address, path) {
             return Some(answer);
         }
@@ -55,7 +63,7 @@ impl SimNetwork {
         if let Some((front, known)) = table.fronts.iter().find(|(_, front)| front.port == port) {
             // A name that a route is for leads to these hosts.
             let is_named = known.routes.iter().any(|route| route.spec.host.is_some() && route.spec.is_for(host));
-            return (is_here || is_named).then(|| self.routed(routing, front, named, path));
+            return (is_here || is_named).then(|| self.routed(routing, front, named, path, shown));
         }
         if !is_here {
             return None;
@@ -75,7 +83,14 @@ impl SimNetwork {
     }
 
     // As the balancer does where HTTP is spoken.
-    fn routed(&self, routing: &mut Routing, front: &str, named: &str, path: &str) -> Answer {
+    fn routed(
+        &self,
+        routing: &mut Routing,
+        front: &str,
+        named: &str,
+        path: &str,
+        shown: impl FnOnce() -> RoutedRequest,
+    ) -> Answer {
         let told = |status: u16, body: &str| Answer { status, body: body.to_owned() };
         let plain = match plain_path(path) {
             Ok(plain) => plain,
@@ -90,8 +105,10 @@ impl SimNetwork {
         }
         let rest = if way.spec.strip_path { path.strip_prefix(way.spec.prefix()).unwrap_or(path) } else { path };
         let rest = if rest.is_empty() { "/" } else { rest };
+        let group = Loaded::new(self.hooks.clone()).choose(&way, shown);
         let mut tried = Vec::new();
-        while let Some(picked) = routing.choose(front, &way, index, &Wish { tried: &tried, ..Wish::default() }) {
+        let group = group.as_deref();
+        while let Some(picked) = routing.choose(front, &way, index, &Wish { tried: &tried, group, ..Wish::default() }) {
             if let Some(answer) = self.engine.answer(&picked.peer().address, rest) {
                 return answer;
             }
@@ -132,7 +149,21 @@ impl Network for SimNetwork {
         let address = format!("{}:{}", url.host_str().unwrap_or_default(), url.port_or_known_default().unwrap_or(80));
         let is_host = |(name, _): &&(String, String)| name.eq_ignore_ascii_case("host");
         let named = request.headers.iter().find(is_host).map_or(address.as_str(), |(_, host)| host);
-        let mut answer = self.answer_for(&address, named, url.path()).ok_or_else(|| {
+        let shown = || {
+            let fields = request.headers.iter().map(|(name, value)| (name.clone(), value.as_bytes().to_vec()));
+            let query = url.query().map(|query| format!("?{query}")).unwrap_or_default();
+            let target = format!("{}{query}", url.path());
+            let client = "127.0.0.1".to_owned();
+            RoutedRequest::of(
+                method.to_string(),
+                named.as_bytes(),
+                target.as_bytes(),
+                client,
+                url.scheme() == "https",
+                fields.collect(),
+            )
+        };
+        let mut answer = self.answer_for(&address, named, url.path(), shown).ok_or_else(|| {
             let help = "in a simulation only replicas, published ports and routes answer";
             Error::new(Kind::Unavailable, request.subject(), "cannot connect").help(help)
         })?;

@@ -28,6 +28,8 @@ use shares::{Shares, shares};
 const MAX_PATH: usize = 1024;
 /// Most addresses and networks of proxies.
 const MAX_PROXIES: usize = 64;
+/// Longest script of a route, in bytes.
+const MAX_CHOOSE: usize = 16 * 1024;
 /// Most tries beyond the first.
 const MAX_RETRIES: u32 = 10;
 
@@ -101,6 +103,10 @@ pub struct RouteSpec {
     /// Addresses and networks (`10.0.0.0/8`) of proxies in front of the balancer: what they say of the client is believed.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub trusted_proxies: Vec<String>,
+    /// A script that chooses among the services of `to` for each request: `return function(request) ... end`, which returns a service's
+    /// name, or nil for whoever has the shares.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub choose: Option<String>,
     /// Whose requests they are, where the route stands for itself: a service's name, or several with their shares. A service's own
     /// routes are its own.
     #[serde(deserialize_with = "shares", skip_serializing_if = "Vec::is_empty")]
@@ -221,6 +227,10 @@ impl RouteSpec {
         if self.port.is_some() {
             return wrong("says the port", "write to = {{ service = \"shop\", port = \"http\" }}");
         }
+        if self.choose.is_some() && self.to.len() < 2 {
+            return Err(Error::invalid(format!("{what}, choose"), "has nothing to choose between")
+                .help("name several services: to = { \"shop\", { service = \"shop-next\", weight = 0 } }"));
+        }
         if self.redirect.is_none() && self.to.iter().all(|share| share.weight == 0) {
             return wrong("gives nobody a share", "give one of them a weight");
         }
@@ -235,6 +245,10 @@ impl RouteSpec {
         if !self.to.is_empty() {
             return Err(Error::invalid(format!("{what}, to"), "is for routes that stand for themselves")
                 .help("leave it out: a service's routes are its own"));
+        }
+        if self.choose.is_some() {
+            return Err(Error::invalid(format!("{what}, choose"), "is for routes that lead to several services")
+                .help("write a route that stands for itself: route \"NAME\" { to = ..., choose = ... }"));
         }
         self.validate(what)
     }
@@ -315,6 +329,9 @@ impl RouteSpec {
                 return wrong("port", "goes nowhere with a redirect", "leave one of the two out");
             }
         }
+        if self.choose.as_ref().is_some_and(|source| source.len() > MAX_CHOOSE) {
+            return wrong("choose", "is longer than 16 KiB", "make it shorter");
+        }
         if self.send_proxy.is_some() && self.protocol == RouteProtocol::H2c {
             let help = "leave it out: requests of many clients share a connection there";
             return wrong("send_proxy", "goes with protocol http alone", help);
@@ -323,6 +340,7 @@ impl RouteSpec {
             let by_ip = matches!(self.balance, RouteBalance::Hash(HashBy::Ip));
             let said = [
                 ("path", self.path.is_some()),
+                ("choose", self.choose.is_some()),
                 ("tls", self.tls.is_some()),
                 ("redirect", self.redirect.is_some()),
                 ("strip_path", self.strip_path),

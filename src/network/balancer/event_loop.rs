@@ -2,12 +2,14 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mio::net::UnixListener;
 use mio::{Events, Interest, Poll, Token};
 
 use super::control::Control;
+use super::hook::Hooks;
 use super::http::Http;
 use super::tcp::Tcp;
 use super::udp::Udp;
@@ -40,13 +42,13 @@ pub struct Loop {
 }
 
 impl Loop {
-    /// Nothing is listened for yet. HTTP is served by so many threads; `seed` tells hosts apart.
-    pub fn new(poll: Poll, threads: usize, seed: u64) -> io::Result<Self> {
+    /// Nothing is listened for yet. HTTP is served by so many threads; `seed` tells hosts apart; `hooks` loads scripts of routes.
+    pub fn new(poll: Poll, threads: usize, seed: u64, hooks: Arc<dyn Hooks>) -> io::Result<Self> {
         let tcp = Tcp::new(poll.registry().try_clone()?, seed);
         Ok(Loop {
             poll,
             tcp,
-            http: Http::new(threads, seed),
+            http: Http::new(threads, seed, hooks),
             udp: Udp::new(seed),
             table: Table::default(),
             next: 0,

@@ -8,6 +8,7 @@ pub mod client;
 mod control;
 mod datagram;
 mod event_loop;
+mod hook;
 mod http;
 mod lines;
 mod owner;
@@ -27,9 +28,10 @@ use serde::{Deserialize, Serialize};
 use super::table::{Status, Table};
 use crate::model::Result;
 
+pub use hook::{Hook, Hooks, Loaded, RoutedRequest, Unsaid};
 pub use http::{Routing, certified, plain_host};
 pub use peers::Peers;
-pub use pick::{Choice, Wish};
+pub use pick::{Choice, Wish, text_hash};
 pub use process::main;
 
 /// What carries published ports to replicas, as the runtime sees it.

@@ -135,6 +135,8 @@ pub struct Wish<'a> {
     pub hash: u64,
     /// Replicas that did not take it.
     pub tried: &'a [TaskId],
+    /// The service that is to answer, where a script has said so.
+    pub group: Option<&'a str>,
 }
 
 /// A route's replicas, and whose turn it is.

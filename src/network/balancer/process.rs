@@ -3,18 +3,20 @@
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::Path;
+use std::sync::Arc;
 
 use mio::net::UnixListener;
 use mio::{Interest, Poll};
 
 use super::control::take_over;
 use super::event_loop::{CONTROL_LISTENER, LIFELINE, Loop};
+use super::hook::Hooks;
 use super::{socket_path, udp};
 
 /// Runs the balancer of `folder` until it is told to stop, or has handed over and served its last connection. With
 /// `lifeline`, also until standard input is closed. HTTP is
-/// served by so many threads.
-pub fn main(folder: &Path, lifeline: bool, threads: usize) -> io::Result<()> {
+/// served by so many threads; `hooks` loads scripts of routes.
+pub fn main(folder: &Path, lifeline: bool, threads: usize, hooks: Arc<dyn Hooks>) -> io::Result<()> {
     let _ = nix::unistd::setsid();
     // Shown by ps; the program itself is run through /proc/self/exe.
     let _ = nix::sys::prctl::set_name(c"neap-balancer");
@@ -37,7 +39,7 @@ pub fn main(folder: &Path, lifeline: bool, threads: usize) -> io::Result<()> {
     }
     let seed = u64::from(std::process::id()) << 32
         ^ std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64);
-    let mut inner = Loop::new(poll, threads, seed)?;
+    let mut inner = Loop::new(poll, threads, seed, hooks)?;
     for (name, socket) in inherited {
         match name.strip_prefix(udp::PREFIX) {
             Some(name) => inner.udp.inherit(name, std::net::UdpSocket::from(socket)),

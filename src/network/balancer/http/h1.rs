@@ -159,11 +159,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         {
             return self.fail(&exchange, 413, "the body is larger than this route takes").await;
         }
+        let group = self.worker.hooks.choose(&way, || self.shown(&way));
         let mut tried: SmallVec<[TaskId; 4]> = SmallVec::new();
         // A connection that was kept may have been closed at the other end: that is no fault of the replica's.
         let mut fresh = false;
         loop {
-            let Some(picked) = self.choose(&exchange, index, &tried) else {
+            let Some(picked) = self.choose(&exchange, index, &tried, group.as_deref()) else {
                 let (status, why) = match tried.is_empty() {
                     true => (503, "no replica serves this route now"),
                     false => (502, "no replica took the request"),
@@ -255,7 +256,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         may && is_here && self.head.upgrade.is_none()
     }
 
-    fn choose(&self, exchange: &Exchange, index: usize, tried: &[TaskId]) -> Option<Picked> {
+    fn choose(&self, exchange: &Exchange, index: usize, tried: &[TaskId], group: Option<&str>) -> Option<Picked> {
         let bytes = &self.input[..self.head.length];
         let spec = &exchange.way.spec;
         let mark = spec.sticky.as_ref().and_then(|name| rewrite::cookie(bytes, &self.head, name));
@@ -263,7 +264,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             super::worker::Named::Header(name) => self.head.value(bytes, name),
             super::worker::Named::Cookie(name) => rewrite::cookie(bytes, &self.head, name),
         });
-        self.worker.choose(&self.front, &exchange.way, index, &Wish { mark, hash, tried })
+        self.worker.choose(&self.front, &exchange.way, index, &Wish { mark, hash, tried, group })
     }
 
     // Sends the request and waits for the head of its answer. What was sent of a body that is kept is still in `input` afterwards.

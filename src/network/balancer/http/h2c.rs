@@ -29,6 +29,7 @@ use super::routes::Way;
 use super::worker::{Named, Worker};
 use crate::model::id::TaskId;
 use crate::model::route::RouteSpec;
+use crate::network::balancer::hook::RoutedRequest;
 use crate::network::balancer::pick::{Peer, Picked, Wish};
 use crate::network::balancer::sockets::is_own;
 
@@ -124,6 +125,14 @@ pub async fn exchange(
         Named::Header(name) => Some(parts.headers.get(name)?.as_bytes()),
         Named::Cookie(name) => cookie(&parts.headers, name).map(str::as_bytes),
     });
+    let group = worker.hooks.choose(&way, || {
+        let fields = parts.headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()));
+        let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+        let chain = parts.headers.get("x-forwarded-for").and_then(|chain| chain.to_str().ok());
+        let client = super::rewrite::client(spec, from, chain);
+        let method = parts.method.to_string();
+        RoutedRequest::of(method, host.as_bytes(), target.as_bytes(), client, from.is_secure, fields.collect())
+    });
     let going = Arc::new(AtomicU8::new(GOING));
     let most = spec.max_body.map_or(u64::MAX, |most| most.0);
     let body: Sent = Going { body, left: most, state: going.clone() }.boxed_unsync();
@@ -131,7 +140,8 @@ pub async fn exchange(
     let mut outgoing = Request::from_parts(parts, body);
     let mut tried: SmallVec<[TaskId; 4]> = SmallVec::new();
     loop {
-        let wish = Wish { mark: mark.as_deref().map(str::as_bytes), hash, tried: &tried };
+        let bytes = mark.as_deref().map(str::as_bytes);
+        let wish = Wish { mark: bytes, hash, tried: &tried, group: group.as_deref() };
         let Some(picked) = worker.choose(front, &way, index, &wish) else {
             return match tried.is_empty() {
                 true => fail(503, "no replica serves this route now"),

@@ -22,7 +22,7 @@ mod tls;
 mod watch;
 mod worker;
 
-pub use routes::{Routing, plain_host};
+pub use routes::{Routing, Way, plain_host};
 pub use tls::certified;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -36,6 +36,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc;
 
 use self::worker::{Command, Shared};
+use super::hook::Hooks;
 use super::owner;
 use crate::network::table::{Certificate, Flowed, Front, Status, Table};
 
@@ -47,6 +48,7 @@ const CLOSE: Duration = Duration::from_millis(500);
 
 /// The threads, and what they listen on.
 pub struct Http {
+    hooks: Arc<dyn Hooks>,
     shared: Arc<Shared>,
     threads: usize,
     senders: Vec<mpsc::UnboundedSender<Command>>,
@@ -59,8 +61,9 @@ pub struct Http {
 
 impl Http {
     /// So many threads; they are started when there is something to do. `seed` tells hosts apart.
-    pub fn new(threads: usize, seed: u64) -> Self {
+    pub fn new(threads: usize, seed: u64, hooks: Arc<dyn Hooks>) -> Self {
         Http {
+            hooks,
             shared: Shared::new(seed),
             threads: threads.max(1),
             senders: Vec::new(),
@@ -193,7 +196,7 @@ impl Http {
 
     fn start(&mut self) -> io::Result<()> {
         while self.senders.len() < self.threads {
-            self.senders.push(worker::start(self.shared.clone(), self.senders.len())?);
+            self.senders.push(worker::start(self.shared.clone(), self.hooks.clone(), self.senders.len())?);
         }
         Ok(())
     }

@@ -9,6 +9,8 @@ use super::exchange::{After, Exchange};
 use super::h1::{HEAD, STILL, Session};
 use super::head::{Bad, Body};
 use super::rewrite;
+use super::routes::Way;
+use crate::network::balancer::hook::RoutedRequest;
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     pub(super) async fn fail(&mut self, exchange: &Exchange, status: u16, why: &str) -> After {
@@ -45,6 +47,22 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             Ok(Ok(())) if keeps => After::Next,
             _ => After::Close,
         }
+    }
+
+    /// The request, as a script is shown it.
+    pub(super) fn shown(&self, way: &Way) -> RoutedRequest {
+        let bytes = &self.input[..self.head.length];
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        let chain = self.head.values(bytes, "x-forwarded-for");
+        let fields = self.head.fields.iter();
+        RoutedRequest::of(
+            text(self.head.method.of(bytes)),
+            self.head.host.of(bytes),
+            self.head.target.of(bytes),
+            rewrite::client(&way.spec, &self.from, chain.as_deref()),
+            self.from.is_secure,
+            fields.map(|field| (text(field.name.of(bytes)), field.value.of(bytes).to_vec())).collect(),
+        )
     }
 
     pub(super) async fn refuse(&mut self, bad: Bad) {

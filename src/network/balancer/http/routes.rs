@@ -2,8 +2,8 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::model::id::TaskId;
@@ -29,7 +29,15 @@ struct FrontRoutes {
     through: Vec<usize>,
     by_host: HashMap<String, Vec<usize>>,
     others: Vec<usize>,
-    routes: Vec<(Arc<Way>, Choice)>,
+    routes: Vec<Known>,
+}
+
+// A route, and who is behind it.
+struct Known {
+    way: Arc<Way>,
+    choice: Choice,
+    // Each service of its own, where a script chooses among them.
+    groups: HashMap<String, Choice>,
 }
 
 /// A route, as those who carry its requests know it.
@@ -52,6 +60,8 @@ pub struct WayPassed {
     retries: AtomicU64,
     times: [AtomicU64; TIMES.len() + 1],
     micros: AtomicU64,
+    unchosen: AtomicU64,
+    why: Mutex<Option<String>>,
 }
 
 impl WayPassed {
@@ -70,6 +80,15 @@ impl WayPassed {
         self.retries.fetch_add(1, Ordering::Relaxed);
     }
 
+    /// Counts a request of which the route's script said nothing of use.
+    pub fn note_unchosen(&self, why: &str) {
+        self.unchosen.fetch_add(1, Ordering::Relaxed);
+        let mut known = self.why.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.as_deref() != Some(why) {
+            *known = Some(crate::model::error::shorten(why));
+        }
+    }
+
     fn told(&self) -> Passed {
         let get = |count: &AtomicU64| count.load(Ordering::Relaxed);
         Passed {
@@ -77,6 +96,8 @@ impl WayPassed {
             retries: get(&self.retries),
             times: std::array::from_fn(|slot| get(&self.times[slot])),
             micros: get(&self.micros),
+            unchosen: get(&self.unchosen),
+            why_unchosen: self.why.lock().unwrap_or_else(PoisonError::into_inner).clone(),
         }
     }
 }
@@ -94,7 +115,13 @@ impl Routing {
         for (name, front) in &table.fronts {
             let routes = front.routes.iter().map(|route| {
                 let choice = Choice::new(self.slots(&route.to, &mut peers), self.seed);
-                (self.way(route, &mut ways), choice)
+                let mut groups = HashMap::new();
+                for target in route.to.iter().filter(|_| route.spec.choose.is_some()) {
+                    let alone = Target { weight: 1, ..target.clone() };
+                    let slots = self.slots(std::slice::from_ref(&alone), &mut peers);
+                    groups.insert(target.service.clone(), Choice::new(slots, self.seed));
+                }
+                Known { way: self.way(route, &mut ways), choice, groups }
             });
             fronts.insert(name.clone(), FrontRoutes::new(front, routes.collect()));
         }
@@ -142,14 +169,14 @@ impl Routing {
         let front = self.fronts.get(front)?;
         let list = front.by_host.get(host).unwrap_or(&front.others);
         let fits = |index: &&usize| front.fits(**index, host, path);
-        list.iter().find(fits).map(|index| (*index, &front.routes[*index].0))
+        list.iter().find(fits).map(|index| (*index, &front.routes[*index].way))
     }
 
     /// The route that lets TLS for this name through, in lower case.
     pub fn way_through(&self, front: &str, name: &str) -> Option<(usize, &Arc<Way>)> {
         let front = self.fronts.get(front)?;
-        let fits = |index: &&usize| front.routes[**index].0.spec.is_for(name);
-        front.through.iter().find(fits).map(|index| (*index, &front.routes[*index].0))
+        let fits = |index: &&usize| front.routes[**index].way.spec.is_for(name);
+        front.through.iter().find(fits).map(|index| (*index, &front.routes[*index].way))
     }
 
     /// Whether TLS of some name goes through.
@@ -161,10 +188,17 @@ impl Routing {
     /// A table that came since may have the route elsewhere, or not at all.
     pub fn choose(&mut self, front: &str, way: &Arc<Way>, index: usize, wish: &Wish) -> Option<Picked> {
         let routes = &mut self.fronts.get_mut(front)?.routes;
-        let is_it = |known: &(Arc<Way>, Choice)| known.0.name == way.name;
+        let is_it = |known: &Known| known.way.name == way.name;
         let index = if routes.get(index).is_some_and(is_it) { index } else { routes.iter().position(is_it)? };
-        let (way, choice) = &mut routes[index];
-        choice.choose(&way.spec.balance, wish)
+        let Known { way, choice, groups } = &mut routes[index];
+        // Where nobody of it serves, the others do.
+        let group = wish.group.and_then(|group| groups.get_mut(group)?.choose(&way.spec.balance, wish));
+        group.or_else(|| choice.choose(&way.spec.balance, wish))
+    }
+
+    /// Whether there is a route of this name.
+    pub fn has_way(&self, name: &str) -> bool {
+        self.ways.contains_key(name)
     }
 
     /// Whether anybody is still sent there.
@@ -197,7 +231,7 @@ impl Routing {
 }
 
 impl FrontRoutes {
-    fn new(front: &Front, routes: Vec<(Arc<Way>, Choice)>) -> Self {
+    fn new(front: &Front, routes: Vec<Known>) -> Self {
         let spec = |index: usize| &front.routes[index].spec;
         let rank = |host: &Option<String>| match host.as_deref() {
             None => 0,
@@ -207,7 +241,7 @@ impl FrontRoutes {
         let mut order: Vec<usize> = (0..routes.len()).collect();
         order.sort_by_key(|index| {
             let spec = spec(*index);
-            let exact = (spec.priority, rank(&spec.host), routes[*index].0.prefix.len());
+            let exact = (spec.priority, rank(&spec.host), routes[*index].way.prefix.len());
             (std::cmp::Reverse(exact), &front.routes[*index].name)
         });
         let (through, order): (Vec<usize>, Vec<usize>) = order.into_iter().partition(|index| spec(*index).passthrough);
@@ -225,7 +259,7 @@ impl FrontRoutes {
     }
 
     fn fits(&self, index: usize, host: &str, path: &str) -> bool {
-        let way = &self.routes[index].0;
+        let way = &self.routes[index].way;
         let rest = path.strip_prefix(way.prefix.as_str());
         rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/') || way.prefix.is_empty())
             && way.spec.is_for(host)
@@ -308,8 +342,8 @@ mod tests {
         let mut table = table(&[("shop", "shop.example.com", 0)]);
         let route = &mut table.fronts.get_mut("80").unwrap().routes[0];
         route.to = vec![
-            Target { weight: 95, backends: (1..=5).map(backend).collect() },
-            Target { weight: 5, backends: vec![backend(6)] },
+            Target { service: "shop".into(), weight: 95, backends: (1..=5).map(backend).collect() },
+            Target { service: "next".into(), weight: 5, backends: vec![backend(6)] },
         ];
         let mut routing = Routing::new(0);
         routing.take(&table);

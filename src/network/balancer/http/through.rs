@@ -63,7 +63,7 @@ pub async fn carry(
     let mut tried: SmallVec<[TaskId; 4]> = SmallVec::new();
     loop {
         let hash = worker.hash(&way.spec, from, b"", |_| None);
-        let Some(picked) = worker.choose(front, &way, index, &Wish { mark: None, hash, tried: &tried }) else {
+        let Some(picked) = worker.choose(front, &way, index, &Wish { hash, tried: &tried, ..Wish::default() }) else {
             return way.passed.note(if tried.is_empty() { 503 } else { 502 }, began.elapsed());
         };
         let peer = picked.peer().clone();

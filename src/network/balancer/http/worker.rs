@@ -25,6 +25,7 @@ use super::tally::{Counted, Tally};
 use super::through;
 use super::watch::{LOOK, Late, Watch, Watches};
 use crate::model::route::{HashBy, RouteBalance, RouteSpec, plain_path};
+use crate::network::balancer::hook::{Hooks, Loaded};
 use crate::network::balancer::lines::Lines;
 use crate::network::balancer::pick::{Picked, Wish, text_hash};
 use crate::network::balancer::proxy;
@@ -133,6 +134,8 @@ pub struct Worker {
     pub streams: Streams,
     /// Where lines of requests go.
     pub lines: Rc<Lines>,
+    /// Scripts of routes.
+    pub hooks: Loaded,
 }
 
 /// Whither a request wants.
@@ -150,7 +153,11 @@ pub enum Named<'a> {
 }
 
 /// Starts one.
-pub fn start(shared: Arc<Shared>, number: usize) -> std::io::Result<mpsc::UnboundedSender<Command>> {
+pub fn start(
+    shared: Arc<Shared>,
+    hooks: Arc<dyn Hooks>,
+    number: usize,
+) -> std::io::Result<mpsc::UnboundedSender<Command>> {
     let (sender, commands) = mpsc::unbounded_channel();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let run = move || {
@@ -160,6 +167,7 @@ pub fn start(shared: Arc<Shared>, number: usize) -> std::io::Result<mpsc::Unboun
             pool: Pool::default(),
             streams: Streams::default(),
             lines: Rc::default(),
+            hooks: Loaded::new(hooks),
         });
         LocalSet::new().block_on(&runtime, worker.run(commands));
     };
@@ -203,6 +211,7 @@ impl Worker {
                         let routing = self.shared.routing();
                         self.pool.tidy(now, |peer| routing.has_peer(peer));
                         self.streams.tidy(|peer| routing.has_peer(peer));
+                        self.hooks.tidy(|name| routing.has_way(name));
                     }
                 }
             }

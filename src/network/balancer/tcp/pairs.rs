@@ -201,7 +201,7 @@ impl Tcp {
                 RouteBalance::Hash(_) => text_hash(caller.from.ip().to_string().as_bytes()),
                 _ => 0,
             };
-            let wish = Wish { mark: None, hash, tried: &caller.tried };
+            let wish = Wish { hash, tried: &caller.tried, ..Wish::default() };
             let Some(picked) = open.choice.choose(&open.balance, &wish) else { return caller.refuse() };
             let peer = picked.peer();
             let server = peer.address.parse::<SocketAddr>().map_err(io::Error::other).and_then(TcpStream::connect);

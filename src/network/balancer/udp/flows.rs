@@ -320,7 +320,7 @@ impl State {
                 Balance::HashIp => text_hash(client.ip().to_canonical().to_string().as_bytes()),
                 _ => 0,
             };
-            let wish = Wish { mark: None, hash, tried: &tried };
+            let wish = Wish { hash, tried: &tried, ..Wish::default() };
             let Some(picked) = open.choice.choose(&open.spec.balance.into(), &wish) else {
                 open.flowed.refused += 1;
                 return;
