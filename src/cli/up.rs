@@ -51,6 +51,9 @@ pub struct Args {
     /// Ports handed out to replicas that are processes [default: 20000-29999]
     #[arg(long, env = "NEAP_TASK_PORTS", value_name = "FIRST-LAST")]
     task_ports: Option<String>,
+    /// Addresses for services that are balanced inside the cluster [default: 198.18.0.0/16; for processes 127.98.0.0/16]
+    #[arg(long, env = "NEAP_INTERNAL_RANGE", value_name = "CIDR")]
+    internal_range: Option<String>,
     /// Folder of hosted scripts that serve the whole cluster; followed, and replaced whole when something in it changes
     #[arg(long, env = "NEAP_SCRIPTS", value_name = "FOLDER")]
     scripts: Option<PathBuf>,
@@ -80,7 +83,9 @@ pub async fn main(args: &Args, file: config::Config) -> Result<()> {
     };
     let ports = args.task_ports.clone().or(file.task_ports);
     let discovery = args.discovery.read(file.discovery)?;
+    let internal = args.internal_range.clone().or(file.internal_range);
     daemon::up(Options {
+        internal: internal.map(|range| range.parse()).transpose()?,
         discovery,
         cluster: args.cluster.clone().or(file.cluster).unwrap_or_else(|| "default".into()),
         data: args.data.clone().or(file.data).unwrap_or_else(config::default_data),

@@ -5,7 +5,8 @@ use serde_json::{Map, Value as Json, json};
 use super::Context;
 use super::fields::{Fields, list, text, unsupported, wrong};
 use super::service::{set, table};
-use crate::model::Result;
+use crate::model::internal::Internal;
+use crate::model::{Error, Result};
 
 /// `restart`, as Compose has it; `deploy.restart_policy` counts before it.
 pub fn restart(fields: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()> {
@@ -91,9 +92,20 @@ pub fn deploy(context: &mut Context<'_>, fields: &mut Fields<'_>, spec: &mut Map
         Some(other) => return Err(wrong(&node.at, &deploy.path_of("mode"), format!("{other:.40?} is not known"))),
     }
     set(spec, "replicas", deploy.number::<u32>("replicas")?);
-    if let Some(at) = deploy.place("endpoint_mode") {
+    if let Some(mode) = deploy.text("endpoint_mode")? {
         let path = deploy.path_of("endpoint_mode");
-        context.warn(at, &path, "a published port leads to the balancer, and a name to every replica");
+        let mode: Internal = mode.parse().map_err(|error: Error| wrong(&node.at, &path, error.message))?;
+        let has_ports = spec.get("ports").and_then(Json::as_object).is_some_and(|ports| !ports.is_empty());
+        match mode {
+            Internal::Balanced if !has_ports => {
+                context.warn(
+                    &node.at,
+                    &path,
+                    "its name is every replica's: without ports (expose) there is nothing to balance",
+                );
+            }
+            mode => drop(spec.insert("internal".into(), json!(mode))),
+        }
     }
     resources(&mut deploy, spec)?;
     placement(&mut deploy, spec)?;

@@ -34,6 +34,9 @@ pub struct Config {
     /// Ports for replicas, `FIRST-LAST`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub task_ports: Option<String>,
+    /// Addresses for services that are balanced inside the cluster, `198.18.0.0/16`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub internal_range: Option<String>,
     /// What runs replicas: `auto`, `process`, `docker`, `swarm`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub engine: Option<String>,

@@ -31,6 +31,7 @@ use crate::client::Cluster;
 use crate::client::members::Members;
 use crate::engines::Engine;
 use crate::model::clock::Clock;
+use crate::model::internal::Range;
 use crate::model::{Error, Kind, Result};
 use crate::network::balancer::Balancer;
 use crate::network::balancer::client::{BalancerClient, BalancerOptions};
@@ -61,6 +62,8 @@ pub struct Options {
     pub peer: Option<SocketAddr>,
     /// A folder of hosted scripts that is followed.
     pub scripts: Option<PathBuf>,
+    /// Addresses for services that are balanced inside the cluster.
+    pub internal: Option<Range>,
     /// Where the catalogue is served.
     pub discovery: discovery::DiscoveryOptions,
 }
@@ -218,12 +221,17 @@ pub struct Parted {
     pub members: Option<Arc<dyn Members>>,
     /// What is known of the catalogue.
     pub catalog: Before,
+    /// Addresses for services that are balanced inside the cluster; the engine's usual ones where none are given.
+    pub internal: Option<Range>,
 }
 
 /// The parts of a runtime.
 pub fn parts(cluster: &str, parted: Parted) -> Result<Parts> {
     let reach = Reach::default();
+    // Containers have a loopback of their own.
+    let usual = if parted.engine.name() == "process" { Range::LOOPBACK } else { Range::CLUSTER };
     Ok(Parts {
+        internal: parted.internal.unwrap_or(usual),
         cluster: cluster.to_owned(),
         store: parted.store,
         engine: parted.engine,
@@ -253,7 +261,14 @@ pub async fn up(options: Options) -> Result<()> {
     let engine = engine::open(&identity, &options.data, chosen, &options.engine).await?;
     let containers = engine::with_containers(chosen, &options.engine)?;
     let catalog = remembered::read(&options.data).map_or(Before::Nothing, Before::Remembered);
-    let parted = Parted { store, engine, vault: Vault::open(&options.data)?, members: None, catalog };
+    let parted = Parted {
+        store,
+        engine,
+        vault: Vault::open(&options.data)?,
+        members: None,
+        catalog,
+        internal: options.internal,
+    };
     let parts = parts(&options.cluster, parted)?;
     let (store, clock): (_, Arc<dyn Clock>) = (parts.store.clone(), parts.clock.clone());
     let runtime = Runtime::start(parts, balancer(&options.data, false)).await?;

@@ -227,7 +227,14 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         let engine = Arc::new(Fenced::new(engine, move || fence.leads()));
         // What it has only from before its own restart says less than the store.
         let before = Before::Followed(catalog.clone(), door.hub.worker().followed_lately());
-        let parted = Parted { store: store.clone(), engine, vault, members: Some(door.clone()), catalog: before };
+        let parted = Parted {
+            store: store.clone(),
+            engine,
+            vault,
+            members: Some(door.clone()),
+            catalog: before,
+            internal: options.internal,
+        };
         let runtime = Runtime::start(super::parts(&options.cluster, parted)?, Box::new(fleet)).await?;
         super::follow_scripts(&options, &runtime).await?;
         let fence = store.clone();

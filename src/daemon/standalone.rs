@@ -56,6 +56,7 @@ impl Standalone {
             vault: Vault::open(&folder)?,
             members: None,
             catalog: Before::Nothing,
+            internal: None,
         };
         let parts = parts("standalone", parted)?;
         let balancer = super::balancer(&folder, true);

@@ -11,6 +11,7 @@ pub mod error;
 pub mod event;
 pub mod fault;
 pub mod id;
+pub mod internal;
 pub mod mount;
 pub mod name;
 pub mod native;

@@ -1,6 +1,7 @@
 //! The service description: what a user asks for. Everything but `name` has a default.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -12,6 +13,7 @@ use super::constraint::Constraint;
 use super::container::{self, NetworkUse, Pull, Ulimit, ValueUse};
 use super::error::{Error, Result};
 use super::id::{ServiceId, sha256_hex};
+use super::internal::Internal;
 use super::mount::Mount;
 use super::name::{Name, check_label};
 use super::native::{Handover, Way};
@@ -130,6 +132,10 @@ pub struct ServiceSpec {
     /// Ports by name: `{ http = "8080" }`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub ports: BTreeMap<String, PortSpec>,
+    /// How it is reached inside the cluster: `direct`, each replica by the service's name; or `balanced`, by an address of its own at which
+    /// every host's balancer leads to its ports (direct).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub internal: Internal,
     /// HTTP requests that go to it: `{ "shop.example.com/api" }`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub routes: Vec<RouteSpec>,
@@ -428,6 +434,9 @@ pub struct Service {
     /// Set once the service is to go away: its tasks are drained, then the record goes.
     #[serde(default)]
     pub removing: bool,
+    /// Its own address inside the cluster, where it is balanced there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<Ipv4Addr>,
     /// A change of who runs it, the Swarm or Neap: under way, or the last one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub handover: Option<Handover>,
@@ -443,11 +452,11 @@ impl Service {
     pub fn back_to(&self, to: &Revision) -> ServiceSpec {
         let replicas = self.spec.replicas;
         let from = if self.bundle == to.bundle { &self.spec } else { &to.spec };
-        let (rollout, rollback) = (from.rollout.clone(), from.rollback.clone());
+        let (rollout, rollback, internal) = (from.rollout.clone(), from.rollback.clone(), self.spec.internal);
         // No revision is made for what leads to it. What led to a port that is no more goes with that.
         let leads = |route: &&RouteSpec| route.redirect.is_some() || to.spec.routed_port(route.port.as_deref()).is_ok();
         let routes = self.spec.routes.iter().filter(leads).cloned().collect();
-        ServiceSpec { replicas, rollout, rollback, routes, ..to.spec.clone() }
+        ServiceSpec { replicas, rollout, rollback, routes, internal, ..to.spec.clone() }
     }
 
     /// The handover that is under way.

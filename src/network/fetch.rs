@@ -87,14 +87,23 @@ fn http2_client(any_certificate: bool) -> Result<reqwest::Client> {
     client.get_or_init(|| made(more)).clone()
 }
 
-fn made(more: impl FnOnce(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> Result<reqwest::Client> {
+fn made(more: impl Fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> Result<reqwest::Client> {
+    let more = |builder: reqwest::ClientBuilder| {
+        let builder = builder
+            .user_agent(concat!("neap/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(std::time::Duration::from_secs(10))
+            // Whoever is asked may be about to end, and wait for the connections that are open.
+            .pool_idle_timeout(std::time::Duration::from_secs(1));
+        more(builder)
+    };
+    built(more).map_err(|error| Error::internal("http", "cannot make a client").cause(error))
+}
+
+/// A client. A small image has no certificates of authorities: `http://` is asked all the same, and nobody is believed by `https://`.
+pub fn built(more: impl Fn(reqwest::ClientBuilder) -> reqwest::ClientBuilder) -> reqwest::Result<reqwest::Client> {
     let _ = rustls::crypto::ring::default_provider().install_default();
-    let builder = reqwest::Client::builder()
-        .user_agent(concat!("neap/", env!("CARGO_PKG_VERSION")))
-        .connect_timeout(std::time::Duration::from_secs(10))
-        // Whoever is asked may be about to end, and wait for the connections that are open.
-        .pool_idle_timeout(std::time::Duration::from_secs(1));
-    more(builder).build().map_err(|error| Error::internal("http", "cannot make a client").cause(error))
+    let believing = more(reqwest::Client::builder()).build();
+    believing.or_else(|_| more(reqwest::Client::builder().tls_certs_only([])).build())
 }
 
 /// Asks, and reads the answer to its end.

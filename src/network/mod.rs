@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-pub use fetch::{Request, Response, client};
+pub use fetch::{Request, Response, built, client};
 
 use crate::model::Result;
 

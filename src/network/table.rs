@@ -94,6 +94,9 @@ pub struct Listener {
     pub address: Option<IpAddr>,
     /// The port.
     pub port: u16,
+    /// Whether the address is a service's own, which hosts have for its sake.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub internal: bool,
     /// What is spoken.
     #[serde(default, skip_serializing_if = "is_tcp")]
     pub protocol: Protocol,

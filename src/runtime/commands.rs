@@ -1,5 +1,6 @@
 //! What people ask for, as changes of the world: apply, scale, remove.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use super::persist::{bundle_key, node_key};
@@ -9,6 +10,7 @@ use crate::client::Only;
 use crate::model::bundle::HostedKind;
 use crate::model::event::What;
 use crate::model::id::ServiceId;
+use crate::model::internal::{Internal, Range};
 use crate::model::name::Name;
 use crate::model::node::{self, Availability, NodeSettings, NodeUpdate};
 use crate::model::port::PortSpec;
@@ -78,7 +80,8 @@ pub fn refuse(world: &World, prepared: &Prepared) -> Result<()> {
 /// Creates or updates a service.
 pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prepared: Prepared) -> Result<()> {
     refuse(&draft.world, &prepared)?;
-    let Prepared { spec, only, resolved, bundle, rollout, rollout_bundle, .. } = prepared;
+    let Prepared { spec, only, resolved, bundle, rollout, rollout_bundle, internal, .. } = prepared;
+    let address = address(&draft.world, &spec, internal)?;
     let old = draft.world.services.get(&spec.name).cloned();
     let bundle = bundle.map(|bundle| {
         let record = encode(&bundle);
@@ -93,10 +96,26 @@ pub fn apply(draft: &mut Draft, writes: &mut Vec<Write>, host: &ScriptHost, prep
     match old {
         // Removed between the preparation and now.
         None if only == Only::Update => return Err(missing(&draft.world, spec.name.as_str())),
-        None => create(draft, spec, &resolved, bundle),
-        Some(old) => update(draft, &old, spec, &resolved, bundle, &rollout, rollout_bundle),
+        None => create(draft, spec, &resolved, bundle, address),
+        Some(old) => {
+            let old = Service { address, ..Service::clone(&old) };
+            update(draft, &old, spec, &resolved, bundle, &rollout, rollout_bundle);
+        }
     }
     Ok(())
+}
+
+// A service's own, where it is balanced inside the cluster: the one that it has already, or one that nobody has.
+fn address(world: &World, spec: &ServiceSpec, range: Range) -> Result<Option<Ipv4Addr>> {
+    if spec.internal == Internal::Direct {
+        return Ok(None);
+    }
+    let own = world.services.get(&spec.name).and_then(|service| service.address);
+    if let Some(own) = own.filter(|own| range.contains(*own)) {
+        return Ok(Some(own));
+    }
+    let taken = world.services.values().filter_map(|service| service.address).collect();
+    range.address(spec.name.as_str(), &taken).map(Some)
 }
 
 // What acts by itself has one owner, whoever brings it along.
@@ -177,7 +196,13 @@ fn revision(draft: &Draft, resolved: &Resolved, bundle: Option<&String>, number:
     }))
 }
 
-fn create(draft: &mut Draft, spec: ServiceSpec, resolved: &Resolved, bundle: Option<String>) {
+fn create(
+    draft: &mut Draft,
+    spec: ServiceSpec,
+    resolved: &Resolved,
+    bundle: Option<String>,
+    address: Option<Ipv4Addr>,
+) {
     let now = draft.clock.wall();
     let name = spec.name.clone();
     draft.change(revision(draft, resolved, bundle.as_ref(), 1));
@@ -190,6 +215,7 @@ fn create(draft: &mut Draft, spec: ServiceSpec, resolved: &Resolved, bundle: Opt
         previous: None,
         bundle,
         removing: false,
+        address,
         handover: None,
         created_at: now,
         updated_at: now,

@@ -138,6 +138,7 @@ impl Cluster for Runtime {
                     previous: None,
                     bundle: None,
                     removing: false,
+                    address: None,
                     handover: None,
                     created_at: parts.clock.wall(),
                     updated_at: parts.clock.wall(),

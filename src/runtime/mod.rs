@@ -52,6 +52,7 @@ use crate::model::Result;
 use crate::model::clock::Clock;
 use crate::model::event::Event;
 use crate::model::id::{NodeId, TaskId};
+use crate::model::internal::Range;
 use crate::model::node::Node;
 use crate::model::task::{Exit, Health, TaskState};
 use crate::network::Network;
@@ -82,6 +83,8 @@ pub struct Parts {
     pub members: Option<Arc<dyn Members>>,
     /// What is known of the catalogue.
     pub catalog: catalog::Before,
+    /// Addresses for services that are balanced inside the cluster.
+    pub internal: Range,
 }
 
 impl Parts {

@@ -12,6 +12,7 @@ use crate::client::kv::ValueKind;
 use crate::client::{Apply, Only};
 use crate::model::bundle::{Bundle, HostedKind};
 use crate::model::check::CheckSpec;
+use crate::model::internal::Range;
 use crate::model::service::ServiceSpec;
 use crate::model::{Error, Kind, Result};
 use crate::scheduler::world::World;
@@ -32,6 +33,8 @@ pub struct Prepared {
     pub(super) rollout: Facts,
     // The scripts of the set that holds the rollout, where a set does.
     pub(super) rollout_bundle: Option<String>,
+    // Where addresses inside the cluster are from.
+    pub(super) internal: Range,
 }
 
 /// What a revision is made of besides its description.
@@ -139,7 +142,8 @@ pub fn prepare(world: &World, parts: &Parts, ask: Apply) -> Result<Prepared> {
     let in_set = !in_own && !host.in_library(HostedKind::Rollout, spec.rollout.name.as_str());
     let rollout_bundle = in_set.then_some(rollout_bundle);
     let base = old.filter(|_| ask.only == Only::Update).map(|old| old.spec.clone());
-    Ok(Prepared { spec, only: ask.only, base, resolved, bundle, rollout, rollout_bundle })
+    let internal = parts.internal;
+    Ok(Prepared { spec, only: ask.only, base, resolved, bundle, rollout, rollout_bundle, internal })
 }
 
 // Keys and secrets as they are now: from here on they belong to the revision.

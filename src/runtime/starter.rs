@@ -13,6 +13,7 @@ use crate::engines::{ConfigFile, Engine, Observed, ObservedState, Secrets, Start
 use crate::model::Result;
 use crate::model::fault;
 use crate::model::id::{ServiceId, TaskId};
+use crate::model::service::ServiceSpec;
 use crate::model::task::{Task, TaskState};
 use crate::scheduler::world::World;
 
@@ -110,13 +111,33 @@ fn request(world: &World, task: &Task) -> Option<(ServiceId, StartRequest, Versi
         slot: task.slot.clone(),
         node: task.node.clone()?,
         revision: task.revision,
-        spec: Arc::new(revision.spec.clone()),
+        spec: Arc::new(ServiceSpec { hosts: hosts(world, &revision.spec), ..revision.spec.clone() }),
         secrets: Secrets::default(),
         configs: Vec::new(),
         login: None,
     };
     let service = world.services.get(&task.service)?.id;
     Some((service, request, (revision.secrets.clone(), revision.configs.clone())))
+}
+
+// Besides its own: services that are balanced, under the names that they have on the networks that both are attached to.
+fn hosts(world: &World, spec: &ServiceSpec) -> BTreeMap<String, String> {
+    let mut hosts = spec.hosts.clone();
+    let is_on = |name: &str| spec.networks.iter().any(|own| own.name == name) && !is_of_all(name);
+    for service in world.services.values().filter(|service| !service.removing) {
+        let Some(address) = service.address else { continue };
+        for network in service.spec.networks.iter().filter(|network| is_on(&network.name)) {
+            for name in std::iter::once(service.spec.name.as_str()).chain(network.aliases.iter().map(String::as_str)) {
+                hosts.entry(name.to_owned()).or_insert_with(|| address.to_string());
+            }
+        }
+    }
+    hosts
+}
+
+// Where no engine knows names.
+fn is_of_all(network: &str) -> bool {
+    ["host", "bridge", "none"].contains(&network)
 }
 
 // Whoever waits for a node that is away holds up nobody else, and tries again when it may be back.

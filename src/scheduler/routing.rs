@@ -119,10 +119,11 @@ pub fn listeners<'a>(world: &'a World, service: &'a Service) -> impl Iterator<It
     let held = held_by_replicas(world, service);
     let ports =
         ports.filter(move |(_, port)| !port.published.is_some_and(|number| held.contains(&(number, port.protocol))));
-    ports.filter_map(move |(port_name, port)| {
+    let published = ports.filter_map(move |(port_name, port)| {
         let backends = backends(world, name, port_name);
         let listener = Listener {
             address: port.address,
+            internal: false,
             port: port.published?,
             protocol: port.protocol,
             balance: port.balance,
@@ -134,6 +135,39 @@ pub fn listeners<'a>(world: &'a World, service: &'a Service) -> impl Iterator<It
             backends,
         };
         Some((format!("{name}/{port_name}"), listener))
+    });
+    published.chain(internal(world, service, has_ports))
+}
+
+// At its own address, where it has one, under the numbers that its replicas have inside.
+fn internal<'a>(
+    world: &'a World,
+    service: &'a Service,
+    has_ports: bool,
+) -> impl Iterator<Item = (String, Listener)> + use<'a> {
+    let address = service.address.filter(|_| has_ports && !service.removing);
+    let mut taken = BTreeSet::new();
+    let named = service.spec.ports.iter().filter_map(move |(name, port)| {
+        let number = port.container_port()?;
+        // Published twice, it is one port all the same.
+        taken.insert((number, port.protocol)).then_some((name, number, port))
+    });
+    address.into_iter().flat_map(move |address| {
+        named.clone().map(move |(port_name, number, port)| {
+            let listener = Listener {
+                address: Some(address.into()),
+                internal: true,
+                port: number,
+                protocol: port.protocol,
+                balance: port.balance,
+                send_proxy: port.send_proxy,
+                idle_timeout: port.idle_timeout,
+                access_log: port.access_log,
+                backends: backends(world, &service.spec.name, port_name),
+                ..Listener::default()
+            };
+            (format!("{}/{port_name}@internal", service.spec.name), listener)
+        })
     })
 }
 

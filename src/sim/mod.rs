@@ -14,6 +14,7 @@ use crate::client::Cluster;
 use crate::engines::sim::SimEngine;
 use crate::model::Result;
 use crate::model::clock::{Clock, Timestamp, mix};
+use crate::model::internal::Range;
 use crate::runtime::{Parts, Runtime};
 use crate::script::api::Reach;
 use crate::script::api::test::{History, Setup, Stage};
@@ -85,6 +86,7 @@ pub async fn start_on(setup: &Setup, seed: u64, store: Arc<dyn Store>) -> Result
         vault: Vault::in_memory()?,
         members: None,
         catalog: crate::runtime::catalog::Before::Nothing,
+        internal: Range::LOOPBACK,
     };
     let runtime = Runtime::start(parts, Box::new(SimBalancer(routes))).await?;
     let history = Rc::new(History::new(runtime.record()));

@@ -5,6 +5,7 @@ use serde_json::{Map, Value, json};
 use super::words::words;
 use super::{set, table};
 use crate::model::container::NetworkUse;
+use crate::model::internal::Internal;
 use crate::model::mount::Mount;
 use crate::model::{Error, Result};
 
@@ -35,6 +36,9 @@ pub struct ContainerArgs {
     /// Detach from a network (update)
     #[arg(long, value_name = "NAME")]
     network_rm: Vec<String>,
+    /// How the service's name is reached inside the cluster: dnsrr, each replica; or vip, an address of its own at the balancers
+    #[arg(long, value_name = "MODE")]
+    endpoint_mode: Option<Internal>,
     /// Host name of containers
     #[arg(long)]
     hostname: Option<String>,
@@ -117,6 +121,7 @@ impl ContainerArgs {
             ("pull", self.pull.clone().map(Value::from)),
             ("platform", self.platform.clone().map(Value::from)),
             ("entrypoint", self.entrypoint.as_ref().map(|line| words("--entrypoint", line)).transpose()?),
+            ("internal", self.endpoint_mode.map(|mode| json!(mode))),
             ("hostname", self.hostname.clone().map(Value::from)),
             ("read_only", self.read_only.map(Value::from)),
             ("init", self.init.map(Value::from)),

@@ -5,8 +5,6 @@ use crate::model::{Error, Kind, Result};
 /// Hidden, so that help shows what there is.
 #[derive(clap::Args, Default)]
 pub struct RefusedArgs {
-    #[arg(long, hide = true, num_args = 0..=1)]
-    endpoint_mode: Option<String>,
     #[arg(long, hide = true)]
     credential_spec: Option<String>,
     #[arg(long, hide = true)]
@@ -32,12 +30,6 @@ impl RefusedArgs {
     /// The first one that was given is an error.
     pub fn check(&self) -> Result<()> {
         let given = [
-            (
-                "--endpoint-mode",
-                self.endpoint_mode.is_some(),
-                "published ports go through the balancer; a replica is \
-                found by its service's name on a network",
-            ),
             ("--credential-spec", self.credential_spec.is_some(), "it is for Windows"),
             (
                 "--generic-resource",

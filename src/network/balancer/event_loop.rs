@@ -11,6 +11,7 @@ use mio::{Events, Interest, Poll, Token};
 use super::control::Control;
 use super::hook::Hooks;
 use super::http::Http;
+use super::locals::Locals;
 use super::tcp::Tcp;
 use super::udp::Udp;
 use super::{Reply, Request, build};
@@ -30,6 +31,7 @@ pub const LIFELINE: Token = Token(usize::MAX - 9);
 pub struct Loop {
     poll: Poll,
     tcp: Tcp,
+    locals: Locals,
     http: Http,
     /// The ports of UDP.
     pub udp: Udp,
@@ -42,12 +44,13 @@ pub struct Loop {
 }
 
 impl Loop {
-    /// Nothing is listened for yet. HTTP is served by so many threads; `seed` tells hosts apart; `hooks` loads scripts of routes.
-    pub fn new(poll: Poll, threads: usize, seed: u64, hooks: Arc<dyn Hooks>) -> io::Result<Self> {
+    /// Nothing is listened for yet. `name` is its own and of those after it; HTTP is served by so many threads; `seed` tells hosts apart; `hooks` loads scripts of routes.
+    pub fn new(poll: Poll, name: &str, threads: usize, seed: u64, hooks: Arc<dyn Hooks>) -> io::Result<Self> {
         let tcp = Tcp::new(poll.registry().try_clone()?, seed);
         Ok(Loop {
             poll,
             tcp,
+            locals: Locals::new(name),
             http: Http::new(threads, seed, hooks),
             udp: Udp::new(seed),
             table: Table::default(),
@@ -90,13 +93,17 @@ impl Loop {
             for event in &events {
                 match event.token() {
                     CONTROL_LISTENER => self.accept_controls(control),
-                    LIFELINE => self.stopped = true,
+                    LIFELINE => {
+                        self.stopped = true;
+                        self.locals.follow(&Table::default());
+                    }
                     token if token.0 & 3 == CONTROL => self.control(token.0 >> 2, event.is_writable()),
                     token => self.tcp.event(token, event),
                 }
             }
             self.tcp.go_on();
             if reopen_at.is_some_and(|at| now >= at) {
+                self.locals.follow(&self.table);
                 self.http.reopen(&self.table);
                 self.udp.reopen(&self.table);
                 self.tcp.reopen(&self.table);
@@ -114,6 +121,7 @@ impl Loop {
     }
 
     fn apply(&mut self, table: Table) {
+        self.locals.follow(&table);
         self.http.close(&table);
         self.tcp.apply(&table, &self.table);
         self.http.apply(&table);
@@ -149,7 +157,10 @@ impl Loop {
                     self.http.follow(&table);
                     self.udp.follow(&table);
                 }
-                Request::Stop => self.stopped = true,
+                Request::Stop => {
+                    self.stopped = true;
+                    self.locals.follow(&Table::default());
+                }
                 _ => {}
             }
             let (mut sockets, mut descriptors) = (Vec::new(), Vec::new());

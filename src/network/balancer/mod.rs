@@ -11,6 +11,7 @@ mod event_loop;
 mod hook;
 mod http;
 mod lines;
+mod locals;
 mod owner;
 mod peers;
 mod pick;

@@ -19,8 +19,16 @@ pub fn listen_std(address: Option<std::net::IpAddr>, port: u16) -> Result<TcpLis
         std::io::ErrorKind::PermissionDenied => {
             format!("port {port}: no right to bind below 1024; run as root or give the capability CAP_NET_BIND_SERVICE")
         }
+        std::io::ErrorKind::AddrNotAvailable => not_here(address, port),
         _ => format!("port {port}: {error}"),
     })
+}
+
+fn not_here(address: Option<std::net::IpAddr>, port: u16) -> String {
+    let address = address.map(|address| address.to_string()).unwrap_or_default();
+    format!(
+        "port {port}: {address} is no address of this host (a service's own takes root or CAP_NET_ADMIN to be made)"
+    )
 }
 
 /// The same, without looking for who is in the way.
@@ -59,6 +67,7 @@ pub fn listen_udp(address: Option<std::net::IpAddr>, port: u16) -> Result<UdpSoc
                 "port {port}/udp: no right to bind below 1024; run as root or give the capability CAP_NET_BIND_SERVICE"
             )
         }
+        std::io::ErrorKind::AddrNotAvailable => not_here(address, port),
         _ => format!("port {port}/udp: {error}"),
     })
 }

@@ -39,7 +39,7 @@ pub fn main(folder: &Path, lifeline: bool, threads: usize, hooks: Arc<dyn Hooks>
     }
     let seed = u64::from(std::process::id()) << 32
         ^ std::time::SystemTime::UNIX_EPOCH.elapsed().map_or(0, |time| time.as_nanos() as u64);
-    let mut inner = Loop::new(poll, threads, seed, hooks)?;
+    let mut inner = Loop::new(poll, &folder.to_string_lossy(), threads, seed, hooks)?;
     for (name, socket) in inherited {
         match name.strip_prefix(udp::PREFIX) {
             Some(name) => inner.udp.inherit(name, std::net::UdpSocket::from(socket)),

@@ -65,7 +65,7 @@ impl Zone {
     }
 
     fn inside(&self, state: &State, domain: &Name, labels: &[&[u8]], kind: u16) -> Known {
-        let is_kind = |label: &[u8]| matches!(label, b"node" | b"service" | b"addr" | b"query");
+        let is_kind = |label: &[u8]| matches!(label, b"node" | b"service" | b"virtual" | b"addr" | b"query");
         // `web.service.dc1`: the datacenter may be named.
         let here = self.datacenter.as_bytes();
         let labels = match labels {
@@ -78,7 +78,7 @@ impl Zone {
                 Some(entry) => self.of_node(state, domain, entry, kind),
                 None => self.nothing(domain, Code::NxDomain, None),
             },
-            [b"node" | b"service" | b"addr" | b"query"] => self.nothing(domain, Code::NoError, None),
+            [b"node" | b"service" | b"virtual" | b"addr" | b"query"] => self.nothing(domain, Code::NoError, None),
             [parts @ .., b"node"] => {
                 let name = text(parts);
                 let topic = Topic::Node(key(&name));
@@ -96,6 +96,7 @@ impl Zone {
                 self.service(state, domain, &text(&[&service[1..]]), tag.as_deref(), kind)
             }
             [parts @ .., b"query"] => self.query(state, domain, &text(parts), kind),
+            [service, b"virtual"] => self.virtual_of(state, domain, &text(&[service]), kind),
             [service, b"service"] => self.service(state, domain, &text(&[service]), None, kind),
             [tag @ .., service, b"service"] => self.service(state, domain, &text(&[service]), Some(&text(tag)), kind),
             _ => self.nothing(domain, Code::NxDomain, None),
@@ -187,6 +188,20 @@ impl Zone {
         let serves = |found: &Found| found.status() != CheckStatus::Critical && has_tag(found);
         let found: Vec<Found> = state.instances(service).filter(serves).collect();
         self.instances(domain, &found, kind, topic, self.service_ttl)
+    }
+
+    // The address of a service's own, as long as somebody serves behind it.
+    fn virtual_of(&self, state: &State, domain: &Name, service: &str, kind: u16) -> Known {
+        let topic = Topic::Service(key(service));
+        let topic = Some((topic.clone(), state.index_of(&topic)));
+        let own = state.instances(service).find_map(|found| {
+            let own = found.entry.instance.tagged_addresses.get("virtual")?;
+            own.address.parse().ok()
+        });
+        match own {
+            Some(own) => self.records(domain, self.service_ttl, kind, [Data::Address(own)], topic),
+            None => self.nothing(domain, Code::NxDomain, topic),
+        }
     }
 
     // What a prepared query finds, by its name or its id.

@@ -11,10 +11,14 @@ use tokio::sync::watch;
 use super::Registry;
 use super::records::is_neaps;
 use crate::engines::registrator::own_words;
-use crate::model::catalog::{CatalogCheck, CatalogNode, CheckStatus, Instance, MAX_ENTRIES, Origin, SERF_HEALTH};
+use crate::model::catalog::{
+    CatalogCheck, CatalogNode, CheckStatus, Instance, MAX_ENTRIES, Origin, SERF_HEALTH, TaggedAddress,
+};
 use crate::model::id::{NodeId, TaskId, uuid_of};
+use crate::model::name::Name;
 use crate::model::node::{Node, NodeState};
 use crate::model::port::PortSpec;
+use crate::model::service::Service;
 use crate::model::task::{Health, Task, TaskState};
 use crate::network::catalog::{Draft, Key, key};
 use crate::scheduler::world::World;
@@ -24,6 +28,7 @@ pub struct Feeder {
     registry: Arc<Registry>,
     tasks: OrdMap<TaskId, Arc<Task>>,
     nodes: OrdMap<NodeId, Arc<Node>>,
+    services: OrdMap<Name, Arc<Service>>,
     // What is in the catalogue of each task.
     own: BTreeMap<TaskId, Vec<(String, String)>>,
     // Tasks that are told to stop by now, whatever an older world says.
@@ -49,6 +54,7 @@ impl Feeder {
             own.map(|(entry, known)| (entry.node.name.clone(), known.instance.id.clone())).collect()
         });
         Feeder {
+            services: OrdMap::new(),
             settled: Vec::new(),
             left,
             registry,
@@ -90,6 +96,7 @@ impl Feeder {
                     }
                 }
             }
+            self.follow_addresses(world, draft);
             if moved {
                 // Nothing that is gone is told of then.
                 let gone: Vec<TaskId> = self.own.keys().filter(|id| !world.tasks.contains_key(*id)).copied().collect();
@@ -157,6 +164,22 @@ impl Feeder {
                 None => draft.remove_check(&node, &check_id(&id)),
             };
         }
+    }
+
+    // Services that got an address of their own, or gave it up: their replicas say which one it is.
+    fn follow_addresses(&mut self, world: &World, draft: &mut Draft) {
+        if self.services.ptr_eq(&world.services) {
+            return;
+        }
+        let address = |services: &OrdMap<Name, Arc<Service>>, name: &Name| services.get(name).and_then(|it| it.address);
+        for name in world.services.values().map(|service| &service.spec.name) {
+            if address(&self.services, name) != address(&world.services, name) {
+                for task in world.tasks_of(name) {
+                    self.put(world, task, draft);
+                }
+            }
+        }
+        self.services = world.services.clone();
     }
 
     // Whether a host has another name than before.
@@ -258,6 +281,7 @@ fn instances(world: &World, task: &Task) -> Vec<Made> {
     // Two tasks of one slot are there at once while one takes the other's place.
     let label = format!("{}-{}", task.label(), &id[id.len() - 4..]);
     let main = main_port(task.ports.keys(), ports);
+    let virtual_address = world.services.get(&task.service).and_then(|service| service.address);
     let mut made = Vec::new();
     for (port, address) in &task.ports {
         let Some((address, number, is_udp)) = place(address) else { continue };
@@ -269,6 +293,9 @@ fn instances(world: &World, task: &Task) -> Vec<Made> {
         if words.ignore {
             continue;
         }
+        // In Consul's words a service's own address is its virtual one.
+        let own =
+            virtual_address.zip(inside).map(|(address, port)| TaggedAddress { address: address.to_string(), port });
         let mut names = Vec::new();
         if main.as_ref() == Some(port) {
             names.push(task.service.to_string());
@@ -299,6 +326,7 @@ fn instances(world: &World, task: &Task) -> Vec<Made> {
                 address: address.clone(),
                 port: number,
                 meta,
+                tagged_addresses: own.clone().map(|own| ("virtual".to_owned(), own)).into_iter().collect(),
                 origin: Origin::Task,
                 ..Instance::default()
             };

@@ -74,14 +74,11 @@ fn start(options: &Value) -> mlua::Result<Load> {
             format!("connections: {} is not between 1 and 1000", options.connections),
         )));
     }
-    let mut builder = reqwest::Client::builder().timeout(options.timeout.std());
-    if options.keep_alive == Some(false) {
-        builder = builder.pool_max_idle_per_host(0);
-    }
-    // Sets the process up for TLS.
-    let _ = crate::network::client().map_err(raise)?;
-    let client =
-        builder.build().map_err(|error| raise(Error::internal("http.load", "cannot make a client").cause(error)))?;
+    let client = crate::network::built(|builder| {
+        let builder = builder.timeout(options.timeout.std());
+        if options.keep_alive == Some(false) { builder.pool_max_idle_per_host(0) } else { builder }
+    });
+    let client = client.map_err(|error| raise(Error::internal("http.load", "cannot make a client").cause(error)))?;
     let counts = Rc::new(Counts::default());
     let work = |_| {
         let (client, url, counts, most) = (client.clone(), options.url.clone(), counts.clone(), options.requests);

@@ -92,8 +92,9 @@ impl Which {
 }
 
 /// The fields and methods of a service.
-pub const SERVICE: [&str; 23] = [
+pub const SERVICE: [&str; 24] = [
     "name",
+    "address",
     "revision",
     "replicas",
     "healthy",
@@ -273,6 +274,7 @@ struct LogOptions {
 impl UserData for Handle {
     fn add_fields<F: UserDataFields<Self>>(fields: &mut F) {
         fields.add_field_method_get("name", |_, this| Ok(this.name()));
+        fields.add_field_method_get("address", |_, this| Ok(this.status.service.address.map(|own| own.to_string())));
         fields.add_field_method_get("revision", |_, this| Ok(this.status.service.active));
         fields.add_field_method_get("replicas", |_, this| Ok(this.status.desired));
         fields.add_field_method_get("healthy", |_, this| Ok(this.status.healthy));
