@@ -325,3 +325,101 @@ fn ports_are_described_and_listed() {
         assert!(wrong.contains(why), "{publish}: {wrong}");
     }
 }
+
+// What a process has open.
+fn descriptors(balancer: &Balancer) -> usize {
+    let pid = balancer.status()["pid"].as_u64().unwrap();
+    std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().count()
+}
+
+// Ends a connection so that the other end is told nothing, as when a host loses its power (TCP_REPAIR, tcp(7)).
+#[allow(unsafe_code, reason = "the kernel reads one number of the size that it is told")]
+fn vanish(stream: TcpStream) {
+    let on: libc::c_int = 1;
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&stream);
+    let size = size_of::<libc::c_int>() as libc::socklen_t;
+    let place = (&raw const on).cast::<libc::c_void>();
+    let set = unsafe { libc::setsockopt(fd, libc::IPPROTO_TCP, libc::TCP_REPAIR, place, size) };
+    assert_eq!(set, 0, "{}", std::io::Error::last_os_error());
+}
+
+#[test]
+fn twenty_thousand_connections_of_all_kinds_leave_nothing_behind() {
+    const EACH: usize = 5000;
+    let mut balancer = Balancer::start();
+    let echo = Echo::start(1);
+    listen(&mut balancer, &json!({}), &[echo.backend()]);
+    drop(from(Ipv4Addr::LOCALHOST, balancer.port));
+    eventually("the first one is over", 10, || (flowed(&balancer)["open"] == 0).then_some(()));
+    let before = (0..5).map(|_| descriptors(&balancer)).max().unwrap();
+    let port = balancer.port;
+    let reset = |stream: &TcpStream| {
+        let linger = libc::linger { l_onoff: 1, l_linger: 0 };
+        nix::sys::socket::setsockopt(stream, nix::sys::socket::sockopt::Linger, &linger).unwrap();
+    };
+    std::thread::scope(|scope| {
+        for kind in 0..4_usize {
+            scope.spawn(move || {
+                for number in 0..EACH {
+                    let address = Ipv4Addr::new(127, 0, 2 + kind as u8, (number % 200) as u8 + 1);
+                    match kind {
+                        // Asks, is answered, goes.
+                        0 => drop(from(address, port)),
+                        // Is answered, and breaks off.
+                        1 => reset(&from(address, port).0),
+                        // Goes at once.
+                        2 => drop(TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap()),
+                        // Sends, and breaks off without having heard anything.
+                        _ => {
+                            let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+                            stream.write_all(&[b'x'; 3000]).unwrap();
+                            reset(&stream);
+                        }
+                    }
+                }
+            });
+        }
+    });
+    let port = eventually("all of them are over", 20, || Some(flowed(&balancer)).filter(|port| port["open"] == 0));
+    // Some broke off before they were accepted.
+    assert!(port["connections"].as_u64().unwrap() > 2 * EACH as u64 && port["refused"] == 0, "{port}");
+    assert_eq!(balancer.status()["connections"], json!({}));
+    // Those of whoever asks it come and go.
+    eventually("its descriptors are as many as before", 10, || (descriptors(&balancer) <= before).then_some(()));
+    let ended = balancer.status()["backends"][id(1)]["failures"].clone();
+    assert_eq!(ended, 0);
+}
+
+#[test]
+fn connections_of_which_one_end_is_gone_without_a_word() {
+    if !nix::unistd::geteuid().is_root() {
+        println!("skipped: only root can make an end vanish");
+        return;
+    }
+    let mut balancer = Balancer::start();
+    let echo = Echo::start(1);
+    listen(&mut balancer, &json!({}), &[echo.backend()]);
+    let (kept, _) = from(Ipv4Addr::LOCALHOST, balancer.port);
+    vanish(from(Ipv4Addr::LOCALHOST, balancer.port).0);
+    assert_eq!(flowed(&balancer)["open"], 2);
+    // A backend that is gone so, and gets nothing new, is asked often: its client is told within seconds.
+    let gone = TcpListener::bind("127.0.0.1:0").unwrap();
+    let backend = json!({ "id": id(2), "address": gone.local_addr().unwrap().to_string(), "weight": 100 });
+    let mut other = Balancer::start();
+    listen(&mut other, &json!({}), &[backend]);
+    let mut client = other.connect();
+    vanish(gone.accept().unwrap().0);
+    drop(gone);
+    listen(&mut other, &json!({}), &[echo.backend()]);
+    let began = Instant::now();
+    assert_eq!(client.read(&mut [0]).unwrap_or(0), 0);
+    assert!(began.elapsed() < Duration::from_secs(8), "{:?}", began.elapsed());
+    eventually("its place is free", 5, || (flowed(&other)["open"] == 0).then_some(()));
+    // A client that is gone so is found out about a minute later, while one that is only silent stays.
+    eventually("the other one is let go", 100, || (flowed(&balancer)["open"] == 1).then_some(()));
+    let mut kept = kept;
+    kept.write_all(b"there").unwrap();
+    let mut answer = [0; 5];
+    kept.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"there");
+}
