@@ -290,8 +290,8 @@ fn what_goes_wrong_is_said() {
         }
         let refused = daemon.fails(&["service", "create", "--name", "x", "--", "./program"]);
         assert!(refused.contains("image: is missing, and the docker engine runs containers"), "{refused}");
-        let refused = daemon.fails(&["service", "create", "--name", "x", "--endpoint-mode", "vip", "demo:1"]);
-        assert!(refused.contains("--endpoint-mode: is not supported"), "{refused}");
+        let refused = daemon.fails(&["service", "create", "--name", "x", "--isolation", "hyperv", "demo:1"]);
+        assert!(refused.contains("--isolation: is not supported"), "{refused}");
     });
 }
 

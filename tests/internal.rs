@@ -57,6 +57,32 @@ fn processes_are_reached_at_an_address_that_stays() {
         names.iter().collect::<BTreeSet<_>>(),
         BTreeSet::from([&"prices/http@internal", &"users/http@internal"])
     );
+    // Others may publish the same number, before and after, and the address still leads to its own.
+    let before = tasks(prices, one);
+    daemon.ok(&[
+        "service",
+        "create",
+        "--name",
+        "edge",
+        "--publish",
+        &format!("{one}:{one}"),
+        "--",
+        NEAP,
+        "demo",
+        "--answer",
+        "edge",
+    ]);
+    daemon.ok(&["service", "wait", "edge"]);
+    assert!(get(Ipv4Addr::LOCALHOST, one).unwrap().contains("edge"));
+    assert_eq!(tasks(prices, one), before);
+    daemon.ok(&["service", "update", "prices", "--endpoint-mode", "dnsrr"]);
+    eventually("the address leads nowhere", 10, || {
+        get(prices, one).map_or(true, |answer| answer.contains("edge")).then_some(())
+    });
+    daemon.ok(&["service", "update", "prices", "--endpoint-mode", "vip"]);
+    assert_eq!(tasks(prices, one), before);
+    daemon.ok(&["service", "rm", "edge"]);
+    eventually("nobody publishes it any more", 20, || get(Ipv4Addr::LOCALHOST, one).is_err().then_some(()));
     // A rollout is not noticed.
     let over = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {

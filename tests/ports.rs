@@ -125,7 +125,19 @@ fn of_two_that_are_drawn_the_one_with_fewer() {
 fn whoever_refuses_again_and_again_is_left_out_for_a_while() {
     let mut balancer = Balancer::start();
     let one = Echo::start(1);
-    let dead = json!({ "id": id(2), "address": format!("127.0.0.1:{}", free_port()), "weight": 100 });
+    // A port that is taken, and where nobody listens.
+    let socket = nix::sys::socket::socket(
+        nix::sys::socket::AddressFamily::Inet,
+        nix::sys::socket::SockType::Stream,
+        nix::sys::socket::SockFlag::empty(),
+        None,
+    )
+    .unwrap();
+    let fd = std::os::fd::AsRawFd::as_raw_fd(&socket);
+    let any = nix::sys::socket::SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::LOCALHOST, 0));
+    nix::sys::socket::bind(fd, &any).unwrap();
+    let taken = nix::sys::socket::getsockname::<nix::sys::socket::SockaddrIn>(fd).unwrap();
+    let dead = json!({ "id": id(2), "address": taken.to_string(), "weight": 100 });
     listen(&mut balancer, &json!({}), &[dead.clone(), one.backend()]);
     for _ in 0..30 {
         assert_eq!(from(Ipv4Addr::LOCALHOST, balancer.port).1, 1);

@@ -145,7 +145,7 @@ fn internal<'a>(
     service: &'a Service,
     has_ports: bool,
 ) -> impl Iterator<Item = (String, Listener)> + use<'a> {
-    let address = service.address.filter(|_| has_ports && !service.removing);
+    let address = service.address.filter(|_| has_ports);
     let mut taken = BTreeSet::new();
     let named = service.spec.ports.iter().filter_map(move |(name, port)| {
         let number = port.container_port()?;

@@ -75,7 +75,6 @@ impl Hooks for Choosers {
 impl Hook for Chooser {
     fn choose(&self, request: RoutedRequest) -> std::result::Result<Option<String>, Unsaid> {
         let subject = format!("route \"{}\", choose", self.route);
-        let call = format!("choose({} {}{})", request.method, request.host, request.path);
         let said = self.budget.run(CALL, || {
             let request = self.lua.create_userdata(request)?;
             self.choose.call::<Value>(request)
@@ -92,7 +91,8 @@ impl Hook for Chooser {
                 if super::hosted::is_memory(&error) {
                     self.budget.exceeded();
                 }
-                report::explain(&subject, &error, &|_| Some(self.source.clone()), Some(&call))
+                // Without the request: who asks does not decide what is told.
+                report::explain(&subject, &error, &|_| Some(self.source.clone()), None)
             }
         };
         let is_spent = self.budget.was_exceeded();

@@ -78,6 +78,11 @@ impl Control {
         fcntl(&self.stream, FcntlArg::F_SETFL(OFlag::empty()))?;
         let patience = nix::sys::time::TimeVal::new(2, 0);
         nix::sys::socket::setsockopt(&self.stream, nix::sys::socket::sockopt::SendTimeout, &patience)?;
+        // What is left of the line comes first.
+        self.flush()?;
+        if !self.output.is_empty() {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
         for socket in sockets {
             let message = [ControlMessage::ScmRights(std::slice::from_ref(socket))];
             sendmsg::<()>(self.stream.as_raw_fd(), &[IoSlice::new(b"s")], &message, MsgFlags::empty(), None)?;

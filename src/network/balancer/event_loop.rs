@@ -1,6 +1,6 @@
 //! The balancer's loop: waits for events, and obeys its control socket.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use super::http::Http;
 use super::locals::Locals;
 use super::tcp::Tcp;
 use super::udp::Udp;
-use super::{Reply, Request, build};
+use super::{Reply, Request, build, owner};
 use crate::network::table::{Status, Table};
 
 /// How often listeners that could not be opened, and whatever no event tells of, are looked at.
@@ -75,7 +75,7 @@ impl Loop {
         while !self.stopped && (!self.leaving || !self.tcp.is_idle() || !self.http.is_idle() || !self.udp.is_idle()) {
             let has_failed = self.has_failed();
             let reopen_at = self.tcp.reopen_at(has_failed, RETRY);
-            let waiting = has_failed || self.leaving || self.tcp.waits();
+            let waiting = has_failed || self.leaving || self.tcp.waits() || self.locals.is_waiting();
             let timeout = match (self.tcp.is_busy(), waiting) {
                 (true, _) => Some(Duration::ZERO),
                 (false, true) => {
@@ -93,17 +93,16 @@ impl Loop {
             for event in &events {
                 match event.token() {
                     CONTROL_LISTENER => self.accept_controls(control),
-                    LIFELINE => {
-                        self.stopped = true;
-                        self.locals.follow(&Table::default());
-                    }
+                    LIFELINE => self.stop(),
                     token if token.0 & 3 == CONTROL => self.control(token.0 >> 2, event.is_writable()),
                     token => self.tcp.event(token, event),
                 }
             }
             self.tcp.go_on();
             if reopen_at.is_some_and(|at| now >= at) {
-                self.locals.follow(&self.table);
+                self.locals.forget();
+                self.locals.follow(&self.table, || self.tcp.locals());
+                owner::note_internal(&self.table);
                 self.http.reopen(&self.table);
                 self.udp.reopen(&self.table);
                 self.tcp.reopen(&self.table);
@@ -111,9 +110,20 @@ impl Loop {
             if waiting && now >= retry_at {
                 retry_at = now + RETRY;
                 self.tcp.look();
+                if self.locals.is_waiting() && !self.leaving {
+                    self.locals.follow(&self.table, || self.tcp.locals());
+                }
             }
         }
         Ok(())
+    }
+
+    // Whoever has the ports now has the addresses as well.
+    fn stop(&mut self) {
+        self.stopped = true;
+        if !self.leaving {
+            self.locals.follow(&Table::default(), HashSet::new);
+        }
     }
 
     fn has_failed(&self) -> bool {
@@ -121,7 +131,8 @@ impl Loop {
     }
 
     fn apply(&mut self, table: Table) {
-        self.locals.follow(&table);
+        self.locals.follow(&table, || self.tcp.locals());
+        owner::note_internal(&table);
         self.http.close(&table);
         self.tcp.apply(&table, &self.table);
         self.http.apply(&table);
@@ -157,10 +168,7 @@ impl Loop {
                     self.http.follow(&table);
                     self.udp.follow(&table);
                 }
-                Request::Stop => {
-                    self.stopped = true;
-                    self.locals.follow(&Table::default());
-                }
+                Request::Stop => self.stop(),
                 _ => {}
             }
             let (mut sockets, mut descriptors) = (Vec::new(), Vec::new());

@@ -11,8 +11,9 @@ use super::http::{Way, plain_host};
 use crate::model::Result;
 use crate::model::route::plain_path;
 
-/// Failures in a row, each for want of time, after which a script is not asked for a while.
-const IN_A_ROW: u32 = 3;
+/// How often a script may use up its time or its memory within `WINDOW` before it is not asked for a while.
+const MOST: usize = 3;
+const WINDOW: Duration = Duration::from_secs(10);
 /// How long that is.
 const AWAY: Duration = Duration::from_secs(30);
 
@@ -105,7 +106,8 @@ pub struct Loaded {
 struct One {
     source: String,
     hook: Option<Box<dyn Hook>>,
-    in_a_row: Cell<u32>,
+    // When it was too much, lately.
+    spent: Vec<Instant>,
     away_until: Cell<Option<Instant>>,
 }
 
@@ -119,46 +121,51 @@ impl Loaded {
     pub fn choose(&self, way: &Way, shown: impl FnOnce() -> RoutedRequest) -> Option<String> {
         let source = way.spec.choose.as_deref()?;
         let known = self.known.borrow().get(&way.name).filter(|one| one.source == source).cloned();
-        let one = known.unwrap_or_else(|| self.load(way, source, 0));
-        let hook = one.hook.as_ref()?;
+        let mut one = known.unwrap_or_else(|| self.load(way, source, Vec::new()));
         if let Some(until) = one.away_until.get() {
             if Instant::now() < until {
+                way.passed.note_unchosen(None);
                 return None;
             }
-            one.away_until.set(None);
+            one = self.load(way, source, Vec::new());
         }
-        match hook.choose(shown()) {
+        let hook = one.hook.as_ref()?;
+        let why = match hook.choose(shown()) {
             Ok(Some(name)) if !way.spec.to.iter().any(|share| share.service.as_str() == name) => {
-                way.passed.note_unchosen(&format!(
-                    "route \"{}\": choose names {name:.80?}, which is none of its services",
-                    way.name
-                ));
-                one.in_a_row.set(0);
-                None
+                format!("route \"{}\": choose names {name:.80?}, which is none of its services", way.name)
             }
-            Ok(name) => {
-                one.in_a_row.set(0);
-                name
-            }
+            Ok(name) => return name,
             Err(Unsaid { why, is_spent }) => {
-                way.passed.note_unchosen(&why);
                 if is_spent {
-                    let again = self.load(way, source, one.in_a_row.get() + 1);
-                    if again.in_a_row.get() >= IN_A_ROW {
-                        again.away_until.set(Some(Instant::now() + AWAY));
-                        again.in_a_row.set(IN_A_ROW - 1);
-                    }
+                    self.spent(way, source, &one);
                 }
-                None
+                why
             }
-        }
+        };
+        way.passed.note_unchosen(Some(&why));
+        None
     }
 
-    fn load(&self, way: &Way, source: &str, in_a_row: u32) -> Rc<One> {
+    // It is in any state now. Loading it takes time as well: whoever is too much again and again is left alone, whatever else is asked
+    // in between.
+    fn spent(&self, way: &Way, source: &str, one: &One) {
+        let now = Instant::now();
+        let mut spent: Vec<Instant> = one.spent.iter().copied().filter(|at| now - *at < WINDOW).collect();
+        spent.push(now);
+        if spent.len() < MOST {
+            self.load(way, source, spent);
+            return;
+        }
+        let away = One { source: source.to_owned(), hook: None, spent, away_until: Cell::new(Some(now + AWAY)) };
+        self.known.borrow_mut().insert(way.name.clone(), Rc::new(away));
+    }
+
+    fn load(&self, way: &Way, source: &str, spent: Vec<Instant>) -> Rc<One> {
         let hook = self.hooks.load(&way.name, source);
-        let hook = hook.inspect_err(|error| way.passed.note_unchosen(&error.to_string())).ok();
-        let one = One { source: source.to_owned(), hook, in_a_row: Cell::new(in_a_row), away_until: Cell::default() };
-        let one = Rc::new(one);
+        let hook = hook.inspect_err(|error| way.passed.note_unchosen(Some(&error.to_string()))).ok();
+        // What cannot be loaded now may be later.
+        let away_until = if hook.is_none() { Some(Instant::now() + AWAY) } else { None };
+        let one = Rc::new(One { source: source.to_owned(), hook, spent, away_until: Cell::new(away_until) });
         self.known.borrow_mut().insert(way.name.clone(), one.clone());
         one
     }

@@ -1,9 +1,9 @@
 //! Addresses of services, which this host has as long as a table names them: on its loopback device, so that containers here reach them
 //! by their default route. Spoken to the kernel by netlink (rtnetlink(7)).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{
@@ -26,22 +26,35 @@ pub struct Locals {
     // What tells its addresses from others' on the same device; at most 15 bytes, and it begins with the device's name.
     label: String,
     have: Option<BTreeSet<Ipv4Addr>>,
+    // Some are kept for the sake of those who are connected to them.
+    is_waiting: bool,
 }
 
 impl Locals {
     /// None yet; those of a balancer before this one with the same name are known by it.
     pub fn new(name: &str) -> Self {
         let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-        Locals { label: format!("lo:np{hash:08x}"), have: None }
+        Locals { label: format!("lo:np{hash:08x}"), have: None, is_waiting: false }
     }
 
-    /// Makes those that a table names, and takes away those that it does not any more. What cannot be made shows when it is listened on.
-    pub fn follow(&mut self, table: &Table) {
+    /// Whether some are to go as soon as nobody is connected to them.
+    pub fn is_waiting(&self) -> bool {
+        self.is_waiting
+    }
+
+    /// Looks at the kernel's own list next time: others may have taken some away.
+    pub fn forget(&mut self) {
+        self.have = None;
+    }
+
+    /// Makes those that a table names, and takes away those that it does not any more and that nobody uses. What cannot be made shows
+    /// when it is listened on.
+    pub fn follow(&mut self, table: &Table, used: impl FnOnce() -> HashSet<IpAddr>) {
         // The whole of 127.0.0.0/8 is there anyway.
         let internal = table.listeners.values().filter(|listener| listener.internal);
         let wanted: BTreeSet<Ipv4Addr> = internal
             .filter_map(|listener| match listener.address {
-                Some(std::net::IpAddr::V4(address)) if !address.is_loopback() => Some(address),
+                Some(IpAddr::V4(address)) if !address.is_loopback() => Some(address),
                 _ => None,
             })
             .collect();
@@ -59,9 +72,17 @@ impl Locals {
                 now.insert(*address);
             }
         }
-        for address in have.difference(&wanted) {
-            if kernel.change(DELETE, *address, &self.label).is_ok() {
-                now.remove(address);
+        let gone: Vec<Ipv4Addr> = have.difference(&wanted).copied().collect();
+        let used = if gone.is_empty() { HashSet::new() } else { used() };
+        self.is_waiting = false;
+        for address in gone {
+            if used.contains(&IpAddr::V4(address)) {
+                self.is_waiting = true;
+                continue;
+            }
+            match kernel.change(DELETE, address, &self.label) {
+                Err(error) if error.kind() != io::ErrorKind::AddrNotAvailable => {}
+                _ => _ = now.remove(&address),
             }
         }
         self.have = Some(now);
@@ -198,16 +219,19 @@ mod tests {
         let name = format!("test {}", std::process::id());
         let has = |address: &str| std::net::UdpSocket::bind((address, 0)).is_ok();
         let mut locals = Locals::new(&name);
-        locals.follow(&table(&["198.19.250.1", "198.19.250.2", "127.98.0.1"]));
+        locals.follow(&table(&["198.19.250.1", "198.19.250.2", "127.98.0.1"]), HashSet::new);
         assert!(has("198.19.250.1") && has("198.19.250.2"));
         // Another one that is begun after it was killed knows them.
         let mut locals = Locals::new(&name);
-        locals.follow(&table(&["198.19.250.2", "198.19.250.3"]));
+        locals.follow(&table(&["198.19.250.2", "198.19.250.3"]), HashSet::new);
         assert!(!has("198.19.250.1") && has("198.19.250.2") && has("198.19.250.3"));
         // Others' stay.
-        Locals::new("another").follow(&table(&[]));
+        Locals::new("another").follow(&table(&[]), HashSet::new);
         assert!(has("198.19.250.2"));
-        locals.follow(&table(&[]));
+        locals.follow(&table(&[]), || HashSet::from(["198.19.250.3".parse().unwrap()]));
+        assert!(!has("198.19.250.2") && has("198.19.250.3") && locals.is_waiting());
+        // Somebody else took it away meanwhile.
+        locals.follow(&table(&[]), HashSet::new);
         assert!(!has("198.19.250.2") && !has("198.19.250.3"));
     }
 }

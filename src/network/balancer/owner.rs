@@ -1,8 +1,16 @@
 //! Who holds a port: for the error that names them.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::collections::BTreeSet;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 use mio::net::TcpListener as MioListener;
+use nix::sys::socket::{
+    AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, listen as listen_on, setsockopt, socket, sockopt,
+};
+
+use crate::network::table::Table;
 
 /// Opens a listening socket: on one address, or on all interfaces, IPv6 and IPv4 together. An error says who is in the way.
 pub fn listen(address: Option<std::net::IpAddr>, port: u16) -> Result<MioListener, String> {
@@ -36,10 +44,65 @@ pub fn try_listen(address: Option<std::net::IpAddr>, port: u16) -> std::io::Resu
     bind_tcp(address, port).map(MioListener::from_std)
 }
 
-fn bind_tcp(address: Option<std::net::IpAddr>, port: u16) -> std::io::Result<TcpListener> {
-    let listener = bind(address, port, TcpListener::bind)?;
+// Numbers under which services are listened for at addresses of their own. On the same number another port may be listened for at all
+// addresses: the kernel takes both where both say that they share it, and prefers the one of the address.
+static INTERNAL: Mutex<(BTreeSet<IpAddr>, BTreeSet<u16>)> = Mutex::new((BTreeSet::new(), BTreeSet::new()));
+
+/// Notes which ports are at services' own addresses.
+pub fn note_internal(table: &Table) {
+    let internal = || table.listeners.values().filter(|listener| listener.internal);
+    let addresses = internal().filter_map(|listener| listener.address).collect();
+    let ports = internal().map(|listener| listener.port).collect();
+    *INTERNAL.lock().unwrap_or_else(PoisonError::into_inner) = (addresses, ports);
+}
+
+fn bind_tcp(address: Option<IpAddr>, port: u16) -> std::io::Result<TcpListener> {
+    let listener = bind(address, port, |at| shared(at, TcpListener::bind, SockType::Stream, TcpListener::from))?;
     listener.set_nonblocking(true)?;
     Ok(listener)
+}
+
+// At a service's own address it is shared from the beginning. Elsewhere it is first tried to have it alone, so that others are noticed.
+fn shared<T: AsFd>(
+    at: SocketAddr,
+    open: impl Fn(SocketAddr) -> std::io::Result<T>,
+    kind: SockType,
+    made: impl Fn(OwnedFd) -> T,
+) -> std::io::Result<T> {
+    let (is_internal, may_meet) = {
+        let internal = INTERNAL.lock().unwrap_or_else(PoisonError::into_inner);
+        (internal.0.contains(&at.ip()), internal.1.contains(&at.port()))
+    };
+    let shared = || -> std::io::Result<T> {
+        let family = if at.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
+        setsockopt(&socket, sockopt::ReusePort, &true)?;
+        if kind == SockType::Stream {
+            setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+        }
+        nix::sys::socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
+        if kind == SockType::Stream {
+            listen_on(&socket, Backlog::MAXCONN)?;
+        }
+        Ok(made(socket))
+    };
+    if is_internal {
+        return shared();
+    }
+    let opened = open(at).or_else(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse if may_meet => shared(),
+        _ => Err(error),
+    })?;
+    share(&opened, at.port());
+    Ok(opened)
+}
+
+/// Lets a socket be joined by those at services' own addresses, where there are some with its number; nobody else's business.
+pub fn share(socket: &impl AsFd, port: u16) {
+    let may_meet = INTERNAL.lock().unwrap_or_else(PoisonError::into_inner).1.contains(&port);
+    if may_meet {
+        let _ = setsockopt(&socket.as_fd(), sockopt::ReusePort, &true);
+    }
 }
 
 fn bind<T>(
@@ -59,7 +122,8 @@ fn bind<T>(
 
 /// The same for datagrams.
 pub fn listen_udp(address: Option<std::net::IpAddr>, port: u16) -> Result<UdpSocket, String> {
-    let bound = bind(address, port, UdpSocket::bind).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
+    let open = |at| shared(at, UdpSocket::bind, SockType::Datagram, UdpSocket::from);
+    let bound = bind(address, port, open).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
     bound.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => format!("port {port}/udp is taken by another process"),
         std::io::ErrorKind::PermissionDenied => {

@@ -158,6 +158,18 @@ impl Choice {
         Choice { slots, are_alike, next, random: seed | 1 }
     }
 
+    /// Goes on with whose turn it was before, for those who are still there.
+    pub fn after(mut self, before: &Choice) -> Self {
+        for slot in &mut self.slots {
+            let known = before.slots.iter().find(|known| Arc::ptr_eq(&known.peer, &slot.peer));
+            slot.current = known.map_or(0, |known| known.current);
+        }
+        let next = before.slots.get(before.next).map(|slot| &slot.peer);
+        let at = |peer: &Arc<Peer>| self.slots.iter().position(|slot| Arc::ptr_eq(&slot.peer, peer));
+        self.next = next.and_then(at).unwrap_or(self.next);
+        self
+    }
+
     /// Chooses one; none where nobody is left. One that failed several times is chosen only where all have.
     pub fn choose(&mut self, balance: &RouteBalance, wish: &Wish) -> Option<Picked> {
         let index = self.among(balance, wish, true).or_else(|| self.among(balance, wish, false))?;

@@ -6,6 +6,7 @@ mod pairs;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, Instant};
@@ -56,6 +57,11 @@ impl Open {
     }
 }
 
+fn takers(table: &Table) -> HashSet<TaskId> {
+    let tcp = table.listeners.values().filter(|listener| listener.protocol == Protocol::Tcp);
+    tcp.flat_map(Listener::takers).collect()
+}
+
 /// All of them.
 pub struct Tcp {
     registry: Registry,
@@ -71,6 +77,8 @@ pub struct Tcp {
     greetings: HashMap<usize, Greeting>,
     // Tasks that get no new connections, and whose connections are asked often whether anybody is there.
     doubted: HashSet<TaskId>,
+    // Those that the table gives new ones.
+    takers: HashSet<TaskId>,
     // Pairs whose backend has yet to answer, and until when; in the order of that moment, since all wait alike.
     connecting: VecDeque<(Instant, usize)>,
     busy: Vec<usize>,
@@ -96,6 +104,7 @@ impl Tcp {
             pairs: HashMap::new(),
             greetings: HashMap::new(),
             doubted: HashSet::new(),
+            takers: HashSet::new(),
             connecting: VecDeque::new(),
             busy: Vec::new(),
             lines: Rc::default(),
@@ -115,6 +124,9 @@ impl Tcp {
     /// Takes over a table: the next connection follows it. `before` is the one of before.
     pub fn apply(&mut self, table: &Table, before: &Table) {
         self.is_known = true;
+        // What was done before may have taken a while.
+        self.now = Instant::now();
+        self.takers = takers(table);
         let failed = std::mem::take(&mut self.failed);
         // As the socket says: a table that was inherited does not.
         let same = |open: &Open, wanted: &Listener| {
@@ -136,6 +148,9 @@ impl Tcp {
                 open.socket.iter_mut().for_each(|socket| drop(self.registry.deregister(socket)));
                 self.names.remove(&open.token);
             }
+        }
+        for open in self.listeners.values() {
+            open.socket.iter().for_each(|socket| owner::share(socket, open.spec.port));
         }
         let tcp = table.listeners.iter().filter(|(_, wanted)| wanted.protocol == Protocol::Tcp);
         for (name, wanted) in tcp {
@@ -168,9 +183,13 @@ impl Tcp {
 
     /// Another has the ports: what a table says of who is there still counts for whoever was not served yet.
     pub fn follow(&mut self, table: &Table) {
+        self.takers = takers(table);
         for name in self.listeners.keys().cloned().collect::<Vec<_>>() {
-            let now = table.listeners.get(&name).cloned();
-            self.renew(&name, now.unwrap_or_default());
+            let Some(open) = self.listeners.get(&name) else { continue };
+            let now = table.listeners.get(&name).filter(|now| now.protocol == Protocol::Tcp).cloned();
+            // Whoever is there still is bound as before.
+            let now = now.unwrap_or_else(|| Listener { backends: Vec::new(), ..open.spec.clone() });
+            self.renew(&name, now);
         }
         self.doubt();
         self.peers.tidy();
@@ -180,8 +199,9 @@ impl Tcp {
         let Some(open) = self.listeners.get_mut(name) else { return };
         // Whose turn it is goes on as long as the same take turns.
         if open.spec.backends != wanted.backends {
-            open.choice = self.peers.choice(&wanted.backends, self.seed);
+            open.choice = self.peers.choice(&wanted.backends, self.seed).after(&open.choice);
         }
+        open.tally.idle.set(wanted.idle_timeout.map(crate::model::units::Duration::std));
         (open.balance, open.spec) = (wanted.balance.into(), wanted);
     }
 
@@ -191,6 +211,7 @@ impl Tcp {
         self.registry.register(&mut socket, token, Interest::READABLE)?;
         self.names.insert(token, name.clone());
         let tally = Rc::new(Tally { name: name.clone(), ..Tally::default() });
+        tally.idle.set(spec.idle_timeout.map(crate::model::units::Duration::std));
         let choice = self.peers.choice(&spec.backends, self.seed);
         let balance = spec.balance.into();
         let open = Open { token, socket: Some(socket), spec, balance, choice, tally, starved: false, full: false };
@@ -220,6 +241,7 @@ impl Tcp {
 
     /// Tries again what could not be opened.
     pub fn reopen(&mut self, table: &Table) {
+        self.now = Instant::now();
         for name in self.failed.keys().cloned().collect::<Vec<_>>() {
             let Some(wanted) = table.listeners.get(&name).cloned() else { continue };
             let Ok(socket) = owner::try_listen(wanted.address, wanted.port) else { continue };
@@ -255,7 +277,8 @@ impl Tcp {
     // Who gets nothing new may be on a host that is lost: a connection there would hang until the kernel gives up, a
     // quarter of an hour later. One that is only being drained answers, and loses nothing.
     fn doubt(&mut self) {
-        let takes: HashSet<TaskId> = self.listeners.values().flat_map(|open| open.spec.takers()).collect();
+        // Also of a port that could not be opened.
+        let takes = self.takers.clone();
         // Of one that takes connections again nothing more is asked than of any other.
         for pair in
             self.pairs.values().filter(|pair| takes.contains(&pair.task()) && self.doubted.contains(&pair.task()))
@@ -277,8 +300,14 @@ impl Tcp {
         let waiting: Vec<usize> = waiting.map(|(index, _)| *index).collect();
         self.doubted.extend(new);
         for index in waiting {
-            self.try_another(index);
+            self.try_another(index, false);
         }
+    }
+
+    /// The addresses of this host that clients are connected to.
+    pub fn locals(&self) -> HashSet<IpAddr> {
+        let local = |pair: &Pair| Some(pair.caller.socket.local_addr().ok()?.ip().to_canonical());
+        self.pairs.values().filter_map(local).collect()
     }
 
     /// Adds how things are.

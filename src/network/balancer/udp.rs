@@ -115,6 +115,7 @@ impl Udp {
         };
         let gone: Vec<usize> = state.listeners.iter().filter(|(_, open)| gone(open)).map(|(index, _)| *index).collect();
         gone.into_iter().for_each(|index| state.close_listener(index));
+        state.listeners.values().for_each(|open| owner::share(&open.socket, open.spec.port));
         for (name, spec) in wanted {
             let known = state.listeners.iter().find(|(_, open)| open.name == *name).map(|(index, _)| *index);
             if let Some(index) = known {

@@ -128,8 +128,8 @@ pub async fn exchange(
     let group = worker.hooks.choose(&way, || {
         let fields = parts.headers.iter().map(|(name, value)| (name.to_string(), value.as_bytes().to_vec()));
         let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
-        let chain = parts.headers.get("x-forwarded-for").and_then(|chain| chain.to_str().ok());
-        let client = super::rewrite::client(spec, from, chain);
+        let chain = chain(&parts.headers);
+        let client = super::rewrite::client(spec, from, chain.as_deref());
         let method = parts.method.to_string();
         RoutedRequest::of(method, host.as_bytes(), target.as_bytes(), client, from.is_secure, fields.collect())
     });
@@ -207,7 +207,7 @@ pub async fn exchange(
 // What is asked for, and who asks.
 fn said(request: &Request<Incoming>, host: &str, spec: &RouteSpec, from: &From) -> ([String; 4], String) {
     let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let client = rewrite::client(spec, from, text("x-forwarded-for"));
+    let client = rewrite::client(spec, from, chain(request.headers()).as_deref());
     let target = request.uri().path_and_query().map_or("/", |target| target.as_str());
     let agent = text("user-agent").unwrap_or_default().to_owned();
     ([request.method().to_string(), host.to_owned(), target.to_owned(), client], agent)
@@ -335,6 +335,12 @@ fn handed_on(
         parts.headers.append(header::SET_COOKIE, cookie);
     }
     Response::from_parts(parts, Kept::new(body, picked).boxed_unsync())
+}
+
+// All that proxies have said of by way of whom it came: there may be several fields.
+fn chain(headers: &hyper::HeaderMap) -> Option<String> {
+    let all: Vec<&str> = headers.get_all("x-forwarded-for").iter().filter_map(|chain| chain.to_str().ok()).collect();
+    (!all.is_empty()).then(|| all.join(", "))
 }
 
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {

@@ -83,6 +83,11 @@ impl Http {
 
     /// Closes what a table does not have any more: its ports may be had by others from now on.
     pub fn close(&mut self, table: &Table) {
+        for (name, socket) in &self.sockets {
+            if let Some(front) = table.fronts.get(name) {
+                owner::share(socket, front.port);
+            }
+        }
         let is_gone = |name: &&String| !table.fronts.contains_key(*name);
         let gone: Vec<String> = self.sockets.keys().filter(is_gone).cloned().collect();
         for name in gone {

@@ -80,9 +80,10 @@ impl WayPassed {
         self.retries.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a request of which the route's script said nothing of use.
-    pub fn note_unchosen(&self, why: &str) {
+    /// Counts a request of which the route's script said nothing of use, and why, where that is known.
+    pub fn note_unchosen(&self, why: Option<&str>) {
         self.unchosen.fetch_add(1, Ordering::Relaxed);
+        let Some(why) = why else { return };
         let mut known = self.why.lock().unwrap_or_else(PoisonError::into_inner);
         if known.as_deref() != Some(why) {
             *known = Some(crate::model::error::shorten(why));

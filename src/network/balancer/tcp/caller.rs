@@ -21,6 +21,8 @@ pub struct Tally {
     pub name: String,
     /// Clients that are there.
     pub open: Cell<u32>,
+    /// When a connection over which nothing goes is ended.
+    pub idle: Cell<Option<std::time::Duration>>,
     /// The rest.
     pub flowed: Cell<Flowed>,
 }

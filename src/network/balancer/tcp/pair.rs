@@ -20,8 +20,10 @@ pub struct Pair {
     pub picked: Picked,
     /// Until when the backend has to answer; none once it has.
     pub connecting: Option<Instant>,
-    /// When something moved last, roughly; kept where somebody asks.
+    /// When something moved last, roughly.
     pub moved_at: Instant,
+    /// It stands in line for another turn.
+    pub is_queued: bool,
     up: Flow,
     down: Flow,
 }
@@ -32,8 +34,11 @@ struct Flow {
     // What the other side has not taken yet; empty nearly always, so it costs nothing while idle.
     kept: Vec<u8>,
     sent: usize,
-    // Bytes since they were last told.
+    // Bytes since they were last told, and whether any were taken.
     moved: u64,
+    stirs: bool,
+    // Nothing more can be read: its end is gone.
+    broken: bool,
     readable: bool,
     // The other end has sent its last: what was announced ends with an end, which is no event of its own.
     last: bool,
@@ -59,7 +64,16 @@ impl Pair {
     /// A new pair whose backend has yet to answer; it is sent `first` before anything of the client's.
     pub fn new(caller: Caller, server: TcpStream, picked: Picked, until: Instant, first: Vec<u8>) -> Self {
         let up = Flow { kept: first, ..Flow::default() };
-        Pair { caller, server, picked, connecting: Some(until), moved_at: until, up, down: Flow::default() }
+        Pair {
+            caller,
+            server,
+            picked,
+            connecting: Some(until),
+            moved_at: until,
+            is_queued: false,
+            up,
+            down: Flow::default(),
+        }
     }
 
     /// The backend's task.
@@ -70,6 +84,11 @@ impl Pair {
     /// Bytes of the client, and for it, since this was asked last.
     pub fn moved(&mut self) -> [u64; 2] {
         [&mut self.up, &mut self.down].map(|flow| std::mem::take(&mut flow.moved))
+    }
+
+    /// Whether anything was read or taken since this was asked last.
+    pub fn stirs(&mut self) -> bool {
+        [&mut self.up, &mut self.down].map(|flow| std::mem::take(&mut flow.stirs)).contains(&true)
     }
 
     /// Notes that a side became readable.
@@ -84,8 +103,12 @@ impl Pair {
         if self.connecting.is_some() {
             return Outcome::Open;
         }
-        let up = self.up.pump(&mut self.caller.socket, &mut self.server, buffer).unwrap_or_else(|_| {
-            // The backend takes no more, or the client is gone. What the backend has answered already still goes out.
+        let up = self.up.pump(&mut self.caller.socket, &mut self.server, buffer);
+        if self.up.broken {
+            return Outcome::Done;
+        }
+        let up = up.unwrap_or_else(|_| {
+            // The backend takes no more. What it has answered already still goes out.
             self.up = Flow { ended: true, closed: true, moved: self.up.moved, ..Flow::default() };
             let _ = self.server.shutdown(Shutdown::Write);
             false
@@ -110,7 +133,9 @@ impl Flow {
     // Ok(true): stopped for fairness, not for want of data.
     fn pump(&mut self, from: &mut TcpStream, to: &mut TcpStream, buffer: &mut [u8]) -> io::Result<bool> {
         if !self.kept.is_empty() {
-            match write_some(to, &self.kept[self.sent..])? {
+            let written = write_some(to, &self.kept[self.sent..])?;
+            self.stirs |= written > 0;
+            match written {
                 written if self.sent + written == self.kept.len() => {
                     self.kept = Vec::new();
                     self.sent = 0;
@@ -135,7 +160,10 @@ impl Flow {
                     return Ok(false);
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    self.broken = true;
+                    return Err(error);
+                }
             };
             if length == 0 {
                 self.ended = true;
@@ -147,6 +175,7 @@ impl Flow {
                 self.readable = false;
             }
             self.moved += length as u64;
+            self.stirs = true;
             let written = write_some(to, &buffer[..length])?;
             if written < length {
                 self.kept.extend_from_slice(&buffer[written..length]);

@@ -39,12 +39,13 @@ impl Tcp {
         };
         if side == SERVER && pair.connecting.is_some() {
             if event.is_error() || matches!(pair.server.take_error(), Ok(Some(_)) | Err(_)) {
-                return self.try_another(index);
+                return self.try_another(index, true);
             }
             if !event.is_writable() || pair.server.peer_addr().is_err() {
                 return;
             }
             pair.connecting = None;
+            pair.moved_at = self.now;
             pair.picked.peer().succeeded();
             // What the client sent meanwhile was announced before; it is read now.
             pair.mark_readable(false, false);
@@ -79,6 +80,9 @@ impl Tcp {
     /// Goes on with those that have more to read.
     pub fn go_on(&mut self) {
         for index in std::mem::take(&mut self.busy) {
+            if let Some(pair) = self.pairs.get_mut(&index) {
+                pair.is_queued = false;
+            }
             self.pump(index);
         }
     }
@@ -87,8 +91,10 @@ impl Tcp {
         let Some(pair) = self.pairs.get_mut(&index) else { return };
         let outcome = pair.pump(&mut self.buffer);
         let [up, down] = pair.moved();
-        if up | down != 0 {
+        if pair.stirs() {
             pair.moved_at = self.now;
+        }
+        if up | down != 0 {
             pair.caller.port.note(|flowed| {
                 flowed.bytes_in += up;
                 flowed.bytes_out += down;
@@ -100,7 +106,11 @@ impl Tcp {
         }
         match outcome {
             Outcome::Open => {}
-            Outcome::Busy => self.busy.push(index),
+            Outcome::Busy if pair.is_queued => {}
+            Outcome::Busy => {
+                pair.is_queued = true;
+                self.busy.push(index);
+            }
             Outcome::Done => self.close(index),
         }
     }
@@ -174,9 +184,11 @@ impl Tcp {
             Greeted::Whole => {
                 let Some(Greeting { mut caller, .. }) = self.greetings.remove(&index) else { return };
                 let name = caller.port.name.clone();
-                if self.registry.deregister(&mut caller.socket).is_ok() {
-                    self.connect(&name, caller);
+                match self.registry.deregister(&mut caller.socket) {
+                    Ok(()) => self.connect(&name, caller),
+                    Err(_) => caller.refuse(),
                 }
+                self.make_use(&name);
             }
         }
     }
@@ -207,6 +219,11 @@ impl Tcp {
             let server = peer.address.parse::<SocketAddr>().map_err(io::Error::other).and_then(TcpStream::connect);
             let mut server = match server {
                 Ok(server) => server,
+                // No port is left towards that one address; there may be some towards others.
+                Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
+                    caller.tried.push(peer.id);
+                    continue;
+                }
                 Err(error) if is_own(&error) => return caller.refuse(),
                 Err(_) => {
                     peer.failed();
@@ -240,18 +257,22 @@ impl Tcp {
     }
 
     // The backend did not take it. Nothing was read from the client yet, so another can serve it whole.
-    pub(super) fn try_another(&mut self, index: usize) {
+    pub(super) fn try_another(&mut self, index: usize, is_at_fault: bool) {
         let Some(pair) = self.pairs.remove(&index) else { return };
-        pair.picked.peer().failed();
+        if is_at_fault {
+            pair.picked.peer().failed();
+        }
         let mut caller = pair.into_caller();
         caller.port.note(|flowed| flowed.retries += 1);
         if let Some(line) = &mut caller.line {
             line.task = None;
         }
         let name = caller.port.name.clone();
-        if self.registry.deregister(&mut caller.socket).is_ok() {
-            self.connect(&name, caller);
+        match self.registry.deregister(&mut caller.socket) {
+            Ok(()) => self.connect(&name, caller),
+            Err(_) => caller.refuse(),
         }
+        self.make_use(&name);
     }
 
     /// Looks after what no event tells of: backends that do not answer, hosts that are lost, clients that are silent.
@@ -264,7 +285,7 @@ impl Tcp {
             }
             self.connecting.pop_front();
             if open {
-                self.try_another(index);
+                self.try_another(index, true);
             }
         }
         let late = self.greetings.iter().filter(|(_, greeting)| greeting.until <= now);
@@ -277,17 +298,12 @@ impl Tcp {
                 doubted.filter(|(_, pair)| is_unheard(&pair.server)).map(|(index, _)| *index).collect();
             lost.into_iter().for_each(|index| self.close(index));
         }
-        if self.listeners.values().any(|open| open.spec.idle_timeout.is_some()) {
-            let patience = |pair: &Pair| self.listeners.get(&pair.caller.port.name)?.spec.idle_timeout;
-            let is_idle = |pair: &Pair| {
-                pair.connecting.is_none()
-                    && patience(pair)
-                        .is_some_and(|patience| now.saturating_duration_since(pair.moved_at) >= patience.std())
-            };
-            let idle: Vec<usize> =
-                self.pairs.iter().filter(|(_, pair)| is_idle(pair)).map(|(index, _)| *index).collect();
-            idle.into_iter().for_each(|index| self.close(index));
-        }
+        let is_idle = |pair: &Pair| {
+            let silent = now.saturating_duration_since(pair.moved_at);
+            pair.connecting.is_none() && pair.caller.port.idle.get().is_some_and(|patience| silent >= patience)
+        };
+        let idle: Vec<usize> = self.pairs.iter().filter(|(_, pair)| is_idle(pair)).map(|(index, _)| *index).collect();
+        idle.into_iter().for_each(|index| self.close(index));
         let starved = self.listeners.values().filter(|open| open.starved);
         let starved: Vec<Token> = starved.map(|open| open.token).collect();
         starved.into_iter().for_each(|token| self.accept(token));

@@ -155,7 +155,7 @@ impl State {
     pub fn renew(&mut self, index: usize, spec: Listener) {
         let Some(open) = self.listeners.get_mut(&index) else { return };
         if open.spec.backends != spec.backends {
-            open.choice = self.peers.choice(&spec.backends, self.seed);
+            open.choice = self.peers.choice(&spec.backends, self.seed).after(&open.choice);
         }
         open.spec = spec;
     }
