@@ -328,7 +328,7 @@ fn ports_are_described_and_listed() {
     for (publish, why) in [
         ("published=53,target=53,protocol=udp,max-connections=5", "ports.http.max_connections: is for tcp alone"),
         ("published=53,target=53,max-connections=0", "lets nobody in"),
-        ("published=53,target=53,mode=host,balance=hash:ip", "which mode host goes past"),
+        ("published=53,target=53,mode=host,send-proxy=v1", "which mode host goes past"),
         ("published=53,target=53,idle-timeout=10ms", "is shorter than 1s"),
         ("published=53,target=53,send-proxy=v3", "v3"),
         ("published=53,target=53,balance=hash:path", "hash:path"),

@@ -51,7 +51,8 @@ async fn routes(call: Call) -> Result<Answer> {
 // A port of routes is no one service's: whoever is confined to some names does not see it.
 async fn ports(call: Call) -> Result<Answer> {
     let mut ports = call.api.cluster.ports().await?;
-    ports.retain(|port| port.name.starts_with(&call.principal.prefix));
+    let prefix = &call.principal.prefix;
+    ports.retain(|port| prefix.is_empty() || (port.service.is_some() && port.name.starts_with(prefix)));
     json(&ports)
 }
 

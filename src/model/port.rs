@@ -146,7 +146,9 @@ impl PortSpec {
         ];
         let mut said = said.into_iter().filter(|(_, said)| *said).map(|(field, _)| field);
         if self.mode == PublishMode::Host {
-            return said.next().map(|field| (field, "is the balancer's, which mode host goes past"));
+            return said
+                .find(|field| *field != "balance")
+                .map(|field| (field, "is the balancer's, which mode host goes past"));
         }
         let is_udp = self.protocol == Protocol::Udp;
         if let Some(field) = said.find(|field| is_udp && !["balance", "idle_timeout"].contains(field)) {

@@ -60,8 +60,9 @@ impl Hooks for Choosers {
         let budget = Budget::attach(&lua, beat);
         let memory = |lua: &Lua| lua.set_memory_limit(lua.used_memory() + GROWTH).map(drop);
         memory(&lua).map_err(|error| wrong(&error))?;
-        let loaded: Value =
-            budget.run(LOAD, || lua.load(source).set_name("=choose.lua").eval()).map_err(|error| wrong(&error))?;
+        let loaded: Value = budget
+            .run(LOAD, || lua.load(source).set_name("=choose.lua").set_mode(mlua::chunk::ChunkMode::Text).eval())
+            .map_err(|error| wrong(&error))?;
         let Value::Function(choose) = loaded else {
             let message = format!("returns {}, and not a function", super::hosted::type_of(&loaded));
             return Err(Error::new(Kind::Script, subject, message).help("write return function(request) ... end"));

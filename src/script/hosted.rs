@@ -110,7 +110,7 @@ impl Hosted {
         for entry in entries {
             let subject = format!("script {entry}");
             let source = files.read(entry).ok_or_else(|| Error::not_found(subject.clone()))?;
-            let chunk = lua.load(source).set_name(format!("={prefix}{entry}"));
+            let chunk = lua.load(source).set_name(format!("={prefix}{entry}")).set_mode(mlua::chunk::ChunkMode::Text);
             budget
                 .run(budget::LOAD.saturating_sub(begun.elapsed()), || chunk.exec())
                 .map_err(|error| report::explain(&subject, &error, &|file| find_source(&*files, file), None))?;

@@ -41,7 +41,8 @@ pub fn install(lua: &Lua, files: Rc<dyn Files>) -> mlua::Result<()> {
             ));
         };
         loaded.raw_set(path.as_str(), false)?;
-        let result = lua.load(source).set_name(format!("={path}")).call::<Value>(());
+        let chunk = lua.load(source).set_name(format!("={path}")).set_mode(mlua::chunk::ChunkMode::Text);
+        let result = chunk.call::<Value>(());
         match result {
             Ok(module) => {
                 let module = if module.is_nil() { Value::Boolean(true) } else { module };
