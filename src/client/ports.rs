@@ -37,9 +37,10 @@ impl Speaks {
 /// A port that every host's balancer listens on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct PortInfo {
-    /// Its name: `SERVICE/PORT`; where routes are listened for `80`, or `ADDRESS:80`.
+    /// Its name: `SERVICE/PORT`; at a service's own address inside the cluster `SERVICE/PORT@internal`; where routes are listened for `80`, or
+    /// `ADDRESS:80`.
     pub name: String,
-    /// The service that publishes it, if one does.
+    /// The service whose port it is, if it is one's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub service: Option<Name>,
     /// Its number.

@@ -5,6 +5,7 @@ use serde_json::{Map, Value as Json, json};
 use super::Context;
 use super::fields::{Fields, list, text, unsupported, wrong};
 use super::service::{set, table};
+use super::yaml::At;
 use crate::model::internal::Internal;
 use crate::model::{Error, Result};
 
@@ -66,8 +67,12 @@ pub fn older(fields: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()
     Ok(())
 }
 
-/// `deploy`.
-pub fn deploy(context: &mut Context<'_>, fields: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()> {
+/// `deploy`; where it asks for an address of the service's own, if it does (`balance`).
+pub fn deploy(
+    context: &mut Context<'_>,
+    fields: &mut Fields<'_>,
+    spec: &mut Map<String, Json>,
+) -> Result<Option<(At, String)>> {
     let path = fields.path_of("deploy");
     let empty = super::yaml::Node {
         at: context.at.clone(),
@@ -92,26 +97,39 @@ pub fn deploy(context: &mut Context<'_>, fields: &mut Fields<'_>, spec: &mut Map
         Some(other) => return Err(wrong(&node.at, &deploy.path_of("mode"), format!("{other:.40?} is not known"))),
     }
     set(spec, "replicas", deploy.number::<u32>("replicas")?);
+    let mut balanced = None;
     if let Some(mode) = deploy.text("endpoint_mode")? {
         let path = deploy.path_of("endpoint_mode");
-        let mode: Internal = mode.parse().map_err(|error: Error| wrong(&node.at, &path, error.message))?;
-        let has_ports = spec.get("ports").and_then(Json::as_object).is_some_and(|ports| !ports.is_empty());
+        let mode: Internal =
+            mode.parse().map_err(|error: Error| wrong(&node.at, &path, format!("{mode:.40?} {}", error.message)))?;
         match mode {
-            Internal::Balanced if !has_ports => {
-                context.warn(
-                    &node.at,
-                    &path,
-                    "its name is every replica's: without ports (expose) there is nothing to balance",
-                );
-            }
-            mode => drop(spec.insert("internal".into(), json!(mode))),
+            Internal::Balanced => balanced = Some((node.at.clone(), path)),
+            Internal::Direct => drop(spec.insert("internal".into(), json!(mode))),
         }
     }
     resources(&mut deploy, spec)?;
     placement(&mut deploy, spec)?;
     restart_policy(&mut deploy, spec)?;
     update_config(&mut deploy, spec)?;
-    deploy.finish(&[])
+    deploy.finish(&[])?;
+    Ok(balanced)
+}
+
+/// Gives a service the address that its `deploy` asks for, once all that it is described by is known: a Swarm's own service has one
+/// anyway, and without ports there is nothing to lead to.
+pub fn balance(context: &mut Context<'_>, asked: Option<(At, String)>, spec: &mut Map<String, Json>) {
+    let Some((at, path)) = asked else { return };
+    let is_native = spec.get("engine_native") == Some(&Json::Bool(true));
+    if is_native || spec.contains_key("internal") {
+        return;
+    }
+    let has_ports = spec.get("ports").and_then(Json::as_object).is_some_and(|ports| !ports.is_empty());
+    match has_ports {
+        true => drop(spec.insert("internal".into(), json!(Internal::Balanced))),
+        false => {
+            context.warn(&at, &path, "its name is every replica's: without ports there is nothing to balance");
+        }
+    }
 }
 
 fn resources(deploy: &mut Fields<'_>, spec: &mut Map<String, Json>) -> Result<()> {

@@ -134,7 +134,7 @@ pub fn service(context: &mut Context<'_>, key: &str, node: &Node) -> Result<(Jso
     pull(&mut fields, &mut spec)?;
     deploy::restart(&mut fields, &mut spec)?;
     deploy::older(&mut fields, &mut spec)?;
-    deploy::deploy(context, &mut fields, &mut spec)?;
+    let balanced = deploy::deploy(context, &mut fields, &mut spec)?;
     let depends_on = depends_on(context, &mut fields)?;
     fields.take("profiles");
     // Whatever Neap has and Compose has not.
@@ -158,6 +158,7 @@ pub fn service(context: &mut Context<'_>, key: &str, node: &Node) -> Result<(Jso
             table(&mut spec, labels).insert(NAMESPACE.into(), json!(context.stack));
         }
     }
+    deploy::balance(context, balanced, &mut spec);
     fields.finish(&REFUSED)?;
     Ok((Json::Object(spec), depends_on))
 }

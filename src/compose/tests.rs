@@ -351,3 +351,22 @@ fn the_stack_has_a_name_that_files_may_use() {
     let error = load(&[PathBuf::from("/srv/shop/compose.yml")], &options(), &denied).unwrap_err();
     assert_eq!(error.kind, Kind::Forbidden);
 }
+
+#[test]
+fn an_endpoint_is_balanced_where_there_is_something_to_balance() {
+    let internal = |text: &str| service(text).get("internal").cloned();
+    let ports = "ports:\n  - \"80:8080\"\n";
+    assert_eq!(internal(&format!("{ports}deploy:\n  endpoint_mode: vip")), Some(json!("balanced")));
+    assert_eq!(internal(&format!("{ports}deploy:\n  endpoint_mode: dnsrr")), Some(json!("direct")));
+    assert_eq!(internal(ports), None);
+    assert_eq!(internal("deploy:\n  endpoint_mode: vip"), None);
+    assert_eq!(
+        internal("deploy:\n  endpoint_mode: vip\nx-neap:\n  ports:\n    http: {target: 8080}"),
+        Some(json!("balanced"))
+    );
+    assert_eq!(internal(&format!("{ports}deploy:\n  endpoint_mode: vip\nx-neap:\n  engine_native: true")), None);
+    fails(
+        "services:\n  web:\n    image: x\n    deploy:\n      endpoint_mode: lvs\n",
+        "compose.yml:5: services.web.deploy.endpoint_mode: \"lvs\" is neither vip nor dnsrr",
+    );
+}

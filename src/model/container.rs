@@ -236,15 +236,13 @@ pub fn template(spec: &ServiceSpec) -> serde_json::Value {
 /// What the fields' types alone do not show: the field, and what is wrong with it.
 pub fn check(spec: &ServiceSpec) -> Result<(), (String, String)> {
     let wrong = |field: &str, why: String| Err((field.to_owned(), why));
-    if spec.internal == Internal::Balanced
-        && (spec.engine_native || spec.ports.values().all(|port| port.container_port().is_none()))
-    {
-        let why = if spec.engine_native {
-            "is not the Swarm's: leave out engine_native"
-        } else {
-            "leads nowhere: name a port"
-        };
-        return wrong("internal", why.into());
+    if spec.internal == Internal::Balanced {
+        if spec.engine_native {
+            return wrong("internal", "is not the Swarm's: leave out engine_native".into());
+        }
+        if !spec.can_be_balanced() {
+            return wrong("internal", "leads nowhere: name a port".into());
+        }
     }
     if spec.image.as_ref().is_some_and(|image| image.is_empty() || image.contains(char::is_whitespace)) {
         return wrong("image", "is not an image's name".into());

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use super::constraint::parse_range;
 use super::error::{Error, Kind, Result};
+use super::native::Handover;
+use super::service::{Service, ServiceSpec};
 
 /// How a service's name is reached inside the cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
@@ -32,6 +34,23 @@ impl FromStr for Internal {
             "dnsrr" | "direct" => Ok(Internal::Direct),
             other => Err(Error::invalid(format!("endpoint mode {other:.40?}"), "is neither vip nor dnsrr")),
         }
+    }
+}
+
+impl Service {
+    /// Its own address, as long as something leads from there to it: not while another has its ports, or is to have them.
+    pub fn internal_address(&self) -> Option<Ipv4Addr> {
+        let leads = self.spec.internal == Internal::Balanced
+            && !self.spec.engine_native
+            && self.handover.as_ref().is_none_or(Handover::has_ports);
+        self.address.filter(|_| leads)
+    }
+}
+
+impl ServiceSpec {
+    /// Whether there is a port that an address of its own could lead to.
+    pub fn can_be_balanced(&self) -> bool {
+        self.ports.values().any(|port| port.container_port().is_some())
     }
 }
 
@@ -115,6 +134,38 @@ mod tests {
         taken.remove(&first);
         assert_eq!(range.address("web", &taken).unwrap(), first);
         assert!(!range.contains("198.18.7.16".parse().unwrap()));
+    }
+
+    #[test]
+    fn an_address_leads_where_something_takes_what_comes() {
+        let read = |value: serde_json::Value| ServiceSpec::read(&value);
+        let web = |more: serde_json::Value| {
+            let mut value = serde_json::json!({ "name": "web", "image": "x", "internal": "balanced", "ports": { "http": { "target": 80 } } });
+            value.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            read(value)
+        };
+        let spec = web(serde_json::json!({})).unwrap();
+        let service: Service = serde_json::from_value(serde_json::json!({
+            "id": crate::model::id::ServiceId::numbered(1), "spec": spec, "revision": 1, "active": 1, "address": "198.18.0.7",
+            "created_at": 0, "updated_at": 0,
+        }))
+        .unwrap();
+        assert_eq!(service.internal_address(), Some("198.18.0.7".parse().unwrap()));
+        let direct = Service { spec: web(serde_json::json!({ "internal": "direct" })).unwrap(), ..service.clone() };
+        assert_eq!(direct.internal_address(), None);
+        // What goes back to a revision without ports can be described so.
+        let bare = read(serde_json::json!({ "name": "web", "image": "x" })).unwrap();
+        let revision = serde_json::json!({ "service": "web", "number": 1, "spec": bare, "hash": "", "created_at": 0 });
+        let back = service.back_to(&serde_json::from_value(revision).unwrap());
+        assert_eq!((back.internal, back.validate().is_ok()), (Internal::Direct, true));
+        let why = |more| web(more).unwrap_err().message;
+        assert_eq!(why(serde_json::json!({ "ports": {} })), "internal: leads nowhere: name a port");
+        let native = serde_json::json!({ "engine_native": true });
+        assert_eq!(why(native), "internal: is not the Swarm's: leave out engine_native");
+        let limited = serde_json::json!({
+            "engine_native": true, "internal": "direct", "ports": { "http": { "published": 80, "max_connections": 5 } },
+        });
+        assert!(why(limited).contains("ports.http.max_connections: is the balancer's"));
     }
 
     #[test]

@@ -134,8 +134,8 @@ impl PortSpec {
         self.target.or(self.published)
     }
 
-    /// What is wrong with it: a field, and why.
-    pub fn wrong(&self) -> Option<(&'static str, &'static str)> {
+    /// The fields that are said of how a balancer carries what comes.
+    pub fn carried(&self) -> impl Iterator<Item = &'static str> + use<> {
         let said = [
             ("balance", self.balance != Balance::default()),
             ("accept_proxy", self.accept_proxy),
@@ -144,7 +144,21 @@ impl PortSpec {
             ("access_log", self.access_log.is_some()),
             ("idle_timeout", self.idle_timeout.is_some()),
         ];
-        let mut said = said.into_iter().filter(|(_, said)| *said).map(|(field, _)| field);
+        said.into_iter().filter(|(_, said)| *said).map(|(field, _)| field)
+    }
+
+    /// What a Swarm's own service cannot have of it, if there is something. It always took what it was told of `balance`.
+    pub fn not_the_swarms(&self) -> Option<String> {
+        if self.address.is_some() {
+            return Some(": the Swarm publishes on all addresses".into());
+        }
+        let field = self.carried().find(|field| *field != "balance")?;
+        Some(format!(".{field}: is the balancer's, which the Swarm's own services go past"))
+    }
+
+    /// What is wrong with it: a field, and why.
+    pub fn wrong(&self) -> Option<(&'static str, &'static str)> {
+        let mut said = self.carried();
         if self.mode == PublishMode::Host {
             return said
                 .find(|field| *field != "balance")

@@ -353,10 +353,8 @@ impl ServiceSpec {
         if self.check.as_ref().is_some_and(|check| check.timing(None).on_fail != super::check::OnFail::Restart) {
             return Err("engine_native: the Swarm replaces a task that fails its check".into());
         }
-        match self.ports.iter().find(|(_, port)| port.address.is_some()) {
-            Some((name, _)) => Err(format!("ports.{name}: the Swarm publishes on all addresses")),
-            None => Ok(()),
-        }
+        let wrong = |(name, port): (&String, &PortSpec)| Some(format!("ports.{name}{}", port.not_the_swarms()?));
+        self.ports.iter().find_map(wrong).map_or(Ok(()), Err)
     }
 
     /// The check that is asked by Neap itself, instead of by the container engine.
@@ -452,7 +450,8 @@ impl Service {
     pub fn back_to(&self, to: &Revision) -> ServiceSpec {
         let replicas = self.spec.replicas;
         let from = if self.bundle == to.bundle { &self.spec } else { &to.spec };
-        let (rollout, rollback, internal) = (from.rollout.clone(), from.rollback.clone(), self.spec.internal);
+        let (rollout, rollback) = (from.rollout.clone(), from.rollback.clone());
+        let internal = if to.spec.can_be_balanced() { self.spec.internal } else { Internal::Direct };
         // No revision is made for what leads to it. What led to a port that is no more goes with that.
         let leads = |route: &&RouteSpec| route.redirect.is_some() || to.spec.routed_port(route.port.as_deref()).is_ok();
         let routes = self.spec.routes.iter().filter(leads).cloned().collect();

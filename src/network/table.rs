@@ -126,6 +126,12 @@ fn is_tcp(protocol: &Protocol) -> bool {
 }
 
 impl Listener {
+    /// Whether a socket with this address of its own is the one that it asks for.
+    pub fn is_at(&self, local: SocketAddr) -> bool {
+        let address = self.address.map_or(local.ip().is_unspecified(), |address| address == local.ip());
+        address && local.port() == self.port
+    }
+
     /// The tasks that get new connections.
     pub fn takers(&self) -> impl Iterator<Item = TaskId> {
         self.backends.iter().filter(|backend| backend.weight > 0).map(|backend| backend.id)

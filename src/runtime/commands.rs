@@ -238,7 +238,9 @@ fn update(
     service.bundle = bundle.or(service.bundle);
     let target = slots::target(&draft.world, old);
     let same = draft.world.revision(&name, target).is_some_and(|revision| revision.hash == resolved.hash());
-    let changed = service.spec != spec || service.bundle != old.bundle;
+    // The address of before is the world's: the one that `old` has is the wanted one already.
+    let before = draft.world.services.get(&name).and_then(|service| service.address);
+    let changed = service.spec != spec || service.bundle != old.bundle || service.address != before;
     service.spec = spec;
     // Edited scripts without any other change: what runs is judged by them from now on.
     if same

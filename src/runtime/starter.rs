@@ -13,8 +13,7 @@ use crate::engines::{ConfigFile, Engine, Observed, ObservedState, Secrets, Start
 use crate::model::Result;
 use crate::model::fault;
 use crate::model::id::{ServiceId, TaskId};
-use crate::model::native::Handover;
-use crate::model::service::{Service, ServiceSpec};
+use crate::model::service::ServiceSpec;
 use crate::model::task::{Task, TaskState};
 use crate::scheduler::world::World;
 
@@ -125,11 +124,8 @@ fn request(world: &World, task: &Task) -> Option<(ServiceId, StartRequest, Versi
 fn hosts(world: &World, spec: &ServiceSpec) -> BTreeMap<String, String> {
     let mut hosts = spec.hosts.clone();
     let is_on = |name: &str| spec.networks.iter().any(|own| own.name == name) && !is_of_all(name);
-    let leads = |service: &&Arc<Service>| {
-        !service.removing && service.handover.as_ref().is_none_or(Handover::has_ports) && !service.spec.engine_native
-    };
-    for service in world.services.values().filter(leads) {
-        let Some(address) = service.address else { continue };
+    for service in world.services.values().filter(|service| !service.removing) {
+        let Some(address) = service.internal_address() else { continue };
         for network in service.spec.networks.iter().filter(|network| is_on(&network.name)) {
             // An alias takes no other service's name.
             let aliases = network.aliases.iter().map(String::as_str);

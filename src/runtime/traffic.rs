@@ -290,7 +290,8 @@ impl Traffic {
                 let _ = self.messages.send(Message::Note(note));
             }
         }
-        for (route, passed) in &status.routes {
+        // What a daemon before this one has told is no news.
+        for (route, passed) in status.routes.iter().filter(|_| self.status.pid != 0) {
             let before = self.status.routes.get(route).and_then(|passed| passed.why_unchosen.as_ref());
             if let Some(why) = passed.why_unchosen.as_ref().filter(|why| before != Some(why)) {
                 let (subject, message) = (route.clone(), why.clone());

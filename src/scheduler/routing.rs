@@ -136,16 +136,12 @@ pub fn listeners<'a>(world: &'a World, service: &'a Service) -> impl Iterator<It
         };
         Some((format!("{name}/{port_name}"), listener))
     });
-    published.chain(internal(world, service, has_ports))
+    published.chain(internal(world, service))
 }
 
 // At its own address, where it has one, under the numbers that its replicas have inside.
-fn internal<'a>(
-    world: &'a World,
-    service: &'a Service,
-    has_ports: bool,
-) -> impl Iterator<Item = (String, Listener)> + use<'a> {
-    let address = service.address.filter(|_| has_ports);
+fn internal<'a>(world: &'a World, service: &'a Service) -> impl Iterator<Item = (String, Listener)> + use<'a> {
+    let address = service.internal_address();
     let mut taken = BTreeSet::new();
     let named = service.spec.ports.iter().filter_map(move |(name, port)| {
         let number = port.container_port()?;

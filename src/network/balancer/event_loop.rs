@@ -14,7 +14,7 @@ use super::http::Http;
 use super::locals::Locals;
 use super::tcp::Tcp;
 use super::udp::Udp;
-use super::{Reply, Request, build, owner};
+use super::{Reply, Request, build};
 use crate::network::table::{Status, Table};
 
 /// How often listeners that could not be opened, and whatever no event tells of, are looked at.
@@ -102,7 +102,6 @@ impl Loop {
             if reopen_at.is_some_and(|at| now >= at) {
                 self.locals.forget();
                 self.locals.follow(&self.table, || self.tcp.locals());
-                owner::note_internal(&self.table);
                 self.http.reopen(&self.table);
                 self.udp.reopen(&self.table);
                 self.tcp.reopen(&self.table);
@@ -132,7 +131,6 @@ impl Loop {
 
     fn apply(&mut self, table: Table) {
         self.locals.follow(&table, || self.tcp.locals());
-        owner::note_internal(&table);
         self.http.close(&table);
         self.tcp.apply(&table, &self.table);
         self.http.apply(&table);

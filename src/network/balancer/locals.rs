@@ -11,6 +11,7 @@ use nix::sys::socket::{
     sockopt,
 };
 
+use super::pick::text_hash;
 use crate::network::table::Table;
 
 // rtnetlink(7), netlink(7): messages, flags, attributes.
@@ -33,8 +34,7 @@ pub struct Locals {
 impl Locals {
     /// None yet; those of a balancer before this one with the same name are known by it.
     pub fn new(name: &str) -> Self {
-        let hash = name.bytes().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-        Locals { label: format!("lo:np{hash:08x}"), have: None, is_waiting: false }
+        Locals { label: format!("lo:np{:08x}", text_hash(name.as_bytes()) as u32), have: None, is_waiting: false }
     }
 
     /// Whether some are to go as soon as nobody is connected to them.

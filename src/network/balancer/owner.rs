@@ -1,9 +1,7 @@
 //! Who holds a port: for the error that names them.
 
-use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Mutex, PoisonError};
 
 use mio::net::TcpListener as MioListener;
 use nix::sys::socket::{
@@ -13,13 +11,13 @@ use nix::sys::socket::{
 use crate::network::table::Table;
 
 /// Opens a listening socket: on one address, or on all interfaces, IPv6 and IPv4 together. An error says who is in the way.
-pub fn listen(address: Option<std::net::IpAddr>, port: u16) -> Result<MioListener, String> {
-    listen_std(address, port).map(MioListener::from_std)
+pub fn listen(address: Option<IpAddr>, port: u16, sharing: Sharing) -> Result<MioListener, String> {
+    listen_std(address, port, sharing).map(MioListener::from_std)
 }
 
 /// The same, as the standard library has it.
-pub fn listen_std(address: Option<std::net::IpAddr>, port: u16) -> Result<TcpListener, String> {
-    bind_tcp(address, port).map_err(|error| match error.kind() {
+pub fn listen_std(address: Option<IpAddr>, port: u16, sharing: Sharing) -> Result<TcpListener, String> {
+    bind_tcp(address, port, sharing).map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => match holder(port) {
             Some(holder) => format!("port {port} is taken by {holder}"),
             None => format!("port {port} is taken by another process"),
@@ -32,7 +30,7 @@ pub fn listen_std(address: Option<std::net::IpAddr>, port: u16) -> Result<TcpLis
     })
 }
 
-fn not_here(address: Option<std::net::IpAddr>, port: u16) -> String {
+fn not_here(address: Option<IpAddr>, port: u16) -> String {
     let address = address.map(|address| address.to_string()).unwrap_or_default();
     format!(
         "port {port}: {address} is no address of this host (a service's own takes root or CAP_NET_ADMIN to be made)"
@@ -40,39 +38,48 @@ fn not_here(address: Option<std::net::IpAddr>, port: u16) -> String {
 }
 
 /// The same, without looking for who is in the way.
-pub fn try_listen(address: Option<std::net::IpAddr>, port: u16) -> std::io::Result<MioListener> {
-    bind_tcp(address, port).map(MioListener::from_std)
+pub fn try_listen(address: Option<IpAddr>, port: u16, sharing: Sharing) -> std::io::Result<MioListener> {
+    bind_tcp(address, port, sharing).map(MioListener::from_std)
 }
 
-// Numbers under which services are listened for at addresses of their own. On the same number another port may be listened for at all
-// addresses: the kernel takes both where both say that they share it, and prefers the one of the address.
-static INTERNAL: Mutex<(BTreeSet<IpAddr>, BTreeSet<u16>)> = Mutex::new((BTreeSet::new(), BTreeSet::new()));
-
-/// Notes which ports are at services' own addresses.
-pub fn note_internal(table: &Table) {
-    let internal = || table.listeners.values().filter(|listener| listener.internal);
-    let addresses = internal().filter_map(|listener| listener.address).collect();
-    let ports = internal().map(|listener| listener.port).collect();
-    *INTERNAL.lock().unwrap_or_else(PoisonError::into_inner) = (addresses, ports);
+/// With whom a port is shared. Services are listened for at addresses of their own, and on the same number another port may be listened
+/// for at all addresses: the kernel takes both where both say that they share it, and prefers the one of the address.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Sharing {
+    /// With nobody.
+    Alone,
+    /// With services' own addresses.
+    Met,
+    /// It is at one of those.
+    Own,
 }
 
-fn bind_tcp(address: Option<IpAddr>, port: u16) -> std::io::Result<TcpListener> {
-    let listener = bind(address, port, |at| shared(at, TcpListener::bind, SockType::Stream, TcpListener::from))?;
+impl Sharing {
+    /// What a table says of a port at a service's own address, or of any other.
+    pub fn of(table: &Table, internal: bool, port: u16) -> Self {
+        match internal {
+            true => Sharing::Own,
+            false if table.listeners.values().any(|other| other.internal && other.port == port) => Sharing::Met,
+            false => Sharing::Alone,
+        }
+    }
+}
+
+fn bind_tcp(address: Option<IpAddr>, port: u16, sharing: Sharing) -> std::io::Result<TcpListener> {
+    let open = |at| open(at, sharing, TcpListener::bind, SockType::Stream, TcpListener::from);
+    let listener = bind(address, port, open)?;
     listener.set_nonblocking(true)?;
     Ok(listener)
 }
 
 // At a service's own address it is shared from the beginning. Elsewhere it is first tried to have it alone, so that others are noticed.
-fn shared<T: AsFd>(
+fn open<T: AsFd>(
     at: SocketAddr,
-    open: impl Fn(SocketAddr) -> std::io::Result<T>,
+    sharing: Sharing,
+    alone: impl Fn(SocketAddr) -> std::io::Result<T>,
     kind: SockType,
     made: impl Fn(OwnedFd) -> T,
 ) -> std::io::Result<T> {
-    let (is_internal, may_meet) = {
-        let internal = INTERNAL.lock().unwrap_or_else(PoisonError::into_inner);
-        (internal.0.contains(&at.ip()), internal.1.contains(&at.port()))
-    };
     let shared = || -> std::io::Result<T> {
         let family = if at.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let socket = socket(family, kind, SockFlag::SOCK_CLOEXEC, None)?;
@@ -86,30 +93,25 @@ fn shared<T: AsFd>(
         }
         Ok(made(socket))
     };
-    if is_internal {
+    if sharing == Sharing::Own {
         return shared();
     }
-    let opened = open(at).or_else(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse if may_meet => shared(),
+    let opened = alone(at).or_else(|error| match error.kind() {
+        std::io::ErrorKind::AddrInUse if sharing == Sharing::Met => shared(),
         _ => Err(error),
     })?;
-    share(&opened, at.port());
+    share(&opened, sharing);
     Ok(opened)
 }
 
-/// Lets a socket be joined by those at services' own addresses, where there are some with its number; nobody else's business.
-pub fn share(socket: &impl AsFd, port: u16) {
-    let may_meet = INTERNAL.lock().unwrap_or_else(PoisonError::into_inner).1.contains(&port);
-    if may_meet {
+/// Lets a socket be joined by those at services' own addresses, where there are some with its number.
+pub fn share(socket: &impl AsFd, sharing: Sharing) {
+    if sharing == Sharing::Met {
         let _ = setsockopt(&socket.as_fd(), sockopt::ReusePort, &true);
     }
 }
 
-fn bind<T>(
-    address: Option<std::net::IpAddr>,
-    port: u16,
-    open: impl Fn(SocketAddr) -> std::io::Result<T>,
-) -> std::io::Result<T> {
+fn bind<T>(address: Option<IpAddr>, port: u16, open: impl Fn(SocketAddr) -> std::io::Result<T>) -> std::io::Result<T> {
     let first = SocketAddr::new(address.unwrap_or(Ipv6Addr::UNSPECIFIED.into()), port);
     open(first).or_else(|error| match address {
         // A host without IPv6.
@@ -121,8 +123,8 @@ fn bind<T>(
 }
 
 /// The same for datagrams.
-pub fn listen_udp(address: Option<std::net::IpAddr>, port: u16) -> Result<UdpSocket, String> {
-    let open = |at| shared(at, UdpSocket::bind, SockType::Datagram, UdpSocket::from);
+pub fn listen_udp(address: Option<IpAddr>, port: u16, sharing: Sharing) -> Result<UdpSocket, String> {
+    let open = |at| open(at, sharing, UdpSocket::bind, SockType::Datagram, UdpSocket::from);
     let bound = bind(address, port, open).and_then(|socket| socket.set_nonblocking(true).map(|()| socket));
     bound.map_err(|error| match error.kind() {
         std::io::ErrorKind::AddrInUse => format!("port {port}/udp is taken by another process"),

@@ -1,6 +1,6 @@
 //! The replicas that one part of the balancer knows.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::pick::{Choice, Peer, Slot};
@@ -14,19 +14,35 @@ pub struct Peers {
 }
 
 impl Peers {
+    /// One replica at one address.
+    pub fn of(&mut self, backend: &Backend) -> Arc<Peer> {
+        let known = self.known.entry((backend.id, backend.address.clone()));
+        known.or_insert_with(|| Peer::new(backend.id, &backend.address)).clone()
+    }
+
     /// A port's choice among these; `seed` tells hosts apart.
     pub fn choice(&mut self, backends: &[Backend], seed: u64) -> Choice {
-        let slots = backends.iter().map(|backend| {
-            let key = (backend.id, backend.address.clone());
-            let peer = self.known.entry(key).or_insert_with(|| Peer::new(backend.id, &backend.address));
-            Slot::new(peer.clone(), u64::from(backend.weight))
-        });
+        let slots = backends.iter().map(|backend| Slot::new(self.of(backend), u64::from(backend.weight)));
         Choice::new(slots.collect(), seed)
     }
 
     /// Forgets those that nobody is sent to, and nobody is with.
     pub fn tidy(&mut self) {
         self.known.retain(|_, peer| Arc::strong_count(peer) > 1);
+    }
+
+    /// Forgets those that are none of these, once nothing is under way with them: connections that are kept need not be counted.
+    pub fn keep<'a>(&mut self, wanted: impl Iterator<Item = &'a Backend>) {
+        let wanted: HashSet<(TaskId, &str)> = wanted.map(|backend| (backend.id, backend.address.as_str())).collect();
+        self.known.retain(|_, peer| {
+            wanted.contains(&(peer.id, peer.address.as_str())) || (peer.open() > 0 && Arc::strong_count(peer) > 1)
+        });
+    }
+
+    /// Whether it is known still.
+    pub fn has(&self, peer: &Arc<Peer>) -> bool {
+        let known = self.known.get(&(peer.id, peer.address.clone()));
+        known.is_some_and(|known| Arc::ptr_eq(known, peer))
     }
 
     /// Whoever is with somebody, by task.

@@ -14,16 +14,16 @@ use std::time::{Duration, Instant};
 use mio::net::TcpListener;
 use mio::{Interest, Registry, Token};
 
-use self::caller::{Greeting, Tally};
+use self::caller::{Greeting, Port};
 use self::pair::Pair;
 use super::lines::Lines;
-use super::owner;
+use super::owner::{self, Sharing};
 use super::peers::Peers;
 use super::pick::Choice;
 use super::sockets::{ask_often, prepare};
 use crate::model::id::TaskId;
 use crate::model::port::Protocol;
-use crate::model::route::RouteBalance;
+use crate::model::units::Duration as Period;
 use crate::network::table::{Flowed, Listener, Status, Table};
 
 /// How soon a listener that could not be opened is tried again at first: whoever hands a port over, is waited for.
@@ -43,9 +43,8 @@ struct Open {
     // None once a successor has it.
     socket: Option<TcpListener>,
     spec: Listener,
-    balance: RouteBalance,
     choice: Choice,
-    tally: Rc<Tally>,
+    port: Rc<Port>,
     // accept() ran out of descriptors, or as many are there as may be: no new event will come for what waits.
     starved: bool,
     full: bool,
@@ -53,13 +52,8 @@ struct Open {
 
 impl Open {
     fn is_full(&self) -> bool {
-        self.spec.max_connections.is_some_and(|most| self.tally.open.get() >= most)
+        self.spec.max_connections.is_some_and(|most| self.port.open.get() >= most)
     }
-}
-
-fn takers(table: &Table) -> HashSet<TaskId> {
-    let tcp = table.listeners.values().filter(|listener| listener.protocol == Protocol::Tcp);
-    tcp.flat_map(Listener::takers).collect()
 }
 
 /// All of them.
@@ -77,8 +71,8 @@ pub struct Tcp {
     greetings: HashMap<usize, Greeting>,
     // Tasks that get no new connections, and whose connections are asked often whether anybody is there.
     doubted: HashSet<TaskId>,
-    // Those that the table gives new ones.
-    takers: HashSet<TaskId>,
+    // Some port ends connections over which nothing goes, or has done so.
+    has_idle: bool,
     // Pairs whose backend has yet to answer, and until when; in the order of that moment, since all wait alike.
     connecting: VecDeque<(Instant, usize)>,
     busy: Vec<usize>,
@@ -104,7 +98,7 @@ impl Tcp {
             pairs: HashMap::new(),
             greetings: HashMap::new(),
             doubted: HashSet::new(),
-            takers: HashSet::new(),
+            has_idle: false,
             connecting: VecDeque::new(),
             busy: Vec::new(),
             lines: Rc::default(),
@@ -126,16 +120,11 @@ impl Tcp {
         self.is_known = true;
         // What was done before may have taken a while.
         self.now = Instant::now();
-        self.takers = takers(table);
         let failed = std::mem::take(&mut self.failed);
         // As the socket says: a table that was inherited does not.
         let same = |open: &Open, wanted: &Listener| {
             let local = open.socket.as_ref().and_then(|socket| socket.local_addr().ok());
-            wanted.protocol == Protocol::Tcp
-                && local.is_some_and(|local| {
-                    let address = wanted.address.map_or(local.ip().is_unspecified(), |address| address == local.ip());
-                    address && local.port() == wanted.port
-                })
+            wanted.protocol == Protocol::Tcp && local.is_some_and(|local| wanted.is_at(local))
         };
         let gone: Vec<String> = self
             .listeners
@@ -150,7 +139,8 @@ impl Tcp {
             }
         }
         for open in self.listeners.values() {
-            open.socket.iter().for_each(|socket| owner::share(socket, open.spec.port));
+            let sharing = Sharing::of(table, open.spec.internal, open.spec.port);
+            open.socket.iter().for_each(|socket| owner::share(socket, sharing));
         }
         let tcp = table.listeners.iter().filter(|(_, wanted)| wanted.protocol == Protocol::Tcp);
         for (name, wanted) in tcp {
@@ -161,9 +151,10 @@ impl Tcp {
             // Who is in the way was found once: looking for them takes a while, and traffic waits for it.
             let before = before.listeners.get(name);
             let is_same = before.is_some_and(|old| (old.address, old.port) == (wanted.address, wanted.port));
+            let sharing = Sharing::of(table, wanted.internal, wanted.port);
             let opened = match failed.get(name).filter(|_| is_same) {
-                Some(why) => owner::try_listen(wanted.address, wanted.port).map_err(|_| why.clone()),
-                None => owner::listen(wanted.address, wanted.port),
+                Some(why) => owner::try_listen(wanted.address, wanted.port, sharing).map_err(|_| why.clone()),
+                None => owner::listen(wanted.address, wanted.port, sharing),
             };
             let added = opened.and_then(|socket| {
                 self.add_listener(name.clone(), socket, wanted.clone()).map_err(|error| error.to_string())
@@ -172,7 +163,7 @@ impl Tcp {
                 self.failed.insert(name.clone(), why);
             }
         }
-        self.doubt();
+        self.doubt(table);
         self.peers.tidy();
         // Connections that waited for the first table, or came before their listener was registered.
         let tokens: Vec<Token> = self.listeners.values().map(|listener| listener.token).collect();
@@ -183,7 +174,6 @@ impl Tcp {
 
     /// Another has the ports: what a table says of who is there still counts for whoever was not served yet.
     pub fn follow(&mut self, table: &Table) {
-        self.takers = takers(table);
         for name in self.listeners.keys().cloned().collect::<Vec<_>>() {
             let Some(open) = self.listeners.get(&name) else { continue };
             let now = table.listeners.get(&name).filter(|now| now.protocol == Protocol::Tcp).cloned();
@@ -191,7 +181,7 @@ impl Tcp {
             let now = now.unwrap_or_else(|| Listener { backends: Vec::new(), ..open.spec.clone() });
             self.renew(&name, now);
         }
-        self.doubt();
+        self.doubt(table);
         self.peers.tidy();
     }
 
@@ -201,8 +191,9 @@ impl Tcp {
         if open.spec.backends != wanted.backends {
             open.choice = self.peers.choice(&wanted.backends, self.seed).after(&open.choice);
         }
-        open.tally.idle.set(wanted.idle_timeout.map(crate::model::units::Duration::std));
-        (open.balance, open.spec) = (wanted.balance.into(), wanted);
+        open.port.idle.set(wanted.idle_timeout.map(Period::std));
+        self.has_idle |= wanted.idle_timeout.is_some();
+        open.spec = wanted;
     }
 
     fn add_listener(&mut self, name: String, mut socket: TcpListener, spec: Listener) -> io::Result<()> {
@@ -210,11 +201,11 @@ impl Tcp {
         self.next += 1;
         self.registry.register(&mut socket, token, Interest::READABLE)?;
         self.names.insert(token, name.clone());
-        let tally = Rc::new(Tally { name: name.clone(), ..Tally::default() });
-        tally.idle.set(spec.idle_timeout.map(crate::model::units::Duration::std));
+        let port = Rc::new(Port { name: name.clone(), ..Port::default() });
+        port.idle.set(spec.idle_timeout.map(Period::std));
+        self.has_idle |= spec.idle_timeout.is_some();
         let choice = self.peers.choice(&spec.backends, self.seed);
-        let balance = spec.balance.into();
-        let open = Open { token, socket: Some(socket), spec, balance, choice, tally, starved: false, full: false };
+        let open = Open { token, socket: Some(socket), spec, choice, port, starved: false, full: false };
         self.listeners.insert(name, open);
         Ok(())
     }
@@ -244,7 +235,8 @@ impl Tcp {
         self.now = Instant::now();
         for name in self.failed.keys().cloned().collect::<Vec<_>>() {
             let Some(wanted) = table.listeners.get(&name).cloned() else { continue };
-            let Ok(socket) = owner::try_listen(wanted.address, wanted.port) else { continue };
+            let sharing = Sharing::of(table, wanted.internal, wanted.port);
+            let Ok(socket) = owner::try_listen(wanted.address, wanted.port, sharing) else { continue };
             if self.add_listener(name.clone(), socket, wanted).is_ok() {
                 self.failed.remove(&name);
                 if let Some(token) = self.listeners.get(&name).map(|open| open.token) {
@@ -276,9 +268,10 @@ impl Tcp {
 
     // Who gets nothing new may be on a host that is lost: a connection there would hang until the kernel gives up, a
     // quarter of an hour later. One that is only being drained answers, and loses nothing.
-    fn doubt(&mut self) {
+    fn doubt(&mut self, table: &Table) {
         // Also of a port that could not be opened.
-        let takes = self.takers.clone();
+        let tcp = table.listeners.values().filter(|listener| listener.protocol == Protocol::Tcp);
+        let takes: HashSet<TaskId> = tcp.flat_map(Listener::takers).collect();
         // Of one that takes connections again nothing more is asked than of any other.
         for pair in
             self.pairs.values().filter(|pair| takes.contains(&pair.task()) && self.doubted.contains(&pair.task()))
@@ -318,7 +311,7 @@ impl Tcp {
         self.peers.count(&mut status.backends);
         status.failed.extend(self.failed.clone());
         for (name, open) in &self.listeners {
-            let flowed = Flowed { open: open.tally.open.get(), ..open.tally.flowed.get() };
+            let flowed = Flowed { open: open.port.open.get(), ..open.port.flowed.get() };
             status.accepted += flowed.connections;
             status.refused += flowed.refused;
             status.malformed += flowed.malformed;

@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use mio::{Events, Poll, Token, Waker};
 
 use self::flows::{Open, State};
-use super::{datagram, owner};
+use super::datagram;
+use super::owner::{self, Sharing};
 use crate::model::port::Protocol;
 use crate::network::table::{Flowed, Listener, Status, Table};
 
@@ -115,16 +116,22 @@ impl Udp {
         };
         let gone: Vec<usize> = state.listeners.iter().filter(|(_, open)| gone(open)).map(|(index, _)| *index).collect();
         gone.into_iter().for_each(|index| state.close_listener(index));
-        state.listeners.values().for_each(|open| owner::share(&open.socket, open.spec.port));
+        for open in state.listeners.values() {
+            owner::share(&open.socket, Sharing::of(table, open.spec.internal, open.spec.port));
+        }
         for (name, spec) in wanted {
             let known = state.listeners.iter().find(|(_, open)| open.name == *name).map(|(index, _)| *index);
             if let Some(index) = known {
                 state.renew(index, spec.clone());
                 continue;
             }
-            let opened = match self.inherited.remove(name).filter(|socket| is_at(socket, spec)) {
+            let opened = match self
+                .inherited
+                .remove(name)
+                .filter(|socket| socket.local_addr().is_ok_and(|local| spec.is_at(local)))
+            {
                 Some(socket) => Ok(socket),
-                None => owner::listen_udp(spec.address, spec.port),
+                None => owner::listen_udp(spec.address, spec.port, Sharing::of(table, spec.internal, spec.port)),
             };
             let added = opened.and_then(|socket| {
                 state.add_listener(name.clone(), socket, spec.clone()).map_err(|error| error.to_string())
@@ -228,13 +235,6 @@ fn ports() -> usize {
         (Some(first), Some(last)) if last > first => last - first,
         _ => PORTS,
     }
-}
-
-fn is_at(socket: &std::net::UdpSocket, spec: &Listener) -> bool {
-    socket.local_addr().is_ok_and(|local| {
-        let address = spec.address.map_or(local.ip().is_unspecified(), |address| address == local.ip());
-        address && local.port() == spec.port
-    })
 }
 
 fn serve(mut poll: Poll, shared: &Shared) {

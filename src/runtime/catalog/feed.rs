@@ -171,7 +171,9 @@ impl Feeder {
         if self.services.ptr_eq(&world.services) {
             return;
         }
-        let address = |services: &OrdMap<Name, Arc<Service>>, name: &Name| services.get(name).and_then(|it| it.address);
+        let address = |services: &OrdMap<Name, Arc<Service>>, name: &Name| {
+            services.get(name).and_then(|it| it.internal_address())
+        };
         for name in world.services.values().map(|service| &service.spec.name) {
             if address(&self.services, name) != address(&world.services, name) {
                 for task in world.tasks_of(name) {
@@ -281,7 +283,7 @@ fn instances(world: &World, task: &Task) -> Vec<Made> {
     // Two tasks of one slot are there at once while one takes the other's place.
     let label = format!("{}-{}", task.label(), &id[id.len() - 4..]);
     let main = main_port(task.ports.keys(), ports);
-    let virtual_address = world.services.get(&task.service).and_then(|service| service.address);
+    let virtual_address = world.services.get(&task.service).and_then(|service| service.internal_address());
     let mut made = Vec::new();
     for (port, address) in &task.ports {
         let Some((address, number, is_udp)) = place(address) else { continue };

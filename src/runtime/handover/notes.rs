@@ -2,6 +2,7 @@
 
 use crate::model::check::OnFail;
 use crate::model::container::Pull;
+use crate::model::internal::Internal;
 use crate::model::port::Balance;
 use crate::model::service::{OnPolicyError, ServiceSpec};
 
@@ -39,16 +40,12 @@ pub fn of(spec: &ServiceSpec) -> Vec<String> {
         if port.balance != Balance::default() {
             notes.push(format!("ports.{name}: connections go to the tasks in turn"));
         }
-        let said = [
-            ("accept_proxy", port.accept_proxy),
-            ("send_proxy", port.send_proxy.is_some()),
-            ("max_connections", port.max_connections.is_some()),
-            ("idle_timeout", port.idle_timeout.is_some()),
-            ("access_log", port.access_log.is_some()),
-        ];
-        for (field, _) in said.into_iter().filter(|(_, said)| *said) {
+        for field in port.carried().filter(|field| *field != "balance") {
             notes.push(format!("ports.{name}.{field}: the Swarm knows nothing of the kind"));
         }
+    }
+    if spec.internal == Internal::Balanced {
+        notes.push("internal: its own address goes; the Swarm gives it another, for its name on its networks".into());
     }
     for route in &spec.routes {
         notes.push(format!("routes: nobody answers for {} any more", route.shown()));

@@ -37,7 +37,7 @@ use tokio::sync::mpsc;
 
 use self::worker::{Command, Shared};
 use super::hook::Hooks;
-use super::owner;
+use super::owner::{self, Sharing};
 use crate::network::table::{Certificate, Flowed, Front, Status, Table};
 
 /// What tells a front's socket from a port's in a handover.
@@ -85,7 +85,7 @@ impl Http {
     pub fn close(&mut self, table: &Table) {
         for (name, socket) in &self.sockets {
             if let Some(front) = table.fronts.get(name) {
-                owner::share(socket, front.port);
+                owner::share(socket, Sharing::of(table, false, front.port));
             }
         }
         let is_gone = |name: &&String| !table.fronts.contains_key(*name);
@@ -119,7 +119,7 @@ impl Http {
         *self.shared.proxied() = proxied.collect();
         for (name, front) in &table.fronts {
             if !self.sockets.contains_key(name) {
-                self.open(name, front.address, front.port);
+                self.open(name, front, table);
             }
         }
         self.inherited.clear();
@@ -161,7 +161,7 @@ impl Http {
     pub fn reopen(&mut self, table: &Table) {
         for name in self.failed.keys().cloned().collect::<Vec<_>>() {
             if let Some(front) = table.fronts.get(&name).filter(|_| !self.sockets.contains_key(&name)) {
-                self.open(&name, front.address, front.port);
+                self.open(&name, front, table);
             }
         }
     }
@@ -171,10 +171,12 @@ impl Http {
         !self.failed.is_empty()
     }
 
-    fn open(&mut self, name: &str, address: Option<std::net::IpAddr>, port: u16) {
+    fn open(&mut self, name: &str, front: &Front, table: &Table) {
+        let (address, port) = (front.address, front.port);
+        let sharing = Sharing::of(table, false, port);
         let socket = match self.inherited.remove(name) {
             Some(socket) => Ok(socket),
-            None => owner::listen_std(address, port),
+            None => owner::listen_std(address, port, sharing),
         };
         let given = socket.and_then(|socket| {
             let failed = |error: io::Error| format!("port {port}: {error}");
@@ -240,9 +242,7 @@ impl Http {
         for (task, open) in routing.open() {
             *status.connections.entry(task).or_default() += open;
         }
-        let (routes, backends) = routing.counts();
-        status.routes = routes;
-        backends.iter().for_each(|(task, carried)| status.backends.entry(*task).or_default().add(carried));
+        status.routes = routing.count(&mut status.backends);
         drop(routing);
         status.failed.extend(self.failed.iter().map(|(name, why)| (name.clone(), why.clone())));
         for (name, tallies) in &*self.shared.tallies() {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use crate::model::id::TaskId;
 use crate::model::route::{RouteSpec, plain_path};
+use crate::network::balancer::peers::Peers;
 use crate::network::balancer::pick::{Choice, Peer, Picked, Slot, Wish};
 use crate::network::table::{Carried, Front, Passed, Route, TIMES, Table, Target};
 
@@ -18,7 +19,7 @@ const WHOLE: u64 = 1_000_000;
 #[derive(Default)]
 pub struct Routing {
     fronts: HashMap<String, FrontRoutes>,
-    peers: HashMap<(TaskId, String), Arc<Peer>>,
+    peers: Peers,
     ways: HashMap<String, Arc<Way>>,
     seed: u64,
 }
@@ -111,15 +112,15 @@ impl Routing {
 
     /// Takes over a table. What is counted goes on for whatever stays.
     pub fn take(&mut self, table: &Table) {
-        let (mut peers, mut ways) = (HashMap::new(), HashMap::new());
+        let mut ways = HashMap::new();
         let mut fronts = HashMap::new();
         for (name, front) in &table.fronts {
             let routes = front.routes.iter().map(|route| {
-                let choice = Choice::new(self.slots(&route.to, &mut peers), self.seed);
+                let choice = Choice::new(self.slots(&route.to), self.seed);
                 let mut groups = HashMap::new();
                 for target in route.to.iter().filter(|_| route.spec.choose.is_some()) {
                     let alone = Target { weight: 1, ..target.clone() };
-                    let slots = self.slots(std::slice::from_ref(&alone), &mut peers);
+                    let slots = self.slots(std::slice::from_ref(&alone));
                     groups.insert(target.service.clone(), Choice::new(slots, self.seed));
                 }
                 Known { way: self.way(route, &mut ways), choice, groups }
@@ -127,8 +128,8 @@ impl Routing {
             fronts.insert(name.clone(), FrontRoutes::new(front, routes.collect()));
         }
         // Whoever still carries something is counted until that is over.
-        peers.extend(self.peers.drain().filter(|(_, peer)| peer.open() > 0 && Arc::strong_count(peer) > 1));
-        (self.fronts, self.peers, self.ways) = (fronts, peers, ways);
+        self.peers.keep(table.fronts.values().flat_map(Front::backends));
+        (self.fronts, self.ways) = (fronts, ways);
     }
 
     fn way(&self, route: &Route, ways: &mut HashMap<String, Arc<Way>>) -> Arc<Way> {
@@ -136,7 +137,12 @@ impl Routing {
             ways.insert(route.name.clone(), known.clone());
             return known.clone();
         }
-        let passed = self.ways.get(&route.name).map(|known| known.passed.clone()).unwrap_or_default();
+        let before = self.ways.get(&route.name);
+        let passed = before.map(|known| known.passed.clone()).unwrap_or_default();
+        // What another script failed by is not this one's.
+        if before.is_some_and(|known| known.spec.choose != route.spec.choose) {
+            *passed.why.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
         // One that is none was refused when it was described; it leads nowhere, not everywhere.
         let prefix = plain_path(route.spec.prefix()).map_or_else(|_| "\0".to_owned(), Cow::into_owned);
         let way = Arc::new(Way { name: route.name.clone(), spec: route.spec.clone(), prefix, passed });
@@ -144,22 +150,18 @@ impl Routing {
         way
     }
 
-    fn slots(&mut self, to: &[Target], peers: &mut HashMap<(TaskId, String), Arc<Peer>>) -> Vec<Slot> {
+    fn slots(&mut self, to: &[Target]) -> Vec<Slot> {
         let mut slots = Vec::new();
         for target in to {
             let sum: u64 = target.backends.iter().map(|backend| u64::from(backend.weight)).sum();
             for backend in &target.backends {
-                let key = (backend.id, backend.address.clone());
-                let known = peers.get(&key).cloned().or_else(|| self.peers.remove(&key));
-                let peer = known.unwrap_or_else(|| Peer::new(backend.id, &backend.address));
-                peers.insert(key, peer.clone());
                 // A target's share is its own, however many replicas it has.
                 let share = match u64::from(target.weight) * u64::from(backend.weight) {
                     0 => 0,
                     _ if to.len() == 1 => u64::from(backend.weight),
                     share => (share as u128 * u128::from(WHOLE) / u128::from(sum)).max(1) as u64,
                 };
-                slots.push(Slot::new(peer, share));
+                slots.push(Slot::new(self.peers.of(backend), share));
             }
         }
         slots
@@ -204,30 +206,18 @@ impl Routing {
 
     /// Whether anybody is still sent there.
     pub fn has_peer(&self, peer: &Arc<Peer>) -> bool {
-        let known = self.peers.get(&(peer.id, peer.address.clone()));
-        known.is_some_and(|known| Arc::ptr_eq(known, peer))
+        self.peers.has(peer)
     }
 
     /// Requests under way, by task.
     pub fn open(&self) -> BTreeMap<TaskId, u32> {
-        let mut open = BTreeMap::new();
-        for peer in self.peers.values().filter(|peer| peer.open() > 0) {
-            *open.entry(peer.id).or_default() += peer.open();
-        }
-        open
+        self.peers.open()
     }
 
-    /// What went by each route, and to each replica.
-    pub fn counts(&self) -> (BTreeMap<String, Passed>, BTreeMap<TaskId, Carried>) {
-        let mut carried: BTreeMap<TaskId, Carried> = BTreeMap::new();
-        for peer in self.peers.values() {
-            let [requests, failures, ejections] = peer.counts();
-            let sum = carried.entry(peer.id).or_default();
-            sum.requests += requests;
-            sum.failures += failures;
-            sum.ejections += ejections;
-        }
-        (self.ways.iter().map(|(name, way)| (name.clone(), way.passed.told())).collect(), carried)
+    /// What went by each route; what went to each replica is added.
+    pub fn count(&self, carried: &mut BTreeMap<TaskId, Carried>) -> BTreeMap<String, Passed> {
+        self.peers.count(carried);
+        self.ways.iter().map(|(name, way)| (name.clone(), way.passed.told())).collect()
     }
 }
 

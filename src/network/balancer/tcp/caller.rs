@@ -14,9 +14,9 @@ use crate::network::balancer::lines::Lines;
 use crate::network::balancer::proxy::{self, Parsed};
 use crate::network::table::Flowed;
 
-/// What has gone by a port.
+/// A port, and what has gone by it.
 #[derive(Debug, Default)]
-pub struct Tally {
+pub struct Port {
     /// The port's name.
     pub name: String,
     /// Clients that are there.
@@ -27,7 +27,7 @@ pub struct Tally {
     pub flowed: Cell<Flowed>,
 }
 
-impl Tally {
+impl Port {
     /// Counts.
     pub fn note(&self, change: impl FnOnce(&mut Flowed)) {
         let mut flowed = self.flowed.get();
@@ -45,7 +45,7 @@ pub struct Caller {
     /// What it came to, where a proxy in front has said.
     pub to: Option<SocketAddr>,
     /// The port that it came to.
-    pub port: Rc<Tally>,
+    pub port: Rc<Port>,
     /// The line that is sent once it is gone.
     pub line: Option<Box<Line>>,
     /// Backends that did not take it.
@@ -54,7 +54,7 @@ pub struct Caller {
 
 impl Caller {
     /// One that has just come.
-    pub fn new(socket: TcpStream, from: SocketAddr, port: &Rc<Tally>, line: Option<Box<Line>>) -> Self {
+    pub fn new(socket: TcpStream, from: SocketAddr, port: &Rc<Port>, line: Option<Box<Line>>) -> Self {
         port.open.set(port.open.get() + 1);
         port.note(|flowed| flowed.connections += 1);
         let from = SocketAddr::new(from.ip().to_canonical(), from.port());

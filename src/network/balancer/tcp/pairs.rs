@@ -12,7 +12,7 @@ use super::caller::{Caller, Greeted, Greeting, Line};
 use super::pair::{Outcome, Pair};
 use super::{CLIENT, LISTENER, SERVER, Tcp};
 use crate::model::id::TaskId;
-use crate::model::route::RouteBalance;
+use crate::model::port::Balance;
 use crate::network::balancer::pick::{Wish, text_hash};
 use crate::network::balancer::proxy;
 use crate::network::balancer::sockets::{is_own, is_unheard, prepare};
@@ -66,10 +66,8 @@ impl Tcp {
         !self.connecting.is_empty()
             || !self.doubted.is_empty()
             || !self.greetings.is_empty()
-            || self
-                .listeners
-                .values()
-                .any(|open| open.starved || (open.spec.idle_timeout.is_some() && open.tally.open.get() > 0))
+            || self.listeners.values().any(|open| open.starved)
+            || (self.has_idle && !self.pairs.is_empty())
     }
 
     /// A turn begins.
@@ -150,7 +148,7 @@ impl Tcp {
                         let lines = self.lines.clone();
                         Box::new(Line { lines, to, began: Instant::now(), task: None, bytes: [0; 2] })
                     });
-                    let caller = Caller::new(client, from, &open.tally, line);
+                    let caller = Caller::new(client, from, &open.port, line);
                     match open.spec.accept_proxy {
                         true => self.await_greeting(caller),
                         false => self.connect(&name, caller),
@@ -209,12 +207,12 @@ impl Tcp {
         self.next += 1;
         loop {
             let Some(open) = self.listeners.get_mut(name) else { return caller.refuse() };
-            let hash = match open.balance {
-                RouteBalance::Hash(_) => text_hash(caller.from.ip().to_string().as_bytes()),
+            let hash = match open.spec.balance {
+                Balance::HashIp => text_hash(caller.from.ip().to_string().as_bytes()),
                 _ => 0,
             };
             let wish = Wish { hash, tried: &caller.tried, ..Wish::default() };
-            let Some(picked) = open.choice.choose(&open.balance, &wish) else { return caller.refuse() };
+            let Some(picked) = open.choice.choose(&open.spec.balance.into(), &wish) else { return caller.refuse() };
             let peer = picked.peer();
             let server = peer.address.parse::<SocketAddr>().map_err(io::Error::other).and_then(TcpStream::connect);
             let mut server = match server {
@@ -302,7 +300,8 @@ impl Tcp {
             let silent = now.saturating_duration_since(pair.moved_at);
             pair.connecting.is_none() && pair.caller.port.idle.get().is_some_and(|patience| silent >= patience)
         };
-        let idle: Vec<usize> = self.pairs.iter().filter(|(_, pair)| is_idle(pair)).map(|(index, _)| *index).collect();
+        let pairs = self.pairs.iter().filter(|_| self.has_idle);
+        let idle: Vec<usize> = pairs.filter(|(_, pair)| is_idle(pair)).map(|(index, _)| *index).collect();
         idle.into_iter().for_each(|index| self.close(index));
         let starved = self.listeners.values().filter(|open| open.starved);
         let starved: Vec<Token> = starved.map(|open| open.token).collect();
