@@ -1,24 +1,19 @@
 //! The L4 balancer beside haproxy: same back end, same load, one thread each, in the same run.
 //! `cargo bench --bench balancer`; needs haproxy and wrk (Debian packages of these names). About a minute.
 
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::time::Duration;
+
+#[path = "support/haproxy.rs"]
+mod peer;
+
+use peer::{Running, ask, haproxy};
 
 const NEAP: &str = env!("CARGO_BIN_EXE_neap");
 const BACKEND: u16 = 18_080;
 const HAPROXY: u16 = 18_081;
 const BALANCER: u16 = 18_082;
 const ROUNDS: usize = 3;
-
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn main() {
     for tool in ["haproxy", "wrk"] {
@@ -45,20 +40,11 @@ fn main() {
         ),
     );
     let _neap = Running(Command::new(NEAP).arg("balancer").arg(&folder).stdin(Stdio::null()).spawn().unwrap());
-    let socket = folder.join("balancer.sock");
-    let stream = loop {
-        match std::os::unix::net::UnixStream::connect(&socket) {
-            Ok(stream) => break stream,
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
-        }
-    };
     let table = serde_json::json!({ "table": { "version": 1, "listeners": { "bench/http": {
         "address": "127.0.0.1", "port": BALANCER, "balance": "round_robin",
         "backends": [{ "id": "01arz3ndektsv4rrffq69g5fav", "address": format!("127.0.0.1:{BACKEND}"), "weight": 100 }],
     } } } });
-    writeln!(&stream, "{table}").unwrap();
-    let mut answer = String::new();
-    BufReader::new(&stream).read_line(&mut answer).unwrap();
+    let answer = ask(&folder, &table.to_string());
     assert!(answer.contains("\"version\":1"), "the balancer did not take the table: {answer}");
     std::thread::sleep(Duration::from_millis(300));
 
@@ -76,14 +62,6 @@ fn main() {
         println!("{:<10} {connections:>6} {:>14.2} {:>10.2}", "ratio", ours.0 / theirs.0, ours.1 / theirs.1);
     }
     let _ = std::fs::remove_dir_all(&folder);
-}
-
-fn haproxy(folder: &std::path::Path, name: &str, sections: &str) -> Running {
-    let config = folder.join(format!("{name}.cfg"));
-    let head =
-        "global\n nbthread 1\n maxconn 4000\ndefaults\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n";
-    std::fs::write(&config, format!("{head}{sections}")).unwrap();
-    Running(Command::new("haproxy").arg("-db").arg("-f").arg(&config).stderr(Stdio::null()).spawn().unwrap())
 }
 
 fn wrk(port: u16, connections: u32) -> (f64, f64) {

@@ -1,14 +1,19 @@
 //! A million connections that come and go, to a published port and to a route: how many a second beside haproxy, and what they leave
 //! behind. `cargo bench --bench churn`, about four minutes; `-- 100000` for fewer. Needs haproxy (Debian package of this name).
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddrV4, TcpStream};
 use std::os::fd::AsRawFd;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, setsockopt, socket, sockopt};
+
+#[path = "support/haproxy.rs"]
+mod peer;
+
+use peer::{Running, ask, haproxy};
 
 const NEAP: &str = env!("CARGO_BIN_EXE_neap");
 const BACKEND: u16 = 18_280;
@@ -17,15 +22,6 @@ const HAPROXY_HTTP: u16 = 18_282;
 const PORT: u16 = 18_283;
 const ROUTE: u16 = 18_284;
 const THREADS: usize = 4;
-
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
 
 fn main() {
     if Command::new("haproxy").arg("-v").output().is_err() {
@@ -84,27 +80,6 @@ fn main() {
         line("neap", our_failed, our_time, format!("{:.2}", rate(our_time) / rate(their_time)), open, ours.0.id());
     }
     let _ = std::fs::remove_dir_all(&folder);
-}
-
-fn ask(folder: &std::path::Path, line: &str) -> String {
-    let stream = loop {
-        match std::os::unix::net::UnixStream::connect(folder.join("balancer.sock")) {
-            Ok(stream) => break stream,
-            Err(_) => std::thread::sleep(Duration::from_millis(5)),
-        }
-    };
-    writeln!(&stream, "{line}").unwrap();
-    let mut answer = String::new();
-    BufReader::new(&stream).read_line(&mut answer).unwrap();
-    answer
-}
-
-fn haproxy(folder: &std::path::Path, name: &str, sections: &str) -> Running {
-    let config = folder.join(format!("{name}.cfg"));
-    let head =
-        "global\n nbthread 1\n maxconn 4000\ndefaults\n timeout connect 5s\n timeout client 60s\n timeout server 60s\n";
-    std::fs::write(&config, format!("{head}{sections}")).unwrap();
-    Running(Command::new("haproxy").arg("-db").arg("-f").arg(&config).stderr(Stdio::null()).spawn().unwrap())
 }
 
 // So many connections, each with one request and its answer; those that failed, and the seconds that all took.
