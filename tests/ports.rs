@@ -26,6 +26,8 @@ struct Echo {
 impl Echo {
     fn start(number: u64) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        // A queue that is full lets a connection be made that nobody knows of here: whoever waits for a word waits for ever.
+        nix::sys::socket::listen(&listener, nix::sys::socket::Backlog::new(4096).unwrap()).unwrap();
         let port = listener.local_addr().unwrap().port();
         std::thread::spawn(move || {
             for stream in listener.incoming() {
@@ -67,7 +69,7 @@ fn flowed(balancer: &Balancer) -> Value {
 // A connection from this address, and the number of who took it.
 fn from(address: Ipv4Addr, port: u16) -> (TcpStream, u64) {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrIn, bind, connect, socket};
-    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::empty(), None).unwrap();
+    let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
     let place = |address, port| SockaddrIn::from(SocketAddrV4::new(address, port));
     bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &place(address, 0)).unwrap();
     connect(std::os::fd::AsRawFd::as_raw_fd(&socket), &place(Ipv4Addr::LOCALHOST, port)).unwrap();
@@ -129,7 +131,7 @@ fn whoever_refuses_again_and_again_is_left_out_for_a_while() {
     let socket = nix::sys::socket::socket(
         nix::sys::socket::AddressFamily::Inet,
         nix::sys::socket::SockType::Stream,
-        nix::sys::socket::SockFlag::empty(),
+        nix::sys::socket::SockFlag::SOCK_CLOEXEC,
         None,
     )
     .unwrap();

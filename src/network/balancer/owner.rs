@@ -10,6 +10,9 @@ use nix::sys::socket::{
 
 use crate::network::table::Table;
 
+/// How many clients wait to be accepted at most; the kernel has a bound of its own (net.core.somaxconn).
+const QUEUE: i32 = 4096;
+
 /// Opens a listening socket: on one address, or on all interfaces, IPv6 and IPv4 together. An error says who is in the way.
 pub fn listen(address: Option<IpAddr>, port: u16, sharing: Sharing) -> Result<MioListener, String> {
     listen_std(address, port, sharing).map(MioListener::from_std)
@@ -88,19 +91,20 @@ fn open<T: AsFd>(
             setsockopt(&socket, sockopt::ReuseAddr, &true)?;
         }
         nix::sys::socket::bind(socket.as_raw_fd(), &SockaddrStorage::from(at))?;
-        if kind == SockType::Stream {
-            listen_on(&socket, Backlog::MAXCONN)?;
-        }
         Ok(made(socket))
     };
-    if sharing == Sharing::Own {
-        return shared();
-    }
-    let opened = alone(at).or_else(|error| match error.kind() {
-        std::io::ErrorKind::AddrInUse if sharing == Sharing::Met => shared(),
-        _ => Err(error),
-    })?;
+    let opened = match sharing {
+        Sharing::Own => shared()?,
+        _ => alone(at).or_else(|error| match error.kind() {
+            std::io::ErrorKind::AddrInUse if sharing == Sharing::Met => shared(),
+            _ => Err(error),
+        })?,
+    };
     share(&opened, sharing);
+    if kind == SockType::Stream {
+        // The standard library's queue of 128 is full in an instant where many come at once: whoever waits for a word would do so for seconds.
+        listen_on(&opened.as_fd(), Backlog::new(QUEUE)?)?;
+    }
     Ok(opened)
 }
 
