@@ -104,7 +104,9 @@ fn measured(lab: &Lab, daemon: &LabDaemon) {
     assert!(busy["cpu"].as_f64().unwrap() > 0.1 && busy["memory_limit"] == 64 << 20, "{busy}");
     assert!(busy["pids"].as_u64().unwrap() > 0 && busy["task"].is_null(), "{busy}");
     let shown = daemon.ok(&["node", "stats", "n2", "-c"]);
-    assert!(shown.contains("busy") && shown.contains("/s") && !shown.contains("n1"), "{shown}");
+    // A name of a container may have any two letters in it.
+    let others = shown.split_whitespace().any(|word| word == "n1" || word == "n3");
+    assert!(shown.contains("busy") && shown.contains("/s") && !others, "{shown}");
     let told = daemon.ok(&["run", concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/usage.lua")]);
     assert!(told.contains("n1") && told.contains("busy") && told.contains("n3"), "{told}");
     lab.docker("n2", &["rm", "-f", "busy"]);
@@ -247,7 +249,18 @@ fn a_bad_network() {
             lab.ok(&["better", node]);
         }
         all_ready(&daemon, 3);
-        eventually("three run", 30, || (daemon.running_on("web") == ["n1", "n2", "n3"]).then_some(()));
+        // Where they are is the policy's to say: a daemon that has just begun may not have heard of all hosts yet.
+        let mut seen = (Vec::new(), 0);
+        let three = |seen: &mut (Vec<String>, usize)| {
+            let there = ["n1", "n2", "n3"].iter().map(|node| lab.containers(node, "web").len()).sum();
+            *seen = (daemon.running_on("web"), there);
+            (seen.0.len() == 3 && there == 3).then_some(())
+        };
+        let until = Instant::now() + Duration::from_secs(30);
+        while three(&mut seen).is_none() {
+            assert!(Instant::now() < until, "three run: {seen:?}, {:#?}", daemon.live("web"));
+            std::thread::sleep(Duration::from_millis(100));
+        }
         Load::start(format!("http://{}:8080/", lab.address("n3"))).end();
     });
 }

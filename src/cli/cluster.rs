@@ -105,8 +105,7 @@ async fn print_commands(cluster: &RemoteCluster, format: FormatArg) -> Result<()
         return Err(Error::invalid("cluster", "does not tell where hosts join yet; try again in a moment"));
     }
     let nodes = cluster.nodes().await?;
-    let mut without: Vec<String> = agents::workers(&nodes).0.into_iter().map(|node| node.hostname.clone()).collect();
-    without.sort();
+    let without: Vec<String> = agents::workers(&nodes).0.into_iter().map(|node| node.hostname.clone()).collect();
     let command = ticket.command();
     let told = serde_json::json!({ "hosts": without, "command": command });
     output::print(format.format, &told, || match without.is_empty() {

@@ -67,9 +67,11 @@ pub const LACKS: [&str; 6] = [
     "it begins only once its image is there: pull it before a rollout of the whole Swarm",
 ];
 
-/// Workers that nobody acts on, and those that have an agent.
+/// Workers that nobody acts on, and those that have an agent; both by name.
 pub fn workers(nodes: &[Node]) -> (Vec<&Node>, Vec<&Node>) {
-    nodes.iter().filter(|node| node.role == Role::Worker).partition(|node| node.agent.is_none())
+    let mut workers: Vec<&Node> = nodes.iter().filter(|node| node.role == Role::Worker).collect();
+    workers.sort_by(|one, other| one.hostname.cmp(&other.hostname));
+    workers.into_iter().partition(|node| node.agent.is_none())
 }
 
 /// Makes the service, or brings it to what is asked now: the token in it is the present one.
@@ -141,7 +143,8 @@ pub async fn install(cluster: &dyn Cluster, ask: AgentsAsk) -> Result<Agents> {
     }
     cluster.apply(Apply { service: spec, with: None, only: Only::default(), auth: None }).await?;
     let hosts = nodes.iter().filter(|node| node.role == Role::Worker && node.state == NodeState::Ready);
-    let hosts = hosts.map(|node| node.hostname.clone()).filter(|host| !others.contains(host)).collect();
+    let hosts = hosts.map(|node| node.hostname.clone()).filter(|host| !others.contains(host));
+    let hosts = std::collections::BTreeSet::from_iter(hosts).into_iter().collect();
     Ok(Agents { service, hosts, others })
 }
 

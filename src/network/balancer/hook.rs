@@ -69,11 +69,19 @@ impl RoutedRequest {
     /// A cookie's value by its name.
     pub fn cookie(&self, name: &str) -> Option<&[u8]> {
         let cookies = self.headers.iter().filter(|(known, _)| known.eq_ignore_ascii_case("cookie"));
-        cookies.flat_map(|(_, value)| value.split(|byte| *byte == b';')).find_map(|part| {
+        cookie_of(cookies.map(|(_, value)| value.as_slice()), name)
+    }
+}
+
+/// A cookie's value by its name, in what fields of that kind hold; without quotes around it.
+pub fn cookie_of<'a>(mut fields: impl Iterator<Item = &'a [u8]>, name: &str) -> Option<&'a [u8]> {
+    let in_field = |field: &'a [u8]| {
+        field.split(|byte| *byte == b';').find_map(|part| {
             let value = part.trim_ascii().strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
             Some(value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value))
         })
-    }
+    };
+    fields.find_map(in_field)
 }
 
 /// Why a script has not said anything of use.

@@ -29,7 +29,7 @@ use super::routes::Way;
 use super::worker::{Named, Worker};
 use crate::model::id::TaskId;
 use crate::model::route::RouteSpec;
-use crate::network::balancer::hook::RoutedRequest;
+use crate::network::balancer::hook::{RoutedRequest, cookie_of};
 use crate::network::balancer::pick::{Peer, Picked, Wish};
 use crate::network::balancer::sockets::is_own;
 
@@ -344,6 +344,6 @@ fn chain(headers: &hyper::HeaderMap) -> Option<String> {
 }
 
 fn cookie<'a>(headers: &'a HeaderMap, name: &str) -> Option<&'a str> {
-    let all = headers.get_all(header::COOKIE).iter().filter_map(|value| value.to_str().ok());
-    all.flat_map(|value| value.split(';')).find_map(|part| part.trim().strip_prefix(name)?.strip_prefix('='))
+    let fields = headers.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes);
+    std::str::from_utf8(cookie_of(fields, name)?).ok()
 }

@@ -8,6 +8,7 @@ use super::head::{Body, Head, Kind};
 use super::routes::Way;
 use super::tally::Tally;
 use crate::model::route::{RouteSpec, plain_path};
+use crate::network::balancer::hook::cookie_of;
 
 /// By way of whom a request came.
 #[derive(Debug, Clone)]
@@ -233,9 +234,5 @@ pub fn set_cookie(name: &str, mark: &str, from: &From) -> String {
 /// A cookie's value.
 pub fn cookie<'a>(bytes: &'a [u8], head: &Head, name: &str) -> Option<&'a [u8]> {
     let cookies = head.fields.iter().filter(|field| field.kind == Kind::Cookie);
-    cookies.flat_map(|field| field.value.of(bytes).split(|byte| *byte == b';')).find_map(|part| {
-        let rest = part.trim_ascii().strip_prefix(name.as_bytes())?;
-        rest.strip_prefix(b"=")
-            .map(|value| value.strip_prefix(b"\"").and_then(|v| v.strip_suffix(b"\"")).unwrap_or(value))
-    })
+    cookie_of(cookies.map(|field| field.value.of(bytes)), name)
 }
