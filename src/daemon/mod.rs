@@ -232,6 +232,7 @@ pub fn parts(cluster: &str, parted: Parted) -> Result<Parts> {
     let usual = if parted.engine.name() == "process" { Range::LOOPBACK } else { Range::CLUSTER };
     Ok(Parts {
         internal: parted.internal.unwrap_or(usual),
+        telling: tokio::sync::Mutex::default(),
         cluster: cluster.to_owned(),
         store: parted.store,
         engine: parted.engine,

@@ -285,7 +285,7 @@ impl Conductor {
                 repeatable.push(Message::Stock(node, tasks));
             }
             Message::Nodes(nodes) => {
-                let settings = persist::with_settings(&*self.parts.store, &nodes);
+                let settings = persist::with_settings(&*self.parts.store, writes, &nodes);
                 repeatable.push(Message::Nodes(nodes));
                 match settings {
                     Ok(nodes) => observe::nodes(draft, nodes),

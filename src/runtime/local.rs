@@ -266,6 +266,7 @@ impl Cluster for Runtime {
         // end at once what runs there.
         let at_once =
             NodeUpdate { availability: update.availability.filter(|a| *a != Availability::Drain), ..update.clone() };
+        let _telling = self.parts.telling.lock().await;
         let kept = self.parts.engine.update_node(&wanted, &at_once).await?;
         if update.role.is_some() && !kept {
             let message = format!("role: the {} engine knows no roles", self.parts.engine.name());

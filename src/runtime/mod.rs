@@ -85,6 +85,8 @@ pub struct Parts {
     pub catalog: catalog::Before,
     /// Addresses for services that are balanced inside the cluster.
     pub internal: Range,
+    /// Whoever tells the engine of a node's availability: what is told and what is written down of it go together.
+    pub telling: tokio::sync::Mutex<()>,
 }
 
 impl Parts {
@@ -162,7 +164,7 @@ impl Runtime {
         // A clock that was set back since, or another daemon's that was ahead, would leave what it has decided for later.
         parts.clock.catch_up(persist::decided_at(&world));
         let mut nodes = parts.engine.nodes();
-        let with_settings = persist::with_settings(&*parts.store, &nodes.borrow_and_update())?;
+        let with_settings = persist::with_settings(&*parts.store, &[], &nodes.borrow_and_update())?;
         world.set_nodes(with_settings.into_iter().map(Arc::new));
         install(&parts.host, &world);
         let host = catalog::host(&world);

@@ -25,9 +25,12 @@ pub fn bundle_key(hash: &str) -> String {
     format!("bundle/{hash}")
 }
 
+/// Before a node's id, in the key of its settings.
+pub const NODE: &str = "node/";
+
 /// The key of a node's settings.
 pub fn node_key(id: &str) -> String {
-    format!("node/{id}")
+    format!("{NODE}{id}")
 }
 
 /// Reads everything; a record that cannot be read is an error, since acting on half a world does harm.
@@ -74,9 +77,14 @@ pub async fn clear_bundles(store: &dyn Store, world: &World) -> Result<()> {
     if unused.is_empty() { Ok(()) } else { store.commit(unused).await.map(drop) }
 }
 
-/// Nodes as their engine and their owner describe them.
-pub fn with_settings(store: &dyn Store, nodes: &[Node]) -> Result<Vec<Node>> {
-    let settings = node_settings(store)?;
+/// Nodes as their engine and their owner describe them; `pending`: what is not in the store yet, and will be.
+pub fn with_settings(store: &dyn Store, pending: &[Write], nodes: &[Node]) -> Result<Vec<Node>> {
+    let mut settings = node_settings(store)?;
+    for write in pending {
+        if let (Some(id), Some(value)) = (write.key.strip_prefix(NODE), &write.value) {
+            settings.insert(id.to_owned(), decode(&write.key, value)?);
+        }
+    }
     let nodes = nodes.iter().cloned().map(|mut node| {
         if let Some(settings) = settings.get(&*node.id) {
             node.availability = node.availability.max(settings.availability);
@@ -101,8 +109,8 @@ pub fn decided_at(world: &World) -> Timestamp {
 
 // All nodes' settings, by id.
 fn node_settings(store: &dyn Store) -> Result<BTreeMap<String, NodeSettings>> {
-    let entries = store.list("node/")?;
-    entries.iter().map(|entry| Ok((entry.key["node/".len()..].to_owned(), decode(&entry.key, &entry.value)?))).collect()
+    let entries = store.list(NODE)?;
+    entries.iter().map(|entry| Ok((entry.key[NODE.len()..].to_owned(), decode(&entry.key, &entry.value)?))).collect()
 }
 
 /// The writes that make `changes` durable; `before` is the world without them.

@@ -26,7 +26,7 @@ impl Standing {
     /// Reads it. `nodes`: as they were last seen; the store has only what their owner set.
     pub fn read(store: Arc<dyn Store>, nodes: &[Node], age: Duration) -> Result<Self> {
         let mut world = persist::load_world(&*store)?;
-        world.set_nodes(persist::with_settings(&*store, nodes)?.into_iter().map(Arc::new));
+        world.set_nodes(persist::with_settings(&*store, &[], nodes)?.into_iter().map(Arc::new));
         Ok(Standing { store, world, age })
     }
 

@@ -87,6 +87,7 @@ pub async fn start_on(setup: &Setup, seed: u64, store: Arc<dyn Store>) -> Result
         members: None,
         catalog: crate::runtime::catalog::Before::Nothing,
         internal: Range::LOOPBACK,
+        telling: tokio::sync::Mutex::default(),
     };
     let runtime = Runtime::start(parts, Box::new(SimBalancer(routes))).await?;
     let history = Rc::new(History::new(runtime.record()));

@@ -4,13 +4,13 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use bollard::Docker;
 use bollard::models::{Node as SwarmNode, NodeSpecAvailabilityEnum, NodeSpecRoleEnum, NodeState as SwarmState};
 use bollard::query_parameters::{DeleteNodeOptions, ListNodesOptions, UpdateNodeOptions};
-use tokio::sync::watch;
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::JoinSet;
 
 use super::pulse::Pulse;
@@ -43,12 +43,22 @@ pub struct Nodes {
     pub known: watch::Sender<Arc<Vec<Node>>>,
     /// The node of this very host.
     pub own: String,
+    /// Those who have changed a node, and wait until what is known is no older than that.
+    waiting: Mutex<Vec<oneshot::Sender<()>>>,
+    /// Wakes the one who asks for the list.
+    asked: Notify,
 }
 
 impl Nodes {
     /// Reads the list for the first time. `own`: id and address of this host's node.
     pub async fn open(docker: &Docker, own: (String, Option<IpAddr>)) -> Result<Arc<Self>> {
-        let nodes = Nodes { docker: docker.clone(), known: watch::Sender::new(Arc::default()), own: own.0 };
+        let nodes = Nodes {
+            docker: docker.clone(),
+            known: watch::Sender::new(Arc::default()),
+            own: own.0,
+            waiting: Mutex::default(),
+            asked: Notify::new(),
+        };
         let told = docker.list_nodes(None::<ListNodesOptions>).await;
         let told = told.map_err(|error| trouble::error("Swarm", "list its nodes", &error))?;
         let mut listed: Vec<Node> = told.iter().filter_map(described).collect();
@@ -86,6 +96,8 @@ impl Nodes {
         let mut listed: Vec<Node> = self.known.borrow().to_vec();
         let mut pulse = Pulse::new(&self.own, hosts.is_some(), &listed, Instant::now());
         let (mut probes, mut inquiries, mut lists) = (JoinSet::new(), JoinSet::new(), JoinSet::new());
+        // Those whose change the list that is being asked for shows.
+        let mut served: Vec<oneshot::Sender<()>> = Vec::new();
         let mut due = Instant::now() + LIST;
         let (mut looked, mut news) = (Instant::now(), true);
         loop {
@@ -100,8 +112,11 @@ impl Nodes {
             let listing = if lists.is_empty() { due } else { Instant::now() + LIST_WITHIN };
             let next =
                 [pulse.next(), Some(listing), Some(looked + LOOK)].into_iter().flatten().min().unwrap_or(listing);
+            // Dropped, and so let go on, once what is known is as the list says.
+            let mut told = Vec::new();
             tokio::select! {
                 () = changed.notified() => due = Instant::now(),
+                () = self.asked.notified() => due = Instant::now(),
                 () = changed_agents(&mut agents) => news = true,
                 () = tokio::time::sleep(next.saturating_duration_since(Instant::now())) => {}
                 Some(found) = probes.join_next() => {
@@ -126,18 +141,22 @@ impl Nodes {
                         tracing::warn!(%node, "a host does not answer here, but is reached from others: the way to it is cut");
                     }
                 }
-                Some(Ok(found)) = lists.join_next() => match found {
-                    Ok(found) => {
-                        listed = found;
-                        news = true;
-                        pulse.list(&listed, Instant::now());
+                Some(Ok(found)) = lists.join_next() => {
+                    told.append(&mut served);
+                    match found {
+                        Ok(found) => {
+                            listed = found;
+                            news = true;
+                            pulse.list(&listed, Instant::now());
+                        }
+                        Err(error) => tracing::warn!(%error, "the Swarm's nodes are not known anew"),
                     }
-                    Err(error) => tracing::warn!(%error, "the Swarm's nodes are not known anew"),
-                },
+                }
             }
             // While the managers choose a leader they do not answer, and the hosts are asked all the same.
             if Instant::now() >= due && lists.is_empty() {
                 due = Instant::now() + LIST;
+                served = std::mem::take(&mut *self.waiting.lock().unwrap_or_else(PoisonError::into_inner));
                 let docker = self.docker.clone();
                 lists.spawn(async move {
                     let late =
@@ -166,6 +185,7 @@ impl Nodes {
                 *known = nodes;
                 changed
             });
+            drop(told);
         }
     }
 
@@ -182,8 +202,23 @@ impl Nodes {
         }
     }
 
-    /// Changes availability, role and labels in the Swarm itself.
+    /// Changes availability, role and labels in the Swarm itself. Returns when what is known shows it: a list that was asked
+    /// for before would say afterwards that nothing was changed.
     pub async fn update(&self, id: &str, update: &NodeUpdate) -> Result<()> {
+        let nothing = update.availability.is_none() && update.role.is_none() && update.label_rm.is_empty();
+        if nothing && update.label_add.is_empty() {
+            return Ok(());
+        }
+        self.change(id, update).await?;
+        let (shown, seen) = oneshot::channel();
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).push(shown);
+        self.asked.notify_one();
+        // One may be under way, which shows nothing yet. That it could not be read does not undo the change.
+        let _ = tokio::time::timeout(2 * LIST_WITHIN, seen).await;
+        Ok(())
+    }
+
+    async fn change(&self, id: &str, update: &NodeUpdate) -> Result<()> {
         let subject = || format!("node \"{id:.70}\"");
         for _ in 0..ATTEMPTS {
             let node = self.docker.inspect_node(id).await;
