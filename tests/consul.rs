@@ -102,7 +102,15 @@ fn keys_are_what_clients_expect() {
     catalog.code("PUT", "/v1/session/create", r#"{"Behavior":"x"}"#, 400, "Behavior");
     catalog.code("PUT", "/v1/session/renew/none", "", 404, "not found");
     catalog.code("PUT", "/v1/txn", r#"[{"KV":{"Verb":"x","Key":"a"}}]"#, 400, "unknown KV verb");
-    catalog.code("PUT", "/v1/txn", r#"[{"Node":{"Verb":"set"}}]"#, 400, "none of KV and Session");
+    catalog.code("PUT", "/v1/txn", r#"[{"Node":{"Verb":"lock"}}]"#, 400, "unknown Node verb");
+    catalog.code("PUT", "/v1/txn", r#"[{"Node":{},"KV":{}}]"#, 400, "one of KV, Node, Service");
+    catalog.code(
+        "PUT",
+        "/v1/txn",
+        r#"[{"Service":{"Verb":"get","Node":"x","Service":{}}}]"#,
+        400,
+        "Missing service ID",
+    );
     catalog.code("PUT", "/v1/txn", &format!("[{}{{}}]", "{},".repeat(128)), 413, "too many operations");
     catalog.code("PUT", "/v1/txn", r#"[{"KV":{"Verb":"get","Key":"none"}}]"#, 409, r#""OpIndex":0"#);
     catalog.code("POST", "/v1/query", r#"{"Name":"x"}"#, 400, "Must provide a Service");
@@ -311,6 +319,92 @@ fn grpc_servers_are_asked_for_their_health() {
     server.kill().unwrap();
     server.wait().unwrap();
     eventually("it is away", 10, || (!output("whole").contains("NOT_SERVING")).then_some(()));
+}
+
+// Nodes, services and checks along with keys: all or nothing, in one step for whoever waits, and over a restart.
+#[test]
+fn a_transaction_registers_or_does_nothing() {
+    let mut catalog = Catalog::start();
+    let txn = |catalog: &Catalog, ops: &Value| {
+        let answer = catalog.ask("PUT", "/v1/txn", &ops.to_string());
+        (answer.status, serde_json::from_str::<Value>(&answer.body).unwrap())
+    };
+    let node =
+        json!({ "Node": { "Verb": "set", "Node": { "Node": "ext", "Address": "10.9.0.1", "Meta": { "rack": "a" } } } });
+    let service = |verb: &str, port: u16, index: u64| {
+        json!({ "Service": { "Verb": verb, "Node": "ext",
+            "Service": { "ID": "db-1", "Service": "db", "Port": port, "ModifyIndex": index } } })
+    };
+    let check = |verb: &str, status: &str, index: u64| {
+        json!({ "Check": { "Verb": verb, "Check": { "Node": "ext", "CheckID": "db-up", "Name": "up", "Status": status,
+            "ServiceID": "db-1", "ModifyIndex": index } } })
+    };
+    let key = |verb: &str, value: &str| json!({ "KV": { "Verb": verb, "Key": "db/primary", "Value": value } });
+    // What does not hold, whichever it is, lets none of the others be done.
+    let (status, told) =
+        txn(&catalog, &json!([node, service("set", 5432, 0), key("check-session", ""), check("set", "passing", 0)]));
+    assert!(
+        status == 409 && told["Errors"][0]["OpIndex"] == 2 && told["Errors"].as_array().unwrap().len() == 1,
+        "{told}"
+    );
+    let (status, told) = txn(&catalog, &json!([key("set", "eA=="), service("set", 5432, 0), key("get", "")]));
+    assert!(status == 409 && told["Errors"][0]["OpIndex"] == 1, "there is no such node: {told}");
+    assert!(
+        catalog.get("/v1/catalog/service/db") == json!([]) && catalog.ask("GET", "/v1/kv/db/primary", "").status == 404
+    );
+
+    let http = catalog.http;
+    let now = catalog.ask("GET", "/v1/health/service/db", "").index();
+    let waits =
+        std::thread::spawn(move || ask(http, "GET", &format!("/v1/health/service/db?index={now}&wait=30s"), "").json());
+    let ops =
+        json!([node, key("set", "eA=="), service("set", 5432, 0), check("set", "passing", 0), service("get", 0, 0)]);
+    let (status, told) = txn(&catalog, &ops);
+    let results = &told["Results"];
+    assert!(status == 200 && results.as_array().unwrap().len() == 5 && told["Errors"].is_null(), "{told}");
+    assert!(results[0]["Node"]["Meta"]["rack"] == "a" && results[1]["KV"]["Key"] == "db/primary", "{told}");
+    assert!(results[2]["Service"]["Port"] == 5432 && results[3]["Check"]["ServiceName"] == "db", "{told}");
+    let index = results[2]["Service"]["ModifyIndex"].as_u64().unwrap();
+    assert!(index > 0 && results[4]["Service"]["ModifyIndex"] == index, "{told}");
+    let seen = waits.join().unwrap();
+    assert!(
+        seen[0]["Node"]["Node"] == "ext" && seen[0]["Checks"][0]["Status"] == "passing",
+        "all of it at once: {seen}"
+    );
+
+    // By what was read before.
+    assert_eq!(txn(&catalog, &json!([service("cas", 1, index + 1)])).1["Errors"][0]["OpIndex"], 0);
+    assert_eq!(txn(&catalog, &json!([service("cas", 1, 0)])).0, 409, "it is there");
+    let (status, told) = txn(
+        &catalog,
+        &json!([
+            service("cas", 5433, index),
+            check("cas", "critical", results[3]["Check"]["ModifyIndex"].as_u64().unwrap())
+        ]),
+    );
+    assert!(status == 200 && told["Results"][1]["Check"]["Status"] == "critical", "{told}");
+    assert_eq!(catalog.get("/v1/health/service/db?passing"), json!([]));
+    assert_eq!(catalog.get("/v1/catalog/node/ext")["Services"]["db-1"]["Port"], 5433);
+    catalog.daemon.kill();
+    catalog.daemon.up();
+    assert_eq!(catalog.get("/v1/health/checks/db")[0]["CheckID"], "db-up");
+
+    // What goes takes along what is on it; what is not there goes as well; a host of the cluster does not.
+    let (status, told) =
+        txn(&catalog, &json!([check("delete", "", 0), service("delete", 0, 0), service("delete-cas", 0, 7)]));
+    assert!(status == 200 && told["Results"] == json!([]), "{told}");
+    assert_eq!((catalog.get("/v1/catalog/service/db"), catalog.get("/v1/health/node/ext")), (json!([]), json!([])));
+    let host = catalog.get("/v1/agent/self")["Config"]["NodeName"].clone();
+    let gone = |name: &Value| json!({ "Node": { "Verb": "delete", "Node": { "Node": name } } });
+    let (status, told) = txn(&catalog, &json!([node, service("set", 1, 0), gone(&json!("ext")), gone(&host)]));
+    assert!(
+        status == 409 && told["Errors"][0]["What"].as_str().unwrap().contains("is a host of the cluster"),
+        "{told}"
+    );
+    assert_eq!(txn(&catalog, &json!([service("set", 1, 0), gone(&json!("EXT"))])).0, 200);
+    catalog.daemon.kill();
+    catalog.daemon.up();
+    assert_eq!(catalog.get("/v1/catalog/node/ext"), Value::Null);
 }
 
 #[test]

@@ -137,6 +137,22 @@ fn rules_are_held() {
     let keys: Vec<&Value> = told["Results"].as_array().unwrap().iter().map(|one| &one["KV"]["Key"]).collect();
     assert_eq!((status, keys), (200, vec![&json!("shop/a"), &json!("shop/new")]), "{body}");
 
+    let service = |verb: &str, name: &str, id: &str| {
+        json!([{ "Service": { "Verb": verb, "Node": host, "Service": { "Service": name, "ID": id } } }]).to_string()
+    };
+    let check = |verb: &str, id: &str| {
+        json!([{ "Check": { "Verb": verb, "Check": { "Node": host, "CheckID": id } } }]).to_string()
+    };
+    shop.may("PUT", "/v1/txn", &service("set", "shop-2", "shop-2"));
+    shop.may("PUT", "/v1/txn", &service("delete", "", "shop-2"));
+    shop.may_not("PUT", "/v1/txn", &service("set", "bank", "new"));
+    shop.may_not("PUT", "/v1/txn", &service("set", "shop", "bank"));
+    shop.may_not("PUT", "/v1/txn", &service("get", "", "bank"));
+    shop.may_not("PUT", "/v1/txn", &service("delete", "", "bank"));
+    shop.may_not("PUT", "/v1/txn", &check("set", "service:bank"));
+    shop.may_not("PUT", "/v1/txn", &check("get", "service:bank"));
+    shop.may_not("PUT", "/v1/txn", &check("set", "of-the-node"));
+    shop.may_not("PUT", "/v1/txn", r#"[{"Node":{"Verb":"set","Node":{"Node":"new","Address":"10.0.0.1"}}}]"#);
     // Services: by whatever way they are named.
     assert_eq!(shop.get("/v1/catalog/services").as_object().unwrap().keys().collect::<Vec<_>>(), ["shop"]);
     assert_eq!(shop.get("/v1/agent/services").as_object().unwrap().keys().collect::<Vec<_>>(), ["shop"]);

@@ -115,6 +115,15 @@ done = c.txn.put([{"KV": {"Verb": "set", "Key": "t/a", "Value": b64}}, {"KV": {"
 assert done["Errors"] is None and done["Results"][1]["KV"]["Value"] == b64
 fails(consul.exceptions.ClientError, c.txn.put, [{"KV": {"Verb": "check-not-exists", "Key": "t/a"}}])
 
+registered = c.txn.put([
+    {"Node": {"Verb": "set", "Node": {"Node": "txn-node", "Address": "10.7.0.1"}}},
+    {"Service": {"Verb": "set", "Node": "txn-node", "Service": {"ID": "t1", "Service": "txn-service", "Port": 99}}},
+])
+assert registered["Results"][1]["Service"]["Port"] == 99
+assert c.catalog.service("txn-service")[1][0]["Address"] == "10.7.0.1"
+c.txn.put([{"Node": {"Verb": "delete", "Node": {"Node": "txn-node"}}}])
+assert c.catalog.service("txn-service")[1] == []
+
 # event
 fired = c.event.fire("deploy", "body")
 assert c.event.list("deploy")[1][0]["Payload"] == b"body" and c.event.list("other")[1] == []

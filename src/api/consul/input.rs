@@ -170,6 +170,24 @@ impl Fields {
         })
     }
 
+    /// The same as transactions have it: with the meta data under another name.
+    pub fn node_of_txn(&mut self) -> Result<CatalogNode> {
+        let meta = self.table("Meta")?;
+        Ok(CatalogNode { meta, ..self.node()? })
+    }
+
+    /// An instance as transactions have it. `only_id`: it is to be found, and no more than its id has to be said.
+    pub fn instance_of_txn(&mut self, only_id: bool) -> Result<Instance> {
+        if !only_id {
+            return self.instance("Service", Origin::Catalog);
+        }
+        let said = [self.text("ID")?, self.text("Service")?];
+        match said.into_iter().find(|id| !id.is_empty()) {
+            None => Err(Error::invalid("service", "Missing service ID")),
+            Some(id) => Ok(Instance { id, ..Instance::default() }),
+        }
+    }
+
     /// An instance; `name` is the key of its service's name.
     pub fn instance(&mut self, name: &str, origin: Origin) -> Result<Instance> {
         let service = self.text(name)?;

@@ -9,7 +9,7 @@ use super::{Call, Consul, Reply, txn};
 use crate::model::id::sha256_hex;
 use crate::model::rules::{Access, Resource, Rules};
 use crate::model::{Error, Kind, Result};
-use crate::network::catalog::Found;
+use crate::network::catalog::{Found, State};
 
 /// Who asks, and what they may do.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -124,6 +124,29 @@ impl Rights {
                         txn::Touched::Key(access, key) => self.need(access, Key, &key)?,
                         txn::Touched::Tree(key) => self.tree(&key)?,
                         txn::Touched::Session(id) => self.of_session(consul, &id)?,
+                        txn::Touched::Node(access, node) => {
+                            let by_id = |state: &State| Some(state.node_by_id(&node.id)?.node.name.clone());
+                            let name = match node.name.is_empty() {
+                                true => consul.catalog.read(by_id).unwrap_or_default(),
+                                false => node.name.clone(),
+                            };
+                            self.need(access, Node, &name)?;
+                        }
+                        txn::Touched::Service { access, node, name, id } => {
+                            // Its new name, and the one that it has.
+                            if access == Write && !name.is_empty() {
+                                self.need(access, Service, &name)?;
+                            }
+                            self.need_instance(access, consul, &node, &id)?;
+                        }
+                        txn::Touched::Check { access, node, id, instance } => {
+                            self.of_check(access, consul, &node, &id)?;
+                            match instance.is_empty() {
+                                true if access == Write => self.need(access, Node, &node)?,
+                                true => {}
+                                false => self.need_instance(access, consul, &node, &instance)?,
+                            }
+                        }
                     }
                 }
                 Ok(())
@@ -165,13 +188,13 @@ impl Rights {
                 let instance = fields.text("ServiceID")?;
                 let (id, name) = (fields.text("CheckID")?, fields.text("Name")?);
                 let id = [id, fields.text("ID")?, name].into_iter().find(|id| !id.is_empty()).unwrap_or_default();
-                self.of_check(consul, &host, &id)?;
+                self.of_check(Write, consul, &host, &id)?;
                 match instance.is_empty() {
                     true => self.need(Write, Node, &host),
                     false => self.instance(consul, &host, &instance),
                 }
             }
-            ["agent", "check", _, id] => self.of_check(consul, &host, id),
+            ["agent", "check", _, id] => self.of_check(Write, consul, &host, id),
             ["agent", "service", id] => self.need_instance(Read, consul, &host, id),
             ["agent", "health", "service", "id", id] => self.need_instance(Read, consul, &host, id),
             ["agent", "health", "service", "name", name] => self.need(Read, Service, name),
@@ -185,7 +208,7 @@ impl Rights {
                     let (instance, id, name) = (check.text("ServiceID")?, check.text("CheckID")?, check.text("Name")?);
                     let id = [id, check.text("ID")?, name].into_iter().find(|id| !id.is_empty()).unwrap_or_default();
                     self.instance(consul, &node, &instance)?;
-                    self.of_check(consul, &node, &id)?;
+                    self.of_check(Write, consul, &node, &id)?;
                 }
                 if !fields.has("Service") {
                     return Ok(());
@@ -204,7 +227,7 @@ impl Rights {
                 }
                 match (id.is_empty(), check.is_empty()) {
                     (false, _) => self.instance(consul, &node, &id),
-                    (true, false) => self.of_check(consul, &node, &check),
+                    (true, false) => self.of_check(Write, consul, &node, &check),
                     (true, true) => Err(self.refused(Write, Node, &node)),
                 }
             }
@@ -243,14 +266,14 @@ impl Rights {
         }
     }
 
-    fn of_check(&self, consul: &Consul, node: &str, id: &str) -> Result<()> {
+    fn of_check(&self, access: Access, consul: &Consul, node: &str, id: &str) -> Result<()> {
         let instance = consul.catalog.read(|state| {
             let check = state.node(node)?.checks.get(id)?;
             Some(check.check.instance.clone())
         });
         match instance {
-            Some(instance) if instance.is_empty() => self.need(Access::Write, Resource::Node, node),
-            Some(instance) => self.instance(consul, node, &instance),
+            Some(instance) if instance.is_empty() => self.need(access, Resource::Node, node),
+            Some(instance) => self.need_instance(access, consul, node, &instance),
             None => Ok(()),
         }
     }

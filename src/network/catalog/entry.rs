@@ -6,7 +6,7 @@ use std::sync::Arc;
 use crate::model::catalog::{CatalogCheck, CatalogNode, CheckStatus, Instance};
 
 /// A node with all that is on it.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct NodeEntry {
     /// What is known of it.
     pub node: Arc<CatalogNode>,
@@ -25,7 +25,7 @@ pub struct NodeEntry {
 }
 
 /// An instance.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct InstanceEntry {
     /// What is known of it.
     pub instance: Arc<Instance>,
@@ -36,7 +36,7 @@ pub struct InstanceEntry {
 }
 
 /// A check.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct CheckEntry {
     /// What is known of it.
     pub check: Arc<CatalogCheck>,
@@ -56,6 +56,54 @@ pub struct Found<'a> {
 }
 
 impl NodeEntry {
+    /// With these on it, made and changed last by these changes.
+    pub fn new(
+        node: Arc<CatalogNode>,
+        (created, modified): (u64, u64),
+        instances: BTreeMap<Arc<str>, InstanceEntry>,
+        checks: BTreeMap<Arc<str>, CheckEntry>,
+    ) -> Self {
+        let mut entry = NodeEntry {
+            node,
+            instances,
+            checks: BTreeMap::new(),
+            about: BTreeMap::new(),
+            created,
+            modified,
+            index: modified,
+        };
+        checks.into_values().for_each(|known| entry.put_check(known));
+        entry
+    }
+
+    /// Puts an instance there, for itself: nobody else is told.
+    pub fn put_instance(&mut self, known: InstanceEntry) {
+        self.instances.insert(known.instance.id.as_str().into(), known);
+    }
+
+    /// Takes an instance away with its checks.
+    pub fn take_instance(&mut self, id: &str) {
+        self.instances.remove(id);
+        for check in self.about.remove(id).unwrap_or_default() {
+            self.checks.remove(&check);
+        }
+    }
+
+    /// Puts a check there.
+    pub fn put_check(&mut self, known: CheckEntry) {
+        let id: Arc<str> = known.check.id.as_str().into();
+        self.take_check(&id);
+        self.put_about(&known.check.instance, &id);
+        self.checks.insert(id, known);
+    }
+
+    /// Takes a check away.
+    pub fn take_check(&mut self, id: &str) {
+        if let Some(known) = self.checks.remove(id) {
+            self.drop_about(&known.check.instance, id);
+        }
+    }
+
     /// The checks of an instance, by id; with none those of the node.
     pub fn checks_of(&self, instance: &str) -> impl Iterator<Item = &CheckEntry> + use<'_> {
         self.about.get(instance).into_iter().flatten().filter_map(|id| self.checks.get(id))

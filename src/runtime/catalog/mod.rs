@@ -14,6 +14,7 @@ pub mod queries;
 mod records;
 #[cfg(test)]
 mod tests;
+pub mod transact;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -22,7 +23,7 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::sync::Notify;
 
 pub(super) use self::feed::{Feeder, Shared};
-use self::records::{Record, carry, few, is_neaps, only, ours_only, owned, put_check, record_key, room};
+use self::records::{Gone, Record, carry, few, is_neaps, only, ours_only, owned, put_check, record_key, room};
 use crate::engines::docker::Address;
 use crate::model::catalog::{CatalogCheck, CatalogNode, CheckStatus, Instance, NODE_MAINTENANCE, SERVICE_MAINTENANCE};
 use crate::model::clock::Clock;
@@ -112,7 +113,7 @@ impl Registry {
         if !writes.is_empty() {
             self.store.commit(writes).await?;
         }
-        self.take_in(records);
+        self.take_in(records, Vec::new());
         Ok(())
     }
 
@@ -142,10 +143,21 @@ impl Registry {
         Ok(Record::Instance { node, instance, checks })
     }
 
-    // Makes known what is written down, in one step, and runs what is to be run.
-    fn take_in(self: &Arc<Self>, records: Vec<Record>) {
+    // Makes known what is written down and what is no more, in one step, and runs what is to be run.
+    fn take_in(self: &Arc<Self>, records: Vec<Record>, lost: Vec<Gone>) {
         let mut gone = Vec::new();
         self.catalog.change(|draft| {
+            for lost in &lost {
+                gone.extend(lost.checks(draft.state()));
+                match lost {
+                    Gone::Node(node) => drop(draft.remove_node(node)),
+                    Gone::Instance(node, id) => {
+                        draft.remove_instance(node, id);
+                        self.settle(draft, node);
+                    }
+                    Gone::Check(node, id) => drop(draft.remove_check(node, id)),
+                }
+            }
             for record in &records {
                 match record {
                     Record::Node(node) => draft.put_node(node.clone()),

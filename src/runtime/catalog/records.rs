@@ -15,7 +15,7 @@ use crate::model::id::sha256_hex;
 use crate::model::query::Query;
 use crate::model::{Error, Kind, Result};
 use crate::network::Network;
-use crate::network::catalog::{Catalog, Draft, Key, NodeEntry, key};
+use crate::network::catalog::{Catalog, Draft, Key, NodeEntry, State, key};
 use crate::script::host::ScriptHost;
 use crate::store::{Store, Write, decode, encode};
 
@@ -80,6 +80,34 @@ impl Record {
             Record::Instance { instance, .. } => !is_neaps(instance.origin),
             Record::Check { check, .. } => check.instance.is_empty(),
         }
+    }
+}
+
+/// What is no more.
+pub enum Gone {
+    /// A node with all that is on it.
+    Node(String),
+    /// An instance with its checks, by node and id.
+    Instance(String, String),
+    /// A check, by node and id.
+    Check(String, String),
+}
+
+impl Gone {
+    /// The checks that go with it, by node and id.
+    pub fn checks(&self, state: &State) -> Vec<(String, String)> {
+        let (node, ids): (&String, Vec<String>) = match self {
+            Gone::Node(node) => {
+                let all = state.node(node).into_iter().flat_map(|entry| entry.checks.keys());
+                (node, all.map(ToString::to_string).collect())
+            }
+            Gone::Instance(node, id) => {
+                let all = state.node(node).into_iter().flat_map(|entry| entry.checks_of(id));
+                (node, all.map(|known| known.check.id.clone()).collect())
+            }
+            Gone::Check(node, id) => (node, vec![id.clone()]),
+        };
+        ids.into_iter().map(|id| (node.clone(), id)).collect()
     }
 }
 

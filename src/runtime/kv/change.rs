@@ -118,6 +118,15 @@ pub enum Outcome {
     Refused(Vec<(usize, String)>),
 }
 
+/// What goes along with changes of keys.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct With<'a> {
+    /// Written in the same commit.
+    pub writes: &'a [Write],
+    /// Nothing is to be done: what does not hold is all that is asked for.
+    pub only_looks: bool,
+}
+
 // What stands, with what was changed so far.
 struct Draft<'a> {
     store: &'a dyn Store,
@@ -166,6 +175,11 @@ impl Draft<'_> {
 impl Kv {
     /// Does all of it in one commit, or nothing. Durable when it returns.
     pub async fn run(&self, ops: &[Op]) -> Result<Outcome> {
+        self.run_with(ops, With::default()).await
+    }
+
+    /// The same, in one commit with what others write.
+    pub async fn run_with(&self, ops: &[Op], with: With<'_>) -> Result<Outcome> {
         for op in ops {
             check(op)?;
         }
@@ -176,7 +190,7 @@ impl Kv {
                 true => (None, Some(self.gate.write().await)),
                 false => (Some(self.gate.read().await), None),
             };
-            let result = self.attempt(ops).await;
+            let result = self.attempt(ops, with).await;
             drop((shared, alone));
             match result {
                 Err(error) if error.kind == Kind::Conflict && error.retry => tokio::task::yield_now().await,
@@ -187,7 +201,7 @@ impl Kv {
         Err(Error::new(Kind::Conflict, format!("key \"{what:.70}\""), "is changed by others all the time").retry(true))
     }
 
-    async fn attempt(&self, ops: &[Op]) -> Result<Outcome> {
+    async fn attempt(&self, ops: &[Op], with: With<'_>) -> Result<Outcome> {
         let mut draft = Draft { store: &*self.store, changed: BTreeMap::new() };
         let (mut results, mut refused, mut ended) = (Vec::new(), Vec::new(), Vec::new());
         let mut size = 0;
@@ -204,10 +218,10 @@ impl Kv {
                 Err(why) => refused.push((number, why)),
             }
         }
-        if !refused.is_empty() {
+        if !refused.is_empty() || with.only_looks {
             return Ok(Outcome::Refused(refused));
         }
-        let mut writes = Vec::new();
+        let mut writes = with.writes.to_vec();
         for (key, changed) in &draft.changed {
             let expect = changed.version.map_or(Expect::Absent, Expect::Version);
             match (&changed.pair, changed.version) {
