@@ -1,13 +1,15 @@
-//! The catalogue through scripts and the command line.
+//! The catalogue through scripts and the command line; and all that clients have put there as a snapshot.
 
-use serde_json::json;
+use std::process::Command;
+
+use serde_json::{Value, json};
 
 #[path = "support/catalog.rs"]
 mod harness;
 #[path = "support/mod.rs"]
 mod support;
 
-use harness::Catalog;
+use harness::{Catalog, ask};
 use support::eventually;
 
 // A script registers what is outside, a scripted check looks at it, and the command line shows both.
@@ -111,4 +113,83 @@ fn scripts_report_and_maintain() {
     )
     .unwrap();
     assert!(catalog.daemon.ok(&["run", script.to_str().unwrap()]).contains("all of it"));
+}
+
+// What clients have written and registered, kept by curl and put back, also into another cluster.
+#[test]
+fn a_snapshot_puts_all_of_it_back() {
+    let mut catalog = Catalog::start();
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("state.tgz");
+    let curl = |catalog: &Catalog, args: &[&str]| {
+        let url = format!("http://127.0.0.1:{}/v1/snapshot", catalog.http);
+        let output = Command::new("curl").args(["-sS", "-w", "%{http_code}"]).args(args).arg(url).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let (from, to) = (format!("@{}", file.display()), file.display().to_string());
+    let session =
+        catalog.ask("PUT", "/v1/session/create", r#"{"LockDelay":"0s"}"#).json()["ID"].as_str().unwrap().to_owned();
+    assert_eq!(catalog.kv("PUT", &format!("leader?acquire={session}"), "me"), "true");
+    assert_eq!(catalog.kv("PUT", "a/b?flags=7", "kept"), "true");
+    let db = json!({ "Node": "ext", "Address": "10.9.0.1", "Service": { "Service": "db", "Port": 5432 },
+        "Check": { "CheckID": "up", "Name": "up", "Status": "passing", "ServiceID": "db" } });
+    catalog.put("/v1/catalog/register", &db);
+    catalog
+        .put("/v1/agent/service/register", &json!({ "Name": "own", "Check": { "TTL": "60s", "Status": "passing" } }));
+    let query = json!({ "Name": "find", "Service": { "Service": "db" } });
+    catalog.ask("POST", "/v1/query", &query.to_string()).json();
+    assert_eq!(curl(&catalog, &["-o", &to]), "200");
+    // As Consul's own command verifies it.
+    let listed = Command::new("tar").args(["-xzf", &to, "-C"]).arg(folder.path()).output().unwrap();
+    assert!(listed.status.success(), "{listed:?}");
+    let sums = Command::new("sha256sum").args(["-c", "SHA256SUMS"]).current_dir(folder.path()).output().unwrap();
+    assert!(sums.status.success(), "{sums:?}");
+    let meta: Value = serde_json::from_slice(&std::fs::read(folder.path().join("meta.json")).unwrap()).unwrap();
+    assert!(meta["Version"] == 1 && meta["Index"].as_u64() > Some(0), "{meta}");
+
+    // All of it changes, and is as it was.
+    assert_eq!(catalog.kv("PUT", "a/b", "changed"), "true");
+    assert_eq!(catalog.kv("PUT", "new", "x"), "true");
+    catalog.put(&format!("/v1/session/destroy/{session}"), &Value::Null);
+    catalog.put("/v1/catalog/deregister", &json!({ "Node": "ext" }));
+    catalog.put(
+        "/v1/catalog/register",
+        &json!({ "Node": "late", "Address": "10.9.0.2", "Service": { "Service": "late" } }),
+    );
+    catalog.put("/v1/agent/service/deregister/own", &Value::Null);
+    let now = catalog.ask("GET", "/v1/kv/a/b", "").index();
+    let http = catalog.http;
+    let waits = std::thread::spawn(move || ask(http, "GET", &format!("/v1/kv/a/b?index={now}&wait=30s"), "").json());
+    assert_eq!(curl(&catalog, &["-T", &to]), "200");
+    assert_eq!(waits.join().unwrap()[0]["Flags"], 7, "whoever waits is told");
+    let is_back = |catalog: &Catalog| {
+        assert_eq!(catalog.get("/v1/kv/?keys"), json!(["a/b", "leader"]));
+        assert_eq!(catalog.kv("GET", "a/b?raw", ""), "kept");
+        assert_eq!(catalog.get("/v1/kv/leader")[0]["Session"], json!(session));
+        assert_eq!(catalog.get("/v1/health/service/db?passing")[0]["Node"]["Address"], "10.9.0.1");
+        assert_eq!(catalog.get("/v1/catalog/node/late"), Value::Null);
+        assert_eq!(catalog.get("/v1/query")[0]["Name"], "find");
+    };
+    is_back(&catalog);
+    assert_eq!(catalog.get("/v1/agent/checks")["service:own"]["Status"], "passing");
+    catalog.put("/v1/agent/check/fail/service:own", &Value::Null);
+    catalog.daemon.kill();
+    catalog.daemon.up();
+    is_back(&catalog);
+    catalog.put(&format!("/v1/session/destroy/{session}"), &Value::Null);
+    assert!(catalog.get("/v1/kv/leader")[0].get("Session").is_none(), "the session is one again, and lets go");
+
+    let other = Catalog::start();
+    assert_eq!(curl(&other, &["-T", &to]), "200");
+    is_back(&other);
+    // What is none, or not all of it, changes nothing.
+    let all = std::fs::read(&file).unwrap();
+    let mut wrong = all.clone();
+    wrong[all.len() / 2] ^= 1;
+    for (bytes, says) in [(&wrong[..], ""), (&all[..all.len() / 2], ""), (b"x", "no archive"), (b"", "no archive")] {
+        std::fs::write(folder.path().join("wrong"), bytes).unwrap();
+        let said = curl(&other, &["-X", "PUT", "--data-binary", &from.replace("state.tgz", "wrong")]);
+        assert!(said.ends_with("400") && said.contains(says), "{said}");
+    }
+    is_back(&other);
 }

@@ -37,12 +37,6 @@ fn says_all(command: &mut Command) {
 }
 
 impl Catalog {
-    fn kv(&self, method: &str, path: &str, body: &str) -> String {
-        let answer = self.ask(method, &format!("/v1/kv/{path}"), body);
-        assert_eq!(answer.status, 200, "{method} {path}: {}", answer.body);
-        answer.body
-    }
-
     fn code(&self, method: &str, path: &str, body: &str, code: u16, says: &str) {
         let answer = self.ask(method, path, body);
         assert!(answer.status == code && answer.body.contains(says), "{path}: {} {}", answer.status, answer.body);

@@ -33,6 +33,7 @@ mod publish;
 mod releases;
 mod routes;
 mod scripts;
+pub mod snapshot;
 pub mod standing;
 mod starter;
 mod status;

@@ -67,6 +67,13 @@ impl Catalog {
         assert_eq!(answer.status, 200, "{path}: {}", answer.body);
     }
 
+    /// Asks for a key, or changes one; panics unless that succeeds.
+    pub fn kv(&self, method: &str, path: &str, body: &str) -> String {
+        let answer = self.ask(method, &format!("/v1/kv/{path}"), body);
+        assert_eq!(answer.status, 200, "{method} {path}: {}", answer.body);
+        answer.body
+    }
+
     /// What dig prints, line by line.
     pub fn dig(&self, args: &[&str]) -> Vec<String> {
         let port = self.dns.to_string();

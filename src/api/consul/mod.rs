@@ -46,6 +46,7 @@ use crate::network::catalog::{Catalog, State, Topic};
 use crate::runtime::catalog::Registry;
 use crate::runtime::kv::Kv;
 use crate::runtime::kv::index::Topic as KvTopic;
+use crate::runtime::snapshot;
 
 /// Largest request body, in bytes (Consul's bound for values, and room for what is around one).
 const MAX_BODY: usize = 1 << 20;
@@ -304,6 +305,15 @@ impl Call {
             (_, ["query", rest @ ..]) => query::answer(consul, &self, method, rest).await,
             ("PUT", ["txn"]) => txn::answer(consul, &self.body.0).await,
             ("GET", ["health", rest @ ..]) => health::answer(consul, &self, rest).await,
+            ("GET", ["snapshot"]) => {
+                let own = consul.own()?;
+                let (archive, index) = snapshot::save(&own.registry, &own.kv).await?;
+                Ok(Reply::Bytes(index, Bytes(archive)))
+            }
+            ("PUT", ["snapshot"]) => {
+                let own = consul.own()?;
+                snapshot::restore(&own.registry, &own.kv, &self.body.0).await.map(|()| Reply::Done)
+            }
             ("GET", ["coordinate", "node", _]) => Ok(Reply::Missing(1)),
             ("GET", ["coordinate", "datacenters" | "nodes"]) => Ok(Reply::Json(1, Value::Array(Vec::new()))),
             _ => Err(Error::new(Kind::NotFound, format!("{method} /v1/{:.80}", parts.join("/")), "is not served")),

@@ -6,6 +6,7 @@ use axum::http::Method;
 use super::reply::Bytes;
 use super::{Call, Consul, MAX_BODY, rights};
 use crate::model::{Error, Kind, Result};
+use crate::runtime::snapshot;
 
 /// Reads it.
 pub async fn read(consul: &Consul, request: Request) -> Result<Call> {
@@ -23,8 +24,9 @@ pub async fn read(consul: &Consul, request: Request) -> Result<Call> {
     let query = query.collect::<Result<Vec<_>>>()?;
     let method = request.method().as_str().to_owned();
     let brought = brought(&request, &query);
-    let body = axum::body::to_bytes(request.into_body(), MAX_BODY).await.map_err(|_| {
-        Error::new(Kind::Exhausted, "request body", format!("is larger than {MAX_BODY} bytes, or broke off"))
+    let most = if path == ["snapshot"] { snapshot::MOST } else { MAX_BODY };
+    let body = axum::body::to_bytes(request.into_body(), most).await.map_err(|_| {
+        Error::new(Kind::Exhausted, "request body", format!("is larger than {most} bytes, or broke off"))
     })?;
     let (body, peer, token, policy) = (Bytes(body.to_vec()), String::new(), rights::hashed(&brought), consul.policy);
     let mut call = Call { method, path, query, body, peer, token, policy, filter: None, rights: None };

@@ -10,10 +10,10 @@ use crate::model::{Error, Kind, Result};
 use crate::network::catalog::{Draft, pattern};
 use crate::runtime::kv::Kv;
 use crate::runtime::kv::index::Topic;
-use crate::store::{Store, Write, decode, encode};
+use crate::store::{Entry, Store, Write, decode, encode};
 
 /// Where they are in the store.
-const QUERY: &str = "query/";
+pub const QUERY: &str = "query/";
 /// How often it is looked for sessions that are over though nobody said so.
 const AGAIN: Duration = Duration::from_secs(60);
 const GATHER: Duration = Duration::from_millis(50);
@@ -22,7 +22,12 @@ const MOST: usize = 10_000;
 
 /// All that are written down.
 pub fn read(store: &dyn Store) -> Result<Vec<Query>> {
-    store.list(QUERY)?.iter().map(|entry| decode(&entry.key, &entry.value)).collect()
+    store.list(QUERY)?.iter().map(record).collect()
+}
+
+/// One, as it is written down.
+pub fn record(entry: &Entry) -> Result<Query> {
+    decode(&entry.key, &entry.value)
 }
 
 /// Makes them known; one whose pattern this build does not take is left out.

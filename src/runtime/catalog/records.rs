@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::transact::PREFIX;
 use super::{Before, Registry, queries};
 use crate::model::catalog::{CatalogCheck, CatalogNode, Instance, Origin, SERF_HEALTH};
 use crate::model::clock::Clock;
@@ -306,7 +307,7 @@ impl Registry {
             }
         };
         let mut records = Vec::new();
-        for entry in store.list("catalog/")? {
+        for entry in store.list(PREFIX)? {
             records.push(decode::<Record>(&entry.key, &entry.value)?);
         }
         let queries = queries::read(&*store)?;
@@ -343,6 +344,24 @@ impl Registry {
         self.store.commit(vec![Write::put(FLOOR, encode(&ahead))]).await?;
         self.floor.store(ahead, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Of clients, this is all that there is now; what is run of it is what it says.
+    pub(super) fn replace(self: &Arc<Self>, records: Vec<Record>, queries: Vec<Query>) {
+        let all = |state: &State| -> BTreeSet<(String, String)> {
+            let checks = state.nodes().flat_map(|entry| entry.checks.keys().map(move |id| (entry, id)));
+            checks.map(|(entry, id)| (entry.node.name.clone(), id.to_string())).collect()
+        };
+        let (before, after) = self.catalog.change(|draft| {
+            let before = all(draft.state());
+            drop_surplus(draft, &records, &queries);
+            queries::put(draft, queries);
+            put_records(draft, records, false);
+            (before, all(draft.state()))
+        });
+        before.difference(&after).for_each(|(node, id)| self.halt(node, id));
+        let nodes: BTreeSet<&String> = after.iter().map(|(node, _)| node).collect();
+        nodes.into_iter().for_each(|node| self.run_all_of(node));
     }
 
     /// Begins to run checks and to write down what becomes of them.

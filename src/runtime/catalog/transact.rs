@@ -7,9 +7,13 @@ use std::sync::Arc;
 use super::Registry;
 use super::records::{Gone, Record, carry, few, is_neaps, only, ours_only, owned, record_key, room};
 use crate::model::catalog::{CatalogCheck, CatalogNode, Instance};
+use crate::model::query::Query;
 use crate::model::{Error, Kind, Result};
 use crate::network::catalog::{CheckEntry, InstanceEntry, Key, NodeEntry, State, key};
-use crate::store::Write;
+use crate::store::{Entry, Write, decode};
+
+/// Where registrations are in the store.
+pub const PREFIX: &str = "catalog/";
 
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -132,6 +136,11 @@ impl Alone<'_> {
         prepared
     }
 
+    /// What was written down is all that clients have registered.
+    pub fn restored(self, records: Vec<Record>, queries: Vec<Query>) {
+        self.registry.replace(records, queries);
+    }
+
     /// Makes known what was written down; what was read or written, by the number of the operation, and the last change.
     pub fn done(self, prepared: Prepared) -> (Vec<(usize, Told)>, u64) {
         let Prepared { mut told, records, gone, .. } = prepared;
@@ -141,6 +150,11 @@ impl Alone<'_> {
             (told, state.index)
         })
     }
+}
+
+/// A registration as it is written down.
+pub fn record(entry: &Entry) -> Result<Record> {
+    decode(&entry.key, &entry.value)
 }
 
 impl Told {

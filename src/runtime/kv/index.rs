@@ -99,6 +99,11 @@ impl Memory {
         }
     }
 
+    /// All keys that there are.
+    pub fn keys(&self) -> impl Iterator<Item = &String> {
+        self.live.keys()
+    }
+
     /// Sessions that have keys locked.
     pub fn holders(&self) -> impl Iterator<Item = &String> {
         self.held.keys()

@@ -3,6 +3,7 @@
 pub mod change;
 pub mod index;
 mod record;
+pub mod restore;
 pub mod session;
 #[cfg(test)]
 mod tests;
@@ -116,6 +117,11 @@ impl Kv {
         let version = self.store.commit(vec![Write::put(FLOOR, encode(&self.clock.wall()))]).await?;
         self.memory().begin(version);
         Ok(())
+    }
+
+    /// Where they are written down.
+    pub fn store(&self) -> &dyn Store {
+        &*self.store
     }
 
     fn memory(&self) -> MutexGuard<'_, Memory> {

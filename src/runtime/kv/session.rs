@@ -167,14 +167,14 @@ impl Kv {
         self.let_go_of(id).await
     }
 
-    async fn let_go_of(&self, id: &str) -> Result<()> {
+    pub(super) async fn let_go_of(&self, id: &str) -> Result<()> {
         match self.run(&[Op { session: id.to_owned(), ..Op::new(Verb::EndSession, "") }]).await? {
             Outcome::Done(..) => Ok(()),
             Outcome::Refused(why) => Err(Error::internal("session", format!("{why:?}"))),
         }
     }
 
-    fn watch_over(&self, session: &Session) {
+    pub(super) fn watch_over(&self, session: &Session) {
         let until = session.ttl.map(|ttl| Instant::now() + patience(ttl));
         self.memory().alive.insert(session.id.clone(), Alive { session: session.clone(), until });
     }
@@ -189,11 +189,7 @@ impl Kv {
         let began = Instant::now();
         tokio::spawn(async move {
             // Locks of sessions that are not there any more, whoever left them.
-            for id in kv.orphans() {
-                if let Err(error) = kv.let_go_of(&id).await {
-                    tracing::warn!(%error, session = id, "what a session held that is no more stays locked");
-                }
-            }
+            kv.let_go_orphans().await;
             let mut looked_at = 0;
             loop {
                 let index = catalog.read(|state| state.index);
@@ -235,7 +231,7 @@ impl Kv {
         until.is_some_and(|until| until <= Instant::now())
     }
 
-    fn orphans(&self) -> Vec<String> {
+    pub(super) fn orphans(&self) -> Vec<String> {
         let memory = self.memory();
         memory.holders().filter(|id| !memory.alive.contains_key(*id)).cloned().collect()
     }
