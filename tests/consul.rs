@@ -90,7 +90,12 @@ fn keys_are_what_clients_expect() {
     catalog.code("PUT", "/v1/kv/a?acquire=", "x", 400, "missing session");
     catalog.code("PUT", "/v1/kv/a?cas=", "x", 400, "not a whole number");
     catalog.code("PUT", &format!("/v1/kv/{}", "x".repeat(501)), "x", 400, "501 bytes");
-    catalog.code("POST", "/v1/kv/a", "x", 405, "");
+    catalog.code("POST", "/v1/kv/a", "x", 405, "method POST not allowed");
+    catalog.code("GET", "/v1/agent/service/register", "", 405, "method GET not allowed");
+    catalog.code("POST", "/v1/session/create", "", 405, "");
+    catalog.code("PATCH", "/v1/catalog/nodes", "", 405, "");
+    catalog.code("GET", "/v1/catalog/none", "", 404, "");
+    catalog.code("GET", "/v1/acl/token/self", "", 401, "ACL support disabled");
     catalog.code("PUT", "/v1/session/create", r#"{"TTL":"1s"}"#, 400, "Invalid Session TTL");
     catalog.code("PUT", "/v1/session/create", r#"{"Node":"none"}"#, 500, "Missing node");
     catalog.code("PUT", "/v1/session/create", r#"{"Behavior":"x"}"#, 400, "Behavior");

@@ -8,6 +8,7 @@ mod filter;
 mod health;
 mod input;
 mod kv;
+mod methods;
 mod output;
 mod query;
 mod reply;
@@ -144,7 +145,13 @@ async fn serve(Shared(consul): Shared<Arc<Consul>>, request: Request) -> Respons
         .is_some_and(|query| query.split('&').any(|part| part.split('=').next() == Some("pretty")));
     let peer = request.extensions().get::<SocketAddr>().copied();
     let reply = match read(&consul, request).await {
+        Ok(call) if call.path.first().is_some_and(|first| first == "acl") => {
+            Ok(Reply::Status(401, "ACL support disabled".into()))
+        }
         Ok(mut call) => {
+            if let Some(refused) = call.refused() {
+                return refused;
+            }
             call.peer = peer.map(|peer| peer.ip().to_string()).unwrap_or_default();
             call.serve(&consul).await
         }
@@ -193,6 +200,17 @@ impl Call {
         }
         self.filter = Some(filter);
         Ok(())
+    }
+
+    // An answer where the path does not take this method.
+    fn refused(&self) -> Option<Response> {
+        let path: Vec<&str> = self.path.iter().map(String::as_str).collect();
+        let allowed = methods::of(&path).filter(|allowed| !allowed.contains(&self.method.as_str()))?;
+        let message = format!("method {:.20} not allowed", self.method);
+        let mut response = refusal(&Error::new(Kind::Unsupported, format!("/v1/{:.80}", path.join("/")), message));
+        let allowed = axum::http::HeaderValue::from_str(&allowed.join(", ")).ok()?;
+        response.headers_mut().insert("allow", allowed);
+        Some(response)
     }
 
     // Here, or by whoever leads.
