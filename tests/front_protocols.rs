@@ -74,8 +74,6 @@ fn grpc_calls_of_all_kinds() {
     let status = balancer.status();
     assert_eq!(status["routes"]["grpc"]["answers"], json!([0, 54, 0, 0, 0]), "{status}");
     assert_eq!(status["connections"], json!({}), "nothing is under way any more: {status}");
-    // Whoever speaks HTTP/1.1 is told.
-    assert_eq!(balancer.get("grpc.test", "/").0, 505);
     // A replica that is started anew is found again, and while it is away that is said.
     drop(server);
     let code = || h2(balancer.port, "grpc.test", "/", &[]).0;
@@ -83,6 +81,115 @@ fn grpc_calls_of_all_kinds() {
     let server = serve(&python, "grpc_calls.py");
     balancer.route(&[("grpc", json!({ "host": "grpc.test", "protocol": "h2c" }), &[(&server.replica, 100)])]);
     talk(&python, "grpc_calls.py", &["call", &balancer.port.to_string(), "grpc.test"]);
+}
+
+// A server that speaks HTTP/2 alone, without TLS, and says what it was asked.
+fn streams() -> Replica {
+    use http_body_util::{BodyExt, Full};
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let mut replica = Replica::start(|_, _| false);
+    replica.close();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    replica.port = listener.local_addr().unwrap().port();
+    let echo = |request: hyper::Request<hyper::body::Incoming>| async move {
+        let (parts, body) = request.into_parts();
+        let length = body.collect().await?.to_bytes().len();
+        let fields: Vec<String> =
+            parts.headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
+        let said = json!({ "method": parts.method.as_str(), "uri": parts.uri.to_string(), "length": length,
+            "version": format!("{:?}", parts.version), "fields": fields });
+        Ok::<_, hyper::Error>(hyper::Response::new(Full::new(bytes::Bytes::from(said.to_string() + "\n"))))
+    };
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async move {
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            while let Ok((stream, _)) = listener.accept().await {
+                let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
+                tokio::spawn(connection.serve_connection(TokioIo::new(stream), hyper::service::service_fn(echo)));
+            }
+        });
+    });
+    replica
+}
+
+// What speaks HTTP/2 alone answers clients of HTTP/1.1 as well, many on one connection, among requests to others.
+#[test]
+fn clients_of_http_1_reach_what_speaks_http_2() {
+    let (plain, server) =
+        (Replica::start(|_, stream| stream.write_all(answer(200, "plain\n").as_bytes()).is_ok()), streams());
+    let mut balancer = Balancer::start();
+    let h2c = |host: &str, more: serde_json::Value| {
+        let mut spec = json!({ "host": host, "protocol": "h2c" });
+        spec.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        spec
+    };
+    balancer.route(&[
+        ("plain", json!({ "host": "plain.test" }), &[(&plain, 100)]),
+        ("stream", h2c("stream.test", json!({ "max_body": "2MiB", "sticky": "at" })), &[(&server, 100)]),
+        ("moved", h2c("moved.test", json!({ "redirect": "https://new.test" })), &[(&server, 100)]),
+    ]);
+    let ask = |host: &str, fields: &str| format!("GET /x?y HTTP/1.1\r\nHost: {host}\r\n{fields}\r\n");
+    // All of it is there before the first is answered, each goes its way, and the connection is one.
+    let named = "Connection: X-Own\r\nX-Own: 1\r\nX-Forwarded-For: 6.6.6.6\r\nTE: gzip\r\nX-Kept: 1\r\n";
+    let all = [
+        ask("plain.test", ""),
+        ask("stream.test", named),
+        ask("stream.test", "Upgrade: x\r\nConnection: upgrade\r\n"),
+        ask("plain.test", ""),
+        ask("none.test", ""),
+        ask("stream.test", "Connection: close\r\n"),
+    ];
+    let whole = balancer.raw(all.concat().as_bytes());
+    let count = |what: &str| whole.matches(what).count();
+    assert_eq!((count("HTTP/1.1 200 OK"), count("plain\n"), count("HTTP/1.1 404")), (5, 2, 1), "{whole}");
+    assert_eq!((count(r#""version":"HTTP/2.0""#), count("http://stream.test/x?y")), (3, 3), "{whole}");
+    assert!(whole.contains("x-forwarded-for=127.0.0.1") && whole.contains("x-kept=1"), "{whole}");
+    assert!(["x-own", "6.6.6.6", "te=gzip", "upgrade="].iter().all(|gone| !whole.contains(gone)), "{whole}");
+    assert!(count("set-cookie: at=") == 3 && !whole.contains("connection=close"), "{whole}");
+    let moved = balancer.raw(ask("moved.test", "Connection: close\r\n").as_bytes());
+    assert!(moved.contains("location: https://new.test/x?y"), "{moved}");
+
+    // Bodies of both kinds, one too large of each, and one of a client that waits to be asked for it.
+    let post = |size: usize, more: &[&str]| {
+        let url = format!("http://stream.test:{}/", balancer.port);
+        let connect = format!("stream.test:{0}:127.0.0.1:{0}", balancer.port);
+        let mut child = Command::new("curl")
+            .args(["-sS", "--http1.1", "-m", "20", "-w", "%{http_code}", "--connect-to", &connect])
+            .args(more)
+            .args(["--data-binary", "@-", &url])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let _ = child.stdin.take().unwrap().write_all(&vec![b'x'; size]);
+        String::from_utf8_lossy(&child.wait_with_output().unwrap().stdout).into_owned()
+    };
+    for more in [
+        &["-H", "Expect:"][..],
+        &["-H", "Transfer-Encoding: chunked", "-H", "Expect:"],
+        &["-H", "Expect: 100-continue"],
+    ] {
+        let said = post(1 << 20, more);
+        assert!(
+            said.ends_with("200") && said.contains(r#""length":1048576"#) && !said.contains("expect"),
+            "{more:?}: {said}"
+        );
+        assert!(post(3 << 20, more).ends_with("413"), "{more:?}");
+    }
+    // What can be read in two ways is refused here as everywhere.
+    for bad in [
+        "Content-Length: 1\r\nTransfer-Encoding: chunked\r\n",
+        "Content-Length: 1\r\nContent-Length: 2\r\n",
+        "A B: 1\r\n",
+    ] {
+        let begun = ask("stream.test", "") + &ask("stream.test", bad);
+        let whole = balancer.raw(begun.as_bytes());
+        assert!(whole.matches("HTTP/1.1 200").count() == 1 && whole.contains("HTTP/1.1 400"), "{bad:?}: {whole}");
+    }
+    let status = balancer.status();
+    assert_eq!(status["connections"], json!({}), "nothing is under way any more: {status}");
 }
 
 #[test]

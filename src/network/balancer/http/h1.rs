@@ -139,6 +139,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 return After::Drop;
             }
         };
+        if way.spec.protocol == RouteProtocol::H2c {
+            return self.stream_on(index, way).await;
+        }
         let line = Line::begin(&self.worker.lines, &way, || self.said(&way.spec));
         let keeps = self.head.keeps && !self.worker.is_leaving();
         let mut exchange = Exchange { way, began, mark: None, keeps, line };
@@ -149,9 +152,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 redirected(to, self.head.method.of(bytes), self.head.host.of(bytes), self.head.target.of(bytes));
             exchange.note(status);
             return self.tell_with(status, &[("Location", &to)], &to, true).await;
-        }
-        if way.spec.protocol == RouteProtocol::H2c {
-            return self.fail(&exchange, 505, "what answers here speaks HTTP/2 only").await;
         }
         let most = way.spec.max_body.map(|most| most.0);
         if let (Body::Length(length), Some(most)) = (self.head.body, most)

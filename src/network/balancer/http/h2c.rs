@@ -293,9 +293,20 @@ fn forwarded(mut parts: Parts, host: &str, way: &Way, from: &From) -> Option<Par
             (!texts.is_empty()).then(|| texts.join(", "))
         })
     });
+    // By HTTP/1.1 a field may be named to be of this connection alone.
+    let named: Vec<String> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|names| names.split(',').map(|name| name.trim().to_ascii_lowercase()))
+        .collect();
+    let wants_trailers = headers.get(header::TE).is_some_and(|value| value.as_bytes() == b"trailers");
     let is_ours = |name: &&HeaderName| match kind(name.as_str()) {
-        Kind::Hop | Kind::Host => **name != header::TE,
+        Kind::Hop if **name == header::TE => !wants_trailers,
+        Kind::Hop | Kind::Host | Kind::Coding => true,
         Kind::Forwarded => !trusts || rewrite::is_said(name.as_str().as_bytes()),
+        Kind::Other if **name == header::EXPECT => true,
+        Kind::Other | Kind::Cookie => named.iter().any(|named| named == name.as_str()),
         _ => false,
     };
     let gone: Vec<HeaderName> = headers.keys().filter(is_ours).cloned().collect();

@@ -12,6 +12,7 @@ mod h1;
 mod h2;
 mod h2c;
 mod head;
+mod one;
 mod own;
 mod pool;
 mod rewrite;
