@@ -10,6 +10,7 @@ mod support;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use front::Balancer;
@@ -83,8 +84,9 @@ fn grpc_calls_of_all_kinds() {
     talk(&python, "grpc_calls.py", &["call", &balancer.port.to_string(), "grpc.test"]);
 }
 
-// A server that speaks HTTP/2 alone, without TLS, and says what it was asked.
-fn streams() -> Replica {
+// A server that speaks HTTP/2 alone, without TLS, and says what it was asked, once so many ask at the same time; how many
+// requests came on each connection.
+fn streams(at_once: usize) -> (Replica, Arc<Mutex<Vec<usize>>>) {
     use http_body_util::{BodyExt, Full};
     use hyper_util::rt::{TokioExecutor, TokioIo};
     let mut replica = Replica::start(|_, _| false);
@@ -92,33 +94,76 @@ fn streams() -> Replica {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     listener.set_nonblocking(true).unwrap();
     replica.port = listener.local_addr().unwrap().port();
-    let echo = |request: hyper::Request<hyper::body::Incoming>| async move {
-        let (parts, body) = request.into_parts();
-        let length = body.collect().await?.to_bytes().len();
-        let fields: Vec<String> =
-            parts.headers.iter().map(|(name, value)| format!("{name}={}", value.to_str().unwrap())).collect();
-        let said = json!({ "method": parts.method.as_str(), "uri": parts.uri.to_string(), "length": length,
-            "version": format!("{:?}", parts.version), "fields": fields });
-        Ok::<_, hyper::Error>(hyper::Response::new(Full::new(bytes::Bytes::from(said.to_string() + "\n"))))
+    let seen = Arc::new(Mutex::new(Vec::new()));
+    let (counts, all) = (seen.clone(), Arc::new(tokio::sync::Barrier::new(at_once)));
+    let echo = move |number: usize, request: hyper::Request<hyper::body::Incoming>| {
+        counts.lock().unwrap()[number] += 1;
+        let all = all.clone();
+        async move {
+            all.wait().await;
+            let (parts, body) = request.into_parts();
+            let length = body.collect().await?.to_bytes().len();
+            let field = |(name, value): (&hyper::header::HeaderName, &hyper::header::HeaderValue)| {
+                format!("{name}={}", value.to_str().unwrap())
+            };
+            let fields: Vec<String> = parts.headers.iter().map(field).collect();
+            let said = json!({ "method": parts.method.as_str(), "uri": parts.uri.to_string(), "length": length,
+                "version": format!("{:?}", parts.version), "fields": fields });
+            Ok::<_, hyper::Error>(hyper::Response::new(Full::new(bytes::Bytes::from(said.to_string() + "\n"))))
+        }
     };
+    let counts = seen.clone();
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async move {
             let listener = tokio::net::TcpListener::from_std(listener).unwrap();
             while let Ok((stream, _)) = listener.accept().await {
+                counts.lock().unwrap().push(0);
+                let (echo, number) = (echo.clone(), counts.lock().unwrap().len() - 1);
+                let service = hyper::service::service_fn(move |request| echo(number, request));
                 let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
-                tokio::spawn(connection.serve_connection(TokioIo::new(stream), hyper::service::service_fn(echo)));
+                tokio::spawn(connection.serve_connection(TokioIo::new(stream), service));
             }
         });
     });
-    replica
+    (replica, seen)
+}
+
+// So many that each server's bounds of one connection would be met: they come by several.
+#[test]
+fn many_requests_at_once_come_by_several_connections() {
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    const CLIENTS: usize = 3;
+    const EACH: usize = 90;
+    let (server, seen) = streams(CLIENTS * EACH);
+    let mut balancer = Balancer::start();
+    balancer.route(&[("stream", json!({ "host": "stream.test", "protocol": "h2c" }), &[(&server, 100)])]);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let answers = runtime.block_on(async {
+        let mut all = tokio::task::JoinSet::new();
+        for _ in 0..CLIENTS {
+            let stream = tokio::net::TcpStream::connect(("127.0.0.1", balancer.port)).await.unwrap();
+            let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+            let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+            tokio::spawn(connection);
+            for _ in 0..EACH {
+                let body = http_body_util::Empty::<bytes::Bytes>::new();
+                let request = hyper::Request::get("http://stream.test/").body(body).unwrap();
+                let mut sender = sender.clone();
+                all.spawn(async move { sender.send_request(request).await.unwrap().status().as_u16() });
+            }
+        }
+        tokio::time::timeout(Duration::from_secs(20), all.join_all()).await.expect("all at the same time")
+    });
+    assert_eq!(answers, vec![200; CLIENTS * EACH]);
+    assert_eq!(*seen.lock().unwrap(), [100, 100, 70]);
 }
 
 // What speaks HTTP/2 alone answers clients of HTTP/1.1 as well, many on one connection, among requests to others.
 #[test]
 fn clients_of_http_1_reach_what_speaks_http_2() {
     let (plain, server) =
-        (Replica::start(|_, stream| stream.write_all(answer(200, "plain\n").as_bytes()).is_ok()), streams());
+        (Replica::start(|_, stream| stream.write_all(answer(200, "plain\n").as_bytes()).is_ok()), streams(1).0);
     let mut balancer = Balancer::start();
     let h2c = |host: &str, more: serde_json::Value| {
         let mut spec = json!({ "host": host, "protocol": "h2c" });

@@ -3,8 +3,9 @@
 use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -40,23 +41,56 @@ const ALIVE: (std::time::Duration, std::time::Duration) =
 /// What a replica may send of one answer before the client has read it, and of all of them, in bytes.
 const WINDOW: u32 = 256 * 1024;
 const WINDOWS: u32 = (1 << 31) - 1;
+/// Requests on one connection at a time; more make another. A replica keeps back what their windows let it send, and has bounds of
+/// its own there (nginx ends a connection with 10,000 frames that wait to go).
+const MOST: usize = 100;
 
 type Sent = http_body_util::combinators::UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
-/// Connections to replicas that speak HTTP/2, one for each.
+/// Connections to replicas that speak HTTP/2.
 #[derive(Default)]
-pub struct Streams(RefCell<FxHashMap<usize, Stream>>);
+pub struct Streams(RefCell<FxHashMap<usize, Lines>>);
 
-// A replica, and what sends to it.
-type Stream = (Arc<Peer>, SendRequest<Sent>);
+// Those to one replica, and whoever makes one more.
+struct Lines {
+    peer: Arc<Peer>,
+    open: Vec<Stream>,
+    making: Rc<tokio::sync::Mutex<()>>,
+}
+
+#[derive(Clone)]
+struct Stream {
+    sender: SendRequest<Sent>,
+    under_way: Arc<AtomicUsize>,
+}
+
+/// A request on one of them, until its answer is over.
+struct UnderWay(Arc<AtomicUsize>);
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Stream {
+    fn begin(&self) -> (SendRequest<Sent>, UnderWay) {
+        self.under_way.fetch_add(1, Ordering::Relaxed);
+        (self.sender.clone(), UnderWay(self.under_way.clone()))
+    }
+}
 
 impl Streams {
-    // One to a replica, and whether it was there before.
-    async fn get(&self, worker: &Worker, peer: &Arc<Peer>) -> io::Result<(SendRequest<Sent>, bool)> {
-        let key = Arc::as_ptr(peer) as usize;
-        let known = self.0.borrow().get(&key).map(|(_, sender)| sender.clone()).filter(|sender| !sender.is_closed());
-        if let Some(known) = known {
-            return Ok((known, true));
+    // One to a replica with room for a request, and whether it was there before.
+    async fn get(&self, worker: &Worker, peer: &Arc<Peer>) -> io::Result<(SendRequest<Sent>, UnderWay, bool)> {
+        let making = match self.free(peer) {
+            Ok((sender, under_way)) => return Ok((sender, under_way, true)),
+            Err(making) => making,
+        };
+        // Those who come at the same time wait for one, rather than make one each.
+        let _turn = making.lock().await;
+        if let Ok((sender, under_way)) = self.free(peer) {
+            return Ok((sender, under_way, true));
         }
         let watch = worker.watches.begin(super::pool::CONNECT);
         let upstream = worker.pool.connect(peer, &watch).await?;
@@ -68,18 +102,46 @@ impl Streams {
         tokio::task::spawn_local(async move {
             let _ = connection.await;
         });
-        self.0.borrow_mut().insert(key, (peer.clone(), sender.clone()));
-        Ok((sender, false))
+        let stream = Stream { sender, under_way: Arc::default() };
+        let (sender, under_way) = stream.begin();
+        if let Some(lines) = self.0.borrow_mut().get_mut(&key(peer)) {
+            lines.open.push(stream);
+        }
+        Ok((sender, under_way, false))
     }
 
-    fn forget(&self, peer: &Arc<Peer>) {
-        self.0.borrow_mut().remove(&(Arc::as_ptr(peer) as usize));
+    // The one with the fewest requests, or whoever makes another.
+    fn free(&self, peer: &Arc<Peer>) -> Result<(SendRequest<Sent>, UnderWay), Rc<tokio::sync::Mutex<()>>> {
+        let mut all = self.0.borrow_mut();
+        let lines = all.entry(key(peer)).or_insert_with(|| Lines {
+            peer: peer.clone(),
+            open: Vec::new(),
+            making: Rc::default(),
+        });
+        lines.open.retain(|stream| !stream.sender.is_closed());
+        let load = |stream: &&Stream| stream.under_way.load(Ordering::Relaxed);
+        let least = lines.open.iter().min_by_key(load).filter(|stream| load(stream) < MOST);
+        least.map(Stream::begin).ok_or_else(|| lines.making.clone())
+    }
+
+    // That one takes nothing any more: what is under way on it is finished, or it is over already.
+    fn forget(&self, peer: &Arc<Peer>, under_way: &UnderWay) {
+        if let Some(lines) = self.0.borrow_mut().get_mut(&key(peer)) {
+            lines.open.retain(|stream| !Arc::ptr_eq(&stream.under_way, &under_way.0));
+        }
     }
 
     /// Closes those to replicas that nobody is sent to any more. What is under way on them is finished.
     pub fn tidy(&self, is_known: impl Fn(&Arc<Peer>) -> bool) {
-        self.0.borrow_mut().retain(|_, (peer, sender)| is_known(peer) && !sender.is_closed());
+        self.0.borrow_mut().retain(|_, lines| {
+            lines.open.retain(|stream| !stream.sender.is_closed());
+            is_known(&lines.peer)
+        });
     }
+}
+
+fn key(peer: &Arc<Peer>) -> usize {
+    Arc::as_ptr(peer) as usize
 }
 
 /// Sends a request to whoever the route chooses.
@@ -149,7 +211,7 @@ pub async fn exchange(
             };
         };
         let peer = picked.peer().clone();
-        let (mut sender, was_there) = match worker.streams.get(worker, &peer).await {
+        let (mut sender, under_way, was_there) = match worker.streams.get(worker, &peer).await {
             Ok(found) => found,
             Err(error) if is_own(&error) => return fail(503, "this host has no connections left"),
             Err(_) => {
@@ -173,11 +235,11 @@ pub async fn exchange(
                 if let Some(line) = &line {
                     line.task.set(Some(peer.id));
                 }
-                return handed_on(response, &way, picked, mark.as_deref(), from);
+                return handed_on(response, &way, (picked, under_way), mark.as_deref(), from);
             }
             // Nothing of it was sent: the connection was closed at the other end, or the replica takes no more.
             Ok(Err(Some(request))) => {
-                worker.streams.forget(&peer);
+                worker.streams.forget(&peer, &under_way);
                 outgoing = request;
                 if !was_there {
                     peer.failed();
@@ -334,7 +396,7 @@ fn forwarded(mut parts: Parts, host: &str, way: &Way, from: &From) -> Option<Par
 fn handed_on(
     response: Response<Incoming>,
     way: &Way,
-    picked: Picked,
+    (picked, under_way): (Picked, UnderWay),
     mark: Option<&str>,
     from: &From,
 ) -> Response<Out> {
@@ -345,7 +407,7 @@ fn handed_on(
     {
         parts.headers.append(header::SET_COOKIE, cookie);
     }
-    Response::from_parts(parts, Kept::new(body, picked).boxed_unsync())
+    Response::from_parts(parts, Kept::new(body, (picked, under_way)).boxed_unsync())
 }
 
 // All that proxies have said of by way of whom it came: there may be several fields.
