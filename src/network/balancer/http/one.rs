@@ -123,15 +123,31 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for One<'_, S> {
     }
 }
 
+impl<S> One<'_, S> {
+    fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.course.waits_to_write.set(written.is_pending());
+        if written.is_ready() {
+            self.watch.allow(STILL);
+        }
+        written
+    }
+}
+
 impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for One<'_, S> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let one = self.get_mut();
         let written = Pin::new(&mut *one.stream).poll_write(cx, bytes);
-        one.course.waits_to_write.set(written.is_pending());
-        if written.is_ready() {
-            one.watch.allow(STILL);
-        }
-        written
+        one.note(written)
+    }
+
+    fn poll_write_vectored(self: Pin<&mut Self>, cx: &mut Context, parts: &[io::IoSlice]) -> Poll<io::Result<usize>> {
+        let one = self.get_mut();
+        let written = Pin::new(&mut *one.stream).poll_write_vectored(cx, parts);
+        one.note(written)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context) -> Poll<io::Result<()>> {
