@@ -2,15 +2,17 @@ use std::net::IpAddr;
 
 use super::*;
 use crate::agent::authority::{JoinToken, agent_key, public_key};
+use crate::agent::hub::{Calls, Served};
 use crate::agent::link::{self, Reader};
 use crate::agent::protocol::Frame;
 use crate::agent::work::Worker;
 use crate::engines::docker::Address;
 use crate::engines::hosts::Hosts;
-use crate::engines::registrator::Wanted;
+use crate::engines::registrator::{Changed, Wanted};
+use crate::model::catalog::{CatalogNode, Instance};
 use crate::model::clock::{Clock, SystemClock};
 use crate::network::balancer::client::{BalancerClient, BalancerOptions};
-use crate::network::catalog::Catalog;
+use crate::network::catalog::{Catalog, Portion};
 use crate::store::MemoryStore;
 use crate::store::vault::Vault;
 
@@ -20,7 +22,23 @@ impl Audit for Silent {
     fn record(&self, _: &Principal, _: &str, _: &str, _: &Result<()>) {}
 }
 
-// A door of the daemon on "lead", with the workers "w1" and "w2" and another manager.
+struct Nothing;
+
+#[async_trait::async_trait]
+impl Calls for Nothing {
+    async fn call(&self, _: &NodeId, _: serde_json::Value) -> Result<serde_json::Value> {
+        Err(Error::not_found("call"))
+    }
+
+    fn containers(&self, _: &NodeId, _: &Changed) -> bool {
+        true
+    }
+}
+
+/// Agents of a large cluster.
+const MANY: usize = 300;
+
+// A door of the daemon on "lead", with the workers "w1" and "w2", those of a large cluster, and another manager.
 async fn door(folder: &std::path::Path) -> Arc<Door> {
     // A path that exists, where nobody listens.
     let docker = Address::read(&format!("unix://{}", folder.display()), None, "here").unwrap();
@@ -34,12 +52,13 @@ async fn door(folder: &std::path::Path) -> Arc<Door> {
     let store: Arc<dyn Store> = Arc::new(MemoryStore::default());
     let clock: Arc<dyn Clock> = Arc::new(SystemClock::start());
     let node = |id: &str, role| Node { role, ..Node::new(id, id) };
-    let nodes = vec![
+    let mut nodes = vec![
         node("lead", Role::Manager),
         node("other", Role::Manager),
         node("w1", Role::Worker),
         node("w2", Role::Worker),
     ];
+    nodes.extend((0..MANY).map(|number| node(&format!("many-{number}"), Role::Worker)));
     let (sender, nodes) = watch::channel(Arc::new(nodes));
     // Nodes stay as they are.
     std::mem::forget(sender);
@@ -159,6 +178,66 @@ async fn a_forgotten_agent_is_not_let_in_by_a_late_word() {
     let heard = async |hello: &Hello| door.heard(&caller, hello).await;
     let ended = door.hub.serve("w2".into(), false, near, welcome, heard).await.unwrap_err();
     assert_eq!(ended.message, "does not say who it is");
+}
+
+// A daemon begins, or takes the lead, and all connect in the same moment: each is let in, hears the whole catalogue and stays.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn all_agents_of_a_large_cluster_at_once() {
+    const INSTANCES: usize = 1000;
+    let folder = tempfile::tempdir().unwrap();
+    let door = door(folder.path()).await;
+    let catalog = Arc::new(Catalog::new(1));
+    catalog.change(|draft| {
+        draft.put_node(CatalogNode { name: "n".into(), address: "10.0.0.1".into(), ..CatalogNode::default() });
+        for number in 0..INSTANCES {
+            let (id, service) = (format!("web-{number}"), "web".to_owned());
+            draft.put_instance("n", Instance { id, service, port: 80, ..Instance::default() });
+        }
+    });
+    let from = tokio::time::Instant::now();
+    door.hub.serve_calls(Served { catalog, calls: Arc::new(Nothing), from });
+    let key = agent_key().unwrap().0;
+    let mut prints = Vec::new();
+    for number in 0..MANY {
+        prints.push(certified(&door, &ask(&door, &format!("many-{number}"), &key), None).await.unwrap());
+    }
+    let began = std::time::Instant::now();
+    let all_heard = Arc::new(tokio::sync::Barrier::new(MANY));
+    let mut all = tokio::task::JoinSet::new();
+    for (number, print) in prints.into_iter().enumerate() {
+        let (door, all_heard) = (door.clone(), all_heard.clone());
+        all.spawn(async move {
+            let (near, far) = tokio::io::duplex(1 << 16);
+            let caller = door.who(&HeaderMap::new(), Some(&print)).unwrap();
+            let address = IpAddr::from([10, 1, (number >> 8) as u8, number as u8]);
+            let welcome = Welcome { term: 1, cluster: "default.1".into(), address, daemons: Vec::new() };
+            let served = door.clone();
+            let serving = tokio::spawn(async move {
+                let heard = async |hello: &Hello| served.heard(&caller, hello).await;
+                served.hub.serve(format!("many-{number}").into(), false, near, welcome, heard).await
+            });
+            let (read, write) = tokio::io::split(far);
+            let (mut reader, frames) = (Reader(read), link::writer(write));
+            frames.send(Frame::Hello(Hello { version: "1".into(), daemon: None, service: None })).await.unwrap();
+            let (mut gathered, mut instances) = (Portion::default(), 0);
+            while instances == 0 {
+                if let Frame::Catalog(piece) = reader.next().await.unwrap()
+                    && let Some(whole) = gathered.gather(piece)
+                {
+                    instances = whole.instances.len();
+                }
+            }
+            // It goes on to be there until all are.
+            let reading = tokio::spawn(async move { while reader.next().await.is_ok() {} });
+            all_heard.wait().await;
+            let is_served = !serving.is_finished();
+            reading.abort();
+            (instances, is_served)
+        });
+    }
+    let told = tokio::time::timeout(Duration::from_secs(60), all.join_all()).await.expect("all of them hear it");
+    println!("{MANY} agents were there with {INSTANCES} instances each after {:.2} s", began.elapsed().as_secs_f32());
+    assert_eq!(told, vec![(INSTANCES, true); MANY]);
 }
 
 #[tokio::test]
