@@ -182,11 +182,30 @@ fn a_snapshot_puts_all_of_it_back() {
     let other = Catalog::start();
     assert_eq!(curl(&other, &["-T", &to]), "200");
     is_back(&other);
+    // Checks that are commands are put back by whoever may do all alone: hosts would run them.
+    let runs = Catalog::with(&[("NEAP_ENABLE_SCRIPT_CHECKS", "true".into())]);
+    runs.put("/v1/agent/check/register", &json!({ "Name": "run", "Args": ["true"], "Interval": "1h" }));
+    assert_eq!(curl(&runs, &["-o", &folder.path().join("runs").display().to_string()]), "200");
+    let said = curl(&runs, &["-T", &folder.path().join("runs").display().to_string()]);
+    assert!(said.ends_with("403") && said.contains("checks that are commands"), "{said}");
+    // Nor is anything in it that could come to more than it says.
+    let mut links = tar::Builder::new(flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast()));
+    let mut header = tar::Header::new_gnu();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    links.append_link(&mut header, "state.bin", "/etc/passwd").unwrap();
+    let links = links.into_inner().unwrap().finish().unwrap();
     // What is none, or not all of it, changes nothing.
     let all = std::fs::read(&file).unwrap();
     let mut wrong = all.clone();
     wrong[all.len() / 2] ^= 1;
-    for (bytes, says) in [(&wrong[..], ""), (&all[..all.len() / 2], ""), (b"x", "no archive"), (b"", "no archive")] {
+    for (bytes, says) in [
+        (&wrong[..], ""),
+        (&all[..all.len() / 2], ""),
+        (b"x", "no archive"),
+        (b"", "no archive"),
+        (&links, "no plain file"),
+    ] {
         std::fs::write(folder.path().join("wrong"), bytes).unwrap();
         let said = curl(&other, &["-X", "PUT", "--data-binary", &from.replace("state.tgz", "wrong")]);
         assert!(said.ends_with("400") && said.contains(says), "{said}");

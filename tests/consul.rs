@@ -388,6 +388,25 @@ fn a_transaction_registers_or_does_nothing() {
     catalog.daemon.up();
     assert_eq!(catalog.get("/v1/health/checks/db")[0]["CheckID"], "db-up");
 
+    // A node's check becomes an instance's: it is one, also after a restart.
+    let moved = |instance: &str| json!({ "Check": { "Verb": "set", "Check": { "Node": "ext", "CheckID": "moved", "Name": "m", "ServiceID": instance } } });
+    assert_eq!(txn(&catalog, &json!([moved("")])).0, 200);
+    let gone = json!({ "Check": { "Verb": "delete", "Check": { "Node": "ext", "CheckID": "moved" } } });
+    assert_eq!(txn(&catalog, &json!([gone, moved("db-1")])).0, 200);
+    catalog.put("/v1/catalog/deregister", &json!({ "Node": "ext", "CheckID": "moved" }));
+    // One name goes and another comes with its id, which is found within the transaction.
+    let with_id = |verb: &str, name: &str| {
+        let id = "6b1f9a52-0000-4000-8000-000000000001";
+        json!({ "Node": { "Verb": verb, "Node": { "Node": name, "ID": id, "Address": "10.9.0.9" } } })
+    };
+    assert_eq!(txn(&catalog, &json!([with_id("set", "old")])).0, 200);
+    assert_eq!(txn(&catalog, &json!([with_id("set", "two")])).0, 409, "it has another's id");
+    let (status, told) = txn(&catalog, &json!([with_id("delete", "old"), with_id("set", "new"), with_id("get", "")]));
+    assert!(status == 200 && told["Results"][1]["Node"]["Node"] == "new", "{told}");
+    catalog.daemon.kill();
+    catalog.daemon.up();
+    assert!(!catalog.get("/v1/health/node/ext").to_string().contains("moved"));
+
     // What goes takes along what is on it; what is not there goes as well; a host of the cluster does not.
     let (status, told) =
         txn(&catalog, &json!([check("delete", "", 0), service("delete", 0, 0), service("delete-cas", 0, 7)]));

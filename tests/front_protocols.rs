@@ -196,6 +196,17 @@ fn clients_of_http_1_reach_what_speaks_http_2() {
     let moved = balancer.raw(ask("moved.test", "Connection: close\r\n").as_bytes());
     assert!(moved.contains("location: https://new.test/x?y"), "{moved}");
 
+    // An older client, which may want the connection kept, and one that says nothing more: both are answered, to the end.
+    let old = "GET /x?y HTTP/1.0\r\nHost: stream.test\r\nConnection: keep-alive\r\n\r\n";
+    let began = Instant::now();
+    assert!(balancer.raw(old.as_bytes()).contains(r#""version":"HTTP/2.0""#));
+    let mut closing = balancer.connect();
+    closing.write_all(ask("stream.test", "").as_bytes()).unwrap();
+    closing.shutdown(std::net::Shutdown::Write).unwrap();
+    let mut said = String::new();
+    closing.read_to_string(&mut said).unwrap();
+    assert!(said.contains(r#""version":"HTTP/2.0""#) && began.elapsed() < Duration::from_secs(10), "{said}");
+
     // Bodies of both kinds, one too large of each, and one of a client that waits to be asked for it.
     let post = |size: usize, more: &[&str]| {
         let url = format!("http://stream.test:{}/", balancer.port);
@@ -221,7 +232,8 @@ fn clients_of_http_1_reach_what_speaks_http_2() {
             said.ends_with("200") && said.contains(r#""length":1048576"#) && !said.contains("expect"),
             "{more:?}: {said}"
         );
-        assert!(post(3 << 20, more).ends_with("413"), "{more:?}");
+        let said = post(3 << 20, more);
+        assert!(said.ends_with("413"), "{more:?}: {said}");
     }
     // What can be read in two ways is refused here as everywhere.
     for bad in [

@@ -187,6 +187,9 @@ fn rules_are_held() {
     shop.may_not("PUT", "/v1/catalog/deregister", &json!({ "Node": host, "ServiceID": "bank" }).to_string());
     shop.may_not("PUT", "/v1/catalog/deregister", r#"{"Node":"other"}"#);
     shop.may_not("GET", "/v1/agent/self", "");
+    // All of it at once goes past the rules for keys and services: that has to be allowed by a rule of its own.
+    shop.may_not("GET", "/v1/snapshot", "");
+    shop.may_not("PUT", "/v1/snapshot", "x");
     // By whoever may write nodes, and not this service: neither its instance nor its check is taken over, nor a host's id.
     let rules = r#"node_prefix "" { policy = "write" } service_prefix "shop" { policy = "write" }"#;
     let nodes = with(&catalog, made(&catalog, "nodes", rules));
@@ -270,4 +273,9 @@ fn tokens_that_nobody_asked_for_are_not_looked_at() {
     let nobody = with(&readers, "");
     assert!(nobody.get("/v1/catalog/services").is_object());
     nobody.may_not("PUT", "/v1/kv/a", "1");
+    // That everything may be read does not come to all of it at once.
+    nobody.may_not("GET", "/v1/snapshot", "");
+    let keeper = with(&readers, made(&readers, "keeper", r#"operator = "read""#));
+    keeper.may("HEAD", "/v1/snapshot", "");
+    keeper.may_not("PUT", "/v1/snapshot", "x");
 }

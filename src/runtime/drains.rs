@@ -47,49 +47,51 @@ async fn tell(
     seen: &mut watch::Receiver<Arc<World>>,
     nodes: &mut watch::Receiver<Arc<Vec<Node>>>,
 ) -> Result<()> {
-    let _telling = parts.telling.lock().await;
     nodes.borrow_and_update();
     if !seen.borrow_and_update().nodes.values().any(|node| node.availability == Availability::Drain) {
         return Ok(());
     }
-    // First what is written, then the world: the other way round a task could have been placed there in between.
-    let mut pending = Vec::new();
+    let mut failed = None;
     for entry in parts.store.list(NODE)? {
         if decode::<NodeSettings>(&entry.key, &entry.value)?.availability == Availability::Drain {
-            pending.push(entry);
+            // Each by itself, so that whoever changes another waits for no more than one.
+            let _telling = parts.telling.lock().await;
+            failed = tell_of(parts, seen, &entry.key).await.err().or(failed);
         }
-    }
-    let world = seen.borrow_and_update().clone();
-    let known = nodes.borrow_and_update().clone();
-    let mut failed = None;
-    for entry in pending {
-        let id: NodeId = entry.key[NODE.len()..].into();
-        let Some(node) = known.iter().find(|node| node.id == id) else { continue };
-        if node.availability != Availability::Drain {
-            if !is_empty(&world, &id) {
-                continue;
-            }
-            let update = NodeUpdate { availability: Some(Availability::Drain), ..NodeUpdate::default() };
-            match parts.engine.update_node(&id, &update).await {
-                // What is written down is all that there is.
-                Ok(false) => continue,
-                Ok(true) => {}
-                Err(error) => {
-                    failed = Some(error);
-                    continue;
-                }
-            }
-            let now = parts.engine.nodes().borrow().clone();
-            if !now.iter().any(|node| node.id == id && node.availability == Availability::Drain) {
-                let unseen = Error::new(Kind::Unavailable, format!("node \"{id}\""), "its drain is not seen yet");
-                failed = Some(unseen.retry(true));
-                continue;
-            }
-        }
-        let done = Write::put(entry.key, encode(&NodeSettings::default())).expect(Expect::Version(entry.version));
-        parts.store.commit(vec![done]).await?;
     }
     failed.map_or(Ok(()), Err)
+}
+
+async fn tell_of(parts: &Parts, seen: &watch::Receiver<Arc<World>>, key: &str) -> Result<()> {
+    // First what is written, then the world: the other way round a task could have been placed there in between.
+    let Some(entry) = parts.store.get(key)? else { return Ok(()) };
+    if decode::<NodeSettings>(key, &entry.value)?.availability != Availability::Drain {
+        return Ok(());
+    }
+    let world = seen.borrow().clone();
+    let id: NodeId = key[NODE.len()..].into();
+    let availability = || {
+        let known = parts.engine.nodes().borrow().clone();
+        known.iter().find(|node| node.id == id).map(|node| node.availability)
+    };
+    match availability() {
+        None => return Ok(()),
+        Some(Availability::Drain) => {}
+        Some(_) if !is_empty(&world, &id) => return Ok(()),
+        Some(_) => {
+            let update = NodeUpdate { availability: Some(Availability::Drain), ..NodeUpdate::default() };
+            // Where the engine keeps nothing, what is written down is all that there is.
+            if !parts.engine.update_node(&id, &update).await? {
+                return Ok(());
+            }
+            if availability() != Some(Availability::Drain) {
+                let unseen = Error::new(Kind::Unavailable, format!("node \"{id}\""), "its drain is not seen yet");
+                return Err(unseen.retry(true));
+            }
+        }
+    }
+    let done = Write::put(key, encode(&NodeSettings::default())).expect(Expect::Version(entry.version));
+    parts.store.commit(vec![done]).await.map(drop)
 }
 
 // Whether a node is to be empty, and is.

@@ -11,10 +11,11 @@ use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
 
-use super::catalog::{Registry, queries, transact};
+use super::catalog::{Record, Registry, queries, transact};
 use super::kv::Kv;
 use super::kv::restore::{self, Restored};
 use crate::model::id::sha256_hex;
+use crate::model::query::Query;
 use crate::model::{Error, Kind, Result};
 use crate::store::{Entry, Write};
 
@@ -28,6 +29,8 @@ const FORMAT: &str = "neap snapshot 1\n";
 const META: &str = "meta.json";
 const STATE: &str = "state.bin";
 const SUMS: &str = "SHA256SUMS";
+/// One at a time: each takes the memory of all that there is, several times.
+static TURN: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
 #[derive(Serialize, Deserialize)]
 struct Line {
@@ -47,6 +50,7 @@ fn broken(error: impl std::fmt::Display) -> Error {
 
 /// All of it as it is now, and the last commit of it.
 pub async fn save(registry: &Arc<Registry>, kv: &Kv) -> Result<(Vec<u8>, u64)> {
+    let _turn = TURN.lock().await;
     // Nobody changes anything meanwhile: it is of one moment.
     let catalog = registry.alone().await;
     let keys = kv.alone().await;
@@ -63,14 +67,23 @@ pub async fn save(registry: &Arc<Registry>, kv: &Kv) -> Result<(Vec<u8>, u64)> {
     }
     drop((catalog, keys));
     let index = entries.iter().map(|entry| entry.version).max().unwrap_or_default();
+    let archive = aside(move || written(entries, index)).await?;
+    if archive.len() > MOST { Err(too_large("it", MOST)) } else { Ok((archive, index)) }
+}
+
+// What takes time, where it holds up nobody else.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> Result<T> + Send + 'static) -> Result<T> {
+    tokio::task::spawn_blocking(work).await.map_err(broken)?
+}
+
+fn written(entries: Vec<Entry>, index: u64) -> Result<Vec<u8>> {
     let mut state = FORMAT.as_bytes().to_vec();
     for Entry { key, value, .. } in entries {
         let line = Line { key, record: BASE64_STANDARD.encode(value) };
         serde_json::to_writer(&mut state, &line).map_err(broken)?;
         state.push(b'\n');
     }
-    let archive = packed(&state, index).map_err(broken)?;
-    if archive.len() > MOST { Err(too_large("it", MOST)) } else { Ok((archive, index)) }
+    packed(&state, index).map_err(broken)
 }
 
 fn packed(state: &[u8], index: u64) -> std::io::Result<Vec<u8>> {
@@ -110,7 +123,11 @@ fn unpacked(archive: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
     let (mut meta, mut state, mut sums) = (None, None, None);
     let mut archive = tar::Archive::new(GzDecoder::new(archive).take(MOST_STATE as u64 + (1 << 20)));
     for entry in archive.entries().map_err(damaged)? {
-        let mut entry = entry.map_err(damaged)?;
+        let entry = entry.map_err(damaged)?;
+        // Other kinds can come to more than what they are packed in.
+        if !entry.header().entry_type().is_file() {
+            return Err(invalid("holds something that is no plain file"));
+        }
         let name = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
         let to = match name.as_str() {
             META => &mut meta,
@@ -119,7 +136,7 @@ fn unpacked(archive: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
             _ => return Err(invalid("holds something else").help(format!("{name:.60?}"))),
         };
         let mut bytes = Vec::new();
-        entry.read_to_end(&mut bytes).map_err(damaged)?;
+        entry.take(MOST_STATE as u64 + 1).read_to_end(&mut bytes).map_err(damaged)?;
         *to = Some(bytes);
     }
     let (Some(meta), Some(state), Some(sums)) = (meta, state, sums) else {
@@ -147,38 +164,66 @@ fn unpacked(archive: &[u8]) -> Result<Vec<(String, Vec<u8>)>> {
     Ok(records)
 }
 
-/// Puts all of it back, in one step: what is not in it goes. Durable when it returns.
-pub async fn restore(registry: &Arc<Registry>, kv: &Kv, archive: &[u8]) -> Result<()> {
-    let records = unpacked(archive)?;
-    let (mut catalog, mut prepared) = (Vec::new(), Vec::new());
-    let mut keys = Restored::default();
-    let mut writes = Vec::new();
-    for (key, value) in records {
-        let entry = Entry { key, version: 0, value };
-        let known = if entry.key.starts_with(transact::PREFIX) {
-            catalog.push(transact::record(&entry)?);
-            true
-        } else if entry.key.starts_with(queries::QUERY) {
-            prepared.push(queries::record(&entry)?);
-            true
-        } else {
-            keys.take(&entry)?
-        };
-        if !known {
-            return Err(Error::invalid("snapshot", format!("holds a record of another kind: {:.60?}", entry.key)));
+// What an archive holds.
+#[derive(Default)]
+struct Held {
+    catalog: Vec<(Entry, Record)>,
+    queries: Vec<Query>,
+    keys: Restored,
+    // Records of the latter two.
+    writes: Vec<Write>,
+}
+
+impl Held {
+    fn read(archive: &[u8]) -> Result<Self> {
+        let mut held = Held::default();
+        for (key, value) in unpacked(archive)? {
+            let entry = Entry { key, version: 0, value };
+            if entry.key.starts_with(transact::PREFIX) {
+                let record = transact::record(&entry)?;
+                held.catalog.push((entry, record));
+                continue;
+            }
+            let known = if entry.key.starts_with(queries::QUERY) {
+                held.queries.push(queries::record(&entry)?);
+                true
+            } else {
+                held.keys.take(&entry)?
+            };
+            if !known {
+                return Err(Error::invalid("snapshot", format!("holds a record of another kind: {:.60?}", entry.key)));
+            }
+            held.writes.push(Write::put(entry.key, entry.value));
         }
-        writes.push(Write::put(entry.key, entry.value));
+        Ok(held)
     }
-    let kept: std::collections::HashSet<String> = writes.iter().map(|write| write.key.clone()).collect();
+}
+
+/// Puts all of it back, in one step: what is not in it goes. Durable when it returns. `commands`: whether checks that are
+/// commands may be among it, which their hosts will run.
+pub async fn restore(registry: &Arc<Registry>, kv: &Kv, archive: Vec<u8>, commands: bool) -> Result<()> {
+    let _turn = TURN.lock().await;
+    let Held { mut catalog, queries, keys, mut writes } = aside(move || Held::read(&archive)).await?;
+    if !commands && catalog.iter().any(|(_, record)| record.runs_commands()) {
+        return Err(Error::new(Kind::Forbidden, "snapshot", "holds checks that are commands").help(
+            "only a token whose rules say operator = \"write\" puts those back (--consul-policy): hosts will run them",
+        ));
+    }
     let changes = registry.alone().await;
     let gate = kv.alone().await;
+    // Hosts of this cluster, and what runs here, are as they are.
+    catalog.retain(|(_, record)| changes.may_restore(record));
+    let (entries, records): (Vec<Entry>, Vec<Record>) = catalog.into_iter().unzip();
+    writes.extend(entries.into_iter().map(|entry| Write::put(entry.key, entry.value)));
+    let kept: std::collections::HashSet<String> = writes.iter().map(|write| write.key.clone()).collect();
     for prefix in prefixes() {
         let gone = kv.store().list(prefix)?.into_iter().filter(|entry| !kept.contains(&entry.key));
         writes.extend(gone.map(|entry| Write::remove(entry.key)));
     }
     let version = if writes.is_empty() { 0 } else { kv.store().commit(writes).await? };
+    // Sessions end with the nodes and checks that they are bound to: those first.
+    changes.restored(records, queries);
     kv.restored(keys, version);
-    changes.restored(catalog, prepared);
     drop(gate);
     kv.let_go_orphans().await;
     Ok(())

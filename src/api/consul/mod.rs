@@ -330,7 +330,8 @@ impl Call {
             }
             ("PUT", ["snapshot"]) => {
                 let own = consul.own()?;
-                snapshot::restore(&own.registry, &own.kv, &self.body.0).await.map(|()| Reply::Done)
+                let commands = self.rights.as_ref().is_some_and(|rights| rights.operates(Access::Write));
+                snapshot::restore(&own.registry, &own.kv, self.body.0.clone(), commands).await.map(|()| Reply::Done)
             }
             ("GET", ["coordinate", "node", _]) => Ok(Reply::Missing(1)),
             ("GET", ["coordinate", "datacenters" | "nodes"]) => Ok(Reply::Json(1, Value::Array(Vec::new()))),

@@ -1,12 +1,19 @@
 //! A request as it comes: its path and its parameters decoded, its token, its body; from no page in a browser.
 
+use std::time::Duration;
+
 use axum::extract::Request;
 use axum::http::Method;
+use tokio::sync::Semaphore;
 
 use super::reply::Bytes;
 use super::{Call, Consul, MAX_BODY, rights};
 use crate::model::{Error, Kind, Result};
 use crate::runtime::snapshot;
+
+/// How long a snapshot may take to come.
+const PATIENCE: Duration = Duration::from_secs(60);
+static LARGE: Semaphore = Semaphore::const_new(1);
 
 /// Reads it.
 pub async fn read(consul: &Consul, request: Request) -> Result<Call> {
@@ -24,10 +31,21 @@ pub async fn read(consul: &Consul, request: Request) -> Result<Call> {
     let query = query.collect::<Result<Vec<_>>>()?;
     let method = request.method().as_str().to_owned();
     let brought = brought(&request, &query);
-    let most = if path == ["snapshot"] { snapshot::MOST } else { MAX_BODY };
-    let body = axum::body::to_bytes(request.into_body(), most).await.map_err(|_| {
-        Error::new(Kind::Exhausted, "request body", format!("is larger than {most} bytes, or broke off"))
-    })?;
+    let is_snapshot = path == ["snapshot"] && method == "PUT";
+    let most = if is_snapshot { snapshot::MOST } else { MAX_BODY };
+    let too_large =
+        || Error::new(Kind::Exhausted, "request body", format!("is larger than {most} bytes, or broke off"));
+    let body = axum::body::to_bytes(request.into_body(), most);
+    let body = match is_snapshot {
+        false => body.await.map_err(|_| too_large())?,
+        // Of those that are large, one at a time is held.
+        true => {
+            let busy = || Error::new(Kind::Unavailable, "snapshot", "another is just being sent").retry(true);
+            let _turn = LARGE.try_acquire().map_err(|_| busy())?;
+            let late = || Error::new(Kind::Timeout, "request body", format!("did not come within {PATIENCE:?}"));
+            tokio::time::timeout(PATIENCE, body).await.map_err(|_| late())?.map_err(|_| too_large())?
+        }
+    };
     let (body, peer, token, policy) = (Bytes(body.to_vec()), String::new(), rights::hashed(&brought), consul.policy);
     let mut call = Call { method, path, query, body, peer, token, policy, filter: None, rights: None };
     // It is not told to others, nor taken down.

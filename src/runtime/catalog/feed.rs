@@ -228,15 +228,19 @@ impl Feeder {
                 false => draft.remove_node(gone),
             };
         }
-        // Clients have registered there, before a restart perhaps, and nothing else is known of it.
-        let lost = draft.state().nodes().filter(|entry| entry.node.address.is_empty());
-        let lost: Vec<String> = lost.map(|entry| entry.node.name.clone()).collect();
-        for node in lost {
-            draft.put_check(&node, serf_health(NodeState::Down));
-        }
+        mark_lost(draft);
         *known = now;
         self.nodes = world.nodes.clone();
         moved
+    }
+}
+
+/// Clients have registered there, before a restart perhaps, and nothing else is known of it.
+pub fn mark_lost(draft: &mut Draft) {
+    let lost = draft.state().nodes().filter(|entry| entry.node.address.is_empty());
+    let lost: Vec<String> = lost.map(|entry| entry.node.name.clone()).collect();
+    for node in lost {
+        draft.put_check(&node, serf_health(NodeState::Down));
     }
 }
 

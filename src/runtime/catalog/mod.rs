@@ -23,7 +23,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::sync::Notify;
 
 pub(super) use self::feed::{Feeder, Shared};
-use self::records::{Gone, Record, carry, few, is_neaps, only, ours_only, owned, put_check, record_key, room};
+pub(super) use self::records::Record;
+use self::records::{Gone, carry, few, is_neaps, only, ours_only, owned, put_check, record_key, room};
 use crate::engines::docker::Address;
 use crate::model::catalog::{CatalogCheck, CatalogNode, CheckStatus, Instance, NODE_MAINTENANCE, SERVICE_MAINTENANCE};
 use crate::model::clock::Clock;
@@ -145,7 +146,7 @@ impl Registry {
 
     // Makes known what is written down and what is no more, in one step, and runs what is to be run.
     fn take_in(self: &Arc<Self>, records: Vec<Record>, lost: Vec<Gone>) {
-        let mut gone = Vec::new();
+        let (mut gone, mut found) = (Vec::new(), Vec::new());
         self.catalog.change(|draft| {
             for lost in &lost {
                 gone.extend(lost.checks(draft.state()));
@@ -153,7 +154,7 @@ impl Registry {
                     Gone::Node(node) => drop(draft.remove_node(node)),
                     Gone::Instance(node, id) => {
                         draft.remove_instance(node, id);
-                        self.settle(draft, node);
+                        found.extend(self.settle(draft, node).into_iter().map(|check| (node.clone(), check)));
                     }
                     Gone::Check(node, id) => drop(draft.remove_check(node, id)),
                 }
@@ -180,6 +181,7 @@ impl Registry {
         for (node, id) in gone {
             self.halt(&node, &id);
         }
+        found.iter().for_each(|(node, check)| self.run(node, check));
         for record in &records {
             match record {
                 Record::Node(_) => {}

@@ -27,7 +27,11 @@ pub fn read(store: &dyn Store) -> Result<Vec<Query>> {
 
 /// One, as it is written down.
 pub fn record(entry: &Entry) -> Result<Query> {
-    decode(&entry.key, &entry.value)
+    let query: Query = decode(&entry.key, &entry.value)?;
+    match entry.key.strip_prefix(QUERY) == Some(&query.id) {
+        true => Ok(query),
+        false => Err(Error::invalid(format!("record \"{:.80}\"", entry.key), "is not of that key")),
+    }
 }
 
 /// Makes them known; one whose pattern this build does not take is left out.

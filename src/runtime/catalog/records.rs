@@ -8,9 +8,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
+use super::feed::mark_lost;
 use super::transact::PREFIX;
 use super::{Before, Registry, queries};
-use crate::model::catalog::{CatalogCheck, CatalogNode, Instance, Origin, SERF_HEALTH};
+use crate::model::catalog::{CatalogCheck, CatalogNode, CheckKind, Instance, Origin, SERF_HEALTH};
 use crate::model::clock::Clock;
 use crate::model::id::sha256_hex;
 use crate::model::query::Query;
@@ -71,6 +72,40 @@ impl Record {
                 let message = format!("comes to {size} bytes with its checks; {MAX_RECORD} are allowed");
                 Err(Error::new(Kind::Exhausted, "registration", message))
             }
+        }
+    }
+
+    /// The node that it is of.
+    pub fn node(&self) -> &str {
+        match self {
+            Record::Node(node) => &node.name,
+            Record::Instance { node, .. } | Record::Check { node, .. } => node,
+        }
+    }
+
+    /// An error unless clients may register it so.
+    pub fn valid(&self) -> Result<()> {
+        match self {
+            Record::Node(node) => node.check(),
+            Record::Instance { instance, checks, .. } => {
+                few(&instance.id, checks.len())?;
+                checks.iter().try_for_each(CatalogCheck::check)?;
+                instance.check()
+            }
+            Record::Check { check, .. } => check.check(),
+        }
+    }
+
+    /// Whether a host runs a command for it.
+    pub fn runs_commands(&self) -> bool {
+        let is_command = |check: &CatalogCheck| {
+            let kind = check.run.as_ref().map(|run| &run.kind);
+            matches!(kind, Some(CheckKind::Command(_) | CheckKind::Container { .. }))
+        };
+        match self {
+            Record::Node(_) => false,
+            Record::Instance { checks, .. } => checks.iter().any(is_command),
+            Record::Check { check, .. } => is_command(check),
         }
     }
 
@@ -357,6 +392,12 @@ impl Registry {
             drop_surplus(draft, &records, &queries);
             queries::put(draft, queries);
             put_records(draft, records, false);
+            mark_lost(draft);
+            // Containers may have waited for ids.
+            let hosts = self.hosts.lock().unwrap_or_else(PoisonError::into_inner).clone();
+            for host in hosts {
+                self.settle(draft, &host);
+            }
             (before, all(draft.state()))
         });
         before.difference(&after).for_each(|(node, id)| self.halt(node, id));

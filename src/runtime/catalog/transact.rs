@@ -98,6 +98,8 @@ pub struct Alone<'a> {
 #[derive(Default)]
 struct Copy {
     nodes: BTreeMap<Key, Option<NodeEntry>>,
+    // The last operation that had to do with each.
+    last: BTreeMap<Key, usize>,
 }
 
 impl Registry {
@@ -113,6 +115,9 @@ impl Alone<'_> {
         let mut copy = Copy::default();
         let (mut told, mut refused) = (Vec::new(), Vec::new());
         for (number, op) in ops {
+            if let About::Instance(node, _) | About::Check(node, _) = &op.about {
+                copy.last.insert(key(node), number);
+            }
             match copy.apply(self.registry, op) {
                 Ok(Some(read)) => told.push((number, read)),
                 Ok(None) => {}
@@ -129,11 +134,25 @@ impl Alone<'_> {
             for record in prepared.records.iter().filter(|record| record.is_kept()) {
                 match record.checked() {
                     Ok(write) => prepared.writes.push(write),
-                    Err(error) => prepared.refused.push((0, error.to_string())),
+                    Err(error) => {
+                        let number = copy.last.get(&key(record.node())).copied().unwrap_or_default();
+                        prepared.refused.push((number, error.to_string()));
+                    }
                 }
             }
         }
         prepared
+    }
+
+    /// Whether it is nothing that the cluster knows of itself.
+    pub fn may_restore(&self, record: &Record) -> bool {
+        match record {
+            Record::Node(node) => !self.registry.is_host(&node.name),
+            Record::Instance { node, instance, .. } => self.registry.catalog.read(|state| {
+                state.instance(node, &instance.id).is_none_or(|found| !is_neaps(found.entry.instance.origin))
+            }),
+            Record::Check { .. } => true,
+        }
     }
 
     /// What was written down is all that clients have registered.
@@ -152,9 +171,14 @@ impl Alone<'_> {
     }
 }
 
-/// A registration as it is written down.
+/// A registration as it is written down, and as clients may register it.
 pub fn record(entry: &Entry) -> Result<Record> {
-    decode(&entry.key, &entry.value)
+    let record: Record = decode(&entry.key, &entry.value)?;
+    record.valid()?;
+    match record.key() == entry.key {
+        true => Ok(record),
+        false => Err(Error::invalid(format!("record \"{:.80}\"", entry.key), "is not of that key")),
+    }
 }
 
 impl Told {
@@ -241,11 +265,14 @@ impl Prepared {
             }
         }
         if let Some(before) = before {
-            let lost =
-                before.checks.iter().filter(|(id, known)| !after.checks.contains_key(*id) && is_apart(before, known));
-            for (id, _) in lost {
-                self.writes.push(Write::remove(record_key("check", name, id)));
-                self.gone.push(Gone::Check(name.clone(), id.to_string()));
+            for (id, _) in before.checks.iter().filter(|(_, known)| is_apart(before, known)) {
+                let now = after.checks.get(id);
+                if now.is_none_or(|now| !is_apart(after, now)) {
+                    self.writes.push(Write::remove(record_key("check", name, id)));
+                }
+                if now.is_none() {
+                    self.gone.push(Gone::Check(name.clone(), id.to_string()));
+                }
             }
         }
     }
@@ -262,6 +289,19 @@ impl Copy {
         self.node(registry, name).as_mut().ok_or_else(|| Error::not_found(format!("node \"{name:.70}\"")))
     }
 
+    // The node of this id, as it is after what was done so far.
+    fn of_id(&self, registry: &Registry, id: &str) -> Option<String> {
+        if id.is_empty() {
+            return None;
+        }
+        let mut own = self.nodes.values().flatten().map(|entry| &entry.node);
+        if let Some(own) = own.find(|node| node.id.eq_ignore_ascii_case(id)) {
+            return Some(own.name.clone());
+        }
+        let known = registry.catalog.read(|state| Some(state.node_by_id(id)?.node.name.clone()));
+        known.filter(|name| !self.nodes.contains_key(&key(name)))
+    }
+
     fn apply(&mut self, registry: &Registry, op: Op) -> Result<Option<Told>> {
         match op.about {
             About::Node(node) => self.node_op(registry, op.verb, op.index, node),
@@ -275,8 +315,7 @@ impl Copy {
     }
 
     fn node_op(&mut self, registry: &Registry, verb: Verb, index: u64, mut node: CatalogNode) -> Result<Option<Told>> {
-        let of_id = |id: &str| registry.catalog.read(|state| Some(state.node_by_id(id)?.node.name.clone()));
-        let other = if node.id.is_empty() { None } else { of_id(&node.id) };
+        let other = self.of_id(registry, &node.id);
         if node.name.is_empty() {
             node.name = other.clone().ok_or_else(|| Error::not_found(format!("node id \"{:.70}\"", node.id)))?;
         }

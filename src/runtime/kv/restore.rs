@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::Kv;
 use super::record::{KV, Pair, own_key};
 use super::session::{SESSION, Session};
-use crate::model::Result;
+use crate::model::{Error, Result};
 use crate::store::{Entry, decode};
 
 /// Where keys and sessions are in the store.
@@ -24,7 +24,11 @@ impl Restored {
         if entry.key.starts_with(KV) {
             self.pairs.push((own_key(entry), Pair::read(entry)?));
         } else if entry.key.starts_with(SESSION) {
-            self.sessions.push(decode(&entry.key, &entry.value)?);
+            let session: Session = decode(&entry.key, &entry.value)?;
+            if entry.key.strip_prefix(SESSION) != Some(&session.id) {
+                return Err(Error::invalid(format!("record \"{:.80}\"", entry.key), "is not of that key"));
+            }
+            self.sessions.push(session);
         } else {
             return Ok(false);
         }
@@ -33,7 +37,7 @@ impl Restored {
 }
 
 impl Kv {
-    /// Nobody changes a key or ends a session while this is held.
+    /// Nobody changes a key, begins a session or ends one while this is held.
     pub async fn alone(&self) -> impl Sized + '_ {
         self.gate.write().await
     }

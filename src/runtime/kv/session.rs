@@ -134,8 +134,10 @@ impl Kv {
         session.id = crate::model::id::random_uuid(&*self.clock);
         let id = session.id.clone();
         let write = Write::put(format!("{SESSION}{id}"), encode(&session)).expect(Expect::Absent);
+        let shared = self.gate.read().await;
         let version = self.store.commit(vec![write]).await?;
         self.watch_over(&session);
+        drop(shared);
         self.memory().note_sessions(version);
         self.waiters.wake([&KvTopic::Sessions]);
         self.look.notify_one();

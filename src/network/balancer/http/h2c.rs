@@ -56,6 +56,8 @@ struct Lines {
     peer: Arc<Peer>,
     open: Vec<Stream>,
     making: Rc<tokio::sync::Mutex<()>>,
+    // When one could not be made for the last time.
+    failed: Option<Instant>,
 }
 
 #[derive(Clone)]
@@ -87,11 +89,38 @@ impl Streams {
             Ok((sender, under_way)) => return Ok((sender, under_way, true)),
             Err(making) => making,
         };
-        // Those who come at the same time wait for one, rather than make one each.
+        // Those who come at the same time wait for one, rather than make one each; where that fails, it has for all of them.
+        let began = Instant::now();
         let _turn = making.lock().await;
         if let Ok((sender, under_way)) = self.free(peer) {
             return Ok((sender, under_way, true));
         }
+        let has_failed = |lines: &Lines| lines.failed.is_some_and(|failed| failed >= began);
+        if self.0.borrow().get(&key(peer)).is_some_and(has_failed) {
+            return Err(io::ErrorKind::NotConnected.into());
+        }
+        let made = Self::make(worker, peer).await;
+        let mut all = self.0.borrow_mut();
+        let lines = all.get_mut(&key(peer));
+        match made {
+            Ok(stream) => {
+                let (sender, under_way) = stream.begin();
+                if let Some(lines) = lines {
+                    lines.open.push(stream);
+                }
+                Ok((sender, under_way, false))
+            }
+            Err(error) => {
+                // That this host has none left is not the replica's.
+                if let Some(lines) = lines.filter(|_| !is_own(&error)) {
+                    lines.failed = Some(Instant::now());
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn make(worker: &Worker, peer: &Arc<Peer>) -> io::Result<Stream> {
         let watch = worker.watches.begin(super::pool::CONNECT);
         let upstream = worker.pool.connect(peer, &watch).await?;
         let mut builder = Builder::new(Here);
@@ -102,12 +131,7 @@ impl Streams {
         tokio::task::spawn_local(async move {
             let _ = connection.await;
         });
-        let stream = Stream { sender, under_way: Arc::default() };
-        let (sender, under_way) = stream.begin();
-        if let Some(lines) = self.0.borrow_mut().get_mut(&key(peer)) {
-            lines.open.push(stream);
-        }
-        Ok((sender, under_way, false))
+        Ok(Stream { sender, under_way: Arc::default() })
     }
 
     // The one with the fewest requests, or whoever makes another.
@@ -117,6 +141,7 @@ impl Streams {
             peer: peer.clone(),
             open: Vec::new(),
             making: Rc::default(),
+            failed: None,
         });
         lines.open.retain(|stream| !stream.sender.is_closed());
         let load = |stream: &&Stream| stream.under_way.load(Ordering::Relaxed);

@@ -26,6 +26,9 @@ use super::head::{Body, MAX_FIELDS, MAX_HEAD};
 use super::routes::Way;
 use super::watch::{Late, Watch};
 
+/// What is read ahead of the next request, in bytes.
+const AHEAD: usize = 16 * 1024;
+
 enum Left {
     Nothing,
     Bytes(u64),
@@ -37,11 +40,20 @@ enum Left {
 struct Course {
     // All of the request was handed on.
     is_whole: Cell<bool>,
+    // The client has closed its side: it may still take the answer, or be gone.
+    has_closed: Cell<bool>,
     // The client sends nothing though there is more to come, or takes nothing.
     waits_to_read: Cell<bool>,
     waits_to_write: Cell<bool>,
     // What is malformed.
     bad: Cell<Option<&'static str>>,
+}
+
+impl Course {
+    // Whether it is the client's turn, or it has none any more.
+    fn waits(&self) -> bool {
+        self.has_closed.get() || self.waits_to_read.get() || self.waits_to_write.get()
+    }
 }
 
 // One request of a connection.
@@ -79,7 +91,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for One<'_, S> {
             if matches!(one.left, Left::Nothing | Left::Bytes(0)) {
                 one.course.is_whole.set(true);
                 one.course.waits_to_read.set(false);
-                return Poll::Pending;
+                return one.listen(cx);
             }
             if one.input.is_empty() {
                 one.course.waits_to_read.set(true);
@@ -123,6 +135,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncRead for One<'_, S> {
     }
 }
 
+impl<S: AsyncRead + Unpin> One<'_, S> {
+    // The request is whole: whether the client is still there is all that is listened for. What it asks next is kept.
+    fn listen(&mut self, cx: &mut Context) -> Poll<io::Result<()>> {
+        while !self.course.has_closed.get() && self.input.len() < AHEAD {
+            if ready!(poll_fill(cx, self.stream, self.input))? == 0 {
+                self.course.has_closed.set(true);
+            }
+        }
+        Poll::Pending
+    }
+}
+
 impl<S> One<'_, S> {
     fn note(&self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.course.waits_to_write.set(written.is_pending());
@@ -150,8 +174,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for One<'_, S> {
         self.stream.is_write_vectored()
     }
 
+    // By TLS what was written may still be here.
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context) -> Poll<io::Result<()>> {
-        Pin::new(&mut *self.get_mut().stream).poll_flush(cx)
+        let one = self.get_mut();
+        let flushed = Pin::new(&mut *one.stream).poll_flush(cx);
+        one.course.waits_to_write.set(flushed.is_pending());
+        flushed
     }
 
     // The connection goes on.
@@ -172,7 +200,8 @@ impl Drop for Told {
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Answers the request whose head was read, by a replica that speaks HTTP/2.
     pub(super) async fn stream_on(&mut self, index: usize, way: Arc<Way>) -> After {
-        let keeps = self.head.keeps && !self.worker.is_leaving();
+        // hyper says to nobody of HTTP/1.0 that it keeps a connection.
+        let keeps = self.head.keeps && !self.head.is_old && !self.worker.is_leaving();
         let host = String::from_utf8_lossy(self.head.host.of(&self.input)).into_owned();
         let left = match self.head.body {
             Body::Length(length) => Left::Bytes(length),
@@ -214,13 +243,15 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     connection.as_mut().graceful_shutdown();
                 }
                 // It is the replica that takes its time, and has a time of its own to begin with.
-                Err(Late) if !course.waits_to_read.get() && !course.waits_to_write.get() => watch.allow(STILL),
+                Err(Late) if !course.waits() => watch.allow(STILL),
                 Err(Late) => return After::Drop,
             }
         };
         match (served, keeps && course.is_whole.get()) {
             (true, true) => After::Next,
             (true, false) => After::Close,
+            // The answer is out: it is heard by whoever is still sending.
+            (false, _) if is_over => After::Close,
             (false, _) => After::Drop,
         }
     }

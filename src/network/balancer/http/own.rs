@@ -12,6 +12,9 @@ use super::rewrite;
 use super::routes::Way;
 use crate::network::balancer::hook::RoutedRequest;
 
+/// What is still read of a body that nobody wants, in bytes: whoever is cut off while sending may not hear why.
+const UNHEARD: usize = 8 << 20;
+
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     pub(super) async fn fail(&mut self, exchange: &Exchange, status: u16, why: &str) -> After {
         exchange.note(status);
@@ -79,7 +82,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         self.watch.allow(Duration::from_secs(1));
         let rest = async {
             let _ = self.stream.shutdown().await;
-            let mut left = 256 * 1024_usize;
+            let mut left = UNHEARD;
             while left > 0 {
                 self.input.clear();
                 self.input.reserve(16 * 1024);
