@@ -4,8 +4,8 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -200,12 +200,13 @@ pub async fn exchange(
         if let Ok(to) = HeaderValue::from_str(&to) {
             response.headers_mut().insert(header::LOCATION, to);
         }
-        return response;
+        return response.map(|body| Kept::new(body, request).boxed_unsync());
     }
     let (parts, body) = request.into_parts();
     let length = body.size_hint().exact();
     if spec.max_body.is_some_and(|most| length.is_some_and(|length| length > most.0)) {
-        return fail(413, "the body is larger than this route takes");
+        let response = fail(413, "the body is larger than this route takes");
+        return response.map(|answer| Kept::new(answer, body).boxed_unsync());
     }
     let mark = spec.sticky.as_deref().and_then(|name| cookie(&parts.headers, name)).map(str::to_owned);
     let hash = worker.hash(spec, from, parts.uri.path().as_bytes(), |by| match by {
@@ -220,9 +221,10 @@ pub async fn exchange(
         let method = parts.method.to_string();
         RoutedRequest::of(method, host.as_bytes(), target.as_bytes(), client, from.is_secure, fields.collect())
     });
-    let going = Arc::new(AtomicU8::new(GOING));
+    let (going, back) = (Arc::new(Progress::default()), Back::default());
+    let fail = |status: u16, why: &str| fail(status, why).map(|body| Kept::new(body, back.clone()).boxed_unsync());
     let most = spec.max_body.map_or(u64::MAX, |most| most.0);
-    let body: Sent = Going { body, left: most, state: going.clone() }.boxed_unsync();
+    let body: Sent = Going { body: Some(body), left: most, state: going.clone(), back: back.clone() }.boxed_unsync();
     let Some(parts) = forwarded(parts, host, &way, from) else { return fail(400, "the target is no path") };
     let mut outgoing = Request::from_parts(parts, body);
     let mut tried: SmallVec<[TaskId; 4]> = SmallVec::new();
@@ -275,7 +277,7 @@ pub async fn exchange(
                     way.passed.note_retry();
                 }
             }
-            Ok(Err(None)) => match going.load(Ordering::Relaxed) {
+            Ok(Err(None)) => match going.state() {
                 TOO_LARGE => return fail(413, "the body is larger than this route takes"),
                 BROKEN => return fail(499, "the client broke off"),
                 _ => {
@@ -301,12 +303,14 @@ fn said(request: &Request<Incoming>, host: &str, spec: &RouteSpec, from: &From) 
 }
 
 // Waits for the head of an answer: as long as a request's body goes on, and then for so long. What is said in both directions at once
-// may take its time.
-async fn answered<T>(sent: impl Future<Output = T>, going: &AtomicU8, patience: Duration) -> Result<T, Elapsed> {
+// may take its time; a replica that takes nothing more of a body does not.
+async fn answered<T>(sent: impl Future<Output = T>, going: &Progress, patience: Duration) -> Result<T, Elapsed> {
     let mut sent = std::pin::pin!(sent);
     loop {
+        let before = going.parts.load(Ordering::Relaxed);
+        let is_clients_turn = || going.waits.load(Ordering::Relaxed) || going.parts.load(Ordering::Relaxed) != before;
         match tokio::time::timeout(patience, sent.as_mut()).await {
-            Err(_) if going.load(Ordering::Relaxed) == GOING => {}
+            Err(_) if going.state() == GOING && is_clients_turn() => {}
             other => return other,
         }
     }
@@ -318,11 +322,36 @@ const GONE: u8 = 1;
 const TOO_LARGE: u8 = 2;
 const BROKEN: u8 = 3;
 
+// How far a request's body is.
+#[derive(Default)]
+struct Progress {
+    state: AtomicU8,
+    // It is the client that sends nothing now; else it is the replica's turn to take what there is.
+    waits: AtomicBool,
+    parts: AtomicU64,
+}
+
+impl Progress {
+    fn state(&self) -> u8 {
+        self.state.load(Ordering::Relaxed)
+    }
+}
+
 // A request's body, and what became of it.
 struct Going {
-    body: Incoming,
+    body: Option<Incoming>,
     left: u64,
-    state: Arc<AtomicU8>,
+    state: Arc<Progress>,
+    back: Back,
+}
+
+// Where a body is put that is not sent to its end: it goes with the answer, since its end before that would be the client's.
+type Back = Arc<Mutex<Option<Incoming>>>;
+
+impl Drop for Going {
+    fn drop(&mut self) {
+        *self.back.lock().unwrap_or_else(PoisonError::into_inner) = self.body.take();
+    }
 }
 
 impl HttpBody for Going {
@@ -330,7 +359,11 @@ impl HttpBody for Going {
     type Error = Box<dyn std::error::Error + Send + Sync>;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<Option<Result<Frame<Bytes>, Self::Error>>> {
-        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let Some(body) = &mut self.body else { return Poll::Ready(None) };
+        let frame = Pin::new(body).poll_frame(cx);
+        self.state.waits.store(frame.is_pending(), Ordering::Relaxed);
+        let frame = std::task::ready!(frame);
+        self.state.parts.fetch_add(1, Ordering::Relaxed);
         let became = match &frame {
             None => Some(GONE),
             Some(Err(_)) => Some(BROKEN),
@@ -338,12 +371,12 @@ impl HttpBody for Going {
                 length if length > self.left => Some(TOO_LARGE),
                 length => {
                     self.left -= length;
-                    self.body.is_end_stream().then_some(GONE)
+                    self.body.as_ref().is_none_or(Incoming::is_end_stream).then_some(GONE)
                 }
             },
         };
         if let Some(became) = became {
-            self.state.store(became, Ordering::Relaxed);
+            self.state.state.store(became, Ordering::Relaxed);
         }
         match became {
             Some(TOO_LARGE) => Poll::Ready(Some(Err("the body is larger than this route takes".into()))),
@@ -352,15 +385,15 @@ impl HttpBody for Going {
     }
 
     fn is_end_stream(&self) -> bool {
-        let is_end = self.body.is_end_stream();
+        let is_end = self.body.as_ref().is_none_or(Incoming::is_end_stream);
         if is_end {
-            self.state.store(GONE, Ordering::Relaxed);
+            self.state.state.store(GONE, Ordering::Relaxed);
         }
         is_end
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.body.as_ref().map_or_else(SizeHint::default, Incoming::size_hint)
     }
 }
 
