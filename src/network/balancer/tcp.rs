@@ -68,6 +68,8 @@ pub struct Tcp {
     seed: u64,
     peers: Peers,
     pairs: HashMap<usize, Pair>,
+    // Clients for which there are descriptors, with those of their backends.
+    most: usize,
     greetings: HashMap<usize, Greeting>,
     // Tasks that get no new connections, and whose connections are asked often whether anybody is there.
     doubted: HashSet<TaskId>,
@@ -83,6 +85,13 @@ pub struct Tcp {
     buffer: Vec<u8>,
 }
 
+// Two descriptors each, of those that this process may have; some are for other things.
+fn most_pairs() -> usize {
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    let limit = limit.map_or(1024, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX));
+    (limit.saturating_sub(256) / 2).max(64)
+}
+
 impl Tcp {
     /// Nothing is listened for yet; `seed` tells hosts apart.
     pub fn new(registry: Registry, seed: u64) -> Self {
@@ -96,6 +105,7 @@ impl Tcp {
             seed,
             peers: Peers::default(),
             pairs: HashMap::new(),
+            most: most_pairs(),
             greetings: HashMap::new(),
             doubted: HashSet::new(),
             has_idle: false,

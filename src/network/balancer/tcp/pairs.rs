@@ -129,8 +129,13 @@ impl Tcp {
     pub(super) fn accept(&mut self, token: Token) {
         let Some(name) = self.names.get(&token).cloned() else { return };
         loop {
+            let is_room = self.pairs.len() + self.greetings.len() < self.most;
             let Some(open) = self.listeners.get_mut(&name) else { return };
-            (open.starved, open.full) = (false, false);
+            // Without a descriptor for the other side it would be refused: in the kernel's queue it waits.
+            (open.starved, open.full) = (!is_room, !is_room);
+            if !is_room {
+                return;
+            }
             // Taken over, and the table not known yet: the kernel's queue holds them.
             if !self.is_known {
                 open.starved = true;
