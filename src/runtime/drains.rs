@@ -5,8 +5,7 @@ use std::sync::Arc;
 
 use tokio::sync::watch;
 
-use super::Parts;
-use super::persist::NODE;
+use super::{Parts, persist};
 use crate::model::id::NodeId;
 use crate::model::node::{Availability, Node, NodeSettings, NodeUpdate};
 use crate::model::{Error, Kind, Result};
@@ -48,40 +47,37 @@ async fn tell(
     nodes: &mut watch::Receiver<Arc<Vec<Node>>>,
 ) -> Result<()> {
     nodes.borrow_and_update();
-    if !seen.borrow_and_update().nodes.values().any(|node| node.availability == Availability::Drain) {
-        return Ok(());
-    }
+    let world = seen.borrow_and_update().clone();
+    let drained = world.nodes.values().filter(|node| node.availability == Availability::Drain);
     let mut failed = None;
-    for entry in parts.store.list(NODE)? {
-        if decode::<NodeSettings>(&entry.key, &entry.value)?.availability == Availability::Drain {
-            // Each by itself, so that whoever changes another waits for no more than one.
-            let _telling = parts.telling.lock().await;
-            failed = tell_of(parts, seen, &entry.key).await.err().or(failed);
-        }
+    for node in drained {
+        // Each by itself, so that whoever changes another waits for no more than one.
+        let _telling = parts.telling.lock().await;
+        failed = tell_of(parts, seen, &node.id).await.err().or(failed);
     }
     failed.map_or(Ok(()), Err)
 }
 
-async fn tell_of(parts: &Parts, seen: &watch::Receiver<Arc<World>>, key: &str) -> Result<()> {
+async fn tell_of(parts: &Parts, seen: &watch::Receiver<Arc<World>>, id: &NodeId) -> Result<()> {
+    let key = persist::node_key(id);
     // First what is written, then the world: the other way round a task could have been placed there in between.
-    let Some(entry) = parts.store.get(key)? else { return Ok(()) };
-    if decode::<NodeSettings>(key, &entry.value)?.availability != Availability::Drain {
+    let Some(entry) = parts.store.get(&key)? else { return Ok(()) };
+    if decode::<NodeSettings>(&key, &entry.value)?.availability != Availability::Drain {
         return Ok(());
     }
     let world = seen.borrow().clone();
-    let id: NodeId = key[NODE.len()..].into();
     let availability = || {
         let known = parts.engine.nodes().borrow().clone();
-        known.iter().find(|node| node.id == id).map(|node| node.availability)
+        known.iter().find(|node| node.id == *id).map(|node| node.availability)
     };
     match availability() {
         None => return Ok(()),
         Some(Availability::Drain) => {}
-        Some(_) if !is_empty(&world, &id) => return Ok(()),
+        Some(_) if !is_empty(&world, id) => return Ok(()),
         Some(_) => {
             let update = NodeUpdate { availability: Some(Availability::Drain), ..NodeUpdate::default() };
             // Where the engine keeps nothing, what is written down is all that there is.
-            if !parts.engine.update_node(&id, &update).await? {
+            if !parts.engine.update_node(id, &update).await? {
                 return Ok(());
             }
             if availability() != Some(Availability::Drain) {

@@ -26,7 +26,7 @@ pub fn bundle_key(hash: &str) -> String {
 }
 
 /// Before a node's id, in the key of its settings.
-pub const NODE: &str = "node/";
+const NODE: &str = "node/";
 
 /// The key of a node's settings.
 pub fn node_key(id: &str) -> String {

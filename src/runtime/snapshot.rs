@@ -11,7 +11,7 @@ use flate2::read::GzDecoder;
 use flate2::write::GzEncoder;
 use serde::{Deserialize, Serialize};
 
-use super::catalog::{Record, Registry, queries, transact};
+use super::catalog::{PREFIX, Record, Registry, queries};
 use super::kv::Kv;
 use super::kv::restore::{self, Restored};
 use crate::model::id::sha256_hex;
@@ -113,7 +113,7 @@ fn packed(state: &[u8], index: u64) -> std::io::Result<Vec<u8>> {
 
 fn prefixes() -> impl Iterator<Item = &'static str> {
     // Keys first: whatever holds one locked is there as well then.
-    restore::PREFIXES.into_iter().chain([transact::PREFIX, queries::QUERY])
+    restore::PREFIXES.into_iter().chain([PREFIX, queries::QUERY])
 }
 
 // The records of an archive, by key.
@@ -170,7 +170,7 @@ struct Held {
     catalog: Vec<(Entry, Record)>,
     queries: Vec<Query>,
     keys: Restored,
-    // Records of the latter two.
+    // Those of queries, keys and sessions.
     writes: Vec<Write>,
 }
 
@@ -179,8 +179,8 @@ impl Held {
         let mut held = Held::default();
         for (key, value) in unpacked(archive)? {
             let entry = Entry { key, version: 0, value };
-            if entry.key.starts_with(transact::PREFIX) {
-                let record = transact::record(&entry)?;
+            if entry.key.starts_with(PREFIX) {
+                let record = Record::restored(&entry)?;
                 held.catalog.push((entry, record));
                 continue;
             }

@@ -205,8 +205,8 @@ impl Nodes {
     /// Changes availability, role and labels in the Swarm itself. Returns when what is known shows it: a list that was asked
     /// for before would say afterwards that nothing was changed.
     pub async fn update(&self, id: &str, update: &NodeUpdate) -> Result<()> {
-        let nothing = update.availability.is_none() && update.role.is_none() && update.label_rm.is_empty();
-        if nothing && update.label_add.is_empty() {
+        // Force is for whoever moves replicas, not for the Swarm.
+        if (NodeUpdate { force: false, ..update.clone() }) == NodeUpdate::default() {
             return Ok(());
         }
         self.change(id, update).await?;

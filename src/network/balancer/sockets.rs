@@ -41,6 +41,12 @@ pub fn is_unheard(stream: &TcpStream) -> bool {
     told == 0 && info.tcpi_retransmits >= 4
 }
 
+/// How many descriptors this process may have.
+pub fn descriptors() -> usize {
+    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
+    limit.map_or(1024, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX))
+}
+
 /// Whether a connection failed for want of something on this host: no fault of any replica's.
 pub fn is_own(error: &io::Error) -> bool {
     let known = [libc::EMFILE, libc::ENFILE, libc::ENOBUFS, libc::ENOMEM, libc::EADDRNOTAVAIL];

@@ -20,7 +20,7 @@ use super::lines::Lines;
 use super::owner::{self, Sharing};
 use super::peers::Peers;
 use super::pick::Choice;
-use super::sockets::{ask_often, prepare};
+use super::sockets::{ask_often, descriptors, prepare};
 use crate::model::id::TaskId;
 use crate::model::port::Protocol;
 use crate::model::units::Duration as Period;
@@ -85,13 +85,6 @@ pub struct Tcp {
     buffer: Vec<u8>,
 }
 
-// Two descriptors each, of those that this process may have; some are for other things.
-fn most_pairs() -> usize {
-    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
-    let limit = limit.map_or(1024, |(soft, _)| usize::try_from(soft).unwrap_or(usize::MAX));
-    (limit.saturating_sub(256) / 2).max(64)
-}
-
 impl Tcp {
     /// Nothing is listened for yet; `seed` tells hosts apart.
     pub fn new(registry: Registry, seed: u64) -> Self {
@@ -105,7 +98,8 @@ impl Tcp {
             seed,
             peers: Peers::default(),
             pairs: HashMap::new(),
-            most: most_pairs(),
+            // Two each; some are for other things.
+            most: (descriptors().saturating_sub(256) / 2).max(64),
             greetings: HashMap::new(),
             doubted: HashSet::new(),
             has_idle: false,

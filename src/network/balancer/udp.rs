@@ -15,6 +15,7 @@ use mio::{Events, Poll, Token, Waker};
 use self::flows::{Open, State};
 use super::datagram;
 use super::owner::{self, Sharing};
+use super::sockets::descriptors;
 use crate::model::port::Protocol;
 use crate::network::table::{Flowed, Listener, Status, Table};
 
@@ -80,9 +81,7 @@ impl Udp {
         }
         let poll = Poll::new()?;
         let waker = Arc::new(Waker::new(poll.registry(), WAKER)?);
-        let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
-        let most = limit.map_or(256, |(soft, _)| usize::try_from(soft / 4).unwrap_or(MOST));
-        let most = most.min(ports() / 2).clamp(64, MOST);
+        let most = (descriptors() / 4).min(ports() / 2).clamp(64, MOST);
         let state = State::new(poll.registry().try_clone()?, most, self.seed);
         let state = Arc::new(Shared { state: Mutex::new(state), waiting: AtomicU32::new(0) });
         let served = state.clone();

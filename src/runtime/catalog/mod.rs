@@ -23,8 +23,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use tokio::sync::Notify;
 
 pub(super) use self::feed::{Feeder, Shared};
-pub(super) use self::records::Record;
-use self::records::{Gone, carry, few, is_neaps, only, ours_only, owned, put_check, record_key, room};
+use self::records::{Gone, carry, few, is_neaps, only, ours_only, owned, put_check, record_key, removals, room};
+pub(super) use self::records::{PREFIX, Record};
 use crate::engines::docker::Address;
 use crate::model::catalog::{CatalogCheck, CatalogNode, CheckStatus, Instance, NODE_MAINTENANCE, SERVICE_MAINTENANCE};
 use crate::model::clock::Clock;
@@ -154,6 +154,7 @@ impl Registry {
                     Gone::Node(node) => drop(draft.remove_node(node)),
                     Gone::Instance(node, id) => {
                         draft.remove_instance(node, id);
+                        // A container may have waited for that id.
                         found.extend(self.settle(draft, node).into_iter().map(|check| (node.clone(), check)));
                     }
                     Gone::Check(node, id) => drop(draft.remove_check(node, id)),
@@ -192,28 +193,14 @@ impl Registry {
     }
 
     /// Removes an instance with its checks. Durable when it returns.
-    pub async fn deregister(&self, node: &str, id: &str) -> Result<()> {
+    pub async fn deregister(self: &Arc<Self>, node: &str, id: &str) -> Result<()> {
         let _writing = self.writing.lock().await;
         let known = self.catalog.read(|state| Some(state.instance(node, id)?.entry.instance.clone()));
         let known = known.ok_or_else(|| Error::not_found(format!("service id \"{id:.70}\"")))?;
         ours_only(&known)?;
         self.store.commit(vec![Write::remove(record_key("instance", node, id))]).await?;
-        self.forget(node, id);
+        self.take_in(Vec::new(), vec![Gone::Instance(node.to_owned(), id.to_owned())]);
         Ok(())
-    }
-
-    fn forget(&self, node: &str, id: &str) {
-        let checks = self.catalog.read(|state| {
-            Some(state.node(node)?.checks_of(id).map(|known| known.check.id.clone()).collect::<Vec<_>>())
-        });
-        for check in checks.unwrap_or_default() {
-            self.halt(node, &check);
-        }
-        self.catalog.change(|draft| {
-            draft.remove_instance(node, id);
-            // A container may have waited for that id.
-            self.settle(draft, node);
-        });
     }
 
     /// Runs the checks of a node that has just been made known.
@@ -344,7 +331,7 @@ impl Registry {
     }
 
     /// Removes a check. Durable when it returns.
-    pub async fn deregister_check(&self, node: &str, id: &str) -> Result<()> {
+    pub async fn deregister_check(self: &Arc<Self>, node: &str, id: &str) -> Result<()> {
         let _writing = self.writing.lock().await;
         let known = self.catalog.read(|state| Some(state.node(node)?.checks.get(id)?.check.clone()));
         let known = known.ok_or_else(|| Error::not_found(format!("check \"{id:.70}\"")))?;
@@ -358,8 +345,7 @@ impl Registry {
         if let Some(write) = write {
             self.store.commit(vec![write]).await?;
         }
-        self.halt(node, id);
-        self.catalog.change(|draft| draft.remove_check(node, id));
+        self.take_in(Vec::new(), vec![Gone::Check(node.to_owned(), id.to_owned())]);
         Ok(())
     }
 
@@ -378,26 +364,16 @@ impl Registry {
     }
 
     /// Removes a node that clients have made, with all that is on it. Durable when it returns.
-    pub async fn deregister_node(&self, node: &str) -> Result<()> {
+    pub async fn deregister_node(self: &Arc<Self>, node: &str) -> Result<()> {
         let _writing = self.writing.lock().await;
         if self.is_host(node) {
             return Err(Error::new(Kind::Conflict, format!("node \"{node:.70}\""), "is a host of the cluster")
                 .help("`neap node rm` takes a host out of it"));
         }
-        let known = self.catalog.read(|state| {
-            let entry = state.node(node)?;
-            let checks = entry.checks.values().map(|known| known.check.id.clone());
-            Some((entry.instances.keys().cloned().collect::<Vec<_>>(), checks.collect::<Vec<_>>()))
-        });
-        let (instances, checks) = known.ok_or_else(|| Error::not_found(format!("node \"{node:.70}\"")))?;
-        let of_instances = instances.iter().map(|id| Write::remove(record_key("instance", node, id)));
-        let of_checks = checks.iter().map(|id| Write::remove(record_key("check", node, id)));
-        let all = of_instances.chain(of_checks).chain([Write::remove(record_key("node", node, ""))]);
-        self.store.commit(all.collect()).await?;
-        for check in &checks {
-            self.halt(node, check);
-        }
-        self.catalog.change(|draft| draft.remove_node(node));
+        let removals = self.catalog.read(|state| Some(removals(state.node(node)?)));
+        let removals = removals.ok_or_else(|| Error::not_found(format!("node \"{node:.70}\"")))?;
+        self.store.commit(removals).await?;
+        self.take_in(Vec::new(), vec![Gone::Node(node.to_owned())]);
         Ok(())
     }
 

@@ -179,7 +179,7 @@ impl Registry {
     }
 
     /// Removes an instance; of the daemon's host where no node is named. Durable when it returns.
-    pub async fn deregister_own(&self, node: Option<&str>, id: &str) -> Result<()> {
+    pub async fn deregister_own(self: &Arc<Self>, node: Option<&str>, id: &str) -> Result<()> {
         self.service_of(node, id)?;
         self.deregister(node.unwrap_or(&self.host), id).await
     }

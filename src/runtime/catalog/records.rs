@@ -9,7 +9,6 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::Notify;
 
 use super::feed::mark_lost;
-use super::transact::PREFIX;
 use super::{Before, Registry, queries};
 use crate::model::catalog::{CatalogCheck, CatalogNode, CheckKind, Instance, Origin, SERF_HEALTH};
 use crate::model::clock::Clock;
@@ -19,8 +18,10 @@ use crate::model::{Error, Kind, Result};
 use crate::network::Network;
 use crate::network::catalog::{Catalog, Draft, Key, NodeEntry, State, key};
 use crate::script::host::ScriptHost;
-use crate::store::{Store, Write, decode, encode};
+use crate::store::{Entry, Store, Write, decode, encode};
 
+/// Where registrations are in the store.
+pub const PREFIX: &str = "catalog/";
 /// Where the number stands that no index of a daemon before has reached.
 const FLOOR: &str = "catalog-floor";
 /// How many changes are ahead of it.
@@ -58,6 +59,16 @@ impl Record {
         }
     }
 
+    /// One that was kept elsewhere: an error unless clients may register it so.
+    pub fn restored(entry: &Entry) -> Result<Self> {
+        let record: Record = decode(&entry.key, &entry.value)?;
+        record.valid()?;
+        match record.key() == entry.key {
+            true => Ok(record),
+            false => Err(Error::invalid(format!("record \"{:.80}\"", entry.key), "is not of that key")),
+        }
+    }
+
     /// As it is written down.
     pub fn write(&self) -> Write {
         Write::put(self.key(), encode(self))
@@ -83,8 +94,7 @@ impl Record {
         }
     }
 
-    /// An error unless clients may register it so.
-    pub fn valid(&self) -> Result<()> {
+    fn valid(&self) -> Result<()> {
         match self {
             Record::Node(node) => node.check(),
             Record::Instance { instance, checks, .. } => {
@@ -149,7 +159,15 @@ impl Gone {
 
 /// The key of a record. Names are whatever clients say: a hash of them is one.
 pub fn record_key(kind: &str, node: &str, id: &str) -> String {
-    format!("catalog/{kind}/{}", sha256_hex(format!("{}\0{id}", key(node)).as_bytes()))
+    format!("{PREFIX}{kind}/{}", sha256_hex(format!("{}\0{id}", key(node)).as_bytes()))
+}
+
+/// What takes a node away with all that is on it.
+pub fn removals(entry: &NodeEntry) -> Vec<Write> {
+    let name = &entry.node.name;
+    let instances = entry.instances.keys().map(|id| record_key("instance", name, id));
+    let checks = entry.checks.keys().map(|id| record_key("check", name, id));
+    instances.chain(checks).chain([record_key("node", name, "")]).map(Write::remove).collect()
 }
 
 /// Whether Neap itself says it.

@@ -5,15 +5,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Registry;
-use super::records::{Gone, Record, carry, few, is_neaps, only, ours_only, owned, record_key, room};
+use super::records::{Gone, Record, carry, few, is_neaps, only, ours_only, owned, record_key, removals, room};
 use crate::model::catalog::{CatalogCheck, CatalogNode, Instance};
 use crate::model::query::Query;
 use crate::model::{Error, Kind, Result};
 use crate::network::catalog::{CheckEntry, InstanceEntry, Key, NodeEntry, State, key};
-use crate::store::{Entry, Write, decode};
-
-/// Where registrations are in the store.
-pub const PREFIX: &str = "catalog/";
+use crate::store::Write;
 
 /// What is done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -115,9 +112,8 @@ impl Alone<'_> {
         let mut copy = Copy::default();
         let (mut told, mut refused) = (Vec::new(), Vec::new());
         for (number, op) in ops {
-            if let About::Instance(node, _) | About::Check(node, _) = &op.about {
-                copy.last.insert(key(node), number);
-            }
+            let (About::Node(CatalogNode { name, .. }) | About::Instance(name, _) | About::Check(name, _)) = &op.about;
+            copy.last.insert(key(name), number);
             match copy.apply(self.registry, op) {
                 Ok(Some(read)) => told.push((number, read)),
                 Ok(None) => {}
@@ -171,16 +167,6 @@ impl Alone<'_> {
     }
 }
 
-/// A registration as it is written down, and as clients may register it.
-pub fn record(entry: &Entry) -> Result<Record> {
-    let record: Record = decode(&entry.key, &entry.value)?;
-    record.valid()?;
-    match record.key() == entry.key {
-        true => Ok(record),
-        false => Err(Error::invalid(format!("record \"{:.80}\"", entry.key), "is not of that key")),
-    }
-}
-
 impl Told {
     fn of(entry: &NodeEntry, instance: Option<&str>, check: Option<&str>) -> NodeEntry {
         let (mut instances, mut checks) = (BTreeMap::new(), BTreeMap::new());
@@ -217,12 +203,8 @@ impl Prepared {
         let (before, after) = match (before, after) {
             (None, None) => return,
             (Some(before), None) => {
-                let name = &before.node.name;
-                self.writes.push(Write::remove(record_key("node", name, "")));
-                let instances = before.instances.keys().map(|id| Write::remove(record_key("instance", name, id)));
-                self.writes.extend(instances);
-                self.writes.extend(before.checks.keys().map(|id| Write::remove(record_key("check", name, id))));
-                self.gone.push(Gone::Node(name.clone()));
+                self.writes.extend(removals(before));
+                self.gone.push(Gone::Node(before.node.name.clone()));
                 return;
             }
             (before, Some(after)) => (before, after),

@@ -60,7 +60,6 @@ struct Lines {
     failed: Option<Instant>,
 }
 
-#[derive(Clone)]
 struct Stream {
     sender: SendRequest<Sent>,
     under_way: Arc<AtomicUsize>,

@@ -29,6 +29,7 @@ use crate::network::balancer::hook::{Hooks, Loaded};
 use crate::network::balancer::lines::Lines;
 use crate::network::balancer::pick::{Picked, Wish, text_hash};
 use crate::network::balancer::proxy;
+use crate::network::balancer::sockets::descriptors;
 
 /// How long a client has for the handshake of TLS.
 const HANDSHAKE: Duration = Duration::from_secs(10);
@@ -333,10 +334,9 @@ impl Worker {
     }
 }
 
-// Half of the descriptors that this process may have.
+// Half of the descriptors.
 fn most_connections() -> usize {
-    let limit = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE);
-    limit.map_or(512, |(soft, _)| usize::try_from(soft / 2).unwrap_or(usize::MAX)).max(64)
+    (descriptors() / 2).max(64)
 }
 
 // Counts a connection while it is open.
