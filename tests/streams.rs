@@ -246,3 +246,167 @@ fn clients_of_http_1_reach_what_speaks_http_2() {
     let status = balancer.status();
     assert_eq!(status["connections"], json!({}), "nothing is under way any more: {status}");
 }
+
+// Clients of HTTP/2, by a connection of their own.
+async fn by_streams(port: u16) -> hyper::client::conn::http2::SendRequest<http_body_util::Full<bytes::Bytes>> {
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+    let stream = tokio::net::TcpStream::connect(("127.0.0.1", port)).await.unwrap();
+    let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+    let (sender, connection) = builder.handshake(TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    sender
+}
+
+// What speaks HTTP/1.1 alone answers clients of HTTP/2: one after the other by one connection, and some at once; answers of each kind.
+#[test]
+fn clients_of_http_2_reach_what_speaks_http_1() {
+    use http_body_util::{BodyExt, Full};
+    use hyper::{Method, Request};
+    const LARGE: usize = 700_000;
+    let server = Replica::start(|request, stream| {
+        let (line, length) = (request.head.lines().next().unwrap_or_default(), request.body.len());
+        let path = line.split(' ').nth(1).unwrap_or_default();
+        let answer = match path {
+            "/none" => "HTTP/1.1 204 No Content\r\nX-Kind: none\r\n\r\n".to_owned(),
+            "/same" => "HTTP/1.1 304 Not Modified\r\nETag: \"1\"\r\n\r\n".to_owned(),
+            "/early" => "HTTP/1.1 103 Early Hints\r\nLink: </x>\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+                .to_owned(),
+            "/empty" => "HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n".to_owned(),
+            "/large" => answer(200, &"l".repeat(LARGE)),
+            "/chunks" => {
+                let part = format!("{:x}\r\n{}\r\n", 1000, "c".repeat(1000));
+                format!(
+                    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n{}0\r\nX-Sum: 1\r\n\r\n",
+                    part.repeat(300)
+                )
+            }
+            _ => answer(200, &format!("{line} {length}")),
+        };
+        let body = match line.starts_with("HEAD") {
+            true if path == "/early" => answer.trim_end_matches("ok"),
+            true => answer.split_inclusive("\r\n\r\n").next().unwrap_or_default(),
+            false => &answer,
+        };
+        stream.write_all(body.as_bytes()).is_ok()
+    });
+    let mut balancer = Balancer::start();
+    balancer.route(&[("one", json!({ "host": "one.test" }), &[(&server, 100)])]);
+    let port = balancer.port;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let sender = by_streams(port).await;
+        let ask = |method: Method, path: &str, body: Vec<u8>| {
+            let uri = format!("http://one.test{path}");
+            let request = Request::builder().method(method).uri(uri).header("cookie", "a=1").header("cookie", "b=2");
+            let (request, mut sender) = (request.body(Full::new(bytes::Bytes::from(body))).unwrap(), sender.clone());
+            async move {
+                let (parts, body) = sender.send_request(request).await.unwrap().into_parts();
+                let body = body.collect().await.unwrap().to_bytes();
+                (parts.status.as_u16(), parts.headers, String::from_utf8_lossy(&body).into_owned())
+            }
+        };
+        for _ in 0..3 {
+            for (path, status, length) in [
+                ("/none", 204, 0),
+                ("/same", 304, 0),
+                ("/early", 200, 2),
+                ("/empty", 200, 0),
+                ("/large", 200, LARGE),
+                ("/chunks", 200, 300_000),
+            ] {
+                let (got, _, body) = ask(Method::GET, path, Vec::new()).await;
+                assert_eq!((got, body.len()), (status, length), "{path}");
+                let (got, fields, body) = ask(Method::HEAD, path, Vec::new()).await;
+                assert_eq!((got, body.len()), (status, 0), "HEAD {path}");
+                let said = fields.get("content-length").map(|length| length.to_str().unwrap().to_owned());
+                assert!(path != "/large" || said == Some(LARGE.to_string()), "{fields:?}");
+            }
+        }
+        assert_eq!(server.connections(), 1, "each leaves its connection to the next");
+        let all: Vec<_> = (0..100).map(|number| ask(Method::GET, &format!("/{number}"), Vec::new())).collect();
+        let posts: Vec<_> = (0..20).map(|size| ask(Method::POST, "/post", vec![b'x'; size * 10_000])).collect();
+        let (mut got, mut posted) = (Vec::new(), Vec::new());
+        let (mut all, mut posts) = (tokio::task::JoinSet::from_iter(all), tokio::task::JoinSet::from_iter(posts));
+        while let Some(answer) = all.join_next().await {
+            got.push(answer.unwrap().2);
+        }
+        while let Some(answer) = posts.join_next().await {
+            posted.push(answer.unwrap().2);
+        }
+        got.sort();
+        let mut wanted: Vec<String> = (0..100).map(|number| format!("GET /{number} HTTP/1.1 0")).collect();
+        wanted.sort();
+        assert_eq!(got, wanted);
+        posted.sort();
+        let mut wanted: Vec<String> = (0..20).map(|size| format!("POST /post HTTP/1.1 {}", size * 10_000)).collect();
+        wanted.sort();
+        assert_eq!(posted, wanted);
+    });
+    assert_eq!(balancer.status()["connections"], json!({}), "nothing is under way any more");
+}
+
+// A client that takes nothing of its answer until all of its body has gone: the one goes on without the other.
+#[test]
+fn a_body_goes_on_while_its_answer_waits() {
+    use http_body_util::{BodyExt, Full};
+    const SIZE: usize = 4 << 20;
+    let (told, heard) = std::sync::mpsc::channel();
+    let server = Replica::raw(move |stream| {
+        let mut seen = Vec::new();
+        let mut part = vec![0; 64 * 1024];
+        while !seen.windows(4).any(|end| end == b"\r\n\r\n") {
+            let length = stream.read(&mut part).unwrap();
+            seen.extend_from_slice(&part[..length]);
+        }
+        let mut other = stream.try_clone().unwrap();
+        let answering = std::thread::spawn(move || {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {SIZE}\r\n\r\n");
+            other.write_all(head.as_bytes()).unwrap();
+            other.write_all(&vec![b'a'; SIZE]).unwrap();
+        });
+        while seen.len() < SIZE {
+            match stream.read(&mut part) {
+                Ok(0) | Err(_) => break,
+                Ok(length) => seen.extend_from_slice(&part[..length]),
+            }
+        }
+        let _ = told.send(seen.len());
+        answering.join().unwrap();
+        Vec::new()
+    });
+    let mut balancer = Balancer::start();
+    balancer.route(&[("one", json!({ "host": "one.test" }), &[(&server, 100)])]);
+    let port = balancer.port;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let length = runtime.block_on(async {
+        let mut sender = by_streams(port).await;
+        let body = Full::new(bytes::Bytes::from(vec![b'x'; SIZE]));
+        let request = hyper::Request::post("http://one.test/").body(body).unwrap();
+        let response = sender.send_request(request).await.unwrap();
+        let gone = tokio::task::spawn_blocking(move || heard.recv_timeout(Duration::from_secs(20)));
+        assert!(gone.await.unwrap().is_ok_and(|length| length >= SIZE), "the body has come");
+        response.into_body().collect().await.unwrap().to_bytes().len()
+    });
+    assert_eq!(length, SIZE);
+}
+
+// A line of the access log counts the body of what came by HTTP/2 as well.
+#[test]
+fn lines_of_streams_say_how_much_came() {
+    let server = streams(1).0;
+    let collector = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    collector.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let mut balancer = Balancer::start();
+    let to = collector.local_addr().unwrap().to_string();
+    let spec = json!({ "host": "stream.test", "protocol": "h2c", "access_log": to });
+    balancer.route(&[("stream", spec, &[(&server, 100)])]);
+    let whole = balancer.raw(b"GET /x HTTP/1.1\r\nHost: stream.test\r\nConnection: close\r\n\r\n");
+    let body = whole.split_once("\r\n\r\n").unwrap().1;
+    let mut bytes = [0; 8192];
+    let length = collector.recv(&mut bytes).unwrap();
+    let line: serde_json::Value = serde_json::from_slice(&bytes[..length]).unwrap();
+    assert_eq!(
+        (&line["_status"], &line["_bytes"], &line["_task"]),
+        (&json!(200), &json!(body.len()), &json!(server.id))
+    );
+}

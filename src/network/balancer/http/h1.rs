@@ -57,7 +57,11 @@ pub struct Session<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// A connection that came in.
     pub fn new(worker: Rc<Worker>, stream: S, front: Rc<str>, from: From, watch: Rc<Watch>) -> Self {
-        let input = BytesMut::with_capacity(4 * 1024);
+        Self::begun(worker, stream, front, from, watch, BytesMut::with_capacity(4 * 1024))
+    }
+
+    /// One of which something was read already.
+    pub fn begun(worker: Rc<Worker>, stream: S, front: Rc<str>, from: From, watch: Rc<Watch>, input: BytesMut) -> Self {
         let (out, head, answer) = (Vec::with_capacity(4 * 1024), Head::default(), Head::default());
         Session { worker, stream, front, from, watch, input, out, head, answer, has_begun: false }
     }

@@ -1,10 +1,8 @@
 //! Requests of HTTP/2 to replicas that speak it too: many on one connection, with trailers, as gRPC needs them.
 
-use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
-use std::rc::Rc;
-use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
@@ -12,161 +10,28 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::{Body as HttpBody, Frame, Incoming, SizeHint};
-use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::http::request::Parts;
 use hyper::{Request, Response, Uri, Version};
-use hyper_util::rt::{TokioIo, TokioTimer};
-use rustc_hash::FxHashMap;
 use smallvec::SmallVec;
 use tokio::time::error::Elapsed;
 
 use super::access::Line;
 use super::h1::{ANSWER, RETRIES};
-use super::h2::{Here, Kept, Out, told};
+use super::h2::{Kept, Out, told};
 use super::head::{Kind, kind};
 use super::rewrite::{self, From};
 use super::routes::Way;
+use super::streams::UnderWay;
 use super::worker::{Named, Worker};
 use crate::model::id::TaskId;
 use crate::model::route::RouteSpec;
 use crate::network::balancer::hook::{RoutedRequest, cookie_of};
-use crate::network::balancer::pick::{Peer, Picked, Wish};
+use crate::network::balancer::pick::{Picked, Wish};
 use crate::network::balancer::sockets::is_own;
 
-/// How often a replica is asked whether it is there, and how long it has to say so.
-const ALIVE: (std::time::Duration, std::time::Duration) =
-    (std::time::Duration::from_secs(10), std::time::Duration::from_secs(10));
-
-/// What a replica may send of one answer before the client has read it, and of all of them, in bytes.
-const WINDOW: u32 = 256 * 1024;
-const WINDOWS: u32 = (1 << 31) - 1;
-/// Requests on one connection at a time; more make another. A replica keeps back what their windows let it send, and has bounds of
-/// its own there (nginx ends a connection with 10,000 frames that wait to go).
-const MOST: usize = 100;
-
-type Sent = http_body_util::combinators::UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
-
-/// Connections to replicas that speak HTTP/2.
-#[derive(Default)]
-pub struct Streams(RefCell<FxHashMap<usize, Lines>>);
-
-// Those to one replica, and whoever makes one more.
-struct Lines {
-    peer: Arc<Peer>,
-    open: Vec<Stream>,
-    making: Rc<tokio::sync::Mutex<()>>,
-    // When one could not be made for the last time.
-    failed: Option<Instant>,
-}
-
-struct Stream {
-    sender: SendRequest<Sent>,
-    under_way: Arc<AtomicUsize>,
-}
-
-/// A request on one of them, until its answer is over.
-struct UnderWay(Arc<AtomicUsize>);
-
-impl Drop for UnderWay {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-impl Stream {
-    fn begin(&self) -> (SendRequest<Sent>, UnderWay) {
-        self.under_way.fetch_add(1, Ordering::Relaxed);
-        (self.sender.clone(), UnderWay(self.under_way.clone()))
-    }
-}
-
-impl Streams {
-    // One to a replica with room for a request, and whether it was there before.
-    async fn get(&self, worker: &Worker, peer: &Arc<Peer>) -> io::Result<(SendRequest<Sent>, UnderWay, bool)> {
-        let making = match self.free(peer) {
-            Ok((sender, under_way)) => return Ok((sender, under_way, true)),
-            Err(making) => making,
-        };
-        // Those who come at the same time wait for one, rather than make one each; where that fails, it has for all of them.
-        let began = Instant::now();
-        let _turn = making.lock().await;
-        if let Ok((sender, under_way)) = self.free(peer) {
-            return Ok((sender, under_way, true));
-        }
-        let has_failed = |lines: &Lines| lines.failed.is_some_and(|failed| failed >= began);
-        if self.0.borrow().get(&key(peer)).is_some_and(has_failed) {
-            return Err(io::ErrorKind::NotConnected.into());
-        }
-        let made = Self::make(worker, peer).await;
-        let mut all = self.0.borrow_mut();
-        let lines = all.get_mut(&key(peer));
-        match made {
-            Ok(stream) => {
-                let (sender, under_way) = stream.begin();
-                if let Some(lines) = lines {
-                    lines.open.push(stream);
-                }
-                Ok((sender, under_way, false))
-            }
-            Err(error) => {
-                // That this host has none left is not the replica's.
-                if let Some(lines) = lines.filter(|_| !is_own(&error)) {
-                    lines.failed = Some(Instant::now());
-                }
-                Err(error)
-            }
-        }
-    }
-
-    async fn make(worker: &Worker, peer: &Arc<Peer>) -> io::Result<Stream> {
-        let watch = worker.watches.begin(super::pool::CONNECT);
-        let upstream = worker.pool.connect(peer, &watch).await?;
-        let mut builder = Builder::new(Here);
-        builder.timer(TokioTimer::new()).keep_alive_interval(ALIVE.0).keep_alive_timeout(ALIVE.1);
-        // One client that does not read holds up its own answer alone: of the connection as a whole no more is kept back.
-        builder.initial_stream_window_size(WINDOW).initial_connection_window_size(WINDOWS);
-        let (sender, connection) = builder.handshake(TokioIo::new(upstream.stream)).await.map_err(io::Error::other)?;
-        tokio::task::spawn_local(async move {
-            let _ = connection.await;
-        });
-        Ok(Stream { sender, under_way: Arc::default() })
-    }
-
-    // The one with the fewest requests, or whoever makes another.
-    fn free(&self, peer: &Arc<Peer>) -> Result<(SendRequest<Sent>, UnderWay), Rc<tokio::sync::Mutex<()>>> {
-        let mut all = self.0.borrow_mut();
-        let lines = all.entry(key(peer)).or_insert_with(|| Lines {
-            peer: peer.clone(),
-            open: Vec::new(),
-            making: Rc::default(),
-            failed: None,
-        });
-        lines.open.retain(|stream| !stream.sender.is_closed());
-        let load = |stream: &&Stream| stream.under_way.load(Ordering::Relaxed);
-        let least = lines.open.iter().min_by_key(load).filter(|stream| load(stream) < MOST);
-        least.map(Stream::begin).ok_or_else(|| lines.making.clone())
-    }
-
-    // That one takes nothing any more: what is under way on it is finished, or it is over already.
-    fn forget(&self, peer: &Arc<Peer>, under_way: &UnderWay) {
-        if let Some(lines) = self.0.borrow_mut().get_mut(&key(peer)) {
-            lines.open.retain(|stream| !Arc::ptr_eq(&stream.under_way, &under_way.0));
-        }
-    }
-
-    /// Closes those to replicas that nobody is sent to any more. What is under way on them is finished.
-    pub fn tidy(&self, is_known: impl Fn(&Arc<Peer>) -> bool) {
-        self.0.borrow_mut().retain(|_, lines| {
-            lines.open.retain(|stream| !stream.sender.is_closed());
-            is_known(&lines.peer)
-        });
-    }
-}
-
-fn key(peer: &Arc<Peer>) -> usize {
-    Arc::as_ptr(peer) as usize
-}
+/// A request's body on its way to a replica.
+pub type Sent = http_body_util::combinators::UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
 /// Sends a request to whoever the route chooses.
 pub async fn exchange(
@@ -199,13 +64,13 @@ pub async fn exchange(
         if let Ok(to) = HeaderValue::from_str(&to) {
             response.headers_mut().insert(header::LOCATION, to);
         }
-        return response.map(|body| Kept::new(body, request).boxed_unsync());
+        return response.map(|body| Box::pin(Kept::new(body, request)) as Out);
     }
     let (parts, body) = request.into_parts();
     let length = body.size_hint().exact();
     if spec.max_body.is_some_and(|most| length.is_some_and(|length| length > most.0)) {
         let response = fail(413, "the body is larger than this route takes");
-        return response.map(|answer| Kept::new(answer, body).boxed_unsync());
+        return response.map(|answer| Box::pin(Kept::new(answer, body)) as Out);
     }
     let mark = spec.sticky.as_deref().and_then(|name| cookie(&parts.headers, name)).map(str::to_owned);
     let hash = worker.hash(spec, from, parts.uri.path().as_bytes(), |by| match by {
@@ -221,7 +86,7 @@ pub async fn exchange(
         RoutedRequest::of(method, host.as_bytes(), target.as_bytes(), client, from.is_secure, fields.collect())
     });
     let (going, back) = (Arc::new(Progress::default()), Back::default());
-    let fail = |status: u16, why: &str| fail(status, why).map(|body| Kept::new(body, back.clone()).boxed_unsync());
+    let fail = |status: u16, why: &str| fail(status, why).map(|body| Box::pin(Kept::new(body, back.clone())) as Out);
     let most = spec.max_body.map_or(u64::MAX, |most| most.0);
     let body: Sent = Going { body: Some(body), left: most, state: going.clone(), back: back.clone() }.boxed_unsync();
     let Some(parts) = forwarded(parts, host, &way, from) else { return fail(400, "the target is no path") };
@@ -261,7 +126,7 @@ pub async fn exchange(
                 if let Some(line) = &line {
                     line.task.set(Some(peer.id));
                 }
-                return handed_on(response, &way, (picked, under_way), mark.as_deref(), from);
+                return handed_on(response, &way, (picked, under_way), line, mark.as_deref(), from);
             }
             // Nothing of it was sent: the connection was closed at the other end, or the replica takes no more.
             Ok(Err(Some(request))) => {
@@ -396,6 +261,36 @@ impl HttpBody for Going {
     }
 }
 
+// An answer's body, with what is known of it until it is over.
+struct Coming {
+    body: Incoming,
+    line: Option<Line>,
+    _until_then: (Picked, UnderWay),
+}
+
+impl HttpBody for Coming {
+    type Data = Bytes;
+    type Error = io::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context) -> Poll<Option<io::Result<Frame<Bytes>>>> {
+        let frame = std::task::ready!(Pin::new(&mut self.body).poll_frame(cx));
+        if let (Some(line), Some(Ok(frame))) = (&self.line, &frame)
+            && let Some(data) = frame.data_ref()
+        {
+            line.bytes.set(Some(line.bytes.get().unwrap_or_default() + data.len() as u64));
+        }
+        Poll::Ready(frame.map(|frame| frame.map_err(io::Error::other)))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
 // A request's head for the replica.
 fn forwarded(mut parts: Parts, host: &str, way: &Way, from: &From) -> Option<Parts> {
     let mut target = Vec::new();
@@ -454,6 +349,7 @@ fn handed_on(
     response: Response<Incoming>,
     way: &Way,
     (picked, under_way): (Picked, UnderWay),
+    line: Option<Line>,
     mark: Option<&str>,
     from: &From,
 ) -> Response<Out> {
@@ -464,7 +360,10 @@ fn handed_on(
     {
         parts.headers.append(header::SET_COOKIE, cookie);
     }
-    Response::from_parts(parts, Kept::new(body, (picked, under_way)).boxed_unsync())
+    if let Some(line) = &line {
+        line.bytes.set(Some(0));
+    }
+    Response::from_parts(parts, Box::pin(Coming { body, line, _until_then: (picked, under_way) }))
 }
 
 // All that proxies have said of by way of whom it came: there may be several fields.

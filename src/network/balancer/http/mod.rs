@@ -2,7 +2,8 @@
 //!
 //! A request's head is read (`head`), its route found (`routes`), a replica chosen (`super::pick`), a connection to it taken (`pool`), the head
 //! sent on (`rewrite`) and bodies carried in both directions (`carry`), by a task of the client's connection (`h1`). Nothing is
-//! started for a request of HTTP/1.1, and no timer is set (`watch`); one of HTTP/2 has a session of its own (`h2`), or is a stream (`h2c`).
+//! started for a request of HTTP/1.1, and no timer is set (`watch`); one of HTTP/2 (`h2`) has a session of its own (`pipe`), or goes on as a
+//! stream (`h2c`) on a connection with others (`streams`).
 
 mod access;
 mod carry;
@@ -14,9 +15,11 @@ mod h2c;
 mod head;
 mod one;
 mod own;
+mod pipe;
 mod pool;
 mod rewrite;
 mod routes;
+mod streams;
 mod tally;
 mod through;
 mod tls;

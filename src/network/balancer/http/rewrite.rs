@@ -18,7 +18,7 @@ pub struct From {
     /// The port that it came from.
     pub peer_port: u16,
     /// The address in words.
-    pub address: String,
+    pub address: std::rc::Rc<str>,
     /// The port that it came to.
     pub port: u16,
     /// Whether it came by TLS.
@@ -31,7 +31,7 @@ impl From {
     /// Somebody at an address, who came to a port.
     pub fn new(client: SocketAddr, port: u16, tally: &Arc<Tally>) -> Self {
         let ip = client.ip().to_canonical();
-        let (address, tally) = (ip.to_string(), tally.clone());
+        let (address, tally) = (ip.to_string().into(), tally.clone());
         From { ip, peer_port: client.port(), address, port, is_secure: false, tally }
     }
 
@@ -58,7 +58,7 @@ impl Said {
         debug_assert!(spec.trusts(from.ip), "asked of those that are trusted alone");
         let chain = match value(SAID[0]) {
             Some(before) => format!("{before}, {}", from.address),
-            None => from.address.clone(),
+            None => from.address.to_string(),
         };
         let scheme = value(SAID[1]).unwrap_or_else(|| from.scheme().to_owned());
         let host = value(SAID[2]).unwrap_or_else(|| String::from_utf8_lossy(host).into_owned());
@@ -75,12 +75,12 @@ impl Said {
 /// The client's address: the last one of the chain that no trusted proxy has.
 pub fn client(spec: &RouteSpec, from: &From, chain: Option<&str>) -> String {
     if !spec.trusts(from.ip) {
-        return from.address.clone();
+        return from.address.to_string();
     }
     let chain = chain.unwrap_or_default().rsplit(',').map(str::trim);
     let addresses = chain.filter_map(|text| text.parse::<IpAddr>().ok());
     let client = addresses.map(|address| address.to_canonical()).find(|address| !spec.trusts(*address));
-    client.map_or_else(|| from.address.clone(), |address| address.to_string())
+    client.map_or_else(|| from.address.to_string(), |address| address.to_string())
 }
 
 /// A request's head for the replica.

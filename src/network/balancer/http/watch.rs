@@ -2,7 +2,7 @@
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::{Rc, Weak};
 use std::task::{Poll, Waker};
 use std::time::{Duration, Instant};
@@ -14,12 +14,16 @@ pub const LOOK: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Late;
 
+/// What is carried by whoever waits for it.
+pub type Held = RefCell<Option<Pin<Box<dyn Future<Output = ()>>>>>;
+
 /// A connection's deadline.
 #[derive(Debug)]
 pub struct Watch {
     until: Cell<Instant>,
     is_late: Cell<bool>,
     waker: RefCell<Option<Waker>>,
+    cuts: RefCell<Weak<Held>>,
 }
 
 impl Watch {
@@ -27,6 +31,11 @@ impl Watch {
     pub fn allow(&self, time: Duration) {
         self.until.set(Instant::now() + time);
         self.is_late.set(false);
+    }
+
+    /// What ends with it where nobody carries it that could take notice.
+    pub fn cuts(&self, held: &Rc<Held>) {
+        *self.cuts.borrow_mut() = Rc::downgrade(held);
     }
 
     /// Waits for `future`, and no longer than was allowed.
@@ -57,24 +66,55 @@ impl Watches {
     /// One more.
     pub fn begin(&self, time: Duration) -> Rc<Watch> {
         let until = Cell::new(Instant::now() + time);
-        let watch = Rc::new(Watch { until, is_late: Cell::new(false), waker: RefCell::new(None) });
+        let (is_late, waker, cuts) = (Cell::new(false), RefCell::new(None), RefCell::new(Weak::new()));
+        let watch = Rc::new(Watch { until, is_late, waker, cuts });
         self.0.borrow_mut().push(Rc::downgrade(&watch));
         watch
     }
 
-    /// Wakes those that are late; how many there are.
+    /// Wakes those that are late, and cuts those that were woken before and took no notice; how many there are.
     pub fn look(&self, now: Instant) -> usize {
+        let mut cut = Vec::new();
         let mut all = self.0.borrow_mut();
         all.retain(|watch| {
             let Some(watch) = watch.upgrade() else { return false };
-            if watch.until.get() <= now
-                && !watch.is_late.replace(true)
-                && let Some(waker) = watch.waker.borrow_mut().take()
-            {
-                waker.wake();
+            if watch.until.get() <= now {
+                if watch.is_late.replace(true) {
+                    cut.extend(watch.cuts.take().upgrade());
+                } else if let Some(waker) = watch.waker.borrow_mut().take() {
+                    waker.wake();
+                }
             }
             true
         });
-        all.len()
+        let count = all.len();
+        drop(all);
+        cut.iter().for_each(|held| drop(held.take()));
+        count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_carries_is_cut_once_it_is_late() {
+        let watches = Watches::default();
+        let watch = watches.begin(Duration::from_secs(1));
+        let held: Rc<Held> = Rc::new(RefCell::new(Some(Box::pin(std::future::pending()))));
+        watch.cuts(&held);
+        let now = Instant::now();
+        watches.look(now);
+        assert!(held.borrow().is_some());
+        // It is woken first: whoever waits for it sees for himself.
+        watches.look(now + Duration::from_secs(2));
+        assert!(held.borrow().is_some());
+        watch.allow(Duration::from_secs(9));
+        watches.look(now + Duration::from_secs(3));
+        assert!(held.borrow().is_some(), "it went on");
+        watches.look(now + Duration::from_secs(11));
+        watches.look(now + Duration::from_secs(11));
+        assert!(held.borrow().is_none());
     }
 }

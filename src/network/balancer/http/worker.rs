@@ -16,11 +16,11 @@ use tokio::task::{JoinHandle, LocalSet};
 
 use super::h1::Session;
 use super::h2::{self, Begun};
-use super::h2c::Streams;
 use super::head::Bad;
 use super::pool::Pool;
 use super::rewrite::From;
 use super::routes::{Routing, Way, plain_host};
+use super::streams::Streams;
 use super::tally::{Counted, Tally};
 use super::through;
 use super::watch::{LOOK, Late, Watch, Watches};
