@@ -182,6 +182,25 @@ fn a_snapshot_puts_all_of_it_back() {
     let other = Catalog::start();
     assert_eq!(curl(&other, &["-T", &to]), "200");
     is_back(&other);
+    // By the command and by a script as well.
+    let kept = |name: &str| folder.path().join(name).display().to_string();
+    other.daemon.ok(&["catalog", "snapshot", "save", &kept("command.tgz")]);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/snapshot.lua");
+    other.daemon.ok(&["run", script, &kept("script.tgz")]);
+    for restore in [
+        &["catalog", "snapshot", "restore", &kept("command.tgz")][..],
+        &["run", script, &kept("script.tgz"), "--restore"],
+    ] {
+        other.put("/v1/catalog/deregister", &json!({ "Node": "ext" }));
+        assert_eq!(other.kv("PUT", "more", "x"), "true");
+        let said = other.daemon.ok(restore);
+        assert!(said.contains("4 keys, sessions and queries put back; 1 removed"), "{said}");
+        is_back(&other);
+    }
+    std::fs::write(kept("none.tgz"), "x").unwrap();
+    let refused = other.daemon.neap(&["catalog", "snapshot", "restore", &kept("none.tgz")]);
+    assert!(!refused.status.success(), "{refused:?}");
+    is_back(&other);
     // Checks that are commands are put back by whoever may do all alone: hosts would run them.
     let runs = Catalog::with(&[("NEAP_ENABLE_SCRIPT_CHECKS", "true".into())]);
     runs.put("/v1/agent/check/register", &json!({ "Name": "run", "Args": ["true"], "Interval": "1h" }));

@@ -4,7 +4,10 @@ use futures_util::StreamExt;
 
 use super::routes::{route, schema};
 use super::{About, Answer, Call, Route, json, lines};
-use crate::client::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
+use crate::client::catalog::{
+    CatalogRestored, CatalogSnapshot, FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register,
+    Report,
+};
 use crate::model::right::Role;
 use crate::model::{Error, Kind, Result, strict};
 
@@ -12,7 +15,7 @@ const NODE: (&str, &str) = ("node", "the node that it is on; the host that is as
 
 /// All of them.
 pub fn all() -> Vec<Route> {
-    use crate::model::right::Role::{Deployer, Viewer};
+    use crate::model::right::Role::{Admin, Deployer, Viewer};
     const WHICH: &[(&str, &str)] = &[
         ("tag", "only those with this tag"),
         ("node", "only those on this node"),
@@ -82,6 +85,22 @@ pub fn all() -> Vec<Route> {
             request: schema::<Report>(),
             ..route("POST", "/v1/catalog/checks/{id}", "Says how a check with a TTL is", Deployer, |call| {
                 Box::pin(report(call))
+            })
+        },
+        Route {
+            response: schema::<CatalogSnapshot>(),
+            ..route("GET", "/v1/catalog/snapshot", "All that clients have registered and written", Admin, |call| {
+                Box::pin(snapshot(call))
+            })
+        },
+        Route {
+            change: Some("catalog.restore"),
+            request: schema::<CatalogSnapshot>(),
+            response: schema::<CatalogRestored>(),
+            // What is 32 MiB as it is, and what goes around it.
+            most: (32 << 20) * 4 / 3 + 1024,
+            ..route("PUT", "/v1/catalog/snapshot", "Puts all of that back: what is not in it goes", Admin, |call| {
+                Box::pin(restore(call))
             })
         },
     ]
@@ -163,6 +182,15 @@ async fn maintain(call: Call) -> Result<Answer> {
     let (node, id) = place(&call)?;
     own(&call, &node, |found| found.id == id, Some(&format!("service id \"{id:.70}\""))).await?;
     json(&call.api.cluster.maintain(Some(&node), id, maintenance).await?)
+}
+
+async fn snapshot(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.catalog_snapshot().await?)
+}
+
+async fn restore(call: Call) -> Result<Answer> {
+    let snapshot: CatalogSnapshot = strict::read("snapshot", &call.body)?;
+    json(&call.api.cluster.restore_catalog(snapshot).await?)
 }
 
 async fn report(call: Call) -> Result<Answer> {

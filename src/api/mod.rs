@@ -141,6 +141,8 @@ struct Route {
     request: Option<Schema>,
     response: Option<Schema>,
     stream: bool,
+    /// Largest body, in bytes.
+    most: usize,
     handler: Handler,
     /// What is answered from memory while no daemon leads.
     standing: Option<fn(&Call, &Standing) -> Result<Answer>>,
@@ -235,9 +237,9 @@ async fn serve(
     });
     let max_age = std::time::Duration::from_secs(u64::from(max_age.transpose()?.unwrap_or_default()));
     let query = read_query(route, request.uri().query().unwrap_or_default())?;
-    let bytes = axum::body::to_bytes(request.into_body(), MAX_BODY).await.map_err(|error| {
-        Error::new(Kind::Exhausted, "request body", format!("is larger than {MAX_BODY} bytes, or broke off"))
-            .cause(error)
+    let most = route.most;
+    let bytes = axum::body::to_bytes(request.into_body(), most).await.map_err(|error| {
+        Error::new(Kind::Exhausted, "request body", format!("is larger than {most} bytes, or broke off")).cause(error)
     })?;
     let body = match (route.request, bytes.is_empty()) {
         (Some(_), true) => return Err(Error::invalid("request body", "is missing")),

@@ -47,6 +47,7 @@ pub fn route(method: &'static str, path: &'static str, summary: &'static str, ne
         request: None,
         response: None,
         stream: false,
+        most: super::MAX_BODY,
         handler,
         standing: None,
     }

@@ -6,11 +6,13 @@ use clap::Subcommand;
 use futures_util::StreamExt;
 
 use super::output::{self, Format, FormatArg};
-use crate::client::catalog::{FoundInstance, InstancesAsk, Maintenance, Register, RegisterCheck, Report};
+use crate::client::catalog::{
+    CatalogSnapshot, FoundInstance, InstancesAsk, Maintenance, Register, RegisterCheck, Report,
+};
 use crate::client::remote::RemoteCluster;
 use crate::client::{Cluster, show};
 use crate::model::catalog::CheckStatus;
-use crate::model::units::Duration;
+use crate::model::units::{Bytes, Duration};
 use crate::model::{Error, Kind, Result};
 
 /// Subcommands of `neap catalog`.
@@ -80,6 +82,9 @@ pub enum Command {
         #[arg(long)]
         node: Option<String>,
     },
+    /// Keep all that clients have registered and written in a file, or put it back
+    #[command(subcommand)]
+    Snapshot(SnapshotCommand),
     /// Take an instance out for maintenance, or with --end let it back in
     Maintenance {
         /// Its id
@@ -94,6 +99,60 @@ pub enum Command {
         #[arg(long)]
         node: Option<String>,
     },
+}
+
+/// Subcommands of `neap catalog snapshot`.
+#[derive(Subcommand)]
+pub enum SnapshotCommand {
+    /// Write what is registered (nodes, instances, checks), keys, sessions and prepared queries to a file
+    Save {
+        /// The file, or - for standard output
+        file: String,
+    },
+    /// Put all of a file back, in one step; what is not in it is removed
+    Restore {
+        /// The file, or - for standard input
+        file: String,
+        #[command(flatten)]
+        format: FormatArg,
+    },
+}
+
+impl SnapshotCommand {
+    async fn run(self, cluster: &RemoteCluster) -> Result<()> {
+        let failed = |file: &str, what: &str, error: std::io::Error| {
+            Error::invalid(format!("file {file:?}"), format!("cannot be {what}")).cause(error)
+        };
+        match self {
+            SnapshotCommand::Save { file } => {
+                let archive = cluster.catalog_snapshot().await?.bytes()?;
+                if file == "-" {
+                    return output::bytes(&archive);
+                }
+                // Keys are nobody else's to read.
+                crate::store::file::replace(std::path::Path::new(&file), &archive, 0o600)
+                    .map_err(|error| failed(&file, "written", error))?;
+                output::line(&format!("{file}: {}", Bytes(archive.len() as u64)))
+            }
+            SnapshotCommand::Restore { file, format } => {
+                let archive = match file.as_str() {
+                    "-" => {
+                        let mut archive = Vec::new();
+                        std::io::Read::read_to_end(&mut std::io::stdin().lock(), &mut archive).map(|_| archive)
+                    }
+                    _ => std::fs::read(&file),
+                };
+                let archive = archive.map_err(|error| failed(&file, "read", error))?;
+                let restored = cluster.restore_catalog(CatalogSnapshot::new(&archive)).await?;
+                output::print(format.format, &restored, || {
+                    format!(
+                        "{} registrations and {} keys, sessions and queries put back; {} removed",
+                        restored.registrations, restored.others, restored.removed
+                    )
+                })
+            }
+        }
+    }
 }
 
 /// Which instances.
@@ -283,6 +342,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
         Command::Report { check, status, output, node } => {
             cluster.report(node.as_deref(), &check, Report { status, output }).await
         }
+        Command::Snapshot(command) => command.run(cluster).await,
         Command::Maintenance { id, reason, end, node } => {
             if end && !reason.is_empty() {
                 return Err(Error::invalid("usage", "--reason says why it begins, and --end ends it"));

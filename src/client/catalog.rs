@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use base64::Engine;
+use base64::prelude::BASE64_STANDARD;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -205,6 +207,38 @@ pub struct Maintenance {
     /// Why.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub reason: String,
+}
+
+/// All that clients have registered and written (instances, nodes, checks, keys, sessions, prepared queries), as one file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct CatalogSnapshot {
+    /// An archive (.tar.gz) in base64.
+    pub archive: String,
+}
+
+impl CatalogSnapshot {
+    /// Of an archive.
+    pub fn new(archive: &[u8]) -> Self {
+        CatalogSnapshot { archive: BASE64_STANDARD.encode(archive) }
+    }
+
+    /// The archive.
+    pub fn bytes(&self) -> Result<Vec<u8>> {
+        let wrong = |error| Error::invalid("snapshot", "its archive is no base64").cause(error);
+        BASE64_STANDARD.decode(&self.archive).map_err(wrong)
+    }
+}
+
+/// What a snapshot has put back.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CatalogRestored {
+    /// Nodes, instances and checks that clients had registered.
+    pub registrations: usize,
+    /// Keys, sessions and prepared queries.
+    pub others: usize,
+    /// What was there and is not in it.
+    pub removed: usize,
 }
 
 impl Register {

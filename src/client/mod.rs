@@ -26,7 +26,10 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use self::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
+use self::catalog::{
+    CatalogRestored, CatalogSnapshot, FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register,
+    Report,
+};
 use self::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use self::members::JoinTicket;
 use self::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
@@ -282,6 +285,10 @@ pub trait Cluster: Send + Sync {
     async fn report(&self, node: Option<&str>, check: &str, report: Report) -> Result<()>;
     /// Begins or ends an instance's maintenance. Durable when it returns.
     async fn maintain(&self, node: Option<&str>, id: &str, maintenance: Maintenance) -> Result<FoundInstance>;
+    /// All that clients have registered and written.
+    async fn catalog_snapshot(&self) -> Result<CatalogSnapshot>;
+    /// Puts all of it back, in one step: what is not in it goes. Durable when it returns.
+    async fn restore_catalog(&self, snapshot: CatalogSnapshot) -> Result<CatalogRestored>;
 
     /// Says how the Swarm is, and changes it first where that is asked.
     async fn swarm(&self, ask: SwarmAsk) -> Result<SwarmState>;

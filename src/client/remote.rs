@@ -5,7 +5,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
 
-use super::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
+use super::catalog::{
+    CatalogRestored, CatalogSnapshot, FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register,
+    Report,
+};
 use super::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use super::members::JoinTicket;
 use super::ports::PortInfo;
@@ -274,6 +277,14 @@ impl Cluster for RemoteCluster {
     async fn maintain(&self, node: Option<&str>, id: &str, maintenance: Maintenance) -> Result<FoundInstance> {
         let path = format!("/v1/catalog/instances/{}/maintenance{}", segment(id), node_query(node));
         self.wire.call("POST", &path, Some(&maintenance)).await
+    }
+
+    async fn catalog_snapshot(&self) -> Result<CatalogSnapshot> {
+        self.get("/v1/catalog/snapshot").await
+    }
+
+    async fn restore_catalog(&self, snapshot: CatalogSnapshot) -> Result<CatalogRestored> {
+        self.wire.call("PUT", "/v1/catalog/snapshot", Some(&snapshot)).await
     }
 
     async fn swarm(&self, ask: SwarmAsk) -> Result<SwarmState> {

@@ -8,6 +8,7 @@ use tokio::sync::mpsc;
 
 use super::follow::Follower;
 use super::{Runtime, commands, cron, kv, logins, prepare, releases, scripts, status, values};
+use crate::client::catalog::{CatalogRestored, CatalogSnapshot};
 use crate::client::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
 use crate::client::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use crate::client::members::JoinTicket;
@@ -19,8 +20,7 @@ use crate::model::bundle::Source;
 use crate::model::cron::CronRun;
 use crate::model::event::Event;
 use crate::model::id::ServiceId;
-use crate::model::name::Name;
-use crate::model::name::check_loose;
+use crate::model::name::{Name, check_loose};
 use crate::model::native::{Adopt, Adoption, HandBack, HandedBack, NativeService};
 use crate::model::node::{self, Availability, ImagePrune, Node, NodeUpdate, PrunedImages, Role};
 use crate::model::objects::{NetworkInfo, NetworkSpec, VolumeAsk, VolumeSpec, Volumes};
@@ -361,6 +361,14 @@ impl Cluster for Runtime {
 
     async fn maintain(&self, node: Option<&str>, id: &str, maintenance: Maintenance) -> Result<FoundInstance> {
         self.registry.maintain_own(node, id, &maintenance).await
+    }
+
+    async fn catalog_snapshot(&self) -> Result<CatalogSnapshot> {
+        super::snapshot::save(&self.registry, &self.kv).await.map(|(archive, _)| CatalogSnapshot::new(&archive))
+    }
+
+    async fn restore_catalog(&self, snapshot: CatalogSnapshot) -> Result<CatalogRestored> {
+        super::snapshot::restore(&self.registry, &self.kv, snapshot.bytes()?, true).await
     }
 
     async fn swarm(&self, ask: SwarmAsk) -> Result<SwarmState> {

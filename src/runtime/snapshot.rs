@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use super::catalog::{PREFIX, Record, Registry, queries};
 use super::kv::Kv;
 use super::kv::restore::{self, Restored};
+use crate::client::catalog::CatalogRestored;
 use crate::model::id::sha256_hex;
 use crate::model::query::Query;
 use crate::model::{Error, Kind, Result};
@@ -201,7 +202,10 @@ impl Held {
 
 /// Puts all of it back, in one step: what is not in it goes. Durable when it returns. `commands`: whether checks that are
 /// commands may be among it, which their hosts will run.
-pub async fn restore(registry: &Arc<Registry>, kv: &Kv, archive: Vec<u8>, commands: bool) -> Result<()> {
+pub async fn restore(registry: &Arc<Registry>, kv: &Kv, archive: Vec<u8>, commands: bool) -> Result<CatalogRestored> {
+    if archive.len() > MOST {
+        return Err(too_large("it", MOST));
+    }
     let _turn = TURN.lock().await;
     let Held { mut catalog, queries, keys, mut writes } = aside(move || Held::read(&archive)).await?;
     if !commands && catalog.iter().any(|(_, record)| record.runs_commands()) {
@@ -214,17 +218,19 @@ pub async fn restore(registry: &Arc<Registry>, kv: &Kv, archive: Vec<u8>, comman
     // Hosts of this cluster, and what runs here, are as they are.
     catalog.retain(|(_, record)| changes.may_restore(record));
     let (entries, records): (Vec<Entry>, Vec<Record>) = catalog.into_iter().unzip();
+    let mut restored = CatalogRestored { registrations: entries.len(), others: writes.len(), removed: 0 };
     writes.extend(entries.into_iter().map(|entry| Write::put(entry.key, entry.value)));
     let kept: std::collections::HashSet<String> = writes.iter().map(|write| write.key.clone()).collect();
     for prefix in prefixes() {
         let gone = kv.store().list(prefix)?.into_iter().filter(|entry| !kept.contains(&entry.key));
         writes.extend(gone.map(|entry| Write::remove(entry.key)));
     }
+    restored.removed = writes.len() - kept.len();
     let version = if writes.is_empty() { 0 } else { kv.store().commit(writes).await? };
     // Sessions end with the nodes and checks that they are bound to: those first.
     changes.restored(records, queries);
     kv.restored(keys, version);
     drop(gate);
     kv.let_go_orphans().await;
-    Ok(())
+    Ok(restored)
 }

@@ -331,7 +331,7 @@ impl Call {
             ("PUT", ["snapshot"]) => {
                 let own = consul.own()?;
                 let commands = self.rights.as_ref().is_some_and(|rights| rights.operates(Access::Write));
-                snapshot::restore(&own.registry, &own.kv, self.body.0.clone(), commands).await.map(|()| Reply::Done)
+                snapshot::restore(&own.registry, &own.kv, self.body.0.clone(), commands).await.map(|_| Reply::Done)
             }
             ("GET", ["coordinate", "node", _]) => Ok(Reply::Missing(1)),
             ("GET", ["coordinate", "datacenters" | "nodes"]) => Ok(Reply::Json(1, Value::Array(Vec::new()))),

@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
-use mlua::{Lua, Table, Value};
+use mlua::{Lua, LuaString, Table, Value};
 use serde::Deserialize;
 
 use super::Reach;
 use super::kv::until;
-use crate::client::catalog::{InstancesAsk, Maintenance, Register, Report};
+use crate::client::catalog::{CatalogSnapshot, InstancesAsk, Maintenance, Register, Report};
 use crate::client::{Cluster, show};
 use crate::model::catalog::CheckStatus;
 use crate::model::units::Duration;
@@ -68,6 +68,7 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>, reach: &Reach) -> mlua::Re
     let table = lua.create_table()?;
     read(lua, &table, cluster, reach)?;
     change(lua, &table, cluster)?;
+    keep(lua, &table, cluster)?;
     table.set_readonly(true);
     lua.globals().set("discovery", table)
 }
@@ -175,6 +176,28 @@ fn change(lua: &Lua, table: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Result<
                 let Maintain { node, enable, reason } = options("discovery.maintain", given)?;
                 let maintenance = Maintenance { enable: enable.unwrap_or(true), reason };
                 from_record(&lua, &cluster.maintain(node.as_deref(), &id, maintenance).await.map_err(raise)?)
+            }
+        })?,
+    )
+}
+
+fn keep(lua: &Lua, table: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
+    let shared = cluster.clone();
+    table.set(
+        "snapshot",
+        lua.create_async_function(move |lua, ()| {
+            let cluster = shared.clone();
+            async move { lua.create_string(cluster.catalog_snapshot().await.and_then(|all| all.bytes()).map_err(raise)?) }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    table.set(
+        "restore",
+        lua.create_async_function(move |lua, archive: LuaString| {
+            let cluster = shared.clone();
+            async move {
+                let snapshot = CatalogSnapshot::new(&archive.as_bytes());
+                from_record(&lua, &cluster.restore_catalog(snapshot).await.map_err(raise)?)
             }
         })?,
     )
