@@ -30,7 +30,12 @@ impl Daemon {
             .arg(folder.join("data"))
             .arg("--socket")
             .arg(folder.join("sock"))
-            .envs([("NEAP_ENGINE", "process"), ("NEAP_CONSUL_LISTEN", "none"), ("NEAP_DNS_LISTEN", "none")])
+            .envs([
+                ("NEAP_ENGINE", "process"),
+                ("NEAP_CONSUL_LISTEN", "none"),
+                ("NEAP_DNS_LISTEN", "none"),
+                ("NEAP_REGISTRY_LISTEN", "none"),
+            ])
             .env("NEAP_CONFIG", folder.join("config"))
             .stdin(Stdio::null())
             .stdout(Stdio::null())

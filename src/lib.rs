@@ -11,6 +11,7 @@ pub mod demo;
 pub mod engines;
 pub mod model;
 pub mod network;
+pub mod registry;
 pub mod runtime;
 pub mod scheduler;
 pub mod script;

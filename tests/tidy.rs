@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 8] = [
     &["model"],
     &["store"],
-    &["engines", "network"],
+    &["engines", "network", "registry"],
     &["scheduler", "client", "compose"],
     &["script"],
     &["runtime"],

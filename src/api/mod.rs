@@ -7,6 +7,7 @@ pub mod consul;
 mod native_routes;
 mod node_routes;
 mod object_routes;
+pub mod oci;
 mod openapi;
 mod registry_routes;
 mod routes;

@@ -7,9 +7,12 @@ use clap::ValueEnum;
 
 use super::discovery::DiscoveryArgs;
 use crate::daemon::engine::{Choice, EngineOptions, StoreChoice};
-use crate::daemon::{self, Options, config};
+use crate::daemon::images::{self, RegistryOptions};
+use crate::daemon::{self, Options, config, discovery};
 use crate::engines::process::ports::DEFAULT_RANGE;
+use crate::model::units::Duration;
 use crate::model::{Error, Result};
+use crate::registry::Limits;
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -57,6 +60,12 @@ pub struct Args {
     /// Folder of hosted scripts that serve the whole cluster; followed, and replaced whole when something in it changes
     #[arg(long, env = "NEAP_SCRIPTS", value_name = "FOLDER")]
     scripts: Option<PathBuf>,
+    /// Where the image registry listens, several with commas, or none [default: 127.0.0.1:5000; in a Swarm none]
+    #[arg(long, env = "NEAP_REGISTRY_LISTEN", value_name = "ADDRESS:PORT")]
+    registry_listen: Option<String>,
+    /// How long the image registry keeps what no manifest is made of, since it came or was last asked for
+    #[arg(long, env = "NEAP_REGISTRY_GRACE", value_name = "DURATION", default_value = "24h")]
+    registry_grace: Duration,
     #[command(flatten)]
     discovery: DiscoveryArgs,
     /// What is logged: error, warn, info, debug, or filters such as neap=debug
@@ -82,11 +91,15 @@ pub async fn main(args: &Args, file: config::Config) -> Result<()> {
         (None, None) => Choice::Auto,
     };
     let ports = args.task_ports.clone().or(file.task_ports);
-    let discovery = args.discovery.read(file.discovery)?;
+    let catalog = args.discovery.read(file.discovery)?;
+    let listen = args.registry_listen.clone().or(file.registry_listen);
+    let listen = listen.map(|text| discovery::addresses("--registry-listen", Some(&text), images::PORT)).transpose()?;
+    let limits = Limits { grace: args.registry_grace.std(), ..Limits::default() };
     let internal = args.internal_range.clone().or(file.internal_range);
     daemon::up(Options {
         internal: internal.map(|range| range.parse()).transpose()?,
-        discovery,
+        registry: RegistryOptions { listen, limits },
+        discovery: catalog,
         cluster: args.cluster.clone().or(file.cluster).unwrap_or_else(|| "default".into()),
         data: args.data.clone().or(file.data).unwrap_or_else(config::default_data),
         socket: args.socket.clone().or(file.socket).unwrap_or_else(config::default_socket),

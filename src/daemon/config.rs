@@ -49,6 +49,9 @@ pub struct Config {
     /// A folder of hosted scripts that the daemon follows.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub scripts: Option<PathBuf>,
+    /// Where the image registry listens: addresses with commas, or `none`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_listen: Option<String>,
     /// Where and how the catalogue is served.
     #[serde(skip_serializing_if = "Discovery::is_default")]
     pub discovery: Discovery,

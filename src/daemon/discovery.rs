@@ -217,7 +217,8 @@ pub fn follower(clock: &dyn Clock, data: &Path) -> Arc<Catalog> {
     catalog
 }
 
-fn tell(error: &Error, port: u16, flag: &str) {
+/// Says that an address is not served, and who has its port.
+pub fn tell(error: &Error, port: u16, flag: &str) {
     match owner(port) {
         Some(owner) => {
             tracing::warn!(%error, owner, "it is not served; end what has the port, or say where else ({flag})")

@@ -9,6 +9,7 @@ pub mod engine;
 pub mod following;
 mod hosts;
 mod identity;
+pub mod images;
 pub mod moving;
 mod remembered;
 pub mod removal;
@@ -66,6 +67,8 @@ pub struct Options {
     pub internal: Option<Range>,
     /// Where the catalogue is served.
     pub discovery: discovery::DiscoveryOptions,
+    /// Where the image registry is served.
+    pub registry: images::RegistryOptions,
 }
 
 /// How long a data folder may still be held by what is just ending.
@@ -280,6 +283,7 @@ pub async fn up(options: Options) -> Result<()> {
     discovery::register_containers(&options.discovery, &runtime, containers, &identity);
     let here = Here::Name(runtime.registry().host.clone());
     discovery::serve(&options.discovery, &runtime.registry().catalog, here, Arc::new(own)).await;
+    images::serve(&options.registry, true, &options.data, clock.clone()).await;
     let own = runtime.registry().host.clone();
     let host: Arc<dyn Fn() -> Option<String> + Send + Sync> = Arc::new(move || Some(own.clone()));
     let cluster = runtime.clone();

@@ -78,7 +78,7 @@ impl Daemon {
         command
             .env("NEAP_ENGINE", "process")
             // Many daemons run at once here; a test of these says where.
-            .envs([("NEAP_CONSUL_LISTEN", "none"), ("NEAP_DNS_LISTEN", "none")])
+            .envs([("NEAP_CONSUL_LISTEN", "none"), ("NEAP_DNS_LISTEN", "none"), ("NEAP_REGISTRY_LISTEN", "none")])
             .envs(self.env.iter().cloned())
             .env("NEAP_CONFIG", self.folder.path().join("config.toml"));
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);

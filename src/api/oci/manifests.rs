@@ -1,0 +1,143 @@
+//! Manifests, tags, repositories, and what says something of a manifest.
+
+use http_body_util::{BodyExt, Limited};
+use hyper::header::{self, HeaderName};
+use hyper::{Method, Response};
+use serde_json::json;
+
+use super::{Answer, Body, Call, DIGEST, PAGE, empty, full, json_of, put, response};
+use crate::registry::digest::Digest;
+use crate::registry::manifest::{MAX_MANIFEST, OCI_INDEX};
+use crate::registry::name::{Reference, Repository};
+use crate::registry::refused::{Code, Refused};
+use crate::registry::{Found, Page};
+
+const SUBJECT: HeaderName = HeaderName::from_static("oci-subject");
+const TAG: HeaderName = HeaderName::from_static("oci-tag");
+const FILTERS: HeaderName = HeaderName::from_static("oci-filters-applied");
+/// Most tags that one manifest gets at once.
+const TAGS: usize = 100;
+
+pub async fn answer(call: Call, repository: &Repository, reference: &Reference) -> Answer {
+    match call.method {
+        Method::PUT => put_manifest(call, repository, reference).await,
+        Method::DELETE => {
+            call.registry.delete_manifest(repository, reference).await?;
+            Ok(response(202, empty()))
+        }
+        Method::HEAD => {
+            let found = call.registry.manifest(repository, reference)?;
+            Ok(described(&found, empty()))
+        }
+        _ => {
+            let (found, bytes) = call.registry.content(repository, reference)?;
+            let known = call.header(header::IF_NONE_MATCH);
+            if known.is_some_and(|known| matches(known, &found.digest)) {
+                let mut answer = described(&found, empty());
+                answer.headers_mut().remove(header::CONTENT_LENGTH);
+                *answer.status_mut() = hyper::StatusCode::NOT_MODIFIED;
+                return Ok(answer);
+            }
+            Ok(described(&found, full(bytes)))
+        }
+    }
+}
+
+/// Whether a client has that already.
+pub fn matches(known: &str, digest: &Digest) -> bool {
+    known.split(',').any(|tag| {
+        let tag = tag.trim();
+        tag == "*" || tag.trim_start_matches("W/").trim_matches('"') == digest.as_str()
+    })
+}
+
+fn described(found: &Found, body: Body) -> Response<Body> {
+    let mut answer = response(200, body);
+    put(&mut answer, header::CONTENT_TYPE, &found.media_type);
+    put(&mut answer, header::CONTENT_LENGTH, found.size.to_string());
+    put(&mut answer, DIGEST, found.digest.as_str());
+    put(&mut answer, header::ETAG, format!("\"{}\"", found.digest));
+    answer
+}
+
+async fn put_manifest(call: Call, repository: &Repository, reference: &Reference) -> Answer {
+    let Call { registry, headers, query, body, .. } = call;
+    let kind = headers.get(header::CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).map(str::to_owned);
+    let too_large = || {
+        let why = format!("a manifest has {} MiB at most", MAX_MANIFEST >> 20);
+        Refused::new(Code::ManifestInvalid, why).status_of(413)
+    };
+    let bytes = Limited::new(body, MAX_MANIFEST).collect().await.map_err(|error| match error
+        .is::<http_body_util::LengthLimitError>(
+    ) {
+        true => too_large(),
+        false => Refused::new(Code::ManifestInvalid, "it did not come to its end"),
+    })?;
+    let tags = match reference {
+        Reference::Digest(_) => query.all("tag").to_vec(),
+        Reference::Tag(_) => Vec::new(),
+    };
+    if tags.len() > TAGS {
+        let why = format!("{} tags at once are more than {TAGS}", tags.len());
+        return Err(Refused::new(Code::ManifestInvalid, why).status_of(414));
+    }
+    let bytes = bytes.to_bytes().to_vec();
+    let put_all = registry.put_manifest(repository, reference, tags.clone(), kind.as_deref(), bytes);
+    let (digest, subject) = put_all.await?;
+    let mut answer = response(201, empty());
+    put(&mut answer, header::LOCATION, format!("/v2/{repository}/manifests/{digest}"));
+    put(&mut answer, DIGEST, digest.as_str());
+    if let Some(subject) = subject {
+        put(&mut answer, SUBJECT, subject.as_str());
+    }
+    for tag in tags {
+        answer.headers_mut().extend(tag.parse().ok().map(|tag| (TAG, tag)));
+    }
+    Ok(answer)
+}
+
+// A page of names, and where the next is.
+fn paged(page: &Page, path: &str, count: usize, value: &serde_json::Value) -> Response<Body> {
+    let mut answer = json_of(value);
+    if let Some(last) = page.names.last().filter(|_| page.has_more) {
+        let last: String = last.bytes().map(escaped).collect();
+        put(&mut answer, header::LINK, format!("<{path}?n={count}&last={last}>; rel=\"next\""));
+    }
+    answer
+}
+
+fn escaped(byte: u8) -> String {
+    match byte {
+        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => char::from(byte).to_string(),
+        _ => format!("%{byte:02X}"),
+    }
+}
+
+pub fn tags(call: &Call, repository: &Repository) -> Answer {
+    let count = call.query.count(PAGE)?;
+    let page = call.registry.tags(repository, call.query.get("last").unwrap_or_default(), count)?;
+    let value = json!({ "name": repository.as_str(), "tags": page.names });
+    Ok(paged(&page, &format!("/v2/{repository}/tags/list"), count, &value))
+}
+
+pub fn catalog(call: &Call) -> Answer {
+    let count = call.query.count(PAGE)?;
+    let page = call.registry.repositories(call.query.get("last").unwrap_or_default(), count)?;
+    let value = json!({ "repositories": page.names });
+    Ok(paged(&page, "/v2/_catalog", count, &value))
+}
+
+pub fn referrers(call: &Call, repository: &Repository, subject: &Digest) -> Answer {
+    let mut all = call.registry.referrers(repository, subject)?;
+    let wanted = call.query.get("artifactType").filter(|kind| !kind.is_empty());
+    if let Some(wanted) = wanted {
+        all.retain(|referrer| referrer.artifact_type.as_deref() == Some(wanted));
+    }
+    let index = json!({ "schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": all });
+    let mut answer = json_of(&index);
+    put(&mut answer, header::CONTENT_TYPE, OCI_INDEX);
+    if wanted.is_some() {
+        put(&mut answer, FILTERS, "artifactType");
+    }
+    Ok(answer)
+}

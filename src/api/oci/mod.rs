@@ -1,0 +1,140 @@
+//! The OCI distribution API, 1.1: what Docker, Podman, skopeo and the rest push to and pull from.
+
+mod blobs;
+mod manifests;
+mod path;
+mod server;
+mod uploads;
+
+use std::io;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::body::Incoming;
+use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use serde_json::json;
+
+use self::path::{Asked, Query};
+use crate::registry::ImageRegistry;
+use crate::registry::refused::{Code, Refused};
+
+pub use server::listen;
+
+/// What is answered.
+type Body = UnsyncBoxBody<Bytes, io::Error>;
+type Answer = Result<Response<Body>, Refused>;
+
+const VERSION: HeaderName = HeaderName::from_static("docker-distribution-api-version");
+const DIGEST: HeaderName = HeaderName::from_static("docker-content-digest");
+const UPLOAD: HeaderName = HeaderName::from_static("docker-upload-uuid");
+/// Most names of a page.
+const PAGE: usize = 10_000;
+
+/// Speaks for a registry.
+pub struct Oci {
+    /// It.
+    pub registry: Arc<ImageRegistry>,
+}
+
+// A request, as handlers see it.
+struct Call {
+    registry: Arc<ImageRegistry>,
+    method: Method,
+    headers: HeaderMap,
+    query: Query,
+    body: Incoming,
+}
+
+impl Call {
+    fn header(&self, name: HeaderName) -> Option<&str> {
+        self.headers.get(name)?.to_str().ok()
+    }
+}
+
+fn empty() -> Body {
+    Empty::new().map_err(|never| match never {}).boxed_unsync()
+}
+
+fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+// An answer with a body or without.
+fn response(status: u16, body: Body) -> Response<Body> {
+    let mut response = Response::new(body);
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+    response
+}
+
+fn put(response: &mut Response<Body>, name: HeaderName, value: impl AsRef<[u8]>) {
+    if let Ok(value) = HeaderValue::from_bytes(value.as_ref()) {
+        response.headers_mut().insert(name, value);
+    }
+}
+
+fn json_of(value: &serde_json::Value) -> Response<Body> {
+    let mut answer = response(200, full(value.to_string()));
+    put(&mut answer, header::CONTENT_TYPE, "application/json");
+    answer
+}
+
+fn told(refused: &Refused) -> Response<Body> {
+    let detail = match refused.about.as_slice() {
+        [] => json!(null),
+        [one] => json!(one),
+        many => json!(many),
+    };
+    let error = json!({ "code": refused.code.as_str(), "message": refused.why, "detail": detail });
+    let mut answer = response(refused.status(), full(json!({ "errors": [error] }).to_string()));
+    put(&mut answer, header::CONTENT_TYPE, "application/json");
+    answer
+}
+
+/// Answers a request.
+async fn answer(oci: Arc<Oci>, request: Request<Incoming>) -> Response<Body> {
+    let is_head = request.method() == Method::HEAD;
+    let mut answer = match serve(&oci, request).await {
+        Ok(answer) => answer,
+        Err(refused) => told(&refused),
+    };
+    put(&mut answer, VERSION, "registry/2.0");
+    if is_head {
+        // Its length stays said.
+        let length = hyper::body::Body::size_hint(answer.body()).exact();
+        if let Some(length) = length.filter(|_| !answer.headers().contains_key(header::CONTENT_LENGTH)) {
+            put(&mut answer, header::CONTENT_LENGTH, length.to_string());
+        }
+        *answer.body_mut() = empty();
+    }
+    answer
+}
+
+async fn serve(oci: &Oci, request: Request<Incoming>) -> Answer {
+    let (parts, body) = request.into_parts();
+    let asked = Asked::read(parts.uri.path()).unwrap_or_else(|| {
+        let why = format!("there is nothing at {:.200?}: this is an image registry, at /v2/", parts.uri.path());
+        Err(Refused::new(Code::Unsupported, why).status_of(404))
+    })?;
+    if !asked.methods().contains(&parts.method.as_str()) {
+        let why = format!("it does not take {:.20}", parts.method.as_str());
+        let mut answer = told(&Refused::new(Code::Unsupported, why));
+        put(&mut answer, header::ALLOW, asked.methods().join(", "));
+        return Ok(answer);
+    }
+    let query = Query::read(parts.uri.query())?;
+    let registry = oci.registry.clone();
+    let call = Call { registry, method: parts.method, headers: parts.headers, query, body };
+    match asked {
+        Asked::Base => Ok(json_of(&json!({}))),
+        Asked::Catalog => manifests::catalog(&call),
+        Asked::Tags(repository) => manifests::tags(&call, &repository),
+        Asked::Referrers(repository, subject) => manifests::referrers(&call, &repository, &subject),
+        Asked::Manifest(repository, reference) => manifests::answer(call, &repository, &reference).await,
+        Asked::Blob(repository, digest) => blobs::answer(&call, &repository, &digest).await,
+        Asked::Uploads(repository) => uploads::begin(call, &repository).await,
+        Asked::Upload(repository, id) => uploads::answer(call, &repository, &id).await,
+    }
+}

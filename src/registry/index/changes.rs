@@ -1,0 +1,231 @@
+//! What is changed in the index, each in one transaction. All is looked at before the first write.
+
+use redb::{ReadableMultimapTable, ReadableTable, WriteTransaction};
+
+use super::collect::renew;
+use super::reads::unknown_manifest;
+use super::{
+    BLOBS, CONTENT, Failed, HOLDERS, Index, LINKED, LINKS, MANIFESTS, NAMED, REFERRERS, REPOSITORIES, TAGGED, TAGS,
+};
+use crate::registry::digest::Digest;
+use crate::registry::manifest::{Manifest, Named};
+use crate::registry::name::{Reference, Repository};
+use crate::registry::refused::{Code, Refused};
+
+/// A manifest that is put into a repository.
+#[derive(Debug, Clone)]
+pub struct Put {
+    /// Where.
+    pub repository: Repository,
+    /// Its digest.
+    pub digest: Digest,
+    /// The tags that are to lead to it.
+    pub tags: Vec<String>,
+    /// What is in it.
+    pub bytes: Vec<u8>,
+    /// What it names.
+    pub manifest: Manifest,
+    /// When, in milliseconds since 1970.
+    pub at: u64,
+}
+
+impl Index {
+    /// A blob is there, and of a repository.
+    pub async fn add_blob(&self, repository: &Repository, digest: &Digest, size: u64, at: u64) -> Result<(), Refused> {
+        let (repository, digest) = (repository.clone(), digest.clone());
+        self.write(move |write| {
+            let mut blobs = write.open_table(BLOBS)?;
+            if blobs.get(digest.as_str())?.is_none() {
+                blobs.insert(digest.as_str(), (size, at))?;
+            }
+            drop(blobs);
+            link(write, &repository, &digest, at)
+        })
+        .await
+    }
+
+    /// A blob of one repository is of another as well; false: the one has none such.
+    pub async fn mount(&self, from: &Repository, to: &Repository, digest: &Digest, at: u64) -> Result<bool, Refused> {
+        let (from, to, digest) = (from.clone(), to.clone(), digest.clone());
+        self.write(move |write| {
+            if write.open_table(LINKS)?.get((from.as_str(), digest.as_str()))?.is_none() {
+                return Ok(false);
+            }
+            link(write, &to, &digest, at)?;
+            Ok(true)
+        })
+        .await
+    }
+
+    /// A manifest with its tags and its subject. What it names has to be in its repository.
+    pub async fn put_manifest(&self, put: Put) -> Result<(), Refused> {
+        self.write(move |write| put_manifest(write, &put)).await
+    }
+
+    /// A tag goes; its manifest stays.
+    pub async fn delete_tag(&self, repository: &Repository, tag: &str) -> Result<(), Refused> {
+        let (repository, tag) = (repository.clone(), tag.to_owned());
+        self.write(move |write| {
+            let mut tags = write.open_table(TAGS)?;
+            let key = (repository.as_str(), tag.as_str());
+            let known = tags.remove(key)?.map(|row| row.value().0.to_owned());
+            let digest = known.ok_or_else(|| unknown_manifest(&repository, &Reference::Tag(tag.clone())))?;
+            write.open_multimap_table(TAGGED)?.remove((repository.as_str(), digest.as_str()), tag.as_str())?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// A manifest goes, with its tags.
+    pub async fn delete_manifest(&self, repository: &Repository, digest: &Digest, at: u64) -> Result<(), Refused> {
+        let (repository, digest) = (repository.clone(), digest.clone());
+        self.write(move |write| delete_manifest(write, &repository, &digest, at)).await
+    }
+
+    /// A blob is no more of a repository. One that a manifest there is made of stays.
+    pub async fn delete_blob(&self, repository: &Repository, digest: &Digest) -> Result<(), Refused> {
+        let (repository, digest) = (repository.clone(), digest.clone());
+        self.write(move |write| {
+            let key = (repository.as_str(), digest.as_str());
+            if write.open_table(LINKS)?.get(key)?.is_none() {
+                let why = format!("there is no blob {digest} in {repository}");
+                return Err(Refused::new(Code::BlobUnknown, why).about(digest.as_str()).into());
+            }
+            if let Some(by) = write.open_multimap_table(NAMED)?.get(key)?.next() {
+                let why = format!("manifest {} of {repository} is made of it", by?.value());
+                return Err(Refused::new(Code::Denied, why).about(digest.as_str()).status_of(409).into());
+            }
+            unlink(write, &repository, &digest)
+        })
+        .await
+    }
+}
+
+fn link(write: &WriteTransaction, repository: &Repository, digest: &Digest, at: u64) -> Result<(), Failed> {
+    write.open_table(LINKS)?.insert((repository.as_str(), digest.as_str()), at)?;
+    write.open_multimap_table(LINKED)?.insert(digest.as_str(), repository.as_str())?;
+    Ok(())
+}
+
+/// Takes a blob out of a repository.
+pub(super) fn unlink(write: &WriteTransaction, repository: &Repository, digest: &Digest) -> Result<(), Failed> {
+    write.open_table(LINKS)?.remove((repository.as_str(), digest.as_str()))?;
+    write.open_multimap_table(LINKED)?.remove(digest.as_str(), repository.as_str())?;
+    Ok(())
+}
+
+// What a manifest names and its repository has not.
+fn check_named(write: &WriteTransaction, put: &Put) -> Result<(), Failed> {
+    let repository = put.repository.as_str();
+    let (links, blobs, manifests) = (write.open_table(LINKS)?, write.open_table(BLOBS)?, write.open_table(MANIFESTS)?);
+    let mut missing = Vec::new();
+    let wrong_size = |named: &Named, size: u64| {
+        let why = format!("{} has {size} bytes, not {}", named.digest, named.size);
+        Refused::new(Code::ManifestInvalid, why).about(named.digest.as_str())
+    };
+    for named in &put.manifest.blobs {
+        let digest = named.digest.as_str();
+        let here = links.get((repository, digest))?.is_some();
+        let size = if here { blobs.get(digest)?.map(|blob| blob.value().0) } else { None };
+        match size {
+            Some(size) if size != named.size => return Err(wrong_size(named, size).into()),
+            None if !named.is_foreign => missing.push(digest),
+            _ => {}
+        }
+    }
+    for named in &put.manifest.manifests {
+        let digest = named.digest.as_str();
+        match manifests.get((repository, digest))?.map(|row| row.value().1) {
+            Some(size) if size != named.size => return Err(wrong_size(named, size).into()),
+            None if !named.is_foreign => missing.push(digest),
+            _ => {}
+        }
+    }
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let why = format!("{repository} has not what the manifest names: {}", missing.join(", "));
+    let why =
+        if why.len() > 1000 { format!("{repository} has not {} things that it names", missing.len()) } else { why };
+    let refused =
+        missing.iter().fold(Refused::new(Code::ManifestBlobUnknown, why), |refused, digest| refused.about(*digest));
+    Err(refused.into())
+}
+
+fn put_manifest(write: &WriteTransaction, put: &Put) -> Result<(), Failed> {
+    let (repository, digest) = (put.repository.as_str(), put.digest.as_str());
+    check_named(write, put)?;
+    let subject = put.manifest.subject.as_ref().map_or("", Digest::as_str);
+    let size = put.bytes.len() as u64;
+    let mut manifests = write.open_table(MANIFESTS)?;
+    let is_new = manifests.get((repository, digest))?.is_none();
+    manifests.insert((repository, digest), (put.manifest.media_type.as_str(), size, put.at, subject))?;
+    if is_new {
+        let mut repositories = write.open_table(REPOSITORIES)?;
+        if repositories.get(repository)?.is_none() {
+            repositories.insert(repository, put.at)?;
+        }
+        let mut content = write.open_table(CONTENT)?;
+        if content.get(digest)?.is_none() {
+            content.insert(digest, put.bytes.as_slice())?;
+        }
+        write.open_multimap_table(HOLDERS)?.insert(digest, repository)?;
+        let mut named = write.open_multimap_table(NAMED)?;
+        for of in put.manifest.blobs.iter().chain(&put.manifest.manifests) {
+            named.insert((repository, of.digest.as_str()), digest)?;
+        }
+        if !subject.is_empty() {
+            let referrer = put.manifest.referrer(&put.digest, size);
+            let referrer = serde_json::to_vec(&referrer).map_err(|error| redb::Error::Corrupted(error.to_string()))?;
+            write.open_table(REFERRERS)?.insert((repository, subject, digest), referrer.as_slice())?;
+        }
+    }
+    let (mut tags, mut tagged) = (write.open_table(TAGS)?, write.open_multimap_table(TAGGED)?);
+    for tag in &put.tags {
+        let before = tags.insert((repository, tag.as_str()), (digest, put.at))?.map(|row| row.value().0.to_owned());
+        if let Some(before) = before.filter(|before| before != digest) {
+            tagged.remove((repository, before.as_str()), tag.as_str())?;
+        }
+        tagged.insert((repository, digest), tag.as_str())?;
+    }
+    Ok(())
+}
+
+/// Takes a manifest out of a repository, with its tags; out of the list goes a repository that held no other.
+pub(super) fn delete_manifest(
+    write: &WriteTransaction,
+    repository: &Repository,
+    digest: &Digest,
+    at: u64,
+) -> Result<(), Failed> {
+    let (of, key) = (repository.as_str(), (repository.as_str(), digest.as_str()));
+    let mut manifests = write.open_table(MANIFESTS)?;
+    let known = manifests.remove(key)?.map(|row| (row.value().0.to_owned(), row.value().3.to_owned()));
+    let (kind, subject) = known.ok_or_else(|| unknown_manifest(repository, &Reference::Digest(digest.clone())))?;
+    let is_last = manifests.range((of, "")..)?.next().transpose()?.is_none_or(|(key, _)| key.value().0 != of);
+    if is_last {
+        write.open_table(REPOSITORIES)?.remove(of)?;
+    }
+    let mut tags = write.open_table(TAGS)?;
+    for tag in write.open_multimap_table(TAGGED)?.remove_all(key)? {
+        tags.remove((of, tag?.value()))?;
+    }
+    if !subject.is_empty() {
+        write.open_table(REFERRERS)?.remove((of, subject.as_str(), digest.as_str()))?;
+    }
+    let mut content = write.open_table(CONTENT)?;
+    let manifest = content.get(digest.as_str())?.map(|bytes| Manifest::read(Some(&kind), bytes.value()));
+    if let Some(Ok(manifest)) = manifest {
+        let mut named = write.open_multimap_table(NAMED)?;
+        for gone in manifest.blobs.iter().chain(&manifest.manifests) {
+            named.remove((of, gone.digest.as_str()), digest.as_str())?;
+        }
+        renew(write, repository, manifest.blobs.into_iter().map(|named| named.digest), at)?;
+    }
+    let mut holders = write.open_multimap_table(HOLDERS)?;
+    holders.remove(digest.as_str(), of)?;
+    if holders.get(digest.as_str())?.next().is_none() {
+        content.remove(digest.as_str())?;
+    }
+    Ok(())
+}

@@ -1,0 +1,380 @@
+//! Floor 2, world: the image registry. Blobs are files that are called after what is in them (`disk`), uploads files that grow
+//! (`upload`); which repository has what, and what names what, is in one index (`index`). Nothing is acknowledged before data,
+//! directory entry and index are on the disk, and nothing is served that was not hashed on its way in. It knows nothing of HTTP:
+//! `api::oci` speaks for it.
+
+pub mod digest;
+mod disk;
+mod index;
+pub mod manifest;
+pub mod name;
+pub mod refused;
+#[cfg(test)]
+mod tests;
+mod upload;
+
+use std::fs::File;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::{OwnedMutexGuard, mpsc};
+
+use self::digest::{Algorithm, Digest};
+use self::disk::Disk;
+pub use self::index::{Found, Page};
+use self::index::{Index, Put};
+use self::manifest::{Manifest, Referrer};
+use self::name::{Reference, Repository, check_tag};
+use self::refused::{Code, Refused};
+pub use self::upload::Received;
+use self::upload::{Upload, Uploads, aside};
+use crate::model::clock::Clock;
+use crate::model::{Error, Result as ModelResult, fault};
+
+/// How a registry is kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest blob, in bytes.
+    pub max_blob: u64,
+    /// How long a blob stays that no manifest is made of, since it came, was asked for, or lost its last manifest.
+    pub grace: Duration,
+    /// How long an upload waits for more.
+    pub patience: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        let day = Duration::from_secs(24 * 60 * 60);
+        Limits { max_blob: 1 << 40, grace: day, patience: day }
+    }
+}
+
+/// What a collection did.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Collected {
+    /// Blobs that their repositories did not need any more.
+    pub unlinked: u64,
+    /// Blobs that no repository needed, and their bytes.
+    pub blobs: u64,
+    /// Bytes of those.
+    pub bytes: u64,
+    /// Files that belonged to nothing.
+    pub strays: u64,
+    /// Uploads that nobody went on with.
+    pub uploads: u64,
+}
+
+/// An image registry in a folder.
+pub struct ImageRegistry {
+    disk: Disk,
+    uploads: Uploads,
+    index: Index,
+    limits: Limits,
+    clock: Arc<dyn Clock>,
+}
+
+/// An upload that is gone on with.
+pub struct Growing {
+    id: String,
+    upload: OwnedMutexGuard<Upload>,
+}
+
+impl Growing {
+    /// What it is called.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Bytes so far.
+    pub fn size(&self) -> u64 {
+        self.upload.size
+    }
+}
+
+/// Rows of the index that are looked at in one go of a collection, and how long it rests behind each.
+const ROWS: usize = 512;
+const REST: Duration = Duration::from_millis(5);
+/// How old a file is that may belong to nothing: one that just comes is not known yet.
+const STRAY: Duration = Duration::from_secs(60 * 60);
+
+impl ImageRegistry {
+    /// The one in a folder, which is made where it is not there.
+    pub fn open(folder: &Path, limits: Limits, clock: Arc<dyn Clock>) -> ModelResult<Self> {
+        let failed = |error: std::io::Error| Error::io(format!("registry {}", folder.display()), "use it", &error);
+        std::fs::create_dir_all(folder).map_err(failed)?;
+        let disk = Disk::open(folder).map_err(failed)?;
+        let uploads = Uploads::open(folder).map_err(failed)?;
+        let index = Index::open(&folder.join("index.redb"))?;
+        Ok(ImageRegistry { disk, uploads, index, limits, clock })
+    }
+
+    /// How it is kept.
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn now(&self) -> u64 {
+        self.clock.wall().0
+    }
+
+    /// A blob's bytes; it stays for a while from now on, since who asks may be about to name it.
+    pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<u64, Refused> {
+        let now = self.now();
+        let fresh = now.saturating_sub(self.limits.grace.as_millis() as u64 / 2);
+        let size = self.index.touch(repository, digest, now, fresh).await?;
+        size.ok_or_else(|| unknown_blob(repository, digest))
+    }
+
+    /// A blob, to be read.
+    pub async fn read(&self, repository: &Repository, digest: &Digest) -> Result<(File, u64), Refused> {
+        let size = self.blob(repository, digest).await?;
+        let file = self.disk.read(digest).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => unknown_blob(repository, digest),
+            _ => Refused::io("read a blob", &error),
+        })?;
+        Ok((file, size))
+    }
+
+    /// Begins an upload; its id.
+    pub async fn begin(self: &Arc<Self>, repository: &Repository, algorithm: Algorithm) -> Result<Growing, Refused> {
+        let (own, of) = (self.clone(), repository.clone());
+        let (id, shared) = aside(move || own.uploads.begin(&of, algorithm, &*own.clock)).await?;
+        Ok(Growing { id, upload: shared.lock_owned().await })
+    }
+
+    /// An upload that has begun, to go on with it.
+    pub async fn upload(&self, repository: &Repository, id: &str) -> Result<Growing, Refused> {
+        Ok(Growing { id: id.to_owned(), upload: self.uploads.find(repository, id).await? })
+    }
+
+    /// Takes what comes, to its end. `expected`: how much that is, where it is known.
+    pub async fn receive(
+        &self,
+        growing: Growing,
+        mut parts: mpsc::Receiver<Bytes>,
+    ) -> Result<(Growing, Received), Refused> {
+        let most = self.limits.max_blob;
+        aside(move || {
+            let mut growing = growing;
+            let received = growing.upload.receive(&mut parts, most)?;
+            Ok((growing, received))
+        })
+        .await
+    }
+
+    /// Gives an upload up.
+    pub fn cancel(&self, mut growing: Growing) -> Result<(), Refused> {
+        self.uploads.remove(&growing.id, &mut growing.upload)
+    }
+
+    /// An upload becomes a blob of the repository, durably. One that has another digest is given up.
+    pub async fn finish(
+        self: &Arc<Self>,
+        repository: &Repository,
+        growing: Growing,
+        digest: &Digest,
+    ) -> Result<u64, Refused> {
+        let (own, repository, digest) = (self.clone(), repository.clone(), digest.clone());
+        // Whoever breaks off has not undone it.
+        let finished = tokio::spawn(async move { own.finish_all(&repository, growing, &digest).await }).await;
+        finished.unwrap_or_else(|_| Err(Refused::new(Code::Unknown, "the registry broke off")))
+    }
+
+    async fn finish_all(
+        self: &Arc<Self>,
+        repository: &Repository,
+        growing: Growing,
+        digest: &Digest,
+    ) -> Result<u64, Refused> {
+        let wanted = digest.algorithm();
+        let (mut growing, made) = aside(move || growing.upload.digest(wanted).map(|made| (growing, made))).await?;
+        if made != *digest {
+            self.uploads.remove(&growing.id, &mut growing.upload)?;
+            let why = format!("what came has the digest {made}, not {digest}");
+            return Err(Refused::new(Code::DigestInvalid, why).about(digest.as_str()));
+        }
+        let size = growing.upload.size;
+        let coming = self.disk.coming(digest).await;
+        let is_known = self.index.any_blob(digest)?.is_some() && self.disk.has(digest);
+        let own = self.clone();
+        let (_growing, coming) = aside(move || {
+            match is_known {
+                true => own.uploads.remove(&growing.id, &mut growing.upload)?,
+                false => {
+                    let kept = own.disk.keep(&growing.upload.file, &growing.upload.path, &coming);
+                    kept.map_err(|error| Refused::io("keep a blob", &error))?;
+                    own.uploads.forget(&growing.id, &mut growing.upload);
+                }
+            }
+            Ok((growing, coming))
+        })
+        .await?;
+        fault::point("registry.before-index");
+        self.index.add_blob(repository, digest, size, self.now()).await?;
+        drop(coming);
+        Ok(size)
+    }
+
+    /// A blob of one repository becomes one of another; false: the one has none such.
+    pub async fn mount(&self, from: &Repository, to: &Repository, digest: &Digest) -> Result<bool, Refused> {
+        self.index.mount(from, to, digest, self.now()).await
+    }
+
+    /// A blob is no more of a repository.
+    pub async fn delete_blob(&self, repository: &Repository, digest: &Digest) -> Result<(), Refused> {
+        self.index.delete_blob(repository, digest).await
+    }
+
+    /// A manifest.
+    pub fn manifest(&self, repository: &Repository, reference: &Reference) -> Result<Found, Refused> {
+        self.index.manifest(repository, reference)
+    }
+
+    /// A manifest with what is in it.
+    pub fn content(&self, repository: &Repository, reference: &Reference) -> Result<(Found, Vec<u8>), Refused> {
+        self.index.content(repository, reference)
+    }
+
+    /// Puts a manifest, with its tags, durably; its digest and its subject.
+    pub async fn put_manifest(
+        &self,
+        repository: &Repository,
+        reference: &Reference,
+        mut tags: Vec<String>,
+        content_type: Option<&str>,
+        bytes: Vec<u8>,
+    ) -> Result<(Digest, Option<Digest>), Refused> {
+        let manifest = Manifest::read(content_type, &bytes)?;
+        let digest = match reference {
+            Reference::Digest(said) => {
+                let made = Digest::of(said.algorithm(), &bytes);
+                if made != *said {
+                    let why = format!("what came has the digest {made}, not {said}");
+                    return Err(Refused::new(Code::DigestInvalid, why).about(said.as_str()));
+                }
+                made
+            }
+            Reference::Tag(tag) => {
+                tags.push(tag.clone());
+                Digest::of(Algorithm::Sha256, &bytes)
+            }
+        };
+        tags.iter().try_for_each(|tag| check_tag(tag))?;
+        let subject = manifest.subject.clone();
+        let (repository, at) = (repository.clone(), self.now());
+        self.index.put_manifest(Put { repository, digest: digest.clone(), tags, bytes, manifest, at }).await?;
+        Ok((digest, subject))
+    }
+
+    /// A tag goes, or a manifest with all its tags.
+    pub async fn delete_manifest(&self, repository: &Repository, reference: &Reference) -> Result<(), Refused> {
+        match reference {
+            Reference::Tag(tag) => self.index.delete_tag(repository, tag).await,
+            Reference::Digest(digest) => self.index.delete_manifest(repository, digest, self.now()).await,
+        }
+    }
+
+    /// Tags of a repository in order, at most so many behind `last`.
+    pub fn tags(&self, repository: &Repository, last: &str, most: usize) -> Result<Page, Refused> {
+        self.index.tags(repository, last, most)
+    }
+
+    /// Repositories in order, at most so many behind `last`.
+    pub fn repositories(&self, last: &str, most: usize) -> Result<Page, Refused> {
+        self.index.repositories(last, most)
+    }
+
+    /// What says something of a subject.
+    pub fn referrers(&self, repository: &Repository, subject: &Digest) -> Result<Vec<Referrer>, Refused> {
+        self.index.referrers(repository, subject)
+    }
+
+    /// How many repositories, manifests, tags and blobs there are.
+    pub fn counts(&self) -> Result<[u64; 4], Refused> {
+        self.index.counts()
+    }
+
+    /// Removes what nobody needs any more, while all else goes on.
+    pub async fn collect(self: &Arc<Self>) -> Result<Collected, Refused> {
+        let mut collected = Collected::default();
+        let before = self.now().saturating_sub(self.limits.grace.as_millis() as u64);
+        let mut from = Some((String::new(), String::new()));
+        while let Some(at) = from {
+            let step = self.index.idle_links(&at, ROWS, before)?;
+            from = step.next;
+            if !step.found.is_empty() {
+                collected.unlinked += self.index.unlink_idle(step.found, before).await? as u64;
+            }
+            tokio::time::sleep(REST).await;
+        }
+        let mut from = Some(String::new());
+        while let Some(at) = from {
+            let step = self.index.idle_blobs(&at, ROWS, before)?;
+            from = step.next.map(|(digest, _)| digest);
+            let (count, bytes) = self.remove(step.found).await?;
+            collected.blobs += count;
+            collected.bytes += bytes;
+            tokio::time::sleep(REST).await;
+        }
+        for part in 0..disk::PARTS {
+            collected.strays += self.remove_strays(part).await?;
+        }
+        let (own, patience) = (self.clone(), self.limits.patience);
+        let expired = aside(move || {
+            own.uploads.expire(patience).map_err(|error| Refused::io("look through its uploads", &error))
+        });
+        collected.uploads = expired.await? as u64;
+        Ok(collected)
+    }
+
+    // Removes blobs that are of no repository: from the index first, so that a death in between leaves a stray file.
+    async fn remove(self: &Arc<Self>, digests: Vec<Digest>) -> Result<(u64, u64), Refused> {
+        if digests.is_empty() {
+            return Ok((0, 0));
+        }
+        let going = self.disk.going(digests);
+        let gone = self.index.forget_idle(going.digests().to_vec()).await?;
+        fault::point("registry.before-unlink");
+        let own = self.clone();
+        aside(move || {
+            let mut bytes = 0;
+            for (digest, size) in &gone {
+                own.disk.remove(digest).map_err(|error| Refused::io("remove a blob", &error))?;
+                bytes += size;
+            }
+            drop(going);
+            Ok((gone.len() as u64, bytes))
+        })
+        .await
+    }
+
+    async fn remove_strays(self: &Arc<Self>, part: usize) -> Result<u64, Refused> {
+        let own = self.clone();
+        aside(move || {
+            let old = own.disk.old(part, STRAY).map_err(|error| Refused::io("look through its blobs", &error))?;
+            let mut strays = Vec::new();
+            for digest in old {
+                if own.index.any_blob(&digest)?.is_none() {
+                    strays.push(digest);
+                }
+            }
+            let going = own.disk.going(strays);
+            let mut count = 0;
+            for digest in going.digests() {
+                // It may have come while it was looked at.
+                if own.index.any_blob(digest)?.is_none() {
+                    own.disk.remove(digest).map_err(|error| Refused::io("remove a file", &error))?;
+                    count += 1;
+                }
+            }
+            Ok(count)
+        })
+        .await
+    }
+}
+
+fn unknown_blob(repository: &Repository, digest: &Digest) -> Refused {
+    Refused::new(Code::BlobUnknown, format!("there is no blob {digest} in {repository}")).about(digest.as_str())
+}
