@@ -7,7 +7,7 @@ mod oci;
 #[path = "support/mod.rs"]
 mod support;
 
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Output, Stdio};
 
 use lab::{Lab, LabDaemon};
@@ -214,4 +214,105 @@ fn a_docker_engine_pushes_pulls_and_runs() {
     daemon.ok(&["service", "create", "--name", "web", "--publish", "8080:8080", image]);
     let url = format!("http://{}:8080/", lab.address("n1"));
     assert!(ok("curl", &["-sS", "-m", "5", &url]).contains(r#""version":"1""#));
+
+    // Whoever pushes the tag anew rolls out what runs it.
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/deploy-on-push.lua");
+    daemon.ok(&["script", "push", "deploy", script]);
+    lab.docker("n1", &["tag", "demo:2", image]);
+    lab.docker("n1", &["push", image]);
+    eventually("what was pushed is rolled out", 60, || {
+        let output = run("curl", &["-sS", "-m", "5", &url]);
+        String::from_utf8_lossy(&output.stdout).contains(r#""version":"2""#).then_some(())
+    });
+    let service: Value = serde_json::from_str(&daemon.ok(&["service", "inspect", "web"])).unwrap();
+    assert!(service.to_string().contains(&format!("{image}@sha256:")), "{service}");
+}
+
+// The command line, scripts and events.
+#[test]
+fn images_are_listed_shown_deleted_collected_and_read_again() {
+    let registry = Registry::with(&[("NEAP_REGISTRY_GRACE", "0s")]);
+    let daemon = &registry.daemon;
+    let events = daemon.command(&["events", "--format", "json"]).stdout(Stdio::piped()).spawn().unwrap();
+    let mut events = Peer(events);
+    let (line, lines) = std::sync::mpsc::channel::<Value>();
+    let stdout = BufReader::new(events.0.stdout.take().unwrap());
+    std::thread::spawn(move || {
+        for text in stdout.lines().map_while(Result::ok) {
+            let _ = line.send(serde_json::from_str(&text).unwrap());
+        }
+    });
+    // Until somebody listens.
+    eventually("what is pushed is told", 20, || {
+        registry.push_image("probe", "1", &[b"probe"]);
+        lines.try_recv().ok()
+    });
+    registry.delete("/v2/probe/manifests/1").is(202);
+    let manifest = real_image(&registry, "shop/api", "1.0", 4, "amd64");
+    registry.put_manifest("shop/api", "live", MANIFEST, &manifest).is(201);
+    registry.push_image("shop/web", "1", &[b"web"]);
+    let json = |args: &[&str]| serde_json::from_str::<Value>(&daemon.ok(args)).unwrap();
+
+    let all = json(&["registry", "ls", "shop/", "--format", "json"]);
+    assert_eq!(
+        (&all[0]["name"], &all[0]["tags"], &all[1]["name"]),
+        (&json!("shop/api"), &json!(2), &json!("shop/web"))
+    );
+    assert_eq!(daemon.ok(&["registry", "ls", "shop/w", "-q"]).trim(), "shop/web");
+    let table = daemon.ok(&["registry", "tags", "shop/api"]);
+    assert!(table.contains("live") && table.contains(&digest(&manifest)[..19]), "{table}");
+    let shown = daemon.ok(&["registry", "inspect", "127.0.0.1:5000/shop/api:live"]);
+    assert!(shown.contains("linux/amd64") && shown.contains("seed=4") && shown.contains("1.0 live"), "{shown}");
+    let shown = json(&["registry", "inspect", "shop/api:1.0", "--format", "json"]);
+    assert_eq!((&shown["digest"], &shown["config"]["os"]), (&json!(digest(&manifest)), &json!("linux")));
+    assert_eq!(shown["layers"].as_array().unwrap().len(), 1);
+    let missing = daemon.neap(&["registry", "inspect", "shop/api:none"]);
+    assert!(String::from_utf8_lossy(&missing.stderr).contains("no manifest none in shop/api"), "{missing:?}");
+
+    // By scripts as well.
+    let script = r#"
+        local names = {}
+        for _, one in registry.repositories "shop/" do table.insert(names, `{one.name} {one.tags}`) end
+        print(table.concat(names, ", "))
+        for _, tag in registry.tags "shop/api" do assert(time.now() - tag.at < 60 and tag.size > 400000) end
+        local image = registry.inspect "shop/api:1.0"
+        assert(image.config.architecture == "amd64" and #image.layers == 1)
+        assert(registry.gc({ dry_run = true }).unlinked == 0)
+        registry.delete "shop/web:1"
+        assert(not pcall(registry.inspect, "shop/web:1"))
+        assert(registry.scrub().done)
+    "#;
+    let file = daemon.folder.path().join("images.lua");
+    std::fs::write(&file, script).unwrap();
+    assert_eq!(daemon.ok(&["run", file.to_str().unwrap()]).trim(), "shop/api 2, shop/web 1");
+
+    // What belonged to a manifest goes once that is gone; what is damaged is seen, and comes anew.
+    daemon.ok(&["registry", "rm", &format!("shop/api@{}", digest(&manifest))]);
+    let would = json(&["registry", "gc", "--dry-run", "--format", "json"]);
+    let before = would["blobs"].as_u64().unwrap();
+    assert!(before >= 2, "{would}");
+    let done = json(&["registry", "gc", "--format", "json"]);
+    assert_eq!((&done["blobs"], &done["size"]), (&json!(before), &would["size"]));
+    registry.get("/v2/shop/api/tags/list").is(404);
+    assert!(daemon.ok(&["registry", "scrub"]).contains("blobs ("));
+    let layer = digest(b"web");
+    let path = daemon.data().join("registry/blobs/sha256").join(&layer[7..9]).join(&layer[7..]);
+    std::fs::write(&path, b"wub").unwrap();
+    let scrubbed = daemon.neap(&["registry", "scrub"]);
+    assert!(!scrubbed.status.success() && String::from_utf8_lossy(&scrubbed.stdout).contains(&layer), "{scrubbed:?}");
+    registry.head(&format!("/v2/shop/web/blobs/{layer}")).is(404);
+    registry.push("shop/web", b"web");
+    assert_eq!(registry.get(&format!("/v2/shop/web/blobs/{layer}")).is(200).body, b"web");
+    assert!(daemon.neap(&["registry", "scrub"]).status.success());
+
+    let mut seen = Vec::new();
+    while seen.len() < 4 {
+        let event = lines.recv_timeout(std::time::Duration::from_secs(20)).expect("all events come");
+        if event["repository"].as_str().is_some_and(|name| name.starts_with("shop/")) {
+            seen.push(event);
+        }
+    }
+    assert_eq!((&seen[0]["what"], &seen[0]["subject"]), (&json!("image.pushed"), &json!("shop/api:1.0")));
+    assert_eq!((&seen[1]["tag"], &seen[1]["digest"]), (&json!("live"), &json!(digest(&manifest))));
+    assert_eq!((&seen[3]["what"], &seen[3]["subject"]), (&json!("image.deleted"), &json!("shop/web:1")));
 }

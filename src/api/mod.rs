@@ -4,6 +4,7 @@
 pub mod auth;
 mod catalog_routes;
 pub mod consul;
+mod image_routes;
 mod native_routes;
 mod node_routes;
 mod object_routes;

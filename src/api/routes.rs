@@ -196,6 +196,7 @@ pub fn all() -> Vec<Route> {
     routes.extend(super::object_routes::all());
     routes.extend(super::traffic_routes::all());
     routes.extend(super::registry_routes::all());
+    routes.extend(super::image_routes::all());
     routes.extend(super::script_routes::all());
     routes
 }

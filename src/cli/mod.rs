@@ -11,6 +11,7 @@ mod docker;
 mod events;
 mod filter;
 mod host;
+mod images;
 mod kv;
 mod look;
 mod native;

@@ -6,6 +6,7 @@ use std::io::IsTerminal;
 use clap::Subcommand;
 use serde_json::Value;
 
+use super::images;
 use super::output::{self, FormatArg};
 use super::value;
 use crate::client::remote::RemoteCluster;
@@ -42,8 +43,9 @@ pub enum Command {
         service: Option<String>,
     },
     /// List the registries that the cluster is logged in at
-    #[command(visible_aliases = ["ls", "list"])]
     Logins(FormatArg),
+    #[command(flatten)]
+    Images(images::Command),
 }
 
 /// Runs a subcommand.
@@ -69,6 +71,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             cluster.logout(&registry, service.as_deref()).await?;
             output::line(&registry)
         }
+        Command::Images(command) => images::main(command, cluster).await,
         Command::Logins(args) => {
             let logins = cluster.logins().await?;
             output::print(args.format, &logins, || show::logins(&logins, show::now()))

@@ -283,7 +283,9 @@ pub async fn up(options: Options) -> Result<()> {
     discovery::register_containers(&options.discovery, &runtime, containers, &identity);
     let here = Here::Name(runtime.registry().host.clone());
     discovery::serve(&options.discovery, &runtime.registry().catalog, here, Arc::new(own)).await;
-    images::serve(&options.registry, true, &options.data, clock.clone()).await;
+    if let Some(registry) = images::serve(&options.registry, true, &options.data, clock.clone()).await {
+        runtime.serve_images(registry);
+    }
     let own = runtime.registry().host.clone();
     let host: Arc<dyn Fn() -> Option<String> + Send + Sync> = Arc::new(move || Some(own.clone()));
     let cluster = runtime.clone();

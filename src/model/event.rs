@@ -27,6 +27,23 @@ pub struct Event {
     /// The task, where one is concerned.
     #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
     pub task: Option<AboutTask>,
+    /// The image, where one is concerned.
+    #[serde(default, flatten, skip_serializing_if = "Option::is_none")]
+    pub image: Option<AboutImage>,
+}
+
+/// The image that an event concerns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AboutImage {
+    /// Where it is: `shop/api`.
+    pub repository: String,
+    /// The tag.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// The manifest's digest.
+    pub digest: String,
+    /// What kind of manifest that is.
+    pub media_type: String,
 }
 
 /// The task that an event concerns.
@@ -58,6 +75,12 @@ const COMMON: [&str; 6] = ["sequence", "at", "what", "service", "subject", "mess
 const TASK: [&str; 13] = [
     "sequence", "at", "what", "service", "subject", "message", "task", "task_id", "slot", "revision", "node", "node_id",
     "reason",
+];
+
+/// Fields of every event, and those of events about an image.
+#[rustfmt::skip]
+const IMAGE: [&str; 10] = [
+    "sequence", "at", "what", "service", "subject", "message", "repository", "tag", "digest", "media_type",
 ];
 
 macro_rules! events {
@@ -102,7 +125,11 @@ impl What {
 
     /// The fields that such an event has.
     pub fn fields(self) -> &'static [&'static str] {
-        if self.as_str().starts_with("task.") || self == What::ScriptFailed { &TASK } else { &COMMON }
+        match self.as_str() {
+            text if text.starts_with("task.") || self == What::ScriptFailed => &TASK,
+            text if text.starts_with("image.") => &IMAGE,
+            _ => &COMMON,
+        }
     }
 }
 
@@ -179,4 +206,8 @@ events! {
     CronFinished = "cron.finished",
     /// A run of a cron script failed, took too long, or was left out.
     CronFailed = "cron.failed",
+    /// An image was pushed to the registry under a tag, or by its digest alone.
+    ImagePushed = "image.pushed",
+    /// A tag or a manifest was deleted from the registry.
+    ImageDeleted = "image.deleted",
 }

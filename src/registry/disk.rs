@@ -150,6 +150,13 @@ impl Disk {
         self.path(digest).exists()
     }
 
+    /// Takes one that is damaged away, and keeps it beside for whoever wants to look.
+    pub fn put_aside(&self, digest: &Digest) -> io::Result<()> {
+        let path = self.path(digest);
+        std::fs::rename(&path, path.with_extension("damaged"))?;
+        path.parent().map_or(Ok(()), sync_folder)
+    }
+
     /// Removes one.
     pub fn remove(&self, digest: &Digest) -> io::Result<()> {
         match std::fs::remove_file(self.path(digest)) {

@@ -3,6 +3,7 @@
 //! directory entry and index are on the disk, and nothing is served that was not hashed on its way in. It knows nothing of HTTP:
 //! `api::oci` speaks for it.
 
+pub mod describe;
 pub mod digest;
 mod disk;
 mod index;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedMutexGuard, mpsc};
+use tokio::sync::{OwnedMutexGuard, broadcast, mpsc};
 
 use self::digest::{Algorithm, Digest};
 use self::disk::Disk;
@@ -66,6 +67,24 @@ pub struct Collected {
     pub uploads: u64,
 }
 
+/// What happened, for whoever listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Happened {
+    /// Whether something was pushed, or deleted.
+    pub is_pushed: bool,
+    /// Where.
+    pub repository: Repository,
+    /// The tag.
+    pub tag: Option<String>,
+    /// The manifest; nothing where a tag alone went.
+    pub digest: Option<Digest>,
+    /// What kind of manifest that is.
+    pub media_type: String,
+}
+
+/// What waits for who listens, at most.
+const WAITING: usize = 4096;
+
 /// An image registry in a folder.
 pub struct ImageRegistry {
     disk: Disk,
@@ -73,6 +92,7 @@ pub struct ImageRegistry {
     index: Index,
     limits: Limits,
     clock: Arc<dyn Clock>,
+    happened: broadcast::Sender<Happened>,
 }
 
 /// An upload that is gone on with.
@@ -107,7 +127,13 @@ impl ImageRegistry {
         let disk = Disk::open(folder).map_err(failed)?;
         let uploads = Uploads::open(folder).map_err(failed)?;
         let index = Index::open(&folder.join("index.redb"))?;
-        Ok(ImageRegistry { disk, uploads, index, limits, clock })
+        let (happened, _) = broadcast::channel(WAITING);
+        Ok(ImageRegistry { disk, uploads, index, limits, clock, happened })
+    }
+
+    /// What happens from now on.
+    pub fn happened(&self) -> broadcast::Receiver<Happened> {
+        self.happened.subscribe()
     }
 
     /// How it is kept.
@@ -119,12 +145,18 @@ impl ImageRegistry {
         self.clock.wall().0
     }
 
+    // What was not needed since then is not kept.
+    fn idle_since(&self) -> u64 {
+        self.now().saturating_sub(self.limits.grace.as_millis() as u64)
+    }
+
     /// A blob's bytes; it stays for a while from now on, since who asks may be about to name it.
     pub async fn blob(&self, repository: &Repository, digest: &Digest) -> Result<u64, Refused> {
         let now = self.now();
         let fresh = now.saturating_sub(self.limits.grace.as_millis() as u64 / 2);
         let size = self.index.touch(repository, digest, now, fresh).await?;
-        size.ok_or_else(|| unknown_blob(repository, digest))
+        // One that was damaged comes anew with the next push.
+        size.filter(|_| self.disk.has(digest)).ok_or_else(|| unknown_blob(repository, digest))
     }
 
     /// A blob, to be read.
@@ -263,17 +295,49 @@ impl ImageRegistry {
         };
         tags.iter().try_for_each(|tag| check_tag(tag))?;
         let subject = manifest.subject.clone();
-        let (repository, at) = (repository.clone(), self.now());
-        self.index.put_manifest(Put { repository, digest: digest.clone(), tags, bytes, manifest, at }).await?;
+        let media_type = manifest.media_type.clone();
+        let put = Put {
+            repository: repository.clone(),
+            digest: digest.clone(),
+            tags: tags.clone(),
+            bytes,
+            manifest,
+            at: self.now(),
+        };
+        self.index.put_manifest(put).await?;
+        let told = if tags.is_empty() { vec![None] } else { tags.into_iter().map(Some).collect() };
+        for tag in told {
+            self.tell(true, repository, tag, Some(digest.clone()), media_type.clone());
+        }
         Ok((digest, subject))
     }
 
     /// A tag goes, or a manifest with all its tags.
     pub async fn delete_manifest(&self, repository: &Repository, reference: &Reference) -> Result<(), Refused> {
         match reference {
-            Reference::Tag(tag) => self.index.delete_tag(repository, tag).await,
-            Reference::Digest(digest) => self.index.delete_manifest(repository, digest, self.now()).await,
+            Reference::Tag(tag) => {
+                self.index.delete_tag(repository, tag).await?;
+                self.tell(false, repository, Some(tag.clone()), None, String::new());
+            }
+            Reference::Digest(digest) => {
+                self.index.delete_manifest(repository, digest, self.now()).await?;
+                self.tell(false, repository, None, Some(digest.clone()), String::new());
+            }
         }
+        Ok(())
+    }
+
+    // Nobody has to listen.
+    fn tell(
+        &self,
+        is_pushed: bool,
+        repository: &Repository,
+        tag: Option<String>,
+        digest: Option<Digest>,
+        media_type: String,
+    ) {
+        let repository = repository.clone();
+        let _ = self.happened.send(Happened { is_pushed, repository, tag, digest, media_type });
     }
 
     /// Tags of a repository in order, at most so many behind `last`.
@@ -299,7 +363,7 @@ impl ImageRegistry {
     /// Removes what nobody needs any more, while all else goes on.
     pub async fn collect(self: &Arc<Self>) -> Result<Collected, Refused> {
         let mut collected = Collected::default();
-        let before = self.now().saturating_sub(self.limits.grace.as_millis() as u64);
+        let before = self.idle_since();
         let mut from = Some((String::new(), String::new()));
         while let Some(at) = from {
             let step = self.index.idle_links(&at, ROWS, before)?;

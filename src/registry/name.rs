@@ -108,6 +108,23 @@ impl FromStr for Reference {
     }
 }
 
+/// An image as people write it: `shop/api:1.0`, `shop/api@sha256:...`, with `:latest` where neither is said. A registry's host before
+/// it, as images have it, is left out.
+pub fn image(text: &str) -> Result<(Repository, Reference), Refused> {
+    let rest = match text.split_once('/') {
+        Some((host, rest)) if host.contains(':') || host == "localhost" => rest,
+        _ => text,
+    };
+    if let Some((name, digest)) = rest.split_once('@') {
+        // A tag before a digest says nothing more.
+        let name = name.split_once(':').map_or(name, |(name, _)| name);
+        return Ok((name.parse()?, Reference::Digest(digest.parse()?)));
+    }
+    let (name, tag) = rest.split_once(':').unwrap_or((rest, "latest"));
+    check_tag(tag)?;
+    Ok((name.parse()?, Reference::Tag(tag.to_owned())))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,6 +156,12 @@ mod tests {
         for good in ["latest", "_", "v1.2-3", "A", &"t".repeat(128)] {
             assert_eq!(good.parse::<Reference>().unwrap(), Reference::Tag(good.into()));
         }
+        let read = |text: &str| image(text).map(|(name, reference)| format!("{name} {}", reference.as_str()));
+        assert_eq!(read("shop/api:1.0").unwrap(), "shop/api 1.0");
+        assert_eq!(read("127.0.0.1:5000/shop/api").unwrap(), "shop/api latest");
+        let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
+        assert_eq!(read(&format!("localhost/a:1@{digest}")).unwrap(), format!("a {digest}"));
+        assert!(read("a:").is_err() && read("A").is_err() && read("a@sha256:1").is_err());
         for bad in ["", ".a", "-a", "a/b", "a b", &"t".repeat(129)] {
             assert!(bad.parse::<Reference>().is_err(), "{bad}");
         }

@@ -359,6 +359,7 @@ pub fn update_node(draft: &mut Draft, writes: &mut Vec<Write>, id: &str, update:
         what: What::NodeUpdated,
         service: None,
         task: None,
+        image: None,
         subject: node.hostname.clone(),
         message,
     });

@@ -412,7 +412,7 @@ impl Conductor {
 
     fn tell(&mut self, note: Note) {
         self.sequence += 1;
-        let Note { what, service, task, mut subject, mut message } = note;
+        let Note { what, service, task, image, mut subject, mut message } = note;
         let about = task.as_ref().map(|task| AboutTask {
             task: task.label(),
             task_id: task.id,
@@ -437,6 +437,7 @@ impl Conductor {
             subject,
             message,
             task: about,
+            image,
         };
         self.events.tell(&event);
     }

@@ -362,7 +362,7 @@ impl Keeper {
     }
 
     fn tell(&self, what: What, name: &str, message: String) {
-        let note = Note { what, service: None, task: None, subject: name.to_owned(), message };
+        let note = Note { what, service: None, task: None, image: None, subject: name.to_owned(), message };
         let _ = self.messages.send(Message::Note(note));
     }
 }

@@ -74,7 +74,7 @@ pub async fn watch(runtime: &Arc<Runtime>, folder: PathBuf) -> Result<()> {
 fn refused(runtime: &Runtime, folder: &Path, error: &Error) {
     tracing::error!(%error, "the scripts folder cannot be used as it is; the scripts before go on");
     let (subject, message) = (folder.display().to_string(), error.to_string());
-    let note = Note { what: What::ScriptsRefused, service: None, task: None, subject, message };
+    let note = Note { what: What::ScriptsRefused, service: None, task: None, image: None, subject, message };
     let _ = runtime.messages.send(Message::Note(note));
 }
 

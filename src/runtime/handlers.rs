@@ -135,7 +135,14 @@ impl Postman {
         // A handler of failures that fails must not feed itself.
         if event.what != What::ScriptFailed {
             let (what, subject) = (What::ScriptFailed, format!("on \"{handler}\""));
-            let note = Note { what, service: event.service.clone(), task: None, subject, message: error.to_string() };
+            let note = Note {
+                what,
+                service: event.service.clone(),
+                task: None,
+                image: None,
+                subject,
+                message: error.to_string(),
+            };
             let _ = self.messages.send(Message::Note(note));
         }
     }

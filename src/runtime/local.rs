@@ -4,12 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::PoisonError;
 
 use async_trait::async_trait;
-use tokio::sync::mpsc;
 
+use super::asked::channel;
 use super::follow::Follower;
 use super::{Runtime, commands, cron, kv, logins, prepare, releases, scripts, status, values};
 use crate::client::catalog::{CatalogRestored, CatalogSnapshot};
 use crate::client::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
+use crate::client::images::{ImageInfo, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed};
 use crate::client::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use crate::client::members::JoinTicket;
 use crate::client::ports::PortInfo;
@@ -36,36 +37,10 @@ use crate::scheduler::world::Draft;
 use crate::script::host::Scripts;
 use crate::store::Write;
 
-impl Runtime {
-    fn status(&self, name: &str) -> Result<ServiceStatus> {
-        let world = self.world();
-        let service = world.services.get(name).ok_or_else(|| commands::missing(&world, name))?;
-        Ok(status::of(&world, service, &self.confirmed.borrow()))
-    }
-
-    // Scripts are loaded where waiting for them holds up nobody else.
-    pub(super) async fn prepare(&self, ask: Apply) -> Result<prepare::Prepared> {
-        let (world, parts) = (self.world(), self.parts.clone());
-        self.parts.aside("apply", move || prepare::prepare(&world, &parts, ask)).await
-    }
-}
-
-pub(super) fn channel<T: Send + 'static>() -> (mpsc::Sender<Result<T>>, Stream1<T>) {
-    let (sender, receiver) = mpsc::channel(64);
-    let stream =
-        futures_util::stream::unfold(receiver, |mut receiver| async move { Some((receiver.recv().await?, receiver)) });
-    (sender, Box::pin(stream))
-}
-
 #[async_trait]
 impl Cluster for Runtime {
     async fn info(&self) -> Result<Info> {
-        Ok(Info {
-            cluster: self.parts.cluster.clone(),
-            version: env!("CARGO_PKG_VERSION").into(),
-            engine: self.parts.engine.name().into(),
-            pid: std::process::id(),
-        })
+        Ok(self.about())
     }
 
     async fn services(&self) -> Result<Vec<ServiceStatus>> {
@@ -361,6 +336,30 @@ impl Cluster for Runtime {
 
     async fn maintain(&self, node: Option<&str>, id: &str, maintenance: Maintenance) -> Result<FoundInstance> {
         self.registry.maintain_own(node, id, &maintenance).await
+    }
+
+    async fn image_repositories(&self, prefix: &str) -> Result<Vec<ImageRepository>> {
+        self.repositories_of(prefix).await
+    }
+
+    async fn image_tags(&self, repository: &str) -> Result<Vec<ImageTag>> {
+        self.tags_in(repository).await
+    }
+
+    async fn image(&self, name: &str) -> Result<ImageInfo> {
+        self.image_of(name).await
+    }
+
+    async fn delete_image(&self, name: &str) -> Result<()> {
+        self.remove_image(name).await
+    }
+
+    async fn collect_images(&self, dry_run: bool) -> Result<ImagesCollected> {
+        self.collect(dry_run).await
+    }
+
+    async fn scrub_images(&self) -> Result<Stream1<ImagesScrubbed>> {
+        self.scrub()
     }
 
     async fn catalog_snapshot(&self) -> Result<CatalogSnapshot> {

@@ -5,6 +5,7 @@
 //! check found, what somebody asks. It decides (scheduler), commits (store), and publishes the new world. Whoever has
 //! effects to make (starter, traffic, checks) follows what is published, so nothing is done that is not written down.
 
+mod asked;
 mod bundles;
 pub mod catalog;
 mod certificates;
@@ -19,6 +20,7 @@ mod follow;
 mod handlers;
 mod handover;
 mod hosts;
+mod images;
 pub mod kv;
 mod local;
 mod logins;
@@ -154,6 +156,7 @@ pub struct Runtime {
     failed: handlers::Failed,
     registry: Arc<catalog::Registry>,
     kv: Arc<kv::Kv>,
+    images: std::sync::OnceLock<Arc<crate::registry::ImageRegistry>>,
 }
 
 impl Runtime {
@@ -242,6 +245,7 @@ impl Runtime {
             failed: failed.clone(),
             registry: registry.clone(),
             kv: kv.clone(),
+            images: std::sync::OnceLock::new(),
         });
         registry.start();
         kv.keep_sessions(registry.catalog.clone())?;

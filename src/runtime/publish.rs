@@ -72,6 +72,7 @@ mod tests {
             subject: "web".into(),
             message: String::new(),
             task: None,
+            image: None,
         };
         let listeners = Listeners::default();
         let (mut slow, mut quick) = (listeners.listen(2), listeners.listen(WAITING));

@@ -110,7 +110,7 @@ pub(super) fn has_secrets(parts: &Parts, subject: &str, spec: &RouteSpec) -> Res
 
 fn note(draft: &mut Draft, what: What, name: &str, message: &str) {
     let (subject, message) = (name.to_owned(), message.to_owned());
-    draft.decision.notes.push(Note { what, service: None, task: None, subject, message });
+    draft.decision.notes.push(Note { what, service: None, task: None, image: None, subject, message });
 }
 
 // Why a share of a route has nobody behind it, whatever becomes of its service's replicas.

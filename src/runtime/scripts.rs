@@ -189,7 +189,14 @@ fn replace(draft: &mut Draft, host: &ScriptHost, set: ScriptSet, registered: &Re
 
 fn tell(draft: &mut Draft, name: &Name, message: String) {
     let subject = name.to_string();
-    draft.decision.notes.push(Note { what: What::ScriptsReloaded, service: None, task: None, subject, message });
+    draft.decision.notes.push(Note {
+        what: What::ScriptsReloaded,
+        service: None,
+        task: None,
+        image: None,
+        subject,
+        message,
+    });
     // What they decide concerns every service.
     for service in draft.world.services.keys().cloned().collect::<Vec<_>>() {
         draft.wake(&service, draft.clock.now());

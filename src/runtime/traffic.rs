@@ -284,6 +284,7 @@ impl Traffic {
                     what: What::PortFailed,
                     service,
                     task: None,
+                    image: None,
                     subject: listener.clone(),
                     message: why.clone(),
                 };
@@ -295,7 +296,7 @@ impl Traffic {
             let before = self.status.routes.get(route).and_then(|passed| passed.why_unchosen.as_ref());
             if let Some(why) = passed.why_unchosen.as_ref().filter(|why| before != Some(why)) {
                 let (subject, message) = (route.clone(), why.clone());
-                let note = Note { what: What::ScriptFailed, service: None, task: None, subject, message };
+                let note = Note { what: What::ScriptFailed, service: None, task: None, image: None, subject, message };
                 let _ = self.messages.send(Message::Note(note));
             }
         }

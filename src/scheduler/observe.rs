@@ -136,7 +136,7 @@ fn still_running(
 pub fn nodes(draft: &mut Draft, nodes: Vec<Node>) {
     let note = |draft: &mut Draft, what: What, node: &Node, message: &str| {
         let (subject, message) = (node.hostname.clone(), message.to_owned());
-        draft.decision.notes.push(Note { what, service: None, task: None, subject, message });
+        draft.decision.notes.push(Note { what, service: None, task: None, image: None, subject, message });
     };
     let present: std::collections::BTreeSet<NodeId> = nodes.iter().map(|node| node.id.clone()).collect();
     let gone: Vec<Arc<Node>> = draft.world.nodes.values().filter(|node| !present.contains(&node.id)).cloned().collect();

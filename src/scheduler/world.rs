@@ -9,7 +9,7 @@ use imbl::{OrdMap, OrdSet};
 use super::board::{Board, Claim};
 use crate::model::bundle::ScriptSet;
 use crate::model::clock::{Clock, Timestamp};
-use crate::model::event::What;
+use crate::model::event::{AboutImage, What};
 use crate::model::id::{NodeId, Slot, TaskId};
 use crate::model::name::Name;
 use crate::model::native::NativeService;
@@ -315,6 +315,8 @@ pub struct Note {
     pub service: Option<Name>,
     /// The task, as it is from then on.
     pub task: Option<Arc<Task>>,
+    /// The image, where one is concerned.
+    pub image: Option<AboutImage>,
     /// Whom it concerns, where it is no task.
     pub subject: String,
     /// In words.
@@ -352,13 +354,27 @@ impl<'a> Draft<'a> {
     /// Tells something about a service.
     pub fn note(&mut self, what: What, service: &Name, message: impl Into<String>) {
         let (subject, message) = (service.to_string(), message.into());
-        self.decision.notes.push(Note { what, service: Some(service.clone()), task: None, subject, message });
+        self.decision.notes.push(Note {
+            what,
+            service: Some(service.clone()),
+            task: None,
+            image: None,
+            subject,
+            message,
+        });
     }
 
     /// Tells something about a task.
     pub fn note_task(&mut self, what: What, task: &Arc<Task>, message: impl Into<String>) {
         let (service, task) = (Some(task.service.clone()), Some(task.clone()));
-        self.decision.notes.push(Note { what, service, task, subject: String::new(), message: message.into() });
+        self.decision.notes.push(Note {
+            what,
+            service,
+            task,
+            image: None,
+            subject: String::new(),
+            message: message.into(),
+        });
     }
 
     /// Looks at `service` again no later than `at`.

@@ -1,6 +1,7 @@
 //! Records as tables that people read: the same in the CLI and in scripts.
 
 pub mod catalog;
+pub mod images;
 mod native;
 mod objects;
 mod ports;

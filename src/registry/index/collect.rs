@@ -18,7 +18,8 @@ pub struct Step<T> {
     pub next: Option<(String, String)>,
 }
 
-fn read_digest(text: &str) -> Result<Digest, Failed> {
+/// A digest of the index.
+pub(super) fn read_digest(text: &str) -> Result<Digest, Failed> {
     text.parse().map_err(|_| Failed::Store(redb::Error::Corrupted(format!("{text:.80} is no digest"))))
 }
 

@@ -3,6 +3,7 @@
 
 mod changes;
 mod collect;
+mod describe;
 mod reads;
 
 use std::panic::AssertUnwindSafe;
@@ -13,6 +14,7 @@ use redb::{Database, MultimapTableDefinition, ReadableDatabase, TableDefinition,
 use tokio::sync::oneshot;
 
 pub use changes::Put;
+pub use describe::{Summary, Tagged};
 pub use reads::{Found, Page};
 
 use super::refused::{Code, Refused};

@@ -34,7 +34,8 @@ fn damaged(what: &str) -> Failed {
     Failed::Store(redb::Error::Corrupted(format!("{what} is none")))
 }
 
-fn unknown_name(repository: &Repository) -> Refused {
+/// That there is no such repository.
+pub fn unknown_name(repository: &Repository) -> Refused {
     let why = format!("there is no repository {:.80?}", repository.as_str());
     Refused::new(Code::NameUnknown, why).about(repository.as_str())
 }

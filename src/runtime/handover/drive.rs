@@ -366,6 +366,7 @@ impl Driver {
             what,
             service: Some(self.name.clone()),
             task: None,
+            image: None,
             subject: self.name.to_string(),
             message: message.to_owned(),
         };

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 pub use self::drive::spawn;
-use super::local::channel;
+use super::asked::channel;
 use super::{Runtime, commands, values};
 use crate::client::kv::{ValueKind, ValueSet};
 use crate::client::{Apply, LogEntry, LogsAsk, Only, Stream1};

@@ -1,12 +1,20 @@
-//! `registry`: what registries are told when images are pulled.
+//! `registry`: what registries are told when images are pulled, and the images of the cluster's own.
 
 use std::sync::Arc;
 
+use futures_util::StreamExt;
 use mlua::{Lua, Table, Value};
+use serde::Deserialize;
 
 use crate::client::Cluster;
 use crate::model::registry::LoginAsk;
-use crate::script::value::{from_timed, raise, to_json};
+use crate::script::value::{from_timed, options, raise, to_json};
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct Collect {
+    dry_run: bool,
+}
 
 /// Sets it.
 pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
@@ -39,6 +47,71 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
             async move { cluster.logout(&name, service.as_deref()).await.map_err(raise) }
         })?,
     )?;
+    images(lua, &registry, cluster)?;
     registry.set_readonly(true);
     lua.globals().set("registry", registry)
+}
+
+fn images(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
+    let shared = cluster.clone();
+    registry.set(
+        "repositories",
+        lua.create_async_function(move |lua, prefix: Option<String>| {
+            let cluster = shared.clone();
+            async move {
+                let all = cluster.image_repositories(prefix.as_deref().unwrap_or_default()).await.map_err(raise)?;
+                from_timed(&lua, &all)
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
+        "tags",
+        lua.create_async_function(move |lua, repository: String| {
+            let cluster = shared.clone();
+            async move { from_timed(&lua, &cluster.image_tags(&repository).await.map_err(raise)?) }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
+        "inspect",
+        lua.create_async_function(move |lua, image: String| {
+            let cluster = shared.clone();
+            async move { from_timed(&lua, &cluster.image(&image).await.map_err(raise)?) }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
+        "delete",
+        lua.create_async_function(move |_, image: String| {
+            let cluster = shared.clone();
+            async move { cluster.delete_image(&image).await.map_err(raise) }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
+        "gc",
+        lua.create_async_function(move |lua, given: Option<Table>| {
+            let cluster = shared.clone();
+            async move {
+                let Collect { dry_run } = options("registry.gc", given)?;
+                from_timed(&lua, &cluster.collect_images(dry_run).await.map_err(raise)?)
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
+        "scrub",
+        lua.create_async_function(move |lua, ()| {
+            let cluster = shared.clone();
+            async move {
+                let mut steps = cluster.scrub_images().await.map_err(raise)?;
+                let mut last = None;
+                while let Some(step) = steps.next().await {
+                    last = Some(step.map_err(raise)?);
+                }
+                from_timed(&lua, &last)
+            }
+        })?,
+    )
 }

@@ -1,0 +1,90 @@
+//! The routes for the registry's images.
+
+use futures_util::StreamExt;
+
+use super::routes::{route, schema};
+use super::{About, Answer, Call, Route, json, lines};
+use crate::client::images::{ImageInfo, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed};
+use crate::model::Result;
+
+/// All of them.
+pub fn all() -> Vec<Route> {
+    use crate::model::right::Role::{Admin, Deployer, Viewer};
+    vec![
+        Route {
+            query: &[("prefix", "only repositories whose names begin so")],
+            response: schema::<Vec<ImageRepository>>(),
+            ..route("GET", "/v1/images", "Repositories of the image registry", Viewer, |call| {
+                Box::pin(repositories(call))
+            })
+        },
+        Route {
+            about: About::Path,
+            response: schema::<Vec<ImageTag>>(),
+            ..route("GET", "/v1/images/{name}/tags", "Tags of a repository", Viewer, |call| Box::pin(tags(call)))
+        },
+        Route {
+            about: About::Path,
+            response: schema::<ImageInfo>(),
+            ..route("GET", "/v1/images/{name}", "An image, by tag or digest", Viewer, |call| Box::pin(image(call)))
+        },
+        Route {
+            about: About::Path,
+            change: Some("image.delete"),
+            ..route(
+                "DELETE",
+                "/v1/images/{name}",
+                "Deletes a tag, or by its digest a manifest with its tags",
+                Deployer,
+                |call| Box::pin(delete(call)),
+            )
+        },
+        Route {
+            change: Some("images.collect"),
+            query: &[("dry_run", "true: says only what would go")],
+            response: schema::<ImagesCollected>(),
+            ..route("POST", "/v1/image-registry/collect", "Removes what no image needs any more", Admin, |call| {
+                Box::pin(collect(call))
+            })
+        },
+        Route {
+            response: schema::<ImagesScrubbed>(),
+            stream: true,
+            ..route(
+                "POST",
+                "/v1/image-registry/scrub",
+                "Reads all blobs once more; how far that is, a line each",
+                Admin,
+                |call| Box::pin(scrub(call)),
+            )
+        },
+    ]
+}
+
+async fn repositories(call: Call) -> Result<Answer> {
+    let prefix = call.query.get("prefix").map(String::as_str).unwrap_or_default();
+    let mut all = call.api.cluster.image_repositories(prefix).await?;
+    all.retain(|repository| repository.name.starts_with(&call.principal.prefix));
+    json(&all)
+}
+
+async fn tags(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.image_tags(call.name()).await?)
+}
+
+async fn image(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.image(call.name()).await?)
+}
+
+async fn delete(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.delete_image(call.name()).await?)
+}
+
+async fn collect(call: Call) -> Result<Answer> {
+    let dry_run = call.flag("dry_run")?;
+    json(&call.api.cluster.collect_images(dry_run).await?)
+}
+
+async fn scrub(call: Call) -> Result<Answer> {
+    lines(call.api.cluster.scrub_images().await?.boxed())
+}

@@ -1,0 +1,87 @@
+//! Images as people read them.
+
+use super::{ago, rows};
+use crate::client::images::{ImageInfo, ImagePart, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed};
+use crate::model::clock::Timestamp;
+use crate::model::units::Bytes;
+
+fn short(digest: &str) -> String {
+    digest.chars().take("sha256:".len() + 12).collect()
+}
+
+/// `registry ls`.
+pub fn repositories(all: &[ImageRepository]) -> String {
+    let row = |one: &ImageRepository| {
+        [one.name.clone(), one.tags.to_string(), one.manifests.to_string(), Bytes(one.size).to_string()]
+    };
+    rows(&["REPOSITORY", "TAGS", "MANIFESTS", "SIZE"], all.iter().map(row))
+}
+
+/// `registry tags`.
+pub fn tags(all: &[ImageTag], now: Timestamp) -> String {
+    let row = |tag: &ImageTag| [tag.tag.clone(), short(&tag.digest), Bytes(tag.size).to_string(), ago(now, tag.at)];
+    rows(&["TAG", "DIGEST", "SIZE", "PUSHED"], all.iter().map(row))
+}
+
+/// `registry inspect`.
+pub fn image(image: &ImageInfo, now: Timestamp) -> String {
+    let mut lines = vec![
+        format!("{}@{}", image.repository, image.digest),
+        format!("  kind      {}", image.media_type),
+        format!("  size      {}", Bytes(image.size)),
+        format!("  pushed    {}", ago(now, image.at)),
+    ];
+    let mut say = |what: &str, text: String| {
+        if !text.is_empty() {
+            lines.push(format!("  {what:<9} {text}"));
+        }
+    };
+    say("tags", image.tags.join(" "));
+    if let Some(config) = &image.config {
+        let text = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let list = |value: &serde_json::Value| value.as_array().into_iter().flatten().map(text).collect::<Vec<_>>();
+        let platform = [text(&config["os"]), text(&config["architecture"])];
+        say("platform", platform.iter().filter(|part| !part.is_empty()).cloned().collect::<Vec<_>>().join("/"));
+        let run = &config["config"];
+        say("command", [list(&run["Entrypoint"]), list(&run["Cmd"])].concat().join(" "));
+        say(
+            "ports",
+            run["ExposedPorts"]
+                .as_object()
+                .into_iter()
+                .flatten()
+                .map(|(port, _)| port.clone())
+                .collect::<Vec<_>>()
+                .join(" "),
+        );
+        let labels = run["Labels"].as_object().into_iter().flatten();
+        labels.for_each(|(name, value)| say("label", format!("{name}={}", text(value))));
+    }
+    say("subject", image.subject.clone().unwrap_or_default());
+    let part = |part: &ImagePart| format!("{} {:>10} {}", part.digest, Bytes(part.size), part.platform);
+    image.layers.iter().for_each(|layer| say("layer", part(layer).trim_end().to_owned()));
+    image.manifests.iter().for_each(|one| say("manifest", part(one)));
+    image.referrers.iter().for_each(|one| say("referrer", format!("{} {}", one.digest, one.artifact_type)));
+    image.annotations.iter().for_each(|(name, value)| say("note", format!("{name}={value}")));
+    lines.join("\n")
+}
+
+/// `registry gc`.
+pub fn collected(collected: &ImagesCollected, dry_run: bool) -> String {
+    let ImagesCollected { unlinked, blobs, size, strays, uploads } = collected;
+    let size = Bytes(*size);
+    match dry_run {
+        true => format!("{blobs} blobs ({size}) would be removed; {unlinked} would leave their repositories"),
+        false => format!(
+            "{blobs} blobs ({size}) removed, {unlinked} taken out of their repositories, {strays} stray files and {uploads} uploads removed"
+        ),
+    }
+}
+
+/// `registry scrub`.
+pub fn scrubbed(scrubbed: &ImagesScrubbed) -> String {
+    let mut lines = vec![format!("{} blobs ({}) read", scrubbed.blobs, Bytes(scrubbed.size))];
+    lines.extend(scrubbed.damaged.iter().map(|digest| format!("damaged, put aside: {digest}")));
+    lines.extend(scrubbed.missing.iter().map(|digest| format!("missing: {digest}")));
+    lines.join("\n")
+}
