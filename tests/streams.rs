@@ -364,7 +364,9 @@ fn a_body_goes_on_while_its_answer_waits() {
             other.write_all(head.as_bytes()).unwrap();
             other.write_all(&vec![b'a'; SIZE]).unwrap();
         });
-        while seen.len() < SIZE {
+        // To its last byte: what is closed with something unread is reset, and the answer lost with it.
+        let head = seen.windows(4).position(|end| end == b"\r\n\r\n").unwrap() + 4;
+        while seen.len() < head + SIZE {
             match stream.read(&mut part) {
                 Ok(0) | Err(_) => break,
                 Ok(length) => seen.extend_from_slice(&part[..length]),
