@@ -226,6 +226,23 @@ fn a_docker_engine_pushes_pulls_and_runs() {
     });
     let service: Value = serde_json::from_str(&daemon.ok(&["service", "inspect", "web"])).unwrap();
     assert!(service.to_string().contains(&format!("{image}@sha256:")), "{service}");
+
+    // Everybody pulls; whoever pushes has to say who they are.
+    let token = daemon.ok(&["token", "create", "ci", "--role", "deployer", "--prefix", "shop/"]).trim().to_owned();
+    daemon.end("TERM");
+    daemon.up(&["NEAP_REGISTRY_ACCESS=pull"]);
+    lab.docker("n1", &["rmi", "127.0.0.1:5000/shop/demo:1"]);
+    lab.docker("n1", &["pull", image]);
+    let push = |image: &str| {
+        lab.docker("n1", &["tag", "demo:2", image]);
+        lab.exec("n1", &["docker", "push", image])
+    };
+    assert!(!push("127.0.0.1:5000/shop/new:1").status.success());
+    assert!(!lab.exec("n1", &["docker", "login", "127.0.0.1:5000", "-u", "me", "-p", "nonsense"]).status.success());
+    lab.docker("n1", &["login", "127.0.0.1:5000", "-u", "me", "-p", &token]);
+    let pushed = push("127.0.0.1:5000/shop/new:1");
+    assert!(pushed.status.success(), "{pushed:?}");
+    assert!(!push("127.0.0.1:5000/other:1").status.success(), "it is for names that begin with shop/");
 }
 
 // The command line, scripts and events.
@@ -315,4 +332,53 @@ fn images_are_listed_shown_deleted_collected_and_read_again() {
     assert_eq!((&seen[0]["what"], &seen[0]["subject"]), (&json!("image.pushed"), &json!("shop/api:1.0")));
     assert_eq!((&seen[1]["tag"], &seen[1]["digest"]), (&json!("live"), &json!(digest(&manifest))));
     assert_eq!((&seen[3]["what"], &seen[3]["subject"]), (&json!("image.deleted"), &json!("shop/web:1")));
+}
+
+// By TLS, from elsewhere: a token is asked for unless something else is said.
+#[test]
+fn from_elsewhere_by_tls_with_a_token() {
+    if !has_skopeo() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+    let path = |name: &str| folder.path().join(name).display().to_string();
+    std::fs::create_dir(path("certs")).unwrap();
+    for (name, text) in [
+        ("cert.pem", made.cert.pem()),
+        ("key.pem", made.signing_key.serialize_pem()),
+        ("certs/ca.crt", made.cert.pem()),
+    ] {
+        std::fs::write(path(name), text).unwrap();
+    }
+    let outside = free_port();
+    let listen = format!("127.0.0.1:{},0.0.0.0:{outside}", free_port());
+    let registry = {
+        let port = listen[10..].split(',').next().unwrap().parse().unwrap();
+        let mut daemon = support::Daemon::new();
+        for (name, value) in [
+            ("NEAP_REGISTRY_LISTEN", listen.clone()),
+            ("NEAP_REGISTRY_TLS_CERT", path("cert.pem")),
+            ("NEAP_REGISTRY_TLS_KEY", path("key.pem")),
+        ] {
+            daemon.env.push((name.into(), value));
+        }
+        daemon.up();
+        let registry = Registry { daemon, port };
+        registry.wait();
+        registry
+    };
+    let manifest = real_image(&registry, "shop/api", "1.0", 5, "amd64");
+    let token = registry.daemon.ok(&["token", "create", "laptop"]).trim().to_owned();
+    let from = format!("docker://localhost:{outside}/shop/api:1.0");
+    let (certs, creds) = (path("certs"), format!("me:{token}"));
+    let seen = ok("skopeo", &["inspect", "--raw", "--cert-dir", &certs, "--creds", &creds, &from]);
+    assert_eq!(seen.as_bytes(), manifest);
+    let refused = run("skopeo", &["inspect", "--raw", "--cert-dir", &certs, &from]);
+    assert!(!refused.status.success(), "{refused:?}");
+    let to = format!("docker://localhost:{outside}/copy:1");
+    let down = format!("dir:{}", path("down"));
+    ok("skopeo", &["copy", "--src-cert-dir", &certs, "--src-creds", &creds, &from, &down]);
+    let refused = run("skopeo", &["copy", "--dest-cert-dir", &certs, "--dest-creds", &creds, &down, &to]);
+    assert!(!refused.status.success(), "a viewer pushes nothing: {refused:?}");
 }

@@ -63,6 +63,16 @@ pub struct Args {
     /// Where the image registry listens, several with commas, or none [default: 127.0.0.1:5000; in a Swarm none]
     #[arg(long, env = "NEAP_REGISTRY_LISTEN", value_name = "ADDRESS:PORT")]
     registry_listen: Option<String>,
+    /// What the image registry asks of clients: open (nothing), pull (a token of who pushes or deletes), token (of everybody)
+    /// [default: open on the loopback, token elsewhere]
+    #[arg(long, env = "NEAP_REGISTRY_ACCESS", value_name = "ACCESS")]
+    registry_access: Option<String>,
+    /// Certificate chain of the image registry, in PEM, for what does not listen on the loopback; read again when it changes
+    #[arg(long, env = "NEAP_REGISTRY_TLS_CERT", value_name = "FILE", requires = "registry_tls_key")]
+    registry_tls_cert: Option<PathBuf>,
+    /// Key of --registry-tls-cert, in PEM
+    #[arg(long, env = "NEAP_REGISTRY_TLS_KEY", value_name = "FILE", requires = "registry_tls_cert")]
+    registry_tls_key: Option<PathBuf>,
     /// How long the image registry keeps what no manifest is made of, since it came or was last asked for
     #[arg(long, env = "NEAP_REGISTRY_GRACE", value_name = "DURATION", default_value = "24h")]
     registry_grace: Duration,
@@ -94,11 +104,17 @@ pub async fn main(args: &Args, file: config::Config) -> Result<()> {
     let catalog = args.discovery.read(file.discovery)?;
     let listen = args.registry_listen.clone().or(file.registry_listen);
     let listen = listen.map(|text| discovery::addresses("--registry-listen", Some(&text), images::PORT)).transpose()?;
+    let access = args.registry_access.clone().or(file.registry_access);
     let limits = Limits { grace: args.registry_grace.std(), ..Limits::default() };
     let internal = args.internal_range.clone().or(file.internal_range);
     daemon::up(Options {
         internal: internal.map(|range| range.parse()).transpose()?,
-        registry: RegistryOptions { listen, limits },
+        registry: RegistryOptions {
+            listen,
+            access: access.map(|word| word.parse()).transpose()?,
+            tls: args.registry_tls_cert.clone().zip(args.registry_tls_key.clone()),
+            limits,
+        },
         discovery: catalog,
         cluster: args.cluster.clone().or(file.cluster).unwrap_or_else(|| "default".into()),
         data: args.data.clone().or(file.data).unwrap_or_else(config::default_data),

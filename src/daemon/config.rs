@@ -52,6 +52,9 @@ pub struct Config {
     /// Where the image registry listens: addresses with commas, or `none`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_listen: Option<String>,
+    /// What the image registry asks of clients: open, pull, token.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_access: Option<String>,
     /// Where and how the catalogue is served.
     #[serde(skip_serializing_if = "Discovery::is_default")]
     pub discovery: Discovery,

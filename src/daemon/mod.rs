@@ -283,7 +283,7 @@ pub async fn up(options: Options) -> Result<()> {
     discovery::register_containers(&options.discovery, &runtime, containers, &identity);
     let here = Here::Name(runtime.registry().host.clone());
     discovery::serve(&options.discovery, &runtime.registry().catalog, here, Arc::new(own)).await;
-    if let Some(registry) = images::serve(&options.registry, true, &options.data, clock.clone()).await {
+    if let Some(registry) = images::serve(&options.registry, true, &options.data, &store, clock.clone()).await? {
         runtime.serve_images(registry);
     }
     let own = runtime.registry().host.clone();

@@ -162,7 +162,8 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     let following = Following::new(worker.clone(), &node, &options.discovery);
     let here = Here::Id(uuid_of(&node));
     discovery::serve(&options.discovery, &catalog, here, Arc::new(following.clone())).await;
-    super::images::serve(&options.registry, false, &options.data, clock.clone()).await;
+    let shared: Arc<dyn Store> = store.clone();
+    super::images::serve(&options.registry, false, &options.data, &shared, clock.clone()).await?;
     let keys = {
         let (options, docker, store) = (options.clone(), docker.clone(), store.clone());
         Keys::new(store.clone(), clock.clone(), move || {

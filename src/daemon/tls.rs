@@ -40,6 +40,13 @@ pub fn server_config(face: Arc<CertifiedKey>) -> Result<watch::Sender<Arc<rustls
     Ok(watch::Sender::new(agent::tls::server(face, None)?))
 }
 
+/// The same for HTTP/1.1, with nothing that is followed.
+pub fn plain_config(face: Arc<CertifiedKey>) -> Result<Arc<rustls::ServerConfig>> {
+    let mut config = (*agent::tls::server(face, None)?).clone();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    Ok(Arc::new(config))
+}
+
 fn own(data: &Path) -> Result<(PathBuf, PathBuf)> {
     let (certificate, key) = (data.join("control.crt"), data.join("control.key"));
     let holds = |path: &Path| std::fs::metadata(path).is_ok_and(|file| file.len() > 0);

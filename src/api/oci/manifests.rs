@@ -122,7 +122,24 @@ pub fn tags(call: &Call, repository: &Repository) -> Answer {
 
 pub fn catalog(call: &Call) -> Answer {
     let count = call.query.count(PAGE)?;
-    let page = call.registry.repositories(call.query.get("last").unwrap_or_default(), count)?;
+    let mut page = Page::default();
+    let mut last = call.query.get("last").unwrap_or_default().to_owned();
+    // Whoever is confined to some names sees those alone.
+    loop {
+        let more = call.registry.repositories(&last, count)?;
+        page.has_more = more.has_more;
+        last = more.names.last().cloned().unwrap_or_default();
+        for name in more.names {
+            if page.names.len() == count {
+                page.has_more = true;
+            } else if call.caller.sees(&name) {
+                page.names.push(name);
+            }
+        }
+        if page.names.len() == count || !more.has_more {
+            break;
+        }
+    }
     let value = json!({ "repositories": page.names });
     Ok(paged(&page, "/v2/_catalog", count, &value))
 }

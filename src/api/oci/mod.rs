@@ -1,5 +1,6 @@
 //! The OCI distribution API, 1.1: what Docker, Podman, skopeo and the rest push to and pull from.
 
+mod access;
 mod blobs;
 mod manifests;
 mod path;
@@ -17,11 +18,13 @@ use hyper::header::{self, HeaderMap, HeaderName, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 use serde_json::json;
 
+use self::access::Caller;
 use self::path::{Asked, Query};
 use crate::registry::ImageRegistry;
 use crate::registry::refused::{Code, Refused};
 
-pub use server::listen;
+pub use access::{Access, Gate};
+pub use server::{Tls, listen};
 
 /// What is answered.
 type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -37,11 +40,14 @@ const PAGE: usize = 10_000;
 pub struct Oci {
     /// It.
     pub registry: Arc<ImageRegistry>,
+    /// Who is let in.
+    pub gate: Gate,
 }
 
 // A request, as handlers see it.
 struct Call {
     registry: Arc<ImageRegistry>,
+    caller: Caller,
     method: Method,
     headers: HeaderMap,
     query: Query,
@@ -112,6 +118,15 @@ async fn answer(oci: Arc<Oci>, request: Request<Incoming>) -> Response<Body> {
     answer
 }
 
+// A refusal, with how to say who one is where that is what is missing.
+fn challenged(oci: &Oci, refused: &Refused, headers: &HeaderMap, asked: Option<&Asked>) -> Response<Body> {
+    let mut answer = told(refused);
+    if refused.code == Code::Unauthorized {
+        oci.gate.challenge(&mut answer, headers, asked);
+    }
+    answer
+}
+
 async fn serve(oci: &Oci, request: Request<Incoming>) -> Answer {
     let (parts, body) = request.into_parts();
     let asked = Asked::read(parts.uri.path()).unwrap_or_else(|| {
@@ -124,11 +139,18 @@ async fn serve(oci: &Oci, request: Request<Incoming>) -> Answer {
         put(&mut answer, header::ALLOW, asked.methods().join(", "));
         return Ok(answer);
     }
+    if asked == Asked::Token {
+        return oci.gate.token(&parts.headers).or_else(|refused| Ok(challenged(oci, &refused, &parts.headers, None)));
+    }
+    let caller = match oci.gate.check(&parts.method, &parts.headers, &asked) {
+        Ok(caller) => caller,
+        Err(refused) => return Ok(challenged(oci, &refused, &parts.headers, Some(&asked))),
+    };
     let query = Query::read(parts.uri.query())?;
     let registry = oci.registry.clone();
-    let call = Call { registry, method: parts.method, headers: parts.headers, query, body };
+    let call = Call { registry, caller, method: parts.method, headers: parts.headers, query, body };
     match asked {
-        Asked::Base => Ok(json_of(&json!({}))),
+        Asked::Base | Asked::Token => Ok(json_of(&json!({}))),
         Asked::Catalog => manifests::catalog(&call),
         Asked::Tags(repository) => manifests::tags(&call, &repository),
         Asked::Referrers(repository, subject) => manifests::referrers(&call, &repository, &subject),

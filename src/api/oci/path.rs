@@ -11,6 +11,8 @@ use crate::registry::refused::{Code, Refused};
 pub enum Asked {
     /// Whether this is one: `/v2/`.
     Base,
+    /// What a client shows from then on.
+    Token,
     /// Repositories.
     Catalog,
     /// A repository's tags.
@@ -35,6 +37,7 @@ impl Asked {
         match rest {
             "" | "/" => return Some(Ok(Asked::Base)),
             "/_catalog" => return Some(Ok(Asked::Catalog)),
+            "/token" => return Some(Ok(Asked::Token)),
             _ => {}
         }
         let rest = rest.strip_prefix('/')?;
@@ -59,10 +62,23 @@ impl Asked {
         Some(read)
     }
 
+    /// The repository that is concerned.
+    pub fn repository(&self) -> Option<&Repository> {
+        match self {
+            Asked::Base | Asked::Token | Asked::Catalog => None,
+            Asked::Tags(name)
+            | Asked::Manifest(name, _)
+            | Asked::Blob(name, _)
+            | Asked::Uploads(name)
+            | Asked::Upload(name, _)
+            | Asked::Referrers(name, _) => Some(name),
+        }
+    }
+
     /// The methods that it takes.
     pub fn methods(&self) -> &'static [&'static str] {
         match self {
-            Asked::Base | Asked::Catalog | Asked::Tags(_) | Asked::Referrers(..) => &["GET", "HEAD"],
+            Asked::Base | Asked::Token | Asked::Catalog | Asked::Tags(_) | Asked::Referrers(..) => &["GET", "HEAD"],
             Asked::Manifest(..) => &["GET", "HEAD", "PUT", "DELETE"],
             Asked::Blob(..) => &["GET", "HEAD", "DELETE"],
             Asked::Uploads(_) => &["POST"],

@@ -1,4 +1,4 @@
-//! Listens for the registry's clients, without TLS: on this host's loopback unless told otherwise.
+//! Listens for the registry's clients: on this host's loopback unless told otherwise, with TLS where there is a certificate.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -7,8 +7,9 @@ use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 
 use super::{Oci, answer};
 use crate::model::{Error, Result};
@@ -20,16 +21,19 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// What is read at once of a body, in bytes.
 const BUFFER: usize = 512 * 1024;
 
+/// How TLS ends, as it is now: certificates are read again.
+pub type Tls = watch::Receiver<Arc<rustls::ServerConfig>>;
+
 /// Serves at `address` until the process ends; the address with its port.
-pub async fn listen(address: SocketAddr, oci: Arc<Oci>) -> Result<SocketAddr> {
+pub async fn listen(address: SocketAddr, oci: Arc<Oci>, tls: Option<Tls>) -> Result<SocketAddr> {
     let failed = |error: std::io::Error| Error::io(format!("image registry {address}"), "listen", &error);
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    tokio::spawn(serve(listener, oci));
+    tokio::spawn(serve(listener, oci, tls));
     Ok(address)
 }
 
-async fn serve(listener: TcpListener, oci: Arc<Oci>) {
+async fn serve(listener: TcpListener, oci: Arc<Oci>, tls: Option<Tls>) {
     let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
@@ -37,22 +41,34 @@ async fn serve(listener: TcpListener, oci: Arc<Oci>) {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let oci = oci.clone();
+        let (oci, tls) = (oci.clone(), tls.as_ref().map(|tls| tls.borrow().clone()));
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             crate::network::keep_alive(&stream);
-            let service = service_fn(move |request| {
-                let oci = oci.clone();
-                async move { Ok::<_, Infallible>(answer(oci, request).await) }
-            });
-            let connection = hyper::server::conn::http1::Builder::new()
-                .timer(TokioTimer::new())
-                .header_read_timeout(PATIENCE)
-                .max_buf_size(BUFFER)
-                .serve_connection(TokioIo::new(stream), service);
-            // A client that breaks off is no event.
-            let _ = connection.await;
+            let Some(config) = tls else {
+                speak(stream, oci).await;
+                drop(slot);
+                return;
+            };
+            let handshake = tokio_rustls::TlsAcceptor::from(config).accept(stream);
+            if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, handshake).await {
+                speak(stream, oci).await;
+            }
             drop(slot);
         });
     }
+}
+
+async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, oci: Arc<Oci>) {
+    let service = service_fn(move |request| {
+        let oci = oci.clone();
+        async move { Ok::<_, Infallible>(answer(oci, request).await) }
+    });
+    let connection = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(PATIENCE)
+        .max_buf_size(BUFFER)
+        .serve_connection(TokioIo::new(stream), service);
+    // A client that breaks off is no event.
+    let _ = connection.await;
 }

@@ -22,11 +22,12 @@ const WAITING: usize = 16;
 
 /// POST: begins one; with a digest all of it comes at once, with a source it need not come at all.
 pub async fn begin(call: Call, repository: &Repository) -> Answer {
-    let Call { registry, headers, query, body, .. } = call;
+    let Call { registry, caller, headers, query, body, .. } = call;
     if let (Some(digest), Some(from)) = (query.get("mount"), query.get("from")) {
         let digest: Digest = digest.parse()?;
         // Whatever is wrong with the source: it is sent instead.
         if let Ok(from) = from.parse::<Repository>()
+            && caller.sees(from.as_str())
             && registry.mount(&from, repository, &digest).await?
         {
             return Ok(made(repository, &digest));
@@ -62,7 +63,7 @@ pub async fn begin(call: Call, repository: &Repository) -> Answer {
 
 /// What is asked of one that has begun.
 pub async fn answer(call: Call, repository: &Repository, id: &str) -> Answer {
-    let Call { registry, method, headers, query, body } = call;
+    let Call { registry, method, headers, query, body, .. } = call;
     let growing = registry.upload(repository, id).await?;
     match method {
         Method::PATCH => {
