@@ -3,7 +3,7 @@
 --   neap run scripts/snapshot.lua catalog.tgz --restore
 
 local file, word = ...
-if not file then error "usage: neap run scripts/snapshot.lua FILE [--restore]" end
+if not file or word and word ~= "--restore" then error "usage: neap run scripts/snapshot.lua FILE [--restore]" end
 
 if word == "--restore" then
   local done = discovery.restore(fs.read(file))

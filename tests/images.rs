@@ -232,14 +232,18 @@ fn a_docker_engine_pushes_pulls_and_runs() {
     daemon.end("TERM");
     daemon.up(&["NEAP_REGISTRY_ACCESS=pull"]);
     lab.docker("n1", &["rmi", "127.0.0.1:5000/shop/demo:1"]);
-    lab.docker("n1", &["pull", image]);
+    // What this user's Docker knows is none of this.
+    let docker = |args: &[&str]| lab.exec("n1", &[&["docker", "--config", "/run/docker-client"], args].concat());
+    let pulled = docker(&["pull", image]);
+    assert!(pulled.status.success(), "{pulled:?}");
     let push = |image: &str| {
         lab.docker("n1", &["tag", "demo:2", image]);
-        lab.exec("n1", &["docker", "push", image])
+        docker(&["push", image])
     };
     assert!(!push("127.0.0.1:5000/shop/new:1").status.success());
-    assert!(!lab.exec("n1", &["docker", "login", "127.0.0.1:5000", "-u", "me", "-p", "nonsense"]).status.success());
-    lab.docker("n1", &["login", "127.0.0.1:5000", "-u", "me", "-p", &token]);
+    assert!(!docker(&["login", "127.0.0.1:5000", "-u", "me", "-p", "nonsense"]).status.success());
+    let login = docker(&["login", "127.0.0.1:5000", "-u", "me", "-p", &token]);
+    assert!(login.status.success(), "{login:?}");
     let pushed = push("127.0.0.1:5000/shop/new:1");
     assert!(pushed.status.success(), "{pushed:?}");
     assert!(!push("127.0.0.1:5000/other:1").status.success(), "it is for names that begin with shop/");

@@ -412,3 +412,29 @@ fn lines_of_streams_say_how_much_came() {
         (&json!(200), &json!(body.len()), &json!(server.id))
     );
 }
+
+// A connection that the replica closed meanwhile: a request that may come twice, its body with it, goes by another.
+#[test]
+fn what_can_be_sent_again_is_by_http_2_as_well() {
+    use http_body_util::{BodyExt, Full};
+    let server = Replica::start(|request, stream| {
+        let _ = stream.write_all(answer(200, &request.body.len().to_string()).as_bytes());
+        // Said to stay, and closed behind the second.
+        !request.head.contains("last")
+    });
+    let mut balancer = Balancer::start();
+    balancer.route(&[("one", json!({ "host": "one.test" }), &[(&server, 100)])]);
+    let port = balancer.port;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    runtime.block_on(async {
+        let mut sender = by_streams(port).await;
+        for round in 0..20 {
+            let path = if round % 2 == 0 { "last" } else { "next" };
+            let body = Full::new(bytes::Bytes::from(vec![b'x'; 900]));
+            let request = hyper::Request::put(format!("http://one.test/{path}")).body(body).unwrap();
+            let (parts, body) = sender.send_request(request).await.unwrap().into_parts();
+            let said = body.collect().await.unwrap().to_bytes();
+            assert_eq!((parts.status.as_u16(), &said[..]), (200, &b"900"[..]), "{path}");
+        }
+    });
+}

@@ -3,9 +3,12 @@
 use futures_util::StreamExt;
 
 use super::routes::{route, schema};
-use super::{About, Answer, Call, Route, json, lines};
+use super::{Answer, Call, Route, json, lines};
 use crate::client::images::{ImageInfo, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed};
 use crate::model::Result;
+use crate::model::right::Role;
+use crate::registry::name::{self, Repository};
+use crate::registry::refused::Refused;
 
 /// All of them.
 pub fn all() -> Vec<Route> {
@@ -19,17 +22,14 @@ pub fn all() -> Vec<Route> {
             })
         },
         Route {
-            about: About::Path,
             response: schema::<Vec<ImageTag>>(),
             ..route("GET", "/v1/images/{name}/tags", "Tags of a repository", Viewer, |call| Box::pin(tags(call)))
         },
         Route {
-            about: About::Path,
             response: schema::<ImageInfo>(),
             ..route("GET", "/v1/images/{name}", "An image, by tag or digest", Viewer, |call| Box::pin(image(call)))
         },
         Route {
-            about: About::Path,
             change: Some("image.delete"),
             ..route(
                 "DELETE",
@@ -68,15 +68,26 @@ async fn repositories(call: Call) -> Result<Answer> {
     json(&all)
 }
 
+// Whoever is confined to some names is so by the repository's, however the image is written.
+fn own(call: &Call, role: Role, repository: &Repository) -> Result<()> {
+    call.principal.require(role, Some(repository.as_str()))
+}
+
 async fn tags(call: Call) -> Result<Answer> {
-    json(&call.api.cluster.image_tags(call.name()).await?)
+    let repository: Repository = call.name().parse().map_err(Refused::into_error)?;
+    own(&call, Role::Viewer, &repository)?;
+    json(&call.api.cluster.image_tags(repository.as_str()).await?)
 }
 
 async fn image(call: Call) -> Result<Answer> {
+    let (repository, _) = name::image(call.name()).map_err(Refused::into_error)?;
+    own(&call, Role::Viewer, &repository)?;
     json(&call.api.cluster.image(call.name()).await?)
 }
 
 async fn delete(call: Call) -> Result<Answer> {
+    let (repository, _) = name::image(call.name()).map_err(Refused::into_error)?;
+    own(&call, Role::Deployer, &repository)?;
     json(&call.api.cluster.delete_image(call.name()).await?)
 }
 

@@ -239,6 +239,14 @@ async fn serve(
     });
     let max_age = std::time::Duration::from_secs(u64::from(max_age.transpose()?.unwrap_or_default()));
     let query = read_query(route, request.uri().query().unwrap_or_default())?;
+    // What needs no look into the body is said before it is read: it may be large.
+    if route.most > MAX_BODY {
+        let allowed = principal.require(route.need, None);
+        if let (Err(_), Some(action)) = (&allowed, route.change) {
+            api.audit.record(&principal, action, "", &allowed);
+        }
+        allowed?;
+    }
     let most = route.most;
     let bytes = axum::body::to_bytes(request.into_body(), most).await.map_err(|error| {
         Error::new(Kind::Exhausted, "request body", format!("is larger than {most} bytes, or broke off")).cause(error)

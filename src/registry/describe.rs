@@ -15,6 +15,10 @@ use super::{Collected, ImageRegistry};
 
 /// Largest config that is read to be shown, in bytes.
 const MAX_CONFIG: u64 = 4 << 20;
+/// How long is waited for who is just coming with a blob.
+const AGAIN: std::time::Duration = std::time::Duration::from_millis(20);
+/// Manifests that are looked at for one size.
+const MOST: usize = 10_000;
 /// Blobs that are looked up at once while all are read.
 const ROWS: usize = 256;
 
@@ -73,7 +77,7 @@ impl ImageRegistry {
                     if let Some(bytes) = known.get(&tag.digest) {
                         return Ok((tag, *bytes));
                     }
-                    let bytes = own.bytes(&repository, &tag.digest.parse()?, 0)?;
+                    let bytes = own.bytes(&repository, tag.digest.parse()?)?;
                     known.insert(tag.digest.clone(), bytes);
                     Ok((tag, bytes))
                 })
@@ -82,19 +86,27 @@ impl ImageRegistry {
         .await
     }
 
-    // What a manifest takes with all that it names. An index may hold others together, a few floors deep.
-    fn bytes(&self, repository: &Repository, reference: &Reference, depth: u32) -> Result<u64, Refused> {
-        let (found, bytes) = match self.index.content(repository, reference) {
-            Ok(content) => content,
-            Err(refused) if refused.code == Code::ManifestUnknown => return Ok(0),
-            Err(refused) => return Err(refused),
-        };
-        let manifest = super::Manifest::read(Some(&found.media_type), &bytes)?;
-        let mut all = found.size + manifest.blobs.iter().map(|named| named.size).sum::<u64>();
-        if depth < 4 {
-            for child in manifest.manifests {
-                all += self.bytes(repository, &Reference::Digest(child.digest), depth + 1)?;
+    // What a manifest takes with all that it names, each once. An index may hold others together, and those others.
+    fn bytes(&self, repository: &Repository, digest: Digest) -> Result<u64, Refused> {
+        let (mut all, mut open) = (0_u64, vec![digest]);
+        let mut seen = std::collections::HashSet::new();
+        while let Some(digest) = open.pop() {
+            if seen.len() >= MOST || !seen.insert(digest.clone()) {
+                continue;
             }
+            let (found, bytes) = match self.index.content(repository, &Reference::Digest(digest)) {
+                Ok(content) => content,
+                Err(refused) if refused.code == Code::ManifestUnknown => continue,
+                Err(refused) => return Err(refused),
+            };
+            let manifest = super::Manifest::read(Some(&found.media_type), &bytes)?;
+            all = all.saturating_add(found.size);
+            for named in manifest.blobs.into_iter().filter(|named| !named.is_foreign) {
+                if seen.insert(named.digest) {
+                    all = all.saturating_add(named.size);
+                }
+            }
+            open.extend(manifest.manifests.into_iter().map(|named| named.digest));
         }
         Ok(all)
     }
@@ -117,9 +129,9 @@ impl ImageRegistry {
                 serde_json::from_slice(&text).ok()
             });
             Ok(Described {
-                bytes: own.bytes(&repository, &Reference::Digest(found.digest.clone()), 0)?,
+                bytes: own.bytes(&repository, found.digest.clone())?,
                 tags: own.index.tags_of(&repository, &found.digest)?,
-                referrers: own.index.referrers(&repository, &found.digest)?,
+                referrers: own.index.referrers(&repository, &found.digest, "")?.0,
                 digest: found.digest,
                 media_type: found.media_type,
                 at: found.at,
@@ -146,6 +158,7 @@ impl ImageRegistry {
         self: &Arc<Self>,
         told: impl Fn(&Scrubbed) + Send + Sync + 'static,
     ) -> Result<Scrubbed, Refused> {
+        let _turn = self.scrubbing.lock().await;
         let mut scrubbed = Scrubbed { of: self.index.counts()?[3], ..Scrubbed::default() };
         let told = Arc::new(told);
         let mut last = String::new();
@@ -158,7 +171,10 @@ impl ImageRegistry {
                 let read = aside(move || own.check(&of, size)).await?;
                 match read {
                     Checked::Whole => {}
-                    Checked::Damaged => scrubbed.damaged.push(digest),
+                    Checked::Damaged(file) => {
+                        self.put_aside(&digest, file).await?;
+                        scrubbed.damaged.push(digest);
+                    }
                     Checked::Missing => scrubbed.missing.push(digest),
                 }
                 scrubbed.blobs += 1;
@@ -193,13 +209,33 @@ impl ImageRegistry {
             return Ok(Checked::Whole);
         }
         tracing::error!(digest = digest.as_str(), "a blob is damaged; it is put aside");
-        self.disk.put_aside(digest).map_err(failed)?;
-        Ok(Checked::Damaged)
+        Ok(Checked::Damaged(file))
+    }
+
+    // Once nobody comes with the same: what was taken for whole is not to go behind it.
+    async fn put_aside(self: &Arc<Self>, digest: &Digest, file: std::fs::File) -> Result<(), Refused> {
+        loop {
+            let going = self.disk.going(vec![digest.clone()]);
+            if going.digests().is_empty() {
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            }
+            let (own, digest) = (self.clone(), digest.clone());
+            return aside(move || {
+                let put = own.disk.put_aside(&digest, &file);
+                drop(going);
+                match put {
+                    Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+                    other => other.map_err(|error| Refused::io("put a blob aside", &error)),
+                }
+            })
+            .await;
+        }
     }
 }
 
 enum Checked {
     Whole,
-    Damaged,
+    Damaged(std::fs::File),
     Missing,
 }

@@ -125,11 +125,15 @@ impl Disk {
         }
     }
 
-    /// Those of some that are not just coming.
+    /// Those of some that are not just coming, and that nobody else removes.
     pub fn going(&self, digests: Vec<Digest>) -> Going {
         let mut state = self.busy.state();
-        let free: Vec<Digest> = digests.into_iter().filter(|digest| !state.0.contains_key(digest)).collect();
-        state.1.extend(free.iter().cloned());
+        let mut free = Vec::new();
+        for digest in digests {
+            if !state.0.contains_key(&digest) && state.1.insert(digest.clone()) {
+                free.push(digest);
+            }
+        }
         drop(state);
         Going(self.busy.clone(), free)
     }
@@ -146,13 +150,23 @@ impl Disk {
     }
 
     /// Whether one is there.
-    pub fn has(&self, digest: &Digest) -> bool {
+    pub fn is_there(&self, digest: &Digest) -> bool {
         self.path(digest).exists()
     }
 
-    /// Takes one that is damaged away, and keeps it beside for whoever wants to look.
-    pub fn put_aside(&self, digest: &Digest) -> io::Result<()> {
+    /// Whether one is there, of this size.
+    pub fn has(&self, digest: &Digest, size: u64) -> bool {
+        std::fs::metadata(self.path(digest)).is_ok_and(|meta| meta.len() == size)
+    }
+
+    /// Takes one that is damaged away, and keeps it beside for whoever wants to look. Nothing is done where another has come meanwhile.
+    pub fn put_aside(&self, digest: &Digest, read: &File) -> io::Result<()> {
+        use std::os::unix::fs::MetadataExt;
         let path = self.path(digest);
+        let (seen, now) = (read.metadata()?, std::fs::metadata(&path)?);
+        if (seen.dev(), seen.ino()) != (now.dev(), now.ino()) {
+            return Ok(());
+        }
         std::fs::rename(&path, path.with_extension("damaged"))?;
         path.parent().map_or(Ok(()), sync_folder)
     }

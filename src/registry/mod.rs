@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{OwnedMutexGuard, broadcast, mpsc};
+use tokio::sync::{Semaphore, broadcast, mpsc};
 
 use self::digest::{Algorithm, Digest};
 use self::disk::Disk;
@@ -29,8 +29,8 @@ use self::index::{Index, Put};
 use self::manifest::{Manifest, Referrer};
 use self::name::{Reference, Repository, check_tag};
 use self::refused::{Code, Refused};
-pub use self::upload::Received;
-use self::upload::{Upload, Uploads, aside};
+pub use self::upload::{Growing, Part, Received};
+use self::upload::{Uploads, aside};
 use crate::model::clock::Clock;
 use crate::model::{Error, Result as ModelResult, fault};
 
@@ -82,35 +82,28 @@ pub struct Happened {
     pub media_type: String,
 }
 
+/// What may wait to be written of all that comes, in bytes.
+const ROOM: u32 = 64 << 20;
+/// Blobs that go to the disk at a time.
+const SYNCING: usize = 8;
 /// What waits for who listens, at most.
 const WAITING: usize = 4096;
 
 /// An image registry in a folder.
 pub struct ImageRegistry {
     disk: Disk,
-    uploads: Uploads,
+    uploads: Arc<Uploads>,
     index: Index,
     limits: Limits,
     clock: Arc<dyn Clock>,
     happened: broadcast::Sender<Happened>,
-}
-
-/// An upload that is gone on with.
-pub struct Growing {
-    id: String,
-    upload: OwnedMutexGuard<Upload>,
-}
-
-impl Growing {
-    /// What it is called.
-    pub fn id(&self) -> &str {
-        &self.id
-    }
-
-    /// Bytes so far.
-    pub fn size(&self) -> u64 {
-        self.upload.size
-    }
+    // Bytes that came and are not written yet, of all together.
+    room: Arc<Semaphore>,
+    // Who waits for the disk at a time.
+    syncing: Semaphore,
+    // Collections, and readings of all that there is: one at a time.
+    collecting: tokio::sync::Mutex<()>,
+    scrubbing: tokio::sync::Mutex<()>,
 }
 
 /// Rows of the index that are looked at in one go of a collection, and how long it rests behind each.
@@ -125,10 +118,12 @@ impl ImageRegistry {
         let failed = |error: std::io::Error| Error::io(format!("registry {}", folder.display()), "use it", &error);
         std::fs::create_dir_all(folder).map_err(failed)?;
         let disk = Disk::open(folder).map_err(failed)?;
-        let uploads = Uploads::open(folder).map_err(failed)?;
+        let uploads = Arc::new(Uploads::open(folder).map_err(failed)?);
         let index = Index::open(&folder.join("index.redb"))?;
         let (happened, _) = broadcast::channel(WAITING);
-        Ok(ImageRegistry { disk, uploads, index, limits, clock, happened })
+        let (room, syncing) = (Arc::new(Semaphore::new(ROOM as usize)), Semaphore::new(SYNCING));
+        let (collecting, scrubbing) = Default::default();
+        Ok(ImageRegistry { disk, uploads, index, limits, clock, happened, room, syncing, collecting, scrubbing })
     }
 
     /// What happens from now on.
@@ -156,7 +151,7 @@ impl ImageRegistry {
         let fresh = now.saturating_sub(self.limits.grace.as_millis() as u64 / 2);
         let size = self.index.touch(repository, digest, now, fresh).await?;
         // One that was damaged comes anew with the next push.
-        size.filter(|_| self.disk.has(digest)).ok_or_else(|| unknown_blob(repository, digest))
+        size.filter(|_| self.disk.is_there(digest)).ok_or_else(|| unknown_blob(repository, digest))
     }
 
     /// A blob, to be read.
@@ -169,39 +164,39 @@ impl ImageRegistry {
         Ok((file, size))
     }
 
-    /// Begins an upload; its id.
+    /// Begins an upload.
     pub async fn begin(self: &Arc<Self>, repository: &Repository, algorithm: Algorithm) -> Result<Growing, Refused> {
         let (own, of) = (self.clone(), repository.clone());
-        let (id, shared) = aside(move || own.uploads.begin(&of, algorithm, &*own.clock)).await?;
-        Ok(Growing { id, upload: shared.lock_owned().await })
+        aside(move || own.uploads.begin(&of, algorithm, &*own.clock)).await
     }
 
     /// An upload that has begun, to go on with it.
     pub async fn upload(&self, repository: &Repository, id: &str) -> Result<Growing, Refused> {
-        Ok(Growing { id: id.to_owned(), upload: self.uploads.find(repository, id).await? })
+        self.uploads.find(repository, id).await
     }
 
-    /// Takes what comes, to its end. `expected`: how much that is, where it is known.
+    /// A part of what comes, once there is room for it in memory: of all that come at once, so much waits to be written.
+    pub async fn part(&self, bytes: Bytes) -> Result<Part, Refused> {
+        let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(ROOM);
+        let room = self.room.clone().acquire_many_owned(length).await;
+        Ok(Part { bytes, room: room.map_err(|_| Refused::new(Code::Unknown, "the registry is about to end"))? })
+    }
+
+    /// Takes what comes, to its end.
     pub async fn receive(
         &self,
         growing: Growing,
-        mut parts: mpsc::Receiver<Bytes>,
+        mut parts: mpsc::Receiver<Part>,
     ) -> Result<(Growing, Received), Refused> {
-        let most = self.limits.max_blob;
-        aside(move || {
-            let mut growing = growing;
-            let received = growing.upload.receive(&mut parts, most)?;
-            Ok((growing, received))
-        })
-        .await
+        growing.receive(&mut parts, self.limits.max_blob).await
     }
 
     /// Gives an upload up.
     pub fn cancel(&self, mut growing: Growing) -> Result<(), Refused> {
-        self.uploads.remove(&growing.id, &mut growing.upload)
+        self.uploads.remove(&mut growing)
     }
 
-    /// An upload becomes a blob of the repository, durably. One that has another digest is given up.
+    /// An upload becomes a blob of the repository, durably. One that has another digest, or did not get to the disk, is given up.
     pub async fn finish(
         self: &Arc<Self>,
         repository: &Repository,
@@ -210,8 +205,7 @@ impl ImageRegistry {
     ) -> Result<u64, Refused> {
         let (own, repository, digest) = (self.clone(), repository.clone(), digest.clone());
         // Whoever breaks off has not undone it.
-        let finished = tokio::spawn(async move { own.finish_all(&repository, growing, &digest).await }).await;
-        finished.unwrap_or_else(|_| Err(Refused::new(Code::Unknown, "the registry broke off")))
+        alone(async move { own.finish_all(&repository, growing, &digest).await }).await
     }
 
     async fn finish_all(
@@ -221,26 +215,35 @@ impl ImageRegistry {
         digest: &Digest,
     ) -> Result<u64, Refused> {
         let wanted = digest.algorithm();
-        let (mut growing, made) = aside(move || growing.upload.digest(wanted).map(|made| (growing, made))).await?;
+        let (mut growing, made) = aside(move || {
+            let mut growing = growing;
+            growing.digest(wanted).map(|made| (growing, made))
+        })
+        .await?;
         if made != *digest {
-            self.uploads.remove(&growing.id, &mut growing.upload)?;
+            self.uploads.remove(&mut growing)?;
             let why = format!("what came has the digest {made}, not {digest}");
             return Err(Refused::new(Code::DigestInvalid, why).about(digest.as_str()));
         }
-        let size = growing.upload.size;
+        let size = growing.size();
         let coming = self.disk.coming(digest).await;
-        let is_known = self.index.any_blob(digest)?.is_some() && self.disk.has(digest);
+        let is_known = self.index.any_blob(digest)?.is_some() && self.disk.has(digest, size);
         let own = self.clone();
-        let (_growing, coming) = aside(move || {
-            match is_known {
-                true => own.uploads.remove(&growing.id, &mut growing.upload)?,
-                false => {
-                    let kept = own.disk.keep(&growing.upload.file, &growing.upload.path, &coming);
-                    kept.map_err(|error| Refused::io("keep a blob", &error))?;
-                    own.uploads.forget(&growing.id, &mut growing.upload);
-                }
-            }
-            Ok((growing, coming))
+        // Some at a time: who waits for the disk is not to keep all else of the daemon waiting.
+        let _turn = self.syncing.acquire().await;
+        let coming = aside(move || {
+            // From here on nobody goes on with it, whatever becomes of it.
+            let upload = own.uploads.take(&mut growing)?;
+            let kept = match is_known {
+                true => Ok(()),
+                false => upload.open().and_then(|file| {
+                    let kept = own.disk.keep(&file, &upload.path, &coming);
+                    kept.map_err(|error| Refused::io("keep a blob", &error))
+                }),
+            };
+            // Gone, where it became the blob.
+            let _ = upload::remove_file(&upload.path);
+            kept.map(|()| coming)
         })
         .await?;
         fault::point("registry.before-index");
@@ -251,6 +254,9 @@ impl ImageRegistry {
 
     /// A blob of one repository becomes one of another; false: the one has none such.
     pub async fn mount(&self, from: &Repository, to: &Repository, digest: &Digest) -> Result<bool, Refused> {
+        if !self.disk.is_there(digest) {
+            return Ok(false);
+        }
         self.index.mount(from, to, digest, self.now()).await
     }
 
@@ -271,7 +277,7 @@ impl ImageRegistry {
 
     /// Puts a manifest, with its tags, durably; its digest and its subject.
     pub async fn put_manifest(
-        &self,
+        self: &Arc<Self>,
         repository: &Repository,
         reference: &Reference,
         mut tags: Vec<String>,
@@ -294,6 +300,7 @@ impl ImageRegistry {
             }
         };
         tags.iter().try_for_each(|tag| check_tag(tag))?;
+        self.check_files(repository, &manifest)?;
         let subject = manifest.subject.clone();
         let media_type = manifest.media_type.clone();
         let put = Put {
@@ -304,16 +311,45 @@ impl ImageRegistry {
             manifest,
             at: self.now(),
         };
-        self.index.put_manifest(put).await?;
-        let told = if tags.is_empty() { vec![None] } else { tags.into_iter().map(Some).collect() };
-        for tag in told {
-            self.tell(true, repository, tag, Some(digest.clone()), media_type.clone());
-        }
+        let (own, made) = (self.clone(), digest.clone());
+        // It is told also where nobody waits for the answer any more.
+        alone(async move {
+            let repository = put.repository.clone();
+            own.index.put_manifest(put).await?;
+            let told = if tags.is_empty() { vec![None] } else { tags.into_iter().map(Some).collect() };
+            for tag in told {
+                own.tell(true, &repository, tag, Some(made.clone()), media_type.clone());
+            }
+            Ok(())
+        })
+        .await?;
         Ok((digest, subject))
     }
 
     /// A tag goes, or a manifest with all its tags.
-    pub async fn delete_manifest(&self, repository: &Repository, reference: &Reference) -> Result<(), Refused> {
+    pub async fn delete_manifest(
+        self: &Arc<Self>,
+        repository: &Repository,
+        reference: &Reference,
+    ) -> Result<(), Refused> {
+        let (own, repository, reference) = (self.clone(), repository.clone(), reference.clone());
+        alone(async move { own.delete(&repository, &reference).await }).await
+    }
+
+    // A blob that was put aside is to come anew: whoever names it is told.
+    fn check_files(&self, repository: &Repository, manifest: &Manifest) -> Result<(), Refused> {
+        let needed = manifest.blobs.iter().filter(|named| !named.is_foreign);
+        let lost: Vec<&Digest> =
+            needed.map(|named| &named.digest).filter(|digest| !self.disk.is_there(digest)).collect();
+        if lost.is_empty() {
+            return Ok(());
+        }
+        let why = format!("{repository} has not {} of the blobs that it names", lost.len());
+        let refused = Refused::new(Code::ManifestBlobUnknown, why);
+        Err(lost.iter().fold(refused, |refused, digest| refused.about(digest.as_str())))
+    }
+
+    async fn delete(&self, repository: &Repository, reference: &Reference) -> Result<(), Refused> {
         match reference {
             Reference::Tag(tag) => {
                 self.index.delete_tag(repository, tag).await?;
@@ -351,8 +387,15 @@ impl ImageRegistry {
     }
 
     /// What says something of a subject.
-    pub fn referrers(&self, repository: &Repository, subject: &Digest) -> Result<Vec<Referrer>, Refused> {
-        self.index.referrers(repository, subject)
+    /// Those behind `last`; whether there are more.
+    pub async fn referrers(
+        self: &Arc<Self>,
+        repository: &Repository,
+        subject: &Digest,
+        last: &str,
+    ) -> Result<(Vec<Referrer>, bool), Refused> {
+        let (own, repository, subject, last) = (self.clone(), repository.clone(), subject.clone(), last.to_owned());
+        aside(move || own.index.referrers(&repository, &subject, &last)).await
     }
 
     /// How many repositories, manifests, tags and blobs there are.
@@ -362,6 +405,7 @@ impl ImageRegistry {
 
     /// Removes what nobody needs any more, while all else goes on.
     pub async fn collect(self: &Arc<Self>) -> Result<Collected, Refused> {
+        let _turn = self.collecting.lock().await;
         let mut collected = Collected::default();
         let before = self.idle_since();
         let mut from = Some((String::new(), String::new()));
@@ -437,6 +481,13 @@ impl ImageRegistry {
         })
         .await
     }
+}
+
+// Does something to its end, whether or not anybody waits for it.
+async fn alone<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Refused>> + Send + 'static,
+) -> Result<T, Refused> {
+    tokio::spawn(work).await.unwrap_or_else(|_| Err(Refused::new(Code::Unknown, "the registry broke off")))
 }
 
 fn unknown_blob(repository: &Repository, digest: &Digest) -> Refused {

@@ -48,9 +48,9 @@ impl Tried {
         let (repository, digest) = (name(repository), of(bytes));
         let growing = self.registry.begin(&repository, Algorithm::Sha256).await.unwrap();
         let (sender, parts) = mpsc::channel(1);
-        let bytes = Bytes::copy_from_slice(bytes);
+        let part = self.registry.part(Bytes::copy_from_slice(bytes)).await.unwrap();
         let (received, _) = tokio::join!(self.registry.receive(growing, parts), async move {
-            let _ = sender.send(bytes).await;
+            let _ = sender.send(part).await;
         });
         let (growing, _) = received.unwrap();
         self.registry.finish(&repository, growing, &digest).await.unwrap();
@@ -94,7 +94,7 @@ async fn what_images_are_made_of_stays_and_the_rest_goes_after_a_while() {
     let done = tried.collect().await;
     assert_eq!((done.unlinked, done.blobs, done.bytes), (1, 1, 5));
     assert!(!tried.has("app", &stray).await && tried.has("app", &of(b"layer")).await);
-    assert!(!tried.registry.disk.has(&stray));
+    assert!(!tried.registry.disk.is_there(&stray));
 
     // Whoever loses the last image keeps its layers for as long as one that has just come.
     tried.registry.delete_manifest(&name("app"), &Reference::Digest(image)).await.unwrap();
@@ -171,7 +171,7 @@ async fn pushes_and_collections_at_once() {
                 let _now = time.read().await;
                 // All push the same layers over and over, and forget them.
                 let repository = format!("app{}", number % 2);
-                let layer = format!("layer {}", rounds % 3);
+                let layer = format!("layer {}", rounds % 40);
                 let image = tried.image(&repository, &format!("t{number}"), layer.as_bytes()).await;
                 assert!(tried.has(&repository, &of(layer.as_bytes())).await, "what is acknowledged is there");
                 let gone = tried.registry.delete_manifest(&name(&repository), &Reference::Digest(image)).await;
@@ -181,20 +181,74 @@ async fn pushes_and_collections_at_once() {
             rounds
         });
     }
-    let collector = {
-        let (tried, time) = (tried.clone(), time.clone());
-        tokio::spawn(async move {
-            let mut blobs = 0;
-            while std::time::Instant::now() < until {
-                let now = time.write().await;
-                tried.pass(1001);
-                drop(now);
-                blobs += tried.collect().await.blobs;
-            }
-            blobs
+    // Two, as where somebody asks for one while another is under way.
+    let collectors: Vec<_> = (0..2)
+        .map(|_| {
+            let (tried, time) = (tried.clone(), time.clone());
+            tokio::spawn(async move {
+                let mut blobs = 0;
+                while std::time::Instant::now() < until {
+                    let now = time.write().await;
+                    tried.pass(1001);
+                    drop(now);
+                    blobs += tried.collect().await.blobs;
+                }
+                blobs
+            })
         })
-    };
+        .collect();
     let rounds: u32 = pushes.join_all().await.into_iter().sum();
-    let blobs = collector.await.unwrap();
+    let mut blobs = 0;
+    for collector in collectors {
+        blobs += collector.await.unwrap();
+    }
     assert!(rounds > 20 && blobs > 3, "{rounds} pushes, {blobs} blobs collected");
+}
+
+#[tokio::test]
+async fn what_is_damaged_comes_anew_wherever_it_is_named() {
+    let tried = Tried::new();
+    tried.image("app", "1", b"layer").await;
+    let layer = of(b"layer");
+    let path = tried._folder.path().join("blobs/sha256").join(&layer.hex()[..2]).join(layer.hex());
+    std::fs::write(&path, b"Layer").unwrap();
+    let scrubbed = tried.registry.scrub(|_| {}).await.unwrap();
+    assert_eq!((scrubbed.blobs, scrubbed.damaged), (2, vec![layer.clone()]));
+    assert!(!tried.has("app", &layer).await);
+    // Whoever would mount it has to send it, and a manifest of it is not taken before.
+    assert!(!tried.registry.mount(&name("app"), &name("other"), &layer).await.unwrap());
+    tried.push("other", b"{}").await;
+    let manifest = json!({ "schemaVersion": 2, "config": { "digest": of(b"{}").as_str(), "size": 2 },
+        "layers": [{ "digest": layer.as_str(), "size": 5 }] });
+    let (app, tag) = (name("app"), Reference::Tag("2".into()));
+    let put = tried.registry.put_manifest(&app, &tag, Vec::new(), None, manifest.to_string().into_bytes());
+    assert_eq!(put.await.unwrap_err().code, Code::ManifestBlobUnknown);
+    tried.push("other", b"layer").await;
+    assert!(tried.has("app", &layer).await && tried.has("other", &layer).await);
+    assert_eq!(std::fs::read(&path).unwrap(), b"layer");
+    assert!(tried.registry.scrub(|_| {}).await.unwrap().damaged.is_empty());
+}
+
+#[tokio::test]
+async fn uploads_are_given_up_after_a_while() {
+    let tried = Tried::new();
+    let mut growing = tried.registry.begin(&name("app"), Algorithm::Sha256).await.unwrap();
+    let id = growing.id().to_owned();
+    let old = std::time::SystemTime::now() - Duration::from_secs(25 * 60 * 60);
+    let file = std::fs::read_dir(tried._folder.path().join("uploads")).unwrap().flatten().next().unwrap().path();
+    let age = || std::fs::File::options().write(true).open(&file).unwrap().set_modified(old).unwrap();
+    age();
+    assert_eq!(tried.collect().await.uploads, 0, "somebody goes on with it");
+    let (sender, parts) = mpsc::channel(1);
+    sender.send(tried.registry.part(Bytes::from_static(b"x")).await.unwrap()).await.unwrap();
+    drop(sender);
+    (growing, _) = tried.registry.receive(growing, parts).await.unwrap();
+    assert_eq!(growing.size(), 1);
+    drop(growing);
+    assert_eq!(tried.collect().await.uploads, 0, "it is new again");
+    age();
+    assert_eq!(tried.collect().await.uploads, 1);
+    let gone = tried.registry.upload(&name("app"), &id).await.err().unwrap();
+    assert_eq!(gone.code, Code::BlobUploadUnknown);
+    assert!(!file.exists());
 }

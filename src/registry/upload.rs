@@ -1,15 +1,16 @@
-//! Uploads: files that grow while their digest is made. One that a daemon has not ended goes on in the next.
+//! Uploads: files that grow while their digest is made. One that a daemon has not ended goes on in the next. Between two requests an upload
+//! is its file and a few numbers: nothing stays open for it.
 
 use std::collections::HashMap;
 use std::fs::{File, OpenOptions};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::io::{self, Read};
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use tokio::sync::{OwnedMutexGuard, mpsc};
+use tokio::sync::{OwnedMutexGuard, OwnedSemaphorePermit, mpsc};
 
 use super::digest::{Algorithm, Digest, Hasher};
 use super::name::Repository;
@@ -20,32 +21,53 @@ use crate::model::id::{random_uuid, sha256_hex};
 
 /// How much is written before what was written goes to the disk, beside what goes on: the end has little to wait for then.
 const BESIDE: u64 = 16 << 20;
-/// Most uploads at a time.
-const MOST: usize = 4096;
+/// What is hashed and written in one go, in bytes.
+const BATCH: usize = 1 << 20;
+/// Most uploads that this daemon knows of.
+const MOST: usize = 100_000;
+/// How long one waits of which nothing has come.
+const EMPTY: Duration = Duration::from_secs(60 * 60);
 
 /// Uploads on a disk.
 pub struct Uploads {
     folder: PathBuf,
-    open: Mutex<HashMap<String, Shared>>,
+    known: Mutex<HashMap<String, Shared>>,
 }
 
-/// One, for whoever goes on with it.
-pub type Shared = Arc<tokio::sync::Mutex<Upload>>;
+// One, for whoever goes on with it. Nothing: of an earlier daemon, and not read yet.
+type Shared = Arc<tokio::sync::Mutex<State>>;
+
+/// How far an upload is.
+pub enum State {
+    /// Its file is there, and was not read yet.
+    Unread,
+    /// It grows.
+    Growing(Upload),
+    /// It became a blob, or was given up.
+    Over,
+}
 
 /// An upload.
 pub struct Upload {
     /// Its file.
     pub path: PathBuf,
-    /// The same, open.
-    pub file: Arc<File>,
     /// Bytes so far.
     pub size: u64,
     hasher: Hasher,
-    // It is over: it became a blob, or was given up.
-    is_over: bool,
+    // Something of it did not get to the disk, or nobody knows: no digest makes it a blob any more.
+    is_broken: bool,
+}
+
+/// A part of what comes, with the room that it takes.
+pub struct Part {
+    /// It.
+    pub bytes: Bytes,
+    /// Given back once it is written.
+    pub room: OwnedSemaphorePermit,
 }
 
 /// What has become of some bytes that came.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Received {
     /// All of them are there.
     All,
@@ -62,9 +84,140 @@ fn failed(error: &io::Error) -> Refused {
     Refused::io("write an upload", error)
 }
 
+fn broken() -> Refused {
+    Refused::new(Code::Unknown, "the upload did not get to the disk: begin another").status_of(500)
+}
+
 // A part of the file's name, so that an upload is of its repository and of no other.
 fn mark(repository: &Repository) -> String {
     sha256_hex(repository.as_str().as_bytes())[..16].to_owned()
+}
+
+/// An upload that is gone on with, by one at a time.
+pub struct Growing {
+    id: String,
+    state: OwnedMutexGuard<State>,
+}
+
+impl Growing {
+    /// What it is called.
+    pub fn id(&self) -> &str {
+        &self.id
+    }
+
+    /// Bytes so far.
+    pub fn size(&self) -> u64 {
+        match &*self.state {
+            State::Growing(upload) => upload.size,
+            State::Unread | State::Over => 0,
+        }
+    }
+
+    fn upload(&mut self) -> Result<&mut Upload, Refused> {
+        match &mut *self.state {
+            State::Growing(upload) => Ok(upload),
+            State::Unread | State::Over => Err(unknown(&self.id)),
+        }
+    }
+
+    /// Takes what comes until nothing more does, `most` bytes altogether at most. What came before an end too early stays.
+    pub async fn receive(mut self, parts: &mut mpsc::Receiver<Part>, most: u64) -> Result<(Self, Received), Refused> {
+        let path = self.upload()?.path.clone();
+        let id = self.id.clone();
+        let opened = aside(move || match OpenOptions::new().write(true).open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Err(unknown(&id)),
+            other => other.map_err(|error| failed(&error)),
+        });
+        let file = Arc::new(opened.await?);
+        let (mut beside, mut since) = (None::<tokio::task::JoinHandle<io::Result<()>>>, self.size());
+        let mut received = Ok(Received::All);
+        while let Some(first) = parts.recv().await {
+            let (mut length, mut batch) = (first.bytes.len(), vec![first]);
+            while length < BATCH
+                && let Ok(next) = parts.try_recv()
+            {
+                length += next.bytes.len();
+                batch.push(next);
+            }
+            if self.size() + length as u64 > most {
+                received = Ok(Received::TooMuch);
+                break;
+            }
+            let file_of = file.clone();
+            let (growing, written) = aside(move || {
+                let written = self.upload().and_then(|upload| upload.write(&file_of, &batch));
+                Ok((self, written))
+            })
+            .await?;
+            self = growing;
+            if let Err(refused) = written {
+                received = Err(refused);
+                break;
+            }
+            if self.size() - since >= BESIDE && beside.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
+                self.note(beside.take()).await;
+                since = self.size();
+                let file = file.clone();
+                beside = Some(tokio::task::spawn_blocking(move || file.sync_data()));
+            }
+        }
+        self.note(beside).await;
+        received.map(|received| (self, received))
+    }
+
+    // An error of the disk is told once: whoever hears it has to remember.
+    async fn note(&mut self, syncing: Option<tokio::task::JoinHandle<io::Result<()>>>) {
+        let Some(syncing) = syncing else { return };
+        if !matches!(syncing.await, Ok(Ok(())))
+            && let Ok(upload) = self.upload()
+        {
+            upload.is_broken = true;
+        }
+    }
+
+    /// The digest of all of it, by this algorithm.
+    pub fn digest(&mut self, algorithm: Algorithm) -> Result<Digest, Refused> {
+        let upload = self.upload()?;
+        if upload.hasher.algorithm() == algorithm {
+            return Ok(upload.hasher.clone().finish());
+        }
+        let file = File::open(&upload.path).map_err(|error| failed(&error))?;
+        let (hasher, _) = hash(file, algorithm).map_err(|error| failed(&error))?;
+        Ok(hasher.finish())
+    }
+}
+
+impl Upload {
+    fn write(&mut self, file: &File, batch: &[Part]) -> Result<(), Refused> {
+        for part in batch {
+            if let Err(error) = file.write_all_at(&part.bytes, self.size) {
+                // What is behind the bytes that count is not; if that cannot be said, nobody knows what is.
+                self.is_broken |= file.set_len(self.size).is_err();
+                return Err(failed(&error));
+            }
+            self.hasher.update(&part.bytes);
+            self.size += part.bytes.len() as u64;
+            fault::point("registry.receiving");
+        }
+        Ok(())
+    }
+
+    /// Its file, if it is what was hashed.
+    pub fn open(&self) -> Result<File, Refused> {
+        let file = OpenOptions::new().read(true).write(true).open(&self.path).map_err(|error| failed(&error))?;
+        let length = file.metadata().map_err(|error| failed(&error))?.len();
+        if self.is_broken || length != self.size { Err(broken()) } else { Ok(file) }
+    }
+
+    // One that another daemon began; nothing: there is none.
+    fn again(path: &Path) -> Result<Option<Self>, Refused> {
+        let file = match File::open(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            other => other.map_err(|error| failed(&error))?,
+        };
+        let (hasher, size) = hash(file, Algorithm::Sha256).map_err(|error| failed(&error))?;
+        Ok(Some(Upload { path: path.to_owned(), size, hasher, is_broken: false }))
+    }
 }
 
 impl Uploads {
@@ -73,78 +226,83 @@ impl Uploads {
         use std::os::unix::fs::DirBuilderExt;
         let folder = folder.join("uploads");
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
-        Ok(Uploads { folder, open: Mutex::default() })
+        Ok(Uploads { folder, known: Mutex::default() })
     }
 
-    fn all(&self) -> MutexGuard<'_, HashMap<String, Shared>> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    fn known(&self) -> MutexGuard<'_, HashMap<String, Shared>> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn path(&self, repository: &Repository, id: &str) -> PathBuf {
         self.folder.join(format!("{id}-{}", mark(repository)))
     }
 
-    /// A new one; its id.
-    pub fn begin(
-        &self,
-        repository: &Repository,
-        algorithm: Algorithm,
-        clock: &dyn Clock,
-    ) -> Result<(String, Shared), Refused> {
-        let id = random_uuid(clock);
-        let path = self.path(repository, &id);
-        let file = OpenOptions::new().create_new(true).read(true).write(true).mode(0o600).open(&path);
-        let file = Arc::new(file.map_err(|error| failed(&error))?);
-        let upload = Upload { path, file, size: 0, hasher: Hasher::new(algorithm), is_over: false };
-        let shared = Arc::new(tokio::sync::Mutex::new(upload));
-        let mut all = self.all();
-        if all.len() >= MOST {
-            drop(all);
-            let _ = std::fs::remove_file(self.path(repository, &id));
+    /// A new one.
+    pub fn begin(&self, repository: &Repository, algorithm: Algorithm, clock: &dyn Clock) -> Result<Growing, Refused> {
+        if self.known().len() >= MOST {
             return Err(Refused::new(Code::TooManyRequests, format!("{MOST} uploads are under way")));
         }
-        all.insert(id.clone(), shared.clone());
-        Ok((id, shared))
+        let id = random_uuid(clock);
+        let path = self.path(repository, &id);
+        let made = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path);
+        made.map_err(|error| failed(&error))?;
+        let upload = Upload { path, size: 0, hasher: Hasher::new(algorithm), is_broken: false };
+        let shared = Arc::new(tokio::sync::Mutex::new(State::Growing(upload)));
+        let state = shared.clone().try_lock_owned().map_err(|_| broken())?;
+        self.known().insert(id.clone(), shared);
+        Ok(Growing { id, state })
     }
 
-    /// One that has begun. One of an earlier daemon is read once more, for its digest.
-    pub async fn find(&self, repository: &Repository, id: &str) -> Result<OwnedMutexGuard<Upload>, Refused> {
+    /// One that has begun. One of an earlier daemon is read once more, for its digest, by the first who asks.
+    pub async fn find(self: &Arc<Self>, repository: &Repository, id: &str) -> Result<Growing, Refused> {
         // It is a part of a path.
         let is_id = id.len() == 36 && id.bytes().all(|byte| byte.is_ascii_hexdigit() || byte == b'-');
-        if !is_id {
+        let path = self.path(repository, if is_id { id } else { "none" });
+        if !is_id || !path.exists() {
             return Err(unknown(id));
+        }
+        let shared = self.known().entry(id.to_owned()).or_insert_with(|| Arc::new(State::Unread.into())).clone();
+        let mut growing = Growing { id: id.to_owned(), state: shared.lock_owned().await };
+        if matches!(*growing.state, State::Unread) {
+            // Whoever asked may be gone before all of it is read: that is not in vain.
+            let own = self.clone();
+            let read = tokio::spawn(async move {
+                aside(move || {
+                    match Upload::again(&path)? {
+                        Some(upload) => *growing.state = State::Growing(upload),
+                        None => own.forget(&mut growing),
+                    }
+                    Ok(growing)
+                })
+                .await
+            });
+            growing = read.await.map_err(|_| broken())??;
         }
         let path = self.path(repository, id);
-        let known = self.all().get(id).cloned();
-        let shared = match known {
-            Some(shared) => shared,
-            None => {
-                let from = path.clone();
-                let found = aside(move || Upload::again(&from)).await?;
-                let found = found.ok_or_else(|| unknown(id))?;
-                self.all().entry(id.to_owned()).or_insert_with(|| Arc::new(tokio::sync::Mutex::new(found))).clone()
-            }
-        };
-        let upload = shared.lock_owned().await;
-        if upload.is_over || upload.path != path {
-            return Err(unknown(id));
-        }
-        Ok(upload)
+        if growing.upload()?.path != path { Err(unknown(id)) } else { Ok(growing) }
     }
 
-    /// It is over.
-    pub fn forget(&self, id: &str, upload: &mut Upload) {
-        upload.is_over = true;
-        self.all().remove(id);
+    // Nobody goes on with it.
+    fn forget(&self, growing: &mut Growing) {
+        *growing.state = State::Over;
+        self.known().remove(&growing.id);
+    }
+
+    /// It is to become a blob, and is nobody's to go on with from here on: what it was.
+    pub fn take(&self, growing: &mut Growing) -> Result<Upload, Refused> {
+        growing.upload()?;
+        let state = std::mem::replace(&mut *growing.state, State::Over);
+        self.known().remove(&growing.id);
+        match state {
+            State::Growing(upload) => Ok(upload),
+            State::Unread | State::Over => Err(unknown(&growing.id)),
+        }
     }
 
     /// Gives one up.
-    pub fn remove(&self, id: &str, upload: &mut Upload) -> Result<(), Refused> {
-        self.forget(id, upload);
-        match std::fs::remove_file(&upload.path) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&error)),
-            _ => Ok(()),
-        }
+    pub fn remove(&self, growing: &mut Growing) -> Result<(), Refused> {
+        let upload = self.take(growing)?;
+        remove_file(&upload.path).map_err(|error| failed(&error))
     }
 
     /// Gives up those on which nothing came for so long; how many.
@@ -152,29 +310,31 @@ impl Uploads {
         let mut count = 0;
         for entry in std::fs::read_dir(&self.folder)? {
             let entry = entry?;
-            let Ok(at) = entry.metadata().and_then(|meta| meta.modified()) else { continue };
-            if SystemTime::now().duration_since(at).is_ok_and(|since| since < age) {
+            let Ok(meta) = entry.metadata() else { continue };
+            let patience = if meta.len() == 0 { age.min(EMPTY) } else { age };
+            let is_old = |at| SystemTime::now().duration_since(at).is_ok_and(|since| since >= patience);
+            if !meta.modified().is_ok_and(is_old) {
                 continue;
             }
             let name = entry.file_name().to_string_lossy().into_owned();
-            let id = name.get(..36).unwrap_or_default().to_owned();
-            let known = self.all().get(&id).cloned();
-            match known {
-                Some(shared) => {
-                    // One that somebody goes on with right now is not given up.
-                    let Ok(mut upload) = shared.try_lock() else { continue };
-                    if self.remove(&id, &mut upload).is_ok() {
-                        count += 1;
-                    }
-                }
-                None => {
-                    if std::fs::remove_file(entry.path()).is_ok() {
-                        count += 1;
-                    }
-                }
+            let id = name.get(..36).unwrap_or(&name).to_owned();
+            let shared = self.known().entry(id.clone()).or_insert_with(|| Arc::new(State::Unread.into())).clone();
+            // One that somebody goes on with right now is not given up.
+            let Ok(state) = shared.try_lock_owned() else { continue };
+            self.forget(&mut Growing { id, state });
+            if std::fs::remove_file(entry.path()).is_ok() {
+                count += 1;
             }
         }
         Ok(count)
+    }
+}
+
+/// Removes a file, if it is there.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
     }
 }
 
@@ -186,63 +346,17 @@ pub async fn aside<T: Send + 'static>(
     tokio::task::spawn_blocking(work).await.map_err(broken)?
 }
 
-fn hash(file: &File, algorithm: Algorithm) -> io::Result<(Hasher, u64)> {
+fn hash(mut file: File, algorithm: Algorithm) -> io::Result<(Hasher, u64)> {
     let (mut hasher, mut size, mut part) = (Hasher::new(algorithm), 0, vec![0; 1 << 20]);
-    let mut file = file;
-    file.seek(SeekFrom::Start(0))?;
     loop {
-        let length = file.read(&mut part)?;
-        if length == 0 {
-            return Ok((hasher, size));
-        }
-        hasher.update(&part[..length]);
-        size += length as u64;
-    }
-}
-
-impl Upload {
-    // One that another daemon began; nothing: there is none.
-    fn again(path: &Path) -> Result<Option<Self>, Refused> {
-        let file = match OpenOptions::new().read(true).write(true).open(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            other => Arc::new(other.map_err(|error| failed(&error))?),
-        };
-        let (hasher, size) = hash(&file, Algorithm::Sha256).map_err(|error| failed(&error))?;
-        Ok(Some(Upload { path: path.to_owned(), file, size, hasher, is_over: false }))
-    }
-
-    /// Takes what comes until nothing more does, `most` bytes altogether at most. What came before an end too early stays.
-    pub fn receive(&mut self, parts: &mut mpsc::Receiver<Bytes>, most: u64) -> Result<Received, Refused> {
-        let mut beside = None;
-        let mut since = self.size;
-        while let Some(part) = parts.blocking_recv() {
-            if self.size + part.len() as u64 > most {
-                return Ok(Received::TooMuch);
+        match file.read(&mut part) {
+            Ok(0) => return Ok((hasher, size)),
+            Ok(length) => {
+                hasher.update(&part[..length]);
+                size += length as u64;
             }
-            let mut file = &*self.file;
-            if let Err(error) = file.write_all(&part) {
-                // The digest is of what came before it.
-                let _ = file.set_len(self.size).and_then(|()| file.seek(SeekFrom::Start(self.size)));
-                return Err(failed(&error));
-            }
-            self.hasher.update(&part);
-            self.size += part.len() as u64;
-            if self.size - since >= BESIDE && beside.as_ref().is_none_or(std::thread::JoinHandle::is_finished) {
-                since = self.size;
-                let file = self.file.clone();
-                beside = Some(std::thread::spawn(move || file.sync_data()));
-            }
-            fault::point("registry.receiving");
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
-        Ok(Received::All)
-    }
-
-    /// The digest of all of it, by this algorithm.
-    pub fn digest(&self, algorithm: Algorithm) -> Result<Digest, Refused> {
-        if self.hasher.algorithm() == algorithm {
-            return Ok(self.hasher.clone().finish());
-        }
-        let (hasher, _) = hash(&self.file, algorithm).map_err(|error| failed(&error))?;
-        Ok(hasher.finish())
     }
 }

@@ -367,7 +367,7 @@ impl Cluster for Runtime {
     }
 
     async fn restore_catalog(&self, snapshot: CatalogSnapshot) -> Result<CatalogRestored> {
-        super::snapshot::restore(&self.registry, &self.kv, snapshot.bytes()?, true).await
+        super::snapshot::restore_whole(&self.registry, &self.kv, snapshot.bytes()?).await
     }
 
     async fn swarm(&self, ask: SwarmAsk) -> Result<SwarmState> {

@@ -200,6 +200,12 @@ impl Held {
     }
 }
 
+/// The same with all that may be in it; to its end also where nobody waits for that any more, as a script whose time is over.
+pub async fn restore_whole(registry: &Arc<Registry>, kv: &Arc<Kv>, archive: Vec<u8>) -> Result<CatalogRestored> {
+    let (registry, kv) = (registry.clone(), kv.clone());
+    tokio::spawn(async move { restore(&registry, &kv, archive, true).await }).await.map_err(broken)?
+}
+
 /// Puts all of it back, in one step: what is not in it goes. Durable when it returns. `commands`: whether checks that are
 /// commands may be among it, which their hosts will run.
 pub async fn restore(registry: &Arc<Registry>, kv: &Kv, archive: Vec<u8>, commands: bool) -> Result<CatalogRestored> {
@@ -223,9 +229,10 @@ pub async fn restore(registry: &Arc<Registry>, kv: &Kv, archive: Vec<u8>, comman
     let kept: std::collections::HashSet<String> = writes.iter().map(|write| write.key.clone()).collect();
     for prefix in prefixes() {
         let gone = kv.store().list(prefix)?.into_iter().filter(|entry| !kept.contains(&entry.key));
+        let before = writes.len();
         writes.extend(gone.map(|entry| Write::remove(entry.key)));
+        restored.removed += writes.len() - before;
     }
-    restored.removed = writes.len() - kept.len();
     let version = if writes.is_empty() { 0 } else { kv.store().commit(writes).await? };
     // Sessions end with the nodes and checks that they are bound to: those first.
     changes.restored(records, queries);

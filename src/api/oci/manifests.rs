@@ -1,6 +1,6 @@
 //! Manifests, tags, repositories, and what says something of a manifest.
 
-use http_body_util::{BodyExt, Limited};
+use http_body_util::BodyExt;
 use hyper::header::{self, HeaderName};
 use hyper::{Method, Response};
 use serde_json::json;
@@ -67,12 +67,18 @@ async fn put_manifest(call: Call, repository: &Repository, reference: &Reference
         let why = format!("a manifest has {} MiB at most", MAX_MANIFEST >> 20);
         Refused::new(Code::ManifestInvalid, why).status_of(413)
     };
-    let bytes = Limited::new(body, MAX_MANIFEST).collect().await.map_err(|error| match error
-        .is::<http_body_util::LengthLimitError>(
-    ) {
-        true => too_large(),
-        false => Refused::new(Code::ManifestInvalid, "it did not come to its end"),
-    })?;
+    let (mut body, mut bytes) = (body, Vec::new());
+    loop {
+        let silent = |_| Refused::new(Code::ManifestInvalid, "nothing more of it came").status_of(408);
+        let frame = tokio::time::timeout(super::uploads::PATIENCE, body.frame()).await.map_err(silent)?;
+        let Some(frame) = frame else { break };
+        let frame = frame.map_err(|_| Refused::new(Code::ManifestInvalid, "it did not come to its end"))?;
+        let Ok(data) = frame.into_data() else { continue };
+        if bytes.len() + data.len() > MAX_MANIFEST {
+            return Err(too_large());
+        }
+        bytes.extend_from_slice(&data);
+    }
     let tags = match reference {
         Reference::Digest(_) => query.all("tag").to_vec(),
         Reference::Tag(_) => Vec::new(),
@@ -81,7 +87,6 @@ async fn put_manifest(call: Call, repository: &Repository, reference: &Reference
         let why = format!("{} tags at once are more than {TAGS}", tags.len());
         return Err(Refused::new(Code::ManifestInvalid, why).status_of(414));
     }
-    let bytes = bytes.to_bytes().to_vec();
     let put_all = registry.put_manifest(repository, reference, tags.clone(), kind.as_deref(), bytes);
     let (digest, subject) = put_all.await?;
     let mut answer = response(201, empty());
@@ -144,8 +149,10 @@ pub fn catalog(call: &Call) -> Answer {
     Ok(paged(&page, "/v2/_catalog", count, &value))
 }
 
-pub fn referrers(call: &Call, repository: &Repository, subject: &Digest) -> Answer {
-    let mut all = call.registry.referrers(repository, subject)?;
+pub async fn referrers(call: &Call, repository: &Repository, subject: &Digest) -> Answer {
+    let last = call.query.get("last").unwrap_or_default();
+    let (mut all, has_more) = call.registry.referrers(repository, subject, last).await?;
+    let end = all.last().map(|referrer| referrer.digest.clone());
     let wanted = call.query.get("artifactType").filter(|kind| !kind.is_empty());
     if let Some(wanted) = wanted {
         all.retain(|referrer| referrer.artifact_type.as_deref() == Some(wanted));
@@ -155,6 +162,11 @@ pub fn referrers(call: &Call, repository: &Repository, subject: &Digest) -> Answ
     put(&mut answer, header::CONTENT_TYPE, OCI_INDEX);
     if wanted.is_some() {
         put(&mut answer, FILTERS, "artifactType");
+    }
+    if let Some(end) = end.filter(|_| has_more) {
+        let kind: String = wanted.unwrap_or_default().bytes().map(escaped).collect();
+        let link = format!("</v2/{repository}/referrers/{subject}?last={end}&artifactType={kind}>; rel=\"next\"");
+        put(&mut answer, header::LINK, link);
     }
     Ok(answer)
 }

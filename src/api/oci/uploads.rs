@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::header::{self, HeaderMap};
@@ -13,12 +12,12 @@ use super::{Answer, Body, Call, DIGEST, UPLOAD, empty, put, response};
 use crate::registry::digest::{Algorithm, Digest};
 use crate::registry::name::Repository;
 use crate::registry::refused::{Code, Refused};
-use crate::registry::{Growing, ImageRegistry, Received};
+use crate::registry::{Growing, ImageRegistry, Part, Received};
 
 /// How long a client may send nothing of what it has begun to send.
-const PATIENCE: Duration = Duration::from_secs(60);
+pub const PATIENCE: Duration = Duration::from_secs(60);
 /// Parts that wait to be written.
-const WAITING: usize = 16;
+const WAITING: usize = 4;
 
 /// POST: begins one; with a digest all of it comes at once, with a source it need not come at all.
 pub async fn begin(call: Call, repository: &Repository) -> Answer {
@@ -45,20 +44,23 @@ pub async fn begin(call: Call, repository: &Repository) -> Answer {
         describe(&mut answer, repository, &growing);
         return Ok(answer);
     };
-    let id = growing.id().to_owned();
-    match receive(&registry, growing, body, &headers).await {
-        Ok(growing) => {
-            registry.finish(repository, growing, &digest).await?;
-            Ok(made(repository, &digest))
-        }
-        Err(refused) => {
-            // Nobody knows of it to go on with it.
-            if let Ok(growing) = registry.upload(repository, &id).await {
-                registry.cancel(growing)?;
+    // To its end, whether or not somebody waits for it: nobody else knows of this upload.
+    let (own, name, id) = (registry.clone(), repository.clone(), growing.id().to_owned());
+    let done = tokio::spawn(async move {
+        match receive(&own, growing, body, &headers).await {
+            Ok(growing) => {
+                own.finish(&name, growing, &digest).await?;
+                Ok(made(&name, &digest))
             }
-            Err(refused)
+            Err(refused) => {
+                if let Ok(growing) = own.upload(&name, &id).await {
+                    own.cancel(growing)?;
+                }
+                Err(refused)
+            }
         }
-    }
+    });
+    done.await.unwrap_or_else(|_| Err(Refused::new(Code::Unknown, "the registry broke off")))
 }
 
 /// What is asked of one that has begun.
@@ -126,10 +128,11 @@ fn out_of_order(
         let why = format!("Content-Range: {text:.60?} is no range, such as 0-1023");
         return Err(Refused::new(Code::BlobUploadInvalid, why));
     };
+    let said = (last - first).saturating_add(1);
     if let Some(length) = length(headers)
-        && length != last - first + 1
+        && length != said
     {
-        let why = format!("Content-Range says {} bytes, Content-Length {length}", last - first + 1);
+        let why = format!("Content-Range says {said} bytes, Content-Length {length}");
         return Err(Refused::new(Code::SizeInvalid, why));
     }
     if first == growing.size() {
@@ -161,14 +164,17 @@ async fn receive(
     if length(headers).is_some_and(|length| growing.size().saturating_add(length) > most) {
         return Err(too_large());
     }
-    let (sender, parts) = mpsc::channel::<Bytes>(WAITING);
+    let (sender, parts) = mpsc::channel::<Part>(WAITING);
     let send = async move {
         loop {
             match tokio::time::timeout(PATIENCE, body.frame()).await {
                 Ok(Some(Ok(frame))) => {
                     let Ok(data) = frame.into_data() else { continue };
+                    if data.is_empty() {
+                        continue;
+                    }
                     // Whoever does not take it says why.
-                    if !data.is_empty() && sender.send(data).await.is_err() {
+                    if sender.send(registry.part(data).await?).await.is_err() {
                         return Ok(());
                     }
                 }

@@ -135,7 +135,13 @@ fn check_named(write: &WriteTransaction, put: &Put) -> Result<(), Failed> {
     }
     for named in &put.manifest.manifests {
         let digest = named.digest.as_str();
-        match manifests.get((repository, digest))?.map(|row| row.value().1) {
+        let size = manifests.get((repository, digest))?.map(|row| row.value().1);
+        // BuildKit's caches are indexes of blobs.
+        let size = match size {
+            None if links.get((repository, digest))?.is_some() => blobs.get(digest)?.map(|blob| blob.value().0),
+            size => size,
+        };
+        match size {
             Some(size) if size != named.size => return Err(wrong_size(named, size).into()),
             None if !named.is_foreign => missing.push(digest),
             _ => {}
@@ -220,7 +226,8 @@ pub(super) fn delete_manifest(
         for gone in manifest.blobs.iter().chain(&manifest.manifests) {
             named.remove((of, gone.digest.as_str()), digest.as_str())?;
         }
-        renew(write, repository, manifest.blobs.into_iter().map(|named| named.digest), at)?;
+        let all = manifest.blobs.into_iter().chain(manifest.manifests);
+        renew(write, repository, all.map(|named| named.digest), at)?;
     }
     let mut holders = write.open_multimap_table(HOLDERS)?;
     holders.remove(digest.as_str(), of)?;

@@ -152,7 +152,13 @@ impl Index {
     // Looks at what is there.
     fn read<T>(&self, look: impl FnOnce(&redb::ReadTransaction) -> Result<T, Failed>) -> Result<T, Refused> {
         let slot = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        let database = slot.as_ref().ok_or_else(|| unusable("it is being opened again"))?;
+        let Some(database) = slot.as_ref() else {
+            // Whoever writes tries to open it again: here is something to write.
+            let (reply, _) = oneshot::channel();
+            let nothing = Job { change: Some(|_: &WriteTransaction| Ok(())), made: None, reply };
+            let _ = self.jobs.as_ref().map(|jobs| jobs.send(Box::new(nothing)));
+            return Err(unusable("it is being opened again"));
+        };
         let read = database.begin_read().map_err(unusable)?;
         drop(slot);
         look(&read).map_err(|failed| match failed {
@@ -227,10 +233,10 @@ fn run(slot: &Slot, path: &Path, inbox: &mpsc::Receiver<Box<dyn Work>>) {
         let result = std::panic::catch_unwind(tried).unwrap_or_else(broken);
         if let Err(error) = &result {
             tracing::error!(%error, "the registry's index cannot be written; it is opened anew");
-            let mut slot = slot.write().unwrap_or_else(PoisonError::into_inner);
-            *slot = None;
+            // The one before has to be closed first; readers are told meanwhile, and do not wait.
+            *slot.write().unwrap_or_else(PoisonError::into_inner) = None;
             match open(path) {
-                Ok(database) => *slot = Some(database),
+                Ok(database) => *slot.write().unwrap_or_else(PoisonError::into_inner) = Some(database),
                 Err(error) => tracing::error!(%error, "the registry's index cannot be opened again"),
             }
         }

@@ -21,6 +21,9 @@ pub struct Found {
     pub at: u64,
 }
 
+/// What is told at once of what refers to something, in bytes.
+const PAGE: usize = 2 << 20;
+
 /// Some of many names, in order.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Page {
@@ -113,19 +116,32 @@ impl Index {
     }
 
     /// What says something of a subject, by digest.
-    pub fn referrers(&self, repository: &Repository, subject: &Digest) -> Result<Vec<Referrer>, Refused> {
+    /// Those behind `last`; whether there are more.
+    pub fn referrers(
+        &self,
+        repository: &Repository,
+        subject: &Digest,
+        last: &str,
+    ) -> Result<(Vec<Referrer>, bool), Refused> {
         self.read(|read| {
-            let mut all = Vec::new();
+            let (mut all, mut bytes) = (Vec::new(), 0);
             let table = read.open_table(REFERRERS)?;
-            for row in table.range((repository.as_str(), subject.as_str(), "")..)? {
+            for row in table.range((repository.as_str(), subject.as_str(), last)..)? {
                 let (key, value) = row?;
-                let (of, about, _) = key.value();
+                let (of, about, digest) = key.value();
                 if of != repository.as_str() || about != subject.as_str() {
                     break;
                 }
+                if digest == last {
+                    continue;
+                }
+                bytes += value.value().len();
+                if bytes > PAGE && !all.is_empty() {
+                    return Ok((all, true));
+                }
                 all.push(serde_json::from_slice(value.value()).map_err(|_| damaged("a referrer"))?);
             }
-            Ok(all)
+            Ok((all, false))
         })
     }
 

@@ -98,6 +98,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         if self.input.is_empty() && self.input.capacity() > 16 * 1024 {
             self.input = BytesMut::new();
         }
+        if self.out.capacity() > 16 * 1024 {
+            self.out = Vec::new();
+        }
         self.watch.allow(IDLE);
         loop {
             // Some end a body with an empty line more (RFC 9112, 2.2).

@@ -29,7 +29,9 @@ const PIPE: usize = 64 * 1024;
 /// How long a request may stand still before its first byte.
 const BEGIN: Duration = Duration::from_secs(60);
 /// Most sessions of a client that wait for requests.
-const KEPT: usize = 32;
+const KEPT: usize = 16;
+/// Largest buffer that is kept with one, in bytes.
+const LARGE: usize = 16 * 1024;
 
 /// Sessions of a client of which each has answered its request, for the next ones.
 #[derive(Default)]
@@ -44,7 +46,13 @@ impl Idle {
 
     fn put(&self, session: (Rc<Shared>, Rc<Held>)) {
         let mut all = self.0.borrow_mut();
+        all.retain(|(shared, held)| !shared.is_over.get() && held.borrow().is_some());
         if all.len() < KEPT {
+            // What a large answer has taken is not kept by one who waits.
+            session.0.bytes.take();
+            if session.0.head.borrow().capacity() > LARGE {
+                session.0.head.take();
+            }
             all.push(session);
         }
     }
@@ -70,7 +78,9 @@ pub async fn exchange(client: &Rc<Client>, request: Request<Incoming>) -> io::Re
     };
     let mut answer = Answer { client: client.clone(), shared, carrier, rest: BytesMut::new(), left: Left::All };
     let head = poll_fn(|cx| answer.poll_head(cx, is_head)).await?;
-    let bytes = answer.rest.split_to(head.length).freeze();
+    // Clients are told of some fields by number for as long as they stay: those are not to hold on to the body's memory.
+    let bytes = Bytes::copy_from_slice(&answer.rest[..head.length]);
+    answer.rest.advance(head.length);
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(head.status).map_err(io::Error::other)?;
     *response.headers_mut() = HeaderMap::with_capacity(head.fields.len());
@@ -99,7 +109,7 @@ fn begin(
     shared: &Rc<Shared>,
 ) -> (Session<Theirs>, Rc<Watch>) {
     let (lead, part, shared) = (SmallVec::new(), Bytes::new(), shared.clone());
-    let theirs = Theirs { body, is_chunked, lead, part, tail: b"", shared };
+    let theirs = Theirs { body, is_chunked, is_broken: false, lead, part, tail: b"", shared };
     let watch = client.worker.watches.begin(BEGIN);
     let (worker, front, from) = (client.worker.clone(), client.front.clone(), client.from.clone());
     (Session::new(worker, theirs, front, from, watch.clone()), watch)
@@ -175,6 +185,7 @@ impl Shared {
 struct Theirs {
     body: Option<Incoming>,
     is_chunked: bool,
+    is_broken: bool,
     // What came of it and was not read yet, between what a chunk has before and behind it.
     lead: SmallVec<[u8; 24]>,
     part: Bytes,
@@ -210,26 +221,36 @@ impl AsyncRead for Theirs {
         let theirs = &mut *self;
         let mut head = theirs.shared.head.borrow_mut();
         theirs.shared.hears.set(false);
-        if !head.is_empty() {
-            let length = head.len().min(buffer.remaining());
-            buffer.put_slice(&head[..length]);
-            // What is emptied is written to again.
-            match length == head.len() {
-                true => head.clear(),
-                false => head.advance(length),
-            }
-            return Poll::Ready(Ok(()));
+        let length = head.len().min(buffer.remaining());
+        buffer.put_slice(&head[..length]);
+        // What is emptied is written to again.
+        match length == head.len() {
+            true => head.clear(),
+            false => head.advance(length),
         }
+        let has_more = !head.is_empty();
         drop(head);
+        // What is there of a body goes along: one that is whole can be sent once more.
+        let has_some = length > 0;
         loop {
-            if theirs.give(buffer) {
+            if theirs.give(buffer) || has_more {
+                return Poll::Ready(Ok(()));
+            }
+            if theirs.is_broken {
                 return Poll::Ready(Ok(()));
             }
             let Some(body) = &mut theirs.body else {
+                if has_some {
+                    return Poll::Ready(Ok(()));
+                }
                 theirs.shared.hears.set(true);
                 return Poll::Pending;
             };
-            match ready!(Pin::new(body).poll_frame(cx)) {
+            let frame = match Pin::new(body).poll_frame(cx) {
+                Poll::Pending if has_some => return Poll::Ready(Ok(())),
+                other => ready!(other),
+            };
+            match frame {
                 Some(Ok(frame)) => {
                     // Trailers end here.
                     let Ok(data) = frame.into_data() else { continue };
@@ -239,7 +260,11 @@ impl AsyncRead for Theirs {
                     }
                     theirs.part = data;
                 }
-                Some(Err(_)) => return Poll::Ready(Ok(())),
+                // An end, once what came before it is read; not that of the body.
+                Some(Err(_)) => {
+                    theirs.is_broken = true;
+                    return Poll::Ready(Ok(()));
+                }
                 None => {
                     theirs.body = None;
                     if theirs.is_chunked {

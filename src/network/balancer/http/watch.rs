@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// How often deadlines are looked at.
 pub const LOOK: Duration = Duration::from_millis(100);
+/// How long nobody may take notice that one is late.
+const UNSEEN: Duration = Duration::from_secs(1);
 
 /// Something took longer than it may.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -79,9 +81,11 @@ impl Watches {
         all.retain(|watch| {
             let Some(watch) = watch.upgrade() else { return false };
             if watch.until.get() <= now {
-                if watch.is_late.replace(true) {
+                // Whoever was woken has had time to see for himself.
+                if watch.is_late.replace(true) && watch.until.get() + UNSEEN <= now {
                     cut.extend(watch.cuts.take().upgrade());
-                } else if let Some(waker) = watch.waker.borrow_mut().take() {
+                }
+                if let Some(waker) = watch.waker.borrow_mut().take() {
                     waker.wake();
                 }
             }
@@ -113,8 +117,10 @@ mod tests {
         watch.allow(Duration::from_secs(9));
         watches.look(now + Duration::from_secs(3));
         assert!(held.borrow().is_some(), "it went on");
-        watches.look(now + Duration::from_secs(11));
-        watches.look(now + Duration::from_secs(11));
+        watches.look(now + Duration::from_secs(10));
+        watches.look(now + Duration::from_secs(10));
+        assert!(held.borrow().is_some(), "it may be about to see for itself");
+        watches.look(now + Duration::from_secs(12));
         assert!(held.borrow().is_none());
     }
 }
