@@ -42,7 +42,7 @@ pub enum State {
     /// Its file is there, and was not read yet.
     Unread,
     /// It grows.
-    Growing(Upload),
+    Growing(Box<Upload>),
     /// It became a blob, or was given up.
     Over,
 }
@@ -247,7 +247,7 @@ impl Uploads {
         let made = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&path);
         made.map_err(|error| failed(&error))?;
         let upload = Upload { path, size: 0, hasher: Hasher::new(algorithm), is_broken: false };
-        let shared = Arc::new(tokio::sync::Mutex::new(State::Growing(upload)));
+        let shared = Arc::new(tokio::sync::Mutex::new(State::Growing(Box::new(upload))));
         let state = shared.clone().try_lock_owned().map_err(|_| broken())?;
         self.known().insert(id.clone(), shared);
         Ok(Growing { id, state })
@@ -269,7 +269,7 @@ impl Uploads {
             let read = tokio::spawn(async move {
                 aside(move || {
                     match Upload::again(&path)? {
-                        Some(upload) => *growing.state = State::Growing(upload),
+                        Some(upload) => *growing.state = State::Growing(Box::new(upload)),
                         None => own.forget(&mut growing),
                     }
                     Ok(growing)
@@ -294,7 +294,7 @@ impl Uploads {
         let state = std::mem::replace(&mut *growing.state, State::Over);
         self.known().remove(&growing.id);
         match state {
-            State::Growing(upload) => Ok(upload),
+            State::Growing(upload) => Ok(*upload),
             State::Unread | State::Over => Err(unknown(&growing.id)),
         }
     }
