@@ -251,6 +251,17 @@ fn tcp_takes_tls_a_token_and_the_right_role() {
     assert_eq!(remote("ci", &["service", "ps", "bank"]).0, 8);
     assert_eq!(remote("ci", &["node", "update", "x", "--availability", "drain"]).0, 8);
     assert_eq!(remote("ci", &["token", "ls"]).0, 8);
+    // An image is whose repository it is of, however it is written; with a registry's host before it, it is the same.
+    for args in [
+        &["registry", "inspect", "shop-:1/bank/api:1.0"][..],
+        &["registry", "rm", "shop-:1/bank/api:1.0"],
+        &["registry", "tags", "bank/api"],
+    ] {
+        let (code, error) = remote("ci", args);
+        assert!(code == 8 && error.contains("may not touch \"bank/api\""), "{args:?}: {error}");
+    }
+    let (code, error) = remote("ci", &["registry", "inspect", "127.0.0.1:5000/shop-x/api:1.0"]);
+    assert!(code != 8 && error.contains("keeps none"), "{error}");
     // In the catalogue neither, though something of theirs has the same id elsewhere.
     daemon.ok(&["catalog", "register", "web", "--id", "web-1", "--port", "1"]);
     let decoy = ["catalog", "register", "shop-x", "--id", "web-1", "--node", "decoy", "--address", "127.0.0.9"];

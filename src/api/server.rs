@@ -9,7 +9,7 @@ use std::time::Duration;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::sync::{Semaphore, watch};
 use tower::ServiceExt;
 
@@ -68,22 +68,37 @@ pub async fn serve_unix(listener: UnixListener, router: axum::Router) {
 /// Serves TCP with TLS until the process ends.
 /// `tls`: what is shown, which may change.
 pub async fn serve_tls(listener: TcpListener, tls: watch::Receiver<Arc<rustls::ServerConfig>>, router: axum::Router) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    accept_each(listener, MAX_CONNECTIONS, |stream, address| {
+        let (acceptor, router) = (tokio_rustls::TlsAcceptor::from(tls.borrow().clone()), router.clone());
+        async move {
+            if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
+                let shown = stream.get_ref().1.peer_certificates().and_then(|all| all.first());
+                let shown = shown.map(|certificate| PeerCertificate(sha256_hex(certificate)));
+                serve(stream, Peer::Tls(address.to_string()), shown, router).await;
+            }
+        }
+    })
+    .await;
+}
+
+/// Serves each connection in a task of its own, `most` at once, until the process ends.
+pub async fn accept_each<F: Future<Output = ()> + Send + 'static>(
+    listener: TcpListener,
+    most: usize,
+    serve: impl Fn(TcpStream, SocketAddr) -> F,
+) {
+    let slots = Arc::new(Semaphore::new(most));
     loop {
         let Ok(slot) = slots.clone().acquire_owned().await else { return };
         let Ok((stream, address)) = listener.accept().await else {
             tokio::time::sleep(Duration::from_millis(50)).await;
             continue;
         };
-        let (acceptor, router) = (tokio_rustls::TlsAcceptor::from(tls.borrow().clone()), router.clone());
+        let _ = stream.set_nodelay(true);
+        crate::network::keep_alive(&stream);
+        let served = serve(stream, address);
         tokio::spawn(async move {
-            let _ = stream.set_nodelay(true);
-            crate::network::keep_alive(&stream);
-            if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, acceptor.accept(stream)).await {
-                let shown = stream.get_ref().1.peer_certificates().and_then(|all| all.first());
-                let shown = shown.map(|certificate| PeerCertificate(sha256_hex(certificate)));
-                serve(stream, Peer::Tls(address.to_string()), shown, router).await;
-            }
+            served.await;
             drop(slot);
         });
     }

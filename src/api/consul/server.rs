@@ -1,15 +1,14 @@
 //! Listens for Consul's clients, without TLS: on this host's loopback unless told otherwise.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
 use tower::ServiceExt;
 
+use crate::api::server::accept_each;
 use crate::model::{Error, Result};
 
 /// Most connections at once: each watcher has one.
@@ -27,27 +26,19 @@ pub async fn listen(address: SocketAddr, router: axum::Router) -> Result<SocketA
 }
 
 async fn serve(listener: TcpListener, router: axum::Router) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let Ok((stream, peer)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
+    accept_each(listener, MAX_CONNECTIONS, |stream, peer| {
         let router = router.clone().map_request(move |mut request: hyper::Request<hyper::body::Incoming>| {
             request.extensions_mut().insert(peer);
             request
         });
-        tokio::spawn(async move {
-            let _ = stream.set_nodelay(true);
-            crate::network::keep_alive(&stream);
+        async move {
             let connection = hyper::server::conn::http1::Builder::new()
                 .timer(TokioTimer::new())
                 .header_read_timeout(PATIENCE)
                 .serve_connection(TokioIo::new(stream), TowerToHyperService::new(router));
             // A client that breaks off is no event.
             let _ = connection.await;
-            drop(slot);
-        });
-    }
+        }
+    })
+    .await;
 }

@@ -9,9 +9,10 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpListener;
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::watch;
 
 use super::{Oci, answer};
+use crate::api::server::accept_each;
 use crate::model::{Error, Result};
 
 /// Most connections at once.
@@ -34,29 +35,17 @@ pub async fn listen(address: SocketAddr, oci: Arc<Oci>, tls: Option<Tls>) -> Res
 }
 
 async fn serve(listener: TcpListener, oci: Arc<Oci>, tls: Option<Tls>) {
-    let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-    loop {
-        let Ok(slot) = slots.clone().acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            continue;
-        };
+    accept_each(listener, MAX_CONNECTIONS, |stream, _| {
         let (oci, tls) = (oci.clone(), tls.as_ref().map(|tls| tls.borrow().clone()));
-        tokio::spawn(async move {
-            let _ = stream.set_nodelay(true);
-            crate::network::keep_alive(&stream);
-            let Some(config) = tls else {
-                speak(stream, oci).await;
-                drop(slot);
-                return;
-            };
+        async move {
+            let Some(config) = tls else { return speak(stream, oci).await };
             let handshake = tokio_rustls::TlsAcceptor::from(config).accept(stream);
             if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, handshake).await {
                 speak(stream, oci).await;
             }
-            drop(slot);
-        });
-    }
+        }
+    })
+    .await;
 }
 
 async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, oci: Arc<Oci>) {
