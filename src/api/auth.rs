@@ -36,14 +36,18 @@ pub fn principal(peer: &Peer, headers: &HeaderMap, store: &dyn Store, daemons: O
             Error::new(Kind::Unauthenticated, "request", "brings no token")
                 .help("send `Authorization: Bearer TOKEN`; `neap token create` makes one")
         })?;
-    // Found by its hash, so that comparing takes the same time whatever was sent.
     let hash = sha256_hex(secret.trim().as_bytes());
     // Another daemon of this cluster, which has asked for the caller's rights itself.
     if daemons.is_some_and(|daemons| sha256_hex(daemons.as_bytes()) == hash) {
         let name = "another daemon".to_owned();
         return Ok(Principal { name, role: crate::model::right::Role::Admin, prefix: String::new() });
     }
-    let key = token_key(&hash);
+    token(&hash, store)
+}
+
+/// Whose token it is, by the secret's hash: comparing takes the same time whatever was sent.
+pub fn token(hash: &str, store: &dyn Store) -> Result<Principal> {
+    let key = token_key(hash);
     let entry = store.get(&key)?.ok_or_else(|| {
         Error::new(Kind::Unauthenticated, "token", "is not known").help("`neap token ls` lists them by name")
     })?;

@@ -69,8 +69,17 @@ impl Drop for Going {
     }
 }
 
-fn make(folder: &Path) -> io::Result<()> {
+/// Makes a folder that is nobody else's to look into.
+pub fn make(folder: &Path) -> io::Result<()> {
     std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder)
+}
+
+/// Removes a file, if it is there.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
 }
 
 /// Makes the entries of a folder durable.
@@ -173,10 +182,7 @@ impl Disk {
 
     /// Removes one.
     pub fn remove(&self, digest: &Digest) -> io::Result<()> {
-        match std::fs::remove_file(self.path(digest)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            other => other,
-        }
+        remove_file(&self.path(digest))
     }
 
     /// Blobs that have been there for so long, of one of 512 parts: all that is in it.

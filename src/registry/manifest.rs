@@ -155,11 +155,6 @@ impl Manifest {
         Ok(Manifest { media_type, blobs, manifests, subject, artifact_type, annotations })
     }
 
-    /// Whether it holds others together.
-    pub fn is_index(&self) -> bool {
-        !self.manifests.is_empty() || matches!(self.media_type.as_str(), OCI_INDEX | DOCKER_LIST)
-    }
-
     /// As it is told of to those who ask what refers to its subject.
     pub fn referrer(&self, digest: &Digest, size: u64) -> Referrer {
         Referrer {
@@ -194,10 +189,10 @@ mod tests {
         let read = Manifest::read(Some(&format!("{OCI_MANIFEST}; charset=utf-8")), image.as_bytes()).unwrap();
         assert_eq!((read.blobs.len(), read.blobs[0].size, read.blobs[1].is_foreign), (2, 2, true));
         assert_eq!(read.artifact_type.as_deref(), Some("application/x-config"));
-        assert!(read.subject.is_some() && !read.is_index());
+        assert!(read.subject.is_some() && read.manifests.is_empty());
         let index = format!(r#"{{"schemaVersion":2,"manifests":[{config}]}}"#);
         let read = Manifest::read(None, index.as_bytes()).unwrap();
-        assert_eq!((read.media_type.as_str(), read.manifests.len(), read.is_index()), (OCI_INDEX, 1, true));
+        assert_eq!((read.media_type.as_str(), read.manifests.len()), (OCI_INDEX, 1));
         assert_eq!(read.artifact_type, None);
 
         assert!(refused(None, "{").contains("cannot be read"));

@@ -39,7 +39,8 @@ use crate::model::{Error, Result as ModelResult, fault};
 pub struct Limits {
     /// Largest blob, in bytes.
     pub max_blob: u64,
-    /// How long a blob stays that no manifest is made of, since it came, was asked for, or lost its last manifest.
+    /// How long a blob stays that no manifest is made of, since it came or lost its last manifest; at
+    /// least half as long since it was asked for.
     pub grace: Duration,
     /// How long an upload waits for more.
     pub patience: Duration,
@@ -242,7 +243,7 @@ impl ImageRegistry {
                 }),
             };
             // Gone, where it became the blob.
-            let _ = upload::remove_file(&upload.path);
+            let _ = disk::remove_file(&upload.path);
             kept.map(|()| coming)
         })
         .await?;

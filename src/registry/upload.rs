@@ -34,7 +34,7 @@ pub struct Uploads {
     known: Mutex<HashMap<String, Shared>>,
 }
 
-// One, for whoever goes on with it. Nothing: of an earlier daemon, and not read yet.
+// One, for whoever goes on with it.
 type Shared = Arc<tokio::sync::Mutex<State>>;
 
 /// How far an upload is.
@@ -223,9 +223,8 @@ impl Upload {
 impl Uploads {
     /// Those in a folder.
     pub fn open(folder: &Path) -> io::Result<Self> {
-        use std::os::unix::fs::DirBuilderExt;
         let folder = folder.join("uploads");
-        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(&folder)?;
+        super::disk::make(&folder)?;
         Ok(Uploads { folder, known: Mutex::default() })
     }
 
@@ -302,7 +301,7 @@ impl Uploads {
     /// Gives one up.
     pub fn remove(&self, growing: &mut Growing) -> Result<(), Refused> {
         let upload = self.take(growing)?;
-        remove_file(&upload.path).map_err(|error| failed(&error))
+        super::disk::remove_file(&upload.path).map_err(|error| failed(&error))
     }
 
     /// Gives up those on which nothing came for so long; how many.
@@ -327,14 +326,6 @@ impl Uploads {
             }
         }
         Ok(count)
-    }
-}
-
-/// Removes a file, if it is there.
-pub fn remove_file(path: &Path) -> io::Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        other => other,
     }
 }
 

@@ -35,6 +35,7 @@ use tokio::time::Instant;
 pub use self::event::Events;
 use self::filter::Filter;
 use self::reply::{Bytes, Reply, refusal};
+pub(super) use self::request::decoded;
 use self::request::{read, truth};
 pub use self::rights::Granted;
 use self::rights::{Rights, Seen};

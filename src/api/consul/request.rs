@@ -90,14 +90,16 @@ pub fn truth(text: &str) -> Option<bool> {
     }
 }
 
-fn decoded(text: &str, plus: bool) -> Result<String> {
+/// What a part of an address says, out of its %XX; `plus`: a plus is a space.
+pub fn decoded(text: &str, plus: bool) -> Result<String> {
     let mut bytes = Vec::with_capacity(text.len());
     let mut rest = text.as_bytes();
     while let Some((first, more)) = rest.split_first() {
         rest = more;
         bytes.push(match first {
             b'%' => {
-                let digits = more.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+                let digits = more.get(..2).filter(|digits| digits.iter().all(u8::is_ascii_hexdigit));
+                let digits = digits.and_then(|digits| std::str::from_utf8(digits).ok());
                 let byte = digits.and_then(|digits| u8::from_str_radix(digits, 16).ok());
                 rest = more.get(2..).unwrap_or_default();
                 byte.ok_or_else(|| Error::invalid(format!("address {text:.60?}"), "holds a % without two digits"))?

@@ -11,13 +11,13 @@ use serde_json::json;
 
 use super::path::Asked;
 use super::{Answer, Body, json_of, put};
-use crate::api::auth::token_key;
+use crate::api::auth;
 use crate::model::id::sha256_hex;
-use crate::model::right::{Principal, Role, Token};
-use crate::model::{Error, Result};
+use crate::model::right::{Principal, Role};
+use crate::model::{Error, Kind, Result};
 use crate::registry::name::Repository;
 use crate::registry::refused::{Code, Refused};
-use crate::store::{Store, decode};
+use crate::store::Store;
 
 /// What is asked of clients.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,18 +100,14 @@ fn secret(headers: &HeaderMap) -> std::result::Result<Option<String>, Refused> {
 impl Gate {
     fn principal(&self, headers: &HeaderMap) -> std::result::Result<Option<Principal>, Refused> {
         let Some(secret) = secret(headers)? else { return Ok(None) };
-        // Found by its hash, so that comparing takes the same time whatever was sent.
-        let key = token_key(&sha256_hex(secret.as_bytes()));
-        let entry = self.store.get(&key).map_err(|error| {
-            tracing::warn!(%error, "a token could not be looked up");
-            Refused::new(Code::Unknown, "tokens cannot be looked up for now").status_of(503)
-        })?;
-        let entry = entry.ok_or_else(|| unauthorized("the token is not known"))?;
-        let token: Token = decode(&entry.key, &entry.value).map_err(|error| {
-            tracing::error!(%error, "a token cannot be read");
-            Refused::new(Code::Unknown, "the token cannot be read")
-        })?;
-        Ok(Some(token.principal))
+        match auth::token(&sha256_hex(secret.as_bytes()), &*self.store) {
+            Ok(principal) => Ok(Some(principal)),
+            Err(error) if error.kind == Kind::Unauthenticated => Err(unauthorized("the token is not known")),
+            Err(error) => {
+                tracing::warn!(%error, "a token could not be looked up");
+                Err(Refused::new(Code::Unknown, "tokens cannot be looked up for now").status_of(503))
+            }
+        }
     }
 
     /// Who asks, if they may.

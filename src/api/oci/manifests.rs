@@ -6,6 +6,7 @@ use hyper::{Method, Response};
 use serde_json::json;
 
 use super::{Answer, Body, Call, DIGEST, PAGE, empty, full, json_of, put, response};
+use crate::client::remote::segment;
 use crate::registry::digest::Digest;
 use crate::registry::manifest::{MAX_MANIFEST, OCI_INDEX};
 use crate::registry::name::{Reference, Repository};
@@ -105,17 +106,10 @@ async fn put_manifest(call: Call, repository: &Repository, reference: &Reference
 fn paged(page: &Page, path: &str, count: usize, value: &serde_json::Value) -> Response<Body> {
     let mut answer = json_of(value);
     if let Some(last) = page.names.last().filter(|_| page.has_more) {
-        let last: String = last.bytes().map(escaped).collect();
+        let last = segment(last);
         put(&mut answer, header::LINK, format!("<{path}?n={count}&last={last}>; rel=\"next\""));
     }
     answer
-}
-
-fn escaped(byte: u8) -> String {
-    match byte {
-        b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'.' | b'_' | b'-' => char::from(byte).to_string(),
-        _ => format!("%{byte:02X}"),
-    }
 }
 
 pub fn tags(call: &Call, repository: &Repository) -> Answer {
@@ -164,7 +158,7 @@ pub async fn referrers(call: &Call, repository: &Repository, subject: &Digest) -
         put(&mut answer, FILTERS, "artifactType");
     }
     if let Some(end) = end.filter(|_| has_more) {
-        let kind: String = wanted.unwrap_or_default().bytes().map(escaped).collect();
+        let kind = segment(wanted.unwrap_or_default());
         let link = format!("</v2/{repository}/referrers/{subject}?last={end}&artifactType={kind}>; rel=\"next\"");
         put(&mut answer, header::LINK, link);
     }

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use crate::api::consul::decoded;
 use crate::registry::digest::Digest;
 use crate::registry::name::{Reference, Repository};
 use crate::registry::refused::{Code, Refused};
@@ -32,7 +33,8 @@ pub enum Asked {
 impl Asked {
     /// Reads a path; nothing: it is none of this API's.
     pub fn read(path: &str) -> Option<Result<Self, Refused>> {
-        let path = decoded(path)?;
+        // Some clients write the colon of a digest as %3A.
+        let path = decoded(path, false).ok()?;
         let rest = path.strip_prefix("/v2")?;
         match rest {
             "" | "/" => return Some(Ok(Asked::Base)),
@@ -87,24 +89,6 @@ impl Asked {
     }
 }
 
-// Some clients write the colon of a digest as %3A.
-fn decoded(text: &str) -> Option<String> {
-    if !text.contains('%') {
-        return Some(text.to_owned());
-    }
-    let mut bytes = Vec::with_capacity(text.len());
-    let mut rest = text.bytes();
-    while let Some(byte) = rest.next() {
-        if byte != b'%' {
-            bytes.push(byte);
-            continue;
-        }
-        let (high, low) = (char::from(rest.next()?).to_digit(16)?, char::from(rest.next()?).to_digit(16)?);
-        bytes.push((high * 16 + low) as u8);
-    }
-    String::from_utf8(bytes).ok()
-}
-
 /// What follows the question mark, by name; a name may come several times.
 #[derive(Debug, Default)]
 pub struct Query(HashMap<String, Vec<String>>);
@@ -115,8 +99,7 @@ impl Query {
         let mut all: HashMap<String, Vec<String>> = HashMap::new();
         for part in text.unwrap_or_default().split('&').filter(|part| !part.is_empty()) {
             let (name, value) = part.split_once('=').unwrap_or((part, ""));
-            let read = |text: &str| decoded(&text.replace('+', " "));
-            let (Some(name), Some(value)) = (read(name), read(value)) else {
+            let (Ok(name), Ok(value)) = (decoded(name, true), decoded(value, true)) else {
                 return Err(Refused::new(Code::Unsupported, "the query cannot be read").status_of(400));
             };
             all.entry(name).or_default().push(value);
