@@ -15,7 +15,9 @@ const FLOORS: [&[&str]; 8] = [
 ];
 
 /// Rooms that may know a neighbour on their own floor, and why.
-const NEIGHBOURS: [(&str, &str); 3] = [
+const NEIGHBOURS: [(&str, &str); 4] = [
+    // Other registries are asked with the one way to make an HTTP client.
+    ("registry", "network"),
     // A check in a replica's own network is asked where its engine is.
     ("engines", "network"),
     // The assembly room puts the parts together, the API and the agent among them.

@@ -3,10 +3,12 @@
 use futures_util::StreamExt;
 
 use super::routes::{route, schema};
-use super::{Answer, Call, Route, json, lines};
-use crate::client::images::{ImageInfo, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed};
-use crate::model::Result;
+use super::{About, Answer, Call, Route, json, lines};
+use crate::client::images::{
+    CacheInfo, CacheSettings, ImageInfo, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed,
+};
 use crate::model::right::Role;
+use crate::model::{Result, strict};
 use crate::registry::name::{self, Repository};
 use crate::registry::refused::Refused;
 
@@ -58,6 +60,36 @@ pub fn all() -> Vec<Route> {
                 |call| Box::pin(scrub(call)),
             )
         },
+        Route {
+            response: schema::<Vec<CacheInfo>>(),
+            ..route(
+                "GET",
+                "/v1/image-registry/caches",
+                "The registries of which it keeps copies, and how each fares",
+                Viewer,
+                |call| Box::pin(caches(call)),
+            )
+        },
+        Route {
+            about: About::Path,
+            change: Some("images.cache"),
+            request: schema::<CacheSettings>(),
+            response: schema::<CacheInfo>(),
+            ..route(
+                "PUT",
+                "/v1/image-registry/caches/{name}",
+                "Keeps copies of a registry in repositories whose names begin so; / in all that nobody pushes to",
+                Admin,
+                |call| Box::pin(set_cache(call)),
+            )
+        },
+        Route {
+            about: About::Path,
+            change: Some("images.uncache"),
+            ..route("DELETE", "/v1/image-registry/caches/{name}", "Lets go of such a cache", Admin, |call| {
+                Box::pin(remove_cache(call))
+            })
+        },
     ]
 }
 
@@ -98,4 +130,22 @@ async fn collect(call: Call) -> Result<Answer> {
 
 async fn scrub(call: Call) -> Result<Answer> {
     lines(call.api.cluster.scrub_images().await?.boxed())
+}
+
+async fn caches(call: Call) -> Result<Answer> {
+    let mut all = call.api.cluster.image_caches().await?;
+    all.retain(|cache| cache.prefix.starts_with(&call.principal.prefix));
+    json(&all)
+}
+
+// How a registry is kept is nobody's who is confined to some names.
+async fn set_cache(call: Call) -> Result<Answer> {
+    call.principal.require(Role::Admin, None)?;
+    let settings: CacheSettings = strict::read("cache", &call.body)?;
+    json(&call.api.cluster.set_image_cache(call.name(), settings).await?)
+}
+
+async fn remove_cache(call: Call) -> Result<Answer> {
+    call.principal.require(Role::Admin, None)?;
+    json(&call.api.cluster.remove_image_cache(call.name()).await?)
 }

@@ -7,8 +7,10 @@ use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::{self, FormatArg};
+use crate::client::images::CacheSettings;
 use crate::client::remote::RemoteCluster;
-use crate::client::{Cluster, show};
+use crate::client::{Images, show};
+use crate::model::units::Duration;
 use crate::model::{Error, Kind, Result};
 
 /// Subcommands.
@@ -58,10 +60,44 @@ pub enum Command {
         #[command(flatten)]
         format: FormatArg,
     },
+    /// Keep copies of other registries' images, got when they are first asked for
+    #[command(subcommand)]
+    Cache(Cache),
     /// Read all blobs once more and compare them with their digests; exit code 1 where one is damaged or missing
     Scrub {
         #[command(flatten)]
         format: FormatArg,
+    },
+}
+
+/// Caches of other registries.
+#[derive(Subcommand)]
+pub enum Cache {
+    /// List the registries that are cached, and how each fares
+    #[command(visible_alias = "list")]
+    Ls {
+        #[command(flatten)]
+        format: FormatArg,
+    },
+    /// Cache a registry: `neap registry cache set hub docker.io`, and pull 127.0.0.1:5000/hub/nginx
+    Set {
+        /// What names of its repositories begin with here; / for all that nobody has pushed to
+        prefix: String,
+        /// The registry, or a part of it: docker.io, quay.io/org, http://registry.old:5000
+        upstream: String,
+        /// How long a copy stays that nobody asks for
+        #[arg(long, default_value = "7d")]
+        keep: Duration,
+        /// Take any certificate of it
+        #[arg(long)]
+        insecure: bool,
+    },
+    /// Let go of caches; what they have fetched is served until nobody has asked for it for a week
+    #[command(visible_alias = "delete")]
+    Rm {
+        /// The prefixes
+        #[arg(required = true)]
+        prefixes: Vec<String>,
     },
 }
 
@@ -97,7 +133,28 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let collected = cluster.collect_images(dry_run).await?;
             output::print(format.format, &collected, || show::images::collected(&collected, dry_run))
         }
+        Command::Cache(command) => cache(command, cluster).await,
         Command::Scrub { format } => scrub(cluster, format).await,
+    }
+}
+
+async fn cache(command: Cache, cluster: &RemoteCluster) -> Result<()> {
+    match command {
+        Cache::Ls { format } => {
+            let all = cluster.image_caches().await?;
+            output::print(format.format, &all, || show::images::caches(&all))
+        }
+        Cache::Set { prefix, upstream, keep, insecure } => {
+            let cache = cluster.set_image_cache(&prefix, CacheSettings { upstream, insecure, keep }).await?;
+            output::line(&format!("{}/... is {}", cache.prefix, cache.upstream))
+        }
+        Cache::Rm { prefixes } => {
+            output::each(prefixes, async |prefix| {
+                cluster.remove_image_cache(&prefix).await?;
+                output::line(&prefix)
+            })
+            .await
+        }
     }
 }
 

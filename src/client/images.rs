@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 
+use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::Stream1;
+use super::remote::{RemoteCluster, segment};
+use crate::model::Result;
 use crate::model::clock::Timestamp;
+pub use crate::registry::cache::{CacheInfo, CacheSettings};
 
 /// A repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -111,6 +116,9 @@ pub struct ImagesCollected {
     pub size: u64,
     /// Files that belonged to nothing.
     pub strays: u64,
+    /// Copies of other registries' manifests that nobody asked for any more.
+    #[serde(default)]
+    pub copies: u64,
     /// Uploads that nobody went on with.
     pub uploads: u64,
 }
@@ -132,4 +140,71 @@ pub struct ImagesScrubbed {
     pub missing: Vec<String>,
     /// Whether that was all.
     pub done: bool,
+}
+
+/// What anybody can ask of the cluster's image registry.
+#[async_trait]
+pub trait Images: Send + Sync {
+    /// Repositories of the cluster's registry whose names begin so.
+    async fn image_repositories(&self, prefix: &str) -> Result<Vec<ImageRepository>>;
+    /// A repository's tags, by name.
+    async fn image_tags(&self, repository: &str) -> Result<Vec<ImageTag>>;
+    /// An image: `shop/api:1.0`, `shop/api@sha256:...`.
+    async fn image(&self, name: &str) -> Result<ImageInfo>;
+    /// Deletes a tag, or by its digest a manifest with all its tags. Durable when it returns.
+    async fn delete_image(&self, name: &str) -> Result<()>;
+    /// Removes what no image needs any more; `dry_run`: says only what that would be.
+    async fn collect_images(&self, dry_run: bool) -> Result<ImagesCollected>;
+    /// Reads all blobs once more; how far that is, to the end.
+    async fn scrub_images(&self) -> Result<Stream1<ImagesScrubbed>>;
+    /// The registries of which it keeps copies, by prefix.
+    async fn image_caches(&self) -> Result<Vec<CacheInfo>>;
+    /// Keeps copies of a registry in repositories whose names begin so; `/`: in all that nobody pushes to. Durable when it returns.
+    async fn set_image_cache(&self, prefix: &str, settings: CacheSettings) -> Result<CacheInfo>;
+    /// Lets go of such a cache. Durable when it returns.
+    async fn remove_image_cache(&self, prefix: &str) -> Result<()>;
+}
+
+// Nothing is no segment of a path.
+fn cache_path(prefix: &str) -> String {
+    format!("/v1/image-registry/caches/{}", segment(if prefix.is_empty() { "/" } else { prefix }))
+}
+
+#[async_trait]
+impl Images for RemoteCluster {
+    async fn image_repositories(&self, prefix: &str) -> Result<Vec<ImageRepository>> {
+        self.get(&format!("/v1/images?prefix={}", segment(prefix))).await
+    }
+
+    async fn image_tags(&self, repository: &str) -> Result<Vec<ImageTag>> {
+        self.get(&format!("/v1/images/{}/tags", segment(repository))).await
+    }
+
+    async fn image(&self, name: &str) -> Result<ImageInfo> {
+        self.get(&format!("/v1/images/{}", segment(name))).await
+    }
+
+    async fn delete_image(&self, name: &str) -> Result<()> {
+        self.call("DELETE", &format!("/v1/images/{}", segment(name)), None::<&()>).await
+    }
+
+    async fn collect_images(&self, dry_run: bool) -> Result<ImagesCollected> {
+        self.call("POST", &format!("/v1/image-registry/collect?dry_run={dry_run}"), None::<&()>).await
+    }
+
+    async fn scrub_images(&self) -> Result<Stream1<ImagesScrubbed>> {
+        self.stream_by("POST", "/v1/image-registry/scrub").await
+    }
+
+    async fn image_caches(&self) -> Result<Vec<CacheInfo>> {
+        self.get("/v1/image-registry/caches").await
+    }
+
+    async fn set_image_cache(&self, prefix: &str, settings: CacheSettings) -> Result<CacheInfo> {
+        self.call("PUT", &cache_path(prefix), Some(&settings)).await
+    }
+
+    async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
+        self.call("DELETE", &cache_path(prefix), None::<&()>).await
+    }
 }

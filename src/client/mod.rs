@@ -31,7 +31,7 @@ use self::catalog::{
     CatalogRestored, CatalogSnapshot, FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register,
     Report,
 };
-use self::images::{ImageInfo, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed};
+pub use self::images::Images;
 use self::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use self::members::JoinTicket;
 use self::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
@@ -201,7 +201,7 @@ pub struct LogEntry {
 
 /// A cluster, here or elsewhere.
 #[async_trait]
-pub trait Cluster: Send + Sync {
+pub trait Cluster: Images + Send + Sync {
     /// Who answers.
     async fn info(&self) -> Result<Info>;
 
@@ -287,18 +287,6 @@ pub trait Cluster: Send + Sync {
     async fn report(&self, node: Option<&str>, check: &str, report: Report) -> Result<()>;
     /// Begins or ends an instance's maintenance. Durable when it returns.
     async fn maintain(&self, node: Option<&str>, id: &str, maintenance: Maintenance) -> Result<FoundInstance>;
-    /// Repositories of the cluster's registry whose names begin so.
-    async fn image_repositories(&self, prefix: &str) -> Result<Vec<ImageRepository>>;
-    /// A repository's tags, by name.
-    async fn image_tags(&self, repository: &str) -> Result<Vec<ImageTag>>;
-    /// An image: `shop/api:1.0`, `shop/api@sha256:...`.
-    async fn image(&self, name: &str) -> Result<ImageInfo>;
-    /// Deletes a tag, or by its digest a manifest with all its tags. Durable when it returns.
-    async fn delete_image(&self, name: &str) -> Result<()>;
-    /// Removes what no image needs any more; `dry_run`: says only what that would be.
-    async fn collect_images(&self, dry_run: bool) -> Result<ImagesCollected>;
-    /// Reads all blobs once more; how far that is, to the end.
-    async fn scrub_images(&self) -> Result<Stream1<ImagesScrubbed>>;
 
     /// All that clients have registered and written.
     async fn catalog_snapshot(&self) -> Result<CatalogSnapshot>;

@@ -9,7 +9,6 @@ use super::catalog::{
     CatalogRestored, CatalogSnapshot, FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register,
     Report,
 };
-use super::images::{ImageInfo, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed};
 use super::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use super::members::JoinTicket;
 use super::ports::PortInfo;
@@ -65,7 +64,7 @@ impl RemoteCluster {
         self.wire.call(method, path, body).await
     }
 
-    async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
+    pub(super) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
         self.wire.call("GET", path, None::<&()>).await
     }
 
@@ -73,7 +72,11 @@ impl RemoteCluster {
         self.stream_by("GET", path).await
     }
 
-    async fn stream_by<T: DeserializeOwned + Send + 'static>(&self, method: &str, path: &str) -> Result<Stream1<T>> {
+    pub(super) async fn stream_by<T: DeserializeOwned + Send + 'static>(
+        &self,
+        method: &str,
+        path: &str,
+    ) -> Result<Stream1<T>> {
         let lines = self.wire.lines(method, path).await?;
         let next = |mut lines: super::wire::Lines| async move {
             match lines.next().await {
@@ -282,30 +285,6 @@ impl Cluster for RemoteCluster {
     async fn maintain(&self, node: Option<&str>, id: &str, maintenance: Maintenance) -> Result<FoundInstance> {
         let path = format!("/v1/catalog/instances/{}/maintenance{}", segment(id), node_query(node));
         self.wire.call("POST", &path, Some(&maintenance)).await
-    }
-
-    async fn image_repositories(&self, prefix: &str) -> Result<Vec<ImageRepository>> {
-        self.get(&format!("/v1/images?prefix={}", segment(prefix))).await
-    }
-
-    async fn image_tags(&self, repository: &str) -> Result<Vec<ImageTag>> {
-        self.get(&format!("/v1/images/{}/tags", segment(repository))).await
-    }
-
-    async fn image(&self, name: &str) -> Result<ImageInfo> {
-        self.get(&format!("/v1/images/{}", segment(name))).await
-    }
-
-    async fn delete_image(&self, name: &str) -> Result<()> {
-        self.wire.call("DELETE", &format!("/v1/images/{}", segment(name)), None::<&()>).await
-    }
-
-    async fn collect_images(&self, dry_run: bool) -> Result<ImagesCollected> {
-        self.wire.call("POST", &format!("/v1/image-registry/collect?dry_run={dry_run}"), None::<&()>).await
-    }
-
-    async fn scrub_images(&self) -> Result<Stream1<ImagesScrubbed>> {
-        self.stream_by("POST", "/v1/image-registry/scrub").await
     }
 
     async fn catalog_snapshot(&self) -> Result<CatalogSnapshot> {

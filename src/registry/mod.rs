@@ -3,6 +3,8 @@
 //! directory entry and index are on the disk, and nothing is served that was not hashed on its way in. It knows nothing of HTTP:
 //! `api::oci` speaks for it.
 
+pub mod cache;
+mod collect;
 pub mod describe;
 pub mod digest;
 mod disk;
@@ -13,15 +15,18 @@ pub mod refused;
 #[cfg(test)]
 mod tests;
 mod upload;
+mod upstream;
 
 use std::fs::File;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, broadcast, mpsc};
 
+use self::cache::{Caches, Logins};
+pub use self::collect::Collected;
 use self::digest::{Algorithm, Digest};
 use self::disk::Disk;
 pub use self::index::{Found, Page};
@@ -32,7 +37,7 @@ use self::refused::{Code, Refused};
 pub use self::upload::{Growing, Part, Received};
 use self::upload::{Uploads, aside};
 use crate::model::clock::Clock;
-use crate::model::{Error, Result as ModelResult, fault};
+use crate::model::{Error, Kind, Result as ModelResult, fault};
 
 /// How a registry is kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,21 +56,6 @@ impl Default for Limits {
         let day = Duration::from_secs(24 * 60 * 60);
         Limits { max_blob: 1 << 40, grace: day, patience: day }
     }
-}
-
-/// What a collection did.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Collected {
-    /// Blobs that their repositories did not need any more.
-    pub unlinked: u64,
-    /// Blobs that no repository needed, and their bytes.
-    pub blobs: u64,
-    /// Bytes of those.
-    pub bytes: u64,
-    /// Files that belonged to nothing.
-    pub strays: u64,
-    /// Uploads that nobody went on with.
-    pub uploads: u64,
 }
 
 /// What happened, for whoever listens.
@@ -97,6 +87,8 @@ pub struct ImageRegistry {
     index: Index,
     limits: Limits,
     clock: Arc<dyn Clock>,
+    caches: Caches,
+    logins: OnceLock<Arc<dyn Logins>>,
     happened: broadcast::Sender<Happened>,
     // Bytes that came and are not written yet, of all together.
     room: Arc<Semaphore>,
@@ -107,12 +99,6 @@ pub struct ImageRegistry {
     scrubbing: tokio::sync::Mutex<()>,
 }
 
-/// Rows of the index that are looked at in one go of a collection, and how long it rests behind each.
-const ROWS: usize = 512;
-const REST: Duration = Duration::from_millis(5);
-/// How old a file is that may belong to nothing: one that just comes is not known yet.
-const STRAY: Duration = Duration::from_secs(60 * 60);
-
 impl ImageRegistry {
     /// The one in a folder, which is made where it is not there.
     pub fn open(folder: &Path, limits: Limits, clock: Arc<dyn Clock>) -> ModelResult<Self> {
@@ -121,10 +107,26 @@ impl ImageRegistry {
         let disk = Disk::open(folder).map_err(failed)?;
         let uploads = Arc::new(Uploads::open(folder).map_err(failed)?);
         let index = Index::open(&folder.join("index.redb"))?;
+        let failed = |refused: Refused| Error::new(Kind::Corrupt, "image registry", refused.why);
+        let caches = Caches::read(index.settings(Caches::setting()).map_err(failed)?);
         let (happened, _) = broadcast::channel(WAITING);
         let (room, syncing) = (Arc::new(Semaphore::new(ROOM as usize)), Semaphore::new(SYNCING));
-        let (collecting, scrubbing) = Default::default();
-        Ok(ImageRegistry { disk, uploads, index, limits, clock, happened, room, syncing, collecting, scrubbing })
+        let (logins, collecting, scrubbing) = Default::default();
+        let registry = ImageRegistry {
+            disk,
+            uploads,
+            index,
+            limits,
+            clock,
+            caches,
+            logins,
+            happened,
+            room,
+            syncing,
+            collecting,
+            scrubbing,
+        };
+        Ok(registry)
     }
 
     /// What happens from now on.
@@ -184,12 +186,8 @@ impl ImageRegistry {
     }
 
     /// Takes what comes, to its end.
-    pub async fn receive(
-        &self,
-        growing: Growing,
-        mut parts: mpsc::Receiver<Part>,
-    ) -> Result<(Growing, Received), Refused> {
-        growing.receive(&mut parts, self.limits.max_blob).await
+    pub async fn receive(&self, growing: Growing, parts: mpsc::Receiver<Part>) -> Result<(Growing, Received), Refused> {
+        growing.receive(parts, self.limits.max_blob, |_| {}).await
     }
 
     /// Gives an upload up.
@@ -301,6 +299,7 @@ impl ImageRegistry {
             }
         };
         tags.iter().try_for_each(|tag| check_tag(tag))?;
+        self.check_pushed(repository)?;
         self.check_files(repository, &manifest)?;
         let subject = manifest.subject.clone();
         let media_type = manifest.media_type.clone();
@@ -311,6 +310,7 @@ impl ImageRegistry {
             bytes,
             manifest,
             at: self.now(),
+            cache_of: self.caches.over(repository).map(|(cache, _)| cache.settings.upstream.clone()),
         };
         let (own, made) = (self.clone(), digest.clone());
         // It is told also where nobody waits for the answer any more.
@@ -402,85 +402,6 @@ impl ImageRegistry {
     /// How many repositories, manifests, tags and blobs there are.
     pub fn counts(&self) -> Result<[u64; 4], Refused> {
         self.index.counts()
-    }
-
-    /// Removes what nobody needs any more, while all else goes on.
-    pub async fn collect(self: &Arc<Self>) -> Result<Collected, Refused> {
-        let _turn = self.collecting.lock().await;
-        let mut collected = Collected::default();
-        let before = self.idle_since();
-        let mut from = Some((String::new(), String::new()));
-        while let Some(at) = from {
-            let step = self.index.idle_links(&at, ROWS, before)?;
-            from = step.next;
-            if !step.found.is_empty() {
-                collected.unlinked += self.index.unlink_idle(step.found, before).await? as u64;
-            }
-            tokio::time::sleep(REST).await;
-        }
-        let mut from = Some(String::new());
-        while let Some(at) = from {
-            let step = self.index.idle_blobs(&at, ROWS, before)?;
-            from = step.next.map(|(digest, _)| digest);
-            let (count, bytes) = self.remove(step.found).await?;
-            collected.blobs += count;
-            collected.bytes += bytes;
-            tokio::time::sleep(REST).await;
-        }
-        for part in 0..disk::PARTS {
-            collected.strays += self.remove_strays(part).await?;
-        }
-        let (own, patience) = (self.clone(), self.limits.patience);
-        let expired = aside(move || {
-            own.uploads.expire(patience).map_err(|error| Refused::io("look through its uploads", &error))
-        });
-        collected.uploads = expired.await? as u64;
-        Ok(collected)
-    }
-
-    // Removes blobs that are of no repository: from the index first, so that a death in between leaves a stray file.
-    async fn remove(self: &Arc<Self>, digests: Vec<Digest>) -> Result<(u64, u64), Refused> {
-        if digests.is_empty() {
-            return Ok((0, 0));
-        }
-        let going = self.disk.going(digests);
-        let gone = self.index.forget_idle(going.digests().to_vec()).await?;
-        fault::point("registry.before-unlink");
-        let own = self.clone();
-        aside(move || {
-            let mut bytes = 0;
-            for (digest, size) in &gone {
-                own.disk.remove(digest).map_err(|error| Refused::io("remove a blob", &error))?;
-                bytes += size;
-            }
-            drop(going);
-            Ok((gone.len() as u64, bytes))
-        })
-        .await
-    }
-
-    async fn remove_strays(self: &Arc<Self>, part: usize) -> Result<u64, Refused> {
-        let own = self.clone();
-        aside(move || {
-            let old = own.disk.old(part, STRAY).map_err(|error| Refused::io("look through its blobs", &error))?;
-            let mut strays = Vec::new();
-            for digest in old {
-                if own.index.any_blob(&digest)?.is_none() {
-                    strays.push(digest);
-                }
-            }
-            let going = own.disk.going(strays);
-            let mut count = 0;
-            for digest in going.digests() {
-                // It may have come while it was looked at.
-                if own.index.any_blob(digest)?.is_none() {
-                    own.disk.remove(digest).map_err(|error| Refused::io("remove a file", &error))?;
-                    count += 1;
-                }
-            }
-            Ok(count)
-        })
-        .await
     }
 }
 

@@ -120,8 +120,22 @@ impl Growing {
         }
     }
 
-    /// Takes what comes until nothing more does, `most` bytes altogether at most. What came before an end too early stays.
-    pub async fn receive(mut self, parts: &mut mpsc::Receiver<Part>, most: u64) -> Result<(Self, Received), Refused> {
+    /// What it is so far, to be read while it grows.
+    pub fn reader(&self) -> io::Result<File> {
+        match &*self.state {
+            State::Growing(upload) => File::open(&upload.path),
+            State::Unread | State::Over => Err(io::ErrorKind::NotFound.into()),
+        }
+    }
+
+    /// Takes what comes until nothing more does, `most` bytes altogether at most. What came before an end too early stays. How many bytes
+    /// are written is `told` on the way.
+    pub async fn receive(
+        mut self,
+        mut parts: mpsc::Receiver<Part>,
+        most: u64,
+        told: impl Fn(u64),
+    ) -> Result<(Self, Received), Refused> {
         let path = self.upload()?.path.clone();
         let id = self.id.clone();
         let opened = aside(move || match OpenOptions::new().write(true).open(path) {
@@ -154,6 +168,7 @@ impl Growing {
                 received = Err(refused);
                 break;
             }
+            told(self.size());
             if self.size() - since >= BESIDE && beside.as_ref().is_none_or(tokio::task::JoinHandle::is_finished) {
                 self.note(beside.take()).await;
                 since = self.size();

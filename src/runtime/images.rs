@@ -2,21 +2,24 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use serde_json::Value;
 
 use super::asked::channel;
-use super::{Message, Runtime};
-
+use super::{Message, Parts, Runtime, logins};
 use crate::client::Stream1;
 use crate::client::images::{
-    ImageInfo, ImagePart, ImageReferrer, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed,
+    CacheInfo, CacheSettings, ImageInfo, ImagePart, ImageReferrer, ImageRepository, ImageTag, Images, ImagesCollected,
+    ImagesScrubbed,
 };
 use crate::model::clock::Timestamp;
 use crate::model::event::{AboutImage, What};
+use crate::model::registry::Login;
 use crate::model::{Error, Kind, Result};
+use crate::registry::cache::Logins;
 use crate::registry::describe::{Described, Scrubbed};
 use crate::registry::digest::Digest;
-use crate::registry::name::{Repository, image};
+use crate::registry::name::{self, Repository};
 use crate::registry::refused::Refused;
 use crate::registry::{Collected, Happened, ImageRegistry};
 use crate::scheduler::world::Note;
@@ -41,16 +44,20 @@ impl Runtime {
                 }
             }
         });
+        registry.set_logins(Arc::new(KnownLogins(self.parts.clone())));
         let _ = self.images.set(registry);
     }
 
-    pub(super) fn image_registry(&self) -> Result<&Arc<ImageRegistry>> {
+    fn image_registry(&self) -> Result<&Arc<ImageRegistry>> {
         self.images.get().ok_or_else(|| {
             Error::new(Kind::Unavailable, "image registry", "this daemon keeps none").help("neap up --registry-listen")
         })
     }
+}
 
-    pub(super) async fn repositories_of(&self, prefix: &str) -> Result<Vec<ImageRepository>> {
+#[async_trait]
+impl Images for Runtime {
+    async fn image_repositories(&self, prefix: &str) -> Result<Vec<ImageRepository>> {
         let all = self.image_registry()?.summaries(prefix).await.map_err(Refused::into_error)?;
         let told = all.into_iter().map(|one| ImageRepository {
             name: one.name,
@@ -62,7 +69,7 @@ impl Runtime {
         Ok(told.collect())
     }
 
-    pub(super) async fn tags_in(&self, repository: &str) -> Result<Vec<ImageTag>> {
+    async fn image_tags(&self, repository: &str) -> Result<Vec<ImageTag>> {
         let repository: Repository = repository.parse().map_err(Refused::into_error)?;
         let all = self.image_registry()?.tagged(&repository).await.map_err(Refused::into_error)?;
         let told = all.into_iter().map(|(tag, size)| ImageTag {
@@ -75,28 +82,28 @@ impl Runtime {
         Ok(told.collect())
     }
 
-    pub(super) async fn image_of(&self, name: &str) -> Result<ImageInfo> {
-        let (repository, reference) = image(name).map_err(Refused::into_error)?;
+    async fn image(&self, name: &str) -> Result<ImageInfo> {
+        let (repository, reference) = name::image(name).map_err(Refused::into_error)?;
         let found = self.image_registry()?.describe(&repository, &reference).await.map_err(Refused::into_error)?;
         Ok(told(&repository, found))
     }
 
-    pub(super) async fn remove_image(&self, name: &str) -> Result<()> {
-        let (repository, reference) = image(name).map_err(Refused::into_error)?;
+    async fn delete_image(&self, name: &str) -> Result<()> {
+        let (repository, reference) = name::image(name).map_err(Refused::into_error)?;
         self.image_registry()?.delete_manifest(&repository, &reference).await.map_err(Refused::into_error)
     }
 
-    pub(super) async fn collect(&self, dry_run: bool) -> Result<ImagesCollected> {
+    async fn collect_images(&self, dry_run: bool) -> Result<ImagesCollected> {
         let registry = self.image_registry()?;
         let collected = match dry_run {
             true => registry.would_collect().await,
             false => registry.collect().await,
         };
-        let Collected { unlinked, blobs, bytes, strays, uploads } = collected.map_err(Refused::into_error)?;
-        Ok(ImagesCollected { unlinked, blobs, size: bytes, strays, uploads })
+        let Collected { unlinked, blobs, bytes, strays, copies, uploads } = collected.map_err(Refused::into_error)?;
+        Ok(ImagesCollected { unlinked, blobs, size: bytes, strays, copies, uploads })
     }
 
-    pub(super) fn scrub(&self) -> Result<Stream1<ImagesScrubbed>> {
+    async fn scrub_images(&self) -> Result<Stream1<ImagesScrubbed>> {
         let registry = self.image_registry()?.clone();
         let (sender, stream) = channel();
         let on_the_way = sender.clone();
@@ -108,6 +115,27 @@ impl Runtime {
             let _ = sender.send(done).await;
         });
         Ok(stream)
+    }
+
+    async fn image_caches(&self) -> Result<Vec<CacheInfo>> {
+        Ok(self.image_registry()?.caches())
+    }
+
+    async fn set_image_cache(&self, prefix: &str, settings: CacheSettings) -> Result<CacheInfo> {
+        self.image_registry()?.set_cache(prefix, settings).await
+    }
+
+    async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
+        self.image_registry()?.remove_cache(prefix).await
+    }
+}
+
+// What upstreams are told: what the cluster's hosts tell them.
+struct KnownLogins(Arc<Parts>);
+
+impl Logins for KnownLogins {
+    fn at(&self, registry: &str) -> Result<Option<Login>> {
+        logins::at(&self.0, registry)
     }
 }
 

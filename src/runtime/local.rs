@@ -10,7 +10,6 @@ use super::follow::Follower;
 use super::{Runtime, commands, cron, kv, logins, prepare, releases, scripts, status, values};
 use crate::client::catalog::{CatalogRestored, CatalogSnapshot};
 use crate::client::catalog::{FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register, Report};
-use crate::client::images::{ImageInfo, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed};
 use crate::client::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use crate::client::members::JoinTicket;
 use crate::client::ports::PortInfo;
@@ -336,30 +335,6 @@ impl Cluster for Runtime {
 
     async fn maintain(&self, node: Option<&str>, id: &str, maintenance: Maintenance) -> Result<FoundInstance> {
         self.registry.maintain_own(node, id, &maintenance).await
-    }
-
-    async fn image_repositories(&self, prefix: &str) -> Result<Vec<ImageRepository>> {
-        self.repositories_of(prefix).await
-    }
-
-    async fn image_tags(&self, repository: &str) -> Result<Vec<ImageTag>> {
-        self.tags_in(repository).await
-    }
-
-    async fn image(&self, name: &str) -> Result<ImageInfo> {
-        self.image_of(name).await
-    }
-
-    async fn delete_image(&self, name: &str) -> Result<()> {
-        self.remove_image(name).await
-    }
-
-    async fn collect_images(&self, dry_run: bool) -> Result<ImagesCollected> {
-        self.collect(dry_run).await
-    }
-
-    async fn scrub_images(&self) -> Result<Stream1<ImagesScrubbed>> {
-        self.scrub()
     }
 
     async fn catalog_snapshot(&self) -> Result<CatalogSnapshot> {

@@ -125,10 +125,21 @@ pub fn version(parts: &Parts, service: ServiceId, image: &str) -> Result<Option<
 /// What an image's registry is told; nothing where nobody has logged in there.
 pub fn for_image(parts: &Parts, service: ServiceId, image: &str) -> Result<Option<Login>> {
     let Some((registry, entry)) = entry(parts, service, image)? else { return Ok(None) };
+    opened(parts, registry, &entry).map(Some)
+}
+
+/// What a registry is told by the whole cluster; nothing where nobody has logged in there.
+pub fn at(parts: &Parts, registry: &str) -> Result<Option<Login>> {
+    let registry = registry::name(registry)?;
+    let entry = parts.store.get(&own_key(&registry))?;
+    entry.map(|entry| opened(parts, registry, &entry)).transpose()
+}
+
+fn opened(parts: &Parts, registry: String, entry: &Entry) -> Result<Login> {
     let Record { username, password, .. } = decode(&entry.key, &entry.value)?;
     let damaged = || Error::internal(format!("login at {registry}"), "cannot be read; log in again");
     let sealed = STANDARD.decode(password).map_err(|_| damaged())?;
     let opened = parts.vault.unseal(&entry.key, &sealed)?;
     let password = String::from_utf8(opened).map_err(|_| damaged())?;
-    Ok(Some(Login { registry, username, password }))
+    Ok(Login { registry, username, password })
 }

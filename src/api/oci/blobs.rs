@@ -17,6 +17,7 @@ use tokio::sync::mpsc;
 
 use super::manifests::matches;
 use super::{Answer, Body, Call, DIGEST, empty, full, put, response};
+use crate::registry::cache::Content;
 use crate::registry::digest::Digest;
 use crate::registry::name::Repository;
 use crate::registry::refused::{Code, Refused};
@@ -33,7 +34,7 @@ pub async fn answer(call: &Call, repository: &Repository, digest: &Digest) -> An
             return Ok(response(202, empty()));
         }
         Method::HEAD => {
-            let size = call.registry.blob(repository, digest).await?;
+            let size = call.registry.size_of(repository, digest).await?;
             let mut answer = response(200, empty());
             put(&mut answer, header::CONTENT_LENGTH, size.to_string());
             describe(&mut answer, digest);
@@ -41,7 +42,8 @@ pub async fn answer(call: &Call, repository: &Repository, digest: &Digest) -> An
         }
         _ => {}
     }
-    let (file, size) = call.registry.read(repository, digest).await?;
+    let content = call.registry.open_blob(repository, digest).await?;
+    let size = content.size();
     if call.header(header::IF_NONE_MATCH).is_some_and(|known| matches(known, digest)) {
         let mut answer = response(304, empty());
         describe(&mut answer, digest);
@@ -63,7 +65,7 @@ pub async fn answer(call: &Call, repository: &Repository, digest: &Digest) -> An
     };
     let length = range.end - range.start;
     let said = format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1));
-    let mut answer = response(status, body(file, range).await?);
+    let mut answer = response(status, body(content, range).await?);
     put(&mut answer, header::CONTENT_LENGTH, length.to_string());
     if status == 206 {
         put(&mut answer, header::CONTENT_RANGE, said);
@@ -116,10 +118,13 @@ async fn read(file: Arc<File>, range: Range<u64>) -> io::Result<Bytes> {
     .map_err(broken)?
 }
 
-// Little is read at once; of more, the next part is read while one goes.
-async fn body(file: File, range: Range<u64>) -> Result<Body, Refused> {
-    let file = Arc::new(file);
-    if range.end - range.start <= PART {
+// Little is read at once; of more, the next part is read while one goes. Of what still comes, what is there.
+async fn body(content: Content, range: Range<u64>) -> Result<Body, Refused> {
+    let (file, fetch) = match content {
+        Content::Whole(file, _) => (Arc::new(file), None),
+        Content::Coming(fetch) => (fetch.file(), Some(fetch)),
+    };
+    if fetch.is_none() && range.end - range.start <= PART {
         let bytes = read(file, range).await.map_err(|error| Refused::io("read a blob", &error))?;
         return Ok(full(bytes));
     }
@@ -127,8 +132,17 @@ async fn body(file: File, range: Range<u64>) -> Result<Body, Refused> {
     tokio::spawn(async move {
         let mut at = range.start;
         while at < range.end {
-            let end = (at + PART).min(range.end);
-            let part = read(file.clone(), at..end).await;
+            let until = match &fetch {
+                None => Ok(range.end),
+                Some(fetch) => fetch.until(at).await,
+            };
+            let (part, end) = match until {
+                Ok(until) => {
+                    let end = (at + PART).min(range.end).min(until);
+                    (read(file.clone(), at..end).await, end)
+                }
+                Err(error) => (Err(error), at),
+            };
             let is_broken = part.is_err();
             let sent = tokio::time::timeout(PATIENCE, sender.send(part)).await;
             if is_broken || !matches!(sent, Ok(Ok(()))) {

@@ -27,10 +27,12 @@ pub async fn answer(call: Call, repository: &Repository, reference: &Reference) 
             Ok(response(202, empty()))
         }
         Method::HEAD => {
+            let stale = call.registry.freshen(repository, reference).await?;
             let found = call.registry.manifest(repository, reference)?;
-            Ok(described(&found, empty()))
+            Ok(warned(described(&found, empty()), stale))
         }
         _ => {
+            let stale = call.registry.freshen(repository, reference).await?;
             let (found, bytes) = call.registry.content(repository, reference)?;
             let known = call.header(header::IF_NONE_MATCH);
             if known.is_some_and(|known| matches(known, &found.digest)) {
@@ -39,9 +41,18 @@ pub async fn answer(call: Call, repository: &Repository, reference: &Reference) 
                 *answer.status_mut() = hyper::StatusCode::NOT_MODIFIED;
                 return Ok(answer);
             }
-            Ok(described(&found, full(bytes)))
+            Ok(warned(described(&found, full(bytes)), stale))
         }
     }
+}
+
+// What may not be the newest says so (RFC 7234, 5.5.1).
+fn warned(mut answer: Response<Body>, stale: Option<String>) -> Response<Body> {
+    if let Some(why) = stale {
+        let text: String = why.chars().filter(|c| c.is_ascii_graphic() && *c != '"' || *c == ' ').take(200).collect();
+        put(&mut answer, header::WARNING, format!("110 neap \"{text}\""));
+    }
+    answer
 }
 
 /// Whether a client has that already.
@@ -112,9 +123,17 @@ fn paged(page: &Page, path: &str, count: usize, value: &serde_json::Value) -> Re
     answer
 }
 
-pub fn tags(call: &Call, repository: &Repository) -> Answer {
+pub async fn tags(call: &Call, repository: &Repository) -> Answer {
     let count = call.query.count(PAGE)?;
-    let page = call.registry.tags(repository, call.query.get("last").unwrap_or_default(), count)?;
+    let last = call.query.get("last").unwrap_or_default();
+    let page = match call.registry.tags_upstream(repository).await? {
+        None => call.registry.tags(repository, last, count)?,
+        Some(all) => {
+            let mut behind = all.into_iter().filter(|tag| tag.as_str() > last);
+            let names = behind.by_ref().take(count).collect();
+            Page { names, has_more: behind.next().is_some() }
+        }
+    };
     let value = json!({ "name": repository.as_str(), "tags": page.names });
     Ok(paged(&page, &format!("/v2/{repository}/tags/list"), count, &value))
 }
@@ -145,7 +164,10 @@ pub fn catalog(call: &Call) -> Answer {
 
 pub async fn referrers(call: &Call, repository: &Repository, subject: &Digest) -> Answer {
     let last = call.query.get("last").unwrap_or_default();
-    let (mut all, has_more) = call.registry.referrers(repository, subject, last).await?;
+    let (mut all, has_more) = match call.registry.referrers_upstream(repository, subject).await? {
+        None => call.registry.referrers(repository, subject, last).await?,
+        Some(all) => (all, false),
+    };
     let end = all.last().map(|referrer| referrer.digest.clone());
     let wanted = call.query.get("artifactType").filter(|kind| !kind.is_empty());
     if let Some(wanted) = wanted {

@@ -152,7 +152,7 @@ async fn serve(oci: &Oci, request: Request<Incoming>) -> Answer {
     match asked {
         Asked::Base | Asked::Token => Ok(json_of(&json!({}))),
         Asked::Catalog => manifests::catalog(&call),
-        Asked::Tags(repository) => manifests::tags(&call, &repository),
+        Asked::Tags(repository) => manifests::tags(&call, &repository).await,
         Asked::Referrers(repository, subject) => manifests::referrers(&call, &repository, &subject).await,
         Asked::Manifest(repository, reference) => manifests::answer(call, &repository, &reference).await,
         Asked::Blob(repository, digest) => blobs::answer(&call, &repository, &digest).await,

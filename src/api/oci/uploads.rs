@@ -22,6 +22,7 @@ const WAITING: usize = 4;
 /// POST: begins one; with a digest all of it comes at once, with a source it need not come at all.
 pub async fn begin(call: Call, repository: &Repository) -> Answer {
     let Call { registry, caller, headers, query, body, .. } = call;
+    registry.check_pushed(repository)?;
     if let (Some(digest), Some(from)) = (query.get("mount"), query.get("from")) {
         let digest: Digest = digest.parse()?;
         // Whatever is wrong with the source: it is sent instead.

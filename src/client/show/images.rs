@@ -1,7 +1,9 @@
 //! Images as people read them.
 
 use super::{ago, rows};
-use crate::client::images::{ImageInfo, ImagePart, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed};
+use crate::client::images::{
+    CacheInfo, ImageInfo, ImagePart, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed,
+};
 use crate::model::clock::Timestamp;
 use crate::model::units::Bytes;
 
@@ -68,14 +70,36 @@ pub fn image(image: &ImageInfo, now: Timestamp) -> String {
 
 /// `registry gc`.
 pub fn collected(collected: &ImagesCollected, dry_run: bool) -> String {
-    let ImagesCollected { unlinked, blobs, size, strays, uploads } = collected;
+    let ImagesCollected { unlinked, blobs, size, strays, copies, uploads } = collected;
     let size = Bytes(*size);
     match dry_run {
         true => format!("{blobs} blobs ({size}) would be removed; {unlinked} would leave their repositories"),
         false => format!(
-            "{blobs} blobs ({size}) removed, {unlinked} taken out of their repositories, {strays} stray files and {uploads} uploads removed"
+            "{blobs} blobs ({size}) removed, {unlinked} taken out of their repositories, {copies} copies, {strays} stray files and {uploads} uploads \
+             removed"
         ),
     }
+}
+
+/// `registry cache ls`.
+pub fn caches(all: &[CacheInfo]) -> String {
+    let row = |cache: &CacheInfo| {
+        let state = cache.failing.clone().unwrap_or_else(|| "ok".into());
+        let counts = [cache.hits, cache.misses, cache.stale].map(|count| count.to_string());
+        let [hits, misses, stale] = counts;
+        let keep = cache.keep.to_string();
+        [
+            format!("{}/", cache.prefix),
+            cache.upstream.clone(),
+            keep,
+            hits,
+            misses,
+            stale,
+            Bytes(cache.fetched).to_string(),
+            state,
+        ]
+    };
+    rows(&["PREFIX", "UPSTREAM", "KEEP", "HITS", "MISSES", "STALE", "FETCHED", "STATE"], all.iter().map(row))
 }
 
 /// `registry scrub`.

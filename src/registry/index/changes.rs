@@ -3,9 +3,11 @@
 use redb::{ReadableMultimapTable, ReadableTable, WriteTransaction};
 
 use super::collect::renew;
+use super::copies::has_copies;
 use super::reads::unknown_manifest;
 use super::{
-    BLOBS, CONTENT, Failed, HOLDERS, Index, LINKED, LINKS, MANIFESTS, NAMED, REFERRERS, REPOSITORIES, TAGGED, TAGS,
+    BLOBS, CONTENT, COPIES, Failed, HOLDERS, Index, LINKED, LINKS, MANIFESTS, NAMED, REFERRERS, REPOSITORIES, TAGGED,
+    TAGS,
 };
 use crate::registry::digest::Digest;
 use crate::registry::manifest::{Manifest, Named};
@@ -27,6 +29,8 @@ pub struct Put {
     pub manifest: Manifest,
     /// When, in milliseconds since 1970.
     pub at: u64,
+    /// The registry whose copies a repository of this name would hold, where there is one: what is copied is not pushed to.
+    pub cache_of: Option<String>,
 }
 
 impl Index {
@@ -59,7 +63,16 @@ impl Index {
 
     /// A manifest with its tags and its subject. What it names has to be in its repository.
     pub async fn put_manifest(&self, put: Put) -> Result<(), Refused> {
-        self.write(move |write| put_manifest(write, &put)).await
+        self.write(move |write| {
+            if let Some(upstream) = &put.cache_of
+                && has_copies(write, put.repository.as_str())?
+            {
+                return Err(is_copy(&put.repository, upstream).into());
+            }
+            check_named(write, &put)?;
+            put_manifest(write, &put)
+        })
+        .await
     }
 
     /// A tag goes; its manifest stays.
@@ -101,7 +114,8 @@ impl Index {
     }
 }
 
-fn link(write: &WriteTransaction, repository: &Repository, digest: &Digest, at: u64) -> Result<(), Failed> {
+/// Makes a blob one of a repository.
+pub(super) fn link(write: &WriteTransaction, repository: &Repository, digest: &Digest, at: u64) -> Result<(), Failed> {
     write.open_table(LINKS)?.insert((repository.as_str(), digest.as_str()), at)?;
     write.open_multimap_table(LINKED)?.insert(digest.as_str(), repository.as_str())?;
     Ok(())
@@ -158,9 +172,15 @@ fn check_named(write: &WriteTransaction, put: &Put) -> Result<(), Failed> {
     Err(refused.into())
 }
 
-fn put_manifest(write: &WriteTransaction, put: &Put) -> Result<(), Failed> {
+/// That a repository is no place to push to.
+pub fn is_copy(repository: &Repository, upstream: &str) -> Refused {
+    let why = format!("{repository} is a copy of what {upstream} has: push to another name");
+    Refused::new(Code::Denied, why).about(repository.as_str())
+}
+
+/// Puts a manifest into a repository, with its tags and its subject.
+pub(super) fn put_manifest(write: &WriteTransaction, put: &Put) -> Result<(), Failed> {
     let (repository, digest) = (put.repository.as_str(), put.digest.as_str());
-    check_named(write, put)?;
     let subject = put.manifest.subject.as_ref().map_or("", Digest::as_str);
     let size = put.bytes.len() as u64;
     let mut manifests = write.open_table(MANIFESTS)?;
@@ -212,6 +232,7 @@ pub(super) fn delete_manifest(
     if is_last {
         write.open_table(REPOSITORIES)?.remove(of)?;
     }
+    write.open_table(COPIES)?.remove(key)?;
     let mut tags = write.open_table(TAGS)?;
     for tag in write.open_multimap_table(TAGGED)?.remove_all(key)? {
         tags.remove((of, tag?.value()))?;

@@ -3,6 +3,7 @@
 
 mod changes;
 mod collect;
+mod copies;
 mod describe;
 mod reads;
 
@@ -13,7 +14,7 @@ use std::sync::{Arc, PoisonError, RwLock, mpsc};
 use redb::{Database, MultimapTableDefinition, ReadableDatabase, TableDefinition, WriteTransaction};
 use tokio::sync::oneshot;
 
-pub use changes::Put;
+pub use changes::{Put, is_copy};
 pub use describe::{Summary, Tagged};
 pub use reads::{Found, Page};
 
@@ -39,10 +40,14 @@ const LINKS: TableDefinition<(&str, &str), u64> = TableDefinition::new("links");
 const LINKED: MultimapTableDefinition<&str, &str> = MultimapTableDefinition::new("linked");
 /// By repository and digest of a blob or manifest: the manifests there that name it.
 const NAMED: MultimapTableDefinition<(&str, &str), &str> = MultimapTableDefinition::new("named");
+/// Manifests that are copies of another registry's: when they were last asked for.
+const COPIES: TableDefinition<(&str, &str), u64> = TableDefinition::new("copies");
+/// How the registry is kept, as it was told: by name, in JSON.
+const SETTINGS: TableDefinition<&str, &[u8]> = TableDefinition::new("settings");
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
 /// The layout that this build makes, and the newest it knows.
-const FORMAT: u64 = 1;
+const FORMAT: u64 = 2;
 /// Most changes that share a transaction.
 const GROUP: usize = 512;
 /// What of the file is kept in memory, in bytes.
@@ -195,10 +200,11 @@ fn open(path: &Path) -> ModelResult<Database> {
     Ok(database)
 }
 
-// Its format. What is new gets all its tables, so that readers find them.
+// Its format. What is new, or was made before all of them were known, gets all its tables, so that readers find them.
 fn prepare(database: &Database) -> Result<u64, redb::Error> {
     if let Ok(meta) = database.begin_read()?.open_table(META)
         && let Some(format) = meta.get("format")?
+        && format.value() >= FORMAT
     {
         return Ok(format.value());
     }
@@ -215,6 +221,8 @@ fn prepare(database: &Database) -> Result<u64, redb::Error> {
     write.open_table(LINKS)?;
     write.open_multimap_table(LINKED)?;
     write.open_multimap_table(NAMED)?;
+    write.open_table(COPIES)?;
+    write.open_table(SETTINGS)?;
     write.commit()?;
     Ok(FORMAT)
 }

@@ -7,7 +7,9 @@ use mlua::{Lua, Table, Value};
 use serde::Deserialize;
 
 use crate::client::Cluster;
+use crate::client::images::CacheSettings;
 use crate::model::registry::LoginAsk;
+use crate::model::strict;
 use crate::script::value::{from_timed, options, raise, to_json};
 
 #[derive(Deserialize, Default)]
@@ -34,7 +36,7 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
             let cluster = shared.clone();
             async move {
                 let ask = to_json(&Value::Table(ask)).map_err(raise)?;
-                let ask: LoginAsk = crate::model::strict::read("registry.login", &ask).map_err(raise)?;
+                let ask: LoginAsk = strict::read("registry.login", &ask).map_err(raise)?;
                 from_timed(&lua, &cluster.login(&name, ask).await.map_err(raise)?)
             }
         })?,
@@ -48,6 +50,7 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
         })?,
     )?;
     images(lua, &registry, cluster)?;
+    caches(lua, &registry, cluster)?;
     registry.set_readonly(true);
     lua.globals().set("registry", registry)
 }
@@ -112,6 +115,37 @@ fn images(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Resu
                 }
                 from_timed(&lua, &last)
             }
+        })?,
+    )
+}
+
+fn caches(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
+    let shared = cluster.clone();
+    registry.set(
+        "caches",
+        lua.create_async_function(move |lua, ()| {
+            let cluster = shared.clone();
+            async move { from_timed(&lua, &cluster.image_caches().await.map_err(raise)?) }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
+        "set_cache",
+        lua.create_async_function(move |lua, (prefix, settings): (String, Table)| {
+            let cluster = shared.clone();
+            async move {
+                let settings = to_json(&Value::Table(settings)).map_err(raise)?;
+                let settings: CacheSettings = strict::read("registry.set_cache", &settings).map_err(raise)?;
+                from_timed(&lua, &cluster.set_image_cache(&prefix, settings).await.map_err(raise)?)
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
+        "remove_cache",
+        lua.create_async_function(move |_, prefix: String| {
+            let cluster = shared.clone();
+            async move { cluster.remove_image_cache(&prefix).await.map_err(raise) }
         })?,
     )
 }
