@@ -398,7 +398,8 @@ async fn connect(State(door): State<Arc<Door>>, mut request: Request) -> Respons
             Error::new(Kind::Unavailable, subject, "the Swarm does not tell its address yet").retry(true)
         })?;
         let daemons = door.daemons()?;
-        Ok((caller, known, Welcome { term: door.term, cluster: door.cluster.clone(), address, daemons }))
+        let registry = door.hub.worker().registry.borrow().clone();
+        Ok((caller, known, Welcome { term: door.term, cluster: door.cluster.clone(), address, daemons, registry }))
     };
     let (caller, node, welcome) = match begin() {
         Ok(begun) => begun,

@@ -141,14 +141,19 @@ async fn a_forgotten_agent_is_not_let_in_by_a_late_word() {
         let (near, far) = tokio::io::duplex(1 << 16);
         let caller = door.who(&HeaderMap::new(), Some(&print)).unwrap();
         let address = IpAddr::from([10, 0, 0, 2]);
-        let welcome = Welcome { term: 1, cluster: "default.1".into(), address, daemons: Vec::new() };
+        let welcome = Welcome { term: 1, cluster: "default.1".into(), address, daemons: Vec::new(), registry: None };
         let served = door.clone();
         let serving = tokio::spawn(async move {
             let heard = async |hello: &Hello| served.heard(&caller, hello).await;
             served.hub.serve("w1".into(), false, near, welcome, heard).await.unwrap_err().message
         });
         let (read, write) = tokio::io::split(far);
-        let hello = Frame::Hello(Hello { version: "1".into(), daemon: daemon.map(str::to_owned), service: None });
+        let hello = Frame::Hello(Hello {
+            version: "1".into(),
+            daemon: daemon.map(str::to_owned),
+            service: None,
+            registry: None,
+        });
         (serving, Reader(read), link::writer(write), hello)
     };
     // One that says who it is is there; that it is a daemon is not for it to say.
@@ -173,7 +178,13 @@ async fn a_forgotten_agent_is_not_let_in_by_a_late_word() {
     let caller = door.who(&HeaderMap::new(), Some(&again)).unwrap();
     assert_eq!(&**caller.node(), "w2");
     let (near, far) = tokio::io::duplex(1 << 16);
-    let welcome = Welcome { term: 1, cluster: "x".into(), address: IpAddr::from([10, 0, 0, 3]), daemons: Vec::new() };
+    let welcome = Welcome {
+        term: 1,
+        cluster: "x".into(),
+        address: IpAddr::from([10, 0, 0, 3]),
+        daemons: Vec::new(),
+        registry: None,
+    };
     let _beating = link::writer(far);
     let heard = async |hello: &Hello| door.heard(&caller, hello).await;
     let ended = door.hub.serve("w2".into(), false, near, welcome, heard).await.unwrap_err();
@@ -210,7 +221,8 @@ async fn all_agents_of_a_large_cluster_at_once() {
             let (near, far) = tokio::io::duplex(1 << 16);
             let caller = door.who(&HeaderMap::new(), Some(&print)).unwrap();
             let address = IpAddr::from([10, 1, (number >> 8) as u8, number as u8]);
-            let welcome = Welcome { term: 1, cluster: "default.1".into(), address, daemons: Vec::new() };
+            let welcome =
+                Welcome { term: 1, cluster: "default.1".into(), address, daemons: Vec::new(), registry: None };
             let served = door.clone();
             let serving = tokio::spawn(async move {
                 let heard = async |hello: &Hello| served.heard(&caller, hello).await;
@@ -218,7 +230,10 @@ async fn all_agents_of_a_large_cluster_at_once() {
             });
             let (read, write) = tokio::io::split(far);
             let (mut reader, frames) = (Reader(read), link::writer(write));
-            frames.send(Frame::Hello(Hello { version: "1".into(), daemon: None, service: None })).await.unwrap();
+            frames
+                .send(Frame::Hello(Hello { version: "1".into(), daemon: None, service: None, registry: None }))
+                .await
+                .unwrap();
             let (mut gathered, mut instances) = (Portion::default(), 0);
             while instances == 0 {
                 if let Frame::Catalog(piece) = reader.next().await.unwrap()

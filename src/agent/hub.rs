@@ -12,7 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::link::{self, Reader};
-use super::protocol::{Ask, Frame, Hello, Welcome};
+use super::protocol::{Ask, Frame, Hello, Keeper, Keeps, Welcome};
 use super::work::Worker;
 use crate::engines::hosts::{ExecAsk, Hosts, ProbeAsk, Probed, ReachAsk, Reached};
 use crate::engines::meter::Reading;
@@ -54,6 +54,7 @@ struct Member {
     daemon: bool,
     measured: Option<Reading>,
     service: Option<String>,
+    keeps: Option<Keeps>,
 }
 
 #[derive(Default)]
@@ -101,6 +102,8 @@ pub struct Hub {
     agents: watch::Sender<Arc<BTreeMap<NodeId, Agent>>>,
     observer: Mutex<Option<mpsc::UnboundedSender<(NodeId, Observed)>>>,
     served: watch::Sender<Option<Served>>,
+    // Hosts that keep images.
+    keepers: watch::Sender<BTreeMap<NodeId, Keeps>>,
     /// Something changed that balancers have to do with: one has come, gone or begun anew.
     pub stirred: Notify,
 }
@@ -116,6 +119,7 @@ impl Hub {
             agents: watch::Sender::default(),
             observer: Mutex::default(),
             served: watch::Sender::default(),
+            keepers: watch::Sender::default(),
             stirred: Notify::new(),
         };
         hub.publish(&hub.state());
@@ -160,6 +164,14 @@ impl Hub {
         }
         let version = Some(env!("CARGO_PKG_VERSION").to_owned());
         agents.insert(self.own.clone(), Agent { connected: true, daemon: true, version, service: None });
+        let keepers = state.connected.iter().filter_map(|(node, member)| Some((node.clone(), member.keeps.clone()?)));
+        let own = self.worker.says_keeps().map(|keeps| (self.own.clone(), keeps));
+        let keepers: BTreeMap<NodeId, Keeps> = keepers.chain(own).collect();
+        self.keepers.send_if_modified(|now| {
+            let changed = *now != keepers;
+            *now = keepers;
+            changed
+        });
         self.agents.send_if_modified(|now| {
             let changed = **now != agents;
             *now = Arc::new(agents);
@@ -199,10 +211,14 @@ impl Hub {
                 daemon,
                 measured: None,
                 service: hello.service.clone(),
+                keeps: hello.registry.clone(),
             };
             state.connected.insert(node.clone(), member);
             self.publish(&state);
         }
+        // What was told between its welcome and now.
+        let keeper = self.worker.registry.borrow().clone();
+        keeper.into_iter().for_each(|keeper| _ = frames.try_send(Frame::Registry(keeper)));
         self.stirred.notify_one();
         // Nothing of it lives on when the connection is given up.
         let mut tasks = tokio::task::JoinSet::new();
@@ -295,6 +311,20 @@ impl Hub {
         let mut found = self.worker.containers();
         loop {
             served.tell(&self.own, &found.next().await).await;
+        }
+    }
+
+    /// The hosts that keep images and are connected, as they change.
+    pub fn keepers(&self) -> watch::Receiver<BTreeMap<NodeId, Keeps>> {
+        self.keepers.subscribe()
+    }
+
+    /// Tells all hosts where the cluster's images are kept, and those who come what was told last.
+    pub fn tell_registry(&self, keeper: &Keeper) {
+        self.worker.told_registry(keeper.clone());
+        for member in self.state().connected.values() {
+            // One that takes nothing now hears it when it connects anew.
+            let _ = member.frames.try_send(Frame::Registry(keeper.clone()));
         }
     }
 

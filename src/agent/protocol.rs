@@ -1,13 +1,16 @@
 //! What the leading daemon and an agent say to each other.
 
+use std::net::SocketAddr;
+
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use crate::client::images::ask::ImagesAsk;
 use crate::engines::Observed;
 use crate::engines::hosts::{ExecAsk, ProbeAsk, ReachAsk};
 use crate::engines::registrator::Changed;
 use crate::model::Error;
-use crate::model::id::TaskId;
+use crate::model::id::{NodeId, TaskId};
 use crate::model::node::ImagePrune;
 use crate::model::objects::VolumeAsk;
 use crate::model::stats::Measured;
@@ -56,6 +59,8 @@ pub enum Frame {
     Balancer,
     /// The daemon tells where daemons are reached now.
     Daemons(Vec<String>),
+    /// The daemon tells where the cluster's images are kept.
+    Registry(Keeper),
     /// The daemon tells what the catalogue is, and what of it changes.
     Catalog(Portion),
     /// A client of the agent's asks whoever leads.
@@ -79,6 +84,34 @@ pub enum Frame {
     },
 }
 
+/// That a host keeps images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keeps {
+    /// The port at which the doors of other hosts reach it.
+    pub port: u16,
+    /// The fingerprint of the certificate that it shows there.
+    pub fingerprint: String,
+}
+
+/// Where the cluster's images are kept.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Keeper {
+    /// On which node.
+    pub node: NodeId,
+    /// Where it is reached.
+    pub address: SocketAddr,
+    /// The fingerprint of the certificate that it shows.
+    pub fingerprint: String,
+    /// What doors say to it: nobody else knows it.
+    pub secret: String,
+}
+
+impl std::fmt::Debug for Keeper {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "the image registry of node {} at {}", self.node, self.address)
+    }
+}
+
 /// What a daemon says first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Welcome {
@@ -90,6 +123,9 @@ pub struct Welcome {
     pub address: std::net::IpAddr,
     /// Where daemons are reached, the one that leads first.
     pub daemons: Vec<String>,
+    /// Where the cluster's images are kept, if that is known by now.
+    #[serde(default)]
+    pub registry: Option<Keeper>,
 }
 
 /// What an agent says first.
@@ -102,6 +138,9 @@ pub struct Hello {
     /// The service of the Swarm that it is a task of, if it is.
     #[serde(default)]
     pub service: Option<String>,
+    /// That it keeps images, if it does.
+    #[serde(default)]
+    pub registry: Option<Keeps>,
 }
 
 /// What can be asked of an agent.
@@ -126,4 +165,6 @@ pub enum Ask {
     Volumes(VolumeAsk),
     /// Remove images.
     PruneImages(ImagePrune),
+    /// Ask the image registry of its host.
+    Images(ImagesAsk),
 }

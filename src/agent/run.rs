@@ -198,7 +198,8 @@ async fn serve(
         let site = site(shared);
         (site.daemon.clone(), site.service.clone())
     };
-    let hello = Hello { version: env!("CARGO_PKG_VERSION").into(), daemon, service };
+    let (version, registry) = (env!("CARGO_PKG_VERSION").into(), worker.says_keeps());
+    let hello = Hello { version, daemon, service, registry };
     let gone = || Error::new(Kind::Unavailable, "connection to the daemon", "broke").retry(true);
     if frames.send(Frame::Hello(hello)).await.is_err() {
         return gone();
@@ -224,6 +225,7 @@ async fn serve(
         site.heard = Instant::now();
         (site.term, site.daemons) = (welcome.term, welcome.daemons.clone());
     }
+    welcome.registry.iter().for_each(|keeper| worker.told_registry(keeper.clone()));
     tracing::info!(cluster = welcome.cluster, term = welcome.term, "connected to the daemon that leads");
     connected();
     let mut seen = worker.watch(&welcome);
@@ -266,6 +268,10 @@ async fn serve(
                 }
                 Some(Ok(Frame::Daemons(daemons))) => {
                     site(shared).daemons = daemons;
+                    continue;
+                }
+                Some(Ok(Frame::Registry(keeper))) => {
+                    worker.told_registry(keeper);
                     continue;
                 }
                 Some(Ok(Frame::Catalog(portion))) => {

@@ -1,14 +1,15 @@
 //! What is done on a host for the cluster: its balancer kept, its containers watched, commands run, images removed.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 
-use super::protocol::{Ask, Welcome};
+use super::protocol::{Ask, Keeper, Keeps, Welcome};
 use super::up::Up;
+use crate::client::images::ask::Answering;
 use crate::engines::Observed;
 use crate::engines::docker::{Address, stats};
 use crate::engines::meter::Meter;
@@ -45,6 +46,10 @@ pub struct Worker {
     pub meter: Meter,
     /// The way to whoever leads.
     pub up: Up,
+    /// That this host keeps images, and who answers for them.
+    pub keeps: OnceLock<(Keeps, Answering)>,
+    /// Where the cluster's images are, as whoever leads tells it.
+    pub registry: watch::Sender<Option<Keeper>>,
     keeper: JoinHandle<()>,
 }
 
@@ -101,7 +106,22 @@ impl Worker {
         let meter = Meter::spawn(stats::Containers::of(docker.clone()), docker.url.starts_with("unix:"));
         let (followed, caught) = (Mutex::default(), watch::Sender::default());
         let balancer = orders;
-        Worker { docker, watched, balancer, restarted, catalog, followed, caught, registrator, meter, up, keeper }
+        let (keeps, registry) = (OnceLock::new(), watch::Sender::default());
+        Worker {
+            docker,
+            watched,
+            balancer,
+            restarted,
+            catalog,
+            followed,
+            caught,
+            registrator,
+            meter,
+            up,
+            keeps,
+            registry,
+            keeper,
+        }
     }
 
     /// The Docker Engine of this host.
@@ -131,6 +151,20 @@ impl Worker {
         };
         *watched = Some(Watched { cluster, address, host, follower, containers });
         seen
+    }
+
+    /// What this host says of the images that it keeps.
+    pub fn says_keeps(&self) -> Option<Keeps> {
+        self.keeps.get().map(|(keeps, _)| keeps.clone())
+    }
+
+    /// Where the cluster's images are kept.
+    pub fn told_registry(&self, keeper: Keeper) {
+        self.registry.send_if_modified(|now| {
+            let changed = now.as_ref() != Some(&keeper);
+            *now = Some(keeper);
+            changed
+        });
     }
 
     /// The catalogue was told a moment ago, up to the change `at`.
@@ -188,6 +222,10 @@ impl Worker {
             Ask::Stats(tasks) => value(self.host()?.stats(&tasks).await?),
             Ask::Volumes(ask) => value(self.host()?.volumes(ask).await?),
             Ask::PruneImages(ask) => value(self.host()?.prune_images(&ask).await?),
+            Ask::Images(ask) => {
+                let none = || Error::new(Kind::Unavailable, "image registry", "is not kept on this host");
+                self.keeps.get().ok_or_else(none)?.1.answer(ask).await
+            }
         }
     }
 

@@ -32,6 +32,17 @@ pub fn all() -> Vec<Route> {
             ..route("GET", "/v1/images/{name}", "An image, by tag or digest", Viewer, |call| Box::pin(image(call)))
         },
         Route {
+            query: &[("image", "the image: shop/api:1.0, or one of another registry, docker.io/library/nginx:1.27")],
+            response: schema::<String>(),
+            ..route(
+                "GET",
+                "/v1/image-registry/resolve",
+                "An image by its digest, as every host of the cluster gets it",
+                Viewer,
+                |call| Box::pin(resolve(call)),
+            )
+        },
+        Route {
             change: Some("image.delete"),
             ..route(
                 "DELETE",
@@ -115,6 +126,13 @@ async fn image(call: Call) -> Result<Answer> {
     let (repository, _) = name::image(call.name()).map_err(Refused::into_error)?;
     own(&call, Role::Viewer, &repository)?;
     json(&call.api.cluster.image(call.name()).await?)
+}
+
+async fn resolve(call: Call) -> Result<Answer> {
+    let image = call.query.get("image").map(String::as_str).unwrap_or_default();
+    let (repository, _) = name::image(image).map_err(Refused::into_error)?;
+    own(&call, Role::Viewer, &repository)?;
+    json(&call.api.cluster.resolve_image(image).await?)
 }
 
 async fn delete(call: Call) -> Result<Answer> {

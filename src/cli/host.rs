@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use async_trait::async_trait;
 
 use super::discovery::DiscoveryArgs;
+use super::image_registry::RegistryArgs;
 use super::output::{self, FormatArg};
 use super::up::start_log;
 use crate::agent::authority::JoinToken;
@@ -184,6 +185,8 @@ pub struct AgentArgs {
     token_file: Option<PathBuf>,
     #[command(flatten)]
     discovery: DiscoveryArgs,
+    #[command(flatten)]
+    registry: RegistryArgs,
     /// What is logged: error, warn, info, debug, or filters such as neap=debug
     #[arg(long, env = "NEAP_LOG", default_value = "info", value_name = "FILTER")]
     log: String,
@@ -409,12 +412,13 @@ pub async fn leave(args: &LeaveArgs, file: Config) -> Result<()> {
 /// Runs `neap agent`.
 pub async fn agent(args: &AgentArgs, file: Config) -> Result<()> {
     start_log(&args.log)?;
+    let registry = args.registry.read(&file)?;
     let (data, docker) = (args.place.data(&file), args.place.docker()?);
     let discovery = args.discovery.read(file.discovery)?;
     if let (false, Some(token_file)) = (args.join.is_empty(), &args.token_file) {
         join_first(&args.join, token_file, &data, &docker).await?;
     }
-    agent::run(AgentOptions { data, docker, discovery }).await
+    agent::run(AgentOptions { data, docker, discovery, registry }).await
 }
 
 // As often as it is started: what it has already stays, and is good where nobody answers now.

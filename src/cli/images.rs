@@ -45,6 +45,12 @@ pub enum Command {
         #[command(flatten)]
         format: FormatArg,
     },
+    /// Print images by their digests, as every host of the cluster gets them
+    Resolve {
+        /// The images: shop/api:1.0, or of another registry, docker.io/library/nginx:1.27
+        #[arg(required = true)]
+        images: Vec<String>,
+    },
     /// Delete tags; by digest, manifests with all their tags
     #[command(visible_alias = "delete")]
     Rm {
@@ -121,6 +127,9 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
         Command::Inspect { image, format } => {
             let found = cluster.image(&image).await?;
             output::print(format.format, &found, || show::images::image(&found, show::now()))
+        }
+        Command::Resolve { images } => {
+            output::each(images, async |image| output::line(&cluster.resolve_image(&image).await?)).await
         }
         Command::Rm { images } => {
             output::each(images, async |image| {

@@ -11,6 +11,7 @@ mod docker;
 mod events;
 mod filter;
 mod host;
+mod image_registry;
 mod images;
 mod kv;
 mod look;
@@ -100,7 +101,7 @@ enum Command {
     /// Lock the Swarm's managers, so that one that starts again waits for the key
     Autolock(swarm::AutolockArgs),
     /// Run the agent of a host that has joined (started by `neap join`)
-    Agent(host::AgentArgs),
+    Agent(Box<host::AgentArgs>),
     /// Run a Lua script
     Run(run::Args),
     /// Test scripts on a cluster in memory

@@ -6,13 +6,11 @@ use std::path::PathBuf;
 use clap::ValueEnum;
 
 use super::discovery::DiscoveryArgs;
+use super::image_registry::RegistryArgs;
 use crate::daemon::engine::{Choice, EngineOptions, StoreChoice};
-use crate::daemon::images::{self, RegistryOptions};
-use crate::daemon::{self, Options, config, discovery};
+use crate::daemon::{self, Options, config};
 use crate::engines::process::ports::DEFAULT_RANGE;
-use crate::model::units::Duration;
 use crate::model::{Error, Result};
-use crate::registry::Limits;
 
 /// Arguments.
 #[derive(clap::Args)]
@@ -60,22 +58,8 @@ pub struct Args {
     /// Folder of hosted scripts that serve the whole cluster; followed, and replaced whole when something in it changes
     #[arg(long, env = "NEAP_SCRIPTS", value_name = "FOLDER")]
     scripts: Option<PathBuf>,
-    /// Where the image registry listens, several with commas, or none [default: 127.0.0.1:5000; in a Swarm none]
-    #[arg(long, env = "NEAP_REGISTRY_LISTEN", value_name = "ADDRESS:PORT")]
-    registry_listen: Option<String>,
-    /// What the image registry asks of clients: open (nothing), pull (a token of who pushes or deletes), token (of everybody)
-    /// [default: open on the loopback, token elsewhere]
-    #[arg(long, env = "NEAP_REGISTRY_ACCESS", value_name = "ACCESS")]
-    registry_access: Option<String>,
-    /// Certificate chain of the image registry, in PEM, for what does not listen on the loopback; read again when it changes
-    #[arg(long, env = "NEAP_REGISTRY_TLS_CERT", value_name = "FILE", requires = "registry_tls_key")]
-    registry_tls_cert: Option<PathBuf>,
-    /// Key of --registry-tls-cert, in PEM
-    #[arg(long, env = "NEAP_REGISTRY_TLS_KEY", value_name = "FILE", requires = "registry_tls_cert")]
-    registry_tls_key: Option<PathBuf>,
-    /// How long the image registry keeps what no manifest is made of, since it came or was last asked for
-    #[arg(long, env = "NEAP_REGISTRY_GRACE", value_name = "DURATION", default_value = "24h")]
-    registry_grace: Duration,
+    #[command(flatten)]
+    registry: RegistryArgs,
     #[command(flatten)]
     discovery: DiscoveryArgs,
     /// What is logged: error, warn, info, debug, or filters such as neap=debug
@@ -86,6 +70,7 @@ pub struct Args {
 /// Runs the daemon.
 pub async fn main(args: &Args, file: config::Config) -> Result<()> {
     start_log(&args.log)?;
+    let registry = args.registry.read(&file)?;
     let tls = match (args.tls_cert.clone().or(file.tls_cert), args.tls_key.clone().or(file.tls_key)) {
         (Some(certificate), Some(key)) => Some((certificate, key)),
         (None, None) => None,
@@ -102,19 +87,10 @@ pub async fn main(args: &Args, file: config::Config) -> Result<()> {
     };
     let ports = args.task_ports.clone().or(file.task_ports);
     let catalog = args.discovery.read(file.discovery)?;
-    let listen = args.registry_listen.clone().or(file.registry_listen);
-    let listen = listen.map(|text| discovery::addresses("--registry-listen", Some(&text), images::PORT)).transpose()?;
-    let access = args.registry_access.clone().or(file.registry_access);
-    let limits = Limits { grace: args.registry_grace.std(), ..Limits::default() };
     let internal = args.internal_range.clone().or(file.internal_range);
     daemon::up(Options {
         internal: internal.map(|range| range.parse()).transpose()?,
-        registry: RegistryOptions {
-            listen,
-            access: access.map(|word| word.parse()).transpose()?,
-            tls: args.registry_tls_cert.clone().zip(args.registry_tls_key.clone()),
-            limits,
-        },
+        registry,
         discovery: catalog,
         cluster: args.cluster.clone().or(file.cluster).unwrap_or_else(|| "default".into()),
         data: args.data.clone().or(file.data).unwrap_or_else(config::default_data),

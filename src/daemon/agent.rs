@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use super::discovery::{self, DiscoveryOptions};
 use super::following::Following;
+use super::images::RegistryOptions;
+use super::images::keeper::{self, Host};
 use crate::agent::identity::Identity;
 use crate::agent::run;
 use crate::agent::work::Worker;
@@ -23,6 +25,8 @@ pub struct AgentOptions {
     pub docker: Address,
     /// Where the catalogue is served.
     pub discovery: DiscoveryOptions,
+    /// Where the door to the image registry is, or the registry.
+    pub registry: RegistryOptions,
 }
 
 /// The file that says which daemon it is connected to, for whoever waits for that.
@@ -51,6 +55,15 @@ pub async fn run(options: AgentOptions) -> Result<()> {
     let balancer = super::balancer(&options.data, false);
     let worker =
         Arc::new(Worker::new(options.docker.clone(), balancer, catalog.clone(), options.discovery.registrator.clone()));
+    let images = Host {
+        options: &options.registry,
+        data: &options.data,
+        worker: &worker,
+        tokens: None,
+        leading: Arc::new(keeper::Agent),
+        peer: ([0, 0, 0, 0], keeper::PORT).into(),
+    };
+    images.serve(clock.clone()).await?;
     let source = Arc::new(Following::new(worker.clone(), &identity.node, &options.discovery));
     discovery::serve(&options.discovery, &catalog, Here::Id(uuid_of(&identity.node)), source).await;
     let end = super::end_signal()?;

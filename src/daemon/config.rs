@@ -52,6 +52,9 @@ pub struct Config {
     /// Where the image registry listens: addresses with commas, or `none`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_listen: Option<String>,
+    /// What this host of a Swarm keeps for the cluster: registry.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub roles: Vec<String>,
     /// What the image registry asks of clients: open, pull, token.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_access: Option<String>,

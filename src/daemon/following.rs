@@ -10,8 +10,11 @@ use serde_json::{Value, json};
 
 use super::audit::AuditFile;
 use super::discovery::{DiscoveryOptions, Leads, hold_indexes, own_of};
+use super::images::keeper::Leading;
+use super::images::up::Told;
 use crate::agent::hub::{Calls, Hub, Served};
 use crate::agent::work::Worker;
+use crate::api::auth;
 use crate::api::consul::{self, Consul, Granted, Here, Own, Source};
 use crate::engines::docker::Address;
 use crate::engines::hosts::Hosts;
@@ -21,8 +24,10 @@ use crate::model::clock::SystemClock;
 use crate::model::id::{NodeId, uuid_of};
 use crate::model::{Error, Kind, Result};
 use crate::network::Sockets;
+use crate::registry::cache::Logins;
 use crate::runtime::Runtime;
 use crate::runtime::catalog::{Registry, host_checks};
+use crate::runtime::images::ImageHappened;
 
 /// How long hosts have to report after a daemon was started anew and leads, before others are told what it knows.
 const HOLD: std::time::Duration = std::time::Duration::from_secs(3);
@@ -33,6 +38,7 @@ const MOST_GRANTED: usize = 4096;
 pub struct Following {
     worker: Arc<Worker>,
     own: OnceLock<(Arc<Own>, Leads)>,
+    runtime: OnceLock<(Arc<Runtime>, Leads)>,
     // Of its node, in the catalogue.
     id: String,
     runs_commands: bool,
@@ -47,6 +53,7 @@ impl Following {
         let following = Arc::new(Following {
             worker,
             own: OnceLock::new(),
+            runtime: OnceLock::new(),
             id: uuid_of(node),
             runs_commands,
             granted: Mutex::default(),
@@ -78,6 +85,7 @@ impl Following {
         hold_indexes(runtime).await?;
         let (own, registry) = (own_of(options, runtime, audit), runtime.registry().clone());
         let _ = self.own.set((own.clone(), leads.clone()));
+        let _ = self.runtime.set((runtime.clone(), leads.clone()));
         let catalog = runtime.registry().catalog.clone();
         let consul = Consul {
             catalog: catalog.clone(),
@@ -93,7 +101,9 @@ impl Following {
         tokio::spawn(cover(hub.clone(), registry.clone()));
         let hold = if hub.worker().followed_lately() { std::time::Duration::ZERO } else { HOLD };
         let from = tokio::time::Instant::now() + hold;
-        hub.serve_calls(Served { from, catalog, calls: Arc::new(Answers { consul: Arc::new(consul), registry }) });
+        let (hub_of, runtime) = (hub.clone(), runtime.clone());
+        let calls = Arc::new(Answers { consul: Arc::new(consul), registry, hub: hub_of, runtime });
+        hub.serve_calls(Served { from, catalog, calls });
         Ok(())
     }
 }
@@ -156,6 +166,12 @@ enum Asked {
     Overdue { instance: String },
     /// What the token of this hash allows.
     Token(String),
+    /// Whose it is: the host with the image registry asks.
+    Principal(String),
+    /// What another registry is told: the same asks.
+    Login(String),
+    /// What has happened to an image there.
+    Image(ImageHappened),
 }
 
 impl host_checks::Host for Following {
@@ -181,6 +197,19 @@ impl host_checks::Host for Following {
 
     fn overdue(&self, instance: &str) {
         self.say(json!({ "overdue": { "instance": instance } }));
+    }
+}
+
+impl Leading for Following {
+    fn logins(&self) -> Option<Arc<dyn Logins>> {
+        let led = self.runtime.get().filter(|(_, leads)| leads());
+        led.map(|(runtime, _)| runtime.known_logins())
+    }
+
+    fn tell(&self, happened: &ImageHappened) -> bool {
+        let led = self.runtime.get().filter(|(_, leads)| leads());
+        led.iter().for_each(|(runtime, _)| runtime.tell_image(happened.clone()));
+        led.is_some()
     }
 }
 
@@ -225,13 +254,28 @@ impl Source for Led {
     }
 }
 
+fn answered(answer: impl serde::Serialize) -> Result<Value> {
+    serde_json::to_value(answer).map_err(|error| Error::internal("answer", error.to_string()))
+}
+
 // What agents' clients ask.
 struct Answers {
     consul: Arc<Consul>,
     registry: Arc<Registry>,
+    hub: Arc<Hub>,
+    runtime: Arc<Runtime>,
 }
 
 impl Answers {
+    // Whether that is the host with the cluster's images.
+    fn check_keeper(&self, node: &NodeId) -> Result<()> {
+        let keeper = self.hub.worker().registry.borrow().clone();
+        match keeper {
+            Some(keeper) if keeper.node == *node => Ok(()),
+            _ => Err(Error::new(Kind::Forbidden, "agent", "is not on the host that keeps the cluster's images")),
+        }
+    }
+
     fn host(&self, node: &NodeId) -> Result<String> {
         let id = uuid_of(node);
         let host = self.consul.catalog.read(|state| state.node_by_id(&id).map(|entry| entry.node.name.clone()));
@@ -262,7 +306,25 @@ impl Calls for Answers {
             }
             Asked::Token(hash) => {
                 let granted = self.consul.source.granted(&hash).await?;
-                serde_json::to_value(granted).map_err(|error| Error::internal("answer", error.to_string()))
+                answered(granted)
+            }
+            Asked::Principal(hash) => {
+                self.check_keeper(node)?;
+                match auth::token(&hash, &**self.runtime.store()) {
+                    Ok(principal) => answered(Some(principal)),
+                    Err(error) if error.kind == Kind::Unauthenticated => Ok(Value::Null),
+                    Err(error) => Err(error),
+                }
+            }
+            Asked::Login(registry) => {
+                self.check_keeper(node)?;
+                let login = self.runtime.known_logins().at(&registry).await?;
+                answered(login.map(|login| Told { username: login.username, password: login.password }))
+            }
+            Asked::Image(happened) => {
+                self.check_keeper(node)?;
+                self.runtime.tell_image(happened);
+                Ok(Value::Null)
             }
         }
     }

@@ -191,6 +191,7 @@ pub async fn lead(lead: Lead, vault: Vault, clock: &Arc<dyn Clock>) -> Result<(A
         cluster: lead.cluster.clone(),
         address: here.unwrap_or(lead.address.ip()),
         daemons: Vec::new(),
+        registry: None,
     };
     tokio::spawn(hear(hub.clone(), own.clone(), welcome));
     let (fence, nodes) = (lead.store.clone(), lead.nodes.clone());

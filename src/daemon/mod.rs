@@ -283,9 +283,7 @@ pub async fn up(options: Options) -> Result<()> {
     discovery::register_containers(&options.discovery, &runtime, containers, &identity);
     let here = Here::Name(runtime.registry().host.clone());
     discovery::serve(&options.discovery, &runtime.registry().catalog, here, Arc::new(own)).await;
-    if let Some(registry) = images::serve(&options.registry, true, &options.data, &store, clock.clone()).await? {
-        runtime.serve_images(registry);
-    }
+    images::serve_alone(&options.registry, &options.data, &runtime, clock.clone()).await?;
     let own = runtime.registry().host.clone();
     let host: Arc<dyn Fn() -> Option<String> + Send + Sync> = Arc::new(move || Some(own.clone()));
     let cluster = runtime.clone();

@@ -12,12 +12,15 @@ use tokio::sync::watch;
 use super::discovery;
 use super::following::Following;
 use super::hosts::{self, Keys};
+use super::images::choose;
+use super::images::keeper::Host;
 use super::standing::Memory;
 use super::{Options, Parted, audit, tls};
 use crate::agent::door;
 use crate::agent::hub::Hub;
 use crate::agent::work::Worker;
 use crate::api::consul::Here;
+use crate::api::oci::StoredSecrets;
 use crate::api::switch::Switch;
 use crate::api::{self, Api};
 use crate::client::remote::RemoteCluster;
@@ -163,7 +166,15 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
     let here = Here::Id(uuid_of(&node));
     discovery::serve(&options.discovery, &catalog, here, Arc::new(following.clone())).await;
     let shared: Arc<dyn Store> = store.clone();
-    super::images::serve(&options.registry, false, &options.data, &shared, clock.clone()).await?;
+    let images = Host {
+        options: &options.registry,
+        data: &options.data,
+        worker: &worker,
+        tokens: Some(Arc::new(StoredSecrets(shared))),
+        leading: following.clone(),
+        peer: SocketAddr::new(peer.ip(), super::images::keeper::PORT),
+    };
+    images.serve(clock.clone()).await?;
     let keys = {
         let (options, docker, store) = (options.clone(), docker.clone(), store.clone());
         Keys::new(store.clone(), clock.clone(), move || {
@@ -242,6 +253,15 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         let fence = store.clone();
         let leads: discovery::Leads = Arc::new(move || fence.leads());
         following.lead(&options.discovery, &runtime, &audit, &door.hub, leads).await?;
+        runtime.serve_images(Arc::new(choose::asked(&door.hub)));
+        let sealed = Vault::open(&options.data)?;
+        let choice = choose::Choice {
+            hub: door.hub.clone(),
+            store: store.clone(),
+            nodes: door.nodes.clone(),
+            secret: Box::new(move |generation| sealed.shared_secret(&format!("image registry {generation}"))),
+        };
+        tokio::spawn(choice.keep());
         let (cluster, clock) = (runtime.clone(), clock.clone());
         let (memory, host): (Option<Arc<dyn api::Remembers>>, _) = (Some(memory.clone()), host.clone());
         let api = Api { cluster, store: store.clone(), audit: audit.clone(), clock, daemons, host, memory };

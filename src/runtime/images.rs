@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use tokio::sync::broadcast;
 
 use super::asked::channel;
 use super::{Message, Parts, Runtime, logins};
@@ -18,37 +20,36 @@ use crate::model::registry::Login;
 use crate::model::{Error, Kind, Result};
 use crate::registry::cache::Logins;
 use crate::registry::describe::{Described, Scrubbed};
-use crate::registry::digest::Digest;
 use crate::registry::name::{self, Repository};
 use crate::registry::refused::Refused;
 use crate::registry::{Collected, Happened, ImageRegistry};
 use crate::scheduler::world::Note;
 
+/// The registry of this host.
+pub struct LocalImages {
+    /// It.
+    pub registry: Arc<ImageRegistry>,
+    /// Where every host of the cluster finds it: `127.0.0.1:5000`.
+    pub door: String,
+}
+
 impl Runtime {
-    /// This daemon keeps the cluster's images.
-    pub fn serve_images(&self, registry: Arc<ImageRegistry>) {
-        let mut happened = registry.happened();
-        let messages = self.messages.clone();
-        tokio::spawn(async move {
-            loop {
-                let note = match happened.recv().await {
-                    Ok(one) => note(one),
-                    Err(tokio::sync::broadcast::error::RecvError::Lagged(count)) => {
-                        tracing::warn!(count, "events of images were lost: more came at once than could be told");
-                        continue;
-                    }
-                    Err(tokio::sync::broadcast::error::RecvError::Closed) => return,
-                };
-                if messages.send(Message::Note(note)).is_err() {
-                    return;
-                }
-            }
-        });
-        registry.set_logins(Arc::new(KnownLogins(self.parts.clone())));
-        let _ = self.images.set(registry);
+    /// The cluster's images are kept there.
+    pub fn serve_images(&self, images: Arc<dyn Images>) {
+        let _ = self.images.set(images);
     }
 
-    fn image_registry(&self) -> Result<&Arc<ImageRegistry>> {
+    /// Who knows what registries are told by the whole cluster.
+    pub fn known_logins(&self) -> Arc<dyn Logins> {
+        Arc::new(KnownLogins(self.parts.clone()))
+    }
+
+    /// Something happened to an image.
+    pub fn tell_image(&self, happened: ImageHappened) {
+        let _ = self.messages.send(Message::Note(note(happened)));
+    }
+
+    fn keeper(&self) -> Result<&Arc<dyn Images>> {
         self.images.get().ok_or_else(|| {
             Error::new(Kind::Unavailable, "image registry", "this daemon keeps none").help("neap up --registry-listen")
         })
@@ -58,7 +59,50 @@ impl Runtime {
 #[async_trait]
 impl Images for Runtime {
     async fn image_repositories(&self, prefix: &str) -> Result<Vec<ImageRepository>> {
-        let all = self.image_registry()?.summaries(prefix).await.map_err(Refused::into_error)?;
+        self.keeper()?.image_repositories(prefix).await
+    }
+
+    async fn image_tags(&self, repository: &str) -> Result<Vec<ImageTag>> {
+        self.keeper()?.image_tags(repository).await
+    }
+
+    async fn image(&self, name: &str) -> Result<ImageInfo> {
+        self.keeper()?.image(name).await
+    }
+
+    async fn resolve_image(&self, name: &str) -> Result<String> {
+        self.keeper()?.resolve_image(name).await
+    }
+
+    async fn delete_image(&self, name: &str) -> Result<()> {
+        self.keeper()?.delete_image(name).await
+    }
+
+    async fn collect_images(&self, dry_run: bool) -> Result<ImagesCollected> {
+        self.keeper()?.collect_images(dry_run).await
+    }
+
+    async fn scrub_images(&self) -> Result<Stream1<ImagesScrubbed>> {
+        self.keeper()?.scrub_images().await
+    }
+
+    async fn image_caches(&self) -> Result<Vec<CacheInfo>> {
+        self.keeper()?.image_caches().await
+    }
+
+    async fn set_image_cache(&self, prefix: &str, settings: CacheSettings) -> Result<CacheInfo> {
+        self.keeper()?.set_image_cache(prefix, settings).await
+    }
+
+    async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
+        self.keeper()?.remove_image_cache(prefix).await
+    }
+}
+
+#[async_trait]
+impl Images for LocalImages {
+    async fn image_repositories(&self, prefix: &str) -> Result<Vec<ImageRepository>> {
+        let all = self.registry.summaries(prefix).await.map_err(Refused::into_error)?;
         let told = all.into_iter().map(|one| ImageRepository {
             name: one.name,
             tags: one.tags,
@@ -71,7 +115,7 @@ impl Images for Runtime {
 
     async fn image_tags(&self, repository: &str) -> Result<Vec<ImageTag>> {
         let repository: Repository = repository.parse().map_err(Refused::into_error)?;
-        let all = self.image_registry()?.tagged(&repository).await.map_err(Refused::into_error)?;
+        let all = self.registry.tagged(&repository).await.map_err(Refused::into_error)?;
         let told = all.into_iter().map(|(tag, size)| ImageTag {
             tag: tag.tag,
             digest: tag.digest,
@@ -84,17 +128,30 @@ impl Images for Runtime {
 
     async fn image(&self, name: &str) -> Result<ImageInfo> {
         let (repository, reference) = name::image(name).map_err(Refused::into_error)?;
-        let found = self.image_registry()?.describe(&repository, &reference).await.map_err(Refused::into_error)?;
+        let found = self.registry.describe(&repository, &reference).await.map_err(Refused::into_error)?;
         Ok(told(&repository, found))
+    }
+
+    async fn resolve_image(&self, name: &str) -> Result<String> {
+        // By its name at the door, or none of another registry.
+        let is_here = name.strip_prefix(&self.door).is_some_and(|rest| rest.starts_with('/'));
+        let host = name.split_once('/').map_or("", |(host, _)| host);
+        if !is_here && (host.contains(['.', ':']) || host == "localhost") {
+            return self.registry.resolve_elsewhere(name).await;
+        }
+        let (repository, reference) = name::image(name).map_err(Refused::into_error)?;
+        self.registry.freshen(&repository, &reference).await.map_err(Refused::into_error)?;
+        let found = self.registry.manifest(&repository, &reference).map_err(Refused::into_error)?;
+        Ok(format!("{}/{repository}@{}", self.door, found.digest))
     }
 
     async fn delete_image(&self, name: &str) -> Result<()> {
         let (repository, reference) = name::image(name).map_err(Refused::into_error)?;
-        self.image_registry()?.delete_manifest(&repository, &reference).await.map_err(Refused::into_error)
+        self.registry.delete_manifest(&repository, &reference).await.map_err(Refused::into_error)
     }
 
     async fn collect_images(&self, dry_run: bool) -> Result<ImagesCollected> {
-        let registry = self.image_registry()?;
+        let registry = &self.registry;
         let collected = match dry_run {
             true => registry.would_collect().await,
             false => registry.collect().await,
@@ -104,7 +161,7 @@ impl Images for Runtime {
     }
 
     async fn scrub_images(&self) -> Result<Stream1<ImagesScrubbed>> {
-        let registry = self.image_registry()?.clone();
+        let registry = self.registry.clone();
         let (sender, stream) = channel();
         let on_the_way = sender.clone();
         tokio::spawn(async move {
@@ -118,24 +175,48 @@ impl Images for Runtime {
     }
 
     async fn image_caches(&self) -> Result<Vec<CacheInfo>> {
-        Ok(self.image_registry()?.caches())
+        Ok(self.registry.caches())
     }
 
     async fn set_image_cache(&self, prefix: &str, settings: CacheSettings) -> Result<CacheInfo> {
-        self.image_registry()?.set_cache(prefix, settings).await
+        self.registry.set_cache(prefix, settings).await
     }
 
     async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
-        self.image_registry()?.remove_cache(prefix).await
+        self.registry.remove_cache(prefix).await
     }
 }
 
 // What upstreams are told: what the cluster's hosts tell them.
 struct KnownLogins(Arc<Parts>);
 
+#[async_trait]
 impl Logins for KnownLogins {
-    fn at(&self, registry: &str) -> Result<Option<Login>> {
+    async fn at(&self, registry: &str) -> Result<Option<Login>> {
         logins::at(&self.0, registry)
+    }
+}
+
+/// What happens in a registry from now on.
+pub struct Happenings(broadcast::Receiver<Happened>);
+
+impl Happenings {
+    /// In this one.
+    pub fn of(registry: &ImageRegistry) -> Self {
+        Happenings(registry.happened())
+    }
+
+    /// The next; nothing where the registry is gone.
+    pub async fn next(&mut self) -> Option<ImageHappened> {
+        loop {
+            match self.0.recv().await {
+                Ok(one) => return Some(told_of(one)),
+                Err(broadcast::error::RecvError::Lagged(count)) => {
+                    tracing::warn!(count, "events of images were lost: more came at once than could be told");
+                }
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
     }
 }
 
@@ -150,17 +231,26 @@ fn so_far(scrubbed: &Scrubbed, done: bool) -> ImagesScrubbed {
     }
 }
 
-fn note(happened: Happened) -> Note {
+/// What happened to an image, as it is told from host to host.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct ImageHappened {
+    /// Whether it was pushed, or deleted.
+    pub is_pushed: bool,
+    /// It.
+    pub image: AboutImage,
+}
+
+fn told_of(happened: Happened) -> ImageHappened {
     let Happened { is_pushed, repository, tag, digest, media_type } = happened;
-    let subject = match &tag {
-        Some(tag) => format!("{repository}:{tag}"),
-        None => format!("{repository}@{}", digest.as_ref().map(Digest::as_str).unwrap_or_default()),
-    };
-    let image = AboutImage {
-        repository: repository.to_string(),
-        tag,
-        digest: digest.map(|digest| digest.to_string()).unwrap_or_default(),
-        media_type,
+    let digest = digest.map(|digest| digest.to_string()).unwrap_or_default();
+    ImageHappened { is_pushed, image: AboutImage { repository: repository.to_string(), tag, digest, media_type } }
+}
+
+fn note(happened: ImageHappened) -> Note {
+    let ImageHappened { is_pushed, image } = happened;
+    let subject = match &image.tag {
+        Some(tag) => format!("{}:{tag}", image.repository),
+        None => format!("{}@{}", image.repository, image.digest),
     };
     let what = if is_pushed { What::ImagePushed } else { What::ImageDeleted };
     Note { what, service: None, task: None, message: image.digest.clone(), image: Some(image), subject }

@@ -20,7 +20,7 @@ mod follow;
 mod handlers;
 mod handover;
 mod hosts;
-mod images;
+pub mod images;
 pub mod kv;
 mod local;
 mod logins;
@@ -156,7 +156,7 @@ pub struct Runtime {
     failed: handlers::Failed,
     registry: Arc<catalog::Registry>,
     kv: Arc<kv::Kv>,
-    images: std::sync::OnceLock<Arc<crate::registry::ImageRegistry>>,
+    images: std::sync::OnceLock<Arc<dyn crate::client::Images>>,
 }
 
 impl Runtime {

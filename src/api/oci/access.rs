@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use async_trait::async_trait;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use hyper::header::{self, HeaderMap};
@@ -48,12 +49,29 @@ const ANYBODY: &str = "anybody";
 /// How long clients keep what they were given, in seconds. They ask again then; a token that was removed is of no use at once.
 const KEPT: u32 = 300;
 
+/// Who knows tokens.
+#[async_trait]
+pub trait Tokens: Send + Sync {
+    /// Whose it is, by the secret's hash; an error that says `Unauthenticated` where nobody knows it.
+    async fn principal(&self, hash: &str) -> Result<Principal>;
+}
+
+/// Those of a store.
+pub struct StoredSecrets(pub Arc<dyn Store>);
+
+#[async_trait]
+impl Tokens for StoredSecrets {
+    async fn principal(&self, hash: &str) -> Result<Principal> {
+        auth::token(hash, &*self.0)
+    }
+}
+
 /// Lets requests in.
 pub struct Gate {
     /// What is asked of them.
     pub access: Access,
-    /// Where tokens are.
-    pub store: Arc<dyn Store>,
+    /// Who knows tokens.
+    pub tokens: Arc<dyn Tokens>,
     /// Whether clients come by TLS.
     pub is_secure: bool,
 }
@@ -98,9 +116,9 @@ fn secret(headers: &HeaderMap) -> std::result::Result<Option<String>, Refused> {
 }
 
 impl Gate {
-    fn principal(&self, headers: &HeaderMap) -> std::result::Result<Option<Principal>, Refused> {
+    async fn principal(&self, headers: &HeaderMap) -> std::result::Result<Option<Principal>, Refused> {
         let Some(secret) = secret(headers)? else { return Ok(None) };
-        match auth::token(&sha256_hex(secret.as_bytes()), &*self.store) {
+        match self.tokens.principal(&sha256_hex(secret.as_bytes())).await {
             Ok(principal) => Ok(Some(principal)),
             Err(error) if error.kind == Kind::Unauthenticated => Err(unauthorized("the token is not known")),
             Err(error) => {
@@ -111,12 +129,17 @@ impl Gate {
     }
 
     /// Who asks, if they may.
-    pub fn check(&self, method: &Method, headers: &HeaderMap, asked: &Asked) -> std::result::Result<Caller, Refused> {
+    pub async fn check(
+        &self,
+        method: &Method,
+        headers: &HeaderMap,
+        asked: &Asked,
+    ) -> std::result::Result<Caller, Refused> {
         if self.access == Access::Open {
             return Ok(Caller::Anybody);
         }
         let looks = matches!(*method, Method::GET | Method::HEAD) && !matches!(asked, Asked::Upload(..));
-        let Some(principal) = self.principal(headers)? else {
+        let Some(principal) = self.principal(headers).await? else {
             // Whoever asks whether this is a registry is told how to say who they are: Docker asks for nothing else later.
             let says_nobody = headers.contains_key(header::AUTHORIZATION);
             let may = self.access == Access::Pull && looks && (says_nobody || !matches!(asked, Asked::Base));
@@ -142,11 +165,11 @@ impl Gate {
     }
 
     /// Gives clients what they show from then on: their own token, or that of anybody.
-    pub fn token(&self, headers: &HeaderMap) -> Answer {
+    pub async fn token(&self, headers: &HeaderMap) -> Answer {
         let token = match secret(headers)? {
             Some(secret) => {
                 if self.access != Access::Open {
-                    self.principal(headers)?;
+                    self.principal(headers).await?;
                 }
                 secret
             }

@@ -2,6 +2,7 @@
 
 mod access;
 mod blobs;
+pub mod doors;
 mod manifests;
 mod path;
 mod server;
@@ -23,7 +24,7 @@ use self::path::{Asked, Query};
 use crate::registry::ImageRegistry;
 use crate::registry::refused::{Code, Refused};
 
-pub use access::{Access, Gate};
+pub use access::{Access, Gate, StoredSecrets, Tokens};
 pub use server::{Tls, listen};
 
 /// What is answered.
@@ -140,9 +141,10 @@ async fn serve(oci: &Oci, request: Request<Incoming>) -> Answer {
         return Ok(answer);
     }
     if asked == Asked::Token {
-        return oci.gate.token(&parts.headers).or_else(|refused| Ok(challenged(oci, &refused, &parts.headers, None)));
+        let answer = oci.gate.token(&parts.headers).await;
+        return answer.or_else(|refused| Ok(challenged(oci, &refused, &parts.headers, None)));
     }
-    let caller = match oci.gate.check(&parts.method, &parts.headers, &asked) {
+    let caller = match oci.gate.check(&parts.method, &parts.headers, &asked).await {
         Ok(caller) => caller,
         Err(refused) => return Ok(challenged(oci, &refused, &parts.headers, Some(&asked))),
     };

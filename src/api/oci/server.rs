@@ -16,9 +16,9 @@ use crate::api::server::accept_each;
 use crate::model::{Error, Result};
 
 /// Most connections at once.
-const MAX_CONNECTIONS: usize = 4096;
+pub(super) const MAX_CONNECTIONS: usize = 4096;
 /// How long a client may take for a request's head.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(super) const PATIENCE: Duration = Duration::from_secs(30);
 /// What is read at once of a body, in bytes.
 const BUFFER: usize = 512 * 1024;
 
@@ -48,7 +48,8 @@ async fn serve(listener: TcpListener, oci: Arc<Oci>, tls: Option<Tls>) {
     .await;
 }
 
-async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, oci: Arc<Oci>) {
+/// Speaks with one client.
+pub(super) async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, oci: Arc<Oci>) {
     let service = service_fn(move |request| {
         let oci = oci.clone();
         async move { Ok::<_, Infallible>(answer(oci, request).await) }

@@ -179,7 +179,7 @@ impl ImageRegistry {
         if cache.prefix.is_empty() {
             return Err(unknown_blob(repository, digest));
         }
-        let asked = cache.upstream.size(name, digest, self.login(cache).as_ref()).await;
+        let asked = cache.upstream.size(name, digest, self.login(&cache.upstream.place.registry).await.as_ref()).await;
         let size = asked.map_err(|fault| {
             cache.heard(Some(&fault));
             fault.refused(Code::BlobUnknown)
@@ -225,7 +225,7 @@ impl ImageRegistry {
     async fn fetch_rest(&self, wanted: &Wanted, growing: Growing) -> Result<(Growing, Option<Fault>), Refused> {
         let Wanted { cache, name, digest, size, told, .. } = wanted;
         let from = growing.size();
-        let login = self.login(cache);
+        let login = self.login(&cache.upstream.place.registry).await;
         let (mut answer, is_rest) = match cache.upstream.blob(name, digest, from, login.as_ref()).await {
             Ok(answer) => answer,
             Err(fault) => return Ok((growing, Some(fault))),

@@ -82,7 +82,7 @@ impl ImageRegistry {
         {
             return self.without(cache, repository, kept, &fault).await;
         }
-        let login = self.login(cache);
+        let login = self.login(&cache.upstream.place.registry).await;
         let upstream = &cache.upstream;
         if let (Some(kept), Reference::Tag(_)) = (&kept, reference) {
             let asked = tokio::time::timeout(QUICK, upstream.digest(name, reference, login.as_ref())).await;
@@ -173,7 +173,7 @@ impl ImageRegistry {
         if cache.is_resting().is_some() {
             return Ok(None);
         }
-        match cache.upstream.tags(&name, self.login(&cache).as_ref()).await {
+        match cache.upstream.tags(&name, self.login(&cache.upstream.place.registry).await.as_ref()).await {
             Ok(tags) => Ok(Some(tags)),
             Err(fault @ Fault::Missing(_)) => Err(fault.refused(Code::NameUnknown)),
             Err(fault) => {
@@ -193,7 +193,8 @@ impl ImageRegistry {
         if cache.is_resting().is_some() {
             return Ok(None);
         }
-        match cache.upstream.referrers(&name, subject, self.login(&cache).as_ref()).await {
+        match cache.upstream.referrers(&name, subject, self.login(&cache.upstream.place.registry).await.as_ref()).await
+        {
             Ok(all) => Ok(Some(all)),
             // One of before 1.1 knows of none.
             Err(Fault::Missing(_)) => Ok(Some(Vec::new())),

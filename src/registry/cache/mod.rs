@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Semaphore, watch};
@@ -20,7 +21,7 @@ use super::name::{Reference, Repository};
 use super::refused::{Code, Refused};
 use super::upstream::place::Place;
 use super::upstream::{Fault, Upstream};
-use crate::model::registry::Login;
+use crate::model::registry::{self, Login};
 use crate::model::units::Duration as Period;
 use crate::model::{Error, Kind, Result as ModelResult};
 pub use blobs::{Arrived, Content, Fetch};
@@ -85,9 +86,10 @@ pub struct CacheInfo {
 }
 
 /// Who knows what registries are told.
+#[async_trait]
 pub trait Logins: Send + Sync {
     /// What one is told; nothing where nobody has logged in there.
-    fn at(&self, registry: &str) -> ModelResult<Option<Login>>;
+    async fn at(&self, registry: &str) -> ModelResult<Option<Login>>;
 }
 
 #[derive(Default)]
@@ -245,13 +247,28 @@ impl ImageRegistry {
         let _ = self.logins.set(logins);
     }
 
-    fn login(&self, cache: &Cache) -> Option<Login> {
-        let logins = self.logins.get()?;
-        let found = logins.at(&cache.upstream.place.registry);
+    async fn login(&self, registry: &str) -> Option<Login> {
+        let found = self.logins.get()?.at(registry).await;
         found.unwrap_or_else(|error| {
-            tracing::warn!(%error, "an upstream is asked without a login");
+            tracing::warn!(registry, %error, "a registry is asked without a login");
             None
         })
+    }
+
+    /// An image of another registry by its digest, as that says now.
+    pub async fn resolve_elsewhere(&self, image: &str) -> ModelResult<String> {
+        let host = registry::of_image(image);
+        let rest = image.split_once('/').map_or(image, |(_, rest)| rest);
+        let (name, reference) = super::name::image(rest).map_err(Refused::into_error)?;
+        let upstream = Upstream::new(Place::read(host)?, false)?;
+        let at = upstream.place.repository(name.as_str()).map_err(Refused::into_error)?;
+        let login = self.login(&upstream.place.registry).await;
+        let told = |fault: Fault| fault.refused(Code::ManifestUnknown).about(image).into_error();
+        let digest = match upstream.digest(&at, &reference, login.as_ref()).await.map_err(told)? {
+            Some(digest) => digest,
+            None => upstream.manifest(&at, &reference, login.as_ref()).await.map_err(told)?.digest,
+        };
+        Ok(format!("{host}/{at}@{digest}"))
     }
 
     /// The caches, by prefix.

@@ -85,6 +85,14 @@ fn images(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Resu
     )?;
     let shared = cluster.clone();
     registry.set(
+        "resolve",
+        lua.create_async_function(move |_, image: String| {
+            let cluster = shared.clone();
+            async move { cluster.resolve_image(&image).await.map_err(raise) }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
         "delete",
         lua.create_async_function(move |_, image: String| {
             let cluster = shared.clone();

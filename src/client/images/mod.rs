@@ -1,5 +1,7 @@
 //! The images of the cluster's registry, as they are asked for and shown.
 
+pub mod ask;
+
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
@@ -151,6 +153,8 @@ pub trait Images: Send + Sync {
     async fn image_tags(&self, repository: &str) -> Result<Vec<ImageTag>>;
     /// An image: `shop/api:1.0`, `shop/api@sha256:...`.
     async fn image(&self, name: &str) -> Result<ImageInfo>;
+    /// An image by its digest, as every host of the cluster gets it: `127.0.0.1:5000/shop/api@sha256:...`.
+    async fn resolve_image(&self, name: &str) -> Result<String>;
     /// Deletes a tag, or by its digest a manifest with all its tags. Durable when it returns.
     async fn delete_image(&self, name: &str) -> Result<()>;
     /// Removes what no image needs any more; `dry_run`: says only what that would be.
@@ -182,6 +186,10 @@ impl Images for RemoteCluster {
 
     async fn image(&self, name: &str) -> Result<ImageInfo> {
         self.get(&format!("/v1/images/{}", segment(name))).await
+    }
+
+    async fn resolve_image(&self, name: &str) -> Result<String> {
+        self.get(&format!("/v1/image-registry/resolve?image={}", segment(name))).await
     }
 
     async fn delete_image(&self, name: &str) -> Result<()> {

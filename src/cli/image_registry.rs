@@ -1,0 +1,71 @@
+//! What `neap up` and `neap agent` are told of the image registry.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::ValueEnum;
+
+use crate::daemon::config::Config;
+use crate::daemon::discovery;
+use crate::daemon::images::{self, RegistryOptions};
+use crate::model::units::Duration;
+use crate::model::{Error, Result};
+use crate::registry::Limits;
+
+/// What a host keeps for its cluster.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Role {
+    /// Its images
+    Registry,
+}
+
+/// Arguments.
+#[derive(clap::Args)]
+pub struct RegistryArgs {
+    /// What this host of a Swarm keeps for the cluster; one that is alone keeps all
+    #[arg(long, env = "NEAP_ROLES", value_enum, value_delimiter = ',', value_name = "ROLE")]
+    roles: Vec<Role>,
+    /// Where the image registry listens, and in a Swarm the door to it; several with commas, or none [default: 127.0.0.1:5000]
+    #[arg(long, env = "NEAP_REGISTRY_LISTEN", value_name = "ADDRESS:PORT")]
+    registry_listen: Option<String>,
+    /// Where the doors of other hosts reach the image registry, where this one keeps it
+    /// [default: port 8378 at the address of --peer; of an agent at all of the host's]
+    #[arg(long, env = "NEAP_REGISTRY_PEER", value_name = "ADDRESS:PORT")]
+    registry_peer: Option<SocketAddr>,
+    /// What the image registry asks of clients: open (nothing), pull (a token of who pushes or deletes), token (of everybody)
+    /// [default: on the loopback open, in a Swarm pull; token elsewhere]
+    #[arg(long, env = "NEAP_REGISTRY_ACCESS", value_name = "ACCESS")]
+    registry_access: Option<String>,
+    /// Certificate chain of the image registry, in PEM, for what does not listen on the loopback; read again when it changes
+    #[arg(long, env = "NEAP_REGISTRY_TLS_CERT", value_name = "FILE", requires = "registry_tls_key")]
+    registry_tls_cert: Option<PathBuf>,
+    /// Key of --registry-tls-cert, in PEM
+    #[arg(long, env = "NEAP_REGISTRY_TLS_KEY", value_name = "FILE", requires = "registry_tls_cert")]
+    registry_tls_key: Option<PathBuf>,
+    /// How long the image registry keeps what no manifest is made of, since it came or was last asked for
+    #[arg(long, env = "NEAP_REGISTRY_GRACE", value_name = "DURATION", default_value = "24h")]
+    registry_grace: Duration,
+}
+
+impl RegistryArgs {
+    /// With what the configuration says besides.
+    pub fn read(&self, file: &Config) -> Result<RegistryOptions> {
+        let listen = self.registry_listen.as_ref().or(file.registry_listen.as_ref());
+        let read = |text: &String| discovery::addresses("--registry-listen", Some(text), images::PORT);
+        let access = self.registry_access.as_ref().or(file.registry_access.as_ref());
+        let listed = file.roles.iter().map(|name| {
+            let unknown = |_| Error::invalid("configuration", format!("roles: {name:.40?} is none of registry"));
+            Role::from_str(name, false).map_err(unknown)
+        });
+        let listed = listed.collect::<Result<Vec<Role>>>()?;
+        let roles = if self.roles.is_empty() { &listed } else { &self.roles };
+        Ok(RegistryOptions {
+            listen: listen.map(read).transpose()?,
+            keeps: roles.contains(&Role::Registry),
+            peer: self.registry_peer,
+            access: access.map(|word| word.parse()).transpose()?,
+            tls: self.registry_tls_cert.clone().zip(self.registry_tls_key.clone()),
+            limits: Limits { grace: self.registry_grace.std(), ..Limits::default() },
+        })
+    }
+}

@@ -1,0 +1,191 @@
+//! What is asked of an image registry on another host of the cluster, over the connection between daemons and agents.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use super::{CacheInfo, CacheSettings, ImageInfo, ImageRepository, ImageTag, Images, ImagesCollected, ImagesScrubbed};
+use crate::client::Stream1;
+use crate::model::{Error, Kind, Result};
+
+/// How long it takes at most until it is said how far a long work is.
+const STEP: Duration = Duration::from_secs(1);
+
+/// One thing that is asked.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ImagesAsk {
+    /// `image_repositories`.
+    Repositories(String),
+    /// `image_tags`.
+    Tags(String),
+    /// `image`.
+    Image(String),
+    /// `resolve_image`.
+    Resolve(String),
+    /// `delete_image`.
+    Delete(String),
+    /// `collect_images`.
+    Collect {
+        /// Says only what would go.
+        dry_run: bool,
+    },
+    /// `scrub_images`: begins, or says how far it is a moment later.
+    Scrub {
+        /// Begins.
+        begin: bool,
+    },
+    /// `image_caches`.
+    Caches,
+    /// `set_image_cache`.
+    SetCache {
+        /// What names begin with.
+        prefix: String,
+        /// What it is.
+        settings: CacheSettings,
+    },
+    /// `remove_image_cache`.
+    RemoveCache(String),
+}
+
+/// Answers for a registry of this host.
+pub struct Answering {
+    images: Arc<dyn Images>,
+    // What is being read, one at a time.
+    scrub: tokio::sync::Mutex<Option<Stream1<ImagesScrubbed>>>,
+}
+
+fn value(answer: impl Serialize) -> Result<Value> {
+    serde_json::to_value(answer).map_err(|error| Error::internal("answer", error.to_string()))
+}
+
+impl Answering {
+    /// For this one.
+    pub fn new(images: Arc<dyn Images>) -> Self {
+        Answering { images, scrub: tokio::sync::Mutex::default() }
+    }
+
+    /// Does what is asked.
+    pub async fn answer(&self, ask: ImagesAsk) -> Result<Value> {
+        let images = &self.images;
+        match ask {
+            ImagesAsk::Repositories(prefix) => value(images.image_repositories(&prefix).await?),
+            ImagesAsk::Tags(repository) => value(images.image_tags(&repository).await?),
+            ImagesAsk::Image(name) => value(images.image(&name).await?),
+            ImagesAsk::Resolve(name) => value(images.resolve_image(&name).await?),
+            ImagesAsk::Delete(name) => value(images.delete_image(&name).await?),
+            ImagesAsk::Collect { dry_run } => value(images.collect_images(dry_run).await?),
+            ImagesAsk::Scrub { begin } => value(self.scrub(begin).await?),
+            ImagesAsk::Caches => value(images.image_caches().await?),
+            ImagesAsk::SetCache { prefix, settings } => value(images.set_image_cache(&prefix, settings).await?),
+            ImagesAsk::RemoveCache(prefix) => value(images.remove_image_cache(&prefix).await?),
+        }
+    }
+
+    // The newest of what is said within a moment.
+    async fn scrub(&self, begin: bool) -> Result<ImagesScrubbed> {
+        let mut slot = self.scrub.lock().await;
+        if begin {
+            *slot = Some(self.images.scrub_images().await?);
+        }
+        let until = tokio::time::Instant::now() + STEP;
+        let mut newest = ImagesScrubbed::default();
+        let nothing = || Error::new(Kind::Conflict, "scrub", "was begun anew by somebody else, or is over");
+        let Some(steps) = slot.as_mut() else { return Err(nothing()) };
+        while let Ok(step) = tokio::time::timeout_at(until, steps.next()).await {
+            match step {
+                Some(Ok(step)) if !step.done => newest = step,
+                other => {
+                    *slot = None;
+                    return other.unwrap_or_else(|| Err(nothing()));
+                }
+            }
+        }
+        Ok(newest)
+    }
+}
+
+type Way = dyn Fn(ImagesAsk) -> BoxFuture<'static, Result<Value>> + Send + Sync;
+
+/// A registry that is asked.
+pub struct AskedImages(Arc<Way>);
+
+impl AskedImages {
+    /// This way.
+    pub fn new(way: impl Fn(ImagesAsk) -> BoxFuture<'static, Result<Value>> + Send + Sync + 'static) -> Self {
+        AskedImages(Arc::new(way))
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, ask: ImagesAsk) -> Result<T> {
+        read((self.0)(ask).await?)
+    }
+}
+
+fn read<T: DeserializeOwned>(value: Value) -> Result<T> {
+    serde_json::from_value(value).map_err(|error| {
+        Error::new(Kind::Unsupported, "image registry", "answers in words of another version").cause(error)
+    })
+}
+
+#[async_trait]
+impl Images for AskedImages {
+    async fn image_repositories(&self, prefix: &str) -> Result<Vec<ImageRepository>> {
+        self.ask(ImagesAsk::Repositories(prefix.to_owned())).await
+    }
+
+    async fn image_tags(&self, repository: &str) -> Result<Vec<ImageTag>> {
+        self.ask(ImagesAsk::Tags(repository.to_owned())).await
+    }
+
+    async fn image(&self, name: &str) -> Result<ImageInfo> {
+        self.ask(ImagesAsk::Image(name.to_owned())).await
+    }
+
+    async fn resolve_image(&self, name: &str) -> Result<String> {
+        self.ask(ImagesAsk::Resolve(name.to_owned())).await
+    }
+
+    async fn delete_image(&self, name: &str) -> Result<()> {
+        self.ask(ImagesAsk::Delete(name.to_owned())).await
+    }
+
+    async fn collect_images(&self, dry_run: bool) -> Result<ImagesCollected> {
+        self.ask(ImagesAsk::Collect { dry_run }).await
+    }
+
+    async fn scrub_images(&self) -> Result<Stream1<ImagesScrubbed>> {
+        let first: ImagesScrubbed = self.ask(ImagesAsk::Scrub { begin: true }).await?;
+        let way = self.0.clone();
+        let state = Some((first, way));
+        let steps = futures_util::stream::unfold(state, |state| async move {
+            let (step, way) = state?;
+            if step.done {
+                return Some((Ok(step), None));
+            }
+            let next = match (way)(ImagesAsk::Scrub { begin: false }).await.and_then(read::<ImagesScrubbed>) {
+                Ok(next) => next,
+                Err(error) => return Some((Err(error), None)),
+            };
+            Some((Ok(step), Some((next, way))))
+        });
+        Ok(Box::pin(steps))
+    }
+
+    async fn image_caches(&self) -> Result<Vec<CacheInfo>> {
+        self.ask(ImagesAsk::Caches).await
+    }
+
+    async fn set_image_cache(&self, prefix: &str, settings: CacheSettings) -> Result<CacheInfo> {
+        self.ask(ImagesAsk::SetCache { prefix: prefix.to_owned(), settings }).await
+    }
+
+    async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
+        self.ask(ImagesAsk::RemoveCache(prefix.to_owned())).await
+    }
+}

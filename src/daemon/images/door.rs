@@ -1,0 +1,118 @@
+//! The door: a port of this host that leads to the cluster's image registry, wherever that is. Bytes are passed on as they come; the registry
+//! is told who brings them.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_rustls::client::TlsStream;
+
+use crate::agent::protocol::Keeper;
+use crate::api::oci::Tls;
+use crate::api::oci::doors::{Brought, line};
+use crate::api::server::accept_each;
+use crate::client::wire::pinned;
+use crate::model::{Error, Kind, Result};
+
+/// Most clients at once.
+const MOST: usize = 4096;
+/// How long the registry may take to answer a connection, and a client for its first words.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// What is passed on at a time, in bytes.
+const BUFFER: usize = 256 * 1024;
+/// What the registry is called within TLS; which one it is says its certificate.
+const NAME: &str = "registry";
+/// Longest head that is read of a request that cannot be passed on, in bytes.
+const HEAD: usize = 64 * 1024;
+
+/// Opens it at `address`, until the process ends; the address with its port.
+pub async fn open(
+    address: SocketAddr,
+    keeper: watch::Receiver<Option<Keeper>>,
+    tls: Option<Tls>,
+) -> Result<SocketAddr> {
+    let failed = |error: std::io::Error| Error::io(format!("door to the image registry {address}"), "listen", &error);
+    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let address = listener.local_addr().map_err(failed)?;
+    let brought = Brought { is_own: address.ip().is_loopback(), is_secure: tls.is_some() };
+    tokio::spawn(accept_each(listener, MOST, move |stream, _| {
+        let (keeper, tls) = (keeper.borrow().clone(), tls.as_ref().map(|tls| tls.borrow().clone()));
+        async move {
+            let Some(config) = tls else { return bring(stream, keeper, brought).await };
+            let handshake = tokio_rustls::TlsAcceptor::from(config).accept(stream);
+            if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, handshake).await {
+                bring(stream, keeper, brought).await;
+            }
+        }
+    }));
+    Ok(address)
+}
+
+async fn bring(mut client: impl AsyncRead + AsyncWrite + Unpin, keeper: Option<Keeper>, brought: Brought) {
+    let connected = match &keeper {
+        Some(keeper) => connect(keeper, brought).await,
+        None => Err(Error::new(
+            Kind::Unavailable,
+            "image registry",
+            "is kept on no host of the cluster, as far as is known here",
+        )
+        .help("start a daemon or an agent with --roles registry")),
+    };
+    match connected {
+        // Whoever breaks off is no event.
+        Ok(mut registry) => {
+            let _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut registry, BUFFER, BUFFER).await;
+        }
+        Err(error) => {
+            tracing::debug!(%error, "a client of the image registry was sent away");
+            let _ = tokio::time::timeout(PATIENCE, excuse(&mut client, &error)).await;
+        }
+    }
+}
+
+async fn connect(keeper: &Keeper, brought: Brought) -> Result<TlsStream<TcpStream>> {
+    let subject = || format!("image registry at {}", keeper.address);
+    let failed = |error: std::io::Error| Error::new(Kind::Unavailable, subject(), "cannot be reached").cause(error);
+    let work = async {
+        let stream = TcpStream::connect(keeper.address).await.map_err(failed)?;
+        let _ = stream.set_nodelay(true);
+        crate::network::keep_alive(&stream);
+        let name = ServerName::try_from(NAME).expect("a constant that is a name");
+        let config = pinned(&keeper.fingerprint);
+        let mut stream =
+            tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(failed)?;
+        stream.write_all(line(&keeper.secret, brought).as_bytes()).await.map_err(failed)?;
+        Ok(stream)
+    };
+    let late = |_| Err(Error::new(Kind::Unavailable, subject(), "does not answer"));
+    tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(late)
+}
+
+// Why nothing is answered, in the words of registries.
+async fn excuse(client: &mut (impl AsyncRead + AsyncWrite + Unpin), error: &Error) -> std::io::Result<()> {
+    let (mut head, mut part) = (Vec::new(), [0; 4096]);
+    while head.len() < HEAD && !head.windows(4).any(|four| four == b"\r\n\r\n") {
+        match client.read(&mut part).await? {
+            0 => return Ok(()),
+            length => head.extend_from_slice(&part[..length]),
+        }
+    }
+    let why = format!("{}: {}", error.subject, error.message);
+    let body =
+        serde_json::json!({ "errors": [{ "code": "UNKNOWN", "message": why, "detail": error.help }] }).to_string();
+    let answer = format!(
+        "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nDocker-Distribution-API-Version: registry/2.0\r\n\
+         Retry-After: 5\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+        body.len()
+    );
+    client.write_all(answer.as_bytes()).await?;
+    // An answer to HEAD has no body.
+    if !head.starts_with(b"HEAD ") {
+        client.write_all(body.as_bytes()).await?;
+    }
+    client.shutdown().await
+}

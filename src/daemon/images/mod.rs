@@ -1,0 +1,196 @@
+//! The image registry of this host: where it listens, and what it does by itself; in a Swarm the door to the one of another host.
+
+pub mod choose;
+mod door;
+pub mod keeper;
+pub mod up;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::watch;
+
+use super::discovery::tell;
+use super::tls;
+use crate::api::oci::{self, Access, Gate, Oci, StoredSecrets, Tls, Tokens};
+use crate::model::clock::Clock;
+use crate::model::{Error, Result};
+use crate::registry::{ImageRegistry, Limits};
+use crate::runtime::Runtime;
+use crate::runtime::images::{Happenings, LocalImages};
+
+/// The registry's port.
+pub const PORT: u16 = 5000;
+/// The folder in the data folder.
+const FOLDER: &str = "registry";
+/// How long a daemon runs before it collects for the first time, and how long between two times.
+const FIRST: Duration = Duration::from_secs(10 * 60);
+const EVERY: Duration = Duration::from_secs(60 * 60);
+/// How often it is looked whether there is another certificate.
+const LOOK: Duration = Duration::from_secs(30);
+
+/// Where it listens, and how it is kept.
+#[derive(Debug, Clone, Default)]
+pub struct RegistryOptions {
+    /// Where it listens, or in a Swarm the door to it; the loopback's port 5000 where this is not said.
+    pub listen: Option<Vec<SocketAddr>>,
+    /// Whether this host of a Swarm keeps the cluster's images.
+    pub keeps: bool,
+    /// Where the doors of other hosts reach it, where it does.
+    pub peer: Option<SocketAddr>,
+    /// What is asked of clients; without it nothing of those on the loopback, a token of all others.
+    pub access: Option<Access>,
+    /// Certificate chain and key for what does not listen on the loopback.
+    pub tls: Option<(PathBuf, PathBuf)>,
+    /// How it is kept.
+    pub limits: Limits,
+}
+
+impl RegistryOptions {
+    /// Where it, or the door to it, listens.
+    pub fn addresses(&self) -> Vec<SocketAddr> {
+        self.listen.clone().unwrap_or_else(|| vec![([127, 0, 0, 1], PORT).into()])
+    }
+
+    /// Where every host of the cluster finds it: a port that is a setting of the whole cluster.
+    pub fn door(&self) -> String {
+        let port = self.addresses().first().map_or(PORT, SocketAddr::port);
+        format!("127.0.0.1:{port}")
+    }
+}
+
+/// Opens the one of this host, and keeps it clean. One that cannot be opened keeps nobody from starting.
+pub async fn open(options: &RegistryOptions, data: &Path, clock: Arc<dyn Clock>) -> Result<Option<Arc<ImageRegistry>>> {
+    let (folder, limits) = (data.join(FOLDER), options.limits.clone());
+    let opened = tokio::task::spawn_blocking(move || ImageRegistry::open(&folder, limits, clock)).await;
+    let broken = |error| Error::internal("image registry", "broke off").cause(error);
+    match opened.map_err(broken).and_then(|opened| opened) {
+        Ok(registry) => {
+            let registry = Arc::new(registry);
+            tokio::spawn(keep_clean(registry.clone()));
+            Ok(Some(registry))
+        }
+        Err(error) => {
+            tracing::error!(%error, "the image registry is not served");
+            Ok(None)
+        }
+    }
+}
+
+/// Serves one of this host where it is to be; `own_access` is what is asked on the loopback where nothing else is said.
+pub async fn listen(
+    options: &RegistryOptions,
+    registry: &Arc<ImageRegistry>,
+    tokens: &Arc<dyn Tokens>,
+    own_access: Access,
+) -> Result<()> {
+    let faces = Faces::of(options)?;
+    for address in options.addresses() {
+        let is_own = address.ip().is_loopback();
+        let access = options.access.unwrap_or(if is_own { own_access } else { Access::Token });
+        let tls = faces.at(address);
+        let gate = Gate { access, tokens: tokens.clone(), is_secure: tls.is_some() };
+        let oci = Arc::new(Oci { registry: registry.clone(), gate });
+        match oci::listen(address, oci, tls).await {
+            Ok(address) => tracing::info!(%address, "image registry"),
+            Err(error) => tell(&error, address.port(), "--registry-listen"),
+        }
+    }
+    Ok(())
+}
+
+/// Serves the one of a daemon that is alone. A certificate that cannot be read keeps it from starting.
+pub async fn serve_alone(
+    options: &RegistryOptions,
+    data: &Path,
+    runtime: &Arc<Runtime>,
+    clock: Arc<dyn Clock>,
+) -> Result<()> {
+    if options.addresses().is_empty() {
+        return Ok(());
+    }
+    let Some(registry) = open(options, data, clock).await? else { return Ok(()) };
+    registry.set_logins(runtime.known_logins());
+    let tokens: Arc<dyn Tokens> = Arc::new(StoredSecrets(runtime.store().clone()));
+    listen(options, &registry, &tokens, Access::Open).await?;
+    let (own, mut happenings) = (runtime.clone(), Happenings::of(&registry));
+    tokio::spawn(async move {
+        while let Some(happened) = happenings.next().await {
+            own.tell_image(happened);
+        }
+    });
+    runtime.serve_images(Arc::new(LocalImages { registry, door: options.door() }));
+    Ok(())
+}
+
+/// What is shown beyond the loopback.
+pub struct Faces(Option<Tls>);
+
+impl Faces {
+    /// As it is told.
+    pub fn of(options: &RegistryOptions) -> Result<Self> {
+        options.tls.clone().map(followed).transpose().map(Faces)
+    }
+
+    /// At this address: nothing where it is without TLS.
+    pub fn at(&self, address: SocketAddr) -> Option<Tls> {
+        let is_own = address.ip().is_loopback();
+        let tls = self.0.clone().filter(|_| !is_own);
+        if tls.is_none() && !is_own {
+            tracing::warn!(
+                %address,
+                "the image registry is served without TLS: tokens are seen on the way, and Docker wants it among its insecure-registries \
+                 (--registry-tls-cert)"
+            );
+        }
+        tls
+    }
+}
+
+// A certificate that is read again when its file is another.
+fn followed(paths: (PathBuf, PathBuf)) -> Result<Tls> {
+    let read = |paths: &(PathBuf, PathBuf)| -> Result<(Arc<rustls::ServerConfig>, String)> {
+        let (face, fingerprint) = tls::own_face(Path::new(""), Some(paths))?;
+        Ok((tls::plain_config(face)?, fingerprint))
+    };
+    let (config, mut known) = read(&paths)?;
+    let (sender, receiver) = watch::channel(config);
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(LOOK).await;
+            match read(&paths) {
+                Ok((_, fingerprint)) if fingerprint == known => {}
+                Ok((config, fingerprint)) => {
+                    tracing::info!(fingerprint, "the image registry has a new certificate");
+                    known = fingerprint;
+                    sender.send_replace(config);
+                }
+                // Certificate and key are written one after the other.
+                Err(error) => tracing::warn!(%error, "the image registry keeps its certificate"),
+            }
+            if sender.is_closed() {
+                return;
+            }
+        }
+    });
+    Ok(receiver)
+}
+
+async fn keep_clean(registry: Arc<ImageRegistry>) {
+    tokio::time::sleep(FIRST).await;
+    loop {
+        match registry.collect().await {
+            Ok(done) if done == Default::default() => {}
+            Ok(done) => tracing::info!(
+                blobs = done.blobs,
+                bytes = done.bytes,
+                uploads = done.uploads,
+                "the image registry has removed what nobody needs"
+            ),
+            Err(refused) => tracing::warn!(why = refused.why, "the image registry could not be cleaned"),
+        }
+        tokio::time::sleep(EVERY).await;
+    }
+}
