@@ -1,16 +1,17 @@
 //! The image registry beside Debian's (docker-registry 2.8.2): pushes, pulls, HEADs and manifests, the same client, the same disk, in turn.
 //! `cargo bench --bench registry`, about two minutes. Each round pushes other bytes. Ours answers once all is on the disk.
 
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpStream;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+#[path = "support/registry.rs"]
+mod client;
 
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use client::{Client, Running, by_all, digest, memory, noise};
 use sha2::Digest as _;
 
-const NEAP: &str = env!("CARGO_BIN_EXE_neap");
 const OURS: u16 = 18_491;
 const THEIRS: u16 = 18_492;
 const ROUNDS: u64 = 3;
@@ -19,16 +20,6 @@ const SMALL: usize = 1 << 20;
 const MANY: usize = 1000;
 const CLIENTS: usize = 20;
 const ASKED: usize = 5000;
-
-struct Running(Child);
-
-impl Drop for Running {
-    fn drop(&mut self) {
-        let _ =
-            nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.0.id() as i32), nix::sys::signal::Signal::SIGTERM);
-        let _ = self.0.wait();
-    }
-}
 
 fn main() {
     if Command::new("docker-registry").arg("--version").output().is_err() {
@@ -45,7 +36,6 @@ fn main() {
         folder.join("theirs").display()
     );
     std::fs::write(folder.join("config.yml"), config).unwrap();
-    let log = std::fs::File::create(folder.join("log")).unwrap();
     let theirs = Running(
         Command::new("docker-registry")
             .arg("serve")
@@ -55,27 +45,8 @@ fn main() {
             .spawn()
             .unwrap(),
     );
-    let ours = Running(
-        Command::new(NEAP)
-            .args(["up", "--engine", "process", "--data"])
-            .arg(folder.join("ours"))
-            .arg("--socket")
-            .arg(folder.join("neap.sock"))
-            .envs([("NEAP_CONSUL_LISTEN", "none"), ("NEAP_DNS_LISTEN", "none")])
-            .env("NEAP_REGISTRY_LISTEN", format!("127.0.0.1:{OURS}"))
-            .env("NEAP_CONFIG", folder.join("none.toml"))
-            .stdout(Stdio::null())
-            .stderr(log)
-            .spawn()
-            .unwrap(),
-    );
-    for port in [OURS, THEIRS] {
-        let until = Instant::now() + Duration::from_secs(20);
-        while TcpStream::connect(("127.0.0.1", port)).is_err() {
-            assert!(Instant::now() < until, "nobody answers on port {port}");
-            std::thread::sleep(Duration::from_millis(20));
-        }
-    }
+    let ours = client::ours(&folder, OURS, &[]);
+    [OURS, THEIRS].into_iter().for_each(client::wait_for);
     println!("memory at rest, MiB: docker-registry {}, neap (all of the daemon) {}", memory(&theirs), memory(&ours));
     println!("{:<40} {:>14} {:>14} {:>7}", "", "docker-registry", "neap", "ratio");
     let (mut rows, names): (Vec<Vec<(f64, f64)>>, _) = (
@@ -126,101 +97,6 @@ fn limits(folder: &Path) {
     println!("this machine: SHA-256 {hashed:.0} MB/s a core, a file of 100 MB written and synced {written:.0} MB/s");
 }
 
-fn memory(running: &Running) -> u64 {
-    let status = std::fs::read_to_string(format!("/proc/{}/status", running.0.id())).unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok()).unwrap_or_default() / 1024
-}
-
-fn noise(seed: u64, length: usize) -> Vec<u8> {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut bytes = Vec::with_capacity(length + 8);
-    while bytes.len() < length {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        bytes.extend_from_slice(&state.to_le_bytes());
-    }
-    bytes.truncate(length);
-    bytes
-}
-
-fn digest(bytes: &[u8]) -> String {
-    let hash = sha2::Sha256::digest(bytes);
-    format!("sha256:{}", hash.iter().map(|byte| format!("{byte:02x}")).collect::<String>())
-}
-
-// A client with one connection that is kept.
-struct Client {
-    stream: BufReader<TcpStream>,
-    port: u16,
-}
-
-impl Client {
-    fn new(port: u16) -> Self {
-        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        stream.set_nodelay(true).unwrap();
-        Client { stream: BufReader::with_capacity(256 * 1024, stream), port }
-    }
-
-    // The status, where to go on, and how much came.
-    fn ask(&mut self, method: &str, path: &str, kind: &str, body: &[u8]) -> (u16, String, u64) {
-        let head = format!(
-            "{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\nContent-Length: {}\r\nContent-Type: {kind}\r\n\
-             Accept: application/vnd.docker.distribution.manifest.v2+json\r\n\r\n",
-            self.port,
-            body.len()
-        );
-        let stream = self.stream.get_mut();
-        stream.write_all(head.as_bytes()).unwrap();
-        stream.write_all(body).unwrap();
-        let (mut line, mut status, mut location, mut length) = (String::new(), 0, String::new(), 0_u64);
-        loop {
-            line.clear();
-            self.stream.read_line(&mut line).unwrap();
-            if line == "\r\n" {
-                break;
-            }
-            match line.split_once(": ") {
-                None => status = line.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or(0),
-                Some((name, value)) if name.eq_ignore_ascii_case("location") => location = value.trim().to_owned(),
-                Some((name, value)) if name.eq_ignore_ascii_case("content-length") => {
-                    length = value.trim().parse().unwrap();
-                }
-                Some(_) => {}
-            }
-        }
-        if method != "HEAD" && status != 204 {
-            let mut left = length;
-            while left > 0 {
-                let part = self.stream.fill_buf().unwrap().len().min(left as usize);
-                assert!(part > 0, "the body is cut off");
-                self.stream.consume(part);
-                left -= part as u64;
-            }
-        }
-        (status, location, length)
-    }
-
-    // As Docker pushes a blob.
-    fn push(&mut self, repository: &str, bytes: &[u8], digest: &str) {
-        let kind = "application/octet-stream";
-        let (status, location, _) = self.ask("POST", &format!("/v2/{repository}/blobs/uploads/"), kind, b"");
-        assert_eq!(status, 202);
-        let at = path_of(self.port, &location);
-        let (status, location, _) = self.ask("PATCH", &at, kind, bytes);
-        assert_eq!(status, 202);
-        let at = path_of(self.port, &location);
-        let mark = if at.contains('?') { '&' } else { '?' };
-        let (status, ..) = self.ask("PUT", &format!("{at}{mark}digest={digest}"), kind, b"");
-        assert_eq!(status, 201);
-    }
-}
-
-fn path_of(port: u16, location: &str) -> String {
-    location.trim_start_matches(&format!("http://127.0.0.1:{port}")).to_owned()
-}
-
 fn figures(port: u16, round: u64) -> [f64; 7] {
     let large = noise(1000 + round, LARGE);
     let large_name = digest(&large);
@@ -240,7 +116,7 @@ fn figures(port: u16, round: u64) -> [f64; 7] {
         })
         .collect();
     let began = Instant::now();
-    by_all(port, &small, |client, (bytes, name)| client.push(&repository, bytes, name));
+    by_all(port, CLIENTS, &small, |client, (bytes, name)| client.push(&repository, bytes, name));
     let push_small = rate(MANY * SMALL, began);
 
     let began = Instant::now();
@@ -249,7 +125,7 @@ fn figures(port: u16, round: u64) -> [f64; 7] {
     let pull_large = rate(LARGE, began);
 
     let began = Instant::now();
-    by_all(port, &small, |client, (_, name)| {
+    by_all(port, CLIENTS, &small, |client, (_, name)| {
         let (status, _, length) = client.ask("GET", &format!("/v2/{repository}/blobs/{name}"), "x", b"");
         assert_eq!((status, length), (200, SMALL as u64));
     });
@@ -277,18 +153,4 @@ fn figures(port: u16, round: u64) -> [f64; 7] {
     let head_tag = each("HEAD", format!("/v2/{repository}/manifests/t"));
     let get_manifest = each("GET", format!("/v2/{repository}/manifests/{}", digest(manifest.as_bytes())));
     [push_large, push_small, pull_large, pull_small, head_blob, head_tag, get_manifest]
-}
-
-fn by_all<T: Sync>(port: u16, all: &[T], each: impl Fn(&mut Client, &T) + Sync) {
-    let next = AtomicUsize::new(0);
-    std::thread::scope(|scope| {
-        for _ in 0..CLIENTS {
-            scope.spawn(|| {
-                let mut client = Client::new(port);
-                while let Some(one) = all.get(next.fetch_add(1, Ordering::Relaxed)) {
-                    each(&mut client, one);
-                }
-            });
-        }
-    });
 }

@@ -100,6 +100,13 @@ fn a_worker_keeps_the_images_and_every_host_has_a_door() {
         String::from_utf8_lossy(&output.stdout).contains(r#""version":"2""#).then_some(())
     });
 
+    // What runs, and what it could go back to, is not removed, however old or many.
+    ok(&push(&lab, "n2", "demo:2", &format!("{DOOR}/shop/demo:idle")));
+    ok(&push(&lab, "n2", "demo:1", &format!("{DOOR}/shop/other:1")));
+    let pruned = daemon.json(&["registry", "prune", "shop/*", "--keep", "0", "--format", "json"]);
+    assert_eq!((pruned["images"].as_array().unwrap().len(), &pruned["in_use"]), (1, &Value::from(2)), "{pruned}");
+    assert_eq!(pruned["images"][0]["repository"], "shop/other");
+
     // A cache, with what the cluster tells the other registry.
     let other = Registry::start(&lab);
     ok(&docker(&lab, "n2", &["login", &other.address, "-u", "neap", "-p", "secret"]));

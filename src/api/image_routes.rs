@@ -5,7 +5,8 @@ use futures_util::StreamExt;
 use super::routes::{route, schema};
 use super::{About, Answer, Call, Route, json, lines};
 use crate::client::images::{
-    CacheInfo, CacheSettings, ImageInfo, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed,
+    CacheInfo, CacheSettings, ImageInfo, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed, PruneAsk, Pruned,
+    Rule, RuleSettings,
 };
 use crate::model::right::Role;
 use crate::model::{Result, strict};
@@ -69,6 +70,44 @@ pub fn all() -> Vec<Route> {
                 "Reads all blobs once more; how far that is, a line each",
                 Admin,
                 |call| Box::pin(scrub(call)),
+            )
+        },
+        Route {
+            response: schema::<Vec<Rule>>(),
+            ..route("GET", "/v1/image-registry/rules", "The rules for repositories", Viewer, |call| {
+                Box::pin(rules(call))
+            })
+        },
+        Route {
+            about: About::Path,
+            change: Some("images.rule"),
+            request: schema::<RuleSettings>(),
+            response: schema::<Rule>(),
+            ..route(
+                "PUT",
+                "/v1/image-registry/rules/{name}",
+                "Sets a rule for repositories with such a name: who pulls, pushes and deletes, immutable tags, a quota",
+                Admin,
+                |call| Box::pin(set_rule(call)),
+            )
+        },
+        Route {
+            about: About::Path,
+            change: Some("images.unrule"),
+            ..route("DELETE", "/v1/image-registry/rules/{name}", "Removes a rule", Admin, |call| {
+                Box::pin(remove_rule(call))
+            })
+        },
+        Route {
+            change: Some("images.prune"),
+            request: schema::<PruneAsk>(),
+            response: schema::<Pruned>(),
+            ..route(
+                "POST",
+                "/v1/image-registry/prune",
+                "Removes tags and manifests that are old, or too many, but none that runs",
+                Deployer,
+                |call| Box::pin(prune(call)),
             )
         },
         Route {
@@ -148,6 +187,31 @@ async fn collect(call: Call) -> Result<Answer> {
 
 async fn scrub(call: Call) -> Result<Answer> {
     lines(call.api.cluster.scrub_images().await?.boxed())
+}
+
+async fn rules(call: Call) -> Result<Answer> {
+    let mut all = call.api.cluster.image_rules().await?;
+    all.retain(|rule| rule.repositories.starts_with(&call.principal.prefix));
+    json(&all)
+}
+
+async fn set_rule(call: Call) -> Result<Answer> {
+    call.principal.require(Role::Admin, None)?;
+    let rule: RuleSettings = strict::read("rule", &call.body)?;
+    json(&call.api.cluster.set_image_rule(call.name(), rule).await?)
+}
+
+async fn remove_rule(call: Call) -> Result<Answer> {
+    call.principal.require(Role::Admin, None)?;
+    json(&call.api.cluster.remove_image_rule(call.name()).await?)
+}
+
+// Whoever is confined to some names says so in the pattern: what it begins with has no wildcard there.
+async fn prune(call: Call) -> Result<Answer> {
+    let ask: PruneAsk = strict::read("prune", &call.body)?;
+    let fixed = ask.repositories.split(['*', '?', '[']).next().unwrap_or_default();
+    call.principal.require(Role::Deployer, Some(fixed))?;
+    json(&call.api.cluster.prune_tags(ask).await?)
 }
 
 async fn caches(call: Call) -> Result<Answer> {

@@ -36,6 +36,9 @@ pub struct RegistryArgs {
     /// [default: on the loopback open, in a Swarm pull; token elsewhere]
     #[arg(long, env = "NEAP_REGISTRY_ACCESS", value_name = "ACCESS")]
     registry_access: Option<String>,
+    /// Users of the image registry with their passwords, a file of `htpasswd -B`; read again when it changes
+    #[arg(long, env = "NEAP_REGISTRY_HTPASSWD", value_name = "FILE")]
+    registry_htpasswd: Option<PathBuf>,
     /// Certificate chain of the image registry, in PEM, for what does not listen on the loopback; read again when it changes
     #[arg(long, env = "NEAP_REGISTRY_TLS_CERT", value_name = "FILE", requires = "registry_tls_key")]
     registry_tls_cert: Option<PathBuf>,
@@ -65,6 +68,7 @@ impl RegistryArgs {
             peer: self.registry_peer,
             access: access.map(|word| word.parse()).transpose()?,
             tls: self.registry_tls_cert.clone().zip(self.registry_tls_key.clone()),
+            users: self.registry_htpasswd.clone(),
             limits: Limits { grace: self.registry_grace.std(), ..Limits::default() },
         })
     }

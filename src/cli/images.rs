@@ -7,10 +7,10 @@ use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::{self, FormatArg};
-use crate::client::images::CacheSettings;
+use crate::client::images::{CacheSettings, PruneAsk, RuleSettings};
 use crate::client::remote::RemoteCluster;
 use crate::client::{Images, show};
-use crate::model::units::Duration;
+use crate::model::units::{Bytes, Duration};
 use crate::model::{Error, Kind, Result};
 
 /// Subcommands.
@@ -66,6 +66,31 @@ pub enum Command {
         #[command(flatten)]
         format: FormatArg,
     },
+    /// Remove tags that are old, or too many, but none that runs or that a service could go back to
+    Prune {
+        /// Repositories with such a name: 'shop/*'
+        repositories: String,
+        /// Only tags with such a name: 'pr-*'
+        #[arg(long, value_name = "PATTERN")]
+        tags: Option<String>,
+        /// So many of a repository stay, the newest
+        #[arg(long, value_name = "COUNT")]
+        keep: Option<u32>,
+        /// Those stay that were set since
+        #[arg(long, value_name = "DURATION")]
+        older_than: Option<Duration>,
+        /// Manifests without a tag go as well, with the same age, or a day
+        #[arg(long)]
+        untagged: bool,
+        /// Say only what would go
+        #[arg(long)]
+        dry_run: bool,
+        #[command(flatten)]
+        format: FormatArg,
+    },
+    /// Rules for repositories: who pulls, pushes and deletes, immutable tags, quotas
+    #[command(subcommand)]
+    Rule(Rule),
     /// Keep copies of other registries' images, got when they are first asked for
     #[command(subcommand)]
     Cache(Cache),
@@ -73,6 +98,44 @@ pub enum Command {
     Scrub {
         #[command(flatten)]
         format: FormatArg,
+    },
+}
+
+/// Rules for repositories. Where several are for one, the longest pattern that says something of it counts.
+#[derive(Subcommand)]
+pub enum Rule {
+    /// List the rules
+    #[command(visible_alias = "list")]
+    Ls {
+        #[command(flatten)]
+        format: FormatArg,
+    },
+    /// Set a rule, in place of the one of the same pattern
+    Set {
+        /// For repositories with such a name: 'shop/*'
+        repositories: String,
+        /// Who pulls, with commas: names of tokens and users, known for all who say who they are, anybody
+        #[arg(long, value_delimiter = ',', value_name = "WHO")]
+        pull: Option<Vec<String>>,
+        /// Who pushes
+        #[arg(long, value_delimiter = ',', value_name = "WHO")]
+        push: Option<Vec<String>>,
+        /// Who deletes
+        #[arg(long, value_delimiter = ',', value_name = "WHO")]
+        delete: Option<Vec<String>>,
+        /// Tags that are neither moved nor deleted once they are set: 'v*'
+        #[arg(long, value_delimiter = ',', value_name = "PATTERN")]
+        immutable: Vec<String>,
+        /// What the blobs of such a repository may take: 20GB
+        #[arg(long, value_name = "BYTES")]
+        quota: Option<Bytes>,
+    },
+    /// Remove rules
+    #[command(visible_alias = "delete")]
+    Rm {
+        /// The patterns
+        #[arg(required = true)]
+        repositories: Vec<String>,
     },
 }
 
@@ -142,8 +205,34 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let collected = cluster.collect_images(dry_run).await?;
             output::print(format.format, &collected, || show::images::collected(&collected, dry_run))
         }
+        Command::Prune { repositories, tags, keep, older_than, untagged, dry_run, format } => {
+            let ask = PruneAsk { repositories, tags, keep, older_than, untagged, dry_run, in_use: Vec::new() };
+            let pruned = cluster.prune_tags(ask).await?;
+            output::print(format.format, &pruned, || show::images::pruned(&pruned, dry_run))
+        }
+        Command::Rule(command) => rule(command, cluster).await,
         Command::Cache(command) => cache(command, cluster).await,
         Command::Scrub { format } => scrub(cluster, format).await,
+    }
+}
+
+async fn rule(command: Rule, cluster: &RemoteCluster) -> Result<()> {
+    match command {
+        Rule::Ls { format } => {
+            let all = cluster.image_rules().await?;
+            output::print(format.format, &all, || show::images::rules(&all))
+        }
+        Rule::Set { repositories, pull, push, delete, immutable, quota } => {
+            let rule = RuleSettings { pull, push, delete, immutable, quota };
+            output::line(&cluster.set_image_rule(&repositories, rule).await?.repositories)
+        }
+        Rule::Rm { repositories } => {
+            output::each(repositories, async |repositories| {
+                cluster.remove_image_rule(&repositories).await?;
+                output::line(&repositories)
+            })
+            .await
+        }
     }
 }
 
@@ -178,7 +267,7 @@ async fn scrub(cluster: &RemoteCluster, format: FormatArg) -> Result<()> {
         if let Some(bar) = &bar {
             bar.set_length(step.of);
             bar.set_position(step.blobs);
-            bar.set_message(crate::model::units::Bytes(step.size).to_string());
+            bar.set_message(Bytes(step.size).to_string());
         }
         if !step.done {
             continue;

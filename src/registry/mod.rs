@@ -11,7 +11,9 @@ mod disk;
 mod index;
 pub mod manifest;
 pub mod name;
+pub mod prune;
 pub mod refused;
+pub mod rules;
 #[cfg(test)]
 mod tests;
 mod upload;
@@ -34,6 +36,7 @@ use self::index::{Index, Put};
 use self::manifest::{Manifest, Referrer};
 use self::name::{Reference, Repository, check_tag};
 use self::refused::{Code, Refused};
+use self::rules::Rules;
 pub use self::upload::{Growing, Part, Received};
 use self::upload::{Uploads, aside};
 use crate::model::clock::Clock;
@@ -88,6 +91,7 @@ pub struct ImageRegistry {
     limits: Limits,
     clock: Arc<dyn Clock>,
     caches: Caches,
+    rules: Rules,
     logins: OnceLock<Arc<dyn Logins>>,
     happened: broadcast::Sender<Happened>,
     // Bytes that came and are not written yet, of all together.
@@ -109,6 +113,7 @@ impl ImageRegistry {
         let index = Index::open(&folder.join("index.redb"))?;
         let failed = |refused: Refused| Error::new(Kind::Corrupt, "image registry", refused.why);
         let caches = Caches::read(index.settings(Caches::setting()).map_err(failed)?);
+        let rules = Rules::read(index.settings(Rules::setting()).map_err(failed)?)?;
         let (happened, _) = broadcast::channel(WAITING);
         let (room, syncing) = (Arc::new(Semaphore::new(ROOM as usize)), Semaphore::new(SYNCING));
         let (logins, collecting, scrubbing) = Default::default();
@@ -119,6 +124,7 @@ impl ImageRegistry {
             limits,
             clock,
             caches,
+            rules,
             logins,
             happened,
             room,
@@ -246,7 +252,8 @@ impl ImageRegistry {
         })
         .await?;
         fault::point("registry.before-index");
-        self.index.add_blob(repository, digest, size, self.now()).await?;
+        let quota = self.quota_of(repository);
+        self.index.add_blob(repository, digest, size, self.now(), quota).await?;
         drop(coming);
         Ok(size)
     }
@@ -256,7 +263,7 @@ impl ImageRegistry {
         if !self.disk.is_there(digest) {
             return Ok(false);
         }
-        self.index.mount(from, to, digest, self.now()).await
+        self.index.mount(from, to, digest, self.now(), self.quota_of(to)).await
     }
 
     /// A blob is no more of a repository.
@@ -310,6 +317,7 @@ impl ImageRegistry {
             bytes,
             manifest,
             at: self.now(),
+            immutable: self.rules.immutable(repository.as_str()),
             cache_of: self.caches.over(repository).map(|(cache, _)| cache.settings.upstream.clone()),
         };
         let (own, made) = (self.clone(), digest.clone());
@@ -350,14 +358,20 @@ impl ImageRegistry {
         Err(lost.iter().fold(refused, |refused, digest| refused.about(digest.as_str())))
     }
 
+    // A copy counts for nobody.
+    fn quota_of(&self, repository: &Repository) -> Option<u64> {
+        self.rules.quota(repository.as_str()).filter(|_| self.caches.over(repository).is_none())
+    }
+
     async fn delete(&self, repository: &Repository, reference: &Reference) -> Result<(), Refused> {
+        let immutable = self.rules.immutable(repository.as_str());
         match reference {
             Reference::Tag(tag) => {
-                self.index.delete_tag(repository, tag).await?;
+                self.index.delete_tag(repository, tag, immutable).await?;
                 self.tell(false, repository, Some(tag.clone()), None, String::new());
             }
             Reference::Digest(digest) => {
-                self.index.delete_manifest(repository, digest, self.now()).await?;
+                self.index.delete_manifest(repository, digest, self.now(), immutable).await?;
                 self.tell(false, repository, None, Some(digest.clone()), String::new());
             }
         }

@@ -125,6 +125,14 @@ impl Runtime {
         ask.keep.extend(images(&self.world()));
         self.parts.engine.prune_images(&id, ask).await
     }
+
+    /// Images that services run or could go back to, and those of the containers that hosts tell of, whoever has started them.
+    pub(super) fn images_in_use(&self) -> Vec<String> {
+        let measured = self.parts.engine.measured();
+        let containers = measured.values().flat_map(|(_, measured)| &measured.containers);
+        let containers = containers.map(|container| container.image.clone());
+        images(&self.world()).into_iter().chain(containers).collect()
+    }
 }
 
 fn unmeasured(node: &node::Node) -> String {

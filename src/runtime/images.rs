@@ -12,7 +12,7 @@ use super::{Message, Parts, Runtime, logins};
 use crate::client::Stream1;
 use crate::client::images::{
     CacheInfo, CacheSettings, ImageInfo, ImagePart, ImageReferrer, ImageRepository, ImageTag, Images, ImagesCollected,
-    ImagesScrubbed,
+    ImagesScrubbed, PruneAsk, Pruned, Rule, RuleSettings,
 };
 use crate::model::clock::Timestamp;
 use crate::model::event::{AboutImage, What};
@@ -96,6 +96,23 @@ impl Images for Runtime {
 
     async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
         self.keeper()?.remove_image_cache(prefix).await
+    }
+
+    async fn image_rules(&self) -> Result<Vec<Rule>> {
+        self.keeper()?.image_rules().await
+    }
+
+    async fn set_image_rule(&self, repositories: &str, rule: RuleSettings) -> Result<Rule> {
+        self.keeper()?.set_image_rule(repositories, rule).await
+    }
+
+    async fn remove_image_rule(&self, repositories: &str) -> Result<()> {
+        self.keeper()?.remove_image_rule(repositories).await
+    }
+
+    async fn prune_tags(&self, mut ask: PruneAsk) -> Result<Pruned> {
+        ask.in_use.extend(self.images_in_use());
+        self.keeper()?.prune_tags(ask).await
     }
 }
 
@@ -184,6 +201,22 @@ impl Images for LocalImages {
 
     async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
         self.registry.remove_cache(prefix).await
+    }
+
+    async fn image_rules(&self) -> Result<Vec<Rule>> {
+        Ok(self.registry.all_rules())
+    }
+
+    async fn set_image_rule(&self, repositories: &str, rule: RuleSettings) -> Result<Rule> {
+        self.registry.set_rule(repositories, rule).await
+    }
+
+    async fn remove_image_rule(&self, repositories: &str) -> Result<()> {
+        self.registry.remove_rule(repositories).await
+    }
+
+    async fn prune_tags(&self, ask: PruneAsk) -> Result<Pruned> {
+        self.registry.prune(ask).await
     }
 }
 

@@ -1,5 +1,5 @@
-//! Who may do what with images: everybody, or whoever brings one of Neap's tokens, as a password (Basic) or as clients of registries ask for
-//! a token first (Bearer).
+//! Who may do what with images: everybody, or whoever brings one of Neap's tokens or a name and a password, at once (Basic) or as clients of
+//! registries ask for a token first (Bearer).
 
 use std::sync::Arc;
 
@@ -11,6 +11,7 @@ use hyper::{Method, Response};
 use serde_json::json;
 
 use super::path::Asked;
+use super::users::Users;
 use super::{Answer, Body, json_of, put};
 use crate::api::auth;
 use crate::model::id::sha256_hex;
@@ -18,6 +19,7 @@ use crate::model::right::{Principal, Role};
 use crate::model::{Error, Kind, Result};
 use crate::registry::name::Repository;
 use crate::registry::refused::{Code, Refused};
+use crate::registry::rules::{ANYBODY, Action, KNOWN, Rules};
 use crate::store::Store;
 
 /// What is asked of clients.
@@ -44,8 +46,6 @@ impl std::str::FromStr for Access {
     }
 }
 
-/// The bearer of this is nobody in particular.
-const ANYBODY: &str = "anybody";
 /// How long clients keep what they were given, in seconds. They ask again then; a token that was removed is of no use at once.
 const KEPT: u32 = 300;
 
@@ -72,6 +72,8 @@ pub struct Gate {
     pub access: Access,
     /// Who knows tokens.
     pub tokens: Arc<dyn Tokens>,
+    /// Users with passwords, where there are some.
+    pub users: Option<Arc<Users>>,
     /// Whether clients come by TLS.
     pub is_secure: bool,
 }
@@ -86,10 +88,16 @@ pub enum Caller {
 
 impl Caller {
     /// Whether a repository is theirs to see.
-    pub fn sees(&self, repository: &str) -> bool {
+    pub fn sees(&self, rules: &Rules, repository: &str) -> bool {
+        let allowed = rules.who(repository, Action::Pull);
+        let is_named =
+            |names: &[&str]| allowed.as_ref().is_none_or(|all| all.iter().any(|who| names.contains(&who.as_str())));
         match self {
-            Caller::Anybody => true,
-            Caller::Known(principal) => principal.require(Role::Viewer, Some(repository)).is_ok(),
+            Caller::Anybody => is_named(&[ANYBODY]),
+            Caller::Known(principal) => {
+                let may = principal.role >= Role::Admin || is_named(&[ANYBODY, KNOWN, &principal.name]);
+                may && principal.require(Role::Viewer, Some(repository)).is_ok()
+            }
         }
     }
 }
@@ -98,28 +106,45 @@ fn unauthorized(why: &str) -> Refused {
     Refused::new(Code::Unauthorized, why)
 }
 
-// What a request says of who makes it: a secret.
-fn secret(headers: &HeaderMap) -> std::result::Result<Option<String>, Refused> {
-    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(None) };
+/// With which those begin that stand for a name and a password.
+const PAIR: &str = "pair.";
+
+// What a request says of who makes it.
+enum Said {
+    Nothing,
+    // One of Neap's tokens.
+    Secret(String),
+    // A name, which is whatever people like where the password is one of Neap's tokens.
+    Pair(String, String),
+}
+
+fn pair(encoded: &str) -> std::result::Result<Said, Refused> {
+    let decoded = BASE64_STANDARD.decode(encoded.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+    let pair = decoded.and_then(|pair| pair.split_once(':').map(|(name, word)| (name.to_owned(), word.to_owned())));
+    let (name, password) = pair.ok_or_else(|| unauthorized("the Authorization cannot be read"))?;
+    Ok(Said::Pair(name, password))
+}
+
+fn said(headers: &HeaderMap) -> std::result::Result<Said, Refused> {
+    let Some(value) = headers.get(header::AUTHORIZATION) else { return Ok(Said::Nothing) };
     let value = value.to_str().unwrap_or_default();
     let (scheme, rest) = value.split_once(' ').unwrap_or((value, ""));
     if scheme.eq_ignore_ascii_case("bearer") {
-        return Ok(Some(rest.trim().to_owned()).filter(|secret| secret != ANYBODY));
+        return match rest.trim() {
+            ANYBODY => Ok(Said::Nothing),
+            secret => secret.strip_prefix(PAIR).map_or_else(|| Ok(Said::Secret(secret.to_owned())), pair),
+        };
     }
     if scheme.eq_ignore_ascii_case("basic") {
-        let decoded = BASE64_STANDARD.decode(rest.trim()).ok().and_then(|bytes| String::from_utf8(bytes).ok());
-        // The name is whatever people like: the token says who they are.
-        let password = decoded.and_then(|pair| pair.split_once(':').map(|(_, password)| password.to_owned()));
-        return password.map(Some).ok_or_else(|| unauthorized("the Authorization cannot be read"));
+        return pair(rest);
     }
     Err(unauthorized("the Authorization is neither Basic nor Bearer"))
 }
 
 impl Gate {
-    async fn principal(&self, headers: &HeaderMap) -> std::result::Result<Option<Principal>, Refused> {
-        let Some(secret) = secret(headers)? else { return Ok(None) };
+    async fn token_of(&self, secret: &str) -> std::result::Result<Principal, Refused> {
         match self.tokens.principal(&sha256_hex(secret.as_bytes())).await {
-            Ok(principal) => Ok(Some(principal)),
+            Ok(principal) => Ok(principal),
             Err(error) if error.kind == Kind::Unauthenticated => Err(unauthorized("the token is not known")),
             Err(error) => {
                 tracing::warn!(%error, "a token could not be looked up");
@@ -128,23 +153,56 @@ impl Gate {
         }
     }
 
-    /// Who asks, if they may.
+    async fn principal(&self, said: &Said) -> std::result::Result<Option<Principal>, Refused> {
+        match (said, &self.users) {
+            (Said::Nothing, _) => Ok(None),
+            (Said::Secret(secret), _) | (Said::Pair(_, secret), None) => self.token_of(secret).await.map(Some),
+            (Said::Pair(name, password), Some(users)) => {
+                let by_token = self.token_of(password).await;
+                if by_token.is_err() && users.are(name, password).await {
+                    return Ok(Some(Principal { name: name.clone(), role: Role::Deployer, prefix: String::new() }));
+                }
+                by_token.map(Some)
+            }
+        }
+    }
+
+    /// Who asks, if they may: as a rule for the repository says, or else as it is everywhere.
     pub async fn check(
         &self,
+        rules: &Rules,
         method: &Method,
         headers: &HeaderMap,
         asked: &Asked,
     ) -> std::result::Result<Caller, Refused> {
-        if self.access == Access::Open {
+        let looks = matches!(*method, Method::GET | Method::HEAD) && !matches!(asked, Asked::Upload(..));
+        let action = match (looks, method) {
+            (true, _) => Action::Pull,
+            (false, &Method::DELETE) if !matches!(asked, Asked::Upload(..)) => Action::Delete,
+            _ => Action::Push,
+        };
+        let allowed = asked.repository().and_then(|repository| rules.who(repository.as_str(), action));
+        let wants_names = self.access != Access::Open || rules.want_names();
+        if !wants_names || (self.access == Access::Open && allowed.is_none() && asked.repository().is_some()) {
             return Ok(Caller::Anybody);
         }
-        let looks = matches!(*method, Method::GET | Method::HEAD) && !matches!(asked, Asked::Upload(..));
-        let Some(principal) = self.principal(headers).await? else {
+        let Some(principal) = self.principal(&said(headers)?).await? else {
             // Whoever asks whether this is a registry is told how to say who they are: Docker asks for nothing else later.
-            let says_nobody = headers.contains_key(header::AUTHORIZATION);
-            let may = self.access == Access::Pull && looks && (says_nobody || !matches!(asked, Asked::Base));
+            let says_nobody = headers.contains_key(header::AUTHORIZATION) || !matches!(asked, Asked::Base);
+            let may = match &allowed {
+                Some(all) => all.iter().any(|who| who == ANYBODY),
+                None => says_nobody && (self.access == Access::Open || (self.access == Access::Pull && looks)),
+            };
             return if may { Ok(Caller::Anybody) } else { Err(unauthorized("a token is needed: docker login")) };
         };
+        // Whoever may change the rules is not locked out by them.
+        if let (Some(all), Some(repository)) = (&allowed, asked.repository())
+            && principal.role < Role::Admin
+            && !all.iter().any(|who| [ANYBODY, KNOWN, &principal.name].contains(&who.as_str()))
+        {
+            let why = format!("{} may not do that with {repository}: a rule names who may", principal.name);
+            return Err(Refused::new(Code::Denied, why).about(repository.as_str()));
+        }
         let role = if looks { Role::Viewer } else { Role::Deployer };
         principal
             .require(role, asked.repository().map(Repository::as_str))
@@ -164,17 +222,19 @@ impl Gate {
         put(answer, header::WWW_AUTHENTICATE, bearer);
     }
 
-    /// Gives clients what they show from then on: their own token, or that of anybody.
-    pub async fn token(&self, headers: &HeaderMap) -> Answer {
-        let token = match secret(headers)? {
-            Some(secret) => {
-                if self.access != Access::Open {
-                    self.principal(headers).await?;
-                }
-                secret
+    /// Gives clients what they show from then on: their own token, what stands for their name and password, or that of anybody.
+    pub async fn token(&self, rules: &Rules, headers: &HeaderMap) -> Answer {
+        let said = said(headers)?;
+        let is_looked_at = self.access != Access::Open || rules.want_names();
+        let token = match &said {
+            Said::Nothing if self.access == Access::Token => {
+                return Err(unauthorized("a token is needed: docker login"));
             }
-            None if self.access == Access::Token => return Err(unauthorized("a token is needed: docker login")),
-            None => ANYBODY.to_owned(),
+            Said::Nothing => ANYBODY.to_owned(),
+            _ if is_looked_at && self.principal(&said).await?.is_none() => ANYBODY.to_owned(),
+            Said::Secret(secret) => secret.clone(),
+            Said::Pair(_, secret) if self.users.is_none() => secret.clone(),
+            Said::Pair(name, password) => format!("{PAIR}{}", BASE64_STANDARD.encode(format!("{name}:{password}"))),
         };
         Ok(json_of(&json!({ "token": token, "access_token": token, "expires_in": KEPT })))
     }

@@ -9,7 +9,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::server::{MAX_CONNECTIONS, PATIENCE, Tls, speak};
-use super::{Access, Gate, Oci, Tokens};
+use super::{Access, Gate, Oci, Tokens, Users};
 use crate::api::server::accept_each;
 use crate::model::id::sha256_hex;
 use crate::model::{Error, Result};
@@ -58,6 +58,8 @@ pub struct Doors {
     pub registry: Arc<ImageRegistry>,
     /// Who knows tokens.
     pub tokens: Arc<dyn Tokens>,
+    /// Users with passwords, where there are some.
+    pub users: Option<Arc<Users>>,
     /// What is asked of clients on a host's own loopback; of all others it is a token.
     pub access: Access,
     /// What doors know: the newest secret, and those before.
@@ -73,7 +75,8 @@ impl Doors {
 
     fn oci(&self, brought: Brought) -> Arc<Oci> {
         let access = if brought.is_own { self.access } else { Access::Token };
-        let gate = Gate { access, tokens: self.tokens.clone(), is_secure: brought.is_secure };
+        let gate =
+            Gate { access, tokens: self.tokens.clone(), users: self.users.clone(), is_secure: brought.is_secure };
         Arc::new(Oci { registry: self.registry.clone(), gate })
     }
 }

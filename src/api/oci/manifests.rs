@@ -150,7 +150,7 @@ pub fn catalog(call: &Call) -> Answer {
         for name in more.names {
             if page.names.len() == count {
                 page.has_more = true;
-            } else if call.caller.sees(&name) {
+            } else if call.caller.sees(call.registry.rules(), &name) {
                 page.names.push(name);
             }
         }

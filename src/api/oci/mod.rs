@@ -7,6 +7,7 @@ mod manifests;
 mod path;
 mod server;
 mod uploads;
+mod users;
 
 use std::io;
 use std::sync::Arc;
@@ -26,6 +27,7 @@ use crate::registry::refused::{Code, Refused};
 
 pub use access::{Access, Gate, StoredSecrets, Tokens};
 pub use server::{Tls, listen};
+pub use users::Users;
 
 /// What is answered.
 type Body = UnsyncBoxBody<Bytes, io::Error>;
@@ -141,10 +143,10 @@ async fn serve(oci: &Oci, request: Request<Incoming>) -> Answer {
         return Ok(answer);
     }
     if asked == Asked::Token {
-        let answer = oci.gate.token(&parts.headers).await;
+        let answer = oci.gate.token(oci.registry.rules(), &parts.headers).await;
         return answer.or_else(|refused| Ok(challenged(oci, &refused, &parts.headers, None)));
     }
-    let caller = match oci.gate.check(&parts.method, &parts.headers, &asked).await {
+    let caller = match oci.gate.check(oci.registry.rules(), &parts.method, &parts.headers, &asked).await {
         Ok(caller) => caller,
         Err(refused) => return Ok(challenged(oci, &refused, &parts.headers, Some(&asked))),
     };

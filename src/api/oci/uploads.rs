@@ -27,7 +27,7 @@ pub async fn begin(call: Call, repository: &Repository) -> Answer {
         let digest: Digest = digest.parse()?;
         // Whatever is wrong with the source: it is sent instead.
         if let Ok(from) = from.parse::<Repository>()
-            && caller.sees(from.as_str())
+            && caller.sees(registry.rules(), from.as_str())
             && registry.mount(&from, repository, &digest).await?
         {
             return Ok(made(repository, &digest));

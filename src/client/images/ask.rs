@@ -10,7 +10,10 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{CacheInfo, CacheSettings, ImageInfo, ImageRepository, ImageTag, Images, ImagesCollected, ImagesScrubbed};
+use super::{
+    CacheInfo, CacheSettings, ImageInfo, ImageRepository, ImageTag, Images, ImagesCollected, ImagesScrubbed, PruneAsk,
+    Pruned, Rule, RuleSettings,
+};
 use crate::client::Stream1;
 use crate::model::{Error, Kind, Result};
 
@@ -52,6 +55,19 @@ pub enum ImagesAsk {
     },
     /// `remove_image_cache`.
     RemoveCache(String),
+    /// `image_rules`.
+    Rules,
+    /// `set_image_rule`.
+    SetRule {
+        /// For repositories with such a name.
+        repositories: String,
+        /// What it says.
+        rule: RuleSettings,
+    },
+    /// `remove_image_rule`.
+    RemoveRule(String),
+    /// `prune_tags`.
+    Prune(PruneAsk),
 }
 
 /// Answers for a registry of this host.
@@ -85,6 +101,10 @@ impl Answering {
             ImagesAsk::Caches => value(images.image_caches().await?),
             ImagesAsk::SetCache { prefix, settings } => value(images.set_image_cache(&prefix, settings).await?),
             ImagesAsk::RemoveCache(prefix) => value(images.remove_image_cache(&prefix).await?),
+            ImagesAsk::Rules => value(images.image_rules().await?),
+            ImagesAsk::SetRule { repositories, rule } => value(images.set_image_rule(&repositories, rule).await?),
+            ImagesAsk::RemoveRule(repositories) => value(images.remove_image_rule(&repositories).await?),
+            ImagesAsk::Prune(ask) => value(images.prune_tags(ask).await?),
         }
     }
 
@@ -187,5 +207,21 @@ impl Images for AskedImages {
 
     async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
         self.ask(ImagesAsk::RemoveCache(prefix.to_owned())).await
+    }
+
+    async fn image_rules(&self) -> Result<Vec<Rule>> {
+        self.ask(ImagesAsk::Rules).await
+    }
+
+    async fn set_image_rule(&self, repositories: &str, rule: RuleSettings) -> Result<Rule> {
+        self.ask(ImagesAsk::SetRule { repositories: repositories.to_owned(), rule }).await
+    }
+
+    async fn remove_image_rule(&self, repositories: &str) -> Result<()> {
+        self.ask(ImagesAsk::RemoveRule(repositories.to_owned())).await
+    }
+
+    async fn prune_tags(&self, ask: PruneAsk) -> Result<Pruned> {
+        self.ask(ImagesAsk::Prune(ask)).await
     }
 }

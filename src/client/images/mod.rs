@@ -14,6 +14,8 @@ use super::remote::{RemoteCluster, segment};
 use crate::model::Result;
 use crate::model::clock::Timestamp;
 pub use crate::registry::cache::{CacheInfo, CacheSettings};
+pub use crate::registry::prune::{PruneAsk, Pruned, PrunedImage};
+pub use crate::registry::rules::{Rule, RuleSettings};
 
 /// A repository.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -167,6 +169,14 @@ pub trait Images: Send + Sync {
     async fn set_image_cache(&self, prefix: &str, settings: CacheSettings) -> Result<CacheInfo>;
     /// Lets go of such a cache. Durable when it returns.
     async fn remove_image_cache(&self, prefix: &str) -> Result<()>;
+    /// The rules for repositories, by pattern.
+    async fn image_rules(&self) -> Result<Vec<Rule>>;
+    /// Sets a rule for repositories with such a name. Durable when it returns.
+    async fn set_image_rule(&self, repositories: &str, rule: RuleSettings) -> Result<Rule>;
+    /// Removes a rule. Durable when it returns.
+    async fn remove_image_rule(&self, repositories: &str) -> Result<()>;
+    /// Removes tags and manifests that are old, or too many, but none that runs or that a service could go back to.
+    async fn prune_tags(&self, ask: PruneAsk) -> Result<Pruned>;
 }
 
 // Nothing is no segment of a path.
@@ -214,5 +224,21 @@ impl Images for RemoteCluster {
 
     async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
         self.call("DELETE", &cache_path(prefix), None::<&()>).await
+    }
+
+    async fn image_rules(&self) -> Result<Vec<Rule>> {
+        self.get("/v1/image-registry/rules").await
+    }
+
+    async fn set_image_rule(&self, repositories: &str, rule: RuleSettings) -> Result<Rule> {
+        self.call("PUT", &format!("/v1/image-registry/rules/{}", segment(repositories)), Some(&rule)).await
+    }
+
+    async fn remove_image_rule(&self, repositories: &str) -> Result<()> {
+        self.call("DELETE", &format!("/v1/image-registry/rules/{}", segment(repositories)), None::<&()>).await
+    }
+
+    async fn prune_tags(&self, ask: PruneAsk) -> Result<Pruned> {
+        self.call("POST", "/v1/image-registry/prune", Some(&ask)).await
     }
 }

@@ -2,7 +2,7 @@
 
 use super::{ago, rows};
 use crate::client::images::{
-    CacheInfo, ImageInfo, ImagePart, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed,
+    CacheInfo, ImageInfo, ImagePart, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed, Pruned, Rule,
 };
 use crate::model::clock::Timestamp;
 use crate::model::units::Bytes;
@@ -100,6 +100,40 @@ pub fn caches(all: &[CacheInfo]) -> String {
         ]
     };
     rows(&["PREFIX", "UPSTREAM", "KEEP", "HITS", "MISSES", "STALE", "FETCHED", "STATE"], all.iter().map(row))
+}
+
+/// `registry prune`.
+pub fn pruned(pruned: &Pruned, dry_run: bool) -> String {
+    let mut lines: Vec<String> = Vec::new();
+    for image in &pruned.images {
+        match &image.tag {
+            Some(tag) => lines.push(format!("{}:{tag} {}", image.repository, short(&image.digest))),
+            None => lines.push(format!("{}@{}", image.repository, image.digest)),
+        }
+    }
+    let would = if dry_run { "would go" } else { "gone" };
+    let stay = match (pruned.in_use, pruned.immutable) {
+        (0, 0) => String::new(),
+        (used, 0) => format!("; {used} stay, for they are in use"),
+        (0, immutable) => format!("; {immutable} stay, for a rule makes them immutable"),
+        (used, immutable) => {
+            format!("; {used} stay, for they are in use, and {immutable}, for a rule makes them immutable")
+        }
+    };
+    lines.push(format!("{} {would}{stay}", lines.len()));
+    lines.join("\n")
+}
+
+/// `registry rule ls`.
+pub fn rules(all: &[Rule]) -> String {
+    let who = |list: &Option<Vec<String>>| list.as_ref().map_or("-".to_owned(), |list| list.join(","));
+    let row = |one: &Rule| {
+        let rule = &one.rule;
+        let quota = rule.quota.map_or("-".to_owned(), |quota| quota.to_string());
+        let immutable = if rule.immutable.is_empty() { "-".to_owned() } else { rule.immutable.join(",") };
+        [one.repositories.clone(), who(&rule.pull), who(&rule.push), who(&rule.delete), immutable, quota]
+    };
+    rows(&["REPOSITORIES", "PULL", "PUSH", "DELETE", "IMMUTABLE", "QUOTA"], all.iter().map(row))
 }
 
 /// `registry scrub`.

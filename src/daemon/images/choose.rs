@@ -128,7 +128,7 @@ pub fn asked(hub: &Arc<Hub>) -> AskedImages {
             };
             let keeper = keeper.ok_or_else(none)?;
             let patience = match ask {
-                ImagesAsk::Collect { .. } => LONG,
+                ImagesAsk::Collect { .. } | ImagesAsk::Prune(_) => LONG,
                 _ => QUICK,
             };
             hub.ask(&keeper.node, Ask::Images(ask), patience).await

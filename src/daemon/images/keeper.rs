@@ -99,12 +99,13 @@ impl Host<'_> {
         registry.set_logins(Arc::new(HostLogins(self.leading.clone(), up.clone())));
         let tokens = self.tokens.unwrap_or_else(|| up.clone());
         // Hosts of a cluster are more people's than one host is: pushes are somebody's.
-        super::listen(self.options, &registry, &tokens, Access::Pull).await?;
+        let users = self.options.users()?;
+        super::listen(self.options, &registry, &tokens, &users, Access::Pull).await?;
         let (face, fingerprint) = tls::own_face(self.data, None)?;
         let (_, config) = watch::channel(tls::plain_config(face)?);
         let access = self.options.access.unwrap_or(Access::Pull);
         let secrets = secrets(self.worker.registry.subscribe());
-        let doors = Arc::new(Doors { registry: registry.clone(), tokens, access, secrets });
+        let doors = Arc::new(Doors { registry: registry.clone(), tokens, users, access, secrets });
         let peer = self.options.peer.unwrap_or(self.peer);
         match doors::listen(peer, config, doors).await {
             Ok(address) => {

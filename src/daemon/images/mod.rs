@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::discovery::tell;
 use super::tls;
-use crate::api::oci::{self, Access, Gate, Oci, StoredSecrets, Tls, Tokens};
+use crate::api::oci::{self, Access, Gate, Oci, StoredSecrets, Tls, Tokens, Users};
 use crate::model::clock::Clock;
 use crate::model::{Error, Result};
 use crate::registry::{ImageRegistry, Limits};
@@ -44,6 +44,8 @@ pub struct RegistryOptions {
     pub access: Option<Access>,
     /// Certificate chain and key for what does not listen on the loopback.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// Users with passwords, in a file of `htpasswd -B`.
+    pub users: Option<PathBuf>,
     /// How it is kept.
     pub limits: Limits,
 }
@@ -52,6 +54,11 @@ impl RegistryOptions {
     /// Where it, or the door to it, listens.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.listen.clone().unwrap_or_else(|| vec![([127, 0, 0, 1], PORT).into()])
+    }
+
+    /// Those who say a name and a password.
+    pub fn users(&self) -> Result<Option<Arc<Users>>> {
+        self.users.as_deref().map(|path| Users::open(path).map(Arc::new)).transpose()
     }
 
     /// Where every host of the cluster finds it: a port that is a setting of the whole cluster.
@@ -84,6 +91,7 @@ pub async fn listen(
     options: &RegistryOptions,
     registry: &Arc<ImageRegistry>,
     tokens: &Arc<dyn Tokens>,
+    users: &Option<Arc<Users>>,
     own_access: Access,
 ) -> Result<()> {
     let faces = Faces::of(options)?;
@@ -91,7 +99,7 @@ pub async fn listen(
         let is_own = address.ip().is_loopback();
         let access = options.access.unwrap_or(if is_own { own_access } else { Access::Token });
         let tls = faces.at(address);
-        let gate = Gate { access, tokens: tokens.clone(), is_secure: tls.is_some() };
+        let gate = Gate { access, tokens: tokens.clone(), users: users.clone(), is_secure: tls.is_some() };
         let oci = Arc::new(Oci { registry: registry.clone(), gate });
         match oci::listen(address, oci, tls).await {
             Ok(address) => tracing::info!(%address, "image registry"),
@@ -114,7 +122,7 @@ pub async fn serve_alone(
     let Some(registry) = open(options, data, clock).await? else { return Ok(()) };
     registry.set_logins(runtime.known_logins());
     let tokens: Arc<dyn Tokens> = Arc::new(StoredSecrets(runtime.store().clone()));
-    listen(options, &registry, &tokens, Access::Open).await?;
+    listen(options, &registry, &tokens, &options.users()?, Access::Open).await?;
     let (own, mut happenings) = (runtime.clone(), Happenings::of(&registry));
     tokio::spawn(async move {
         while let Some(happened) = happenings.next().await {

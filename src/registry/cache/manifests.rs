@@ -125,7 +125,10 @@ impl ImageRegistry {
         let manifest = Manifest::read(media_type.as_deref(), &bytes)?;
         let (repository, at) = (repository.clone(), self.now());
         // Where somebody has pushed meanwhile, theirs is what is there.
-        self.index.put_copy(Put { repository, digest, tags, bytes, manifest, at, cache_of: None }).await.map(drop)
+        self.index
+            .put_copy(Put { repository, digest, tags, bytes, manifest, at, immutable: Vec::new(), cache_of: None })
+            .await
+            .map(drop)
     }
 
     // An upstream did not give what it was asked for.
@@ -140,7 +143,7 @@ impl ImageRegistry {
         cache.heard(Some(fault));
         if let (Fault::Missing(_), Reference::Tag(tag), Some(_)) = (fault, reference, &kept) {
             // The manifest stays for those who have its digest.
-            match self.index.delete_tag(repository, tag).await {
+            match self.index.delete_tag(repository, tag, Vec::new()).await {
                 Err(refused) if refused.code != Code::ManifestUnknown => return Err(refused),
                 _ => {}
             }

@@ -1,5 +1,6 @@
 //! What is changed in the index, each in one transaction. All is looked at before the first write.
 
+use glob::Pattern;
 use redb::{ReadableMultimapTable, ReadableTable, WriteTransaction};
 
 use super::collect::renew;
@@ -9,6 +10,7 @@ use super::{
     BLOBS, CONTENT, COPIES, Failed, HOLDERS, Index, LINKED, LINKS, MANIFESTS, NAMED, REFERRERS, REPOSITORIES, TAGGED,
     TAGS,
 };
+use crate::model::units::Bytes;
 use crate::registry::digest::Digest;
 use crate::registry::manifest::{Manifest, Named};
 use crate::registry::name::{Reference, Repository};
@@ -29,15 +31,25 @@ pub struct Put {
     pub manifest: Manifest,
     /// When, in milliseconds since 1970.
     pub at: u64,
+    /// Tags that stay as they are.
+    pub immutable: Vec<Pattern>,
     /// The registry whose copies a repository of this name would hold, where there is one: what is copied is not pushed to.
     pub cache_of: Option<String>,
 }
 
 impl Index {
-    /// A blob is there, and of a repository.
-    pub async fn add_blob(&self, repository: &Repository, digest: &Digest, size: u64, at: u64) -> Result<(), Refused> {
+    /// A blob is there, and of a repository, whose blobs may take so many bytes.
+    pub async fn add_blob(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        size: u64,
+        at: u64,
+        quota: Option<u64>,
+    ) -> Result<(), Refused> {
         let (repository, digest) = (repository.clone(), digest.clone());
         self.write(move |write| {
+            check_quota(write, &repository, &digest, size, quota)?;
             let mut blobs = write.open_table(BLOBS)?;
             if blobs.get(digest.as_str())?.is_none() {
                 blobs.insert(digest.as_str(), (size, at))?;
@@ -49,12 +61,21 @@ impl Index {
     }
 
     /// A blob of one repository is of another as well; false: the one has none such.
-    pub async fn mount(&self, from: &Repository, to: &Repository, digest: &Digest, at: u64) -> Result<bool, Refused> {
+    pub async fn mount(
+        &self,
+        from: &Repository,
+        to: &Repository,
+        digest: &Digest,
+        at: u64,
+        quota: Option<u64>,
+    ) -> Result<bool, Refused> {
         let (from, to, digest) = (from.clone(), to.clone(), digest.clone());
         self.write(move |write| {
             if write.open_table(LINKS)?.get((from.as_str(), digest.as_str()))?.is_none() {
                 return Ok(false);
             }
+            let size = write.open_table(BLOBS)?.get(digest.as_str())?.map_or(0, |blob| blob.value().0);
+            check_quota(write, &to, &digest, size, quota)?;
             link(write, &to, &digest, at)?;
             Ok(true)
         })
@@ -70,15 +91,17 @@ impl Index {
                 return Err(is_copy(&put.repository, upstream).into());
             }
             check_named(write, &put)?;
+            check_tags(write, &put)?;
             put_manifest(write, &put)
         })
         .await
     }
 
-    /// A tag goes; its manifest stays.
-    pub async fn delete_tag(&self, repository: &Repository, tag: &str) -> Result<(), Refused> {
+    /// A tag goes; its manifest stays. Not one that is `immutable`.
+    pub async fn delete_tag(&self, repository: &Repository, tag: &str, immutable: Vec<Pattern>) -> Result<(), Refused> {
         let (repository, tag) = (repository.clone(), tag.to_owned());
         self.write(move |write| {
+            check_moved(&repository, [tag.as_str()].into_iter(), &immutable)?;
             let mut tags = write.open_table(TAGS)?;
             let key = (repository.as_str(), tag.as_str());
             let known = tags.remove(key)?.map(|row| row.value().0.to_owned());
@@ -89,10 +112,22 @@ impl Index {
         .await
     }
 
-    /// A manifest goes, with its tags.
-    pub async fn delete_manifest(&self, repository: &Repository, digest: &Digest, at: u64) -> Result<(), Refused> {
+    /// A manifest goes, with its tags. Not where one of those is `immutable`.
+    pub async fn delete_manifest(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        at: u64,
+        immutable: Vec<Pattern>,
+    ) -> Result<(), Refused> {
         let (repository, digest) = (repository.clone(), digest.clone());
-        self.write(move |write| delete_manifest(write, &repository, &digest, at)).await
+        self.write(move |write| {
+            for tag in write.open_multimap_table(TAGGED)?.get((repository.as_str(), digest.as_str()))? {
+                check_moved(&repository, [tag?.value()].into_iter(), &immutable)?;
+            }
+            delete_manifest(write, &repository, &digest, at)
+        })
+        .await
     }
 
     /// A blob is no more of a repository. One that a manifest there is made of stays.
@@ -126,6 +161,66 @@ pub(super) fn unlink(write: &WriteTransaction, repository: &Repository, digest: 
     write.open_table(LINKS)?.remove((repository.as_str(), digest.as_str()))?;
     write.open_multimap_table(LINKED)?.remove(digest.as_str(), repository.as_str())?;
     Ok(())
+}
+
+// Whether none of these tags is to stay as it is.
+fn check_moved<'a>(
+    repository: &Repository,
+    mut tags: impl Iterator<Item = &'a str>,
+    immutable: &[Pattern],
+) -> Result<(), Failed> {
+    match tags.find(|tag| immutable.iter().any(|pattern| pattern.matches(tag))) {
+        Some(tag) => {
+            let why = format!("tag {tag} of {repository} stays as it is: a rule makes it immutable");
+            Err(Refused::new(Code::Denied, why).about(tag).into())
+        }
+        None => Ok(()),
+    }
+}
+
+// Whether the tags that a manifest is to get do not lead elsewhere already, where that is not to be changed.
+fn check_tags(write: &WriteTransaction, put: &Put) -> Result<(), Failed> {
+    if put.immutable.is_empty() {
+        return Ok(());
+    }
+    let tags = write.open_table(TAGS)?;
+    for tag in &put.tags {
+        let known = tags.get((put.repository.as_str(), tag.as_str()))?;
+        if known.is_some_and(|row| row.value().0 != put.digest.as_str()) {
+            check_moved(&put.repository, [tag.as_str()].into_iter(), &put.immutable)?;
+        }
+    }
+    Ok(())
+}
+
+// Whether a blob may come to those that a repository has.
+fn check_quota(
+    write: &WriteTransaction,
+    repository: &Repository,
+    digest: &Digest,
+    size: u64,
+    quota: Option<u64>,
+) -> Result<(), Failed> {
+    let Some(quota) = quota else { return Ok(()) };
+    let (links, blobs) = (write.open_table(LINKS)?, write.open_table(BLOBS)?);
+    let mut bytes = size;
+    for row in links.range((repository.as_str(), "")..)? {
+        let (key, _) = row?;
+        let (of, known) = key.value();
+        if of != repository.as_str() {
+            break;
+        }
+        // What is there already costs nothing more.
+        if known == digest.as_str() {
+            return Ok(());
+        }
+        bytes = bytes.saturating_add(blobs.get(known)?.map_or(0, |blob| blob.value().0));
+    }
+    if bytes <= quota {
+        return Ok(());
+    }
+    let why = format!("{repository} may hold {}, and would hold {}", Bytes(quota), Bytes(bytes));
+    Err(Refused::new(Code::Denied, why).about(repository.as_str()).into())
 }
 
 // What a manifest names and its repository has not.

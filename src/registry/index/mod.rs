@@ -5,6 +5,7 @@ mod changes;
 mod collect;
 mod copies;
 mod describe;
+mod prune;
 mod reads;
 
 use std::panic::AssertUnwindSafe;

@@ -7,7 +7,7 @@ use mlua::{Lua, Table, Value};
 use serde::Deserialize;
 
 use crate::client::Cluster;
-use crate::client::images::CacheSettings;
+use crate::client::images::{CacheSettings, PruneAsk, RuleSettings};
 use crate::model::registry::LoginAsk;
 use crate::model::strict;
 use crate::script::value::{from_timed, options, raise, to_json};
@@ -51,6 +51,7 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
     )?;
     images(lua, &registry, cluster)?;
     caches(lua, &registry, cluster)?;
+    rules(lua, &registry, cluster)?;
     registry.set_readonly(true);
     lua.globals().set("registry", registry)
 }
@@ -154,6 +155,49 @@ fn caches(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Resu
         lua.create_async_function(move |_, prefix: String| {
             let cluster = shared.clone();
             async move { cluster.remove_image_cache(&prefix).await.map_err(raise) }
+        })?,
+    )
+}
+
+fn rules(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
+    let shared = cluster.clone();
+    registry.set(
+        "rules",
+        lua.create_async_function(move |lua, ()| {
+            let cluster = shared.clone();
+            async move { from_timed(&lua, &cluster.image_rules().await.map_err(raise)?) }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
+        "set_rule",
+        lua.create_async_function(move |lua, (repositories, rule): (String, Table)| {
+            let cluster = shared.clone();
+            async move {
+                let rule = to_json(&Value::Table(rule)).map_err(raise)?;
+                let rule: RuleSettings = strict::read("registry.set_rule", &rule).map_err(raise)?;
+                from_timed(&lua, &cluster.set_image_rule(&repositories, rule).await.map_err(raise)?)
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
+        "remove_rule",
+        lua.create_async_function(move |_, repositories: String| {
+            let cluster = shared.clone();
+            async move { cluster.remove_image_rule(&repositories).await.map_err(raise) }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
+        "prune",
+        lua.create_async_function(move |lua, ask: Table| {
+            let cluster = shared.clone();
+            async move {
+                let ask = to_json(&Value::Table(ask)).map_err(raise)?;
+                let ask: PruneAsk = strict::read("registry.prune", &ask).map_err(raise)?;
+                from_timed(&lua, &cluster.prune_tags(ask).await.map_err(raise)?)
+            }
         })?,
     )
 }
