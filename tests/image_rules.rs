@@ -233,3 +233,45 @@ fn what_is_old_or_too_much_goes() {
     registry.daemon.ok(&["cron", "run", "retention"]);
     assert_eq!(tags("shop/api"), ["pr-5"]);
 }
+
+#[test]
+fn the_registry_in_numbers() {
+    let registry = Registry::start();
+    registry.push_image("shop/api", "1", &[&noise(1, 100_000)]);
+    registry.get("/v2/shop/api/manifests/1").is(200);
+    registry.get("/v2/shop/api/manifests/2").is(404);
+    registry.get("/nothing").is(404);
+    let answer = registry.get("/metrics").is(200);
+    assert_eq!(answer.header("content-type"), "text/plain; version=0.0.4; charset=utf-8");
+    let text = String::from_utf8(answer.body).unwrap();
+    for line in [
+        r#"neap_registry_requests_total{kind="manifest",method="PUT",status="2xx"} 1"#,
+        r#"neap_registry_requests_total{kind="manifest",method="GET",status="4xx"} 1"#,
+        r#"neap_registry_request_seconds_count{kind="manifest"} 3"#,
+        r#"neap_registry_repository_bytes{repository="shop/api"} "#,
+        "neap_registry_blobs 2",
+        "neap_registry_received_bytes_total 100013",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    // As Prometheus reads it.
+    let checked =
+        std::process::Command::new("promtool").args(["check", "metrics"]).stdin(std::process::Stdio::piped()).spawn();
+    match checked {
+        Ok(mut child) => {
+            std::io::Write::write_all(&mut child.stdin.take().unwrap(), text.as_bytes()).unwrap();
+            assert!(child.wait().unwrap().success(), "{text}");
+        }
+        Err(_) => {
+            assert_ne!(std::env::var("CI").as_deref(), Ok("true"), "promtool is not installed");
+            println!("skipped: promtool is not installed");
+        }
+    }
+    let stats = registry.daemon.json(&["registry", "stats", "--format", "json"]);
+    assert_eq!((&stats["held"]["tags"], &stats["held"]["largest"][0]["name"]), (&json!(1), &json!("shop/api")));
+    let shown = registry.daemon.ok(&["registry", "stats"]);
+    assert!(shown.contains("shop/api") && shown.contains("manifest") && shown.contains(" ms"), "{shown}");
+    let file = registry.daemon.data().join("stats.lua");
+    std::fs::write(&file, "local stats = registry.stats()\nprint(stats.held.blobs, stats.received)").unwrap();
+    assert_eq!(registry.daemon.ok(&["run", file.to_str().unwrap()]), "2\t100013\n");
+}

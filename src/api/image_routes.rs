@@ -6,7 +6,7 @@ use super::routes::{route, schema};
 use super::{About, Answer, Call, Route, json, lines};
 use crate::client::images::{
     CacheInfo, CacheSettings, ImageInfo, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed, PruneAsk, Pruned,
-    Rule, RuleSettings,
+    RegistryStats, Rule, RuleSettings,
 };
 use crate::model::right::Role;
 use crate::model::{Result, strict};
@@ -71,6 +71,10 @@ pub fn all() -> Vec<Route> {
                 Admin,
                 |call| Box::pin(scrub(call)),
             )
+        },
+        Route {
+            response: schema::<RegistryStats>(),
+            ..route("GET", "/v1/image-registry/stats", "The registry in numbers", Viewer, |call| Box::pin(stats(call)))
         },
         Route {
             response: schema::<Vec<Rule>>(),
@@ -187,6 +191,14 @@ async fn collect(call: Call) -> Result<Answer> {
 
 async fn scrub(call: Call) -> Result<Answer> {
     lines(call.api.cluster.scrub_images().await?.boxed())
+}
+
+async fn stats(call: Call) -> Result<Answer> {
+    let mut stats = call.api.cluster.image_stats().await?;
+    let prefix = &call.principal.prefix;
+    stats.held.largest.retain(|one| one.name.starts_with(prefix));
+    stats.caches.retain(|cache| cache.prefix.starts_with(prefix));
+    json(&stats)
 }
 
 async fn rules(call: Call) -> Result<Answer> {

@@ -66,6 +66,11 @@ pub enum Command {
         #[command(flatten)]
         format: FormatArg,
     },
+    /// Show the registry in numbers: what it holds, what it was asked, how its caches fare
+    Stats {
+        #[command(flatten)]
+        format: FormatArg,
+    },
     /// Remove tags that are old, or too many, but none that runs or that a service could go back to
     Prune {
         /// Repositories with such a name: 'shop/*'
@@ -209,6 +214,10 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let ask = PruneAsk { repositories, tags, keep, older_than, untagged, dry_run, in_use: Vec::new() };
             let pruned = cluster.prune_tags(ask).await?;
             output::print(format.format, &pruned, || show::images::pruned(&pruned, dry_run))
+        }
+        Command::Stats { format } => {
+            let stats = cluster.image_stats().await?;
+            output::print(format.format, &stats, || show::images::stats(&stats))
         }
         Command::Rule(command) => rule(command, cluster).await,
         Command::Cache(command) => cache(command, cluster).await,

@@ -10,6 +10,7 @@ pub mod digest;
 mod disk;
 mod index;
 pub mod manifest;
+pub mod metrics;
 pub mod name;
 pub mod prune;
 pub mod refused;
@@ -34,6 +35,7 @@ use self::disk::Disk;
 pub use self::index::{Found, Page};
 use self::index::{Index, Put};
 use self::manifest::{Manifest, Referrer};
+use self::metrics::Metrics;
 use self::name::{Reference, Repository, check_tag};
 use self::refused::{Code, Refused};
 use self::rules::Rules;
@@ -92,6 +94,7 @@ pub struct ImageRegistry {
     clock: Arc<dyn Clock>,
     caches: Caches,
     rules: Rules,
+    metrics: Metrics,
     logins: OnceLock<Arc<dyn Logins>>,
     happened: broadcast::Sender<Happened>,
     // Bytes that came and are not written yet, of all together.
@@ -125,6 +128,7 @@ impl ImageRegistry {
             clock,
             caches,
             rules,
+            metrics: Metrics::default(),
             logins,
             happened,
             room,
@@ -186,6 +190,7 @@ impl ImageRegistry {
 
     /// A part of what comes, once there is room for it in memory: of all that come at once, so much waits to be written.
     pub async fn part(&self, bytes: Bytes) -> Result<Part, Refused> {
+        self.metrics.received(bytes.len() as u64);
         let length = u32::try_from(bytes.len()).unwrap_or(u32::MAX).min(ROOM);
         let room = self.room.clone().acquire_many_owned(length).await;
         Ok(Part { bytes, room: room.map_err(|_| Refused::new(Code::Unknown, "the registry is about to end"))? })

@@ -12,7 +12,7 @@ use super::{Message, Parts, Runtime, logins};
 use crate::client::Stream1;
 use crate::client::images::{
     CacheInfo, CacheSettings, ImageInfo, ImagePart, ImageReferrer, ImageRepository, ImageTag, Images, ImagesCollected,
-    ImagesScrubbed, PruneAsk, Pruned, Rule, RuleSettings,
+    ImagesScrubbed, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
 };
 use crate::model::clock::Timestamp;
 use crate::model::event::{AboutImage, What};
@@ -96,6 +96,10 @@ impl Images for Runtime {
 
     async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
         self.keeper()?.remove_image_cache(prefix).await
+    }
+
+    async fn image_stats(&self) -> Result<RegistryStats> {
+        self.keeper()?.image_stats().await
     }
 
     async fn image_rules(&self) -> Result<Vec<Rule>> {
@@ -201,6 +205,10 @@ impl Images for LocalImages {
 
     async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
         self.registry.remove_cache(prefix).await
+    }
+
+    async fn image_stats(&self) -> Result<RegistryStats> {
+        self.registry.stats().await.map_err(Refused::into_error)
     }
 
     async fn image_rules(&self) -> Result<Vec<Rule>> {

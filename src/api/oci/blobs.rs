@@ -64,6 +64,7 @@ pub async fn answer(call: &Call, repository: &Repository, digest: &Digest) -> An
         }
     };
     let length = range.end - range.start;
+    call.registry.metrics().sent(length);
     let said = format!("bytes {}-{}/{size}", range.start, range.end.saturating_sub(1));
     let mut answer = response(status, body(content, range).await?);
     put(&mut answer, header::CONTENT_LENGTH, length.to_string());

@@ -41,6 +41,7 @@ pub async fn answer(call: Call, repository: &Repository, reference: &Reference) 
                 *answer.status_mut() = hyper::StatusCode::NOT_MODIFIED;
                 return Ok(answer);
             }
+            call.registry.metrics().sent(bytes.len() as u64);
             Ok(warned(described(&found, full(bytes)), stale))
         }
     }

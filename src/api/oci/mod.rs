@@ -4,6 +4,7 @@ mod access;
 mod blobs;
 pub mod doors;
 mod manifests;
+mod metrics;
 mod path;
 mod server;
 mod uploads;
@@ -11,6 +12,7 @@ mod users;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http_body_util::combinators::UnsyncBoxBody;
@@ -104,11 +106,18 @@ fn told(refused: &Refused) -> Response<Body> {
 
 /// Answers a request.
 async fn answer(oci: Arc<Oci>, request: Request<Incoming>) -> Response<Body> {
-    let is_head = request.method() == Method::HEAD;
-    let mut answer = match serve(&oci, request).await {
+    let (is_head, began) = (request.method() == Method::HEAD, Instant::now());
+    let method = request.method().clone();
+    let asked = Asked::read(request.uri().path());
+    let kind = asked.as_ref().and_then(|asked| asked.as_ref().ok()).map(Asked::kind);
+    let mut answer = match serve(&oci, request, asked).await {
         Ok(answer) => answer,
         Err(refused) => told(&refused),
     };
+    // What is none of this API's is nobody's to count.
+    if let Some(kind) = kind {
+        oci.registry.metrics().answered(kind, method.as_str(), answer.status().as_u16(), began.elapsed());
+    }
     put(&mut answer, VERSION, "registry/2.0");
     if is_head {
         // Its length stays said.
@@ -130,9 +139,9 @@ fn challenged(oci: &Oci, refused: &Refused, headers: &HeaderMap, asked: Option<&
     answer
 }
 
-async fn serve(oci: &Oci, request: Request<Incoming>) -> Answer {
+async fn serve(oci: &Oci, request: Request<Incoming>, asked: Option<Result<Asked, Refused>>) -> Answer {
     let (parts, body) = request.into_parts();
-    let asked = Asked::read(parts.uri.path()).unwrap_or_else(|| {
+    let asked = asked.unwrap_or_else(|| {
         let why = format!("there is nothing at {:.200?}: this is an image registry, at /v2/", parts.uri.path());
         Err(Refused::new(Code::Unsupported, why).status_of(404))
     })?;
@@ -155,6 +164,7 @@ async fn serve(oci: &Oci, request: Request<Incoming>) -> Answer {
     let call = Call { registry, caller, method: parts.method, headers: parts.headers, query, body };
     match asked {
         Asked::Base | Asked::Token => Ok(json_of(&json!({}))),
+        Asked::Metrics => metrics::answer(&call).await,
         Asked::Catalog => manifests::catalog(&call),
         Asked::Tags(repository) => manifests::tags(&call, &repository).await,
         Asked::Referrers(repository, subject) => manifests::referrers(&call, &repository, &subject).await,

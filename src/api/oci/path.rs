@@ -14,6 +14,8 @@ pub enum Asked {
     Base,
     /// What a client shows from then on.
     Token,
+    /// The registry's numbers.
+    Metrics,
     /// Repositories.
     Catalog,
     /// A repository's tags.
@@ -35,6 +37,9 @@ impl Asked {
     pub fn read(path: &str) -> Option<Result<Self, Refused>> {
         // Some clients write the colon of a digest as %3A.
         let path = decoded(path, false).ok()?;
+        if path == "/metrics" {
+            return Some(Ok(Asked::Metrics));
+        }
         let rest = path.strip_prefix("/v2")?;
         match rest {
             "" | "/" => return Some(Ok(Asked::Base)),
@@ -67,7 +72,7 @@ impl Asked {
     /// The repository that is concerned.
     pub fn repository(&self) -> Option<&Repository> {
         match self {
-            Asked::Base | Asked::Token | Asked::Catalog => None,
+            Asked::Base | Asked::Token | Asked::Catalog | Asked::Metrics => None,
             Asked::Tags(name)
             | Asked::Manifest(name, _)
             | Asked::Blob(name, _)
@@ -77,10 +82,27 @@ impl Asked {
         }
     }
 
+    /// What it is, as it is counted.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Asked::Base => "base",
+            Asked::Token => "token",
+            Asked::Metrics => "metrics",
+            Asked::Catalog => "catalog",
+            Asked::Tags(_) => "tags",
+            Asked::Manifest(..) => "manifest",
+            Asked::Blob(..) => "blob",
+            Asked::Uploads(_) | Asked::Upload(..) => "upload",
+            Asked::Referrers(..) => "referrers",
+        }
+    }
+
     /// The methods that it takes.
     pub fn methods(&self) -> &'static [&'static str] {
         match self {
-            Asked::Base | Asked::Token | Asked::Catalog | Asked::Tags(_) | Asked::Referrers(..) => &["GET", "HEAD"],
+            Asked::Base | Asked::Token | Asked::Catalog | Asked::Metrics | Asked::Tags(_) | Asked::Referrers(..) => {
+                &["GET", "HEAD"]
+            }
             Asked::Manifest(..) => &["GET", "HEAD", "PUT", "DELETE"],
             Asked::Blob(..) => &["GET", "HEAD", "DELETE"],
             Asked::Uploads(_) => &["POST"],

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::{
     CacheInfo, CacheSettings, ImageInfo, ImageRepository, ImageTag, Images, ImagesCollected, ImagesScrubbed, PruneAsk,
-    Pruned, Rule, RuleSettings,
+    Pruned, RegistryStats, Rule, RuleSettings,
 };
 use crate::client::Stream1;
 use crate::model::{Error, Kind, Result};
@@ -55,6 +55,8 @@ pub enum ImagesAsk {
     },
     /// `remove_image_cache`.
     RemoveCache(String),
+    /// `image_stats`.
+    Stats,
     /// `image_rules`.
     Rules,
     /// `set_image_rule`.
@@ -101,6 +103,7 @@ impl Answering {
             ImagesAsk::Caches => value(images.image_caches().await?),
             ImagesAsk::SetCache { prefix, settings } => value(images.set_image_cache(&prefix, settings).await?),
             ImagesAsk::RemoveCache(prefix) => value(images.remove_image_cache(&prefix).await?),
+            ImagesAsk::Stats => value(images.image_stats().await?),
             ImagesAsk::Rules => value(images.image_rules().await?),
             ImagesAsk::SetRule { repositories, rule } => value(images.set_image_rule(&repositories, rule).await?),
             ImagesAsk::RemoveRule(repositories) => value(images.remove_image_rule(&repositories).await?),
@@ -207,6 +210,10 @@ impl Images for AskedImages {
 
     async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
         self.ask(ImagesAsk::RemoveCache(prefix.to_owned())).await
+    }
+
+    async fn image_stats(&self) -> Result<RegistryStats> {
+        self.ask(ImagesAsk::Stats).await
     }
 
     async fn image_rules(&self) -> Result<Vec<Rule>> {

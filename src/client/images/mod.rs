@@ -14,6 +14,7 @@ use super::remote::{RemoteCluster, segment};
 use crate::model::Result;
 use crate::model::clock::Timestamp;
 pub use crate::registry::cache::{CacheInfo, CacheSettings};
+pub use crate::registry::metrics::RegistryStats;
 pub use crate::registry::prune::{PruneAsk, Pruned, PrunedImage};
 pub use crate::registry::rules::{Rule, RuleSettings};
 
@@ -169,6 +170,8 @@ pub trait Images: Send + Sync {
     async fn set_image_cache(&self, prefix: &str, settings: CacheSettings) -> Result<CacheInfo>;
     /// Lets go of such a cache. Durable when it returns.
     async fn remove_image_cache(&self, prefix: &str) -> Result<()>;
+    /// The registry in numbers.
+    async fn image_stats(&self) -> Result<RegistryStats>;
     /// The rules for repositories, by pattern.
     async fn image_rules(&self) -> Result<Vec<Rule>>;
     /// Sets a rule for repositories with such a name. Durable when it returns.
@@ -224,6 +227,10 @@ impl Images for RemoteCluster {
 
     async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
         self.call("DELETE", &cache_path(prefix), None::<&()>).await
+    }
+
+    async fn image_stats(&self) -> Result<RegistryStats> {
+        self.get("/v1/image-registry/stats").await
     }
 
     async fn image_rules(&self) -> Result<Vec<Rule>> {

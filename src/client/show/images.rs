@@ -2,10 +2,12 @@
 
 use super::{ago, rows};
 use crate::client::images::{
-    CacheInfo, ImageInfo, ImagePart, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed, Pruned, Rule,
+    CacheInfo, ImageInfo, ImagePart, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed, Pruned, RegistryStats,
+    Rule,
 };
 use crate::model::clock::Timestamp;
 use crate::model::units::Bytes;
+use crate::registry::metrics::{RepositorySize, RequestCount};
 
 fn short(digest: &str) -> String {
     digest.chars().take("sha256:".len() + 12).collect()
@@ -121,6 +123,42 @@ pub fn pruned(pruned: &Pruned, dry_run: bool) -> String {
         }
     };
     lines.push(format!("{} {would}{stay}", lines.len()));
+    lines.join("\n")
+}
+
+/// `registry stats`.
+pub fn stats(stats: &RegistryStats) -> String {
+    let held = &stats.held;
+    let mut lines = vec![
+        format!("repositories  {}", held.repositories),
+        format!("tags          {}", held.tags),
+        format!("manifests     {}", held.manifests),
+        format!("blobs         {} ({})", held.blobs, Bytes(held.size)),
+        format!("received      {}", Bytes(stats.received)),
+        format!("sent          {}", Bytes(stats.sent)),
+    ];
+    if !stats.requests.is_empty() {
+        let times = |kind: &str| stats.times.iter().find(|times| times.kind == kind);
+        let mean = |kind: &str| {
+            let times = times(kind)?;
+            let count = times.buckets.last().map(|bucket| bucket.count).filter(|count| *count > 0)?;
+            Some(format!("{:.1} ms", times.seconds * 1000.0 / count as f64))
+        };
+        let row = |one: &RequestCount| {
+            let mean = mean(&one.kind).unwrap_or_default();
+            [one.kind.clone(), one.method.clone(), one.status.clone(), one.count.to_string(), mean]
+        };
+        let table = rows(&["ASKED", "METHOD", "STATUS", "COUNT", "MEAN OF ALL SUCH"], stats.requests.iter().map(row));
+        lines.extend([String::new(), table.trim_end().to_owned()]);
+    }
+    if !held.largest.is_empty() {
+        let row = |one: &RepositorySize| [one.name.clone(), Bytes(one.size).to_string()];
+        let table = rows(&["LARGEST REPOSITORIES", "SIZE"], held.largest.iter().take(10).map(row));
+        lines.extend([String::new(), table.trim_end().to_owned()]);
+    }
+    if !stats.caches.is_empty() {
+        lines.extend([String::new(), caches(&stats.caches).trim_end().to_owned()]);
+    }
     lines.join("\n")
 }
 

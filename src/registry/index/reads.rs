@@ -145,6 +145,17 @@ impl Index {
         })
     }
 
+    /// What all blobs take, in bytes.
+    pub fn blob_bytes(&self) -> Result<u64, Refused> {
+        self.read(|read| {
+            let mut bytes: u64 = 0;
+            for row in read.open_table(BLOBS)?.range::<&str>(..)? {
+                bytes = bytes.saturating_add(row?.1.value().0);
+            }
+            Ok(bytes)
+        })
+    }
+
     /// How many repositories, manifests, tags and blobs there are.
     pub fn counts(&self) -> Result<[u64; 4], Refused> {
         self.read(|read| {

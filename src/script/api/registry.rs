@@ -162,6 +162,14 @@ fn caches(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Resu
 fn rules(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
     let shared = cluster.clone();
     registry.set(
+        "stats",
+        lua.create_async_function(move |lua, ()| {
+            let cluster = shared.clone();
+            async move { from_timed(&lua, &cluster.image_stats().await.map_err(raise)?) }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
         "rules",
         lua.create_async_function(move |lua, ()| {
             let cluster = shared.clone();
