@@ -59,6 +59,16 @@ fn a_worker_keeps_the_images_and_every_host_has_a_door() {
     let lab = Lab::engines(3);
     lab.run("n3", &["sh", "-c", "echo 'roles = [\"registry\"]' >/run/neap.toml"]);
     let daemon = cluster(&lab);
+    // A worker is given what the cluster tells other registries: that is said, once.
+    let said = daemon.fails(&["registry", "ls"]);
+    assert!(said.contains("neap registry keeper"), "{said}");
+    assert_eq!(daemon.ok(&["registry", "keeper"]), "no host keeps the images\ncould as well: n3\n");
+    let said = daemon.fails(&["registry", "keeper", "n2"]);
+    assert!(said.contains("does not offer"), "{said}");
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("keeper.lua");
+    std::fs::write(&file, "print(registry.keeper('n3').node, registry.keeper().connected)").unwrap();
+    assert_eq!(daemon.ok(&["run", file.to_str().unwrap()]), "n3\ttrue\n");
     is_kept(&daemon);
     let image = format!("{DOOR}/shop/demo:1");
 
@@ -212,6 +222,16 @@ fn a_manager_keeps_the_images_whoever_leads() {
     daemons[0].up(&[]);
     eventually("the door of n1 is open again", 20, || (asked(&lab, "n1", "/v2/a/tags/list").0 == "200").then_some(()));
     pushes("n1", "five");
+    // A second one that would keep them does not, and is a door as all others are.
+    daemons[0].end("TERM");
+    daemons[0].up(&["NEAP_ROLES=registry"]);
+    eventually("the door of n1 leads to n2", 20, || {
+        (asked(&lab, "n1", "/v2/a/tags/list").1.contains("five")).then_some(())
+    });
+    pushes("n1", "six");
+    eventually("n1 is known to offer it", 20, || {
+        (daemons[2].ok(&["registry", "keeper"]).ends_with("could as well: n1\n")).then_some(())
+    });
     // The one that keeps it ends, and is there again with all.
     daemons[1].end("TERM");
     assert_eq!(asked(&lab, "n3", "/v2/").0, "503");
@@ -219,5 +239,12 @@ fn a_manager_keeps_the_images_whoever_leads() {
     is_kept(&daemons[2]);
     eventually("the door leads there", 20, || (asked(&lab, "n3", "/v2/a/tags/list").0 == "200").then_some(()));
     let (_, body) = asked(&lab, "n3", "/v2/a/tags/list");
-    assert!(body.contains("five") && body.contains("one"), "{body}");
+    assert!(body.contains("six") && body.contains("one"), "{body}");
+    // Another is named: it begins with what it has, and every door leads there.
+    daemons[2].ok(&["registry", "keeper", "n1"]);
+    for node in ["n1", "n2", "n3"] {
+        eventually("the door leads to n1", 20, || (asked(&lab, node, "/v2/a/tags/list").0 == "404").then_some(()));
+    }
+    daemons[2].ok(&["registry", "keeper", "n2"]);
+    eventually("the door leads to n2", 20, || (asked(&lab, "n1", "/v2/a/tags/list").0 == "200").then_some(()));
 }

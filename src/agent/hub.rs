@@ -64,6 +64,18 @@ struct State {
     connected: BTreeMap<NodeId, Member>,
 }
 
+/// The hosts of the cluster: nothing for one that is not connected.
+pub type ImageHosts = BTreeMap<NodeId, Option<Seat>>;
+
+/// A host that is connected.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Seat {
+    /// Whether a daemon acts on it.
+    pub daemon: bool,
+    /// That it would keep images.
+    pub keeps: Option<Keeps>,
+}
+
 /// What a daemon that leads tells agents, and answers them.
 #[derive(Clone)]
 pub struct Served {
@@ -102,8 +114,7 @@ pub struct Hub {
     agents: watch::Sender<Arc<BTreeMap<NodeId, Agent>>>,
     observer: Mutex<Option<mpsc::UnboundedSender<(NodeId, Observed)>>>,
     served: watch::Sender<Option<Served>>,
-    // Hosts that keep images.
-    keepers: watch::Sender<BTreeMap<NodeId, Keeps>>,
+    image_hosts: watch::Sender<Arc<ImageHosts>>,
     /// Something changed that balancers have to do with: one has come, gone or begun anew.
     pub stirred: Notify,
 }
@@ -119,7 +130,7 @@ impl Hub {
             agents: watch::Sender::default(),
             observer: Mutex::default(),
             served: watch::Sender::default(),
-            keepers: watch::Sender::default(),
+            image_hosts: watch::Sender::default(),
             stirred: Notify::new(),
         };
         hub.publish(&hub.state());
@@ -164,12 +175,14 @@ impl Hub {
         }
         let version = Some(env!("CARGO_PKG_VERSION").to_owned());
         agents.insert(self.own.clone(), Agent { connected: true, daemon: true, version, service: None });
-        let keepers = state.connected.iter().filter_map(|(node, member)| Some((node.clone(), member.keeps.clone()?)));
-        let own = self.worker.says_keeps().map(|keeps| (self.own.clone(), keeps));
-        let keepers: BTreeMap<NodeId, Keeps> = keepers.chain(own).collect();
-        self.keepers.send_if_modified(|now| {
-            let changed = *now != keepers;
-            *now = keepers;
+        let mut hosts: ImageHosts = state.known.keys().map(|node| (node.clone(), None)).collect();
+        for (node, member) in &state.connected {
+            hosts.insert(node.clone(), Some(Seat { daemon: member.daemon, keeps: member.keeps.clone() }));
+        }
+        hosts.insert(self.own.clone(), Some(Seat { daemon: true, keeps: self.worker.says_keeps() }));
+        self.image_hosts.send_if_modified(|now| {
+            let changed = **now != hosts;
+            *now = Arc::new(hosts);
             changed
         });
         self.agents.send_if_modified(|now| {
@@ -214,11 +227,11 @@ impl Hub {
                 keeps: hello.registry.clone(),
             };
             state.connected.insert(node.clone(), member);
+            // What was told between its welcome and now.
+            let keeper = self.worker.registry.borrow().clone();
+            keeper.into_iter().for_each(|keeper| _ = frames.try_send(Frame::Registry(keeper)));
             self.publish(&state);
         }
-        // What was told between its welcome and now.
-        let keeper = self.worker.registry.borrow().clone();
-        keeper.into_iter().for_each(|keeper| _ = frames.try_send(Frame::Registry(keeper)));
         self.stirred.notify_one();
         // Nothing of it lives on when the connection is given up.
         let mut tasks = tokio::task::JoinSet::new();
@@ -314,15 +327,16 @@ impl Hub {
         }
     }
 
-    /// The hosts that keep images and are connected, as they change.
-    pub fn keepers(&self) -> watch::Receiver<BTreeMap<NodeId, Keeps>> {
-        self.keepers.subscribe()
+    /// The hosts, and which of them would keep images, as they change.
+    pub fn image_hosts(&self) -> watch::Receiver<Arc<ImageHosts>> {
+        self.image_hosts.subscribe()
     }
 
     /// Tells all hosts where the cluster's images are kept, and those who come what was told last.
     pub fn tell_registry(&self, keeper: &Keeper) {
+        let state = self.state();
         self.worker.told_registry(keeper.clone());
-        for member in self.state().connected.values() {
+        for member in state.connected.values() {
             // One that takes nothing now hears it when it connects anew.
             let _ = member.frames.try_send(Frame::Registry(keeper.clone()));
         }

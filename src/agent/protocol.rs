@@ -87,8 +87,11 @@ pub enum Frame {
 /// That a host keeps images.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Keeps {
-    /// The port at which the doors of other hosts reach it.
+    /// The port at which the doors of other hosts reach it; 0: it would, and cannot listen.
     pub port: u16,
+    /// At this address, where that is not the node's.
+    #[serde(default)]
+    pub address: Option<std::net::IpAddr>,
     /// The fingerprint of the certificate that it shows there.
     pub fingerprint: String,
 }

@@ -5,13 +5,14 @@ use futures_util::StreamExt;
 use super::routes::{route, schema};
 use super::{About, Answer, Call, Route, json, lines};
 use crate::client::images::{
-    CacheInfo, CacheSettings, ImageInfo, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed, PruneAsk, Pruned,
-    RegistryStats, Rule, RuleSettings,
+    CacheInfo, CacheSettings, ImageInfo, ImageKeeper, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed,
+    KeeperAsk, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
 };
 use crate::model::right::Role;
-use crate::model::{Result, strict};
+use crate::model::{Error, Kind, Result, strict};
 use crate::registry::name::{self, Repository};
 use crate::registry::refused::Refused;
+use crate::registry::rules::{Action, Rules};
 
 /// All of them.
 pub fn all() -> Vec<Route> {
@@ -70,6 +71,24 @@ pub fn all() -> Vec<Route> {
                 "Reads all blobs once more; how far that is, a line each",
                 Admin,
                 |call| Box::pin(scrub(call)),
+            )
+        },
+        Route {
+            response: schema::<ImageKeeper>(),
+            ..route("GET", "/v1/image-registry/keeper", "Which host of a Swarm keeps the images", Viewer, |call| {
+                Box::pin(keeper(call))
+            })
+        },
+        Route {
+            change: Some("images.keeper"),
+            request: schema::<KeeperAsk>(),
+            response: schema::<ImageKeeper>(),
+            ..route(
+                "PUT",
+                "/v1/image-registry/keeper",
+                "Lets another host keep the images, with what it has; what the one before had stays there",
+                Admin,
+                |call| Box::pin(name_keeper(call)),
             )
         },
         Route {
@@ -150,37 +169,55 @@ pub fn all() -> Vec<Route> {
 async fn repositories(call: Call) -> Result<Answer> {
     let prefix = call.query.get("prefix").map(String::as_str).unwrap_or_default();
     let mut all = call.api.cluster.image_repositories(prefix).await?;
-    all.retain(|repository| repository.name.starts_with(&call.principal.prefix));
+    let rules = known_rules(&call).await?;
+    let sees = |name: &str| rules.allow(&call.principal, name, Action::Pull);
+    all.retain(|repository| repository.name.starts_with(&call.principal.prefix) && sees(&repository.name));
     json(&all)
 }
 
-// Whoever is confined to some names is so by the repository's, however the image is written.
-fn own(call: &Call, role: Role, repository: &Repository) -> Result<()> {
-    call.principal.require(role, Some(repository.as_str()))
+async fn known_rules(call: &Call) -> Result<Rules> {
+    Rules::of(call.api.cluster.image_rules().await?)
+}
+
+// Whoever is confined to some names is so by the repository's, however the image is written; and its rules are for all ways to it.
+async fn allowed(call: &Call, role: Role, repository: &Repository, action: Action) -> Result<()> {
+    let name = repository.as_str();
+    call.principal.require(role, Some(name))?;
+    match known_rules(call).await?.allow(&call.principal, name, action) {
+        true => Ok(()),
+        false => {
+            Err(Error::new(Kind::Forbidden, format!("repository {name}"), "has a rule that names who may do that"))
+        }
+    }
 }
 
 async fn tags(call: Call) -> Result<Answer> {
     let repository: Repository = call.name().parse().map_err(Refused::into_error)?;
-    own(&call, Role::Viewer, &repository)?;
+    allowed(&call, Role::Viewer, &repository, Action::Pull).await?;
     json(&call.api.cluster.image_tags(repository.as_str()).await?)
 }
 
 async fn image(call: Call) -> Result<Answer> {
     let (repository, _) = name::image(call.name()).map_err(Refused::into_error)?;
-    own(&call, Role::Viewer, &repository)?;
+    allowed(&call, Role::Viewer, &repository, Action::Pull).await?;
     json(&call.api.cluster.image(call.name()).await?)
 }
 
 async fn resolve(call: Call) -> Result<Answer> {
     let image = call.query.get("image").map(String::as_str).unwrap_or_default();
-    let (repository, _) = name::image(image).map_err(Refused::into_error)?;
-    own(&call, Role::Viewer, &repository)?;
+    // Another registry is asked as the whole cluster: that is for those who deploy from it, and are confined to no names.
+    if name::is_elsewhere(image) {
+        call.principal.require(Role::Deployer, None)?;
+    } else {
+        let (repository, _) = name::image(image).map_err(Refused::into_error)?;
+        allowed(&call, Role::Viewer, &repository, Action::Pull).await?;
+    }
     json(&call.api.cluster.resolve_image(image).await?)
 }
 
 async fn delete(call: Call) -> Result<Answer> {
     let (repository, _) = name::image(call.name()).map_err(Refused::into_error)?;
-    own(&call, Role::Deployer, &repository)?;
+    allowed(&call, Role::Deployer, &repository, Action::Delete).await?;
     json(&call.api.cluster.delete_image(call.name()).await?)
 }
 
@@ -191,6 +228,16 @@ async fn collect(call: Call) -> Result<Answer> {
 
 async fn scrub(call: Call) -> Result<Answer> {
     lines(call.api.cluster.scrub_images().await?.boxed())
+}
+
+async fn keeper(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.keeper().await?)
+}
+
+async fn name_keeper(call: Call) -> Result<Answer> {
+    call.principal.require(Role::Admin, None)?;
+    let KeeperAsk { node } = strict::read("keeper", &call.body)?;
+    json(&call.api.cluster.name_keeper(&node).await?)
 }
 
 async fn stats(call: Call) -> Result<Answer> {
@@ -223,6 +270,10 @@ async fn prune(call: Call) -> Result<Answer> {
     let ask: PruneAsk = strict::read("prune", &call.body)?;
     let fixed = ask.repositories.split(['*', '?', '[']).next().unwrap_or_default();
     call.principal.require(Role::Deployer, Some(fixed))?;
+    if call.principal.role < Role::Admin && known_rules(&call).await?.guard_deletion() {
+        let why = "there are rules that name who deletes: an admin's token prunes";
+        return Err(Error::new(Kind::Forbidden, format!("repositories {fixed}"), why));
+    }
     json(&call.api.cluster.prune_tags(ask).await?)
 }
 

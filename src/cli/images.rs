@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use super::output::{self, FormatArg};
 use crate::client::images::{CacheSettings, PruneAsk, RuleSettings};
 use crate::client::remote::RemoteCluster;
-use crate::client::{Images, show};
+use crate::client::{Images, Keepers, show};
 use crate::model::units::{Bytes, Duration};
 use crate::model::{Error, Kind, Result};
 
@@ -68,6 +68,13 @@ pub enum Command {
     },
     /// Show the registry in numbers: what it holds, what it was asked, how its caches fare
     Stats {
+        #[command(flatten)]
+        format: FormatArg,
+    },
+    /// Show which host of a Swarm keeps the images, or let another one, with what it has: what the one before had stays there
+    Keeper {
+        /// The node: one whose daemon or agent was started with --roles registry
+        node: Option<String>,
         #[command(flatten)]
         format: FormatArg,
     },
@@ -214,6 +221,13 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let ask = PruneAsk { repositories, tags, keep, older_than, untagged, dry_run, in_use: Vec::new() };
             let pruned = cluster.prune_tags(ask).await?;
             output::print(format.format, &pruned, || show::images::pruned(&pruned, dry_run))
+        }
+        Command::Keeper { node, format } => {
+            let keeper = match node {
+                Some(node) => cluster.name_keeper(&node).await?,
+                None => cluster.keeper().await?,
+            };
+            output::print(format.format, &keeper, || show::images::keeper(&keeper))
         }
         Command::Stats { format } => {
             let stats = cluster.image_stats().await?;

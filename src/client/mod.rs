@@ -31,7 +31,7 @@ use self::catalog::{
     CatalogRestored, CatalogSnapshot, FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register,
     Report,
 };
-pub use self::images::Images;
+pub use self::images::{Images, Keepers};
 use self::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use self::members::JoinTicket;
 use self::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
@@ -201,7 +201,7 @@ pub struct LogEntry {
 
 /// A cluster, here or elsewhere.
 #[async_trait]
-pub trait Cluster: Images + Send + Sync {
+pub trait Cluster: Images + Keepers + Send + Sync {
     /// Who answers.
     async fn info(&self) -> Result<Info>;
 

@@ -61,7 +61,8 @@ pub async fn run(options: AgentOptions) -> Result<()> {
         worker: &worker,
         tokens: None,
         leading: Arc::new(keeper::Agent),
-        peer: ([0, 0, 0, 0], keeper::PORT).into(),
+        peer: None,
+        node: identity.node.as_str().into(),
     };
     images.serve(clock.clone()).await?;
     let source = Arc::new(Following::new(worker.clone(), &identity.node, &options.discovery));

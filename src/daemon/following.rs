@@ -272,7 +272,11 @@ impl Answers {
         let keeper = self.hub.worker().registry.borrow().clone();
         match keeper {
             Some(keeper) if keeper.node == *node => Ok(()),
-            _ => Err(Error::new(Kind::Forbidden, "agent", "is not on the host that keeps the cluster's images")),
+            // One that leads since a moment ago may not know yet.
+            _ => {
+                let why = "is not on the host that keeps the cluster's images, as far as is known here";
+                Err(Error::new(Kind::Unavailable, "agent", why).retry(true))
+            }
         }
     }
 

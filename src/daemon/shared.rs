@@ -172,7 +172,8 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         worker: &worker,
         tokens: Some(Arc::new(StoredSecrets(shared))),
         leading: following.clone(),
-        peer: SocketAddr::new(peer.ip(), super::images::keeper::PORT),
+        peer: Some(SocketAddr::new(peer.ip(), super::images::keeper::PORT)),
+        node: node.as_str().into(),
     };
     images.serve(clock.clone()).await?;
     let keys = {
@@ -253,14 +254,16 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
         let fence = store.clone();
         let leads: discovery::Leads = Arc::new(move || fence.leads());
         following.lead(&options.discovery, &runtime, &audit, &door.hub, leads).await?;
-        runtime.serve_images(Arc::new(choose::asked(&door.hub)));
         let sealed = Vault::open(&options.data)?;
-        let choice = choose::Choice {
+        let choice = Arc::new(choose::Choice {
             hub: door.hub.clone(),
             store: store.clone(),
             nodes: door.nodes.clone(),
             secret: Box::new(move |generation| sealed.shared_secret(&format!("image registry {generation}"))),
-        };
+            named: tokio::sync::Notify::new(),
+        });
+        choice.recall()?;
+        runtime.serve_images(Arc::new(choose::asked(&door.hub)), Some(choice.clone()));
         tokio::spawn(choice.keep());
         let (cluster, clock) = (runtime.clone(), clock.clone());
         let (memory, host): (Option<Arc<dyn api::Remembers>>, _) = (Some(memory.clone()), host.clone());

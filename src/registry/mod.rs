@@ -115,7 +115,8 @@ impl ImageRegistry {
         let uploads = Arc::new(Uploads::open(folder).map_err(failed)?);
         let index = Index::open(&folder.join("index.redb"))?;
         let failed = |refused: Refused| Error::new(Kind::Corrupt, "image registry", refused.why);
-        let caches = Caches::read(index.settings(Caches::setting()).map_err(failed)?);
+        let has_copies = index.has_copies(None).map_err(failed)?;
+        let caches = Caches::read(index.settings(Caches::setting()).map_err(failed)?, has_copies);
         let rules = Rules::read(index.settings(Rules::setting()).map_err(failed)?)?;
         let (happened, _) = broadcast::channel(WAITING);
         let (room, syncing) = (Arc::new(Semaphore::new(ROOM as usize)), Semaphore::new(SYNCING));
@@ -257,7 +258,7 @@ impl ImageRegistry {
         })
         .await?;
         fault::point("registry.before-index");
-        let quota = self.quota_of(repository);
+        let quota = self.quota_of(repository)?;
         self.index.add_blob(repository, digest, size, self.now(), quota).await?;
         drop(coming);
         Ok(size)
@@ -268,7 +269,7 @@ impl ImageRegistry {
         if !self.disk.is_there(digest) {
             return Ok(false);
         }
-        self.index.mount(from, to, digest, self.now(), self.quota_of(to)).await
+        self.index.mount(from, to, digest, self.now(), self.quota_of(to)?).await
     }
 
     /// A blob is no more of a repository.
@@ -364,15 +365,16 @@ impl ImageRegistry {
     }
 
     // A copy counts for nobody.
-    fn quota_of(&self, repository: &Repository) -> Option<u64> {
-        self.rules.quota(repository.as_str()).filter(|_| self.caches.over(repository).is_none())
+    fn quota_of(&self, repository: &Repository) -> Result<Option<u64>, Refused> {
+        let Some(quota) = self.rules.quota(repository.as_str()) else { return Ok(None) };
+        Ok(if self.is_copied(repository)? { None } else { Some(quota) })
     }
 
     async fn delete(&self, repository: &Repository, reference: &Reference) -> Result<(), Refused> {
         let immutable = self.rules.immutable(repository.as_str());
         match reference {
             Reference::Tag(tag) => {
-                self.index.delete_tag(repository, tag, immutable).await?;
+                self.index.delete_tag(repository, tag, immutable, None).await?;
                 self.tell(false, repository, Some(tag.clone()), None, String::new());
             }
             Reference::Digest(digest) => {

@@ -108,6 +108,13 @@ impl FromStr for Reference {
     }
 }
 
+/// Whether an image is one of another registry, by its name: it begins with a host that is not this one.
+pub fn is_elsewhere(image: &str) -> bool {
+    let host = image.split_once('/').map_or("", |(host, _)| host);
+    let name = host.split(':').next().unwrap_or_default();
+    host.contains(['.', ':']) && !matches!(name, "localhost" | "127.0.0.1" | "[")
+}
+
 /// An image as people write it: `shop/api:1.0`, `shop/api@sha256:...`, with `:latest` where neither is said. A registry's host before
 /// it, as images have it, is left out.
 pub fn image(text: &str) -> Result<(Repository, Reference), Refused> {

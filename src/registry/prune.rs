@@ -8,7 +8,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::ImageRegistry;
-use super::name::{self, Reference, Repository};
+use super::name::{self, Repository};
 use super::refused::{Code, Refused};
 use super::upload::aside;
 use crate::model::clock::Timestamp;
@@ -79,8 +79,14 @@ struct InUse(BTreeMap<String, BTreeSet<String>>);
 impl InUse {
     fn of(images: &[String]) -> Self {
         let mut all = InUse::default();
-        for image in images {
-            if let Ok((repository, reference)) = name::image(image) {
+        // As it is, and without what may be the registry's host: what stays for nothing does no harm.
+        let both = |image: &String| {
+            let rest =
+                image.split_once('/').filter(|(host, _)| host.contains(['.', ':'])).map(|(_, rest)| rest.to_owned());
+            [Some(image.clone()), rest]
+        };
+        for image in images.iter().flat_map(both).flatten() {
+            if let Ok((repository, reference)) = name::image(&image) {
                 all.0.entry(repository.to_string()).or_default().insert(reference.as_str().to_owned());
             }
         }
@@ -117,7 +123,7 @@ impl ImageRegistry {
             for name in page.names.iter().filter(|name| repositories.matches(name)) {
                 let repository: Repository = name.parse().map_err(Refused::into_error)?;
                 // What is a copy goes by itself.
-                if self.caches.over(&repository).is_none() {
+                if !self.is_copied(&repository).map_err(Refused::into_error)? {
                     self.prune_one(&repository, &tags, &ask, &in_use, &mut pruned)
                         .await
                         .map_err(Refused::into_error)?;
@@ -172,16 +178,17 @@ impl ImageRegistry {
         Ok(())
     }
 
-    // False: it leads elsewhere by now.
+    // False: it leads elsewhere by now, or is gone.
     async fn drop_tag(self: &Arc<Self>, repository: &Repository, tag: &str, digest: &str) -> Result<bool, Refused> {
-        let reference = Reference::Tag(tag.to_owned());
-        match self.index.manifest(repository, &reference) {
-            Ok(found) if found.digest.as_str() == digest => {}
-            Ok(_) => return Ok(false),
-            Err(refused) if refused.code == Code::ManifestUnknown => return Ok(false),
-            Err(refused) => return Err(refused),
+        let immutable = self.rules.immutable(repository.as_str());
+        match self.index.delete_tag(repository, tag, immutable, Some(digest.to_owned())).await {
+            Ok(()) => {
+                self.tell(false, repository, Some(tag.to_owned()), None, String::new());
+                Ok(true)
+            }
+            Err(refused) if refused.code == Code::ManifestUnknown => Ok(false),
+            Err(refused) => Err(refused),
         }
-        self.delete_manifest(repository, &reference).await.map(|()| true)
     }
 
     async fn prune_untagged(
@@ -203,7 +210,7 @@ impl ImageRegistry {
                     pruned.in_use += u64::from(running.insert(digest));
                     continue;
                 }
-                if !dry_run && !self.index.drop_untagged(repository, &digest, self.now()).await? {
+                if !dry_run && !self.index.drop_untagged(repository, &digest, before, self.now()).await? {
                     continue;
                 }
                 if !dry_run {

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::ImageRegistry;
 use super::refused::Refused;
+use crate::model::right::{Principal, Role};
 use crate::model::units::Bytes;
 use crate::model::{Error, Kind, Result as ModelResult};
 
@@ -138,11 +139,42 @@ impl Rules {
         })
     }
 
+    fn any_list(&self, is: impl Fn(&[String]) -> bool) -> bool {
+        let has = |rule: &Read| {
+            let RuleSettings { pull, push, delete, .. } = &rule.settings;
+            [pull, push, delete].into_iter().flatten().any(|list| is(list))
+        };
+        self.all().iter().any(has)
+    }
+
     /// Whether any rule wants to know who somebody is.
     pub fn want_names(&self) -> bool {
-        let lists =
-            |rule: &Read| [rule.settings.pull.clone(), rule.settings.push.clone(), rule.settings.delete.clone()];
-        self.all().iter().flat_map(lists).flatten().any(|list| !list.iter().any(|who| who == ANYBODY))
+        self.any_list(|list| !list.iter().any(|who| who == ANYBODY))
+    }
+
+    /// Whether any rule lets in who does not say.
+    pub fn name_anybody(&self) -> bool {
+        self.any_list(|list| list.iter().any(|who| who == ANYBODY))
+    }
+
+    /// Those of a list, as it is told.
+    pub fn of(all: Vec<Rule>) -> ModelResult<Self> {
+        let read = all.into_iter().map(|one| Read::new(&one.repositories, one.rule));
+        let mut all = read.collect::<ModelResult<Vec<_>>>()?;
+        order(&mut all);
+        Ok(Rules(RwLock::new(Arc::new(all))))
+    }
+
+    /// Whether somebody may, as far as a rule says: whoever may change the rules may all.
+    pub fn allow(&self, principal: &Principal, repository: &str, action: Action) -> bool {
+        let is_named =
+            |all: Vec<String>| all.iter().any(|who| [ANYBODY, KNOWN, &principal.name].contains(&who.as_str()));
+        principal.role >= Role::Admin || self.who(repository, action).is_none_or(is_named)
+    }
+
+    /// Whether any rule names who deletes.
+    pub fn guard_deletion(&self) -> bool {
+        self.all().iter().any(|rule| rule.settings.delete.is_some())
     }
 
     /// The tags that stay as they are.

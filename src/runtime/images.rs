@@ -11,8 +11,8 @@ use super::asked::channel;
 use super::{Message, Parts, Runtime, logins};
 use crate::client::Stream1;
 use crate::client::images::{
-    CacheInfo, CacheSettings, ImageInfo, ImagePart, ImageReferrer, ImageRepository, ImageTag, Images, ImagesCollected,
-    ImagesScrubbed, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
+    CacheInfo, CacheSettings, ImageInfo, ImageKeeper, ImagePart, ImageReferrer, ImageRepository, ImageTag, Images,
+    ImagesCollected, ImagesScrubbed, Keepers, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
 };
 use crate::model::clock::Timestamp;
 use crate::model::event::{AboutImage, What};
@@ -25,6 +25,9 @@ use crate::registry::refused::Refused;
 use crate::registry::{Collected, Happened, ImageRegistry};
 use crate::scheduler::world::Note;
 
+/// Where images are kept, and in a Swarm who chooses the host that does.
+pub type Kept = (Arc<dyn Images>, Option<Arc<dyn Keepers>>);
+
 /// The registry of this host.
 pub struct LocalImages {
     /// It.
@@ -35,8 +38,13 @@ pub struct LocalImages {
 
 impl Runtime {
     /// The cluster's images are kept there.
-    pub fn serve_images(&self, images: Arc<dyn Images>) {
-        let _ = self.images.set(images);
+    pub fn serve_images(&self, images: Arc<dyn Images>, keepers: Option<Arc<dyn Keepers>>) {
+        let _ = self.images.set((images, keepers));
+    }
+
+    fn keepers(&self) -> Result<&Arc<dyn Keepers>> {
+        let none = || Error::new(Kind::Unsupported, "image registry", "is on the one host that there is");
+        self.images.get().and_then(|(_, keepers)| keepers.as_ref()).ok_or_else(none)
     }
 
     /// Who knows what registries are told by the whole cluster.
@@ -49,74 +57,85 @@ impl Runtime {
         let _ = self.messages.send(Message::Note(note(happened)));
     }
 
-    fn keeper(&self) -> Result<&Arc<dyn Images>> {
-        self.images.get().ok_or_else(|| {
+    fn kept(&self) -> Result<&Arc<dyn Images>> {
+        self.images.get().map(|(images, _)| images).ok_or_else(|| {
             Error::new(Kind::Unavailable, "image registry", "this daemon keeps none").help("neap up --registry-listen")
         })
     }
 }
 
 #[async_trait]
+impl Keepers for Runtime {
+    async fn keeper(&self) -> Result<ImageKeeper> {
+        self.keepers()?.keeper().await
+    }
+
+    async fn name_keeper(&self, node: &str) -> Result<ImageKeeper> {
+        self.keepers()?.name_keeper(node).await
+    }
+}
+
+#[async_trait]
 impl Images for Runtime {
     async fn image_repositories(&self, prefix: &str) -> Result<Vec<ImageRepository>> {
-        self.keeper()?.image_repositories(prefix).await
+        self.kept()?.image_repositories(prefix).await
     }
 
     async fn image_tags(&self, repository: &str) -> Result<Vec<ImageTag>> {
-        self.keeper()?.image_tags(repository).await
+        self.kept()?.image_tags(repository).await
     }
 
     async fn image(&self, name: &str) -> Result<ImageInfo> {
-        self.keeper()?.image(name).await
+        self.kept()?.image(name).await
     }
 
     async fn resolve_image(&self, name: &str) -> Result<String> {
-        self.keeper()?.resolve_image(name).await
+        self.kept()?.resolve_image(name).await
     }
 
     async fn delete_image(&self, name: &str) -> Result<()> {
-        self.keeper()?.delete_image(name).await
+        self.kept()?.delete_image(name).await
     }
 
     async fn collect_images(&self, dry_run: bool) -> Result<ImagesCollected> {
-        self.keeper()?.collect_images(dry_run).await
+        self.kept()?.collect_images(dry_run).await
     }
 
     async fn scrub_images(&self) -> Result<Stream1<ImagesScrubbed>> {
-        self.keeper()?.scrub_images().await
+        self.kept()?.scrub_images().await
     }
 
     async fn image_caches(&self) -> Result<Vec<CacheInfo>> {
-        self.keeper()?.image_caches().await
+        self.kept()?.image_caches().await
     }
 
     async fn set_image_cache(&self, prefix: &str, settings: CacheSettings) -> Result<CacheInfo> {
-        self.keeper()?.set_image_cache(prefix, settings).await
+        self.kept()?.set_image_cache(prefix, settings).await
     }
 
     async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
-        self.keeper()?.remove_image_cache(prefix).await
+        self.kept()?.remove_image_cache(prefix).await
     }
 
     async fn image_stats(&self) -> Result<RegistryStats> {
-        self.keeper()?.image_stats().await
+        self.kept()?.image_stats().await
     }
 
     async fn image_rules(&self) -> Result<Vec<Rule>> {
-        self.keeper()?.image_rules().await
+        self.kept()?.image_rules().await
     }
 
     async fn set_image_rule(&self, repositories: &str, rule: RuleSettings) -> Result<Rule> {
-        self.keeper()?.set_image_rule(repositories, rule).await
+        self.kept()?.set_image_rule(repositories, rule).await
     }
 
     async fn remove_image_rule(&self, repositories: &str) -> Result<()> {
-        self.keeper()?.remove_image_rule(repositories).await
+        self.kept()?.remove_image_rule(repositories).await
     }
 
     async fn prune_tags(&self, mut ask: PruneAsk) -> Result<Pruned> {
         ask.in_use.extend(self.images_in_use());
-        self.keeper()?.prune_tags(ask).await
+        self.kept()?.prune_tags(ask).await
     }
 }
 
@@ -154,10 +173,7 @@ impl Images for LocalImages {
     }
 
     async fn resolve_image(&self, name: &str) -> Result<String> {
-        // By its name at the door, or none of another registry.
-        let is_here = name.strip_prefix(&self.door).is_some_and(|rest| rest.starts_with('/'));
-        let host = name.split_once('/').map_or("", |(host, _)| host);
-        if !is_here && (host.contains(['.', ':']) || host == "localhost") {
+        if name::is_elsewhere(name) {
             return self.registry.resolve_elsewhere(name).await;
         }
         let (repository, reference) = name::image(name).map_err(Refused::into_error)?;

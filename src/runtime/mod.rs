@@ -156,7 +156,7 @@ pub struct Runtime {
     failed: handlers::Failed,
     registry: Arc<catalog::Registry>,
     kv: Arc<kv::Kv>,
-    images: std::sync::OnceLock<Arc<dyn crate::client::Images>>,
+    images: std::sync::OnceLock<images::Kept>,
 }
 
 impl Runtime {

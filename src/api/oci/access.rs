@@ -19,7 +19,7 @@ use crate::model::right::{Principal, Role};
 use crate::model::{Error, Kind, Result};
 use crate::registry::name::Repository;
 use crate::registry::refused::{Code, Refused};
-use crate::registry::rules::{ANYBODY, Action, KNOWN, Rules};
+use crate::registry::rules::{ANYBODY, Action, Rules};
 use crate::store::Store;
 
 /// What is asked of clients.
@@ -81,7 +81,10 @@ pub struct Gate {
 /// Who asks.
 pub enum Caller {
     /// Nobody has to say.
-    Anybody,
+    Anybody {
+        /// Where no rule says, they see what is there.
+        sees_all: bool,
+    },
     /// The bearer of a token.
     Known(Principal),
 }
@@ -89,14 +92,14 @@ pub enum Caller {
 impl Caller {
     /// Whether a repository is theirs to see.
     pub fn sees(&self, rules: &Rules, repository: &str) -> bool {
-        let allowed = rules.who(repository, Action::Pull);
-        let is_named =
-            |names: &[&str]| allowed.as_ref().is_none_or(|all| all.iter().any(|who| names.contains(&who.as_str())));
         match self {
-            Caller::Anybody => is_named(&[ANYBODY]),
+            Caller::Anybody { sees_all } => match rules.who(repository, Action::Pull) {
+                Some(all) => all.iter().any(|who| who == ANYBODY),
+                None => *sees_all,
+            },
             Caller::Known(principal) => {
-                let may = principal.role >= Role::Admin || is_named(&[ANYBODY, KNOWN, &principal.name]);
-                may && principal.require(Role::Viewer, Some(repository)).is_ok()
+                rules.allow(principal, repository, Action::Pull)
+                    && principal.require(Role::Viewer, Some(repository)).is_ok()
             }
         }
     }
@@ -167,6 +170,10 @@ impl Gate {
         }
     }
 
+    fn anybody(&self) -> Caller {
+        Caller::Anybody { sees_all: self.access != Access::Token }
+    }
+
     /// Who asks, if they may: as a rule for the repository says, or else as it is everywhere.
     pub async fn check(
         &self,
@@ -184,7 +191,7 @@ impl Gate {
         let allowed = asked.repository().and_then(|repository| rules.who(repository.as_str(), action));
         let wants_names = self.access != Access::Open || rules.want_names();
         if !wants_names || (self.access == Access::Open && allowed.is_none() && asked.repository().is_some()) {
-            return Ok(Caller::Anybody);
+            return Ok(self.anybody());
         }
         let Some(principal) = self.principal(&said(headers)?).await? else {
             // Whoever asks whether this is a registry is told how to say who they are: Docker asks for nothing else later.
@@ -193,12 +200,11 @@ impl Gate {
                 Some(all) => all.iter().any(|who| who == ANYBODY),
                 None => says_nobody && (self.access == Access::Open || (self.access == Access::Pull && looks)),
             };
-            return if may { Ok(Caller::Anybody) } else { Err(unauthorized("a token is needed: docker login")) };
+            return if may { Ok(self.anybody()) } else { Err(unauthorized("a token is needed: docker login")) };
         };
         // Whoever may change the rules is not locked out by them.
-        if let (Some(all), Some(repository)) = (&allowed, asked.repository())
-            && principal.role < Role::Admin
-            && !all.iter().any(|who| [ANYBODY, KNOWN, &principal.name].contains(&who.as_str()))
+        if let Some(repository) = asked.repository()
+            && !rules.allow(&principal, repository.as_str(), action)
         {
             let why = format!("{} may not do that with {repository}: a rule names who may", principal.name);
             return Err(Refused::new(Code::Denied, why).about(repository.as_str()));
@@ -227,7 +233,7 @@ impl Gate {
         let said = said(headers)?;
         let is_looked_at = self.access != Access::Open || rules.want_names();
         let token = match &said {
-            Said::Nothing if self.access == Access::Token => {
+            Said::Nothing if self.access == Access::Token && !rules.name_anybody() => {
                 return Err(unauthorized("a token is needed: docker login"));
             }
             Said::Nothing => ANYBODY.to_owned(),

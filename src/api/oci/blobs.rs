@@ -135,7 +135,11 @@ async fn body(content: Content, range: Range<u64>) -> Result<Body, Refused> {
         while at < range.end {
             let until = match &fetch {
                 None => Ok(range.end),
-                Some(fetch) => fetch.until(at).await,
+                // Nobody waits for a client that is gone.
+                Some(fetch) => tokio::select! {
+                    until = fetch.until(at) => until,
+                    () = sender.closed() => return,
+                },
             };
             let (part, end) = match until {
                 Ok(until) => {

@@ -2,13 +2,14 @@
 //! before the first of them, in one line within TLS.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncRead, AsyncReadExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use super::server::{MAX_CONNECTIONS, PATIENCE, Tls, speak};
+use super::server::{MAX_CONNECTIONS, Tls, speak};
 use super::{Access, Gate, Oci, Tokens, Users};
 use crate::api::server::accept_each;
 use crate::model::id::sha256_hex;
@@ -17,6 +18,12 @@ use crate::registry::ImageRegistry;
 
 /// The first word of a door.
 const WORD: &str = "neap-door-1";
+/// How the registry answers a door that it knows.
+pub const WELCOME: u8 = b'+';
+/// How long a door has to say who it is.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How often it is told that one was turned away.
+const TELL: Duration = Duration::from_secs(60);
 /// Longest line with which a door begins, in bytes.
 const LONGEST: usize = 256;
 
@@ -64,6 +71,8 @@ pub struct Doors {
     pub access: Access,
     /// What doors know: the newest secret, and those before.
     pub secrets: watch::Receiver<Vec<String>>,
+    /// When it was last told that one was turned away.
+    pub told: Mutex<Option<Instant>>,
 }
 
 impl Doors {
@@ -73,7 +82,16 @@ impl Doors {
         self.secrets.borrow().iter().any(|known| sha256_hex(known.as_bytes()) == hash)
     }
 
-    fn oci(&self, brought: Brought) -> Arc<Oci> {
+    fn turned_away(&self, from: SocketAddr) {
+        let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        if told.is_none_or(|at| at.elapsed() >= TELL) {
+            *told = Some(Instant::now());
+            tracing::warn!(%from, "a door to the image registry is not known, and was turned away");
+        }
+    }
+
+    /// As those see it who are brought so.
+    pub fn oci(&self, brought: Brought) -> Arc<Oci> {
         let access = if brought.is_own { self.access } else { Access::Token };
         let gate =
             Gate { access, tokens: self.tokens.clone(), users: self.users.clone(), is_secure: brought.is_secure };
@@ -86,13 +104,18 @@ pub async fn listen(address: SocketAddr, tls: Tls, doors: Arc<Doors>) -> Result<
     let failed = |error: std::io::Error| Error::io(format!("image registry {address}"), "listen", &error);
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    tokio::spawn(accept_each(listener, MAX_CONNECTIONS, move |stream, _| {
+    tokio::spawn(accept_each(listener, MAX_CONNECTIONS, move |stream, from| {
         let (doors, config) = (doors.clone(), tls.borrow().clone());
         async move {
             let entered = async {
                 let mut stream = tokio_rustls::TlsAcceptor::from(config).accept(stream).await.ok()?;
                 let line = first_line(&mut stream).await?;
-                Some((stream, read_line(&line, |secret| doors.is_known(secret))?))
+                let Some(brought) = read_line(&line, |secret| doors.is_known(secret)) else {
+                    doors.turned_away(from);
+                    return None;
+                };
+                stream.write_u8(WELCOME).await.ok()?;
+                Some((stream, brought))
             };
             if let Ok(Some((stream, brought))) = tokio::time::timeout(PATIENCE, entered).await {
                 speak(stream, doors.oci(brought)).await;

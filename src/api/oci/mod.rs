@@ -28,7 +28,7 @@ use crate::registry::ImageRegistry;
 use crate::registry::refused::{Code, Refused};
 
 pub use access::{Access, Gate, StoredSecrets, Tokens};
-pub use server::{Tls, listen};
+pub use server::{Tls, listen, speak};
 pub use users::Users;
 
 /// What is answered.

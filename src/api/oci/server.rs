@@ -18,7 +18,7 @@ use crate::model::{Error, Result};
 /// Most connections at once.
 pub(super) const MAX_CONNECTIONS: usize = 4096;
 /// How long a client may take for a request's head.
-pub(super) const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(30);
 /// What is read at once of a body, in bytes.
 const BUFFER: usize = 512 * 1024;
 
@@ -49,7 +49,7 @@ async fn serve(listener: TcpListener, oci: Arc<Oci>, tls: Option<Tls>) {
 }
 
 /// Speaks with one client.
-pub(super) async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, oci: Arc<Oci>) {
+pub async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, oci: Arc<Oci>) {
     let service = service_fn(move |request| {
         let oci = oci.clone();
         async move { Ok::<_, Infallible>(answer(oci, request).await) }

@@ -2,6 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -17,8 +18,10 @@ const LARGEST: u64 = 4 << 20;
 const MOST: usize = 10_000;
 /// Passwords that are tried at a time: that is slow on purpose.
 const TRYING: usize = 2;
-/// Where nobody has this name, as much is tried, so that names cannot be guessed by how long it takes.
-const NOBODY: &str = "$2b$10$CwTycUXWue0Thq9StjUM0uJ8.ElgdSWJ0Xn0kVzvGqkXo4FhV9zW2";
+/// Passwords that wait to be tried.
+const WAITING: usize = 64;
+/// Where nobody has this name, as much is tried as for those that are there, so that names cannot be guessed by how long it takes.
+const NOBODY: &str = "CwTycUXWue0Thq9StjUM0uJ8.ElgdSWJ0Xn0kVzvGqkXo4FhV9zW2";
 
 #[derive(Default)]
 struct State {
@@ -35,6 +38,7 @@ pub struct Users {
     path: PathBuf,
     state: Mutex<State>,
     trying: Semaphore,
+    waiting: AtomicUsize,
 }
 
 fn read(path: &Path) -> Result<(HashMap<String, String>, (SystemTime, u64))> {
@@ -67,7 +71,12 @@ impl Users {
     pub fn open(path: &Path) -> Result<Self> {
         let (users, stamp) = read(path)?;
         let state = State { looked: Some(Instant::now()), stamp: Some(stamp), users, right: HashSet::new() };
-        Ok(Users { path: path.to_owned(), state: Mutex::new(state), trying: Semaphore::new(TRYING) })
+        Ok(Users {
+            path: path.to_owned(),
+            state: Mutex::new(state),
+            trying: Semaphore::new(TRYING),
+            waiting: AtomicUsize::new(0),
+        })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -98,6 +107,13 @@ impl Users {
         }
     }
 
+    // As slow as the slowest.
+    fn nobody(&self) -> String {
+        let state = self.state();
+        let cost = state.users.values().filter_map(|hash| hash.get(4..6)?.parse::<u32>().ok()).max();
+        format!("$2b${:02}${NOBODY}", cost.unwrap_or(5).clamp(4, 16))
+    }
+
     /// Whether that is a user's password.
     pub async fn are(&self, name: &str, password: &str) -> bool {
         self.look();
@@ -109,19 +125,43 @@ impl Users {
             }
             state.users.get(name).cloned()
         };
+        // Whoever guesses many at once is told no.
+        let waits = Waits::new(&self.waiting);
+        if waits.1 >= WAITING {
+            return false;
+        }
         let Ok(_turn) = self.trying.acquire().await else { return false };
-        let (is_user, password) = (hash.is_some(), password.to_owned());
-        let hash = hash.unwrap_or_else(|| NOBODY.to_owned());
-        let tried = tokio::task::spawn_blocking(move || bcrypt::verify(password, &hash).unwrap_or(false));
-        let is_right = tried.await.unwrap_or(false) && is_user;
+        let (tried_with, password) = (hash.clone().unwrap_or_else(|| self.nobody()), password.to_owned());
+        let tried = tokio::task::spawn_blocking(move || bcrypt::verify(password, &tried_with).unwrap_or(false));
+        let is_right = tried.await.unwrap_or(false) && hash.is_some();
+        drop(waits);
         if is_right {
             let mut state = self.state();
+            // It may have been changed meanwhile.
+            if state.users.get(name) != hash.as_ref() {
+                return false;
+            }
             if state.right.len() >= MOST {
                 state.right.clear();
             }
             state.right.insert(mark);
         }
         is_right
+    }
+}
+
+// Counts those who wait, and how many did before.
+struct Waits<'a>(&'a AtomicUsize, usize);
+
+impl<'a> Waits<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        Waits(count, count.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+impl Drop for Waits<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

@@ -76,7 +76,14 @@ pub enum ImagesAsk {
 pub struct Answering {
     images: Arc<dyn Images>,
     // What is being read, one at a time.
-    scrub: tokio::sync::Mutex<Option<Stream1<ImagesScrubbed>>>,
+    scrub: tokio::sync::Mutex<Scrub>,
+}
+
+#[derive(Default)]
+struct Scrub {
+    steps: Option<Stream1<ImagesScrubbed>>,
+    // How far that is, or was when it ended.
+    newest: ImagesScrubbed,
 }
 
 fn value(answer: impl Serialize) -> Result<Value> {
@@ -111,26 +118,34 @@ impl Answering {
         }
     }
 
-    // The newest of what is said within a moment.
+    // The newest of what is said within a moment. Whoever begins while one goes on joins it.
     async fn scrub(&self, begin: bool) -> Result<ImagesScrubbed> {
-        let mut slot = self.scrub.lock().await;
-        if begin {
-            *slot = Some(self.images.scrub_images().await?);
+        let mut scrub = self.scrub.lock().await;
+        if begin && scrub.steps.is_none() {
+            *scrub = Scrub { steps: Some(self.images.scrub_images().await?), newest: ImagesScrubbed::default() };
         }
         let until = tokio::time::Instant::now() + STEP;
-        let mut newest = ImagesScrubbed::default();
-        let nothing = || Error::new(Kind::Conflict, "scrub", "was begun anew by somebody else, or is over");
-        let Some(steps) = slot.as_mut() else { return Err(nothing()) };
-        while let Ok(step) = tokio::time::timeout_at(until, steps.next()).await {
-            match step {
-                Some(Ok(step)) if !step.done => newest = step,
-                other => {
-                    *slot = None;
-                    return other.unwrap_or_else(|| Err(nothing()));
+        let Scrub { steps, newest } = &mut *scrub;
+        while let Some(all) = steps.as_mut() {
+            match tokio::time::timeout_at(until, all.next()).await {
+                Ok(Some(Ok(step))) => {
+                    if step.done {
+                        *steps = None;
+                    }
+                    *newest = step;
                 }
+                Ok(Some(Err(error))) => {
+                    *steps = None;
+                    return Err(error);
+                }
+                Ok(None) => {
+                    *steps = None;
+                    return Err(Error::new(Kind::Unavailable, "scrub", "has ended too early"));
+                }
+                Err(_) => break,
             }
         }
-        Ok(newest)
+        Ok(newest.clone())
     }
 }
 

@@ -147,6 +147,49 @@ pub struct ImagesScrubbed {
     pub done: bool,
 }
 
+/// Which host of a Swarm keeps the images.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ImageKeeper {
+    /// The node, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub node: Option<String>,
+    /// Where the doors of other hosts reach it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub address: Option<String>,
+    /// Whether it is there now.
+    pub connected: bool,
+    /// The nodes that were started for it.
+    pub offers: Vec<String>,
+}
+
+/// A node by name.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct KeeperAsk {
+    /// Its name or id.
+    pub node: String,
+}
+
+/// Which host of a Swarm keeps the images, and another one.
+#[async_trait]
+pub trait Keepers: Send + Sync {
+    /// Which one.
+    async fn keeper(&self) -> Result<ImageKeeper>;
+    /// This one from now on, with what it has: what the one before had stays there. Durable when it returns.
+    async fn name_keeper(&self, node: &str) -> Result<ImageKeeper>;
+}
+
+#[async_trait]
+impl Keepers for RemoteCluster {
+    async fn keeper(&self) -> Result<ImageKeeper> {
+        self.get("/v1/image-registry/keeper").await
+    }
+
+    async fn name_keeper(&self, node: &str) -> Result<ImageKeeper> {
+        self.call("PUT", "/v1/image-registry/keeper", Some(&KeeperAsk { node: node.to_owned() })).await
+    }
+}
+
 /// What anybody can ask of the cluster's image registry.
 #[async_trait]
 pub trait Images: Send + Sync {

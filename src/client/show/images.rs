@@ -2,8 +2,8 @@
 
 use super::{ago, rows};
 use crate::client::images::{
-    CacheInfo, ImageInfo, ImagePart, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed, Pruned, RegistryStats,
-    Rule,
+    CacheInfo, ImageInfo, ImageKeeper, ImagePart, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed, Pruned,
+    RegistryStats, Rule,
 };
 use crate::model::clock::Timestamp;
 use crate::model::units::Bytes;
@@ -123,6 +123,22 @@ pub fn pruned(pruned: &Pruned, dry_run: bool) -> String {
         }
     };
     lines.push(format!("{} {would}{stay}", lines.len()));
+    lines.join("\n")
+}
+
+/// `registry keeper`.
+pub fn keeper(keeper: &ImageKeeper) -> String {
+    let state = if keeper.connected { "" } else { ", which is not there now" };
+    let at = keeper.address.as_ref().map(|address| format!(" at {address}")).unwrap_or_default();
+    let mut lines = vec![match &keeper.node {
+        Some(node) => format!("{node}{at}{state}"),
+        None => "no host keeps the images".to_owned(),
+    }];
+    let others: Vec<&str> =
+        keeper.offers.iter().map(String::as_str).filter(|node| Some(*node) != keeper.node.as_deref()).collect();
+    if !others.is_empty() {
+        lines.push(format!("could as well: {}", others.join(", ")));
+    }
     lines.join("\n")
 }
 

@@ -1,17 +1,19 @@
-//! Which host keeps the cluster's images: the first one that was started for it, and remains so. Whoever leads remembers it, tells all, and asks it.
+//! Which host keeps the cluster's images: the first daemon that was started for it, or the host that somebody named, and it remains so. Whoever
+//! leads remembers it, tells all, and asks it.
 
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use futures_util::FutureExt;
 use serde::{Deserialize, Serialize};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
-use crate::agent::hub::Hub;
-use crate::agent::protocol::{Ask, Keeper};
+use crate::agent::hub::{Hub, ImageHosts, Seat};
+use crate::agent::protocol::{Ask, Keeper, Keeps};
 use crate::client::images::ask::{AskedImages, ImagesAsk};
-use crate::engines::hosts::Hosts;
+use crate::client::images::{ImageKeeper, Keepers};
 use crate::model::id::NodeId;
 use crate::model::node::Node;
 use crate::model::{Error, Kind, Result};
@@ -24,10 +26,13 @@ const QUICK: Duration = Duration::from_secs(60);
 const LONG: Duration = Duration::from_secs(4 * 60 * 60);
 /// The wait before something that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
+const NEVER: Duration = Duration::from_secs(24 * 60 * 60);
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Record {
     node: Option<NodeId>,
+    // Where it was reached last, and the fingerprint of what it shows.
+    at: Option<(SocketAddr, String)>,
     // Another one makes another secret for the doors.
     generation: u64,
     // The hosts that know the secret of this generation.
@@ -44,74 +49,149 @@ pub struct Choice {
     pub nodes: watch::Receiver<Arc<Vec<Node>>>,
     /// Makes the secret of a generation.
     pub secret: Box<dyn Fn(u64) -> String + Send + Sync>,
+    /// Another host was named.
+    pub named: Notify,
+}
+
+fn keeps(seat: &Option<Seat>) -> Option<&Keeps> {
+    seat.as_ref().and_then(|seat| seat.keeps.as_ref())
+}
+
+// Who keeps the images, where nobody is named; whether nobody does any more.
+fn chosen(known: Option<NodeId>, hosts: &ImageHosts) -> Option<NodeId> {
+    // Daemons have what the cluster tells other registries anyway; an agent is given it only where somebody wants that.
+    let by_itself = || {
+        let daemons = hosts.iter().filter(|(_, seat)| seat.as_ref().is_some_and(|seat| seat.daemon));
+        daemons.filter(|(_, seat)| keeps(seat).is_some()).map(|(node, _)| node.clone()).next()
+    };
+    match known {
+        Some(node) => match hosts.get(&node) {
+            // It was forgotten.
+            None => by_itself(),
+            // It is here, and was started without the role: whoever has it instead is meant.
+            Some(Some(seat)) if seat.keeps.is_none() => by_itself().or(Some(node)),
+            // One that is silent keeps them all the same.
+            Some(_) => Some(node),
+        },
+        None => by_itself(),
+    }
 }
 
 impl Choice {
+    fn record(&self) -> Result<(Record, Expect)> {
+        let entry = self.store.get(KEY)?;
+        let record = entry.as_ref().map(|entry| decode::<Record>(KEY, &entry.value)).transpose()?.unwrap_or_default();
+        Ok((record, entry.map_or(Expect::Absent, |entry| Expect::Version(entry.version))))
+    }
+
+    fn told(&self, record: &Record) -> Option<Keeper> {
+        let (node, (address, fingerprint)) = (record.node.clone()?, record.at.clone()?);
+        Some(Keeper { node, address, fingerprint, secret: (self.secret)(record.generation) })
+    }
+
+    /// What whoever led before has written down, before anybody is told anything by this one.
+    pub fn recall(&self) -> Result<()> {
+        let (record, _) = self.record()?;
+        self.told(&record).iter().for_each(|keeper| self.hub.tell_registry(keeper));
+        Ok(())
+    }
+
     /// Keeps it, until this daemon does not lead any more.
-    pub async fn keep(mut self) {
-        let (mut keepers, mut agents) = (self.hub.keepers(), self.hub.agents());
+    pub async fn keep(self: Arc<Self>) {
+        let (mut hosts, mut nodes) = (self.hub.image_hosts(), self.nodes.clone());
         loop {
-            let again = match self.look().await {
-                Ok(()) => Duration::MAX,
+            let again = match self.look(None).await {
+                Ok(()) => NEVER,
                 Err(error) => {
                     tracing::warn!(%error, "which host keeps the images cannot be written down yet");
                     AGAIN
                 }
             };
             tokio::select! {
-                changed = keepers.changed() => if changed.is_err() { return },
-                changed = agents.changed() => if changed.is_err() { return },
-                changed = self.nodes.changed() => if changed.is_err() { return },
+                changed = hosts.changed() => if changed.is_err() { return },
+                changed = nodes.changed() => if changed.is_err() { return },
+                () = self.named.notified() => {}
                 () = tokio::time::sleep(again) => {}
             }
         }
     }
 
-    async fn look(&self) -> Result<()> {
-        let candidates = self.hub.keepers().borrow().clone();
-        let hosts: Vec<NodeId> = self.hub.agents().borrow().keys().cloned().collect();
-        let entry = self.store.get(KEY)?;
-        let before = entry.as_ref().map(|entry| decode::<Record>(KEY, &entry.value)).transpose()?.unwrap_or_default();
+    async fn look(&self, named: Option<&NodeId>) -> Result<()> {
+        let hosts = self.hub.image_hosts().borrow().clone();
+        let (before, expect) = self.record()?;
         let mut record = before.clone();
-        // One that is silent keeps them all the same; one that was forgotten, or says that it does not, does not.
-        let connected = |node: &NodeId| self.hub.agents().borrow().get(node).is_some_and(|agent| agent.connected);
-        let stays = record.node.as_ref().is_some_and(|node| {
-            hosts.contains(node) && (candidates.contains_key(node) || !connected(node) || candidates.is_empty())
-        });
-        if !stays {
-            record.node = candidates.keys().next().cloned().or_else(|| record.node.filter(|node| hosts.contains(node)));
-            if let (Some(old), Some(new)) = (&before.node, &record.node)
-                && old != new
-            {
-                tracing::warn!(%old, %new, "another host keeps the images from now on: what the one before had is not there");
+        record.node = named.cloned().or_else(|| chosen(record.node.take(), &hosts));
+        if record.node != before.node {
+            record.at = None;
+            match (&before.node, &record.node) {
+                (Some(old), Some(new)) => {
+                    tracing::warn!(%old, %new, "another host keeps the images from now on: what the one before had is not there");
+                }
+                (None, Some(node)) => tracing::info!(%node, "this node keeps the cluster's images"),
+                (_, None) => tracing::warn!("no host keeps the cluster's images any more"),
             }
         }
-        if record.hosts.iter().any(|host| !hosts.contains(host)) {
+        if let Some((node, keeps)) = record.node.as_ref().and_then(|node| Some((node, keeps(hosts.get(node)?)?)))
+            && keeps.port != 0
+        {
+            match keeps.address.or_else(|| self.address(node)) {
+                Some(ip) => record.at = Some((SocketAddr::new(ip, keeps.port), keeps.fingerprint.clone())),
+                None => tracing::warn!(%node, "the Swarm does not tell the address of the node that keeps the images"),
+            }
+        }
+        if record.hosts.iter().any(|host| !hosts.contains_key(host)) {
             record.generation += 1;
         }
-        record.hosts = hosts;
-        if record.node.is_none() {
-            return Ok(());
-        }
-        if record != before {
-            let expect = entry.map_or(Expect::Absent, |entry| Expect::Version(entry.version));
+        record.hosts = hosts.keys().cloned().collect();
+        if record != before && (record.node.is_some() || before.node.is_some()) {
             self.store.commit(vec![Write::put(KEY, encode(&record)).expect(expect)]).await?;
         }
-        for other in candidates.keys().filter(|node| Some(*node) != record.node.as_ref()) {
-            tracing::warn!(%other, "was started with --roles registry as well, and keeps no images: another host does");
+        for (other, _) in
+            hosts.iter().filter(|(node, seat)| keeps(seat).is_some() && Some(*node) != record.node.as_ref())
+        {
+            tracing::info!(%other, "has --roles registry, and is only a door: neap registry keeper NODE names it");
         }
-        let Some((node, keeps)) = record.node.as_ref().and_then(|node| candidates.get_key_value(node)) else {
-            return Ok(());
-        };
-        let Some(ip) = self.address(node) else { return Ok(()) };
-        let (address, fingerprint) = (SocketAddr::new(ip, keeps.port), keeps.fingerprint.clone());
-        let secret = (self.secret)(record.generation);
-        self.hub.tell_registry(&Keeper { node: node.clone(), address, fingerprint, secret });
+        self.told(&record).iter().for_each(|keeper| self.hub.tell_registry(keeper));
         Ok(())
     }
 
     fn address(&self, id: &NodeId) -> Option<IpAddr> {
         self.nodes.borrow().iter().find(|node| node.id == *id).and_then(|node| node.address)
+    }
+
+    fn name(&self, id: &NodeId) -> String {
+        let nodes = self.nodes.borrow();
+        nodes.iter().find(|node| node.id == *id).map_or_else(|| id.to_string(), |node| node.hostname.clone())
+    }
+}
+
+#[async_trait]
+impl Keepers for Choice {
+    async fn keeper(&self) -> Result<ImageKeeper> {
+        let (record, _) = self.record()?;
+        let hosts = self.hub.image_hosts().borrow().clone();
+        let offers = hosts.iter().filter(|(_, seat)| keeps(seat).is_some());
+        let is_there =
+            |node: &NodeId| hosts.get(node).is_some_and(|seat| keeps(seat).is_some_and(|keeps| keeps.port != 0));
+        Ok(ImageKeeper {
+            connected: record.node.as_ref().is_some_and(is_there),
+            node: record.node.as_ref().map(|node| self.name(node)),
+            address: record.at.map(|(address, _)| address.to_string()),
+            offers: offers.map(|(node, _)| self.name(node)).collect(),
+        })
+    }
+
+    async fn name_keeper(&self, node: &str) -> Result<ImageKeeper> {
+        let hosts = self.hub.image_hosts().borrow().clone();
+        let found = hosts.iter().find(|(id, _)| self.name(id) == node || ***id == *node);
+        let Some((id, seat)) = found else { return Err(Error::not_found(format!("node {node:?}"))) };
+        if keeps(seat).is_none() {
+            return Err(Error::new(Kind::Conflict, format!("node {node:?}"), "does not offer to keep images")
+                .help("start its daemon or agent with --roles registry"));
+        }
+        self.look(Some(id)).await?;
+        self.named.notify_one();
+        self.keeper().await
     }
 }
 
@@ -123,8 +203,9 @@ pub fn asked(hub: &Arc<Hub>) -> AskedImages {
         async move {
             let keeper = hub.worker().registry.borrow().clone();
             let none = || {
-                Error::new(Kind::Unavailable, "image registry", "is kept on no host of the cluster")
-                    .help("start a daemon or an agent with --roles registry")
+                Error::new(Kind::Unavailable, "image registry", "is kept on no host of the cluster").help(
+                    "start a daemon with --roles registry; an agent with that role is named: neap registry keeper NODE",
+                )
             };
             let keeper = keeper.ok_or_else(none)?;
             let patience = match ask {
@@ -135,4 +216,33 @@ pub fn asked(hub: &Arc<Hub>) -> AskedImages {
         }
         .boxed()
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_remains_where_it_is() {
+        let keeps = || Some(Keeps { port: 1, address: None, fingerprint: String::new() });
+        let seat = |daemon, keeps| Some(Seat { daemon, keeps });
+        let id = |name: &str| NodeId::from(name);
+        let hosts = |all: &[(&str, Option<Seat>)]| {
+            all.iter().map(|(name, seat)| (id(name), seat.clone())).collect::<ImageHosts>()
+        };
+        let (a, b) = (Some(id("a")), Some(id("b")));
+        // The first daemon; never an agent by itself.
+        assert_eq!(chosen(None, &hosts(&[("a", seat(false, keeps())), ("b", seat(true, keeps()))])), b);
+        assert_eq!(chosen(None, &hosts(&[("a", seat(false, keeps()))])), None);
+        // Silent, or unable to listen: it keeps them.
+        let broken = Some(Keeps { port: 0, ..keeps().unwrap() });
+        for own in [None, seat(true, keeps()), seat(true, broken)] {
+            assert_eq!(chosen(a.clone(), &hosts(&[("a", own), ("b", seat(true, keeps()))])), a);
+        }
+        // Started without the role while another has it; or forgotten.
+        assert_eq!(chosen(a.clone(), &hosts(&[("a", seat(true, None)), ("b", seat(true, keeps()))])), b);
+        assert_eq!(chosen(a.clone(), &hosts(&[("a", seat(true, None))])), a);
+        assert_eq!(chosen(a.clone(), &hosts(&[("b", seat(true, keeps()))])), b);
+        assert_eq!(chosen(a, &hosts(&[("c", seat(true, None))])), None);
+    }
 }

@@ -6,22 +6,27 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::pki_types::ServerName;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_rustls::client::TlsStream;
 
 use crate::agent::protocol::Keeper;
-use crate::api::oci::Tls;
-use crate::api::oci::doors::{Brought, line};
+use crate::api::oci::doors::{Brought, WELCOME, line};
+use crate::api::oci::{self, Oci, Tls};
 use crate::api::server::accept_each;
 use crate::client::wire::pinned;
+use crate::model::id::NodeId;
 use crate::model::{Error, Kind, Result};
 
 /// Most clients at once.
 const MOST: usize = 4096;
-/// How long the registry may take to answer a connection, and a client for its first words.
+/// How long the registry may take to answer a connection, and a client to take why there is none.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How long a client may say nothing when it has come; the registry itself has no more patience.
+const SILENT: Duration = Duration::from_secs(30);
+/// What is read before the registry is called, in bytes.
+const FIRST: usize = 16 * 1024;
 /// What is passed on at a time, in bytes.
 const BUFFER: usize = 256 * 1024;
 /// What the registry is called within TLS; which one it is says its certificate.
@@ -29,48 +34,104 @@ const NAME: &str = "registry";
 /// Longest head that is read of a request that cannot be passed on, in bytes.
 const HEAD: usize = 64 * 1024;
 
+/// The registry of this host, for when it is the cluster's.
+#[derive(Clone)]
+pub struct Own {
+    /// This host's node.
+    pub node: NodeId,
+    /// It.
+    pub oci: Arc<Oci>,
+}
+
 /// Opens it at `address`, until the process ends; the address with its port.
 pub async fn open(
     address: SocketAddr,
     keeper: watch::Receiver<Option<Keeper>>,
     tls: Option<Tls>,
+    own: Option<Own>,
 ) -> Result<SocketAddr> {
     let failed = |error: std::io::Error| Error::io(format!("door to the image registry {address}"), "listen", &error);
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let brought = Brought { is_own: address.ip().is_loopback(), is_secure: tls.is_some() };
     tokio::spawn(accept_each(listener, MOST, move |stream, _| {
-        let (keeper, tls) = (keeper.borrow().clone(), tls.as_ref().map(|tls| tls.borrow().clone()));
+        let (keeper, tls) = (keeper.clone(), tls.as_ref().map(|tls| tls.borrow().clone()));
+        let own = own.clone();
         async move {
-            let Some(config) = tls else { return bring(stream, keeper, brought).await };
+            let Some(config) = tls else { return bring(stream, &keeper, brought, own).await };
             let handshake = tokio_rustls::TlsAcceptor::from(config).accept(stream);
             if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, handshake).await {
-                bring(stream, keeper, brought).await;
+                bring(stream, &keeper, brought, own).await;
             }
         }
     }));
     Ok(address)
 }
 
-async fn bring(mut client: impl AsyncRead + AsyncWrite + Unpin, keeper: Option<Keeper>, brought: Brought) {
-    let connected = match &keeper {
-        Some(keeper) => connect(keeper, brought).await,
-        None => Err(Error::new(
-            Kind::Unavailable,
-            "image registry",
-            "is kept on no host of the cluster, as far as is known here",
-        )
-        .help("start a daemon or an agent with --roles registry")),
+async fn bring(
+    mut client: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    keeper: &watch::Receiver<Option<Keeper>>,
+    brought: Brought,
+    own: Option<Own>,
+) {
+    let known = keeper.borrow().clone();
+    if let (Some(keeper), Some(own)) = (&known, own)
+        && keeper.node == own.node
+    {
+        return oci::speak(client, own.oci).await;
+    }
+    // Whoever says nothing costs nobody else anything.
+    let mut first = vec![0; FIRST];
+    let Ok(Ok(length @ 1..)) = tokio::time::timeout(SILENT, client.read(&mut first)).await else { return };
+    first.truncate(length);
+    let connected = match keeper.borrow().clone() {
+        Some(keeper) => Ok(keeper),
+        None => {
+            let none = Error::new(
+                Kind::Unavailable,
+                "image registry",
+                "is kept on no host of the cluster, as far as is known here",
+            );
+            Err(none.help("start a daemon with --roles registry"))
+        }
+    };
+    let connected = match connected {
+        Ok(keeper) => connect(&keeper, brought).await,
+        Err(error) => Err(error),
     };
     match connected {
         // Whoever breaks off is no event.
-        Ok(mut registry) => {
-            let _ = tokio::io::copy_bidirectional_with_sizes(&mut client, &mut registry, BUFFER, BUFFER).await;
-        }
+        Ok(registry) => _ = pass_on(client, registry, &first).await,
         Err(error) => {
             tracing::debug!(%error, "a client of the image registry was sent away");
-            let _ = tokio::time::timeout(PATIENCE, excuse(&mut client, &error)).await;
+            let _ = tokio::time::timeout(PATIENCE, excuse(&mut client, first, &error)).await;
         }
+    }
+}
+
+// Until the registry has nothing more to say: it is the one that ends connections.
+async fn pass_on(
+    client: impl AsyncRead + AsyncWrite + Unpin,
+    registry: TlsStream<TcpStream>,
+    first: &[u8],
+) -> std::io::Result<()> {
+    let (from_client, mut to_client) = tokio::io::split(client);
+    let (from_registry, mut to_registry) = tokio::io::split(registry);
+    to_registry.write_all(first).await?;
+    let (mut from_client, mut from_registry) =
+        (BufReader::with_capacity(BUFFER, from_client), BufReader::with_capacity(BUFFER, from_registry));
+    let up = async {
+        tokio::io::copy_buf(&mut from_client, &mut to_registry).await?;
+        to_registry.shutdown().await?;
+        std::future::pending::<std::io::Result<()>>().await
+    };
+    let down = async {
+        tokio::io::copy_buf(&mut from_registry, &mut to_client).await?;
+        to_client.shutdown().await
+    };
+    tokio::select! {
+        over = up => over,
+        over = down => over,
     }
 }
 
@@ -86,15 +147,26 @@ async fn connect(keeper: &Keeper, brought: Brought) -> Result<TlsStream<TcpStrea
         let mut stream =
             tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream).await.map_err(failed)?;
         stream.write_all(line(&keeper.secret, brought).as_bytes()).await.map_err(failed)?;
-        Ok(stream)
+        // It says whether it knows this door.
+        let refused = |_| {
+            Error::new(Kind::Forbidden, subject(), "does not know this door: what it was told is old, or this host is")
+        };
+        match stream.read_u8().await.map_err(refused)? {
+            WELCOME => Ok(stream),
+            _ => Err(Error::new(Kind::Unsupported, subject(), "speaks in words of another version")),
+        }
     };
     let late = |_| Err(Error::new(Kind::Unavailable, subject(), "does not answer"));
     tokio::time::timeout(PATIENCE, work).await.unwrap_or_else(late)
 }
 
 // Why nothing is answered, in the words of registries.
-async fn excuse(client: &mut (impl AsyncRead + AsyncWrite + Unpin), error: &Error) -> std::io::Result<()> {
-    let (mut head, mut part) = (Vec::new(), [0; 4096]);
+async fn excuse(
+    client: &mut (impl AsyncRead + AsyncWrite + Unpin),
+    mut head: Vec<u8>,
+    error: &Error,
+) -> std::io::Result<()> {
+    let mut part = [0; 4096];
     while head.len() < HEAD && !head.windows(4).any(|four| four == b"\r\n\r\n") {
         match client.read(&mut part).await? {
             0 => return Ok(()),

@@ -1,8 +1,9 @@
 //! A host of a Swarm: it keeps the cluster's images, or opens the door to the host that does.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use tokio::sync::watch;
@@ -12,10 +13,11 @@ use super::super::tls;
 use super::{Faces, RegistryOptions, door, up};
 use crate::agent::protocol::{Keeper, Keeps};
 use crate::agent::work::Worker;
-use crate::api::oci::doors::{self, Doors};
+use crate::api::oci::doors::{self, Brought, Doors};
 use crate::api::oci::{Access, Tokens};
 use crate::client::images::ask::Answering;
 use crate::model::clock::Clock;
+use crate::model::id::NodeId;
 use crate::model::registry::Login;
 use crate::model::{Error, Result};
 use crate::registry::cache::Logins;
@@ -24,6 +26,11 @@ use crate::store::file;
 
 /// Where the doors of other hosts reach the registry, unless told otherwise.
 pub const PORT: u16 = 8378;
+/// How long doors have that know only the secret before.
+const BEFORE: Duration = Duration::from_secs(60);
+/// How often, and how long between, it is tried to tell what happened.
+const TRIES: u32 = 30;
+const AGAIN: Duration = Duration::from_secs(1);
 /// Where the host keeps what it was told of the cluster's registry.
 const KNOWN: &str = "registry.json";
 
@@ -72,20 +79,32 @@ pub struct Host<'a> {
     pub tokens: Option<Arc<dyn Tokens>>,
     /// Whether it leads.
     pub leading: Arc<dyn Leading>,
-    /// Where the registry is reached by other hosts, where this one keeps it and nothing else is said.
-    pub peer: SocketAddr,
+    /// Where the registry is reached by other hosts, where this one keeps it and nothing else is said; without it at all addresses.
+    pub peer: Option<SocketAddr>,
+    /// This host's node.
+    pub node: NodeId,
 }
 
 impl Host<'_> {
-    /// Keeps the cluster's images, or opens the door. What cannot be listened at is told, and keeps nobody from starting.
+    /// Opens the door, and would keep the cluster's images where that is its role. What cannot be listened at is told, and keeps nobody from
+    /// starting.
     pub async fn serve(self, clock: Arc<dyn Clock>) -> Result<()> {
         remember(self.data, &self.worker.registry);
-        if self.options.keeps {
-            return self.keep(clock).await;
-        }
         let faces = Faces::of(self.options)?;
+        let kept = if self.options.keeps { self.keep(clock).await? } else { None };
+        let RegistryOptions { access, users, peer, keeps, .. } = self.options;
+        if !keeps && (access.is_some() || users.is_some() || peer.is_some()) {
+            tracing::warn!(
+                "who may do what with images is said on the host that keeps them (--roles registry); here it is only a door"
+            );
+        }
         for address in self.options.addresses() {
-            match door::open(address, self.worker.registry.subscribe(), faces.at(address)).await {
+            let tls = faces.at(address);
+            let own = kept.as_ref().map(|doors| door::Own {
+                node: self.node.clone(),
+                oci: doors.oci(Brought { is_own: address.ip().is_loopback(), is_secure: tls.is_some() }),
+            });
+            match door::open(address, self.worker.registry.subscribe(), tls, own).await {
                 Ok(address) => tracing::info!(%address, "door to the image registry"),
                 Err(error) => tell(&error, address.port(), "--registry-listen"),
             }
@@ -93,48 +112,84 @@ impl Host<'_> {
         Ok(())
     }
 
-    async fn keep(self, clock: Arc<dyn Clock>) -> Result<()> {
-        let Some(registry) = super::open(self.options, self.data, clock).await? else { return Ok(()) };
+    async fn keep(&self, clock: Arc<dyn Clock>) -> Result<Option<Arc<Doors>>> {
+        let Some(registry) = super::open(self.options, self.data, clock).await? else { return Ok(None) };
         let up = up::Up::new(self.worker.clone());
         registry.set_logins(Arc::new(HostLogins(self.leading.clone(), up.clone())));
-        let tokens = self.tokens.unwrap_or_else(|| up.clone());
-        // Hosts of a cluster are more people's than one host is: pushes are somebody's.
-        let users = self.options.users()?;
-        super::listen(self.options, &registry, &tokens, &users, Access::Pull).await?;
+        let tokens = self.tokens.clone().unwrap_or_else(|| up.clone());
         let (face, fingerprint) = tls::own_face(self.data, None)?;
         let (_, config) = watch::channel(tls::plain_config(face)?);
+        // Hosts of a cluster are more people's than one host is: pushes are somebody's.
         let access = self.options.access.unwrap_or(Access::Pull);
         let secrets = secrets(self.worker.registry.subscribe());
-        let doors = Arc::new(Doors { registry: registry.clone(), tokens, users, access, secrets });
-        let peer = self.options.peer.unwrap_or(self.peer);
-        match doors::listen(peer, config, doors).await {
-            Ok(address) => {
-                tracing::info!(%address, "image registry of the cluster, for the doors of its hosts");
-                let door = self.options.door();
-                let images = Arc::new(LocalImages { registry: registry.clone(), door });
-                let keeps = Keeps { port: address.port(), fingerprint };
-                let _ = self.worker.keeps.set((keeps, Answering::new(images)));
+        let (users, told) = (self.options.users()?, Mutex::default());
+        let doors = Arc::new(Doors { registry: registry.clone(), tokens, users, access, secrets, told });
+        let wanted = self.options.peer.or(self.peer);
+        let everywhere = [(Ipv6Addr::UNSPECIFIED, PORT).into(), (Ipv4Addr::UNSPECIFIED, PORT).into()];
+        let addresses = wanted.map_or(everywhere.to_vec(), |address| vec![address]);
+        let mut listened = Err(Error::internal("image registry", "has nowhere to listen"));
+        for address in addresses {
+            listened = doors::listen(address, config.clone(), doors.clone()).await;
+            if listened.is_ok() {
+                break;
             }
-            Err(error) => tell(&error, peer.port(), "--registry-peer"),
         }
-        let (leading, mut happenings) = (self.leading, Happenings::of(&registry));
+        // One that cannot be reached keeps what it has: nobody else is to begin with nothing instead.
+        let (port, address) = match listened {
+            Ok(address) => {
+                tracing::info!(%address, "image registry, for the doors of the cluster's hosts");
+                (address.port(), Some(address.ip()).filter(|ip| !ip.is_unspecified()))
+            }
+            Err(error) => {
+                tell(&error, wanted.map_or(PORT, |address| address.port()), "--registry-peer");
+                (0, None)
+            }
+        };
+        let images = Arc::new(LocalImages { registry: registry.clone(), door: self.options.door() });
+        let _ = self.worker.keeps.set((Keeps { port, address, fingerprint }, Answering::new(images)));
+        let (leading, worker, node) = (self.leading.clone(), self.worker.clone(), self.node.clone());
+        let mut happenings = Happenings::of(&registry);
         tokio::spawn(async move {
             while let Some(happened) = happenings.next().await {
-                if !leading.tell(&happened) {
-                    up.tell(&happened).await;
+                // What is pushed to one that is not the cluster's is nobody's event.
+                let is_the_one = worker.registry.borrow().as_ref().is_some_and(|keeper| keeper.node == node);
+                if is_the_one {
+                    announce(&*leading, &up, &happened).await;
                 }
             }
         });
-        Ok(())
+        Ok(Some(doors))
     }
 }
 
-// The newest, and the one before: doors hear of a new one a moment later.
+// Whoever leads hears it, also where that changes just now, and where it is this host by then.
+async fn announce(leading: &dyn Leading, up: &up::Up, happened: &ImageHappened) {
+    for _ in 0..TRIES {
+        if leading.tell(happened) {
+            return;
+        }
+        match up.tell(happened).await {
+            Ok(()) => return,
+            Err(error) if error.retry => tokio::time::sleep(AGAIN).await,
+            Err(error) => return tracing::warn!(%error, "an event of an image is not told"),
+        }
+    }
+    tracing::warn!(image = ?happened.image, "an event of an image is not told: nobody leads");
+}
+
+// The newest, and for a moment the one before: doors hear of a new one a moment later.
 fn secrets(mut keeper: watch::Receiver<Option<Keeper>>) -> watch::Receiver<Vec<String>> {
     let (sender, receiver) = watch::channel(Vec::new());
     keeper.mark_changed();
     tokio::spawn(async move {
-        while keeper.changed().await.is_ok() {
+        loop {
+            tokio::select! {
+                changed = keeper.changed() => if changed.is_err() { return },
+                () = tokio::time::sleep(BEFORE), if sender.borrow().len() > 1 => {
+                    sender.send_modify(|secrets: &mut Vec<String>| secrets.truncate(1));
+                    continue;
+                }
+            }
             let Some(secret) = keeper.borrow_and_update().as_ref().map(|keeper| keeper.secret.clone()) else {
                 continue;
             };

@@ -63,7 +63,7 @@ impl RegistryOptions {
 
     /// Where every host of the cluster finds it: a port that is a setting of the whole cluster.
     pub fn door(&self) -> String {
-        let port = self.addresses().first().map_or(PORT, SocketAddr::port);
+        let port = self.addresses().iter().find(|address| address.ip().is_loopback()).map_or(PORT, SocketAddr::port);
         format!("127.0.0.1:{port}")
     }
 }
@@ -129,7 +129,7 @@ pub async fn serve_alone(
             own.tell_image(happened);
         }
     });
-    runtime.serve_images(Arc::new(LocalImages { registry, door: options.door() }));
+    runtime.serve_images(Arc::new(LocalImages { registry, door: options.door() }), None);
     Ok(())
 }
 

@@ -19,9 +19,6 @@ use crate::runtime::images::ImageHappened;
 /// How long a host goes by what it was told of a token, and of how many it keeps that.
 const GRANTED: Duration = Duration::from_secs(30);
 const MOST: usize = 4096;
-/// How often, and how long between, it is tried to tell what happened.
-const TRIES: u32 = 30;
-const AGAIN: Duration = Duration::from_secs(1);
 
 /// A login on its way to the host that asks with it.
 #[derive(Serialize, Deserialize)]
@@ -55,16 +52,9 @@ impl Up {
         self.granted.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Tells whoever leads, in a moment or two: one that changes meanwhile is told later.
-    pub async fn tell(&self, happened: &ImageHappened) {
-        for _ in 0..TRIES {
-            match self.worker.up.call(json!({ "image": happened })).await {
-                Err(error) if error.retry => tokio::time::sleep(AGAIN).await,
-                Err(error) => return tracing::warn!(%error, "an event of an image is not told"),
-                Ok(_) => return,
-            }
-        }
-        tracing::warn!(image = ?happened.image, "an event of an image is not told: nobody leads");
+    /// Tells whoever leads.
+    pub async fn tell(&self, happened: &ImageHappened) -> Result<()> {
+        self.worker.up.call(json!({ "image": happened })).await.map(drop)
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::sync::{mpsc, watch};
 
-use super::{Cache, count};
+use super::{Cache, MANY, count};
 use crate::registry::digest::Digest;
 use crate::registry::name::Repository;
 use crate::registry::refused::{Code, Refused};
@@ -19,6 +19,8 @@ use crate::registry::{ImageRegistry, unknown_blob};
 /// How often an upstream is asked for the rest of a blob, without a byte of it, before that is given up; and how long between.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(500);
+/// What an upstream sends at least in a second, over a minute and more.
+const LEAST: u64 = 1024;
 /// Parts that wait to be written.
 const WAITING: usize = 4;
 
@@ -63,6 +65,17 @@ impl Fetch {
     /// Its file.
     pub fn file(&self) -> Arc<File> {
         self.file.clone()
+    }
+
+    // Waits until the first of it is there, or is known not to come: nothing is said to clients before.
+    async fn begun(&self) -> Result<(), Refused> {
+        let mut arrived = self.arrived.clone();
+        let seen = arrived.wait_for(|arrived| *arrived != Arrived::Part(0)).await;
+        match seen.as_deref() {
+            Ok(Arrived::Failed(refused)) => Err(refused.clone()),
+            Ok(_) => Ok(()),
+            Err(_) => Err(Refused::new(Code::Unknown, "the registry broke off")),
+        }
     }
 
     /// Waits until something behind that byte can be read; up to which byte.
@@ -115,16 +128,37 @@ impl ImageRegistry {
             Err(refused) => return Err(refused),
         };
         let Some((cache, name)) = self.answers(repository)? else { return Err(unknown) };
-        // Another repository has it already, and a manifest of this one says that it is to be here.
-        if self.disk.is_there(digest) && self.index.adopt(repository, digest, self.now()).await? {
+        if let Some(fault @ Fault::Limited(..)) = cache.is_resting() {
+            return Err(fault.refused(Code::BlobUnknown));
+        }
+        // Another repository has it already, a manifest of this one names it, and the upstream says that it is there: whoever may pull here
+        // is not to get by that what is elsewhere only.
+        if self.disk.is_there(digest)
+            && self.index.named_size(repository, digest)?.is_some()
+            && cache
+                .upstream
+                .size(&name, digest, self.login(&cache.upstream.place.registry).await.as_ref())
+                .await
+                .is_ok()
+            && self.index.adopt(repository, digest, self.now()).await?
+        {
             count(&cache.counts.hits, 1);
             return self.read(repository, digest).await.map(|(file, size)| Content::Whole(file, size));
         }
         let size = self.size_upstream(&cache, repository, &name, digest).await?;
+        if size > self.limits().max_blob {
+            let why = format!("the blob has {size} bytes, and {} are taken at most", self.limits().max_blob);
+            return Err(Refused::new(Code::SizeInvalid, why).about(digest.as_str()).status_of(502));
+        }
         let key = (repository.clone(), digest.clone());
         let mut fetching = cache.fetching.lock().await;
-        if let Some(fetch) = fetching.get(&key) {
-            return Ok(Content::Coming(fetch.clone()));
+        if let Some(fetch) = fetching.get(&key).cloned() {
+            drop(fetching);
+            fetch.begun().await?;
+            return Ok(Content::Coming(fetch));
+        }
+        if fetching.len() >= MANY {
+            return Err(Refused::new(Code::TooManyRequests, format!("{MANY} blobs are being fetched")));
         }
         // It may have come to its end meanwhile.
         if let Ok((file, size)) = self.read(repository, digest).await {
@@ -162,6 +196,7 @@ impl ImageRegistry {
             let _ = work.await;
             cache.fetching.lock().await.remove(&key);
         });
+        fetch.begun().await?;
         Ok(Content::Coming(fetch))
     }
 
@@ -191,7 +226,7 @@ impl ImageRegistry {
     async fn fetch_all(self: &Arc<Self>, wanted: &Wanted, mut growing: Growing) -> Result<(), Refused> {
         let Wanted { cache, repository, digest, .. } = wanted;
         let size = wanted.size;
-        let _turn = self.caches.fetching.acquire().await;
+        let _turn = cache.turns.acquire().await;
         let (mut left, id) = (ATTEMPTS, growing.id().to_owned());
         while growing.size() < size || left == ATTEMPTS {
             let before = growing.size();
@@ -234,6 +269,7 @@ impl ImageRegistry {
         let mut skip = if is_rest { 0 } else { from };
         let (sender, parts) = mpsc::channel(WAITING);
         let who = &cache.upstream.place.registry;
+        let (began, mut bytes) = (tokio::time::Instant::now(), 0_u64);
         let send = async move {
             loop {
                 let chunk = match tokio::time::timeout(SILENCE, answer.chunk()).await {
@@ -242,6 +278,10 @@ impl ImageRegistry {
                     Ok(Err(error)) => return Ok(Some(Fault::Down(format!("{who} broke off: {}", innermost(&error))))),
                     Err(_) => return Ok(Some(Fault::Down(format!("{who} broke off")))),
                 };
+                bytes += chunk.len() as u64;
+                if began.elapsed() > SILENCE && bytes / began.elapsed().as_secs().max(1) < LEAST {
+                    return Ok(Some(Fault::Down(format!("{who} sends less than {LEAST} bytes a second"))));
+                }
                 let known = (skip as usize).min(chunk.len());
                 skip -= known as u64;
                 let chunk = chunk.slice(known..);

@@ -2,11 +2,13 @@
 //! pulls. Where that fails, what is kept is served.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::sync::watch;
 
-use super::{Cache, count};
+use super::{Cache, count, usual_keep};
+use crate::model::units::Duration as Period;
 use crate::registry::ImageRegistry;
 use crate::registry::digest::Digest;
 use crate::registry::index::{Found, Put};
@@ -17,6 +19,8 @@ use crate::registry::upstream::{Fault, Fetched};
 
 /// How long an upstream may take to say that a tag is where it was: longer, and what is kept is served.
 const QUICK: Duration = Duration::from_secs(5);
+/// How long a manifest may take altogether.
+const WHOLE: Duration = Duration::from_secs(60);
 /// It is written down that a copy was asked for once in such a part of the time for which it stays without.
 const PARTS: u64 = 16;
 
@@ -27,12 +31,20 @@ impl ImageRegistry {
         repository: &Repository,
         reference: &Reference,
     ) -> Result<Option<String>, Refused> {
-        let Some((cache, name)) = self.answers(repository)? else { return Ok(None) };
+        let Some((cache, name)) = self.answers(repository)? else {
+            // What a cache has left stays for as long as it is asked for.
+            if self.caches.has_copies.load(Ordering::Relaxed)
+                && let Ok(found) = self.index.manifest(repository, reference)
+            {
+                self.asked(repository, &found.digest, usual_keep()).await?;
+            }
+            return Ok(None);
+        };
         if let Reference::Digest(digest) = reference
             && self.index.manifest(repository, reference).is_ok()
         {
             count(&cache.counts.hits, 1);
-            self.asked(repository, digest, &cache).await?;
+            self.asked(repository, digest, cache.settings.keep).await?;
             return Ok(None);
         }
         let key = (repository.clone(), reference.clone());
@@ -60,9 +72,9 @@ impl ImageRegistry {
     }
 
     // A copy is asked for: that is written down now and then.
-    async fn asked(&self, repository: &Repository, digest: &Digest, cache: &Cache) -> Result<(), Refused> {
+    async fn asked(&self, repository: &Repository, digest: &Digest, keep: Period) -> Result<(), Refused> {
         let now = self.now();
-        let part = cache.settings.keep.millis() / PARTS;
+        let part = keep.millis() / PARTS;
         match self.index.copy_asked_at(repository, digest)? {
             Some(at) if at + part < now => self.index.ask_for_copy(repository, digest, now).await,
             _ => Ok(()),
@@ -91,17 +103,28 @@ impl ImageRegistry {
                 Ok(Some(digest)) if digest == kept.digest => {
                     cache.heard(None);
                     count(&cache.counts.hits, 1);
-                    self.asked(repository, &digest, cache).await?;
+                    self.asked(repository, &digest, cache.settings.keep).await?;
                     return Ok(None);
                 }
                 Ok(_) => {}
                 Err(fault) => return self.failed(cache, repository, reference, Some(kept.clone()), &fault).await,
             }
         }
-        match upstream.manifest(name, reference, login.as_ref()).await {
-            Ok(fetched) => {
+        let patience = if kept.is_some() { QUICK * 2 } else { WHOLE };
+        let slow = |_| Err(Fault::Down(format!("{} does not answer", upstream.place.registry)));
+        let fetched = tokio::time::timeout(patience, upstream.manifest(name, reference, login.as_ref())).await;
+        // What is no manifest is no answer: a page of some proxy, say.
+        let read = fetched.unwrap_or_else(slow).and_then(|fetched| {
+            let wrong = |refused: Refused| {
+                Fault::Down(format!("{} sent no manifest: {}", upstream.place.registry, refused.why))
+            };
+            let manifest = Manifest::read(fetched.media_type.as_deref(), &fetched.bytes).map_err(wrong)?;
+            Ok((fetched, manifest))
+        });
+        match read {
+            Ok((fetched, manifest)) => {
                 cache.heard(None);
-                self.keep_copy(cache, repository, reference, fetched).await?;
+                self.keep_copy(cache, repository, reference, fetched, manifest).await?;
                 Ok(None)
             }
             Err(fault) => self.failed(cache, repository, reference, kept, &fault).await,
@@ -114,15 +137,16 @@ impl ImageRegistry {
         repository: &Repository,
         reference: &Reference,
         fetched: Fetched,
+        manifest: Manifest,
     ) -> Result<(), Refused> {
-        let Fetched { digest, media_type, bytes } = fetched;
+        let Fetched { digest, bytes, .. } = fetched;
+        self.caches.has_copies.store(true, Ordering::Relaxed);
         count(&cache.counts.misses, 1);
         count(&cache.counts.fetched, bytes.len() as u64);
         let tags = match reference {
             Reference::Tag(tag) => vec![tag.clone()],
             Reference::Digest(_) => Vec::new(),
         };
-        let manifest = Manifest::read(media_type.as_deref(), &bytes)?;
         let (repository, at) = (repository.clone(), self.now());
         // Where somebody has pushed meanwhile, theirs is what is there.
         self.index
@@ -143,7 +167,7 @@ impl ImageRegistry {
         cache.heard(Some(fault));
         if let (Fault::Missing(_), Reference::Tag(tag), Some(_)) = (fault, reference, &kept) {
             // The manifest stays for those who have its digest.
-            match self.index.delete_tag(repository, tag, Vec::new()).await {
+            match self.index.delete_tag(repository, tag, Vec::new(), None).await {
                 Err(refused) if refused.code != Code::ManifestUnknown => return Err(refused),
                 _ => {}
             }
@@ -163,7 +187,7 @@ impl ImageRegistry {
             Some(kept) if !matches!(fault, Fault::Missing(_)) => {
                 count(&cache.counts.hits, 1);
                 count(&cache.counts.stale, 1);
-                self.asked(repository, &kept.digest, cache).await?;
+                self.asked(repository, &kept.digest, cache.settings.keep).await?;
                 Ok(Some(fault.why().to_owned()))
             }
             _ => Err(fault.refused(Code::ManifestUnknown)),

@@ -5,7 +5,7 @@ mod blobs;
 mod manifests;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
@@ -28,8 +28,9 @@ pub use blobs::{Arrived, Content, Fetch};
 
 /// Most caches of a registry.
 const MOST: usize = 1000;
-/// Blobs that are fetched at a time.
+/// Blobs of a cache that are fetched at a time, and that wait for it.
 const FETCHING: usize = 32;
+const MANY: usize = 1000;
 /// How long an upstream that did not answer is not asked where there is a copy.
 const REST: Duration = Duration::from_secs(10);
 /// The same where it was asked too much, and says nothing of how long; and at most.
@@ -117,6 +118,8 @@ pub struct Cache {
     counts: Counts,
     asking: Mutex<Asking>,
     fetching: tokio::sync::Mutex<HashMap<(Repository, Digest), Arc<Fetch>>>,
+    // Fetches that go on at a time.
+    turns: Semaphore,
     // Until when it is not asked, and why.
     resting: Mutex<Option<(Instant, Fault)>>,
 }
@@ -126,7 +129,8 @@ impl Cache {
         let upstream = Upstream::new(Place::read(&settings.upstream)?, settings.insecure)?;
         let (prefix, counts) = (prefix.to_owned(), Counts::default());
         let (asking, fetching, resting) = Default::default();
-        Ok(Cache { prefix, settings, upstream, counts, asking, fetching, resting })
+        let turns = Semaphore::new(FETCHING);
+        Ok(Cache { prefix, settings, upstream, counts, asking, fetching, turns, resting })
     }
 
     fn asking(&self) -> MutexGuard<'_, Asking> {
@@ -182,12 +186,13 @@ impl Cache {
 pub struct Caches {
     // Longer prefixes before shorter ones.
     all: RwLock<Arc<Vec<Arc<Cache>>>>,
-    fetching: Arc<Semaphore>,
+    // Whether there are copies at all.
+    has_copies: AtomicBool,
 }
 
 impl Caches {
     /// Those of an index's settings. One that cannot be used any more is told of, and left out.
-    pub fn read(settings: Vec<(String, Vec<u8>)>) -> Self {
+    pub fn read(settings: Vec<(String, Vec<u8>)>, has_copies: bool) -> Self {
         let read = |(prefix, value): (String, Vec<u8>)| {
             let settings: CacheSettings = serde_json::from_slice(&value).ok()?;
             let made = Cache::new(&prefix, settings);
@@ -195,7 +200,7 @@ impl Caches {
         };
         let mut all: Vec<_> = settings.into_iter().filter_map(read).map(Arc::new).collect();
         order(&mut all);
-        Caches { all: RwLock::new(Arc::new(all)), fetching: Arc::new(Semaphore::new(FETCHING)) }
+        Caches { all: RwLock::new(Arc::new(all)), has_copies: AtomicBool::new(has_copies) }
     }
 
     /// What settings of caches are called in the index.
@@ -343,6 +348,14 @@ impl ImageRegistry {
         match self.caches.over(repository) {
             Some((cache, _)) if !cache.prefix.is_empty() => Err(is_copy(repository, &cache.settings.upstream)),
             _ => Ok(()),
+        }
+    }
+
+    /// Whether a repository holds copies, or is one to hold them.
+    pub(super) fn is_copied(&self, repository: &Repository) -> Result<bool, Refused> {
+        match self.caches.over(repository) {
+            Some((cache, _)) if !cache.prefix.is_empty() => Ok(true),
+            _ => self.index.has_copies(Some(repository)),
         }
     }
 

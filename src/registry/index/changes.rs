@@ -92,20 +92,35 @@ impl Index {
             }
             check_named(write, &put)?;
             check_tags(write, &put)?;
-            put_manifest(write, &put)
+            put_manifest(write, &put)?;
+            own(write, &put)
         })
         .await
     }
 
-    /// A tag goes; its manifest stays. Not one that is `immutable`.
-    pub async fn delete_tag(&self, repository: &Repository, tag: &str, immutable: Vec<Pattern>) -> Result<(), Refused> {
+    /// A tag goes; its manifest stays. Not one that is `immutable`, nor one that does not lead to `only`.
+    pub async fn delete_tag(
+        &self,
+        repository: &Repository,
+        tag: &str,
+        immutable: Vec<Pattern>,
+        only: Option<String>,
+    ) -> Result<(), Refused> {
         let (repository, tag) = (repository.clone(), tag.to_owned());
         self.write(move |write| {
+            let unknown = || unknown_manifest(&repository, &Reference::Tag(tag.clone()));
+            if let Some(only) = only {
+                let tags = write.open_table(TAGS)?;
+                let known = tags.get((repository.as_str(), tag.as_str()))?;
+                if known.is_none_or(|row| row.value().0 != only) {
+                    return Err(unknown().into());
+                }
+            }
             check_moved(&repository, [tag.as_str()].into_iter(), &immutable)?;
             let mut tags = write.open_table(TAGS)?;
             let key = (repository.as_str(), tag.as_str());
             let known = tags.remove(key)?.map(|row| row.value().0.to_owned());
-            let digest = known.ok_or_else(|| unknown_manifest(&repository, &Reference::Tag(tag.clone())))?;
+            let digest = known.ok_or_else(unknown)?;
             write.open_multimap_table(TAGGED)?.remove((repository.as_str(), digest.as_str()), tag.as_str())?;
             Ok(())
         })
@@ -122,8 +137,8 @@ impl Index {
     ) -> Result<(), Refused> {
         let (repository, digest) = (repository.clone(), digest.clone());
         self.write(move |write| {
-            for tag in write.open_multimap_table(TAGGED)?.get((repository.as_str(), digest.as_str()))? {
-                check_moved(&repository, [tag?.value()].into_iter(), &immutable)?;
+            if !immutable.is_empty() {
+                check_led_to(write, &repository, &digest, &immutable)?;
             }
             delete_manifest(write, &repository, &digest, at)
         })
@@ -163,6 +178,26 @@ pub(super) fn unlink(write: &WriteTransaction, repository: &Repository, digest: 
     Ok(())
 }
 
+// What is pushed, and what it names, is no copy any more: nobody lets go of it but its owner.
+fn own(write: &WriteTransaction, put: &Put) -> Result<(), Failed> {
+    let (mut copies, content) = (write.open_table(COPIES)?, write.open_table(CONTENT)?);
+    let repository = put.repository.as_str();
+    let mut open = vec![put.digest.to_string()];
+    while let Some(digest) = open.pop() {
+        // What is no copy has none below it: they were taken when it came.
+        let was = copies.remove((repository, digest.as_str()))?.is_some();
+        if !was && digest != put.digest.as_str() {
+            continue;
+        }
+        if let Some(bytes) = content.get(digest.as_str())?
+            && let Ok(manifest) = Manifest::read(None, bytes.value())
+        {
+            open.extend(manifest.manifests.into_iter().map(|named| named.digest.to_string()));
+        }
+    }
+    Ok(())
+}
+
 // Whether none of these tags is to stay as it is.
 fn check_moved<'a>(
     repository: &Repository,
@@ -176,6 +211,29 @@ fn check_moved<'a>(
         }
         None => Ok(()),
     }
+}
+
+// Whether no tag that is to stay as it is leads to a manifest, also by the indexes that hold it.
+fn check_led_to(
+    write: &WriteTransaction,
+    repository: &Repository,
+    digest: &Digest,
+    immutable: &[Pattern],
+) -> Result<(), Failed> {
+    let (tagged, named) = (write.open_multimap_table(TAGGED)?, write.open_multimap_table(NAMED)?);
+    let (mut open, mut seen) = (vec![digest.to_string()], std::collections::BTreeSet::new());
+    while let Some(digest) = open.pop() {
+        for tag in tagged.get((repository.as_str(), digest.as_str()))? {
+            check_moved(repository, [tag?.value()].into_iter(), immutable)?;
+        }
+        for by in named.get((repository.as_str(), digest.as_str()))? {
+            let by = by?.value().to_owned();
+            if seen.insert(by.clone()) {
+                open.push(by);
+            }
+        }
+    }
+    Ok(())
 }
 
 // Whether the tags that a manifest is to get do not lead elsewhere already, where that is not to be changed.

@@ -41,6 +41,16 @@ impl Index {
         self.read(|read| is_own(&read.open_table(MANIFESTS)?, &read.open_table(COPIES)?, repository.as_str()))
     }
 
+    /// Whether one of a repository's manifests is a copy; of all repositories, where none is named.
+    pub fn has_copies(&self, repository: Option<&Repository>) -> Result<bool, Refused> {
+        self.read(|read| {
+            let copies = read.open_table(COPIES)?;
+            let from = repository.map_or("", Repository::as_str);
+            let first = copies.range((from, "")..)?.next().transpose()?;
+            Ok(first.is_some_and(|(key, _)| repository.is_none_or(|repository| key.value().0 == repository.as_str())))
+        })
+    }
+
     /// Keeps a copy with its tag, whatever of what it names is there. Nothing is done where the repository is somebody's own by now.
     pub async fn put_copy(&self, put: Put) -> Result<bool, Refused> {
         self.write(move |write| {
@@ -102,7 +112,7 @@ impl Index {
         })
     }
 
-    /// Lets go of a copy, unless somebody has asked for it since; whether it went.
+    /// Lets go of a copy, unless somebody has asked for it since, or an index holds it that stays; whether it went.
     pub async fn drop_copy(
         &self,
         repository: &Repository,
@@ -114,7 +124,8 @@ impl Index {
         self.write(move |write| {
             let key = (repository.as_str(), digest.as_str());
             let at = write.open_table(COPIES)?.get(key)?.map(|at| at.value());
-            if at.is_none_or(|at| at >= before) {
+            let is_held = write.open_multimap_table(NAMED)?.get(key)?.next().is_some();
+            if is_held || at.is_none_or(|at| at >= before) {
                 return Ok(false);
             }
             delete_manifest(write, &repository, &digest, now)?;

@@ -46,14 +46,21 @@ impl Index {
         })
     }
 
-    /// Removes one, if still nothing leads to it; whether it went.
-    pub async fn drop_untagged(&self, repository: &Repository, digest: &Digest, now: u64) -> Result<bool, Refused> {
+    /// Removes one, if still nothing leads to it, and it did not come once more; whether it went.
+    pub async fn drop_untagged(
+        &self,
+        repository: &Repository,
+        digest: &Digest,
+        before: u64,
+        now: u64,
+    ) -> Result<bool, Refused> {
         let (repository, digest) = (repository.clone(), digest.clone());
         self.write(move |write| {
             let key = (repository.as_str(), digest.as_str());
             let is_still_free = {
                 let manifests = write.open_table(MANIFESTS)?;
-                let subject = manifests.get(key)?.map(|row| row.value().3.to_owned());
+                let old = manifests.get(key)?.filter(|row| row.value().2 < before);
+                let subject = old.map(|row| row.value().3.to_owned());
                 let (tagged, named) = (write.open_multimap_table(TAGGED)?, write.open_multimap_table(NAMED)?);
                 let is_there = |digest: &str| Ok(manifests.get((repository.as_str(), digest))?.is_some());
                 match subject {

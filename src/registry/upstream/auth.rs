@@ -106,6 +106,11 @@ impl Known {
         self.state().challenge = Some(challenge);
     }
 
+    /// What it asked for some time ago is of no use: it is asked without. False: it never asked for anything.
+    pub fn is_old(&self) -> bool {
+        self.state().challenge.take().is_some()
+    }
+
     /// A token of this scope is not taken any more.
     pub fn forget(&self, scope: &str, login: Option<&Login>) {
         self.state().tokens.remove(&(scope.to_owned(), bearer(login)));

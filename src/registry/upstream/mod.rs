@@ -6,6 +6,7 @@ pub mod place;
 use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LINK, RANGE, RETRY_AFTER};
+use reqwest::redirect::Policy;
 use reqwest::{Client, Method, Response};
 use serde::Deserialize;
 
@@ -81,6 +82,8 @@ pub struct Upstream {
     /// Where it is.
     pub place: Place,
     client: Client,
+    // Passwords go where they are asked for, and nowhere else.
+    token_client: Client,
     known: Known,
 }
 
@@ -97,18 +100,22 @@ struct Referrers {
 impl Upstream {
     /// One; where it `is_insecure` any certificate will do.
     pub fn new(place: Place, is_insecure: bool) -> ModelResult<Self> {
-        let client = crate::network::built(|builder| {
-            builder
-                .user_agent(concat!("neap/", env!("CARGO_PKG_VERSION")))
-                // Blobs are what they are called after: as they come.
-                .no_gzip()
-                .connect_timeout(Duration::from_secs(10))
-                .pool_idle_timeout(Duration::from_secs(15))
-                .danger_accept_invalid_certs(is_insecure)
-        });
+        let made = |redirects: fn() -> Policy| {
+            crate::network::built(move |builder| {
+                builder
+                    .user_agent(concat!("neap/", env!("CARGO_PKG_VERSION")))
+                    // Blobs are what they are called after: as they come.
+                    .no_gzip()
+                    .redirect(redirects())
+                    .connect_timeout(Duration::from_secs(10))
+                    .pool_idle_timeout(Duration::from_secs(15))
+                    .danger_accept_invalid_certs(is_insecure)
+            })
+        };
         let failed = |error| Error::internal(format!("registry {}", place.registry), "cannot be asked").cause(error);
-        let client = client.map_err(failed)?;
-        Ok(Upstream { place, client, known: Known::default() })
+        let client = made(Policy::default).map_err(failed)?;
+        let token_client = made(Policy::none).map_err(failed)?;
+        Ok(Upstream { place, client, token_client, known: Known::default() })
     }
 
     // Asks, and once more where it says how it wants to know who asks. Statuses that mean no answer are told as such.
@@ -121,11 +128,17 @@ impl Upstream {
         login: Option<&Login>,
     ) -> Result<Response, Fault> {
         let who = &self.place.registry;
-        let address = self.place.base.join(path).map_err(|_| Fault::Down(format!("{who} has no address {path}")))?;
+        // Whatever an answer has said of where to go on: nobody else hears what is told to this one.
+        let address = self.place.base.join(path).ok().filter(|address| address.origin() == self.place.base.origin());
+        let address = address.ok_or_else(|| Fault::Down(format!("{who} has no address {path}")))?;
         let scope = format!("repository:{repository}:pull");
         for is_again in [false, true] {
-            let said = self.known.authorization(&self.client, &self.place.base, &scope, login).await?;
-            let was_known = said.is_some();
+            let said = match self.known.authorization(&self.token_client, &self.place.base, &scope, login).await {
+                // It may want something else by now.
+                Err(_) if !is_again && self.known.is_old() => None,
+                other => other?,
+            };
+            let was_basic = said.as_ref().is_some_and(|said| said.starts_with("Basic"));
             let mut request = self.client.request(method.clone(), address.clone()).headers(headers.clone());
             if let Some(said) = said {
                 request = request.header(AUTHORIZATION, said);
@@ -137,7 +150,7 @@ impl Upstream {
                     let all = answer.headers().get_all("www-authenticate").iter();
                     let challenge = all.filter_map(|value| Challenge::read(value.to_str().ok()?)).next();
                     let Some(challenge) = challenge else { break };
-                    if challenge == Challenge::Basic && (login.is_none() || was_known) {
+                    if challenge == Challenge::Basic && (login.is_none() || was_basic) {
                         break;
                     }
                     self.known.forget(&scope, login);

@@ -62,8 +62,9 @@ impl Place {
 
 // Whether that is this host: what every client speaks to without a certificate.
 fn is_own(host: &str) -> bool {
+    let address = host.parse::<std::net::SocketAddr>().map(|address| address.ip()).or_else(|_| host.parse());
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    name == "localhost" || name.starts_with("127.") || name == "[::1]"
+    name == "localhost" || name == "[::1]" || address.is_ok_and(|address: std::net::IpAddr| address.is_loopback())
 }
 
 #[cfg(test)]
@@ -86,6 +87,7 @@ mod tests {
             assert_eq!(Place::read(own).unwrap().base.scheme(), "http", "{own}");
         }
         assert_eq!(Place::read("localhost.example.com").unwrap().base.scheme(), "https");
+        assert_eq!(Place::read("127.example.com").unwrap().base.scheme(), "https");
         for bad in ["", "/", "nginx", "ftp://a.b", "a b.c", "quay.io/Org", "http://", "a.b:x"] {
             assert!(Place::read(bad).is_err(), "{bad:?}");
         }

@@ -162,6 +162,20 @@ fn caches(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Resu
 fn rules(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
     let shared = cluster.clone();
     registry.set(
+        "keeper",
+        lua.create_async_function(move |lua, node: Option<String>| {
+            let cluster = shared.clone();
+            async move {
+                let keeper = match node {
+                    Some(node) => cluster.name_keeper(&node).await,
+                    None => cluster.keeper().await,
+                };
+                from_timed(&lua, &keeper.map_err(raise)?)
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
         "stats",
         lua.create_async_function(move |lua, ()| {
             let cluster = shared.clone();
