@@ -396,3 +396,54 @@ fn another_registry_is_cached_by_name_and_password() {
     assert_eq!(head.header("docker-content-digest"), digest(&manifest));
     assert_eq!(ask(own.port, "GET", "/v2/old/app/manifests/1.0", &[], b"").unwrap().is(200).body, manifest);
 }
+
+#[test]
+fn what_is_pushed_is_nobodys_copy_and_what_is_elsewhere_is_not_told() {
+    let mut tried = Tried::below("/");
+    let manifest = tried.origin.push_image("base", "1", &[b"base layer"]);
+    tried.pull("base", "1");
+    let daemon = &tried.cache.daemon;
+    // A cache of everything leaves quotas and pruning as they are, for what is somebody's own.
+    daemon.ok(&["registry", "rule", "set", "own/*", "--quota", "1KB"]);
+    let large = noise(9, 5000);
+    let at = format!("/v2/own/app/blobs/uploads/?digest={}", digest(&large));
+    tried.cache.ask("POST", &at, &[], &large).fails(403, "DENIED");
+    tried.cache.push_image("own/app", "old", &[b"small"]);
+    let pruned = daemon.json(&["registry", "prune", "*", "--keep", "0", "--format", "json"]);
+    assert_eq!((&pruned["images"][0]["tag"], pruned["images"].as_array().unwrap().len()), (&json!("old"), 1));
+
+    // A manifest of the upstream names what is here, in a repository that is nobody else's business, and not there.
+    let secret = noise(10, 5000);
+    tried.cache.push("secret/app", &secret);
+    tried.cache.push("secret/app", b"{}");
+    let own = image(b"{}", &[&secret]).to_string();
+    tried.cache.put_manifest("secret/app", "1", MANIFEST, own.as_bytes()).is(201);
+    let named = image(b"{\"image\":\"1\"}", &[]);
+    let mut lie: Value = named.clone();
+    lie["layers"] =
+        json!([{ "mediaType": "x/y", "digest": digest(&secret), "size": secret.len(), "urls": ["http://elsewhere/"] }]);
+    let lie = lie.to_string();
+    tried.origin.put_manifest("base", "lie", MANIFEST, lie.as_bytes()).is(201);
+    assert_eq!(tried.cache.get("/v2/base/manifests/lie").is(200).body, lie.as_bytes());
+    tried.cache.get(&format!("/v2/base/blobs/{}", digest(&secret))).fails(404, "BLOB_UNKNOWN");
+
+    // A page of some proxy is no manifest: what is kept is served.
+    tried.between.set(Mode::Answer(200, "content-type: text/html\r\n"));
+    let stale = tried.cache.get("/v2/base/manifests/1").is(200);
+    assert!(stale.body == manifest && stale.header("warning").contains("no manifest"), "{stale:?}");
+    tried.between.set(Mode::Pass);
+
+    // Without the cache somebody pushes what was a copy: it is theirs, and no collection takes it.
+    daemon.ok(&["registry", "cache", "set", "/", &format!("http://127.0.0.1:{}", tried.between.port), "--keep", "1s"]);
+    tried.pull("base", "1");
+    daemon.ok(&["registry", "cache", "rm", "/"]);
+    tried.cache.put_manifest("base", "mine", MANIFEST, &manifest).is(201);
+    daemon.ok(&["registry", "cache", "set", "/", &format!("http://127.0.0.1:{}", tried.between.port), "--keep", "1s"]);
+    eventually("the other copy is dropped", 20, || {
+        let done = daemon.json(&["registry", "gc", "--format", "json"]);
+        (done["copies"].as_u64().unwrap() >= 1).then_some(())
+    });
+    assert_eq!(tried.cache.get("/v2/base/manifests/mine").is(200).body, manifest);
+    tried.cache.restart();
+    assert_eq!(tried.cache.get("/v2/base/manifests/mine").is(200).body, manifest);
+}

@@ -9,7 +9,7 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use oci::{Answer, INDEX, MANIFEST, Registry, descriptor, digest, image, noise};
 use serde_json::{Value, json};
-use support::eventually;
+use support::{eventually, free_port};
 
 fn basic(user: &str, password: &str) -> String {
     format!("Basic {}", BASE64_STANDARD.encode(format!("{user}:{password}")))
@@ -29,7 +29,8 @@ fn push_as(registry: &Registry, who: &str, repository: &str, tag: &str) -> Answe
 
 #[test]
 fn rules_say_who_may_do_what() {
-    let mut registry = Registry::start();
+    let api = free_port();
+    let mut registry = Registry::with(&[("NEAP_LISTEN", &format!("127.0.0.1:{api}"))]);
     let token = |name: &str, role: &str| {
         let secret = registry.daemon.ok(&["token", "create", name, "--role", role]).trim().to_owned();
         format!("Bearer {secret}")
@@ -70,6 +71,23 @@ fn rules_say_who_may_do_what() {
     assert_eq!(names(&[("Authorization", &anybody)]), json!(["other", "shop/api"]));
     assert_eq!(names(&[("Authorization", &ci)]), json!(["other", "secret/plan", "shop/api"]));
 
+    // They hold for the control API as well: as that of a token, by TLS.
+    let asks = |who: &str, method: &str, path: &str| {
+        let url = format!("https://127.0.0.1:{api}{path}");
+        let header = format!("Authorization: {who}");
+        let output = std::process::Command::new("curl")
+            .args(["-sk", "-m", "10", "-o", "/dev/null", "-w", "%{http_code}", "-X", method, "-H", &header, &url])
+            .output()
+            .unwrap();
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    assert_eq!(asks(&release, "GET", "/v1/images/secret%2Fplan/tags"), "403");
+    assert_eq!(asks(&ci, "GET", "/v1/images/secret%2Fplan/tags"), "200");
+    assert_eq!(asks(&ci, "DELETE", "/v1/images/shop%2Fapi%3A1"), "403");
+    assert_eq!(asks(&ci, "POST", "/v1/image-registry/prune"), "400", "nothing is said of what is to go");
+    assert_eq!(asks(&release, "DELETE", "/v1/images/shop%2Fapi%3A1"), "200");
+    push_as(&registry, &release, "shop/api", "1").is(201);
+
     // They hold behind a restart, are listed, and go.
     registry.restart();
     push_as(&registry, &anybody, "shop/api", "2").fails(401, "UNAUTHORIZED");
@@ -109,6 +127,11 @@ fn tags_that_stay_and_repositories_that_are_full() {
     let (_, said) = registry.daemon.fails(&["registry", "rm", "shop/api:v1"]);
     assert!(said.contains("immutable"), "{said}");
     registry.delete("/v2/shop/api/manifests/live").is(202);
+    // Nor what such a tag leads to by an index.
+    let index =
+        json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": [descriptor(MANIFEST, other.as_bytes())] });
+    registry.put_manifest("shop/api", "v2", INDEX, index.to_string().as_bytes()).is(201);
+    registry.delete(&format!("/v2/shop/api/manifests/{}", digest(other.as_bytes()))).fails(403, "DENIED");
 
     // A megabyte is there, and two more are too many with what is there; what is there already costs nothing.
     let large = noise(2, 2_500_000);
@@ -156,6 +179,14 @@ fn users_with_passwords() {
     push_as(&registry, &who, "shop/api", "3").fails(403, "DENIED");
     push_as(&registry, &bearer, "shop/web", "3").fails(403, "DENIED");
     push_as(&registry, &bearer, "else", "3").is(201);
+    // Who says nothing sees nothing, whatever else is let in: nothing is mounted out of what is not theirs to see.
+    registry.daemon.ok(&["registry", "rule", "set", "open/*", "--push", "anybody", "--pull", "anybody"]);
+    let given = registry.get("/v2/token").is(200).json()["token"].as_str().unwrap().to_owned();
+    let anybody = format!("Bearer {given}");
+    let mount = format!("/v2/open/x/blobs/uploads/?mount={}&from=shop/api", digest(b"{}"));
+    registry.ask("POST", &mount, &[("Authorization", &anybody)], b"").is(202);
+    push_as(&registry, &anybody, "open/x", "1").is(201);
+    registry.ask("GET", "/v2/shop/api/tags/list", &[("Authorization", &anybody)], b"").fails(401, "UNAUTHORIZED");
     // The file is read again; one that cannot be read changes nothing.
     std::fs::write(&path, format!("{neap}broken\n")).unwrap();
     eventually("it is told", 10, || {
