@@ -5,8 +5,8 @@ use futures_util::StreamExt;
 use super::routes::{route, schema};
 use super::{About, Answer, Call, Route, json, lines};
 use crate::client::images::{
-    CacheInfo, CacheSettings, ImageInfo, ImageKeeper, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed,
-    KeeperAsk, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
+    CacheInfo, CacheSettings, Copied, CopyAsk, ImageInfo, ImageKeeper, ImageRepository, ImageTag, ImagesCollected,
+    ImagesScrubbed, KeeperAsk, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
 };
 use crate::model::right::Role;
 use crate::model::{Error, Kind, Result, strict};
@@ -71,6 +71,23 @@ pub fn all() -> Vec<Route> {
                 "Reads all blobs once more; how far that is, a line each",
                 Admin,
                 |call| Box::pin(scrub(call)),
+            )
+        },
+        Route {
+            change: Some("image.copy"),
+            query: &[
+                ("from", "the image: shop/api:1.0, or one of another registry, docker.io/library/nginx:1.27"),
+                ("to", "its new name; the tag is that of the image where none is said"),
+                ("platform", "of an index only the image for this platform: linux/arm64"),
+            ],
+            response: schema::<Copied>(),
+            stream: true,
+            ..route(
+                "POST",
+                "/v1/image-registry/copy",
+                "Copies an image from one registry to another; how far that is, a line each",
+                Deployer,
+                |call| Box::pin(copy(call)),
             )
         },
         Route {
@@ -206,7 +223,7 @@ async fn image(call: Call) -> Result<Answer> {
 async fn resolve(call: Call) -> Result<Answer> {
     let image = call.query.get("image").map(String::as_str).unwrap_or_default();
     // Another registry is asked as the whole cluster: that is for those who deploy from it, and are confined to no names.
-    if name::is_elsewhere(image) {
+    if name::elsewhere(image).is_some() {
         call.principal.require(Role::Deployer, None)?;
     } else {
         let (repository, _) = name::image(image).map_err(Refused::into_error)?;
@@ -228,6 +245,30 @@ async fn collect(call: Call) -> Result<Answer> {
 
 async fn scrub(call: Call) -> Result<Answer> {
     lines(call.api.cluster.scrub_images().await?.boxed())
+}
+
+async fn copy(call: Call) -> Result<Answer> {
+    let of = |name: &str| call.query.get(name).cloned();
+    let missing = |what: &str| Error::invalid("copy", format!("{what}: is missing"));
+    let from = of("from").ok_or_else(|| missing("from"))?;
+    let to = of("to").ok_or_else(|| missing("to"))?;
+    // Others are asked, and told, as the whole cluster.
+    match name::elsewhere(&from).is_some() {
+        true => call.principal.require(Role::Deployer, None)?,
+        false => {
+            let (repository, _) = name::image(&from).map_err(Refused::into_error)?;
+            allowed(&call, Role::Viewer, &repository, Action::Pull).await?;
+        }
+    }
+    match name::elsewhere(&to).is_some() {
+        true => call.principal.require(Role::Admin, None)?,
+        false => {
+            let (repository, _) = name::image(&to).map_err(Refused::into_error)?;
+            allowed(&call, Role::Deployer, &repository, Action::Push).await?;
+        }
+    }
+    let ask = CopyAsk { from, to, platform: of("platform") };
+    lines(call.api.cluster.copy_image(ask).await?.boxed())
 }
 
 async fn keeper(call: Call) -> Result<Answer> {

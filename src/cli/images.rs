@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::{self, FormatArg};
-use crate::client::images::{CacheSettings, PruneAsk, RuleSettings};
+use crate::client::images::{CacheSettings, CopyAsk, PruneAsk, RuleSettings};
 use crate::client::remote::RemoteCluster;
 use crate::client::{Images, Keepers, show};
 use crate::model::units::{Bytes, Duration};
@@ -68,6 +68,18 @@ pub enum Command {
     },
     /// Show the registry in numbers: what it holds, what it was asked, how its caches fare
     Stats {
+        #[command(flatten)]
+        format: FormatArg,
+    },
+    /// Copy an image from one registry to another, or within the cluster's, byte for byte
+    Copy {
+        /// The image: shop/api:1.0, or of another registry, docker.io/library/nginx:1.27, http://localhost:5001/app:2
+        from: String,
+        /// Its new name; the tag is that of the image where none is said
+        to: String,
+        /// Of an index only the image for this platform: linux/arm64
+        #[arg(long)]
+        platform: Option<String>,
         #[command(flatten)]
         format: FormatArg,
     },
@@ -222,6 +234,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             let pruned = cluster.prune_tags(ask).await?;
             output::print(format.format, &pruned, || show::images::pruned(&pruned, dry_run))
         }
+        Command::Copy { from, to, platform, format } => copy(cluster, CopyAsk { from, to, platform }, format).await,
         Command::Keeper { node, format } => {
             let keeper = match node {
                 Some(node) => cluster.name_keeper(&node).await?,
@@ -277,6 +290,27 @@ async fn cache(command: Cache, cluster: &RemoteCluster) -> Result<()> {
             .await
         }
     }
+}
+
+async fn copy(cluster: &RemoteCluster, ask: CopyAsk, format: FormatArg) -> Result<()> {
+    let mut steps = cluster.copy_image(ask).await?;
+    let bar = std::io::stderr().is_terminal().then(|| {
+        let style = ProgressStyle::with_template("{spinner} copying [{bar:30}] {msg} {bytes}/{total_bytes} {eta}");
+        ProgressBar::new(0).with_style(style.expect("the template is constant and valid").progress_chars("=> "))
+    });
+    while let Some(step) = steps.next().await {
+        let step = step?;
+        if let Some(bar) = &bar {
+            bar.set_length(step.of_size);
+            bar.set_position(step.size);
+            bar.set_message(format!("{}/{} blobs", step.blobs, step.of));
+        }
+        if step.done {
+            bar.iter().for_each(ProgressBar::finish_and_clear);
+            return output::print(format.format, &step, || show::images::copied(&step));
+        }
+    }
+    Err(Error::new(Kind::Unavailable, "daemon", "has stopped"))
 }
 
 async fn scrub(cluster: &RemoteCluster, format: FormatArg) -> Result<()> {

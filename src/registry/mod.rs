@@ -5,6 +5,7 @@
 
 pub mod cache;
 mod collect;
+pub mod copy;
 pub mod describe;
 pub mod digest;
 mod disk;

@@ -108,11 +108,15 @@ impl FromStr for Reference {
     }
 }
 
-/// Whether an image is one of another registry, by its name: it begins with a host that is not this one.
-pub fn is_elsewhere(image: &str) -> bool {
-    let host = image.split_once('/').map_or("", |(host, _)| host);
+/// Where an image is that is one of another registry, by its name, and the rest of that: it begins with a host that is not this one, or with
+/// `http://` or `https://` and any host.
+pub fn elsewhere(image: &str) -> Option<(String, &str)> {
+    let schemes = ["https://", "http://"].iter().find_map(|scheme| Some((*scheme, image.strip_prefix(scheme)?)));
+    let (scheme, bare) = schemes.unwrap_or(("", image));
+    let (host, rest) = bare.split_once('/')?;
     let name = host.split(':').next().unwrap_or_default();
-    host.contains(['.', ':']) && !matches!(name, "localhost" | "127.0.0.1" | "[")
+    let is_other = host.contains(['.', ':']) && !matches!(name, "localhost" | "127.0.0.1" | "[");
+    (is_other || !scheme.is_empty()).then(|| (format!("{scheme}{host}"), rest))
 }
 
 /// An image as people write it: `shop/api:1.0`, `shop/api@sha256:...`, with `:latest` where neither is said. A registry's host before
@@ -168,6 +172,12 @@ mod tests {
         assert_eq!(read("127.0.0.1:5000/shop/api").unwrap(), "shop/api latest");
         let digest = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855";
         assert_eq!(read(&format!("localhost/a:1@{digest}")).unwrap(), format!("a {digest}"));
+        let other = |text: &'static str| elsewhere(text).map(|(host, rest)| format!("{host} {rest}"));
+        assert_eq!(other("docker.io/library/nginx:1").as_deref(), Some("docker.io library/nginx:1"));
+        assert_eq!(other("http://127.0.0.1:5001/a/b").as_deref(), Some("http://127.0.0.1:5001 a/b"));
+        for own in ["nginx", "shop/api:1", "127.0.0.1:5000/a", "localhost:5000/a", "localhost/a", "[::1]:5000/a"] {
+            assert_eq!(other(own), None, "{own}");
+        }
         assert!(read("a:").is_err() && read("A").is_err() && read("a@sha256:1").is_err());
         for bad in ["", ".a", "-a", "a/b", "a b", &"t".repeat(129)] {
             assert!(bad.parse::<Reference>().is_err(), "{bad}");

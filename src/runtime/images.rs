@@ -11,8 +11,8 @@ use super::asked::channel;
 use super::{Message, Parts, Runtime, logins};
 use crate::client::Stream1;
 use crate::client::images::{
-    CacheInfo, CacheSettings, ImageInfo, ImageKeeper, ImagePart, ImageReferrer, ImageRepository, ImageTag, Images,
-    ImagesCollected, ImagesScrubbed, Keepers, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
+    CacheInfo, CacheSettings, Copied, CopyAsk, ImageInfo, ImageKeeper, ImagePart, ImageReferrer, ImageRepository,
+    ImageTag, Images, ImagesCollected, ImagesScrubbed, Keepers, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
 };
 use crate::model::clock::Timestamp;
 use crate::model::event::{AboutImage, What};
@@ -117,6 +117,10 @@ impl Images for Runtime {
         self.kept()?.remove_image_cache(prefix).await
     }
 
+    async fn copy_image(&self, ask: CopyAsk) -> Result<Stream1<Copied>> {
+        self.kept()?.copy_image(ask).await
+    }
+
     async fn image_stats(&self) -> Result<RegistryStats> {
         self.kept()?.image_stats().await
     }
@@ -173,8 +177,8 @@ impl Images for LocalImages {
     }
 
     async fn resolve_image(&self, name: &str) -> Result<String> {
-        if name::is_elsewhere(name) {
-            return self.registry.resolve_elsewhere(name).await;
+        if let Some((host, rest)) = name::elsewhere(name) {
+            return self.registry.resolve_elsewhere(name, &host, rest).await;
         }
         let (repository, reference) = name::image(name).map_err(Refused::into_error)?;
         self.registry.freshen(&repository, &reference).await.map_err(Refused::into_error)?;
@@ -221,6 +225,18 @@ impl Images for LocalImages {
 
     async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
         self.registry.remove_cache(prefix).await
+    }
+
+    async fn copy_image(&self, ask: CopyAsk) -> Result<Stream1<Copied>> {
+        let registry = self.registry.clone();
+        let (sender, stream) = channel();
+        let on_the_way = sender.clone();
+        tokio::spawn(async move {
+            // As with scrub: the end is heard by all.
+            let told = move |copied: &Copied| _ = on_the_way.try_send(Ok(copied.clone()));
+            let _ = sender.send(registry.copy(ask, told).await).await;
+        });
+        Ok(stream)
     }
 
     async fn image_stats(&self) -> Result<RegistryStats> {

@@ -1,7 +1,8 @@
 //! What is asked of an image registry on another host of the cluster, over the connection between daemons and agents.
 
-use std::sync::Arc;
-use std::time::Duration;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -11,14 +12,18 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{
-    CacheInfo, CacheSettings, ImageInfo, ImageRepository, ImageTag, Images, ImagesCollected, ImagesScrubbed, PruneAsk,
-    Pruned, RegistryStats, Rule, RuleSettings,
+    CacheInfo, CacheSettings, Copied, CopyAsk, ImageInfo, ImageRepository, ImageTag, Images, ImagesCollected,
+    ImagesScrubbed, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
 };
 use crate::client::Stream1;
 use crate::model::{Error, Kind, Result};
+use crate::registry::copy::broken_off;
 
 /// How long it takes at most until it is said how far a long work is.
 const STEP: Duration = Duration::from_secs(1);
+/// Copies that are told of at a time, and for how long one is that nobody asks for.
+const COPIES: usize = 64;
+const FORGOTTEN: Duration = Duration::from_secs(600);
 
 /// One thing that is asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -55,6 +60,10 @@ pub enum ImagesAsk {
     },
     /// `remove_image_cache`.
     RemoveCache(String),
+    /// `copy_image`: begins; a number for it is answered.
+    Copy(CopyAsk),
+    /// How far that is, a moment later.
+    CopyStep(u64),
     /// `image_stats`.
     Stats,
     /// `image_rules`.
@@ -77,7 +86,17 @@ pub struct Answering {
     images: Arc<dyn Images>,
     // What is being read, one at a time.
     scrub: tokio::sync::Mutex<Scrub>,
+    // What is being copied, by number, and when somebody last asked for it.
+    copies: Mutex<Copies>,
 }
+
+#[derive(Default)]
+struct Copies {
+    last: u64,
+    all: HashMap<u64, (Instant, Copying)>,
+}
+
+type Copying = Arc<tokio::sync::Mutex<Stream1<Copied>>>;
 
 #[derive(Default)]
 struct Scrub {
@@ -93,7 +112,7 @@ fn value(answer: impl Serialize) -> Result<Value> {
 impl Answering {
     /// For this one.
     pub fn new(images: Arc<dyn Images>) -> Self {
-        Answering { images, scrub: tokio::sync::Mutex::default() }
+        Answering { images, scrub: tokio::sync::Mutex::default(), copies: Mutex::default() }
     }
 
     /// Does what is asked.
@@ -110,12 +129,50 @@ impl Answering {
             ImagesAsk::Caches => value(images.image_caches().await?),
             ImagesAsk::SetCache { prefix, settings } => value(images.set_image_cache(&prefix, settings).await?),
             ImagesAsk::RemoveCache(prefix) => value(images.remove_image_cache(&prefix).await?),
+            ImagesAsk::Copy(ask) => value(self.copy(ask).await?),
+            ImagesAsk::CopyStep(id) => value(self.copy_step(id).await?),
             ImagesAsk::Stats => value(images.image_stats().await?),
             ImagesAsk::Rules => value(images.image_rules().await?),
             ImagesAsk::SetRule { repositories, rule } => value(images.set_image_rule(&repositories, rule).await?),
             ImagesAsk::RemoveRule(repositories) => value(images.remove_image_rule(&repositories).await?),
             ImagesAsk::Prune(ask) => value(images.prune_tags(ask).await?),
         }
+    }
+
+    async fn copy(&self, ask: CopyAsk) -> Result<u64> {
+        let steps = self.images.copy_image(ask).await?;
+        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        copies.all.retain(|_, (asked, _)| asked.elapsed() < FORGOTTEN);
+        if copies.all.len() >= COPIES {
+            return Err(Error::new(Kind::Exhausted, "image registry", format!("{COPIES} copies are under way")));
+        }
+        copies.last += 1;
+        let id = copies.last;
+        copies.all.insert(id, (Instant::now(), Arc::new(tokio::sync::Mutex::new(steps))));
+        Ok(id)
+    }
+
+    // The newest of what is said within a moment.
+    async fn copy_step(&self, id: u64) -> Result<Option<Copied>> {
+        let copies = || self.copies.lock().unwrap_or_else(PoisonError::into_inner);
+        let steps = copies().all.get_mut(&id).map(|(asked, steps)| {
+            *asked = Instant::now();
+            steps.clone()
+        });
+        let steps = steps.ok_or_else(broken_off)?;
+        let mut steps = steps.lock().await;
+        let until = tokio::time::Instant::now() + STEP;
+        let mut newest = None;
+        while let Ok(step) = tokio::time::timeout_at(until, steps.next()).await {
+            match step {
+                Some(Ok(step)) if !step.done => newest = Some(step),
+                other => {
+                    copies().all.remove(&id);
+                    return other.unwrap_or_else(|| Err(broken_off())).map(Some);
+                }
+            }
+        }
+        Ok(newest)
     }
 
     // The newest of what is said within a moment. Whoever begins while one goes on joins it.
@@ -225,6 +282,22 @@ impl Images for AskedImages {
 
     async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
         self.ask(ImagesAsk::RemoveCache(prefix.to_owned())).await
+    }
+
+    async fn copy_image(&self, ask: CopyAsk) -> Result<Stream1<Copied>> {
+        let id: u64 = self.ask(ImagesAsk::Copy(ask)).await?;
+        let steps = futures_util::stream::unfold(Some(self.0.clone()), move |way| async move {
+            let way = way?;
+            loop {
+                match (way)(ImagesAsk::CopyStep(id)).await.and_then(read::<Option<Copied>>) {
+                    Ok(Some(step)) if step.done => return Some((Ok(step), None)),
+                    Ok(Some(step)) => return Some((Ok(step), Some(way))),
+                    Ok(None) => {}
+                    Err(error) => return Some((Err(error), None)),
+                }
+            }
+        });
+        Ok(Box::pin(steps))
     }
 
     async fn image_stats(&self) -> Result<RegistryStats> {

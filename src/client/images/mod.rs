@@ -14,6 +14,7 @@ use super::remote::{RemoteCluster, segment};
 use crate::model::Result;
 use crate::model::clock::Timestamp;
 pub use crate::registry::cache::{CacheInfo, CacheSettings};
+pub use crate::registry::copy::{Copied, CopyAsk};
 pub use crate::registry::metrics::RegistryStats;
 pub use crate::registry::prune::{PruneAsk, Pruned, PrunedImage};
 pub use crate::registry::rules::{Rule, RuleSettings};
@@ -213,6 +214,8 @@ pub trait Images: Send + Sync {
     async fn set_image_cache(&self, prefix: &str, settings: CacheSettings) -> Result<CacheInfo>;
     /// Lets go of such a cache. Durable when it returns.
     async fn remove_image_cache(&self, prefix: &str) -> Result<()>;
+    /// Copies an image from one registry to another; how far that is, to the end.
+    async fn copy_image(&self, ask: CopyAsk) -> Result<Stream1<Copied>>;
     /// The registry in numbers.
     async fn image_stats(&self) -> Result<RegistryStats>;
     /// The rules for repositories, by pattern.
@@ -270,6 +273,13 @@ impl Images for RemoteCluster {
 
     async fn remove_image_cache(&self, prefix: &str) -> Result<()> {
         self.call("DELETE", &cache_path(prefix), None::<&()>).await
+    }
+
+    async fn copy_image(&self, ask: CopyAsk) -> Result<Stream1<Copied>> {
+        let CopyAsk { from, to, platform } = &ask;
+        let platform = platform.as_ref().map(|platform| format!("&platform={}", segment(platform))).unwrap_or_default();
+        let path = format!("/v1/image-registry/copy?from={}&to={}{platform}", segment(from), segment(to));
+        self.stream_by("POST", &path).await
     }
 
     async fn image_stats(&self) -> Result<RegistryStats> {

@@ -2,8 +2,8 @@
 
 use super::{ago, rows};
 use crate::client::images::{
-    CacheInfo, ImageInfo, ImageKeeper, ImagePart, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed, Pruned,
-    RegistryStats, Rule,
+    CacheInfo, Copied, ImageInfo, ImageKeeper, ImagePart, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed,
+    Pruned, RegistryStats, Rule,
 };
 use crate::model::clock::Timestamp;
 use crate::model::units::Bytes;
@@ -124,6 +124,12 @@ pub fn pruned(pruned: &Pruned, dry_run: bool) -> String {
     };
     lines.push(format!("{} {would}{stay}", lines.len()));
     lines.join("\n")
+}
+
+/// `registry copy`.
+pub fn copied(copied: &Copied) -> String {
+    let digest = copied.digest.as_deref().unwrap_or_default();
+    format!("{digest}: {} blobs ({}), {} sent", copied.of, Bytes(copied.of_size), Bytes(copied.sent))
 }
 
 /// `registry keeper`.

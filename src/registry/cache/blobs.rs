@@ -3,9 +3,12 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
+use futures_util::Stream;
 use tokio::sync::{mpsc, watch};
 
 use super::{Cache, MANY, count};
@@ -21,6 +24,8 @@ const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(500);
 /// What an upstream sends at least in a second, over a minute and more.
 const LEAST: u64 = 1024;
+/// What is read at a time, in bytes.
+const PART: u64 = 512 * 1024;
 /// Parts that wait to be written.
 const WAITING: usize = 4;
 
@@ -39,6 +44,37 @@ impl Content {
             Content::Whole(_, size) => *size,
             Content::Coming(fetch) => fetch.size,
         }
+    }
+}
+
+impl Content {
+    /// It, a part after the other.
+    pub fn parts(self) -> impl Stream<Item = io::Result<Bytes>> + Send + 'static {
+        let size = self.size();
+        let (file, fetch) = match self {
+            Content::Whole(file, _) => (Arc::new(file), None),
+            Content::Coming(fetch) => (fetch.file(), Some(fetch)),
+        };
+        futures_util::stream::try_unfold(0, move |at| {
+            let (file, fetch) = (file.clone(), fetch.clone());
+            async move {
+                if at >= size {
+                    return Ok(None);
+                }
+                let until = match &fetch {
+                    None => size,
+                    Some(fetch) => fetch.until(at).await?,
+                };
+                let end = (at + PART).min(until);
+                let read = move || {
+                    let mut bytes = vec![0; (end - at) as usize];
+                    file.read_exact_at(&mut bytes, at)?;
+                    Ok::<_, io::Error>(Bytes::from(bytes))
+                };
+                let bytes = tokio::task::spawn_blocking(read).await.map_err(io::Error::other)??;
+                Ok(Some((bytes, end)))
+            }
+        })
     }
 }
 

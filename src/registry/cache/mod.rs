@@ -21,7 +21,7 @@ use super::name::{Reference, Repository};
 use super::refused::{Code, Refused};
 use super::upstream::place::Place;
 use super::upstream::{Fault, Upstream};
-use crate::model::registry::{self, Login};
+use crate::model::registry::Login;
 use crate::model::units::Duration as Period;
 use crate::model::{Error, Kind, Result as ModelResult};
 pub use blobs::{Arrived, Content, Fetch};
@@ -252,7 +252,7 @@ impl ImageRegistry {
         let _ = self.logins.set(logins);
     }
 
-    async fn login(&self, registry: &str) -> Option<Login> {
+    pub(super) async fn login(&self, registry: &str) -> Option<Login> {
         let found = self.logins.get()?.at(registry).await;
         found.unwrap_or_else(|error| {
             tracing::warn!(registry, %error, "a registry is asked without a login");
@@ -261,9 +261,7 @@ impl ImageRegistry {
     }
 
     /// An image of another registry by its digest, as that says now.
-    pub async fn resolve_elsewhere(&self, image: &str) -> ModelResult<String> {
-        let host = registry::of_image(image);
-        let rest = image.split_once('/').map_or(image, |(_, rest)| rest);
+    pub async fn resolve_elsewhere(&self, image: &str, host: &str, rest: &str) -> ModelResult<String> {
         let (name, reference) = super::name::image(rest).map_err(Refused::into_error)?;
         let upstream = Upstream::new(Place::read(host)?, false)?;
         let at = upstream.place.repository(name.as_str()).map_err(Refused::into_error)?;
@@ -273,7 +271,7 @@ impl ImageRegistry {
             Some(digest) => digest,
             None => upstream.manifest(&at, &reference, login.as_ref()).await.map_err(told)?.digest,
         };
-        Ok(format!("{host}/{at}@{digest}"))
+        Ok(format!("{}/{at}@{digest}", upstream.place.registry))
     }
 
     /// The caches, by prefix.

@@ -2,9 +2,11 @@
 
 mod auth;
 pub mod place;
+mod push;
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, LINK, RANGE, RETRY_AFTER};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Method, Response};
@@ -124,14 +126,15 @@ impl Upstream {
         method: Method,
         path: &str,
         headers: &HeaderMap,
-        repository: &Repository,
+        body: Option<Bytes>,
+        (repository, pushes): (&Repository, bool),
         login: Option<&Login>,
     ) -> Result<Response, Fault> {
         let who = &self.place.registry;
         // Whatever an answer has said of where to go on: nobody else hears what is told to this one.
         let address = self.place.base.join(path).ok().filter(|address| address.origin() == self.place.base.origin());
         let address = address.ok_or_else(|| Fault::Down(format!("{who} has no address {path}")))?;
-        let scope = format!("repository:{repository}:pull");
+        let scope = scope(repository, pushes);
         for is_again in [false, true] {
             let said = match self.known.authorization(&self.token_client, &self.place.base, &scope, login).await {
                 // It may want something else by now.
@@ -142,6 +145,9 @@ impl Upstream {
             let mut request = self.client.request(method.clone(), address.clone()).headers(headers.clone());
             if let Some(said) = said {
                 request = request.header(AUTHORIZATION, said);
+            }
+            if let Some(body) = &body {
+                request = request.body(body.clone());
             }
             let answer = answered(request.send(), who).await?;
             let status = answer.status().as_u16();
@@ -176,7 +182,7 @@ impl Upstream {
         login: Option<&Login>,
     ) -> Result<Option<Digest>, Fault> {
         let path = format!("v2/{repository}/manifests/{}", reference.as_str());
-        let answer = self.send(Method::HEAD, &path, &kinds(), repository, login).await?;
+        let answer = self.send(Method::HEAD, &path, &kinds(), None, (repository, false), login).await?;
         Ok(said_digest(&answer))
     }
 
@@ -189,7 +195,7 @@ impl Upstream {
     ) -> Result<Fetched, Fault> {
         let who = &self.place.registry;
         let path = format!("v2/{repository}/manifests/{}", reference.as_str());
-        let answer = self.send(Method::GET, &path, &kinds(), repository, login).await?;
+        let answer = self.send(Method::GET, &path, &kinds(), None, (repository, false), login).await?;
         let media_type = answer.headers().get(CONTENT_TYPE).and_then(|kind| kind.to_str().ok()).map(str::to_owned);
         let said = match reference {
             Reference::Digest(digest) => Some(digest.clone()),
@@ -211,7 +217,7 @@ impl Upstream {
         login: Option<&Login>,
     ) -> Result<Option<u64>, Fault> {
         let path = format!("v2/{repository}/blobs/{digest}");
-        let answer = self.send(Method::HEAD, &path, &HeaderMap::new(), repository, login).await?;
+        let answer = self.send(Method::HEAD, &path, &HeaderMap::new(), None, (repository, false), login).await?;
         Ok(answer.headers().get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok()))
     }
 
@@ -230,7 +236,7 @@ impl Upstream {
         {
             headers.insert(RANGE, range);
         }
-        let answer = self.send(Method::GET, &path, &headers, repository, login).await?;
+        let answer = self.send(Method::GET, &path, &headers, None, (repository, false), login).await?;
         let is_rest = answer.status().as_u16() == 206;
         Ok((answer, is_rest))
     }
@@ -241,7 +247,7 @@ impl Upstream {
         let mut path = format!("v2/{repository}/tags/list?n=1000");
         let mut all = Vec::new();
         for _ in 0..PAGES {
-            let answer = self.send(Method::GET, &path, &HeaderMap::new(), repository, login).await?;
+            let answer = self.send(Method::GET, &path, &HeaderMap::new(), None, (repository, false), login).await?;
             let next = next_of(&answer, &self.place);
             let bytes = bounded(answer, MAX_LIST, who).await?;
             let page: Tags = serde_json::from_slice(&bytes).map_err(|_| Fault::Down(format!("{who} sent no tags")))?;
@@ -266,7 +272,7 @@ impl Upstream {
     ) -> Result<Vec<Referrer>, Fault> {
         let who = &self.place.registry;
         let path = format!("v2/{repository}/referrers/{subject}");
-        let answer = self.send(Method::GET, &path, &HeaderMap::new(), repository, login).await?;
+        let answer = self.send(Method::GET, &path, &HeaderMap::new(), None, (repository, false), login).await?;
         let bytes = bounded(answer, MAX_LIST, who).await?;
         let wrong = |_| Fault::Down(format!("{who} sent no index of referrers"));
         Ok(serde_json::from_slice::<Referrers>(&bytes).map_err(wrong)?.manifests)
@@ -295,12 +301,25 @@ fn next_of(answer: &Response, place: &Place) -> Option<String> {
     rest.contains("next").then(|| format!("{}{query}", next.path()))
 }
 
+// What a token is for.
+fn scope(repository: &Repository, pushes: bool) -> String {
+    format!("repository:{repository}:{}", if pushes { "pull,push" } else { "pull" })
+}
+
 // The head of an answer, within reason.
 async fn answered(asked: impl Future<Output = reqwest::Result<Response>>, who: &str) -> Result<Response, Fault> {
-    match tokio::time::timeout(PATIENCE, asked).await {
+    answered_within(asked, who, PATIENCE).await
+}
+
+async fn answered_within(
+    asked: impl Future<Output = reqwest::Result<Response>>,
+    who: &str,
+    patience: Duration,
+) -> Result<Response, Fault> {
+    match tokio::time::timeout(patience, asked).await {
         Ok(Ok(answer)) => Ok(answer),
         Ok(Err(error)) => Err(Fault::Down(format!("{who} cannot be asked: {}", innermost(&error)))),
-        Err(_) => Err(Fault::Down(format!("{who} does not answer within {} s", PATIENCE.as_secs()))),
+        Err(_) => Err(Fault::Down(format!("{who} does not answer within {} s", patience.as_secs()))),
     }
 }
 

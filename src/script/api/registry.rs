@@ -7,7 +7,7 @@ use mlua::{Lua, Table, Value};
 use serde::Deserialize;
 
 use crate::client::Cluster;
-use crate::client::images::{CacheSettings, PruneAsk, RuleSettings};
+use crate::client::images::{CacheSettings, CopyAsk, PruneAsk, RuleSettings};
 use crate::model::registry::LoginAsk;
 use crate::model::strict;
 use crate::script::value::{from_timed, options, raise, to_json};
@@ -160,6 +160,23 @@ fn caches(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Resu
 }
 
 fn rules(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
+    let shared = cluster.clone();
+    registry.set(
+        "copy",
+        lua.create_async_function(move |lua, ask: Table| {
+            let cluster = shared.clone();
+            async move {
+                let ask = to_json(&Value::Table(ask)).map_err(raise)?;
+                let ask: CopyAsk = strict::read("registry.copy", &ask).map_err(raise)?;
+                let mut steps = cluster.copy_image(ask).await.map_err(raise)?;
+                let mut last = None;
+                while let Some(step) = steps.next().await {
+                    last = Some(step.map_err(raise)?);
+                }
+                from_timed(&lua, &last)
+            }
+        })?,
+    )?;
     let shared = cluster.clone();
     registry.set(
         "keeper",
