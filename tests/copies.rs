@@ -143,3 +143,63 @@ fn images_are_pushed_to_a_registry_that_asks_who_one_is() {
     let log: Value = json!(own.daemon.log());
     assert!(!log.to_string().contains("secret"), "a password is in the log");
 }
+
+#[test]
+fn a_folder_of_dockers_registry_is_taken_over() {
+    let is_there =
+        Command::new("docker-registry").arg("--version").output().is_ok_and(|output| output.status.success());
+    assert!(is_there || std::env::var("CI").as_deref() != Ok("true"), "docker-registry is not installed");
+    if !is_there {
+        return println!("skipped: docker-registry is not installed");
+    }
+    let (own, port) = (Registry::start(), free_port());
+    // Beside the daemon's: files are shared.
+    let folder = own.daemon.data().parent().unwrap().join("distribution");
+    std::fs::create_dir_all(&folder).unwrap();
+    let config = format!(
+        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
+        folder.display()
+    );
+    let file = folder.join("config.yml");
+    std::fs::write(&file, config).unwrap();
+    let mut command = Command::new("docker-registry");
+    let mut peer = command.arg("serve").arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+    eventually("docker-registry answers", 20, || TcpStream::connect(("127.0.0.1", port)).ok());
+    let (index, amd, _) = index(&own, "app");
+    let broken = own.push_image("broken", "1", &[&noise(8, 10_000)]);
+    let to = |name: &str| format!("http://127.0.0.1:{port}/{name}");
+    own.daemon.ok(&["registry", "copy", "app:all", &to("team/app:all")]);
+    own.daemon.ok(&["registry", "copy", "app:amd", &to("team/deep/er/app:1.0")]);
+    own.daemon.ok(&["registry", "copy", "broken:1", &to("broken:1")]);
+    peer.kill().unwrap();
+    peer.wait().unwrap();
+    let hex = digest(&noise(8, 10_000)).replace("sha256:", "");
+    let blob = folder.join(format!("docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]));
+    std::fs::write(&blob, noise(9, 10_000)).unwrap();
+
+    let fresh = Registry::start();
+    let (code, said) = fresh.daemon.fails(&["registry", "import", "/nowhere"]);
+    assert!(code == 1 || said.contains("rootdirectory"), "{code} {said}");
+    let output = fresh.daemon.neap(&["registry", "import", folder.to_str().unwrap(), "--format", "json"]);
+    let done: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(!output.status.success(), "something was left out: {done}");
+    assert_eq!((&done["repositories"], &done["tags"], &done["left_out"]), (&json!(3), &json!(2), &json!(1)), "{done}");
+    assert!(done["left"][0].as_str().unwrap().contains(&format!("broken@{}", digest(&broken))), "{done}");
+    assert_eq!(fresh.get("/v2/team/app/manifests/all").is(200).body, index.as_bytes());
+    assert_eq!(fresh.get("/v2/team/deep/er/app/manifests/1.0").is(200).body, amd);
+    let large = noise(1, 2_000_000);
+    assert_eq!(fresh.get(&format!("/v2/team/app/blobs/{}", digest(&large))).is(200).body, large);
+    fresh.get("/v2/broken/manifests/1").is(404);
+    fresh.daemon.ok(&["registry", "scrub"]);
+    // Once more brings nothing more; and by a script, of some.
+    let file = fresh.daemon.data().join("import.lua");
+    let text = format!(
+        "local done = registry.import {{ folder = '{}', prefix = 'team/deep' }}\nprint(done.repositories, done.blobs, done.left_out)",
+        folder.display()
+    );
+    std::fs::write(&file, text).unwrap();
+    assert_eq!(fresh.daemon.ok(&["run", file.to_str().unwrap()]), "1\t0\t0\n");
+    // The folder may go.
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert_eq!(fresh.get(&format!("/v2/team/app/blobs/{}", digest(&large))).is(200).body, large);
+}

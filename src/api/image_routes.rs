@@ -6,7 +6,7 @@ use super::routes::{route, schema};
 use super::{About, Answer, Call, Route, json, lines};
 use crate::client::images::{
     CacheInfo, CacheSettings, Copied, CopyAsk, ImageInfo, ImageKeeper, ImageRepository, ImageTag, ImagesCollected,
-    ImagesScrubbed, KeeperAsk, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
+    ImagesScrubbed, ImportAsk, Imported, KeeperAsk, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
 };
 use crate::model::right::Role;
 use crate::model::{Error, Kind, Result, strict};
@@ -88,6 +88,22 @@ pub fn all() -> Vec<Route> {
                 "Copies an image from one registry to another; how far that is, a line each",
                 Deployer,
                 |call| Box::pin(copy(call)),
+            )
+        },
+        Route {
+            change: Some("images.import"),
+            query: &[
+                ("folder", "the folder on the registry's host: what distribution calls rootdirectory"),
+                ("prefix", "only repositories whose names begin so"),
+            ],
+            response: schema::<Imported>(),
+            stream: true,
+            ..route(
+                "POST",
+                "/v1/image-registry/import",
+                "Takes over what Docker's registry keeps in a folder; how far that is, a line each",
+                Admin,
+                |call| Box::pin(import(call)),
             )
         },
         Route {
@@ -269,6 +285,14 @@ async fn copy(call: Call) -> Result<Answer> {
     }
     let ask = CopyAsk { from, to, platform: of("platform") };
     lines(call.api.cluster.copy_image(ask).await?.boxed())
+}
+
+async fn import(call: Call) -> Result<Answer> {
+    call.principal.require(Role::Admin, None)?;
+    let of = |name: &str| call.query.get(name).cloned();
+    let folder = of("folder").ok_or_else(|| Error::invalid("import", "folder: is missing"))?;
+    let ask = ImportAsk { folder: folder.into(), prefix: of("prefix").unwrap_or_default() };
+    lines(call.api.cluster.import_images(ask).await?.boxed())
 }
 
 async fn keeper(call: Call) -> Result<Answer> {

@@ -7,7 +7,7 @@ use futures_util::StreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use super::output::{self, FormatArg};
-use crate::client::images::{CacheSettings, CopyAsk, PruneAsk, RuleSettings};
+use crate::client::images::{CacheSettings, CopyAsk, ImportAsk, PruneAsk, RuleSettings};
 use crate::client::remote::RemoteCluster;
 use crate::client::{Images, Keepers, show};
 use crate::model::units::{Bytes, Duration};
@@ -80,6 +80,16 @@ pub enum Command {
         /// Of an index only the image for this platform: linux/arm64
         #[arg(long)]
         platform: Option<String>,
+        #[command(flatten)]
+        format: FormatArg,
+    },
+    /// Take over what Docker's registry (distribution) keeps in a folder; on the same disk its files are shared, and may be removed later
+    Import {
+        /// The folder, on the host that keeps the images: what distribution calls rootdirectory, such as /var/lib/registry
+        folder: std::path::PathBuf,
+        /// Only repositories whose names begin so
+        #[arg(long, default_value = "")]
+        prefix: String,
         #[command(flatten)]
         format: FormatArg,
     },
@@ -235,6 +245,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             output::print(format.format, &pruned, || show::images::pruned(&pruned, dry_run))
         }
         Command::Copy { from, to, platform, format } => copy(cluster, CopyAsk { from, to, platform }, format).await,
+        Command::Import { folder, prefix, format } => import(cluster, ImportAsk { folder, prefix }, format).await,
         Command::Keeper { node, format } => {
             let keeper = match node {
                 Some(node) => cluster.name_keeper(&node).await?,
@@ -309,6 +320,33 @@ async fn copy(cluster: &RemoteCluster, ask: CopyAsk, format: FormatArg) -> Resul
             bar.iter().for_each(ProgressBar::finish_and_clear);
             return output::print(format.format, &step, || show::images::copied(&step));
         }
+    }
+    Err(Error::new(Kind::Unavailable, "daemon", "has stopped"))
+}
+
+async fn import(cluster: &RemoteCluster, ask: ImportAsk, format: FormatArg) -> Result<()> {
+    let mut steps = cluster.import_images(ask).await?;
+    let bar = std::io::stderr().is_terminal().then(|| {
+        let style =
+            ProgressStyle::with_template("{spinner} importing [{bar:30}] {pos}/{len} repositories, {msg} {elapsed}");
+        ProgressBar::new(0).with_style(style.expect("the template is constant and valid").progress_chars("=> "))
+    });
+    while let Some(step) = steps.next().await {
+        let step = step?;
+        if let Some(bar) = &bar {
+            bar.set_length(step.of);
+            bar.set_position(step.repositories);
+            bar.set_message(format!("{} blobs ({})", step.blobs, Bytes(step.size)));
+        }
+        if !step.done {
+            continue;
+        }
+        bar.iter().for_each(ProgressBar::finish_and_clear);
+        output::print(format.format, &step, || show::images::imported(&step))?;
+        return match step.left_out {
+            0 => Ok(()),
+            left => Err(Error::new(Kind::Corrupt, "import", format!("{left} manifests were left out"))),
+        };
     }
     Err(Error::new(Kind::Unavailable, "daemon", "has stopped"))
 }

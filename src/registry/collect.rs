@@ -1,16 +1,18 @@
 //! Removes what nobody needs any more, a few rows at a time, while pushes and pulls go on.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::refused::Refused;
 use super::upload::aside;
 use super::{Digest, ImageRegistry, disk};
 use crate::model::fault;
 
-/// Rows of the index that are looked at in one go of a collection, and how long it rests behind each.
-const ROWS: usize = 512;
+/// Rows of the index that are looked at in one go of a collection; how long it rests behind each at least, and how many times as long as that
+/// took: pushes and pulls come first.
+const ROWS: usize = 256;
 const REST: Duration = Duration::from_millis(5);
+const RESTS: u32 = 2;
 /// How old a file is that may belong to nothing: one that just comes is not known yet.
 const STRAY: Duration = Duration::from_secs(60 * 60);
 
@@ -31,6 +33,10 @@ pub struct Collected {
     pub uploads: u64,
 }
 
+async fn rest(began: Instant) {
+    tokio::time::sleep((began.elapsed() * RESTS).max(REST)).await;
+}
+
 impl ImageRegistry {
     /// Removes what nobody needs any more, while all else goes on.
     pub async fn collect(self: &Arc<Self>) -> Result<Collected, Refused> {
@@ -39,6 +45,7 @@ impl ImageRegistry {
         let before = self.idle_since();
         let mut from = Some((String::new(), String::new()));
         while let Some(at) = from {
+            let began = Instant::now();
             let now = self.now();
             let step = self.index.idle_copies(&at, ROWS, |repository| self.copies_since(repository, now))?;
             from = step.next;
@@ -46,28 +53,34 @@ impl ImageRegistry {
                 let since = self.copies_since(repository.as_str(), now);
                 collected.copies += u64::from(self.index.drop_copy(&repository, &digest, since, now).await?);
             }
-            tokio::time::sleep(REST).await;
+            rest(began).await;
         }
         let mut from = Some((String::new(), String::new()));
         while let Some(at) = from {
+            let began = Instant::now();
             let step = self.index.idle_links(&at, ROWS, before)?;
             from = step.next;
             if !step.found.is_empty() {
                 collected.unlinked += self.index.unlink_idle(step.found, before).await? as u64;
             }
-            tokio::time::sleep(REST).await;
+            rest(began).await;
         }
         let mut from = Some(String::new());
         while let Some(at) = from {
+            let began = Instant::now();
             let step = self.index.idle_blobs(&at, ROWS, before)?;
             from = step.next.map(|(digest, _)| digest);
             let (count, bytes) = self.remove(step.found).await?;
             collected.blobs += count;
             collected.bytes += bytes;
-            tokio::time::sleep(REST).await;
+            rest(began).await;
         }
         for part in 0..disk::PARTS {
+            let began = Instant::now();
             collected.strays += self.remove_strays(part).await?;
+            if began.elapsed() > REST {
+                rest(began).await;
+            }
         }
         let (own, patience) = (self.clone(), self.limits.patience);
         let expired = aside(move || {

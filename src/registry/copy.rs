@@ -20,7 +20,7 @@ use super::upstream::place::Place;
 use super::upstream::{Fault, Upstream, innermost};
 use super::{ImageRegistry, Part};
 use crate::model::registry::Login;
-use crate::model::{Error, Kind, Result as ModelResult};
+use crate::model::{Error, Result as ModelResult};
 
 /// Most manifests of one image.
 const MANIFESTS: usize = 1000;
@@ -356,9 +356,4 @@ fn for_platform(bytes: &[u8], wanted: &str) -> Result<Option<Digest>, Refused> {
         )
     })?;
     digest.parse().map(Some)
-}
-
-/// That nothing more came of a copy.
-pub fn broken_off() -> Error {
-    Error::new(Kind::Unavailable, "copy", "has ended too early")
 }

@@ -9,6 +9,7 @@ pub mod copy;
 pub mod describe;
 pub mod digest;
 mod disk;
+pub mod import;
 mod index;
 pub mod manifest;
 pub mod metrics;
@@ -22,7 +23,7 @@ mod upload;
 mod upstream;
 
 use std::fs::File;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -183,6 +184,12 @@ impl ImageRegistry {
     pub async fn begin(self: &Arc<Self>, repository: &Repository, algorithm: Algorithm) -> Result<Growing, Refused> {
         let (own, of) = (self.clone(), repository.clone());
         aside(move || own.uploads.begin(&of, algorithm, &*own.clock)).await
+    }
+
+    /// A file that is there already becomes an upload: shared where it is on the same disk, else copied.
+    pub async fn take_in(self: &Arc<Self>, repository: &Repository, file: PathBuf) -> Result<Growing, Refused> {
+        let (own, of) = (self.clone(), repository.clone());
+        aside(move || own.uploads.take_in(&of, &file, &*own.clock)).await
     }
 
     /// An upload that has begun, to go on with it.

@@ -267,6 +267,24 @@ impl Uploads {
         Ok(Growing { id, state })
     }
 
+    /// One that is a file already, which stays where it is.
+    pub fn take_in(&self, repository: &Repository, file: &Path, clock: &dyn Clock) -> Result<Growing, Refused> {
+        let id = random_uuid(clock);
+        let path = self.path(repository, &id);
+        let is_usable = |path: &Path| OpenOptions::new().read(true).write(true).open(path).is_ok();
+        // A file of somebody else's may be shared and not be ours to open.
+        if std::fs::hard_link(file, &path).is_err() || !is_usable(&path) {
+            let _ = super::disk::remove_file(&path);
+            std::fs::copy(file, &path).map_err(|error| failed(&error))?;
+            let _ = std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600));
+        }
+        let upload = Upload::again(&path)?.ok_or_else(|| unknown(&id))?;
+        let shared = Arc::new(tokio::sync::Mutex::new(State::Growing(Box::new(upload))));
+        let state = shared.clone().try_lock_owned().map_err(|_| broken())?;
+        self.known().insert(id.clone(), shared);
+        Ok(Growing { id, state })
+    }
+
     /// One that has begun. One of an earlier daemon is read once more, for its digest, by the first who asks.
     pub async fn find(self: &Arc<Self>, repository: &Repository, id: &str) -> Result<Growing, Refused> {
         // It is a part of a path.

@@ -12,7 +12,8 @@ use super::{Message, Parts, Runtime, logins};
 use crate::client::Stream1;
 use crate::client::images::{
     CacheInfo, CacheSettings, Copied, CopyAsk, ImageInfo, ImageKeeper, ImagePart, ImageReferrer, ImageRepository,
-    ImageTag, Images, ImagesCollected, ImagesScrubbed, Keepers, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
+    ImageTag, Images, ImagesCollected, ImagesScrubbed, ImportAsk, Imported, Keepers, PruneAsk, Pruned, RegistryStats,
+    Rule, RuleSettings,
 };
 use crate::model::clock::Timestamp;
 use crate::model::event::{AboutImage, What};
@@ -119,6 +120,10 @@ impl Images for Runtime {
 
     async fn copy_image(&self, ask: CopyAsk) -> Result<Stream1<Copied>> {
         self.kept()?.copy_image(ask).await
+    }
+
+    async fn import_images(&self, ask: ImportAsk) -> Result<Stream1<Imported>> {
+        self.kept()?.import_images(ask).await
     }
 
     async fn image_stats(&self) -> Result<RegistryStats> {
@@ -235,6 +240,17 @@ impl Images for LocalImages {
             // As with scrub: the end is heard by all.
             let told = move |copied: &Copied| _ = on_the_way.try_send(Ok(copied.clone()));
             let _ = sender.send(registry.copy(ask, told).await).await;
+        });
+        Ok(stream)
+    }
+
+    async fn import_images(&self, ask: ImportAsk) -> Result<Stream1<Imported>> {
+        let registry = self.registry.clone();
+        let (sender, stream) = channel();
+        let on_the_way = sender.clone();
+        tokio::spawn(async move {
+            let told = move |imported: &Imported| _ = on_the_way.try_send(Ok(imported.clone()));
+            let _ = sender.send(registry.import(ask, told).await).await;
         });
         Ok(stream)
     }

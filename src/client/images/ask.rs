@@ -13,16 +13,15 @@ use serde_json::Value;
 
 use super::{
     CacheInfo, CacheSettings, Copied, CopyAsk, ImageInfo, ImageRepository, ImageTag, Images, ImagesCollected,
-    ImagesScrubbed, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
+    ImagesScrubbed, ImportAsk, Imported, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
 };
 use crate::client::Stream1;
 use crate::model::{Error, Kind, Result};
-use crate::registry::copy::broken_off;
 
 /// How long it takes at most until it is said how far a long work is.
 const STEP: Duration = Duration::from_secs(1);
-/// Copies that are told of at a time, and for how long one is that nobody asks for.
-const COPIES: usize = 64;
+/// Copies and the like that are told of at a time, and for how long one is that nobody asks for.
+const WORKS: usize = 64;
 const FORGOTTEN: Duration = Duration::from_secs(600);
 
 /// One thing that is asked.
@@ -62,8 +61,10 @@ pub enum ImagesAsk {
     RemoveCache(String),
     /// `copy_image`: begins; a number for it is answered.
     Copy(CopyAsk),
-    /// How far that is, a moment later.
-    CopyStep(u64),
+    /// `import_images`: the same.
+    Import(ImportAsk),
+    /// How far what has such a number is, a moment later.
+    Step(u64),
     /// `image_stats`.
     Stats,
     /// `image_rules`.
@@ -86,17 +87,17 @@ pub struct Answering {
     images: Arc<dyn Images>,
     // What is being read, one at a time.
     scrub: tokio::sync::Mutex<Scrub>,
-    // What is being copied, by number, and when somebody last asked for it.
-    copies: Mutex<Copies>,
+    // What takes long, by number, and when somebody last asked for it.
+    works: Mutex<Works>,
 }
 
 #[derive(Default)]
-struct Copies {
+struct Works {
     last: u64,
-    all: HashMap<u64, (Instant, Copying)>,
+    all: HashMap<u64, (Instant, Work)>,
 }
 
-type Copying = Arc<tokio::sync::Mutex<Stream1<Copied>>>;
+type Work = Arc<tokio::sync::Mutex<Stream1<Value>>>;
 
 #[derive(Default)]
 struct Scrub {
@@ -109,10 +110,18 @@ fn value(answer: impl Serialize) -> Result<Value> {
     serde_json::to_value(answer).map_err(|error| Error::internal("answer", error.to_string()))
 }
 
+fn values<T: Serialize + Send + 'static>(steps: Stream1<T>) -> Stream1<Value> {
+    Box::pin(steps.map(|step| step.and_then(value)))
+}
+
+fn ended() -> Error {
+    Error::new(Kind::Unavailable, "image registry", "has ended that too early")
+}
+
 impl Answering {
     /// For this one.
     pub fn new(images: Arc<dyn Images>) -> Self {
-        Answering { images, scrub: tokio::sync::Mutex::default(), copies: Mutex::default() }
+        Answering { images, scrub: tokio::sync::Mutex::default(), works: Mutex::default() }
     }
 
     /// Does what is asked.
@@ -129,8 +138,9 @@ impl Answering {
             ImagesAsk::Caches => value(images.image_caches().await?),
             ImagesAsk::SetCache { prefix, settings } => value(images.set_image_cache(&prefix, settings).await?),
             ImagesAsk::RemoveCache(prefix) => value(images.remove_image_cache(&prefix).await?),
-            ImagesAsk::Copy(ask) => value(self.copy(ask).await?),
-            ImagesAsk::CopyStep(id) => value(self.copy_step(id).await?),
+            ImagesAsk::Copy(ask) => value(self.begin(values(images.copy_image(ask).await?))?),
+            ImagesAsk::Import(ask) => value(self.begin(values(images.import_images(ask).await?))?),
+            ImagesAsk::Step(id) => value(self.step(id).await?),
             ImagesAsk::Stats => value(images.image_stats().await?),
             ImagesAsk::Rules => value(images.image_rules().await?),
             ImagesAsk::SetRule { repositories, rule } => value(images.set_image_rule(&repositories, rule).await?),
@@ -139,36 +149,36 @@ impl Answering {
         }
     }
 
-    async fn copy(&self, ask: CopyAsk) -> Result<u64> {
-        let steps = self.images.copy_image(ask).await?;
-        let mut copies = self.copies.lock().unwrap_or_else(PoisonError::into_inner);
-        copies.all.retain(|_, (asked, _)| asked.elapsed() < FORGOTTEN);
-        if copies.all.len() >= COPIES {
-            return Err(Error::new(Kind::Exhausted, "image registry", format!("{COPIES} copies are under way")));
+    // Begins something long; its number.
+    fn begin(&self, steps: Stream1<Value>) -> Result<u64> {
+        let mut works = self.works.lock().unwrap_or_else(PoisonError::into_inner);
+        works.all.retain(|_, (asked, _)| asked.elapsed() < FORGOTTEN);
+        if works.all.len() >= WORKS {
+            return Err(Error::new(Kind::Exhausted, "image registry", format!("{WORKS} works are under way")));
         }
-        copies.last += 1;
-        let id = copies.last;
-        copies.all.insert(id, (Instant::now(), Arc::new(tokio::sync::Mutex::new(steps))));
+        works.last += 1;
+        let id = works.last;
+        works.all.insert(id, (Instant::now(), Arc::new(tokio::sync::Mutex::new(steps))));
         Ok(id)
     }
 
     // The newest of what is said within a moment.
-    async fn copy_step(&self, id: u64) -> Result<Option<Copied>> {
-        let copies = || self.copies.lock().unwrap_or_else(PoisonError::into_inner);
-        let steps = copies().all.get_mut(&id).map(|(asked, steps)| {
+    async fn step(&self, id: u64) -> Result<Option<Value>> {
+        let works = || self.works.lock().unwrap_or_else(PoisonError::into_inner);
+        let steps = works().all.get_mut(&id).map(|(asked, steps)| {
             *asked = Instant::now();
             steps.clone()
         });
-        let steps = steps.ok_or_else(broken_off)?;
+        let steps = steps.ok_or_else(ended)?;
         let mut steps = steps.lock().await;
         let until = tokio::time::Instant::now() + STEP;
         let mut newest = None;
         while let Ok(step) = tokio::time::timeout_at(until, steps.next()).await {
             match step {
-                Some(Ok(step)) if !step.done => newest = Some(step),
+                Some(Ok(step)) if step["done"] != true => newest = Some(step),
                 other => {
-                    copies().all.remove(&id);
-                    return other.unwrap_or_else(|| Err(broken_off())).map(Some);
+                    works().all.remove(&id);
+                    return other.unwrap_or_else(|| Err(ended())).map(Some);
                 }
             }
         }
@@ -219,6 +229,22 @@ impl AskedImages {
 
     async fn ask<T: DeserializeOwned>(&self, ask: ImagesAsk) -> Result<T> {
         read((self.0)(ask).await?)
+    }
+
+    // How far something long is, to its end.
+    fn steps<T: DeserializeOwned + Send + 'static>(&self, id: u64, is_done: fn(&T) -> bool) -> Stream1<T> {
+        let steps = futures_util::stream::unfold(Some(self.0.clone()), move |way| async move {
+            let way = way?;
+            loop {
+                match (way)(ImagesAsk::Step(id)).await.and_then(read::<Option<T>>) {
+                    Ok(Some(step)) if is_done(&step) => return Some((Ok(step), None)),
+                    Ok(Some(step)) => return Some((Ok(step), Some(way))),
+                    Ok(None) => {}
+                    Err(error) => return Some((Err(error), None)),
+                }
+            }
+        });
+        Box::pin(steps)
     }
 }
 
@@ -286,18 +312,12 @@ impl Images for AskedImages {
 
     async fn copy_image(&self, ask: CopyAsk) -> Result<Stream1<Copied>> {
         let id: u64 = self.ask(ImagesAsk::Copy(ask)).await?;
-        let steps = futures_util::stream::unfold(Some(self.0.clone()), move |way| async move {
-            let way = way?;
-            loop {
-                match (way)(ImagesAsk::CopyStep(id)).await.and_then(read::<Option<Copied>>) {
-                    Ok(Some(step)) if step.done => return Some((Ok(step), None)),
-                    Ok(Some(step)) => return Some((Ok(step), Some(way))),
-                    Ok(None) => {}
-                    Err(error) => return Some((Err(error), None)),
-                }
-            }
-        });
-        Ok(Box::pin(steps))
+        Ok(self.steps(id, |step: &Copied| step.done))
+    }
+
+    async fn import_images(&self, ask: ImportAsk) -> Result<Stream1<Imported>> {
+        let id: u64 = self.ask(ImagesAsk::Import(ask)).await?;
+        Ok(self.steps(id, |step: &Imported| step.done))
     }
 
     async fn image_stats(&self) -> Result<RegistryStats> {

@@ -15,6 +15,7 @@ use crate::model::Result;
 use crate::model::clock::Timestamp;
 pub use crate::registry::cache::{CacheInfo, CacheSettings};
 pub use crate::registry::copy::{Copied, CopyAsk};
+pub use crate::registry::import::{ImportAsk, Imported};
 pub use crate::registry::metrics::RegistryStats;
 pub use crate::registry::prune::{PruneAsk, Pruned, PrunedImage};
 pub use crate::registry::rules::{Rule, RuleSettings};
@@ -216,6 +217,8 @@ pub trait Images: Send + Sync {
     async fn remove_image_cache(&self, prefix: &str) -> Result<()>;
     /// Copies an image from one registry to another; how far that is, to the end.
     async fn copy_image(&self, ask: CopyAsk) -> Result<Stream1<Copied>>;
+    /// Takes over what Docker's registry keeps in a folder of the registry's host; how far that is, to the end.
+    async fn import_images(&self, ask: ImportAsk) -> Result<Stream1<Imported>>;
     /// The registry in numbers.
     async fn image_stats(&self) -> Result<RegistryStats>;
     /// The rules for repositories, by pattern.
@@ -279,6 +282,12 @@ impl Images for RemoteCluster {
         let CopyAsk { from, to, platform } = &ask;
         let platform = platform.as_ref().map(|platform| format!("&platform={}", segment(platform))).unwrap_or_default();
         let path = format!("/v1/image-registry/copy?from={}&to={}{platform}", segment(from), segment(to));
+        self.stream_by("POST", &path).await
+    }
+
+    async fn import_images(&self, ask: ImportAsk) -> Result<Stream1<Imported>> {
+        let folder = ask.folder.to_string_lossy();
+        let path = format!("/v1/image-registry/import?folder={}&prefix={}", segment(&folder), segment(&ask.prefix));
         self.stream_by("POST", &path).await
     }
 

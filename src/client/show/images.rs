@@ -3,7 +3,7 @@
 use super::{ago, rows};
 use crate::client::images::{
     CacheInfo, Copied, ImageInfo, ImageKeeper, ImagePart, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed,
-    Pruned, RegistryStats, Rule,
+    Imported, Pruned, RegistryStats, Rule,
 };
 use crate::model::clock::Timestamp;
 use crate::model::units::Bytes;
@@ -130,6 +130,17 @@ pub fn pruned(pruned: &Pruned, dry_run: bool) -> String {
 pub fn copied(copied: &Copied) -> String {
     let digest = copied.digest.as_deref().unwrap_or_default();
     format!("{digest}: {} blobs ({}), {} sent", copied.of, Bytes(copied.of_size), Bytes(copied.sent))
+}
+
+/// `registry import`.
+pub fn imported(imported: &Imported) -> String {
+    let Imported { repositories, manifests, tags, blobs, size, .. } = imported;
+    let mut lines: Vec<String> = imported.left.iter().map(|left| format!("left out: {left}")).collect();
+    lines.push(format!(
+        "{repositories} repositories, {tags} tags, {manifests} manifests, {blobs} blobs ({})",
+        Bytes(*size)
+    ));
+    lines.join("\n")
 }
 
 /// `registry keeper`.

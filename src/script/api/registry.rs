@@ -6,8 +6,8 @@ use futures_util::StreamExt;
 use mlua::{Lua, Table, Value};
 use serde::Deserialize;
 
-use crate::client::Cluster;
-use crate::client::images::{CacheSettings, CopyAsk, PruneAsk, RuleSettings};
+use crate::client::images::{CacheSettings, CopyAsk, ImportAsk, PruneAsk, RuleSettings};
+use crate::client::{Cluster, Stream1};
 use crate::model::registry::LoginAsk;
 use crate::model::strict;
 use crate::script::value::{from_timed, options, raise, to_json};
@@ -16,6 +16,15 @@ use crate::script::value::{from_timed, options, raise, to_json};
 #[serde(default)]
 struct Collect {
     dry_run: bool,
+}
+
+// The last step of something long.
+async fn last<T>(mut steps: Stream1<T>) -> mlua::Result<Option<T>> {
+    let mut last = None;
+    while let Some(step) = steps.next().await {
+        last = Some(step.map_err(raise)?);
+    }
+    Ok(last)
 }
 
 /// Sets it.
@@ -116,14 +125,7 @@ fn images(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Resu
         "scrub",
         lua.create_async_function(move |lua, ()| {
             let cluster = shared.clone();
-            async move {
-                let mut steps = cluster.scrub_images().await.map_err(raise)?;
-                let mut last = None;
-                while let Some(step) = steps.next().await {
-                    last = Some(step.map_err(raise)?);
-                }
-                from_timed(&lua, &last)
-            }
+            async move { from_timed(&lua, &last(cluster.scrub_images().await.map_err(raise)?).await?) }
         })?,
     )
 }
@@ -168,12 +170,19 @@ fn rules(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Resul
             async move {
                 let ask = to_json(&Value::Table(ask)).map_err(raise)?;
                 let ask: CopyAsk = strict::read("registry.copy", &ask).map_err(raise)?;
-                let mut steps = cluster.copy_image(ask).await.map_err(raise)?;
-                let mut last = None;
-                while let Some(step) = steps.next().await {
-                    last = Some(step.map_err(raise)?);
-                }
-                from_timed(&lua, &last)
+                from_timed(&lua, &last(cluster.copy_image(ask).await.map_err(raise)?).await?)
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
+        "import",
+        lua.create_async_function(move |lua, ask: Table| {
+            let cluster = shared.clone();
+            async move {
+                let ask = to_json(&Value::Table(ask)).map_err(raise)?;
+                let ask: ImportAsk = strict::read("registry.import", &ask).map_err(raise)?;
+                from_timed(&lua, &last(cluster.import_images(ask).await.map_err(raise)?).await?)
             }
         })?,
     )?;
