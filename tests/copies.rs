@@ -51,6 +51,17 @@ fn images_are_copied_whole() {
     assert_eq!(copy(&[&source, "app:again"])["sent"], 0);
     assert_eq!(copy(&["app:all", "other/app"])["digest"], done["digest"]);
     assert_eq!(to.get("/v2/other/app/manifests/all").is(200).body, index.as_bytes());
+    // An index of indexes that hold the same: what is held comes first.
+    let of = |kind: &str, held: &[&str]| {
+        let held: Vec<Value> = held.iter().map(|one| descriptor(kind, one.as_bytes())).collect();
+        json!({ "schemaVersion": 2, "mediaType": INDEX, "manifests": held, "annotations": { "of": held.len().to_string() } }).to_string()
+    };
+    let inner = of(INDEX, &[&index]);
+    let outer = of(INDEX, &[&index, &inner]);
+    from.put_manifest("team/app", "inner", INDEX, inner.as_bytes()).is(201);
+    from.put_manifest("team/app", "outer", INDEX, outer.as_bytes()).is(201);
+    copy(&[&format!("http://127.0.0.1:{}/team/app:outer", from.port), "nested"]);
+    assert_eq!(to.get("/v2/nested/manifests/outer").is(200).body, outer.as_bytes());
     // One of an index.
     assert_eq!(copy(&[&source, "small:1", "--platform", "linux/arm64"])["digest"], digest(&arm));
     assert_eq!(to.get("/v2/small/manifests/1").is(200).body, arm);

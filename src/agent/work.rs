@@ -47,7 +47,7 @@ pub struct Worker {
     /// The way to whoever leads.
     pub up: Up,
     /// That this host keeps images, and who answers for them.
-    pub keeps: OnceLock<(Keeps, Answering)>,
+    pub keeps: OnceLock<(Keeps, Option<Answering>)>,
     /// Where the cluster's images are, as whoever leads tells it.
     pub registry: watch::Sender<Option<Keeper>>,
     keeper: JoinHandle<()>,
@@ -224,7 +224,8 @@ impl Worker {
             Ask::PruneImages(ask) => value(self.host()?.prune_images(&ask).await?),
             Ask::Images(ask) => {
                 let none = || Error::new(Kind::Unavailable, "image registry", "is not kept on this host");
-                self.keeps.get().ok_or_else(none)?.1.answer(ask).await
+                let keeps = self.keeps.get().and_then(|(_, answering)| answering.as_ref());
+                keeps.ok_or_else(none)?.answer(ask).await
             }
         }
     }

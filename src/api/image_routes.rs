@@ -307,8 +307,9 @@ async fn name_keeper(call: Call) -> Result<Answer> {
 
 async fn stats(call: Call) -> Result<Answer> {
     let mut stats = call.api.cluster.image_stats().await?;
-    let prefix = &call.principal.prefix;
-    stats.held.largest.retain(|one| one.name.starts_with(prefix));
+    let (prefix, rules) = (&call.principal.prefix, known_rules(&call).await?);
+    let sees = |name: &str| name.starts_with(prefix) && rules.allow(&call.principal, name, Action::Pull);
+    stats.held.largest.retain(|one| sees(&one.name));
     stats.caches.retain(|cache| cache.prefix.starts_with(prefix));
     json(&stats)
 }

@@ -17,13 +17,15 @@ use super::name::{self, Reference, Repository};
 use super::refused::{Code, Refused};
 use super::upload::Received;
 use super::upstream::place::Place;
-use super::upstream::{Fault, Upstream, innermost};
+use super::upstream::{Fault, LEAST, SILENCE, Upstream, innermost};
 use super::{ImageRegistry, Part};
 use crate::model::registry::Login;
 use crate::model::{Error, Result as ModelResult};
 
 /// Most manifests of one image.
 const MANIFESTS: usize = 1000;
+/// What those take altogether, in bytes.
+const BYTES: usize = 64 << 20;
 /// Parts that wait to be written.
 const WAITING: usize = 4;
 
@@ -122,7 +124,7 @@ impl End {
                 let answer = upstream.blob(repository, &named.digest, 0, login.as_ref()).await;
                 let (answer, _) = answer.map_err(|fault| told(&fault))?;
                 let failed = |error: reqwest::Error| std::io::Error::other(innermost(&error));
-                Ok(answer.bytes_stream().map_err(failed).boxed())
+                Ok(in_time(answer.bytes_stream().map_err(failed).boxed()).boxed())
             }
         }
     }
@@ -144,6 +146,23 @@ impl End {
 
 type Parts = BoxStream<'static, std::io::Result<Bytes>>;
 
+// What comes, as long as something does, and not too little.
+fn in_time(parts: Parts) -> impl futures_util::Stream<Item = std::io::Result<Bytes>> + Send + 'static {
+    let slow = || std::io::Error::new(std::io::ErrorKind::TimedOut, "it sends nothing more, or too little");
+    let state = (parts, tokio::time::Instant::now(), 0_u64);
+    futures_util::stream::try_unfold(state, move |(mut parts, began, bytes)| async move {
+        let Some(part) = tokio::time::timeout(SILENCE, parts.next()).await.map_err(|_| slow())? else {
+            return Ok(None);
+        };
+        let part = part?;
+        let bytes = bytes + part.len() as u64;
+        if began.elapsed() > SILENCE && bytes / began.elapsed().as_secs().max(1) < LEAST {
+            return Err(slow());
+        }
+        Ok(Some((part, (parts, began, bytes))))
+    })
+}
+
 impl ImageRegistry {
     async fn end(&self, text: &str) -> ModelResult<(End, Reference)> {
         let Some((host, rest)) = name::elsewhere(text) else {
@@ -153,12 +172,13 @@ impl ImageRegistry {
         let (name, reference) = name::image(rest).map_err(Refused::into_error)?;
         let upstream = Upstream::new(Place::read(&host)?, false)?;
         let repository = upstream.place.repository(name.as_str()).map_err(Refused::into_error)?;
-        let login = self.login(&upstream.place.registry).await;
+        let login = self.login_at(&upstream.place).await;
         Ok((End::Other(Box::new(upstream), repository, login), reference))
     }
 
     /// Copies an image; `told` hears how far it is.
     pub async fn copy(self: &Arc<Self>, ask: CopyAsk, told: impl Fn(&Copied) + Send + Sync) -> ModelResult<Copied> {
+        let _turn = self.copying.acquire().await;
         let (from, wanted) = self.end(&ask.from).await?;
         let (to, mut reference) = self.end(&ask.to).await?;
         if !has_reference(&ask.to) {
@@ -207,9 +227,8 @@ impl ImageRegistry {
         let of_size = blobs.iter().map(|named| named.size).fold(0, u64::saturating_add);
         let mut copied = Copied { of: blobs.len() as u64, of_size, ..Copied::default() };
         for named in blobs {
-            if !to.has(self, &named.digest).await? {
-                copied.sent += named.size;
-                self.carry(from, to, &named, &copied, told).await?;
+            if !to.has(self, &named.digest).await? && self.carry(from, to, &named, &copied, told).await? {
+                copied.sent = copied.sent.saturating_add(named.size);
             }
             copied.blobs += 1;
             copied.size = copied.size.saturating_add(named.size);
@@ -226,30 +245,34 @@ impl ImageRegistry {
         Ok(copied)
     }
 
-    // A manifest with all that it holds, itself last.
+    // A manifest with all that it holds, each behind what it holds itself.
     async fn gather(self: &Arc<Self>, from: &End, top: Carried) -> Result<Vec<Carried>, Refused> {
-        let (mut found, mut at, mut seen) = (vec![top], 0, HashSet::new());
-        while let Some(carried) = found.get(at) {
-            let held: Vec<Named> =
-                carried.manifest.manifests.iter().filter(|named| !named.is_foreign).cloned().collect();
-            for named in held {
-                if !seen.insert(named.digest.clone()) {
-                    continue;
+        let (mut found, mut seen, mut bytes) = (Vec::new(), HashSet::new(), 0);
+        seen.insert(top.digest.clone());
+        // Each with how many of those that it holds were looked at.
+        let mut open = vec![(top, 0)];
+        while let Some((carried, at)) = open.last_mut() {
+            match carried.manifest.manifests.get(*at) {
+                Some(named) => {
+                    *at += 1;
+                    if named.is_foreign || !seen.insert(named.digest.clone()) {
+                        continue;
+                    }
+                    let held = from.manifest(self, &Reference::Digest(named.digest.clone())).await?;
+                    bytes += held.bytes.len();
+                    if seen.len() > MANIFESTS || bytes > BYTES {
+                        let why = format!("it holds more than {MANIFESTS} manifests, or {} MiB of them", BYTES >> 20);
+                        return Err(Refused::new(Code::ManifestInvalid, why));
+                    }
+                    open.push((held, 0));
                 }
-                if found.len() >= MANIFESTS {
-                    return Err(Refused::new(
-                        Code::ManifestInvalid,
-                        format!("it holds more than {MANIFESTS} manifests"),
-                    ));
-                }
-                found.push(from.manifest(self, &Reference::Digest(named.digest)).await?);
+                None => found.extend(open.pop().map(|(carried, _)| carried)),
             }
-            at += 1;
         }
-        found.reverse();
         Ok(found)
     }
 
+    // A blob; whether it was sent.
     async fn carry(
         self: &Arc<Self>,
         from: &End,
@@ -257,11 +280,11 @@ impl ImageRegistry {
         named: &Named,
         before: &Copied,
         told: &(impl Fn(&Copied) + Send + Sync),
-    ) -> Result<(), Refused> {
+    ) -> Result<bool, Refused> {
         if let (End::Own(source), End::Own(target)) = (from, to)
             && self.mount(source, target, &named.digest).await?
         {
-            return Ok(());
+            return Ok(false);
         }
         let parts = from.blob(self, named).await?;
         match to {
@@ -271,7 +294,7 @@ impl ImageRegistry {
                     so_far += part.len() as u64;
                     told(&Copied { size: before.size.saturating_add(so_far), ..before.clone() });
                 });
-                self.take(repository, named, counted).await
+                self.take(repository, named, counted).await.map(|()| true)
             }
             End::Other(upstream, repository, login) => {
                 // Its way is told of by what is read.
@@ -283,7 +306,7 @@ impl ImageRegistry {
                 loop {
                     tokio::select! {
                         pushed = &mut pushing => {
-                            return pushed.map_err(|fault| fault.refused(Code::BlobUnknown));
+                            return pushed.map(|()| true).map_err(|fault| fault.refused(Code::BlobUnknown));
                         }
                         Some(length) = read.recv() => {
                             so_far += length;

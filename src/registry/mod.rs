@@ -84,6 +84,8 @@ pub struct Happened {
 const ROOM: u32 = 64 << 20;
 /// Blobs that go to the disk at a time.
 const SYNCING: usize = 8;
+/// Images that are copied from registry to registry at a time.
+const COPYING: usize = 8;
 /// What waits for who listens, at most.
 const WAITING: usize = 4096;
 
@@ -103,6 +105,8 @@ pub struct ImageRegistry {
     room: Arc<Semaphore>,
     // Who waits for the disk at a time.
     syncing: Semaphore,
+    // Copies from registry to registry at a time.
+    copying: Semaphore,
     // Collections, and readings of all that there is: one at a time.
     collecting: tokio::sync::Mutex<()>,
     scrubbing: tokio::sync::Mutex<()>,
@@ -136,6 +140,7 @@ impl ImageRegistry {
             happened,
             room,
             syncing,
+            copying: Semaphore::new(COPYING),
             collecting,
             scrubbing,
         };

@@ -271,18 +271,21 @@ impl Uploads {
     pub fn take_in(&self, repository: &Repository, file: &Path, clock: &dyn Clock) -> Result<Growing, Refused> {
         let id = random_uuid(clock);
         let path = self.path(repository, &id);
-        let is_usable = |path: &Path| OpenOptions::new().read(true).write(true).open(path).is_ok();
-        // A file of somebody else's may be shared and not be ours to open.
-        if std::fs::hard_link(file, &path).is_err() || !is_usable(&path) {
-            let _ = super::disk::remove_file(&path);
-            std::fs::copy(file, &path).map_err(|error| failed(&error))?;
-            let _ = std::fs::set_permissions(&path, std::os::unix::fs::PermissionsExt::from_mode(0o600));
-        }
-        let upload = Upload::again(&path)?.ok_or_else(|| unknown(&id))?;
-        let shared = Arc::new(tokio::sync::Mutex::new(State::Growing(Box::new(upload))));
-        let state = shared.clone().try_lock_owned().map_err(|_| broken())?;
+        // Known before it is there: however old it is, nobody takes it for given up.
+        let shared = Arc::new(tokio::sync::Mutex::new(State::Unread));
+        let mut growing = Growing { id: id.clone(), state: shared.clone().try_lock_owned().map_err(|_| broken())? };
         self.known().insert(id.clone(), shared);
-        Ok(Growing { id, state })
+        match brought(file, &path).map_err(|error| failed(&error)).and_then(|()| Upload::again(&path)) {
+            Ok(Some(upload)) => {
+                *growing.state = State::Growing(Box::new(upload));
+                Ok(growing)
+            }
+            other => {
+                self.forget(&mut growing);
+                let _ = super::disk::remove_file(&path);
+                Err(other.err().unwrap_or_else(|| unknown(&id)))
+            }
+        }
     }
 
     /// One that has begun. One of an earlier daemon is read once more, for its digest, by the first who asks.
@@ -360,6 +363,18 @@ impl Uploads {
         }
         Ok(count)
     }
+}
+
+// Shares a file that nobody else may write to; of any other there is a copy.
+fn brought(file: &Path, path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+    let seen = std::fs::symlink_metadata(file)?;
+    let is_ours = seen.is_file() && seen.uid() == nix::unistd::geteuid().as_raw() && seen.mode() & 0o022 == 0;
+    if is_ours && std::fs::hard_link(file, path).is_ok() {
+        return Ok(());
+    }
+    std::fs::copy(file, path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
 }
 
 /// Does what takes time where it holds up nobody else.

@@ -237,9 +237,14 @@ impl Images for LocalImages {
         let (sender, stream) = channel();
         let on_the_way = sender.clone();
         tokio::spawn(async move {
-            // As with scrub: the end is heard by all.
+            // As with scrub: the end is heard by all. What nobody waits for is given up.
             let told = move |copied: &Copied| _ = on_the_way.try_send(Ok(copied.clone()));
-            let _ = sender.send(registry.copy(ask, told).await).await;
+            tokio::select! {
+                copied = registry.copy(ask, told) => {
+                    let _ = sender.send(copied).await;
+                }
+                () = sender.closed() => {}
+            }
         });
         Ok(stream)
     }

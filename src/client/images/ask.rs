@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -23,6 +23,8 @@ const STEP: Duration = Duration::from_secs(1);
 /// Copies and the like that are told of at a time, and for how long one is that nobody asks for.
 const WORKS: usize = 64;
 const FORGOTTEN: Duration = Duration::from_secs(600);
+/// How often it is asked again where the answer did not come.
+const TRIES: u32 = 60;
 
 /// One thing that is asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -97,7 +99,12 @@ struct Works {
     all: HashMap<u64, (Instant, Work)>,
 }
 
-type Work = Arc<tokio::sync::Mutex<Stream1<Value>>>;
+type Work = Arc<tokio::sync::Mutex<Steps>>;
+
+struct Steps {
+    all: Stream1<Value>,
+    end: Option<Result<Value>>,
+}
 
 #[derive(Default)]
 struct Scrub {
@@ -156,9 +163,11 @@ impl Answering {
         if works.all.len() >= WORKS {
             return Err(Error::new(Kind::Exhausted, "image registry", format!("{WORKS} works are under way")));
         }
-        works.last += 1;
+        // No other's from before a restart.
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        works.last = (works.last + 1).max(u64::try_from(now.as_micros()).unwrap_or_default());
         let id = works.last;
-        works.all.insert(id, (Instant::now(), Arc::new(tokio::sync::Mutex::new(steps))));
+        works.all.insert(id, (Instant::now(), Arc::new(tokio::sync::Mutex::new(Steps { all: steps, end: None }))));
         Ok(id)
     }
 
@@ -172,13 +181,18 @@ impl Answering {
         let steps = steps.ok_or_else(ended)?;
         let mut steps = steps.lock().await;
         let until = tokio::time::Instant::now() + STEP;
+        // How it ended is told as often as it is asked for: an answer may be lost.
+        if let Some(end) = &steps.end {
+            return end.clone().map(Some);
+        }
         let mut newest = None;
-        while let Ok(step) = tokio::time::timeout_at(until, steps.next()).await {
+        while let Ok(step) = tokio::time::timeout_at(until, steps.all.next()).await {
             match step {
                 Some(Ok(step)) if step["done"] != true => newest = Some(step),
                 other => {
-                    works().all.remove(&id);
-                    return other.unwrap_or_else(|| Err(ended())).map(Some);
+                    let end = other.unwrap_or_else(|| Err(ended()));
+                    steps.end = Some(end.clone());
+                    return end.map(Some);
                 }
             }
         }
@@ -235,8 +249,14 @@ impl AskedImages {
     fn steps<T: DeserializeOwned + Send + 'static>(&self, id: u64, is_done: fn(&T) -> bool) -> Stream1<T> {
         let steps = futures_util::stream::unfold(Some(self.0.clone()), move |way| async move {
             let way = way?;
+            let mut tries = 0;
             loop {
                 match (way)(ImagesAsk::Step(id)).await.and_then(read::<Option<T>>) {
+                    // It goes on there, whatever becomes of the connection.
+                    Err(error) if error.retry && tries < TRIES => {
+                        tries += 1;
+                        tokio::time::sleep(STEP).await;
+                    }
                     Ok(Some(step)) if is_done(&step) => return Some((Ok(step), None)),
                     Ok(Some(step)) => return Some((Ok(step), Some(way))),
                     Ok(None) => {}

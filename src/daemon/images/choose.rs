@@ -62,7 +62,10 @@ fn chosen(known: Option<NodeId>, hosts: &ImageHosts) -> Option<NodeId> {
     // Daemons have what the cluster tells other registries anyway; an agent is given it only where somebody wants that.
     let by_itself = || {
         let daemons = hosts.iter().filter(|(_, seat)| seat.as_ref().is_some_and(|seat| seat.daemon));
-        daemons.filter(|(_, seat)| keeps(seat).is_some()).map(|(node, _)| node.clone()).next()
+        daemons
+            .filter(|(_, seat)| keeps(seat).is_some_and(|keeps| keeps.port != 0))
+            .map(|(node, _)| node.clone())
+            .next()
     };
     match known {
         Some(node) => match hosts.get(&node) {
@@ -185,9 +188,17 @@ impl Keepers for Choice {
         let hosts = self.hub.image_hosts().borrow().clone();
         let found = hosts.iter().find(|(id, _)| self.name(id) == node || ***id == *node);
         let Some((id, seat)) = found else { return Err(Error::not_found(format!("node {node:?}"))) };
-        if keeps(seat).is_none() {
-            return Err(Error::new(Kind::Conflict, format!("node {node:?}"), "does not offer to keep images")
-                .help("start its daemon or agent with --roles registry"));
+        let subject = || format!("node {node:?}");
+        match keeps(seat) {
+            Some(keeps) if keeps.port != 0 => {}
+            Some(_) => {
+                let why = "cannot keep images: its registry does not open, or cannot listen";
+                return Err(Error::new(Kind::Conflict, subject(), why).help("its log says why"));
+            }
+            None => {
+                return Err(Error::new(Kind::Conflict, subject(), "does not offer to keep images")
+                    .help("start its daemon or agent with --roles registry"));
+            }
         }
         self.look(Some(id)).await?;
         self.named.notify_one();
@@ -234,9 +245,10 @@ mod tests {
         // The first daemon; never an agent by itself.
         assert_eq!(chosen(None, &hosts(&[("a", seat(false, keeps())), ("b", seat(true, keeps()))])), b);
         assert_eq!(chosen(None, &hosts(&[("a", seat(false, keeps()))])), None);
+        let broken = || Some(Keeps { port: 0, ..keeps().unwrap() });
+        assert_eq!(chosen(None, &hosts(&[("a", seat(true, broken())), ("b", seat(true, keeps()))])), b);
         // Silent, or unable to listen: it keeps them.
-        let broken = Some(Keeps { port: 0, ..keeps().unwrap() });
-        for own in [None, seat(true, keeps()), seat(true, broken)] {
+        for own in [None, seat(true, keeps()), seat(true, broken())] {
             assert_eq!(chosen(a.clone(), &hosts(&[("a", own), ("b", seat(true, keeps()))])), a);
         }
         // Started without the role while another has it; or forgotten.

@@ -129,9 +129,11 @@ async fn pass_on(
         tokio::io::copy_buf(&mut from_registry, &mut to_client).await?;
         to_client.shutdown().await
     };
+    tokio::pin!(down);
     tokio::select! {
-        over = up => over,
-        over = down => over,
+        // It may have refused what comes before the end of it: why is still on its way.
+        _ = up => tokio::time::timeout(PATIENCE, down).await.unwrap_or(Ok(())),
+        over = &mut down => over,
     }
 }
 

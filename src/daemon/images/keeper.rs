@@ -113,7 +113,11 @@ impl Host<'_> {
     }
 
     async fn keep(&self, clock: Arc<dyn Clock>) -> Result<Option<Arc<Doors>>> {
-        let Some(registry) = super::open(self.options, self.data, clock).await? else { return Ok(None) };
+        let Some(registry) = super::open(self.options, self.data, clock).await? else {
+            // Nobody else is to begin with nothing instead.
+            let _ = self.worker.keeps.set((Keeps { port: 0, address: None, fingerprint: String::new() }, None));
+            return Ok(None);
+        };
         let up = up::Up::new(self.worker.clone());
         registry.set_logins(Arc::new(HostLogins(self.leading.clone(), up.clone())));
         let tokens = self.tokens.clone().unwrap_or_else(|| up.clone());
@@ -146,7 +150,7 @@ impl Host<'_> {
             }
         };
         let images = Arc::new(LocalImages { registry: registry.clone(), door: self.options.door() });
-        let _ = self.worker.keeps.set((Keeps { port, address, fingerprint }, Answering::new(images)));
+        let _ = self.worker.keeps.set((Keeps { port, address, fingerprint }, Some(Answering::new(images))));
         let (leading, worker, node) = (self.leading.clone(), self.worker.clone(), self.node.clone());
         let mut happenings = Happenings::of(&registry);
         tokio::spawn(async move {

@@ -16,14 +16,12 @@ use crate::registry::digest::Digest;
 use crate::registry::name::Repository;
 use crate::registry::refused::{Code, Refused};
 use crate::registry::upload::{Growing, Received};
-use crate::registry::upstream::{Fault, SILENCE, innermost};
+use crate::registry::upstream::{Fault, LEAST, SILENCE, innermost};
 use crate::registry::{ImageRegistry, unknown_blob};
 
 /// How often an upstream is asked for the rest of a blob, without a byte of it, before that is given up; and how long between.
 const ATTEMPTS: u32 = 4;
 const PAUSE: Duration = Duration::from_millis(500);
-/// What an upstream sends at least in a second, over a minute and more.
-const LEAST: u64 = 1024;
 /// What is read at a time, in bytes.
 const PART: u64 = 512 * 1024;
 /// Parts that wait to be written.

@@ -260,12 +260,20 @@ impl ImageRegistry {
         })
     }
 
+    /// What a registry is told that somebody has named: nothing in the clear, but on this host. A cache is set by who may say more.
+    pub(super) async fn login_at(&self, place: &Place) -> Option<Login> {
+        match place.is_in_the_clear() {
+            true => None,
+            false => self.login(&place.registry).await,
+        }
+    }
+
     /// An image of another registry by its digest, as that says now.
     pub async fn resolve_elsewhere(&self, image: &str, host: &str, rest: &str) -> ModelResult<String> {
         let (name, reference) = super::name::image(rest).map_err(Refused::into_error)?;
         let upstream = Upstream::new(Place::read(host)?, false)?;
         let at = upstream.place.repository(name.as_str()).map_err(Refused::into_error)?;
-        let login = self.login(&upstream.place.registry).await;
+        let login = self.login_at(&upstream.place).await;
         let told = |fault: Fault| fault.refused(Code::ManifestUnknown).about(image).into_error();
         let digest = match upstream.digest(&at, &reference, login.as_ref()).await.map_err(told)? {
             Some(digest) => digest,

@@ -25,6 +25,8 @@ use crate::model::{Error, Result as ModelResult};
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long nothing may come of an answer that has begun.
 pub const SILENCE: Duration = Duration::from_secs(60);
+/// What it sends at least in a second, in bytes, over a minute and more.
+pub const LEAST: u64 = 1024;
 /// Largest list that is read, in bytes.
 const MAX_LIST: usize = 4 << 20;
 /// Most pages of tags that are read.

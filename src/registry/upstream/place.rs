@@ -51,6 +51,11 @@ impl Place {
         Ok(Place { registry, base, within: within.to_owned() })
     }
 
+    /// Whether whoever is on the way reads what it is told.
+    pub fn is_in_the_clear(&self) -> bool {
+        self.base.scheme() != "https" && !is_own(&self.registry)
+    }
+
     /// A repository as it is called there.
     pub fn repository(&self, name: &str) -> std::result::Result<Repository, Refused> {
         // What Docker Hub keeps itself.
@@ -84,10 +89,13 @@ mod tests {
         assert_eq!(read("registry.corp:5000", "a"), "registry.corp:5000 https://registry.corp:5000/ a");
         assert_eq!(read("http://old:5000", "a"), "old:5000 http://old:5000/ a");
         for own in ["127.0.0.1:5000", "localhost:5000", "[::1]:5000"] {
-            assert_eq!(Place::read(own).unwrap().base.scheme(), "http", "{own}");
+            let place = Place::read(own).unwrap();
+            assert!(place.base.scheme() == "http" && !place.is_in_the_clear(), "{own}");
         }
         assert_eq!(Place::read("localhost.example.com").unwrap().base.scheme(), "https");
         assert_eq!(Place::read("127.example.com").unwrap().base.scheme(), "https");
+        assert!(Place::read("http://old:5000").unwrap().is_in_the_clear());
+        assert!(!Place::read("old:5000").unwrap().is_in_the_clear());
         for bad in ["", "/", "nginx", "ftp://a.b", "a b.c", "quay.io/Org", "http://", "a.b:x"] {
             assert!(Place::read(bad).is_err(), "{bad:?}");
         }
