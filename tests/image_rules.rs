@@ -306,3 +306,12 @@ fn the_registry_in_numbers() {
     std::fs::write(&file, "local stats = registry.stats()\nprint(stats.held.blobs, stats.received)").unwrap();
     assert_eq!(registry.daemon.ok(&["run", file.to_str().unwrap()]), "2\t100013\n");
 }
+
+#[test]
+fn an_address_that_asks_too_much_is_told_to_wait() {
+    let registry = Registry::with(&[("NEAP_REGISTRY_RATE", "5")]);
+    let refused = (0..200).map(|_| registry.get("/v2/")).find(|answer| answer.status != 200);
+    let refused = refused.expect("no request was one too many").fails(429, "TOOMANYREQUESTS");
+    assert_eq!(refused.header("retry-after"), "1");
+    eventually("it may ask again", 10, || (registry.get("/v2/").status == 200).then_some(()));
+}

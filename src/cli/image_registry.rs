@@ -36,6 +36,9 @@ pub struct RegistryArgs {
     /// [default: on the loopback open, in a Swarm pull; token elsewhere]
     #[arg(long, env = "NEAP_REGISTRY_ACCESS", value_name = "ACCESS")]
     registry_access: Option<String>,
+    /// How many requests a second one address may make of the image registry, a door's host among them; ten times as many at once
+    #[arg(long, env = "NEAP_REGISTRY_RATE", value_name = "REQUESTS", value_parser = clap::value_parser!(u32).range(1..))]
+    registry_rate: Option<u32>,
     /// Users of the image registry with their passwords, a file of `htpasswd -B`; read again when it changes
     #[arg(long, env = "NEAP_REGISTRY_HTPASSWD", value_name = "FILE")]
     registry_htpasswd: Option<PathBuf>,
@@ -69,6 +72,7 @@ impl RegistryArgs {
             access: access.map(|word| word.parse()).transpose()?,
             tls: self.registry_tls_cert.clone().zip(self.registry_tls_key.clone()),
             users: self.registry_htpasswd.clone(),
+            rate: self.registry_rate,
             limits: Limits { grace: self.registry_grace.std(), ..Limits::default() },
         })
     }

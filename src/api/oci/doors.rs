@@ -10,7 +10,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 use super::server::{MAX_CONNECTIONS, Tls, speak};
-use super::{Access, Gate, Oci, Tokens, Users};
+use super::{Access, Gate, Oci, Rate, Tokens, Users};
 use crate::api::server::accept_each;
 use crate::model::id::sha256_hex;
 use crate::model::{Error, Result};
@@ -71,6 +71,8 @@ pub struct Doors {
     pub access: Access,
     /// What doors know: the newest secret, and those before.
     pub secrets: watch::Receiver<Vec<String>>,
+    /// How much one host may ask, where that is said.
+    pub rate: Option<Arc<Rate>>,
     /// When it was last told that one was turned away.
     pub told: Mutex<Option<Instant>>,
 }
@@ -95,7 +97,7 @@ impl Doors {
         let access = if brought.is_own { self.access } else { Access::Token };
         let gate =
             Gate { access, tokens: self.tokens.clone(), users: self.users.clone(), is_secure: brought.is_secure };
-        Arc::new(Oci { registry: self.registry.clone(), gate })
+        Arc::new(Oci { registry: self.registry.clone(), gate, rate: self.rate.clone() })
     }
 }
 
@@ -118,7 +120,7 @@ pub async fn listen(address: SocketAddr, tls: Tls, doors: Arc<Doors>) -> Result<
                 Some((stream, brought))
             };
             if let Ok(Some((stream, brought))) = tokio::time::timeout(PATIENCE, entered).await {
-                speak(stream, doors.oci(brought)).await;
+                speak(stream, doors.oci(brought), Some(from.ip())).await;
             }
         }
     }));

@@ -6,11 +6,13 @@ pub mod doors;
 mod manifests;
 mod metrics;
 mod path;
+mod rate;
 mod server;
 mod uploads;
 mod users;
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -28,6 +30,7 @@ use crate::registry::ImageRegistry;
 use crate::registry::refused::{Code, Refused};
 
 pub use access::{Access, Gate, StoredSecrets, Tokens};
+pub use rate::Rate;
 pub use server::{Tls, listen, speak};
 pub use users::Users;
 
@@ -47,6 +50,8 @@ pub struct Oci {
     pub registry: Arc<ImageRegistry>,
     /// Who is let in.
     pub gate: Gate,
+    /// How much one address may ask, where that is said.
+    pub rate: Option<Arc<Rate>>,
 }
 
 // A request, as handlers see it.
@@ -105,14 +110,14 @@ fn told(refused: &Refused) -> Response<Body> {
 }
 
 /// Answers a request.
-async fn answer(oci: Arc<Oci>, request: Request<Incoming>) -> Response<Body> {
+async fn answer(oci: Arc<Oci>, from: Option<IpAddr>, request: Request<Incoming>) -> Response<Body> {
     let (is_head, began) = (request.method() == Method::HEAD, Instant::now());
     let method = request.method().clone();
     let asked = Asked::read(request.uri().path());
     let kind = asked.as_ref().and_then(|asked| asked.as_ref().ok()).map(Asked::kind);
-    let mut answer = match serve(&oci, request, asked).await {
-        Ok(answer) => answer,
-        Err(refused) => told(&refused),
+    let mut answer = match too_much(&oci, from) {
+        Some(answer) => answer,
+        None => serve(&oci, request, asked).await.unwrap_or_else(|refused| told(&refused)),
     };
     // What is none of this API's is nobody's to count.
     if let Some(kind) = kind {
@@ -128,6 +133,15 @@ async fn answer(oci: Arc<Oci>, request: Request<Incoming>) -> Response<Body> {
         *answer.body_mut() = empty();
     }
     answer
+}
+
+// The answer for an address that asks more than it may.
+fn too_much(oci: &Oci, from: Option<IpAddr>) -> Option<Response<Body>> {
+    let (rate, from) = (oci.rate.as_ref()?, from?);
+    let (refused, wait) = rate.take(from, Instant::now()).err()?;
+    let mut answer = told(&refused);
+    put(&mut answer, header::RETRY_AFTER, wait.as_secs_f64().ceil().to_string());
+    Some(answer)
 }
 
 // A refusal, with how to say who one is where that is what is missing.

@@ -1,7 +1,7 @@
 //! Listens for the registry's clients: on this host's loopback unless told otherwise, with TLS where there is a certificate.
 
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -35,24 +35,25 @@ pub async fn listen(address: SocketAddr, oci: Arc<Oci>, tls: Option<Tls>) -> Res
 }
 
 async fn serve(listener: TcpListener, oci: Arc<Oci>, tls: Option<Tls>) {
-    accept_each(listener, MAX_CONNECTIONS, |stream, _| {
+    accept_each(listener, MAX_CONNECTIONS, |stream, from| {
         let (oci, tls) = (oci.clone(), tls.as_ref().map(|tls| tls.borrow().clone()));
         async move {
-            let Some(config) = tls else { return speak(stream, oci).await };
+            let from = Some(from.ip());
+            let Some(config) = tls else { return speak(stream, oci, from).await };
             let handshake = tokio_rustls::TlsAcceptor::from(config).accept(stream);
             if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, handshake).await {
-                speak(stream, oci).await;
+                speak(stream, oci, from).await;
             }
         }
     })
     .await;
 }
 
-/// Speaks with one client.
-pub async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, oci: Arc<Oci>) {
+/// Speaks with one client, who comes from there.
+pub async fn speak(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, oci: Arc<Oci>, from: Option<IpAddr>) {
     let service = service_fn(move |request| {
         let oci = oci.clone();
-        async move { Ok::<_, Infallible>(answer(oci, request).await) }
+        async move { Ok::<_, Infallible>(answer(oci, from, request).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

@@ -1,7 +1,7 @@
 //! The door: a port of this host that leads to the cluster's image registry, wherever that is. Bytes are passed on as they come; the registry
 //! is told who brings them.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -54,14 +54,14 @@ pub async fn open(
     let listener = TcpListener::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
     let brought = Brought { is_own: address.ip().is_loopback(), is_secure: tls.is_some() };
-    tokio::spawn(accept_each(listener, MOST, move |stream, _| {
+    tokio::spawn(accept_each(listener, MOST, move |stream, from| {
         let (keeper, tls) = (keeper.clone(), tls.as_ref().map(|tls| tls.borrow().clone()));
-        let own = own.clone();
+        let (own, from) = (own.clone(), from.ip());
         async move {
-            let Some(config) = tls else { return bring(stream, &keeper, brought, own).await };
+            let Some(config) = tls else { return bring(stream, &keeper, brought, own, from).await };
             let handshake = tokio_rustls::TlsAcceptor::from(config).accept(stream);
             if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, handshake).await {
-                bring(stream, &keeper, brought, own).await;
+                bring(stream, &keeper, brought, own, from).await;
             }
         }
     }));
@@ -73,12 +73,13 @@ async fn bring(
     keeper: &watch::Receiver<Option<Keeper>>,
     brought: Brought,
     own: Option<Own>,
+    from: IpAddr,
 ) {
     let known = keeper.borrow().clone();
     if let (Some(keeper), Some(own)) = (&known, own)
         && keeper.node == own.node
     {
-        return oci::speak(client, own.oci).await;
+        return oci::speak(client, own.oci, Some(from)).await;
     }
     // Whoever says nothing costs nobody else anything.
     let mut first = vec![0; FIRST];

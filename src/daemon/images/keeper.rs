@@ -92,8 +92,8 @@ impl Host<'_> {
         remember(self.data, &self.worker.registry);
         let faces = Faces::of(self.options)?;
         let kept = if self.options.keeps { self.keep(clock).await? } else { None };
-        let RegistryOptions { access, users, peer, keeps, .. } = self.options;
-        if !keeps && (access.is_some() || users.is_some() || peer.is_some()) {
+        let RegistryOptions { access, users, peer, rate, keeps, .. } = self.options;
+        if !keeps && (access.is_some() || users.is_some() || peer.is_some() || rate.is_some()) {
             tracing::warn!(
                 "who may do what with images is said on the host that keeps them (--roles registry); here it is only a door"
             );
@@ -127,7 +127,8 @@ impl Host<'_> {
         let access = self.options.access.unwrap_or(Access::Pull);
         let secrets = secrets(self.worker.registry.subscribe());
         let (users, told) = (self.options.users()?, Mutex::default());
-        let doors = Arc::new(Doors { registry: registry.clone(), tokens, users, access, secrets, told });
+        let rate = self.options.rate();
+        let doors = Arc::new(Doors { registry: registry.clone(), tokens, users, access, secrets, rate, told });
         let wanted = self.options.peer.or(self.peer);
         let everywhere = [(Ipv6Addr::UNSPECIFIED, PORT).into(), (Ipv4Addr::UNSPECIFIED, PORT).into()];
         let addresses = wanted.map_or(everywhere.to_vec(), |address| vec![address]);

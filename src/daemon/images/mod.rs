@@ -14,7 +14,7 @@ use tokio::sync::watch;
 
 use super::discovery::tell;
 use super::tls;
-use crate::api::oci::{self, Access, Gate, Oci, StoredSecrets, Tls, Tokens, Users};
+use crate::api::oci::{self, Access, Gate, Oci, Rate, StoredSecrets, Tls, Tokens, Users};
 use crate::model::clock::Clock;
 use crate::model::{Error, Result};
 use crate::registry::{ImageRegistry, Limits};
@@ -46,6 +46,8 @@ pub struct RegistryOptions {
     pub tls: Option<(PathBuf, PathBuf)>,
     /// Users with passwords, in a file of `htpasswd -B`.
     pub users: Option<PathBuf>,
+    /// How many requests a second one address may make; any number where it is not said.
+    pub rate: Option<u32>,
     /// How it is kept.
     pub limits: Limits,
 }
@@ -54,6 +56,11 @@ impl RegistryOptions {
     /// Where it, or the door to it, listens.
     pub fn addresses(&self) -> Vec<SocketAddr> {
         self.listen.clone().unwrap_or_else(|| vec![([127, 0, 0, 1], PORT).into()])
+    }
+
+    /// How much one address may ask.
+    pub fn rate(&self) -> Option<Arc<Rate>> {
+        self.rate.map(|rate| Arc::new(Rate::new(rate)))
     }
 
     /// Those who say a name and a password.
@@ -94,13 +101,13 @@ pub async fn listen(
     users: &Option<Arc<Users>>,
     own_access: Access,
 ) -> Result<()> {
-    let faces = Faces::of(options)?;
+    let (faces, rate) = (Faces::of(options)?, options.rate());
     for address in options.addresses() {
         let is_own = address.ip().is_loopback();
         let access = options.access.unwrap_or(if is_own { own_access } else { Access::Token });
         let tls = faces.at(address);
         let gate = Gate { access, tokens: tokens.clone(), users: users.clone(), is_secure: tls.is_some() };
-        let oci = Arc::new(Oci { registry: registry.clone(), gate });
+        let oci = Arc::new(Oci { registry: registry.clone(), gate, rate: rate.clone() });
         match oci::listen(address, oci, tls).await {
             Ok(address) => tracing::info!(%address, "image registry"),
             Err(error) => tell(&error, address.port(), "--registry-listen"),
