@@ -129,7 +129,7 @@ enum Command {
     /// Volumes of the nodes
     #[command(subcommand)]
     Volume(object::VolumeCommand),
-    /// Registries that images are pulled from: log the cluster in
+    /// The cluster's image registry: images, rules, copies of other registries; and what those are told when images are pulled
     #[command(subcommand)]
     Registry(registry::Command),
     /// Manage hosted scripts: policies, checks, rollouts, cron scripts, handlers of events
