@@ -23,6 +23,8 @@ use crate::model::id::{random_uuid, sha256_hex};
 const BESIDE: u64 = 16 << 20;
 /// What is hashed and written in one go, in bytes.
 const BATCH: usize = 1 << 20;
+/// What is worth a second thread for its hash, in bytes.
+const BOTH: usize = 512 << 10;
 /// Most uploads that this daemon knows of.
 const MOST: usize = 100_000;
 /// How long one waits of which nothing has come.
@@ -204,13 +206,43 @@ impl Growing {
 
 impl Upload {
     fn write(&mut self, file: &File, batch: &[Part]) -> Result<(), Refused> {
+        let length: usize = batch.iter().map(|part| part.bytes.len()).sum();
+        if length < BOTH {
+            return self.write_each(file, batch, true);
+        }
+        // Much at once is hashed by one thread while another writes it.
+        let mut hasher = self.hasher.clone();
+        let written = std::thread::scope(|scope| {
+            let hashing = scope.spawn(|| batch.iter().for_each(|part| hasher.update(&part.bytes)));
+            let before = self.size;
+            let written = self.write_each(file, batch, false);
+            let is_hashed = hashing.join().is_ok();
+            written.and_then(|()| if is_hashed { Ok(()) } else { Err(broken()) }).map_err(|refused| (before, refused))
+        });
+        match written {
+            Ok(()) => {
+                self.hasher = hasher;
+                Ok(())
+            }
+            Err((before, refused)) => {
+                // Some of it is there, and not hashed: that is not there either.
+                self.size = before;
+                self.is_broken |= file.set_len(before).is_err();
+                Err(refused)
+            }
+        }
+    }
+
+    fn write_each(&mut self, file: &File, batch: &[Part], hashes: bool) -> Result<(), Refused> {
         for part in batch {
             if let Err(error) = file.write_all_at(&part.bytes, self.size) {
                 // What is behind the bytes that count is not; if that cannot be said, nobody knows what is.
                 self.is_broken |= file.set_len(self.size).is_err();
                 return Err(failed(&error));
             }
-            self.hasher.update(&part.bytes);
+            if hashes {
+                self.hasher.update(&part.bytes);
+            }
             self.size += part.bytes.len() as u64;
             fault::point("registry.receiving");
         }
