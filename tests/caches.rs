@@ -1,5 +1,7 @@
 //! Copies of other registries: fetched once, served whatever becomes of the other.
 
+#[path = "support/distribution.rs"]
+mod distribution;
 #[path = "support/oci.rs"]
 mod oci;
 #[path = "support/mod.rs"]
@@ -9,13 +11,14 @@ mod upstream;
 
 use std::io::{BufReader, Read, Write};
 use std::net::TcpStream;
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use distribution::Distribution;
 use oci::{INDEX, MANIFEST, Registry, ask, descriptor, digest, image, noise, read};
 use serde_json::{Value, json};
-use support::{eventually, free_port};
+use support::eventually;
 use upstream::{Mode, Upstream};
 
 // A registry, something before it, and one that caches it below `hub`.
@@ -327,15 +330,6 @@ fn login(cache: &Registry, at: &str, user: &str, password: &str) {
     assert!(child.wait().unwrap().success());
 }
 
-struct Ended(Child);
-
-impl Drop for Ended {
-    fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
-}
-
 // Debian's registry, with a name and a password, as the upstream of ours; skopeo pulls through.
 #[test]
 fn another_registry_is_cached_by_name_and_password() {
@@ -347,24 +341,12 @@ fn another_registry_is_cached_by_name_and_password() {
         }
         is_there
     };
-    if !has("docker-registry") || !has("skopeo") {
+    if !distribution::is_there() || !has("skopeo") {
         return;
     }
-    let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
-    // neap, secret.
-    let users = "neap:$2b$04$qbJ/MKgCGBDS0aZW6WXVZ.9NzSRc7BLy/O5ddcL4hGtImmsdyIRJ2\n";
-    std::fs::write(folder.path().join("users"), users).unwrap();
-    let config = format!(
-        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {0}/data\nhttp:\n  addr: 127.0.0.1:{port}\n\
-         auth:\n  htpasswd:\n    realm: lab\n    path: {0}/users\n",
-        folder.path().display()
-    );
-    let file = folder.path().join("config.yml");
-    std::fs::write(&file, config).unwrap();
-    let mut command = Command::new("docker-registry");
-    let peer = command.arg("serve").arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let _peer = Ended(peer);
-    eventually("docker-registry answers", 20, || TcpStream::connect(("127.0.0.1", port)).ok());
+    let folder = tempfile::tempdir().unwrap();
+    let peer = Distribution::start(folder.path(), true);
+    let port = peer.port;
 
     let own = Registry::start();
     let manifest = own.push_image("team/app", "1.0", &[&noise(7, 2_000_000), b"two"]);

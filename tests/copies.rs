@@ -1,5 +1,7 @@
 //! Images copied from one registry to another.
 
+#[path = "support/distribution.rs"]
+mod distribution;
 #[path = "support/oci.rs"]
 mod oci;
 #[path = "support/mod.rs"]
@@ -7,12 +9,11 @@ mod support;
 #[path = "support/upstream.rs"]
 mod upstream;
 
-use std::net::TcpStream;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 
+use distribution::Distribution;
 use oci::{INDEX, MANIFEST, Registry, descriptor, digest, noise};
 use serde_json::{Value, json};
-use support::{eventually, free_port};
 use upstream::{Mode, Upstream};
 
 fn index(registry: &Registry, repository: &str) -> (String, Vec<u8>, Vec<u8>) {
@@ -103,26 +104,12 @@ fn images_are_copied_whole() {
 
 #[test]
 fn images_are_pushed_to_a_registry_that_asks_who_one_is() {
-    let is_there =
-        Command::new("docker-registry").arg("--version").output().is_ok_and(|output| output.status.success());
-    assert!(is_there || std::env::var("CI").as_deref() != Ok("true"), "docker-registry is not installed");
-    if !is_there {
-        return println!("skipped: docker-registry is not installed");
+    if !distribution::is_there() {
+        return;
     }
-    let (folder, port) = (tempfile::tempdir().unwrap(), free_port());
-    // neap, secret.
-    let users = "neap:$2b$04$qbJ/MKgCGBDS0aZW6WXVZ.9NzSRc7BLy/O5ddcL4hGtImmsdyIRJ2\n";
-    std::fs::write(folder.path().join("users"), users).unwrap();
-    let config = format!(
-        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {0}/data\nhttp:\n  addr: 127.0.0.1:{port}\n\
-         auth:\n  htpasswd:\n    realm: lab\n    path: {0}/users\n",
-        folder.path().display()
-    );
-    let file = folder.path().join("config.yml");
-    std::fs::write(&file, config).unwrap();
-    let mut command = Command::new("docker-registry");
-    let mut peer = command.arg("serve").arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    eventually("docker-registry answers", 20, || TcpStream::connect(("127.0.0.1", port)).ok());
+    let folder = tempfile::tempdir().unwrap();
+    let peer = Distribution::start(folder.path(), true);
+    let port = peer.port;
     // And one of ours that wants a token, which clients of registries get for a name and a password.
     let strict = Registry::with(&[("NEAP_REGISTRY_ACCESS", "token")]);
     let token = strict.daemon.ok(&["token", "create", "ci", "--role", "deployer"]).trim().to_owned();
@@ -149,41 +136,28 @@ fn images_are_pushed_to_a_registry_that_asks_who_one_is() {
         let resolved = own.daemon.ok(&["registry", "resolve", &to]);
         assert_eq!(resolved.trim(), format!("127.0.0.1:{port}/team/app@{}", digest(&manifest)));
     }
-    let _ = peer.kill();
-    let _ = peer.wait();
     let log: Value = json!(own.daemon.log());
     assert!(!log.to_string().contains("secret"), "a password is in the log");
 }
 
 #[test]
 fn a_folder_of_dockers_registry_is_taken_over() {
-    let is_there =
-        Command::new("docker-registry").arg("--version").output().is_ok_and(|output| output.status.success());
-    assert!(is_there || std::env::var("CI").as_deref() != Ok("true"), "docker-registry is not installed");
-    if !is_there {
-        return println!("skipped: docker-registry is not installed");
+    if !distribution::is_there() {
+        return;
     }
-    let (own, port) = (Registry::start(), free_port());
+    let own = Registry::start();
     // Beside the daemon's: files are shared.
     let folder = own.daemon.data().parent().unwrap().join("distribution");
     std::fs::create_dir_all(&folder).unwrap();
-    let config = format!(
-        "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 127.0.0.1:{port}\n",
-        folder.display()
-    );
-    let file = folder.join("config.yml");
-    std::fs::write(&file, config).unwrap();
-    let mut command = Command::new("docker-registry");
-    let mut peer = command.arg("serve").arg(&file).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    eventually("docker-registry answers", 20, || TcpStream::connect(("127.0.0.1", port)).ok());
+    let peer = Distribution::start(&folder, false);
+    let port = peer.port;
     let (index, amd, _) = index(&own, "app");
     let broken = own.push_image("broken", "1", &[&noise(8, 10_000)]);
     let to = |name: &str| format!("http://127.0.0.1:{port}/{name}");
     own.daemon.ok(&["registry", "copy", "app:all", &to("team/app:all")]);
     own.daemon.ok(&["registry", "copy", "app:amd", &to("team/deep/er/app:1.0")]);
     own.daemon.ok(&["registry", "copy", "broken:1", &to("broken:1")]);
-    peer.kill().unwrap();
-    peer.wait().unwrap();
+    drop(peer);
     let hex = digest(&noise(8, 10_000)).replace("sha256:", "");
     let blob = folder.join(format!("docker/registry/v2/blobs/sha256/{}/{hex}/data", &hex[..2]));
     std::fs::write(&blob, noise(9, 10_000)).unwrap();
