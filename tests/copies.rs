@@ -163,8 +163,8 @@ fn a_folder_of_dockers_registry_is_taken_over() {
     std::fs::write(&blob, noise(9, 10_000)).unwrap();
 
     let fresh = Registry::start();
-    let (code, said) = fresh.daemon.fails(&["registry", "import", "/nowhere"]);
-    assert!(code == 1 || said.contains("rootdirectory"), "{code} {said}");
+    let (_, said) = fresh.daemon.fails(&["registry", "import", "/nowhere"]);
+    assert!(said.contains("rootdirectory"), "{said}");
     let output = fresh.daemon.neap(&["registry", "import", folder.to_str().unwrap(), "--format", "json"]);
     let done: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(!output.status.success(), "something was left out: {done}");

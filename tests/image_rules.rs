@@ -197,7 +197,6 @@ fn users_with_passwords() {
     eventually("the user is gone", 10, || {
         (registry.ask("GET", "/v2/", &[("Authorization", &who)], b"").status == 401).then_some(())
     });
-    // A daemon that is told of a file that is none does not start.
     let said = registry.daemon.log();
     assert!(!said.contains("secret"), "a password is in the log");
 }

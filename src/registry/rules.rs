@@ -65,6 +65,7 @@ pub enum Action {
     Delete,
 }
 
+#[derive(Clone)]
 struct Read {
     name: String,
     pattern: Pattern,
@@ -233,14 +234,7 @@ impl ImageRegistry {
 
     fn replace_rule(&self, name: &str, by: Option<Read>) {
         let mut slot = self.rules.0.write().unwrap_or_else(PoisonError::into_inner);
-        let kept = slot.iter().filter(|rule| rule.name != name);
-        let again = |rule: &Read| Read {
-            name: rule.name.clone(),
-            pattern: rule.pattern.clone(),
-            settings: rule.settings.clone(),
-            immutable: rule.immutable.clone(),
-        };
-        let mut all: Vec<Read> = kept.map(again).collect();
+        let mut all: Vec<Read> = slot.iter().filter(|rule| rule.name != name).cloned().collect();
         all.extend(by);
         order(&mut all);
         *slot = Arc::new(all);

@@ -18,6 +18,8 @@ pub enum Mode {
     Hold(usize),
     /// One byte of each blob is another.
     Wrong,
+    /// The same of each manifest.
+    Lie,
     /// Nothing is answered.
     Silent,
 }
@@ -97,7 +99,7 @@ impl Upstream {
                 drop(self.changed.wait_while(guard, |now| *now == mode).unwrap());
                 client.write_all(&answer[half..])
             }
-            Mode::Wrong if is_blob && answer.len() > end => {
+            Mode::Wrong | Mode::Lie if answer.len() > end && (is_blob == (mode == Mode::Wrong)) => {
                 answer[end] ^= 1;
                 client.write_all(&answer)
             }

@@ -57,7 +57,7 @@ fn keeps(seat: &Option<Seat>) -> Option<&Keeps> {
     seat.as_ref().and_then(|seat| seat.keeps.as_ref())
 }
 
-// Who keeps the images, where nobody is named; whether nobody does any more.
+// Who keeps the images, where nobody is named; nothing: nobody does.
 fn chosen(known: Option<NodeId>, hosts: &ImageHosts) -> Option<NodeId> {
     // Daemons have what the cluster tells other registries anyway; an agent is given it only where somebody wants that.
     let by_itself = || {

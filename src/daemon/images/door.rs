@@ -85,20 +85,13 @@ async fn bring(
     let mut first = vec![0; FIRST];
     let Ok(Ok(length @ 1..)) = tokio::time::timeout(SILENT, client.read(&mut first)).await else { return };
     first.truncate(length);
-    let connected = match keeper.borrow().clone() {
-        Some(keeper) => Ok(keeper),
+    let known = keeper.borrow().clone();
+    let connected = match known {
+        Some(keeper) => connect(&keeper, brought).await,
         None => {
-            let none = Error::new(
-                Kind::Unavailable,
-                "image registry",
-                "is kept on no host of the cluster, as far as is known here",
-            );
-            Err(none.help("start a daemon with --roles registry"))
+            let why = "is kept on no host of the cluster, as far as is known here";
+            Err(Error::new(Kind::Unavailable, "image registry", why).help("start a daemon with --roles registry"))
         }
-    };
-    let connected = match connected {
-        Ok(keeper) => connect(&keeper, brought).await,
-        Err(error) => Err(error),
     };
     match connected {
         // Whoever breaks off is no event.

@@ -107,7 +107,7 @@ impl Known {
     }
 
     /// What it asked for some time ago is of no use: it is asked without. False: it never asked for anything.
-    pub fn is_old(&self) -> bool {
+    pub fn forget_challenge(&self) -> bool {
         self.state().challenge.take().is_some()
     }
 

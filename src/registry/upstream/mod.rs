@@ -140,7 +140,7 @@ impl Upstream {
         for is_again in [false, true] {
             let said = match self.known.authorization(&self.token_client, &self.place.base, &scope, login).await {
                 // It may want something else by now.
-                Err(_) if !is_again && self.known.is_old() => None,
+                Err(_) if !is_again && self.known.forget_challenge() => None,
                 other => other?,
             };
             let was_basic = said.as_ref().is_some_and(|said| said.starts_with("Basic"));
