@@ -212,8 +212,9 @@ async fn known_rules(call: &Call) -> Result<Rules> {
     Rules::of(call.api.cluster.image_rules().await?)
 }
 
-// Whoever is confined to some names is so by the repository's, however the image is written; and its rules are for all ways to it.
-async fn allowed(call: &Call, role: Role, repository: &Repository, action: Action) -> Result<()> {
+/// Whether something may be done with a repository. Whoever is confined to some names is so by the repository's, however the image is written;
+/// and its rules are for all ways to it.
+pub async fn allowed(call: &Call, role: Role, repository: &Repository, action: Action) -> Result<()> {
     let name = repository.as_str();
     call.principal.require(role, Some(name))?;
     match known_rules(call).await?.allow(&call.principal, name, action) {

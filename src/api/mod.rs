@@ -2,6 +2,7 @@
 //! gives; rights, audit, errors and the OpenAPI description follow from that.
 
 pub mod auth;
+mod build_routes;
 mod catalog_routes;
 pub mod consul;
 mod image_routes;
@@ -267,7 +268,8 @@ async fn serve(
             Some(service.unwrap_or_default().to_owned())
         }
     };
-    let subject = about.clone().or_else(|| path.get("id").cloned()).unwrap_or_default();
+    let image = || body.get("image").and_then(Value::as_str).map(str::to_owned);
+    let subject = about.clone().or_else(|| path.get("id").cloned()).or_else(image).unwrap_or_default();
     let allowed = principal.require(route.need, about.as_deref());
     let result = match allowed {
         Ok(()) => {

@@ -197,6 +197,7 @@ pub fn all() -> Vec<Route> {
     routes.extend(super::traffic_routes::all());
     routes.extend(super::registry_routes::all());
     routes.extend(super::image_routes::all());
+    routes.extend(super::build_routes::all());
     routes.extend(super::script_routes::all());
     routes
 }

@@ -83,6 +83,8 @@ pub enum Command {
         #[command(flatten)]
         format: FormatArg,
     },
+    /// Build an image from files, without Docker: the same files give the same image, byte for byte
+    Build(Box<super::build::Args>),
     /// Take over what Docker's registry (distribution) keeps in a folder; on the same disk its files are shared, and may be removed later
     Import {
         /// The folder, on the host that keeps the images: what distribution calls rootdirectory, such as /var/lib/registry
@@ -245,6 +247,7 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             output::print(format.format, &pruned, || show::images::pruned(&pruned, dry_run))
         }
         Command::Copy { from, to, platform, format } => copy(cluster, CopyAsk { from, to, platform }, format).await,
+        Command::Build(args) => super::build::main(*args, cluster).await,
         Command::Import { folder, prefix, format } => import(cluster, ImportAsk { folder, prefix }, format).await,
         Command::Keeper { node, format } => {
             let keeper = match node {

@@ -1,5 +1,6 @@
 //! Floor 7, roof: the command line, one file a subcommand group. It knows `trait Cluster` and nothing behind it.
 
+mod build;
 mod catalog;
 mod cluster;
 mod completion;

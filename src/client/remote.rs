@@ -77,7 +77,16 @@ impl RemoteCluster {
         method: &str,
         path: &str,
     ) -> Result<Stream1<T>> {
-        let lines = self.wire.lines(method, path).await?;
+        self.stream_of(method, path, None::<&()>).await
+    }
+
+    pub(super) async fn stream_of<T: DeserializeOwned + Send + 'static>(
+        &self,
+        method: &str,
+        path: &str,
+        body: Option<&(impl Serialize + Sync)>,
+    ) -> Result<Stream1<T>> {
+        let lines = self.wire.lines(method, path, body).await?;
         let next = |mut lines: super::wire::Lines| async move {
             match lines.next().await {
                 Ok(Some(value)) => Some((Ok(value), Some(lines))),

@@ -107,13 +107,9 @@ impl Wire {
         path: &str,
         body: Option<&impl Serialize>,
     ) -> Result<T> {
-        let body = match body {
-            Some(body) => serde_json::to_vec(body)
-                .map_err(|error| Error::internal("request", "cannot be written").cause(error))?,
-            None => Vec::new(),
-        };
+        let body = written(body)?;
         // In a box, so that its code is there once and not for every type of an answer.
-        let bytes = Box::pin(self.ask(method, path, body.into())).await?;
+        let bytes = Box::pin(self.ask(method, path, body)).await?;
         self.decode(&bytes)
     }
 
@@ -130,8 +126,8 @@ impl Wire {
     }
 
     /// One request, whose answer comes in lines.
-    pub async fn lines(&self, method: &str, path: &str) -> Result<Lines> {
-        let body = self.send(method, path, Bytes::new()).await?;
+    pub async fn lines(&self, method: &str, path: &str, body: Option<&impl Serialize>) -> Result<Lines> {
+        let body = self.send(method, path, written(body)?).await?;
         Ok(Lines { wire: self.clone(), body, buffer: Vec::new() })
     }
 
@@ -256,6 +252,12 @@ impl Wire {
         tokio::spawn(connection);
         sender.send_request(request).await.map_err(|error| self.broken(&error))
     }
+}
+
+fn written(body: Option<&impl Serialize>) -> Result<Bytes> {
+    let Some(body) = body else { return Ok(Bytes::new()) };
+    let bytes = serde_json::to_vec(body);
+    bytes.map(Bytes::from).map_err(|error| Error::internal("request", "cannot be written").cause(error))
 }
 
 async fn next_chunk(body: &mut Incoming) -> std::result::Result<Option<Bytes>, hyper::Error> {

@@ -134,6 +134,17 @@ pub fn text<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>
     Ok(Option::<Plain>::deserialize(deserializer)?.map(|Plain(text)| text))
 }
 
+/// Texts; numbers and booleans are written out.
+pub fn texts<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    let all = Vec::<Plain>::deserialize(deserializer)?;
+    Ok(all.into_iter().map(|Plain(text)| text).collect())
+}
+
+/// A `command` that may be left out.
+pub fn some_command<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Vec<String>>, D::Error> {
+    command(deserializer).map(Some)
+}
+
 // A text, or a number or boolean that is written as one: `PORT = 80`, `DEBUG = true`.
 struct Plain(String);
 

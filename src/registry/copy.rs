@@ -62,18 +62,18 @@ pub struct Copied {
     pub done: bool,
 }
 
-// One side.
-enum End {
+/// One side.
+pub(super) enum End {
     Own(Repository),
     Other(Box<Upstream>, Repository, Option<Login>),
 }
 
-// A manifest on its way.
-struct Carried {
-    digest: Digest,
-    media_type: String,
-    bytes: Vec<u8>,
-    manifest: Manifest,
+/// A manifest on its way.
+pub(super) struct Carried {
+    pub digest: Digest,
+    pub media_type: String,
+    pub bytes: Vec<u8>,
+    pub manifest: Manifest,
 }
 
 fn told(fault: &Fault) -> Refused {
@@ -87,7 +87,7 @@ fn has_reference(text: &str) -> bool {
 }
 
 impl End {
-    async fn manifest(&self, own: &Arc<ImageRegistry>, reference: &Reference) -> Result<Carried, Refused> {
+    pub(super) async fn manifest(&self, own: &Arc<ImageRegistry>, reference: &Reference) -> Result<Carried, Refused> {
         let (digest, media_type, bytes) = match self {
             End::Own(repository) => {
                 own.freshen(repository, reference).await?;
@@ -164,7 +164,7 @@ fn in_time(parts: Parts) -> impl futures_util::Stream<Item = std::io::Result<Byt
 }
 
 impl ImageRegistry {
-    async fn end(&self, text: &str) -> ModelResult<(End, Reference)> {
+    pub(super) async fn end(&self, text: &str) -> ModelResult<(End, Reference)> {
         let Some((host, rest)) = name::elsewhere(text) else {
             let (repository, reference) = name::image(text).map_err(Refused::into_error)?;
             return Ok((End::Own(repository), reference));
@@ -217,6 +217,26 @@ impl ImageRegistry {
         }
         let digest = top.digest.clone();
         let all = self.gather(from, top).await?;
+        let mut copied = self.carry_all(from, to, &all, told).await?;
+        // What an index holds comes before it.
+        let last = all.len().saturating_sub(1);
+        for (number, carried) in all.into_iter().enumerate() {
+            let own = Reference::Digest(carried.digest.clone());
+            to.put(self, if number == last { &reference } else { &own }, carried).await?;
+        }
+        copied.digest = Some(digest.to_string());
+        copied.done = true;
+        Ok(copied)
+    }
+
+    /// The blobs of manifests, each once; `told` hears how far it is.
+    pub(super) async fn carry_all(
+        self: &Arc<Self>,
+        from: &End,
+        to: &End,
+        all: &[Carried],
+        told: &(impl Fn(&Copied) + Send + Sync),
+    ) -> Result<Copied, Refused> {
         let mut seen = BTreeSet::new();
         let blobs: Vec<Named> = all
             .iter()
@@ -234,14 +254,6 @@ impl ImageRegistry {
             copied.size = copied.size.saturating_add(named.size);
             told(&copied);
         }
-        // What an index holds comes before it.
-        let last = all.len().saturating_sub(1);
-        for (number, carried) in all.into_iter().enumerate() {
-            let own = Reference::Digest(carried.digest.clone());
-            to.put(self, if number == last { &reference } else { &own }, carried).await?;
-        }
-        copied.digest = Some(digest.to_string());
-        copied.done = true;
         Ok(copied)
     }
 
@@ -318,8 +330,8 @@ impl ImageRegistry {
         }
     }
 
-    // A blob of a repository of ours, from what comes.
-    async fn take(
+    /// A blob of a repository of ours, from what comes.
+    pub(super) async fn take(
         self: &Arc<Self>,
         repository: &Repository,
         named: &Named,
@@ -358,8 +370,8 @@ impl ImageRegistry {
     }
 }
 
-// The image of an index for a platform; nothing where it is no index.
-fn for_platform(bytes: &[u8], wanted: &str) -> Result<Option<Digest>, Refused> {
+/// The image of an index for a platform; nothing where it is no index.
+pub(super) fn for_platform(bytes: &[u8], wanted: &str) -> Result<Option<Digest>, Refused> {
     let unreadable = |error: serde_json::Error| Refused::new(Code::ManifestInvalid, error.to_string());
     let manifest: Value = serde_json::from_slice(bytes).map_err(unreadable)?;
     let Some(all) = manifest["manifests"].as_array() else { return Ok(None) };

@@ -3,6 +3,7 @@
 //! directory entry and index are on the disk, and nothing is served that was not hashed on its way in. It knows nothing of HTTP:
 //! `api::oci` speaks for it.
 
+pub mod build;
 pub mod cache;
 mod collect;
 pub mod copy;
@@ -30,6 +31,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio::sync::{Semaphore, broadcast, mpsc};
 
+use self::build::Trees;
 use self::cache::{Caches, Logins};
 pub use self::collect::Collected;
 use self::digest::{Algorithm, Digest};
@@ -107,6 +109,7 @@ pub struct ImageRegistry {
     syncing: Semaphore,
     // Copies from registry to registry at a time.
     copying: Semaphore,
+    trees: Trees,
     // Collections, and readings of all that there is: one at a time.
     collecting: tokio::sync::Mutex<()>,
     scrubbing: tokio::sync::Mutex<()>,
@@ -141,6 +144,7 @@ impl ImageRegistry {
             room,
             syncing,
             copying: Semaphore::new(COPYING),
+            trees: Trees::default(),
             collecting,
             scrubbing,
         };

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use tokio::sync::broadcast;
@@ -11,9 +12,9 @@ use super::asked::channel;
 use super::{Message, Parts, Runtime, logins};
 use crate::client::Stream1;
 use crate::client::images::{
-    CacheInfo, CacheSettings, Copied, CopyAsk, ImageInfo, ImageKeeper, ImagePart, ImageReferrer, ImageRepository,
-    ImageTag, Images, ImagesCollected, ImagesScrubbed, ImportAsk, Imported, Keepers, PruneAsk, Pruned, RegistryStats,
-    Rule, RuleSettings,
+    BaseAsk, Based, BuildAsk, Built, CacheInfo, CacheSettings, Copied, CopyAsk, ImageInfo, ImageKeeper, ImagePart,
+    ImageReferrer, ImageRepository, ImageTag, Images, ImagesCollected, ImagesScrubbed, ImportAsk, Imported, Keepers,
+    PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
 };
 use crate::model::clock::Timestamp;
 use crate::model::event::{AboutImage, What};
@@ -21,6 +22,7 @@ use crate::model::registry::Login;
 use crate::model::{Error, Kind, Result};
 use crate::registry::cache::Logins;
 use crate::registry::describe::{Described, Scrubbed};
+use crate::registry::digest::Algorithm;
 use crate::registry::name::{self, Repository};
 use crate::registry::refused::Refused;
 use crate::registry::{Collected, Happened, ImageRegistry};
@@ -145,6 +147,26 @@ impl Images for Runtime {
     async fn prune_tags(&self, mut ask: PruneAsk) -> Result<Pruned> {
         ask.in_use.extend(self.images_in_use());
         self.kept()?.prune_tags(ask).await
+    }
+
+    async fn image_base(&self, ask: BaseAsk) -> Result<Stream1<Based>> {
+        self.kept()?.image_base(ask).await
+    }
+
+    async fn begin_blob(&self, repository: &str) -> Result<String> {
+        self.kept()?.begin_blob(repository).await
+    }
+
+    async fn add_to_blob(&self, repository: &str, upload: &str, offset: u64, piece: Bytes) -> Result<u64> {
+        self.kept()?.add_to_blob(repository, upload, offset, piece).await
+    }
+
+    async fn end_blob(&self, repository: &str, upload: &str, digest: &str) -> Result<u64> {
+        self.kept()?.end_blob(repository, upload, digest).await
+    }
+
+    async fn build_image(&self, ask: BuildAsk) -> Result<Built> {
+        self.kept()?.build_image(ask).await
     }
 }
 
@@ -278,6 +300,45 @@ impl Images for LocalImages {
 
     async fn prune_tags(&self, ask: PruneAsk) -> Result<Pruned> {
         self.registry.prune(ask).await
+    }
+
+    async fn image_base(&self, ask: BaseAsk) -> Result<Stream1<Based>> {
+        let registry = self.registry.clone();
+        let (sender, stream) = channel();
+        let on_the_way = sender.clone();
+        tokio::spawn(async move {
+            let told = move |copied: &Copied| {
+                _ = on_the_way.try_send(Ok(Based { copied: copied.clone(), ..Based::default() }));
+            };
+            tokio::select! {
+                based = registry.base(ask, told) => {
+                    let _ = sender.send(based).await;
+                }
+                () = sender.closed() => {}
+            }
+        });
+        Ok(stream)
+    }
+
+    async fn begin_blob(&self, repository: &str) -> Result<String> {
+        let repository: Repository = repository.parse().map_err(Refused::into_error)?;
+        self.registry.check_pushed(&repository).map_err(Refused::into_error)?;
+        let growing = self.registry.begin(&repository, Algorithm::Sha256).await.map_err(Refused::into_error)?;
+        Ok(growing.id().to_owned())
+    }
+
+    async fn add_to_blob(&self, repository: &str, upload: &str, offset: u64, piece: Bytes) -> Result<u64> {
+        let repository: Repository = repository.parse().map_err(Refused::into_error)?;
+        self.registry.add(&repository, upload, offset, piece).await.map_err(Refused::into_error)
+    }
+
+    async fn end_blob(&self, repository: &str, upload: &str, digest: &str) -> Result<u64> {
+        let repository: Repository = repository.parse().map_err(Refused::into_error)?;
+        self.registry.end_upload(&repository, upload, digest).await.map_err(Refused::into_error)
+    }
+
+    async fn build_image(&self, ask: BuildAsk) -> Result<Built> {
+        self.registry.build(ask, &self.door).await
     }
 }
 

@@ -5,15 +5,17 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use super::build::Packed;
 use super::{
-    CacheInfo, CacheSettings, Copied, CopyAsk, ImageInfo, ImageRepository, ImageTag, Images, ImagesCollected,
-    ImagesScrubbed, ImportAsk, Imported, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
+    BaseAsk, Based, BuildAsk, Built, CacheInfo, CacheSettings, Copied, CopyAsk, ImageInfo, ImageRepository, ImageTag,
+    Images, ImagesCollected, ImagesScrubbed, ImportAsk, Imported, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
 };
 use crate::client::Stream1;
 use crate::model::{Error, Kind, Result};
@@ -82,6 +84,32 @@ pub enum ImagesAsk {
     RemoveRule(String),
     /// `prune_tags`.
     Prune(PruneAsk),
+    /// `image_base`: begins; a number for it is answered.
+    Base(BaseAsk),
+    /// `begin_blob`.
+    BeginBlob(String),
+    /// `add_to_blob`.
+    AddToBlob {
+        /// Of which repository.
+        repository: String,
+        /// Which one.
+        upload: String,
+        /// Behind so many bytes.
+        offset: u64,
+        /// A piece.
+        piece: Packed,
+    },
+    /// `end_blob`.
+    EndBlob {
+        /// Of which repository.
+        repository: String,
+        /// Which one.
+        upload: String,
+        /// What it is to be.
+        digest: String,
+    },
+    /// `build_image`.
+    Build(Box<BuildAsk>),
 }
 
 /// Answers for a registry of this host.
@@ -153,6 +181,15 @@ impl Answering {
             ImagesAsk::SetRule { repositories, rule } => value(images.set_image_rule(&repositories, rule).await?),
             ImagesAsk::RemoveRule(repositories) => value(images.remove_image_rule(&repositories).await?),
             ImagesAsk::Prune(ask) => value(images.prune_tags(ask).await?),
+            ImagesAsk::Base(ask) => value(self.begin(values(images.image_base(ask).await?))?),
+            ImagesAsk::BeginBlob(repository) => value(images.begin_blob(&repository).await?),
+            ImagesAsk::AddToBlob { repository, upload, offset, piece } => {
+                value(images.add_to_blob(&repository, &upload, offset, piece.0).await?)
+            }
+            ImagesAsk::EndBlob { repository, upload, digest } => {
+                value(images.end_blob(&repository, &upload, &digest).await?)
+            }
+            ImagesAsk::Build(ask) => value(images.build_image(*ask).await?),
         }
     }
 
@@ -358,5 +395,28 @@ impl Images for AskedImages {
 
     async fn prune_tags(&self, ask: PruneAsk) -> Result<Pruned> {
         self.ask(ImagesAsk::Prune(ask)).await
+    }
+
+    async fn image_base(&self, ask: BaseAsk) -> Result<Stream1<Based>> {
+        let id: u64 = self.ask(ImagesAsk::Base(ask)).await?;
+        Ok(self.steps(id, |step: &Based| step.done))
+    }
+
+    async fn begin_blob(&self, repository: &str) -> Result<String> {
+        self.ask(ImagesAsk::BeginBlob(repository.to_owned())).await
+    }
+
+    async fn add_to_blob(&self, repository: &str, upload: &str, offset: u64, piece: Bytes) -> Result<u64> {
+        let (repository, upload) = (repository.to_owned(), upload.to_owned());
+        self.ask(ImagesAsk::AddToBlob { repository, upload, offset, piece: Packed(piece) }).await
+    }
+
+    async fn end_blob(&self, repository: &str, upload: &str, digest: &str) -> Result<u64> {
+        let (repository, upload) = (repository.to_owned(), upload.to_owned());
+        self.ask(ImagesAsk::EndBlob { repository, upload, digest: digest.to_owned() }).await
+    }
+
+    async fn build_image(&self, ask: BuildAsk) -> Result<Built> {
+        self.ask(ImagesAsk::Build(Box::new(ask))).await
     }
 }

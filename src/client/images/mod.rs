@@ -1,18 +1,22 @@
 //! The images of the cluster's registry, as they are asked for and shown.
 
 pub mod ask;
+pub mod build;
 
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+use self::build::Packed;
 use super::Stream1;
 use super::remote::{RemoteCluster, segment};
 use crate::model::Result;
 use crate::model::clock::Timestamp;
+pub use crate::registry::build::{BaseAsk, Based, BuildAsk, Built, ImageSettings};
 pub use crate::registry::cache::{CacheInfo, CacheSettings};
 pub use crate::registry::copy::{Copied, CopyAsk};
 pub use crate::registry::import::{ImportAsk, Imported};
@@ -172,6 +176,16 @@ pub struct KeeperAsk {
     pub node: String,
 }
 
+/// A piece of a blob that comes in pieces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct PieceAsk {
+    /// How many bytes came before it.
+    pub offset: u64,
+    /// It.
+    pub bytes: Packed,
+}
+
 /// Which host of a Swarm keeps the images, and another one.
 #[async_trait]
 pub trait Keepers: Send + Sync {
@@ -229,6 +243,16 @@ pub trait Images: Send + Sync {
     async fn remove_image_rule(&self, repositories: &str) -> Result<()>;
     /// Removes tags and manifests that are old, or too many, but none that runs or that a service could go back to.
     async fn prune_tags(&self, ask: PruneAsk) -> Result<Pruned>;
+    /// Brings all that an image is made of which another one is to be built from; how far that is, to the end.
+    async fn image_base(&self, ask: BaseAsk) -> Result<Stream1<Based>>;
+    /// Begins a blob of a repository, by sha256; what the upload is called.
+    async fn begin_blob(&self, repository: &str) -> Result<String>;
+    /// Adds a piece to it behind so many bytes; how many there are now. The same piece once more changes nothing.
+    async fn add_to_blob(&self, repository: &str, upload: &str, offset: u64, piece: Bytes) -> Result<u64>;
+    /// It is all there, and has this digest; its size. Durable when it returns.
+    async fn end_blob(&self, repository: &str, upload: &str, digest: &str) -> Result<u64>;
+    /// Writes an image whose layers are there. Durable when it returns.
+    async fn build_image(&self, ask: BuildAsk) -> Result<Built>;
 }
 
 // Nothing is no segment of a path.
@@ -309,5 +333,28 @@ impl Images for RemoteCluster {
 
     async fn prune_tags(&self, ask: PruneAsk) -> Result<Pruned> {
         self.call("POST", "/v1/image-registry/prune", Some(&ask)).await
+    }
+
+    async fn image_base(&self, ask: BaseAsk) -> Result<Stream1<Based>> {
+        self.stream_of("POST", "/v1/image-registry/base", Some(&ask)).await
+    }
+
+    async fn begin_blob(&self, repository: &str) -> Result<String> {
+        self.call("POST", &format!("/v1/image-registry/uploads?repository={}", segment(repository)), None::<&()>).await
+    }
+
+    async fn add_to_blob(&self, repository: &str, upload: &str, offset: u64, piece: Bytes) -> Result<u64> {
+        let path = format!("/v1/image-registry/uploads/{}?repository={}", segment(upload), segment(repository));
+        self.call("PATCH", &path, Some(&PieceAsk { offset, bytes: Packed(piece) })).await
+    }
+
+    async fn end_blob(&self, repository: &str, upload: &str, digest: &str) -> Result<u64> {
+        let (upload, repository, digest) = (segment(upload), segment(repository), segment(digest));
+        let path = format!("/v1/image-registry/uploads/{upload}?repository={repository}&digest={digest}");
+        self.call("PUT", &path, None::<&()>).await
+    }
+
+    async fn build_image(&self, ask: BuildAsk) -> Result<Built> {
+        self.call("POST", "/v1/image-registry/build", Some(&ask)).await
     }
 }

@@ -2,8 +2,8 @@
 
 use super::{ago, rows};
 use crate::client::images::{
-    CacheInfo, Copied, ImageInfo, ImageKeeper, ImagePart, ImageRepository, ImageTag, ImagesCollected, ImagesScrubbed,
-    Imported, Pruned, RegistryStats, Rule,
+    Built, CacheInfo, Copied, ImageInfo, ImageKeeper, ImagePart, ImageRepository, ImageTag, ImagesCollected,
+    ImagesScrubbed, Imported, Pruned, RegistryStats, Rule,
 };
 use crate::model::clock::Timestamp;
 use crate::model::units::Bytes;
@@ -130,6 +130,12 @@ pub fn pruned(pruned: &Pruned, dry_run: bool) -> String {
 pub fn copied(copied: &Copied) -> String {
     let digest = copied.digest.as_deref().unwrap_or_default();
     format!("{digest}: {} blobs ({}), {} sent", copied.of, Bytes(copied.of_size), Bytes(copied.sent))
+}
+
+/// `registry build`.
+pub fn built(built: &Built) -> String {
+    let Built { image, tag, platform, layers, size, .. } = built;
+    format!("{image}: tag {tag}, {platform}, {layers} layers ({})", Bytes(*size))
 }
 
 /// `registry import`.

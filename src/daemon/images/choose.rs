@@ -220,7 +220,11 @@ pub fn asked(hub: &Arc<Hub>) -> AskedImages {
             };
             let keeper = keeper.ok_or_else(none)?;
             let patience = match ask {
-                ImagesAsk::Collect { .. } | ImagesAsk::Prune(_) => LONG,
+                ImagesAsk::Collect { .. }
+                | ImagesAsk::Prune(_)
+                | ImagesAsk::AddToBlob { .. }
+                | ImagesAsk::EndBlob { .. }
+                | ImagesAsk::Build(_) => LONG,
                 _ => QUICK,
             };
             hub.ask(&keeper.node, Ask::Images(ask), patience).await

@@ -50,7 +50,7 @@ pub fn install_with(lua: &Lua, context: &services::Context) -> mlua::Result<()> 
     nodes::install(lua, &context.cluster)?;
     objects::install(lua, &context.cluster)?;
     routes::install(lua, &context.cluster)?;
-    registry::install(lua, &context.cluster)?;
+    registry::install(lua, &context.cluster, &context.folder)?;
     natives::install(lua, context)?;
     discovery::install(lua, &context.cluster, &context.reach)?;
     kv::install(lua, &context.cluster)?;

@@ -1,5 +1,6 @@
 //! What scripts can call: one file a namespace. Which kind sees which is said here and nowhere else.
 
+pub mod build;
 pub mod check;
 pub mod cluster;
 pub mod compose;

@@ -1,5 +1,6 @@
 //! `registry`: what registries are told when images are pulled, and the images of the cluster's own.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use futures_util::StreamExt;
@@ -28,7 +29,7 @@ async fn last<T>(mut steps: Stream1<T>) -> mlua::Result<Option<T>> {
 }
 
 /// Sets it.
-pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
+pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>, folder: &Path) -> mlua::Result<()> {
     let registry = lua.create_table()?;
     let shared = cluster.clone();
     registry.set(
@@ -61,6 +62,7 @@ pub fn install(lua: &Lua, cluster: &Arc<dyn Cluster>) -> mlua::Result<()> {
     images(lua, &registry, cluster)?;
     caches(lua, &registry, cluster)?;
     rules(lua, &registry, cluster)?;
+    super::build::install(lua, &registry, cluster, folder)?;
     registry.set_readonly(true);
     lua.globals().set("registry", registry)
 }

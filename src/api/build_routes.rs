@@ -1,0 +1,120 @@
+//! The routes for images that are built: what they are built from, layers in pieces, and the image itself.
+
+use futures_util::StreamExt;
+
+use super::image_routes::allowed;
+use super::routes::{route, schema};
+use super::{Answer, Call, Route, json, lines};
+use crate::client::images::{BaseAsk, Based, BuildAsk, Built, PieceAsk};
+use crate::model::right::Role;
+use crate::model::{Error, Result, strict};
+use crate::registry::name::{self, Repository};
+use crate::registry::refused::Refused;
+use crate::registry::rules::Action;
+
+/// All of them.
+pub fn all() -> Vec<Route> {
+    use crate::model::right::Role::Deployer;
+    vec![
+        Route {
+            request: schema::<BaseAsk>(),
+            response: schema::<Based>(),
+            stream: true,
+            ..route(
+                "POST",
+                "/v1/image-registry/base",
+                "Brings what an image is made of that another is to be built from; how far that is, a line each",
+                Deployer,
+                |call| Box::pin(base(call)),
+            )
+        },
+        Route {
+            query: &[("repository", "whose blob it is to be")],
+            response: schema::<String>(),
+            ..route("POST", "/v1/image-registry/uploads", "Begins a blob that comes in pieces", Deployer, |call| {
+                Box::pin(begin(call))
+            })
+        },
+        Route {
+            query: &[("repository", "whose blob it is to be")],
+            request: schema::<PieceAsk>(),
+            response: schema::<u64>(),
+            ..route(
+                "PATCH",
+                "/v1/image-registry/uploads/{name}",
+                "Adds a piece to it; the same once more changes nothing",
+                Deployer,
+                |call| Box::pin(add(call)),
+            )
+        },
+        Route {
+            query: &[("repository", "whose blob it is to be"), ("digest", "what it is to be: sha256:...")],
+            response: schema::<u64>(),
+            ..route(
+                "PUT",
+                "/v1/image-registry/uploads/{name}",
+                "It is all there, and becomes a blob",
+                Deployer,
+                |call| Box::pin(end(call)),
+            )
+        },
+        Route {
+            change: Some("image.build"),
+            request: schema::<BuildAsk>(),
+            response: schema::<Built>(),
+            ..route("POST", "/v1/image-registry/build", "Writes an image whose layers are there", Deployer, |call| {
+                Box::pin(build(call))
+            })
+        },
+    ]
+}
+
+async fn may_push(call: &Call, image: &str) -> Result<()> {
+    let (repository, _) = name::image(image).map_err(Refused::into_error)?;
+    allowed(call, Role::Deployer, &repository, Action::Push).await
+}
+
+// As with copies: other registries are asked as the whole cluster.
+async fn base(call: Call) -> Result<Answer> {
+    let ask: BaseAsk = strict::read("base", &call.body)?;
+    may_push(&call, &ask.image).await?;
+    match name::elsewhere(&ask.from).is_some() {
+        true => call.principal.require(Role::Deployer, None)?,
+        false => {
+            let (repository, _) = name::image(&ask.from).map_err(Refused::into_error)?;
+            allowed(&call, Role::Viewer, &repository, Action::Pull).await?;
+        }
+    }
+    lines(call.api.cluster.image_base(ask).await?.boxed())
+}
+
+async fn repository(call: &Call) -> Result<Repository> {
+    let missing = || Error::invalid("upload", "repository: is missing");
+    let text = call.query.get("repository").ok_or_else(missing)?;
+    let repository: Repository = text.parse().map_err(Refused::into_error)?;
+    allowed(call, Role::Deployer, &repository, Action::Push).await?;
+    Ok(repository)
+}
+
+async fn begin(call: Call) -> Result<Answer> {
+    let repository = repository(&call).await?;
+    json(&call.api.cluster.begin_blob(repository.as_str()).await?)
+}
+
+async fn add(call: Call) -> Result<Answer> {
+    let repository = repository(&call).await?;
+    let PieceAsk { offset, bytes } = strict::read("piece", &call.body)?;
+    json(&call.api.cluster.add_to_blob(repository.as_str(), call.name(), offset, bytes.0).await?)
+}
+
+async fn end(call: Call) -> Result<Answer> {
+    let repository = repository(&call).await?;
+    let digest = call.query.get("digest").ok_or_else(|| Error::invalid("upload", "digest: is missing"))?;
+    json(&call.api.cluster.end_blob(repository.as_str(), call.name(), digest).await?)
+}
+
+async fn build(call: Call) -> Result<Answer> {
+    let ask: BuildAsk = strict::read("build", &call.body)?;
+    may_push(&call, &ask.image).await?;
+    json(&call.api.cluster.build_image(ask).await?)
+}
