@@ -35,6 +35,16 @@ fn push(lab: &Lab, node: &str, local: &str, image: &str) -> Output {
     docker(lab, node, &["push", image])
 }
 
+// Bytes that nothing makes smaller.
+fn noise(length: usize) -> Vec<u8> {
+    let mut state = 7_u64;
+    let next = |_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (state >> 56) as u8
+    };
+    (0..length).map(next).collect()
+}
+
 fn is_kept(daemon: &LabDaemon) {
     eventually("the registry is known to whoever leads", 30, || {
         daemon.neap(&["registry", "ls"]).status.success().then_some(())
@@ -101,6 +111,25 @@ fn a_worker_keeps_the_images_and_every_host_has_a_door() {
     assert!(daemon.ok(&["registry", "inspect", "shop/demo:1"]).contains("layer"));
     assert!(daemon.ok(&["registry", "scrub"]).contains("read"));
     daemon.ok(&["registry", "gc"]);
+
+    // Built here, kept there, run elsewhere.
+    let note = folder.path().join("note");
+    std::fs::write(&note, noise(9_000_000)).unwrap();
+    let copy = format!("{}:/note", note.display());
+    let built =
+        daemon.json(&["registry", "build", "built:1", "--from", "shop/demo:1", "--copy", &copy, "--format", "json"]);
+    ok(&docker(&lab, "n2", &["pull", built["image"].as_str().unwrap()]));
+
+    // An engine of any host brings what it has, without a login of its own; all get it.
+    let pushed = daemon.json(&["registry", "push", "--node", "n1", "demo:2", "brought:1", "--format", "json"]);
+    let digest = pushed["nodes"][0]["digest"].as_str().unwrap().to_owned();
+    let pulled = daemon.json(&["registry", "pull", "brought:1", "--format", "json"]);
+    let nodes: Vec<(&str, &str)> = (0..3)
+        .map(|at| (pulled["nodes"][at]["node"].as_str().unwrap(), pulled["nodes"][at]["digest"].as_str().unwrap()))
+        .collect();
+    assert_eq!(nodes, ["n1", "n2", "n3"].map(|node| (node, digest.as_str())));
+    let said = daemon.fails(&["registry", "push", "demo:2", "brought:2"]);
+    assert!(said.contains("there are several"), "{said}");
 
     // A push is an event, wherever it was.
     ok(&push(&lab, "n2", "demo:2", &image));

@@ -227,6 +227,30 @@ fn a_docker_engine_pushes_pulls_and_runs() {
     let service: Value = serde_json::from_str(&daemon.ok(&["service", "inspect", "web"])).unwrap();
     assert!(service.to_string().contains(&format!("{image}@sha256:")), "{service}");
 
+    // What the engine has is brought, and what the registry has is got, by a word.
+    daemon.ok(&["script", "rm", "deploy"]);
+    let pushed: Value =
+        serde_json::from_str(&daemon.ok(&["registry", "push", "demo:2", "moved/demo:7", "--format", "json"])).unwrap();
+    let digest = pushed["nodes"][0]["digest"].as_str().unwrap().to_owned();
+    assert_eq!((&pushed["image"], &pushed["nodes"][0]["node"]), (&json!("127.0.0.1:5000/moved/demo:7"), &json!("n1")));
+    assert!(daemon.ok(&["registry", "tags", "moved/demo"]).contains(&digest[..19]));
+    lab.docker("n1", &["rmi", "127.0.0.1:5000/moved/demo:7"]);
+    assert!(daemon.ok(&["registry", "pull", "moved/demo:7"]).contains(&digest[..19]));
+    lab.docker("n1", &["image", "inspect", "127.0.0.1:5000/moved/demo:7"]);
+    for (args, why) in [
+        (&["registry", "pull", "moved/none:1"][..], "failed on n1"),
+        (&["registry", "push", "nothing:1"], "failed on n1"),
+        (&["registry", "push", "--node", "n9", "demo:2"], "n9"),
+        (&["registry", "pull", "http://127.0.0.1:5001/a:1"], "by its host alone"),
+        (&["registry", "push", "demo:2", &format!("a@{digest}")], "needs a tag"),
+    ] {
+        assert!(daemon.fails(args).contains(why), "{args:?}: {}", daemon.fails(args));
+    }
+    let prewarm = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/prewarm.lua");
+    let said = daemon.ok(&["run", prewarm, "demo:2", "moved/demo:8", "web"]);
+    assert_eq!(said.trim(), format!("n1: {digest}"));
+    assert!(daemon.ok(&["service", "inspect", "web"]).contains(&format!("127.0.0.1:5000/moved/demo@{digest}")));
+
     // Everybody pulls; whoever pushes has to say who they are.
     let token = daemon.ok(&["token", "create", "ci", "--role", "deployer", "--prefix", "shop/"]).trim().to_owned();
     daemon.end("TERM");
@@ -241,6 +265,8 @@ fn a_docker_engine_pushes_pulls_and_runs() {
         docker(&["push", image])
     };
     assert!(!push("127.0.0.1:5000/shop/new:1").status.success());
+    // The daemon may tell its engine to.
+    daemon.ok(&["registry", "push", "demo:2", "told/demo:1"]);
     assert!(!docker(&["login", "127.0.0.1:5000", "-u", "me", "-p", "nonsense"]).status.success());
     let login = docker(&["login", "127.0.0.1:5000", "-u", "me", "-p", &token]);
     assert!(login.status.success(), "{login:?}");

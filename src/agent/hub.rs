@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
@@ -14,11 +14,13 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use super::link::{self, Reader};
 use super::protocol::{Ask, Frame, Hello, Keeper, Keeps, Welcome};
 use super::work::Worker;
+use crate::client::works;
 use crate::engines::hosts::{ExecAsk, Hosts, ProbeAsk, Probed, ReachAsk, Reached};
 use crate::engines::meter::Reading;
 use crate::engines::registrator::Changed;
-use crate::engines::{ExecResult, Observed};
+use crate::engines::{ExecResult, Moves, Observed};
 use crate::model::id::{NodeId, TaskId};
+use crate::model::moves::{ImageMove, ImageMoved};
 use crate::model::node::{Agent, ImagePrune, PrunedImages};
 use crate::model::objects::{VolumeAsk, VolumeInfo};
 use crate::model::stats::Stats;
@@ -107,6 +109,7 @@ impl Served {
 
 /// All agents of the cluster, and this daemon's own work on its host.
 pub struct Hub {
+    this: Weak<Hub>,
     own: NodeId,
     worker: Arc<Worker>,
     state: Mutex<State>,
@@ -122,7 +125,8 @@ pub struct Hub {
 impl Hub {
     /// With nobody but this daemon itself, on the node `own`.
     pub fn new(own: &str, worker: Arc<Worker>) -> Arc<Self> {
-        let hub = Hub {
+        let hub = Arc::new_cyclic(|this| Hub {
+            this: this.clone(),
             own: own.into(),
             worker,
             state: Mutex::default(),
@@ -132,9 +136,9 @@ impl Hub {
             served: watch::Sender::default(),
             image_hosts: watch::Sender::default(),
             stirred: Notify::new(),
-        };
+        });
         hub.publish(&hub.state());
-        Arc::new(hub)
+        hub
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
@@ -460,5 +464,20 @@ impl Hosts for Hub {
 
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
         self.ask(node, Ask::PruneImages(ask), PRUNE).await
+    }
+
+    async fn move_image(&self, node: &str, ask: ImageMove) -> Result<Moves> {
+        let id: u64 = self.ask(node, Ask::MoveImage(ask), QUICK).await?;
+        let (hub, node) = (self.this.clone(), NodeId::from(node));
+        Ok(works::steps(
+            move || {
+                let (hub, node) = (hub.clone(), node.clone());
+                Box::pin(async move {
+                    let hub = hub.upgrade().ok_or_else(|| away(format!("agent on node \"{node:.70}\"")))?;
+                    hub.ask(&node, Ask::Step(id), QUICK + works::STEP).await
+                })
+            },
+            |step: &ImageMoved| step.done,
+        ))
     }
 }

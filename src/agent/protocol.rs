@@ -11,6 +11,7 @@ use crate::engines::hosts::{ExecAsk, ProbeAsk, ReachAsk};
 use crate::engines::registrator::Changed;
 use crate::model::Error;
 use crate::model::id::{NodeId, TaskId};
+use crate::model::moves::ImageMove;
 use crate::model::node::ImagePrune;
 use crate::model::objects::VolumeAsk;
 use crate::model::stats::Measured;
@@ -170,4 +171,8 @@ pub enum Ask {
     PruneImages(ImagePrune),
     /// Ask the image registry of its host.
     Images(ImagesAsk),
+    /// Let its Docker Engine get an image, or bring it to a registry; a number for that is answered.
+    MoveImage(ImageMove),
+    /// How far what has such a number is, a moment later.
+    Step(u64),
 }

@@ -10,6 +10,7 @@ use tokio::task::JoinHandle;
 use super::protocol::{Ask, Keeper, Keeps, Welcome};
 use super::up::Up;
 use crate::client::images::ask::Answering;
+use crate::client::works::Works;
 use crate::engines::Observed;
 use crate::engines::docker::{Address, stats};
 use crate::engines::meter::Meter;
@@ -51,6 +52,8 @@ pub struct Worker {
     /// Where the cluster's images are, as whoever leads tells it.
     pub registry: watch::Sender<Option<Keeper>>,
     keeper: JoinHandle<()>,
+    // What goes on here that takes long.
+    works: Works,
 }
 
 struct Watched {
@@ -121,6 +124,7 @@ impl Worker {
             keeps,
             registry,
             keeper,
+            works: Works::default(),
         }
     }
 
@@ -222,6 +226,8 @@ impl Worker {
             Ask::Stats(tasks) => value(self.host()?.stats(&tasks).await?),
             Ask::Volumes(ask) => value(self.host()?.volumes(ask).await?),
             Ask::PruneImages(ask) => value(self.host()?.prune_images(&ask).await?),
+            Ask::MoveImage(ask) => value(self.works.begin(self.host()?.move_image(ask)?)?),
+            Ask::Step(id) => value(self.works.step(id).await?),
             Ask::Images(ask) => {
                 let none = || Error::new(Kind::Unavailable, "image registry", "is not kept on this host");
                 let keeps = self.keeps.get().and_then(|(_, answering)| answering.as_ref());

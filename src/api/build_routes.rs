@@ -1,11 +1,11 @@
-//! The routes for images that are built: what they are built from, layers in pieces, and the image itself.
+//! The routes for images that are made: built, from what they are built from and layers in pieces, and brought or got by Docker Engines.
 
 use futures_util::StreamExt;
 
 use super::image_routes::allowed;
 use super::routes::{route, schema};
 use super::{Answer, Call, Route, json, lines};
-use crate::client::images::{BaseAsk, Based, BuildAsk, Built, PieceAsk};
+use crate::client::images::{BaseAsk, Based, BuildAsk, Built, MovesSeen, PieceAsk, PullAsk, PushAsk};
 use crate::model::right::Role;
 use crate::model::{Error, Result, strict};
 use crate::registry::name::{self, Repository};
@@ -14,7 +14,7 @@ use crate::registry::rules::Action;
 
 /// All of them.
 pub fn all() -> Vec<Route> {
-    use crate::model::right::Role::Deployer;
+    use crate::model::right::Role::{Deployer, Viewer};
     vec![
         Route {
             request: schema::<BaseAsk>(),
@@ -66,6 +66,42 @@ pub fn all() -> Vec<Route> {
                 Box::pin(build(call))
             })
         },
+        Route {
+            response: schema::<String>(),
+            ..route(
+                "GET",
+                "/v1/image-registry/door",
+                "Where every host of the cluster finds its registry",
+                Viewer,
+                |call| Box::pin(door(call)),
+            )
+        },
+        Route {
+            change: Some("image.pull"),
+            request: schema::<PullAsk>(),
+            response: schema::<MovesSeen>(),
+            stream: true,
+            ..route(
+                "POST",
+                "/v1/image-registry/pull",
+                "Lets Docker Engines of the cluster get an image; how far they are, a line each",
+                Deployer,
+                |call| Box::pin(pull(call)),
+            )
+        },
+        Route {
+            change: Some("image.push"),
+            request: schema::<PushAsk>(),
+            response: schema::<MovesSeen>(),
+            stream: true,
+            ..route(
+                "POST",
+                "/v1/image-registry/push",
+                "Lets a Docker Engine bring an image to a registry; how far that is, a line each",
+                Deployer,
+                |call| Box::pin(push(call)),
+            )
+        },
     ]
 }
 
@@ -75,16 +111,18 @@ async fn may_push(call: &Call, image: &str) -> Result<()> {
 }
 
 // As with copies: other registries are asked as the whole cluster.
+async fn may_pull(call: &Call, image: &str) -> Result<()> {
+    if name::elsewhere(image).is_some() {
+        return call.principal.require(Role::Deployer, None);
+    }
+    let (repository, _) = name::image(image).map_err(Refused::into_error)?;
+    allowed(call, Role::Viewer, &repository, Action::Pull).await
+}
+
 async fn base(call: Call) -> Result<Answer> {
     let ask: BaseAsk = strict::read("base", &call.body)?;
     may_push(&call, &ask.image).await?;
-    match name::elsewhere(&ask.from).is_some() {
-        true => call.principal.require(Role::Deployer, None)?,
-        false => {
-            let (repository, _) = name::image(&ask.from).map_err(Refused::into_error)?;
-            allowed(&call, Role::Viewer, &repository, Action::Pull).await?;
-        }
-    }
+    may_pull(&call, &ask.from).await?;
     lines(call.api.cluster.image_base(ask).await?.boxed())
 }
 
@@ -117,4 +155,29 @@ async fn build(call: Call) -> Result<Answer> {
     let ask: BuildAsk = strict::read("build", &call.body)?;
     may_push(&call, &ask.image).await?;
     json(&call.api.cluster.build_image(ask).await?)
+}
+
+async fn door(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.image_door().await?)
+}
+
+async fn pull(call: Call) -> Result<Answer> {
+    let ask: PullAsk = strict::read("pull", &call.body)?;
+    may_pull(&call, &ask.image).await?;
+    lines(call.api.cluster.pull_image(ask).await?.boxed())
+}
+
+// Whoever is confined to some names is so for what hosts have as well. Others are told as the whole cluster.
+async fn push(call: Call) -> Result<Answer> {
+    let ask: PushAsk = strict::read("push", &call.body)?;
+    let to = ask.to.as_ref().unwrap_or(&ask.image);
+    match name::elsewhere(to).is_some() {
+        true => call.principal.require(Role::Admin, None)?,
+        false => may_push(&call, to).await?,
+    }
+    if !call.principal.prefix.is_empty() {
+        let (repository, _) = name::image(&ask.image).map_err(Refused::into_error)?;
+        call.principal.require(Role::Deployer, Some(repository.as_str()))?;
+    }
+    lines(call.api.cluster.push_image(ask).await?.boxed())
 }

@@ -83,6 +83,10 @@ pub enum Command {
         #[command(flatten)]
         format: FormatArg,
     },
+    /// Let Docker Engines of the cluster get an image, so that it is there when a service wants it
+    Pull(super::moves::PullArgs),
+    /// Let a Docker Engine of the cluster bring an image that it has to the cluster's registry, or to another
+    Push(super::moves::PushArgs),
     /// Build an image from files, without Docker: the same files give the same image, byte for byte
     Build(Box<super::build::Args>),
     /// Take over what Docker's registry (distribution) keeps in a folder; on the same disk its files are shared, and may be removed later
@@ -247,6 +251,8 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             output::print(format.format, &pruned, || show::images::pruned(&pruned, dry_run))
         }
         Command::Copy { from, to, platform, format } => copy(cluster, CopyAsk { from, to, platform }, format).await,
+        Command::Pull(args) => super::moves::pull(args, cluster).await,
+        Command::Push(args) => super::moves::push(args, cluster).await,
         Command::Build(args) => super::build::main(*args, cluster).await,
         Command::Import { folder, prefix, format } => import(cluster, ImportAsk { folder, prefix }, format).await,
         Command::Keeper { node, format } => {

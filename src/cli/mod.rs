@@ -16,6 +16,7 @@ mod image_registry;
 mod images;
 mod kv;
 mod look;
+mod moves;
 mod native;
 mod node;
 mod object;

@@ -17,6 +17,7 @@ pub mod stack;
 pub mod trust;
 pub mod wait;
 pub mod wire;
+pub mod works;
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
@@ -31,7 +32,7 @@ use self::catalog::{
     CatalogRestored, CatalogSnapshot, FoundInstance, FoundNode, FoundService, InstancesAsk, Maintenance, Register,
     Report,
 };
-pub use self::images::{Images, Keepers};
+pub use self::images::{EngineImages, Images, Keepers};
 use self::kv::{ConfigValue, KvChange, KvEntry, KvSet, ValueChange, ValueInfo, ValueKind, ValueSet};
 use self::members::JoinTicket;
 use self::scripts::{Back, CronStatus, FailedDelivery, Push, ScriptCalls, ScriptSource, ScriptStatus};
@@ -201,7 +202,7 @@ pub struct LogEntry {
 
 /// A cluster, here or elsewhere.
 #[async_trait]
-pub trait Cluster: Images + Keepers + Send + Sync {
+pub trait Cluster: Images + Keepers + EngineImages + Send + Sync {
     /// Who answers.
     async fn info(&self) -> Result<Info>;
 

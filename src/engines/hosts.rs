@@ -9,9 +9,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use super::meter::Reading;
-use super::{ExecResult, Observed};
+use super::{ExecResult, Moves, Observed};
 use crate::model::Result;
 use crate::model::id::{NodeId, TaskId};
+use crate::model::moves::ImageMove;
 use crate::model::node::{Agent, ImagePrune, PrunedImages};
 use crate::model::objects::{VolumeAsk, VolumeInfo};
 use crate::model::stats::Stats;
@@ -108,4 +109,7 @@ pub trait Hosts: Send + Sync {
 
     /// Removes images on that node.
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages>;
+
+    /// Gets an image there, or brings it to a registry; how far that is.
+    async fn move_image(&self, node: &str, ask: ImageMove) -> Result<Moves>;
 }

@@ -15,12 +15,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use futures_util::stream::BoxStream;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 use crate::model::clock::Timestamp;
 use crate::model::container::ValueUse;
 use crate::model::id::{NodeId, Slot, TaskId};
+use crate::model::moves::{ImageMove, ImageMoved};
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::registry::Login;
@@ -30,6 +32,9 @@ use crate::model::task::{Exit, Health};
 use crate::model::units::Duration;
 use crate::model::{Result, name::Name};
 use hosts::{ProbeAsk, Probed};
+
+/// How far an image is on its way, to the end.
+pub type Moves = BoxStream<'static, Result<ImageMoved>>;
 
 /// What an engine needs to know to start a task.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -242,6 +247,13 @@ pub trait Engine: Send + Sync {
 
     /// Removes images of a node that no container uses, older than asked, and not among those to keep.
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
+        let _ = ask;
+        let message = format!("the {} engine has no images", self.name());
+        Err(crate::model::Error::new(crate::model::Kind::Unsupported, format!("node \"{node:.70}\""), message))
+    }
+
+    /// Lets the Docker Engine of a node get an image, or bring it to a registry; how far that is.
+    async fn move_image(&self, node: &str, ask: ImageMove) -> Result<Moves> {
         let _ = ask;
         let message = format!("the {} engine has no images", self.name());
         Err(crate::model::Error::new(crate::model::Kind::Unsupported, format!("node \"{node:.70}\""), message))

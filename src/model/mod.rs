@@ -13,6 +13,7 @@ pub mod fault;
 pub mod id;
 pub mod internal;
 pub mod mount;
+pub mod moves;
 pub mod name;
 pub mod native;
 pub mod node;

@@ -10,8 +10,9 @@ use tokio::sync::{mpsc, watch};
 use crate::engines::hosts::{ProbeAsk, Probed};
 use crate::engines::meter::Reading;
 use crate::engines::native::{Described, NativeLine, Natives, Wanted};
-use crate::engines::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight, StartRequest};
+use crate::engines::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Moves, Observed, Sight, StartRequest};
 use crate::model::id::{NodeId, TaskId};
+use crate::model::moves::ImageMove;
 use crate::model::native::NativeService;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
@@ -106,6 +107,10 @@ impl Engine for Fenced {
 
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
         self.engine()?.prune_images(node, ask).await
+    }
+
+    async fn move_image(&self, node: &str, ask: ImageMove) -> Result<Moves> {
+        self.engine()?.move_image(node, ask).await
     }
 
     async fn verify_login(&self, login: &Login) -> Result<()> {

@@ -96,6 +96,10 @@ impl Images for Runtime {
         self.kept()?.resolve_image(name).await
     }
 
+    async fn image_door(&self) -> Result<String> {
+        self.kept()?.image_door().await
+    }
+
     async fn delete_image(&self, name: &str) -> Result<()> {
         self.kept()?.delete_image(name).await
     }
@@ -211,6 +215,10 @@ impl Images for LocalImages {
         self.registry.freshen(&repository, &reference).await.map_err(Refused::into_error)?;
         let found = self.registry.manifest(&repository, &reference).map_err(Refused::into_error)?;
         Ok(format!("{}/{repository}@{}", self.door, found.digest))
+    }
+
+    async fn image_door(&self) -> Result<String> {
+        Ok(self.door.clone())
     }
 
     async fn delete_image(&self, name: &str) -> Result<()> {

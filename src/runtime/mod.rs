@@ -7,6 +7,7 @@
 
 mod asked;
 mod bundles;
+mod carry;
 pub mod catalog;
 mod certificates;
 mod checks;
@@ -22,6 +23,7 @@ mod handover;
 mod hosts;
 pub mod images;
 pub mod kv;
+pub mod lent;
 mod local;
 mod logins;
 mod moves;
@@ -157,6 +159,7 @@ pub struct Runtime {
     registry: Arc<catalog::Registry>,
     kv: Arc<kv::Kv>,
     images: std::sync::OnceLock<images::Kept>,
+    lent: Arc<lent::Lent>,
 }
 
 impl Runtime {
@@ -246,6 +249,7 @@ impl Runtime {
             registry: registry.clone(),
             kv: kv.clone(),
             images: std::sync::OnceLock::new(),
+            lent: Arc::default(),
         });
         registry.start();
         kv.keep_sessions(registry.catalog.clone())?;

@@ -1,8 +1,6 @@
 //! What is asked of an image registry on another host of the cluster, over the connection between daemons and agents.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::sync::Arc;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -18,15 +16,8 @@ use super::{
     Images, ImagesCollected, ImagesScrubbed, ImportAsk, Imported, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
 };
 use crate::client::Stream1;
+use crate::client::works::{self, STEP, Works, read, value};
 use crate::model::{Error, Kind, Result};
-
-/// How long it takes at most until it is said how far a long work is.
-const STEP: Duration = Duration::from_secs(1);
-/// Copies and the like that are told of at a time, and for how long one is that nobody asks for.
-const WORKS: usize = 64;
-const FORGOTTEN: Duration = Duration::from_secs(600);
-/// How often it is asked again where the answer did not come.
-const TRIES: u32 = 60;
 
 /// One thing that is asked.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -40,6 +31,8 @@ pub enum ImagesAsk {
     Image(String),
     /// `resolve_image`.
     Resolve(String),
+    /// `image_door`.
+    Door,
     /// `delete_image`.
     Delete(String),
     /// `collect_images`.
@@ -117,21 +110,7 @@ pub struct Answering {
     images: Arc<dyn Images>,
     // What is being read, one at a time.
     scrub: tokio::sync::Mutex<Scrub>,
-    // What takes long, by number, and when somebody last asked for it.
-    works: Mutex<Works>,
-}
-
-#[derive(Default)]
-struct Works {
-    last: u64,
-    all: HashMap<u64, (Instant, Work)>,
-}
-
-type Work = Arc<tokio::sync::Mutex<Steps>>;
-
-struct Steps {
-    all: Stream1<Value>,
-    end: Option<Result<Value>>,
+    works: Works,
 }
 
 #[derive(Default)]
@@ -141,22 +120,10 @@ struct Scrub {
     newest: ImagesScrubbed,
 }
 
-fn value(answer: impl Serialize) -> Result<Value> {
-    serde_json::to_value(answer).map_err(|error| Error::internal("answer", error.to_string()))
-}
-
-fn values<T: Serialize + Send + 'static>(steps: Stream1<T>) -> Stream1<Value> {
-    Box::pin(steps.map(|step| step.and_then(value)))
-}
-
-fn ended() -> Error {
-    Error::new(Kind::Unavailable, "image registry", "has ended that too early")
-}
-
 impl Answering {
     /// For this one.
     pub fn new(images: Arc<dyn Images>) -> Self {
-        Answering { images, scrub: tokio::sync::Mutex::default(), works: Mutex::default() }
+        Answering { images, scrub: tokio::sync::Mutex::default(), works: Works::default() }
     }
 
     /// Does what is asked.
@@ -167,21 +134,22 @@ impl Answering {
             ImagesAsk::Tags(repository) => value(images.image_tags(&repository).await?),
             ImagesAsk::Image(name) => value(images.image(&name).await?),
             ImagesAsk::Resolve(name) => value(images.resolve_image(&name).await?),
+            ImagesAsk::Door => value(images.image_door().await?),
             ImagesAsk::Delete(name) => value(images.delete_image(&name).await?),
             ImagesAsk::Collect { dry_run } => value(images.collect_images(dry_run).await?),
             ImagesAsk::Scrub { begin } => value(self.scrub(begin).await?),
             ImagesAsk::Caches => value(images.image_caches().await?),
             ImagesAsk::SetCache { prefix, settings } => value(images.set_image_cache(&prefix, settings).await?),
             ImagesAsk::RemoveCache(prefix) => value(images.remove_image_cache(&prefix).await?),
-            ImagesAsk::Copy(ask) => value(self.begin(values(images.copy_image(ask).await?))?),
-            ImagesAsk::Import(ask) => value(self.begin(values(images.import_images(ask).await?))?),
-            ImagesAsk::Step(id) => value(self.step(id).await?),
+            ImagesAsk::Copy(ask) => value(self.works.begin(images.copy_image(ask).await?)?),
+            ImagesAsk::Import(ask) => value(self.works.begin(images.import_images(ask).await?)?),
+            ImagesAsk::Step(id) => value(self.works.step(id).await?),
             ImagesAsk::Stats => value(images.image_stats().await?),
             ImagesAsk::Rules => value(images.image_rules().await?),
             ImagesAsk::SetRule { repositories, rule } => value(images.set_image_rule(&repositories, rule).await?),
             ImagesAsk::RemoveRule(repositories) => value(images.remove_image_rule(&repositories).await?),
             ImagesAsk::Prune(ask) => value(images.prune_tags(ask).await?),
-            ImagesAsk::Base(ask) => value(self.begin(values(images.image_base(ask).await?))?),
+            ImagesAsk::Base(ask) => value(self.works.begin(images.image_base(ask).await?)?),
             ImagesAsk::BeginBlob(repository) => value(images.begin_blob(&repository).await?),
             ImagesAsk::AddToBlob { repository, upload, offset, piece } => {
                 value(images.add_to_blob(&repository, &upload, offset, piece.0).await?)
@@ -191,49 +159,6 @@ impl Answering {
             }
             ImagesAsk::Build(ask) => value(images.build_image(*ask).await?),
         }
-    }
-
-    // Begins something long; its number.
-    fn begin(&self, steps: Stream1<Value>) -> Result<u64> {
-        let mut works = self.works.lock().unwrap_or_else(PoisonError::into_inner);
-        works.all.retain(|_, (asked, _)| asked.elapsed() < FORGOTTEN);
-        if works.all.len() >= WORKS {
-            return Err(Error::new(Kind::Exhausted, "image registry", format!("{WORKS} works are under way")));
-        }
-        // No other's from before a restart.
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        works.last = (works.last + 1).max(u64::try_from(now.as_micros()).unwrap_or_default());
-        let id = works.last;
-        works.all.insert(id, (Instant::now(), Arc::new(tokio::sync::Mutex::new(Steps { all: steps, end: None }))));
-        Ok(id)
-    }
-
-    // The newest of what is said within a moment.
-    async fn step(&self, id: u64) -> Result<Option<Value>> {
-        let works = || self.works.lock().unwrap_or_else(PoisonError::into_inner);
-        let steps = works().all.get_mut(&id).map(|(asked, steps)| {
-            *asked = Instant::now();
-            steps.clone()
-        });
-        let steps = steps.ok_or_else(ended)?;
-        let mut steps = steps.lock().await;
-        let until = tokio::time::Instant::now() + STEP;
-        // How it ended is told as often as it is asked for: an answer may be lost.
-        if let Some(end) = &steps.end {
-            return end.clone().map(Some);
-        }
-        let mut newest = None;
-        while let Ok(step) = tokio::time::timeout_at(until, steps.all.next()).await {
-            match step {
-                Some(Ok(step)) if step["done"] != true => newest = Some(step),
-                other => {
-                    let end = other.unwrap_or_else(|| Err(ended()));
-                    steps.end = Some(end.clone());
-                    return end.map(Some);
-                }
-            }
-        }
-        Ok(newest)
     }
 
     // The newest of what is said within a moment. Whoever begins while one goes on joins it.
@@ -284,31 +209,9 @@ impl AskedImages {
 
     // How far something long is, to its end.
     fn steps<T: DeserializeOwned + Send + 'static>(&self, id: u64, is_done: fn(&T) -> bool) -> Stream1<T> {
-        let steps = futures_util::stream::unfold(Some(self.0.clone()), move |way| async move {
-            let way = way?;
-            let mut tries = 0;
-            loop {
-                match (way)(ImagesAsk::Step(id)).await.and_then(read::<Option<T>>) {
-                    // It goes on there, whatever becomes of the connection.
-                    Err(error) if error.retry && tries < TRIES => {
-                        tries += 1;
-                        tokio::time::sleep(STEP).await;
-                    }
-                    Ok(Some(step)) if is_done(&step) => return Some((Ok(step), None)),
-                    Ok(Some(step)) => return Some((Ok(step), Some(way))),
-                    Ok(None) => {}
-                    Err(error) => return Some((Err(error), None)),
-                }
-            }
-        });
-        Box::pin(steps)
+        let way = self.0.clone();
+        works::steps(move || (way)(ImagesAsk::Step(id)), is_done)
     }
-}
-
-fn read<T: DeserializeOwned>(value: Value) -> Result<T> {
-    serde_json::from_value(value).map_err(|error| {
-        Error::new(Kind::Unsupported, "image registry", "answers in words of another version").cause(error)
-    })
 }
 
 #[async_trait]
@@ -327,6 +230,10 @@ impl Images for AskedImages {
 
     async fn resolve_image(&self, name: &str) -> Result<String> {
         self.ask(ImagesAsk::Resolve(name.to_owned())).await
+    }
+
+    async fn image_door(&self) -> Result<String> {
+        self.ask(ImagesAsk::Door).await
     }
 
     async fn delete_image(&self, name: &str) -> Result<()> {

@@ -16,6 +16,7 @@ use super::Stream1;
 use super::remote::{RemoteCluster, segment};
 use crate::model::Result;
 use crate::model::clock::Timestamp;
+pub use crate::model::moves::{MovesSeen, NodeMoved, PullAsk, PushAsk};
 pub use crate::registry::build::{BaseAsk, Based, BuildAsk, Built, ImageSettings};
 pub use crate::registry::cache::{CacheInfo, CacheSettings};
 pub use crate::registry::copy::{Copied, CopyAsk};
@@ -206,6 +207,26 @@ impl Keepers for RemoteCluster {
     }
 }
 
+/// Images that Docker Engines of the cluster get and bring.
+#[async_trait]
+pub trait EngineImages: Send + Sync {
+    /// Lets Docker Engines get an image; how far all of them are, to the end.
+    async fn pull_image(&self, ask: PullAsk) -> Result<Stream1<MovesSeen>>;
+    /// Lets a Docker Engine bring an image to a registry; how far that is, to the end.
+    async fn push_image(&self, ask: PushAsk) -> Result<Stream1<MovesSeen>>;
+}
+
+#[async_trait]
+impl EngineImages for RemoteCluster {
+    async fn pull_image(&self, ask: PullAsk) -> Result<Stream1<MovesSeen>> {
+        self.stream_of("POST", "/v1/image-registry/pull", Some(&ask)).await
+    }
+
+    async fn push_image(&self, ask: PushAsk) -> Result<Stream1<MovesSeen>> {
+        self.stream_of("POST", "/v1/image-registry/push", Some(&ask)).await
+    }
+}
+
 /// What anybody can ask of the cluster's image registry.
 #[async_trait]
 pub trait Images: Send + Sync {
@@ -217,6 +238,8 @@ pub trait Images: Send + Sync {
     async fn image(&self, name: &str) -> Result<ImageInfo>;
     /// An image by its digest, as every host of the cluster gets it: `127.0.0.1:5000/shop/api@sha256:...`.
     async fn resolve_image(&self, name: &str) -> Result<String>;
+    /// Where every host of the cluster finds its registry: `127.0.0.1:5000`.
+    async fn image_door(&self) -> Result<String>;
     /// Deletes a tag, or by its digest a manifest with all its tags. Durable when it returns.
     async fn delete_image(&self, name: &str) -> Result<()>;
     /// Removes what no image needs any more; `dry_run`: says only what that would be.
@@ -276,6 +299,10 @@ impl Images for RemoteCluster {
 
     async fn resolve_image(&self, name: &str) -> Result<String> {
         self.get(&format!("/v1/image-registry/resolve?image={}", segment(name))).await
+    }
+
+    async fn image_door(&self) -> Result<String> {
+        self.get("/v1/image-registry/door").await
     }
 
     async fn delete_image(&self, name: &str) -> Result<()> {

@@ -3,7 +3,7 @@
 use super::{ago, rows};
 use crate::client::images::{
     Built, CacheInfo, Copied, ImageInfo, ImageKeeper, ImagePart, ImageRepository, ImageTag, ImagesCollected,
-    ImagesScrubbed, Imported, Pruned, RegistryStats, Rule,
+    ImagesScrubbed, Imported, MovesSeen, NodeMoved, Pruned, RegistryStats, Rule,
 };
 use crate::model::clock::Timestamp;
 use crate::model::units::Bytes;
@@ -136,6 +136,15 @@ pub fn copied(copied: &Copied) -> String {
 pub fn built(built: &Built) -> String {
     let Built { image, tag, platform, layers, size, .. } = built;
     format!("{image}: tag {tag}, {platform}, {layers} layers ({})", Bytes(*size))
+}
+
+/// `registry pull` and `registry push`.
+pub fn moved(seen: &MovesSeen) -> String {
+    let row = |node: &NodeMoved| {
+        let digest = node.digest.as_deref().map(short).unwrap_or_default();
+        [node.node.clone(), digest, node.error.clone().unwrap_or_else(|| "done".into())]
+    };
+    format!("{}\n{}", seen.image, rows(&["NODE", "DIGEST", "STATE"], seen.nodes.iter().map(row)))
 }
 
 /// `registry import`.

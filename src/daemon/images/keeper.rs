@@ -19,9 +19,11 @@ use crate::client::images::ask::Answering;
 use crate::model::clock::Clock;
 use crate::model::id::NodeId;
 use crate::model::registry::Login;
-use crate::model::{Error, Result};
+use crate::model::right::Principal;
+use crate::model::{Error, Kind, Result};
 use crate::registry::cache::Logins;
 use crate::runtime::images::{Happenings, ImageHappened, LocalImages};
+use crate::runtime::lent::Lent;
 use crate::store::file;
 
 /// Where the doors of other hosts reach the registry, unless told otherwise.
@@ -40,6 +42,8 @@ pub trait Leading: Send + Sync {
     fn logins(&self) -> Option<Arc<dyn Logins>>;
     /// True, once it is told here: this host leads.
     fn tell(&self, happened: &ImageHappened) -> bool;
+    /// What is lent, where this host leads.
+    fn lent(&self) -> Option<Arc<Lent>>;
 }
 
 /// A host that never leads.
@@ -52,6 +56,38 @@ impl Leading for Agent {
 
     fn tell(&self, _: &ImageHappened) -> bool {
         false
+    }
+
+    fn lent(&self) -> Option<Arc<Lent>> {
+        None
+    }
+}
+
+// What this host knows, and what whoever leads has lent for a moment.
+struct HostTokens {
+    own: Option<Arc<dyn Tokens>>,
+    leading: Arc<dyn Leading>,
+    up: Arc<up::Up>,
+}
+
+#[async_trait]
+impl Tokens for HostTokens {
+    async fn principal(&self, hash: &str) -> Result<Principal> {
+        let unknown = match &self.own {
+            Some(own) => match own.principal(hash).await {
+                Err(error) if error.kind == Kind::Unauthenticated => error,
+                known => return known,
+            },
+            None => return self.up.principal(hash).await,
+        };
+        match self.leading.lent() {
+            Some(lent) => lent.principal(hash).ok_or(unknown),
+            // Where nobody leads, nothing is lent.
+            None => self.up.principal(hash).await.map_err(|error| match error.kind {
+                Kind::Unavailable => unknown,
+                _ => error,
+            }),
+        }
     }
 }
 
@@ -120,7 +156,8 @@ impl Host<'_> {
         };
         let up = up::Up::new(self.worker.clone());
         registry.set_logins(Arc::new(HostLogins(self.leading.clone(), up.clone())));
-        let tokens = self.tokens.clone().unwrap_or_else(|| up.clone());
+        let tokens: Arc<dyn Tokens> =
+            Arc::new(HostTokens { own: self.tokens.clone(), leading: self.leading.clone(), up: up.clone() });
         let (face, fingerprint) = tls::own_face(self.data, None)?;
         let (_, config) = watch::channel(tls::plain_config(face)?);
         // Hosts of a cluster are more people's than one host is: pushes are somebody's.

@@ -10,16 +10,19 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use tokio::sync::watch;
 
 use super::discovery::tell;
 use super::tls;
 use crate::api::oci::{self, Access, Gate, Oci, Rate, StoredSecrets, Tls, Tokens, Users};
 use crate::model::clock::Clock;
-use crate::model::{Error, Result};
+use crate::model::right::Principal;
+use crate::model::{Error, Kind, Result};
 use crate::registry::{ImageRegistry, Limits};
 use crate::runtime::Runtime;
 use crate::runtime::images::{Happenings, LocalImages};
+use crate::runtime::lent::Lent;
 
 /// The registry's port.
 pub const PORT: u16 = 5000;
@@ -128,7 +131,7 @@ pub async fn serve_alone(
     }
     let Some(registry) = open(options, data, clock).await? else { return Ok(()) };
     registry.set_logins(runtime.known_logins());
-    let tokens: Arc<dyn Tokens> = Arc::new(StoredSecrets(runtime.store().clone()));
+    let tokens: Arc<dyn Tokens> = Arc::new(OwnTokens(StoredSecrets(runtime.store().clone()), runtime.lent().clone()));
     listen(options, &registry, &tokens, &options.users()?, Access::Open).await?;
     let (own, mut happenings) = (runtime.clone(), Happenings::of(&registry));
     tokio::spawn(async move {
@@ -138,6 +141,19 @@ pub async fn serve_alone(
     });
     runtime.serve_images(Arc::new(LocalImages { registry, door: options.door() }), None);
     Ok(())
+}
+
+// Those that stay, and those that are lent for a moment.
+struct OwnTokens(StoredSecrets, Arc<Lent>);
+
+#[async_trait]
+impl Tokens for OwnTokens {
+    async fn principal(&self, hash: &str) -> Result<Principal> {
+        match self.0.principal(hash).await {
+            Err(error) if error.kind == Kind::Unauthenticated => self.1.principal(hash).ok_or(error),
+            known => known,
+        }
+    }
 }
 
 /// What is shown beyond the loopback.

@@ -4,11 +4,14 @@ use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use bollard::Docker;
-use bollard::models::CreateImageInfo;
-use bollard::query_parameters::CreateImageOptions;
+use bollard::models::ProgressDetail;
+use bollard::query_parameters::{CreateImageOptions, PushImageOptions, TagImageOptions};
 use futures_util::StreamExt;
+use tokio::sync::mpsc;
 
 use super::{credentials, trouble};
+use crate::engines::Moves;
+use crate::model::moves::{ImageMove, ImageMoved};
 use crate::model::registry::Login;
 use crate::model::units::Bytes;
 use crate::model::{Error, Kind, Result};
@@ -18,14 +21,17 @@ const TOLD: Duration = Duration::from_secs(1);
 /// A pull of which nothing is heard for this long has failed.
 const SILENT: Duration = Duration::from_secs(300);
 
-/// Pulls an image for a platform, as whoever has logged in at its registry; `tell` hears how far it is.
+/// Steps that wait for whoever hears of them.
+const WAITING: usize = 16;
+
+/// Pulls an image for a platform, as whoever has logged in at its registry; `tell` hears how far it is, and how many bytes of how many are there.
 pub async fn pull(
     docker: &Docker,
     (image, platform, login): (&str, Option<&str>, Option<&Login>),
-    mut tell: impl FnMut(String),
+    mut tell: impl FnMut(String, (u64, u64)),
 ) -> Result<()> {
     let subject = format!("image \"{image}\"");
-    tell(format!("pulls {image}"));
+    tell(format!("pulls {image}"), (0, 0));
     let found = credentials::of(login, image).await;
     let options = CreateImageOptions {
         from_image: Some(with_tag(image)),
@@ -42,10 +48,12 @@ pub async fn pull(
         match next {
             None => return Ok(()),
             Some(Ok(info)) => {
-                progress.add(info);
+                if let (Some(id), Some(status)) = (info.id, info.status) {
+                    progress.add(id, &status, info.progress_detail);
+                }
                 if told.elapsed() >= TOLD {
                     told = Instant::now();
-                    tell(format!("pulls {image}: {}", progress.text()));
+                    tell(format!("pulls {image}: {}", progress.text()), progress.sum());
                 }
             }
             Some(Err(error)) => {
@@ -58,6 +66,116 @@ pub async fn pull(
             }
         }
     }
+}
+
+/// Pulls or pushes; how far that is, to its end. It goes on for as long as somebody hears of it.
+pub fn moved(docker: Docker, ask: ImageMove) -> Moves {
+    let (sender, receiver) = mpsc::channel(WAITING);
+    tokio::spawn(async move {
+        let on_the_way = sender.clone();
+        let tell = move |said: String, (size, of): (u64, u64)| {
+            // Whoever is slow hears less of it.
+            _ = on_the_way.try_send(Ok(ImageMoved { said, size, of, ..ImageMoved::default() }));
+        };
+        let work = async {
+            let done = |size, digest| ImageMoved { said: "done".into(), size, of: size, digest, done: true };
+            match &ask.to {
+                Some(to) => push(&docker, &ask, to, tell).await.map(|(size, digest)| done(size, Some(digest))),
+                None => {
+                    let wanted = (ask.image.as_str(), ask.platform.as_deref());
+                    pull(&docker, (wanted.0, wanted.1, ask.login().as_ref()), tell).await?;
+                    let found = docker.inspect_image(&ask.image).await;
+                    let found = found.map_err(|error| trouble::error(&ask.image, "look at it", &error))?;
+                    let size = u64::try_from(found.size.unwrap_or_default()).unwrap_or_default();
+                    Ok(done(size, digest_of(&ask.image, found.repo_digests.unwrap_or_default())))
+                }
+            }
+        };
+        tokio::select! {
+            done = work => {
+                let _ = sender.send(done).await;
+            }
+            () = sender.closed() => {}
+        }
+    });
+    let next = |mut receiver: mpsc::Receiver<Result<ImageMoved>>| async move {
+        receiver.recv().await.map(|step| (step, receiver))
+    };
+    futures_util::stream::unfold(receiver, next).boxed()
+}
+
+// Of several names of one image the digest under this one.
+fn digest_of(image: &str, known: Vec<String>) -> Option<String> {
+    let (name, _) = parts(image);
+    let of_name = known.iter().find_map(|one| one.strip_prefix(&format!("{name}@")).map(str::to_owned));
+    of_name.or_else(|| known.first().and_then(|one| Some(one.split_once('@')?.1.to_owned())))
+}
+
+// An image's name and its tag; a digest counts as none.
+fn parts(image: &str) -> (&str, Option<&str>) {
+    let bare = image.split('@').next().unwrap_or(image);
+    let from = bare.rfind('/').map_or(0, |at| at + 1);
+    match bare[from..].find(':') {
+        Some(at) => (&bare[..from + at], Some(&bare[from + at + 1..])),
+        None => (bare, None),
+    }
+}
+
+async fn push(
+    docker: &Docker,
+    ask: &ImageMove,
+    to: &str,
+    mut tell: impl FnMut(String, (u64, u64)),
+) -> Result<(u64, String)> {
+    let subject = format!("image \"{}\"", ask.image);
+    let (repository, tag) = parts(to);
+    let tag = tag.unwrap_or("latest");
+    tell(format!("pushes {to}"), (0, 0));
+    let name = TagImageOptions { repo: Some(repository.to_owned()), tag: Some(tag.to_owned()) };
+    docker
+        .tag_image(&ask.image, Some(name))
+        .await
+        .map_err(|error| trouble::error(&subject, "give it another name", &error))?;
+    let found = credentials::of(ask.login().as_ref(), to).await;
+    let options = PushImageOptions { tag: Some(tag.to_owned()), ..PushImageOptions::default() };
+    let mut stream = std::pin::pin!(docker.push_image(repository, Some(options), found));
+    let (mut progress, mut told, mut digest, mut number) = (Progress::default(), Instant::now(), None, 0);
+    loop {
+        let Ok(next) = tokio::time::timeout(SILENT, stream.next()).await else {
+            return Err(Error::new(Kind::Timeout, subject, format!("nothing was heard of its push for {SILENT:?}")));
+        };
+        match next {
+            None => break,
+            Some(Ok(info)) => {
+                let status = info.status.unwrap_or_default();
+                // `1.0: digest: sha256:... size: 528`
+                if let Some((_, rest)) = status.split_once(" digest: ") {
+                    digest = rest.split(' ').next().map(str::to_owned);
+                }
+                // It does not say of which layer it speaks: a total is a layer's.
+                if let Some(detail) = info.progress_detail.filter(|detail| detail.total.is_some()) {
+                    number = detail.total.unwrap_or_default();
+                    progress.add(number.to_string(), &status, Some(detail));
+                } else if status == "Pushed" {
+                    progress.add(number.to_string(), &status, None);
+                }
+                if told.elapsed() >= TOLD {
+                    told = Instant::now();
+                    tell(format!("pushes {to}: {}", progress.text()), progress.sum());
+                }
+            }
+            Some(Err(error)) => {
+                let error = trouble::error(subject, "push it", &error);
+                return Err(if error.retry {
+                    error
+                } else {
+                    error.help("see whether name, registry and login are right")
+                });
+            }
+        }
+    }
+    let broken = || Error::new(Kind::Unavailable, subject.clone(), "the Docker Engine does not say that it was pushed");
+    Ok((progress.sum().1, digest.ok_or_else(broken)?))
 }
 
 // Without a tag the API would pull all of them.
@@ -74,24 +192,27 @@ struct Progress {
 }
 
 impl Progress {
-    fn add(&mut self, info: CreateImageInfo) {
-        let (Some(id), Some(status)) = (info.id, info.status) else { return };
-        let detail = info.progress_detail;
+    fn add(&mut self, id: String, status: &str, detail: Option<ProgressDetail>) {
         let number = |value: Option<i64>| u64::try_from(value.unwrap_or_default()).unwrap_or_default();
         let layer = self.layers.entry(id).or_default();
-        match status.as_str() {
-            "Downloading" => {
+        match status {
+            "Downloading" | "Pushing" => {
                 let detail = detail.unwrap_or_default();
                 *layer = (number(detail.current), number(detail.total));
             }
-            "Download complete" => layer.0 = layer.1,
+            "Download complete" | "Pushed" => layer.0 = layer.1,
             "Extracting" => self.unpacking += 1,
             _ => {}
         }
     }
 
+    // Bytes that are there, of so many.
+    fn sum(&self) -> (u64, u64) {
+        self.layers.values().fold((0, 0), |sum, layer| (sum.0 + layer.0, sum.1 + layer.1))
+    }
+
     fn text(&self) -> String {
-        let (have, all) = self.layers.values().fold((0, 0), |sum, layer| (sum.0 + layer.0, sum.1 + layer.1));
+        let (have, all) = self.sum();
         match (have * 100).checked_div(all) {
             Some(100) | None if self.unpacking > 0 => "unpacking".into(),
             Some(percent) => format!("{percent}% of {}", Bytes(all)),
@@ -120,12 +241,8 @@ mod tests {
     fn progress_of_all_layers_together() {
         let mut progress = Progress::default();
         let mut add = |id: &str, status: &str, current: i64, total: i64| {
-            progress.add(CreateImageInfo {
-                id: Some(id.into()),
-                status: Some(status.into()),
-                progress_detail: Some(bollard::models::ProgressDetail { current: Some(current), total: Some(total) }),
-                ..CreateImageInfo::default()
-            });
+            let detail = ProgressDetail { current: Some(current), total: Some(total) };
+            progress.add(id.into(), status, Some(detail));
             progress.text()
         };
         assert_eq!(add("a", "Pulling fs layer", 0, 0), "1 layers");

@@ -6,7 +6,7 @@ pub mod container;
 pub mod credentials;
 pub mod exec;
 mod host;
-mod image;
+pub mod image;
 pub mod logs;
 pub mod networks;
 pub mod prune;
@@ -31,8 +31,9 @@ use self::host::{Connection, Host};
 use self::tasks::Tasks;
 use super::hosts::{ProbeAsk, Probed};
 use super::meter::{Meter, Reading};
-use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, ObservedState, Sight, StartRequest};
+use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Moves, Observed, ObservedState, Sight, StartRequest};
 use crate::model::id::{NodeId, TaskId};
+use crate::model::moves::ImageMove;
 use crate::model::node::{ImagePrune, Node, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::registry::Login;
@@ -273,6 +274,11 @@ impl Engine for DockerEngine {
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
         let connection = self.host(node)?.connected()?;
         prune::images(&connection.docker, &ask).await
+    }
+
+    async fn move_image(&self, node: &str, ask: ImageMove) -> Result<Moves> {
+        let connection = self.host(node)?.connected()?;
+        Ok(image::moved(connection.docker.clone(), ask))
     }
 
     // A network is each host's own: made on all of them, and shown once.

@@ -141,7 +141,7 @@ impl DockerEngine {
         }
         let platform = request.spec.platform.as_deref();
         let login = request.login.as_ref();
-        image::pull(docker, (image, platform, login), |said| self.report(request, ObservedState::Preparing { said }))
+        image::pull(docker, (image, platform, login), |said, _| self.report(request, ObservedState::Preparing { said }))
             .await
     }
 

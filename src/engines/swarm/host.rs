@@ -11,12 +11,14 @@ use bollard::query_parameters::{EventsOptions, ListContainersOptions};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
+use crate::engines::Moves;
 use crate::engines::docker::container::{self, Reach};
-use crate::engines::docker::{Address, exec, prune, spec, stats, trouble, volumes};
+use crate::engines::docker::{Address, exec, image, prune, spec, stats, trouble, volumes};
 use crate::engines::hosts::{ExecAsk, ProbeAsk, Probed};
 use crate::engines::{ExecResult, Observed, ObservedState};
 use crate::model::clock::Timestamp;
 use crate::model::id::TaskId;
+use crate::model::moves::ImageMove;
 use crate::model::node::{ImagePrune, PrunedImages};
 use crate::model::objects::{VolumeAsk, VolumeInfo};
 use crate::model::stats::Stats;
@@ -290,6 +292,11 @@ impl SwarmHost {
     pub async fn prune_images(&self, ask: &ImagePrune) -> Result<PrunedImages> {
         let docker = self.connected()?;
         prune::images(&docker, ask).await
+    }
+
+    /// Gets an image, or brings it to a registry.
+    pub fn move_image(&self, ask: ImageMove) -> Result<Moves> {
+        Ok(image::moved(self.connected()?, ask))
     }
 }
 

@@ -24,10 +24,11 @@ use super::docker::tasks::Tasks;
 use super::docker::{Address, credentials, logs, trouble};
 use super::hosts::{ExecAsk, Hosts, ProbeAsk, Probed};
 use super::meter::Reading;
-use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Observed, Sight, StartRequest};
+use super::{Engine, ExecResult, LogLine, LogPosition, LogQuery, Moves, Observed, Sight, StartRequest};
 use crate::model::check::{CheckSpec, OnFail};
 use crate::model::container::Pull;
 use crate::model::id::{NodeId, TaskId};
+use crate::model::moves::ImageMove;
 use crate::model::node::{ImagePrune, Node, NodeUpdate, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
 use crate::model::registry::Login;
@@ -399,5 +400,9 @@ impl Engine for SwarmEngine {
 
     async fn prune_images(&self, node: &str, ask: ImagePrune) -> Result<PrunedImages> {
         self.shared.host_of(node, "images")?.prune_images(node, ask).await
+    }
+
+    async fn move_image(&self, node: &str, ask: ImageMove) -> Result<Moves> {
+        self.shared.host_of(node, "images")?.move_image(node, ask).await
     }
 }

@@ -7,16 +7,44 @@ use futures_util::StreamExt;
 use mlua::{Lua, Table, Value};
 use serde::Deserialize;
 
-use crate::client::images::{CacheSettings, CopyAsk, ImportAsk, PruneAsk, RuleSettings};
+use crate::client::images::{CacheSettings, CopyAsk, ImportAsk, MovesSeen, PruneAsk, PullAsk, PushAsk, RuleSettings};
 use crate::client::{Cluster, Stream1};
 use crate::model::registry::LoginAsk;
-use crate::model::strict;
-use crate::script::value::{from_timed, options, raise, to_json};
+use crate::model::{Error, Kind, strict};
+use crate::script::value::{from_record, from_timed, options, raise, to_json};
 
 #[derive(Deserialize, Default)]
 #[serde(default)]
 struct Collect {
     dry_run: bool,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct PullOptions {
+    nodes: Vec<String>,
+    platform: Option<String>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(default)]
+struct PushOptions {
+    to: Option<String>,
+    node: Option<String>,
+}
+
+// What came of it; an error that names the nodes where it failed, and why.
+fn moved(what: &str, seen: Option<MovesSeen>) -> mlua::Result<MovesSeen> {
+    let seen = seen.ok_or_else(|| raise(Error::new(Kind::Unavailable, "daemon", "has stopped")))?;
+    let failed: Vec<String> = seen
+        .nodes
+        .iter()
+        .filter_map(|node| node.error.as_ref().map(|error| format!("node {}: {error}", node.node)))
+        .collect();
+    match failed.is_empty() {
+        true => Ok(seen),
+        false => Err(raise(Error::new(Kind::Failed, format!("{what} of {}", seen.image), failed.join("; ")))),
+    }
 }
 
 // The last step of something long.
@@ -173,6 +201,30 @@ fn rules(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Resul
                 let ask = to_json(&Value::Table(ask)).map_err(raise)?;
                 let ask: CopyAsk = strict::read("registry.copy", &ask).map_err(raise)?;
                 from_timed(&lua, &last(cluster.copy_image(ask).await.map_err(raise)?).await?)
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
+        "pull",
+        lua.create_async_function(move |lua, (image, given): (String, Option<Table>)| {
+            let cluster = shared.clone();
+            async move {
+                let PullOptions { nodes, platform } = options("registry.pull", given)?;
+                let seen = last(cluster.pull_image(PullAsk { image, nodes, platform }).await.map_err(raise)?).await?;
+                from_record(&lua, &moved("pull", seen)?)
+            }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
+        "push",
+        lua.create_async_function(move |lua, (image, given): (String, Option<Table>)| {
+            let cluster = shared.clone();
+            async move {
+                let PushOptions { to, node } = options("registry.push", given)?;
+                let seen = last(cluster.push_image(PushAsk { image, to, node }).await.map_err(raise)?).await?;
+                from_record(&lua, &moved("push", seen)?)
             }
         })?,
     )?;
