@@ -77,6 +77,16 @@ pub fn all() -> Vec<Route> {
             )
         },
         Route {
+            response: schema::<Option<String>>(),
+            ..route(
+                "GET",
+                "/v1/image-registry/ca",
+                "The certificate that clients need who reach the registry by its name, where the daemon has made it",
+                Viewer,
+                |call| Box::pin(ca(call)),
+            )
+        },
+        Route {
             change: Some("image.pull"),
             request: schema::<PullAsk>(),
             response: schema::<MovesSeen>(),
@@ -159,6 +169,10 @@ async fn build(call: Call) -> Result<Answer> {
 
 async fn door(call: Call) -> Result<Answer> {
     json(&call.api.cluster.image_door().await?)
+}
+
+async fn ca(call: Call) -> Result<Answer> {
+    json(&call.api.cluster.image_ca().await?)
 }
 
 async fn pull(call: Call) -> Result<Answer> {

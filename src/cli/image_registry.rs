@@ -7,7 +7,7 @@ use clap::ValueEnum;
 
 use crate::daemon::config::Config;
 use crate::daemon::discovery;
-use crate::daemon::images::{self, RegistryOptions};
+use crate::daemon::images::{self, RegistryName, RegistryOptions};
 use crate::model::units::Duration;
 use crate::model::{Error, Result};
 use crate::registry::Limits;
@@ -32,6 +32,9 @@ pub struct RegistryArgs {
     /// [default: port 8378 at the address of --peer; of an agent at all of the host's]
     #[arg(long, env = "NEAP_REGISTRY_PEER", value_name = "ADDRESS:PORT")]
     registry_peer: Option<SocketAddr>,
+    /// The name under which laptops and CI reach the image registry, by TLS, and which its certificate has; it listens at all addresses then
+    #[arg(long, env = "NEAP_REGISTRY_NAME", value_name = "NAME:PORT")]
+    registry_name: Option<RegistryName>,
     /// What the image registry asks of clients: open (nothing), pull (a token of who pushes or deletes), token (of everybody)
     /// [default: on the loopback open, in a Swarm pull; token elsewhere]
     #[arg(long, env = "NEAP_REGISTRY_ACCESS", value_name = "ACCESS")]
@@ -65,12 +68,14 @@ impl RegistryArgs {
         });
         let listed = listed.collect::<Result<Vec<Role>>>()?;
         let roles = if self.roles.is_empty() { &listed } else { &self.roles };
+        let named = file.registry_name.as_ref().map(|text| text.parse());
         Ok(RegistryOptions {
             listen: listen.map(read).transpose()?,
             keeps: roles.contains(&Role::Registry),
             peer: self.registry_peer,
             access: access.map(|word| word.parse()).transpose()?,
             tls: self.registry_tls_cert.clone().zip(self.registry_tls_key.clone()),
+            name: self.registry_name.clone().map_or_else(|| named.transpose(), |name| Ok(Some(name)))?,
             users: self.registry_htpasswd.clone(),
             rate: self.registry_rate,
             limits: Limits { grace: self.registry_grace.std(), ..Limits::default() },

@@ -83,6 +83,8 @@ pub enum Command {
         #[command(flatten)]
         format: FormatArg,
     },
+    /// Print the certificate that clients need who reach the registry by its name (--registry-name)
+    Ca,
     /// Let Docker Engines of the cluster get an image, so that it is there when a service wants it
     Pull(super::moves::PullArgs),
     /// Let a Docker Engine of the cluster bring an image that it has to the cluster's registry, or to another
@@ -251,6 +253,13 @@ pub async fn main(command: Command, cluster: &RemoteCluster) -> Result<()> {
             output::print(format.format, &pruned, || show::images::pruned(&pruned, dry_run))
         }
         Command::Copy { from, to, platform, format } => copy(cluster, CopyAsk { from, to, platform }, format).await,
+        Command::Ca => match cluster.image_ca().await? {
+            Some(ca) => output::line(ca.trim_end()),
+            None => {
+                let why = "has no certificate of its own making: it has no name, or its owner's certificate";
+                Err(Error::not_found("image registry").cause(why).help("neap up --registry-name NAME:PORT"))
+            }
+        },
         Command::Pull(args) => super::moves::pull(args, cluster).await,
         Command::Push(args) => super::moves::push(args, cluster).await,
         Command::Build(args) => super::build::main(*args, cluster).await,

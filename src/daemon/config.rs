@@ -52,6 +52,9 @@ pub struct Config {
     /// Where the image registry listens: addresses with commas, or `none`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_listen: Option<String>,
+    /// The name under which others reach the image registry: registry.corp:5000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_name: Option<String>,
     /// What this host of a Swarm keeps for the cluster: registry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<String>,

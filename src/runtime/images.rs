@@ -1,5 +1,6 @@
 //! The image registry as `trait Cluster` has it, and what happens there as events.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -37,6 +38,8 @@ pub struct LocalImages {
     pub registry: Arc<ImageRegistry>,
     /// Where every host of the cluster finds it: `127.0.0.1:5000`.
     pub door: String,
+    /// The certificate that clients need who reach it by its name, where the daemon has made it.
+    pub ca: Option<PathBuf>,
 }
 
 impl Runtime {
@@ -98,6 +101,10 @@ impl Images for Runtime {
 
     async fn image_door(&self) -> Result<String> {
         self.kept()?.image_door().await
+    }
+
+    async fn image_ca(&self) -> Result<Option<String>> {
+        self.kept()?.image_ca().await
     }
 
     async fn delete_image(&self, name: &str) -> Result<()> {
@@ -219,6 +226,12 @@ impl Images for LocalImages {
 
     async fn image_door(&self) -> Result<String> {
         Ok(self.door.clone())
+    }
+
+    async fn image_ca(&self) -> Result<Option<String>> {
+        let Some(path) = &self.ca else { return Ok(None) };
+        let read = std::fs::read_to_string(path);
+        read.map(Some).map_err(|error| Error::io(path.display().to_string(), "read it", &error))
     }
 
     async fn delete_image(&self, name: &str) -> Result<()> {

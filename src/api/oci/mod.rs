@@ -31,7 +31,7 @@ use crate::registry::refused::{Code, Refused};
 
 pub use access::{Access, Gate, StoredSecrets, Tokens};
 pub use rate::Rate;
-pub use server::{Tls, listen, speak};
+pub use server::{Sides, Tls, bind, listen, speak};
 pub use users::Users;
 
 /// What is answered.

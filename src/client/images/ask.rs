@@ -33,6 +33,8 @@ pub enum ImagesAsk {
     Resolve(String),
     /// `image_door`.
     Door,
+    /// `image_ca`.
+    Ca,
     /// `delete_image`.
     Delete(String),
     /// `collect_images`.
@@ -135,6 +137,7 @@ impl Answering {
             ImagesAsk::Image(name) => value(images.image(&name).await?),
             ImagesAsk::Resolve(name) => value(images.resolve_image(&name).await?),
             ImagesAsk::Door => value(images.image_door().await?),
+            ImagesAsk::Ca => value(images.image_ca().await?),
             ImagesAsk::Delete(name) => value(images.delete_image(&name).await?),
             ImagesAsk::Collect { dry_run } => value(images.collect_images(dry_run).await?),
             ImagesAsk::Scrub { begin } => value(self.scrub(begin).await?),
@@ -234,6 +237,10 @@ impl Images for AskedImages {
 
     async fn image_door(&self) -> Result<String> {
         self.ask(ImagesAsk::Door).await
+    }
+
+    async fn image_ca(&self) -> Result<Option<String>> {
+        self.ask(ImagesAsk::Ca).await
     }
 
     async fn delete_image(&self, name: &str) -> Result<()> {

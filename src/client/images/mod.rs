@@ -240,6 +240,8 @@ pub trait Images: Send + Sync {
     async fn resolve_image(&self, name: &str) -> Result<String>;
     /// Where every host of the cluster finds its registry: `127.0.0.1:5000`.
     async fn image_door(&self) -> Result<String>;
+    /// The certificate, in PEM, that clients need who reach the registry by its name; nothing where its certificate is its owner's, or it has no name.
+    async fn image_ca(&self) -> Result<Option<String>>;
     /// Deletes a tag, or by its digest a manifest with all its tags. Durable when it returns.
     async fn delete_image(&self, name: &str) -> Result<()>;
     /// Removes what no image needs any more; `dry_run`: says only what that would be.
@@ -303,6 +305,10 @@ impl Images for RemoteCluster {
 
     async fn image_door(&self) -> Result<String> {
         self.get("/v1/image-registry/door").await
+    }
+
+    async fn image_ca(&self) -> Result<Option<String>> {
+        self.get("/v1/image-registry/ca").await
     }
 
     async fn delete_image(&self, name: &str) -> Result<()> {

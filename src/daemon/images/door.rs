@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use rustls::pki_types::ServerName;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio_rustls::client::TlsStream;
 
 use crate::agent::protocol::Keeper;
 use crate::api::oci::doors::{Brought, WELCOME, line};
-use crate::api::oci::{self, Oci, Tls};
+use crate::api::oci::{self, Oci, Sides};
 use crate::api::server::accept_each;
 use crate::client::wire::pinned;
 use crate::model::id::NodeId;
@@ -47,17 +47,15 @@ pub struct Own {
 pub async fn open(
     address: SocketAddr,
     keeper: watch::Receiver<Option<Keeper>>,
-    tls: Option<Tls>,
-    own: Option<Own>,
+    sides: Sides<(Brought, Option<Own>)>,
 ) -> Result<SocketAddr> {
     let failed = |error: std::io::Error| Error::io(format!("door to the image registry {address}"), "listen", &error);
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
+    let listener = oci::bind(address).await.map_err(failed)?;
     let address = listener.local_addr().map_err(failed)?;
-    let brought = Brought { is_own: address.ip().is_loopback(), is_secure: tls.is_some() };
     tokio::spawn(accept_each(listener, MOST, move |stream, from| {
-        let (keeper, tls) = (keeper.clone(), tls.as_ref().map(|tls| tls.borrow().clone()));
-        let (own, from) = (own.clone(), from.ip());
+        let (keeper, side, from) = (keeper.clone(), sides.of(&stream), from.ip());
         async move {
+            let Some(((brought, own), tls)) = side else { return };
             let Some(config) = tls else { return bring(stream, &keeper, brought, own, from).await };
             let handshake = tokio_rustls::TlsAcceptor::from(config).accept(stream);
             if let Ok(Ok(stream)) = tokio::time::timeout(PATIENCE, handshake).await {

@@ -126,7 +126,7 @@ impl Host<'_> {
     /// starting.
     pub async fn serve(self, clock: Arc<dyn Clock>) -> Result<()> {
         remember(self.data, &self.worker.registry);
-        let faces = Faces::of(self.options)?;
+        let faces = Faces::of(self.options, self.data)?;
         let kept = if self.options.keeps { self.keep(clock).await? } else { None };
         let RegistryOptions { access, users, peer, rate, keeps, .. } = self.options;
         if !keeps && (access.is_some() || users.is_some() || peer.is_some() || rate.is_some()) {
@@ -135,12 +135,13 @@ impl Host<'_> {
             );
         }
         for address in self.options.addresses() {
-            let tls = faces.at(address);
-            let own = kept.as_ref().map(|doors| door::Own {
-                node: self.node.clone(),
-                oci: doors.oci(Brought { is_own: address.ip().is_loopback(), is_secure: tls.is_some() }),
-            });
-            match door::open(address, self.worker.registry.subscribe(), tls, own).await {
+            let side = |is_own: bool, is_secure: bool| {
+                let brought = Brought { is_own, is_secure };
+                let own = kept.as_ref().map(|doors| door::Own { node: self.node.clone(), oci: doors.oci(brought) });
+                (brought, own)
+            };
+            let sides = faces.at(self.options, address, side);
+            match door::open(address, self.worker.registry.subscribe(), sides).await {
                 Ok(address) => tracing::info!(%address, "door to the image registry"),
                 Err(error) => tell(&error, address.port(), "--registry-listen"),
             }
@@ -187,7 +188,11 @@ impl Host<'_> {
                 (0, None)
             }
         };
-        let images = Arc::new(LocalImages { registry: registry.clone(), door: self.options.door() });
+        let images = Arc::new(LocalImages {
+            registry: registry.clone(),
+            door: self.options.door(),
+            ca: self.options.ca(self.data),
+        });
         let _ = self.worker.keeps.set((Keeps { port, address, fingerprint }, Some(Answering::new(images))));
         let (leading, worker, node) = (self.leading.clone(), self.worker.clone(), self.node.clone());
         let mut happenings = Happenings::of(&registry);

@@ -3,9 +3,10 @@
 pub mod choose;
 mod door;
 pub mod keeper;
+pub mod named;
 pub mod up;
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,9 +14,10 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+pub use self::named::RegistryName;
 use super::discovery::tell;
 use super::tls;
-use crate::api::oci::{self, Access, Gate, Oci, Rate, StoredSecrets, Tls, Tokens, Users};
+use crate::api::oci::{self, Access, Gate, Oci, Rate, Sides, StoredSecrets, Tls, Tokens, Users};
 use crate::model::clock::Clock;
 use crate::model::right::Principal;
 use crate::model::{Error, Kind, Result};
@@ -47,6 +49,8 @@ pub struct RegistryOptions {
     pub access: Option<Access>,
     /// Certificate chain and key for what does not listen on the loopback.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// Under which name others reach it.
+    pub name: Option<RegistryName>,
     /// Users with passwords, in a file of `htpasswd -B`.
     pub users: Option<PathBuf>,
     /// How many requests a second one address may make; any number where it is not said.
@@ -58,7 +62,13 @@ pub struct RegistryOptions {
 impl RegistryOptions {
     /// Where it, or the door to it, listens.
     pub fn addresses(&self) -> Vec<SocketAddr> {
-        self.listen.clone().unwrap_or_else(|| vec![([127, 0, 0, 1], PORT).into()])
+        let (own, all) = ((Ipv4Addr::LOCALHOST, PORT).into(), |port| (Ipv6Addr::UNSPECIFIED, port).into());
+        match (&self.listen, &self.name) {
+            (Some(listen), _) => listen.clone(),
+            (None, None) => vec![own],
+            (None, Some(name)) if name.port == PORT => vec![all(PORT)],
+            (None, Some(name)) => vec![own, all(name.port)],
+        }
     }
 
     /// How much one address may ask.
@@ -71,9 +81,17 @@ impl RegistryOptions {
         self.users.as_deref().map(|path| Users::open(path).map(Arc::new)).transpose()
     }
 
+    /// The certificate that clients need who reach it by its name, where it is made here.
+    pub fn ca(&self, data: &Path) -> Option<PathBuf> {
+        (self.name.is_some() && self.tls.is_none()).then(|| data.join(named::CA))
+    }
+
     /// Where every host of the cluster finds it: a port that is a setting of the whole cluster.
     pub fn door(&self) -> String {
-        let port = self.addresses().iter().find(|address| address.ip().is_loopback()).map_or(PORT, SocketAddr::port);
+        let addresses = self.addresses();
+        let own = addresses.iter().find(|address| address.ip().is_loopback());
+        let own = own.or_else(|| addresses.iter().find(|address| address.ip().is_unspecified()));
+        let port = own.map_or(PORT, SocketAddr::port);
         format!("127.0.0.1:{port}")
     }
 }
@@ -96,22 +114,23 @@ pub async fn open(options: &RegistryOptions, data: &Path, clock: Arc<dyn Clock>)
     }
 }
 
-/// Serves one of this host where it is to be; `own_access` is what is asked on the loopback where nothing else is said.
-pub async fn listen(
+// Serves one of this host where it is to be; `own_access` is what is asked on the loopback where nothing else is said.
+async fn listen(
     options: &RegistryOptions,
+    data: &Path,
     registry: &Arc<ImageRegistry>,
     tokens: &Arc<dyn Tokens>,
     users: &Option<Arc<Users>>,
     own_access: Access,
 ) -> Result<()> {
-    let (faces, rate) = (Faces::of(options)?, options.rate());
+    let (faces, rate) = (Faces::of(options, data)?, options.rate());
     for address in options.addresses() {
-        let is_own = address.ip().is_loopback();
-        let access = options.access.unwrap_or(if is_own { own_access } else { Access::Token });
-        let tls = faces.at(address);
-        let gate = Gate { access, tokens: tokens.clone(), users: users.clone(), is_secure: tls.is_some() };
-        let oci = Arc::new(Oci { registry: registry.clone(), gate, rate: rate.clone() });
-        match oci::listen(address, oci, tls).await {
+        let sides = faces.at(options, address, |is_own, is_secure| {
+            let access = options.access.unwrap_or(if is_own { own_access } else { Access::Token });
+            let gate = Gate { access, tokens: tokens.clone(), users: users.clone(), is_secure };
+            Arc::new(Oci { registry: registry.clone(), gate, rate: rate.clone() })
+        });
+        match oci::listen(address, sides).await {
             Ok(address) => tracing::info!(%address, "image registry"),
             Err(error) => tell(&error, address.port(), "--registry-listen"),
         }
@@ -132,14 +151,14 @@ pub async fn serve_alone(
     let Some(registry) = open(options, data, clock).await? else { return Ok(()) };
     registry.set_logins(runtime.known_logins());
     let tokens: Arc<dyn Tokens> = Arc::new(OwnTokens(StoredSecrets(runtime.store().clone()), runtime.lent().clone()));
-    listen(options, &registry, &tokens, &options.users()?, Access::Open).await?;
+    listen(options, data, &registry, &tokens, &options.users()?, Access::Open).await?;
     let (own, mut happenings) = (runtime.clone(), Happenings::of(&registry));
     tokio::spawn(async move {
         while let Some(happened) = happenings.next().await {
             own.tell_image(happened);
         }
     });
-    runtime.serve_images(Arc::new(LocalImages { registry, door: options.door() }), None);
+    runtime.serve_images(Arc::new(LocalImages { registry, door: options.door(), ca: options.ca(data) }), None);
     Ok(())
 }
 
@@ -160,38 +179,59 @@ impl Tokens for OwnTokens {
 pub struct Faces(Option<Tls>);
 
 impl Faces {
-    /// As it is told.
-    pub fn of(options: &RegistryOptions) -> Result<Self> {
-        options.tls.clone().map(followed).transpose().map(Faces)
+    /// As it is told; for a name without a certificate one is made.
+    pub fn of(options: &RegistryOptions, data: &Path) -> Result<Self> {
+        let (given, name, data) = (options.tls.clone(), options.name.clone(), data.to_owned());
+        let paths: Paths = match (given, name) {
+            (Some(paths), _) => Box::new(move || Ok(paths.clone())),
+            (None, Some(name)) => {
+                let ca = data.join(named::CA);
+                tracing::info!(
+                    %name, ca = %ca.display(),
+                    "clients of the image registry need that certificate, Docker as /etc/docker/certs.d/{name}/ca.crt"
+                );
+                Box::new(move || named::face(&data, &name))
+            }
+            (None, None) => return Ok(Faces(None)),
+        };
+        followed(paths).map(|tls| Faces(Some(tls)))
     }
 
-    /// At this address: nothing where it is without TLS.
-    pub fn at(&self, address: SocketAddr) -> Option<Tls> {
-        let is_own = address.ip().is_loopback();
-        let tls = self.0.clone().filter(|_| !is_own);
-        if tls.is_none() && !is_own {
+    /// What is shown at this address; `side` makes it, for those on this host or others, with or without TLS.
+    pub fn at<T>(&self, options: &RegistryOptions, address: SocketAddr, side: impl Fn(bool, bool) -> T) -> Sides<T> {
+        let ip = address.ip();
+        let has_own = options.addresses().iter().any(|address| address.ip().is_loopback());
+        let is_own = ip.is_loopback() || (ip.is_unspecified() && !has_own);
+        let own = is_own.then(|| side(true, false));
+        if ip.is_loopback() {
+            return Sides { own, far: None };
+        }
+        if self.0.is_none() {
             tracing::warn!(
                 %address,
                 "the image registry is served without TLS: tokens are seen on the way, and Docker wants it among its insecure-registries \
-                 (--registry-tls-cert)"
+                 (--registry-name, --registry-tls-cert)"
             );
         }
-        tls
+        Sides { own, far: Some((side(false, self.0.is_some()), self.0.clone())) }
     }
 }
 
+// Where certificate and key are now.
+type Paths = Box<dyn Fn() -> Result<(PathBuf, PathBuf)> + Send + Sync>;
+
 // A certificate that is read again when its file is another.
-fn followed(paths: (PathBuf, PathBuf)) -> Result<Tls> {
-    let read = |paths: &(PathBuf, PathBuf)| -> Result<(Arc<rustls::ServerConfig>, String)> {
-        let (face, fingerprint) = tls::own_face(Path::new(""), Some(paths))?;
+fn followed(paths: Paths) -> Result<Tls> {
+    let read = move || -> Result<(Arc<rustls::ServerConfig>, String)> {
+        let (face, fingerprint) = tls::own_face(Path::new(""), Some(&paths()?))?;
         Ok((tls::plain_config(face)?, fingerprint))
     };
-    let (config, mut known) = read(&paths)?;
+    let (config, mut known) = read()?;
     let (sender, receiver) = watch::channel(config);
     tokio::spawn(async move {
         loop {
             tokio::time::sleep(LOOK).await;
-            match read(&paths) {
+            match read() {
                 Ok((_, fingerprint)) if fingerprint == known => {}
                 Ok((config, fingerprint)) => {
                     tracing::info!(fingerprint, "the image registry has a new certificate");

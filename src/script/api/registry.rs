@@ -256,6 +256,14 @@ fn rules(lua: &Lua, registry: &Table, cluster: &Arc<dyn Cluster>) -> mlua::Resul
     )?;
     let shared = cluster.clone();
     registry.set(
+        "ca",
+        lua.create_async_function(move |_, ()| {
+            let cluster = shared.clone();
+            async move { cluster.image_ca().await.map_err(raise) }
+        })?,
+    )?;
+    let shared = cluster.clone();
+    registry.set(
         "stats",
         lua.create_async_function(move |lua, ()| {
             let cluster = shared.clone();
