@@ -470,11 +470,12 @@ impl Hosts for Hub {
         let id: u64 = self.ask(node, Ask::MoveImage(ask), QUICK).await?;
         let (hub, node) = (self.this.clone(), NodeId::from(node));
         Ok(works::steps(
-            move || {
+            id,
+            move |ask| {
                 let (hub, node) = (hub.clone(), node.clone());
                 Box::pin(async move {
                     let hub = hub.upgrade().ok_or_else(|| away(format!("agent on node \"{node:.70}\"")))?;
-                    hub.ask(&node, Ask::Step(id), QUICK + works::STEP).await
+                    hub.ask(&node, Ask::Work(ask), QUICK + works::STEP).await
                 })
             },
             |step: &ImageMoved| step.done,

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::client::images::ask::ImagesAsk;
+use crate::client::works::WorkAsk;
 use crate::engines::Observed;
 use crate::engines::hosts::{ExecAsk, ProbeAsk, ReachAsk};
 use crate::engines::registrator::Changed;
@@ -173,6 +174,6 @@ pub enum Ask {
     Images(ImagesAsk),
     /// Let its Docker Engine get an image, or bring it to a registry; a number for that is answered.
     MoveImage(ImageMove),
-    /// How far what has such a number is, a moment later.
-    Step(u64),
+    /// How far that is, or that nobody waits for it any more.
+    Work(WorkAsk),
 }

@@ -227,7 +227,7 @@ impl Worker {
             Ask::Volumes(ask) => value(self.host()?.volumes(ask).await?),
             Ask::PruneImages(ask) => value(self.host()?.prune_images(&ask).await?),
             Ask::MoveImage(ask) => value(self.works.begin(self.host()?.move_image(ask)?)?),
-            Ask::Step(id) => value(self.works.step(id).await?),
+            Ask::Work(ask) => self.works.answer(ask).await,
             Ask::Images(ask) => {
                 let none = || Error::new(Kind::Unavailable, "image registry", "is not kept on this host");
                 let keeps = self.keeps.get().and_then(|(_, answering)| answering.as_ref());

@@ -7,7 +7,7 @@ use super::routes::{route, schema};
 use super::{Answer, Call, Route, json, lines};
 use crate::client::images::{BaseAsk, Based, BuildAsk, Built, MovesSeen, PieceAsk, PullAsk, PushAsk};
 use crate::model::right::Role;
-use crate::model::{Error, Result, strict};
+use crate::model::{Error, Kind, Result, strict};
 use crate::registry::name::{self, Repository};
 use crate::registry::refused::Refused;
 use crate::registry::rules::Action;
@@ -46,6 +46,12 @@ pub fn all() -> Vec<Route> {
                 Deployer,
                 |call| Box::pin(add(call)),
             )
+        },
+        Route {
+            query: &[("repository", "whose blob it was to be")],
+            ..route("DELETE", "/v1/image-registry/uploads/{name}", "Gives it up", Deployer, |call| {
+                Box::pin(give_up(call))
+            })
         },
         Route {
             query: &[("repository", "whose blob it is to be"), ("digest", "what it is to be: sha256:...")],
@@ -155,6 +161,11 @@ async fn add(call: Call) -> Result<Answer> {
     json(&call.api.cluster.add_to_blob(repository.as_str(), call.name(), offset, bytes.0).await?)
 }
 
+async fn give_up(call: Call) -> Result<Answer> {
+    let repository = repository(&call).await?;
+    json(&call.api.cluster.drop_blob(repository.as_str(), call.name()).await?)
+}
+
 async fn end(call: Call) -> Result<Answer> {
     let repository = repository(&call).await?;
     let digest = call.query.get("digest").ok_or_else(|| Error::invalid("upload", "digest: is missing"))?;
@@ -190,6 +201,13 @@ async fn push(call: Call) -> Result<Answer> {
         false => may_push(&call, to).await?,
     }
     if !call.principal.prefix.is_empty() {
+        let (first, _) = ask.image.split_once('/').unwrap_or_default();
+        let is_id = ask.image.bytes().all(|byte| byte.is_ascii_hexdigit()) || ask.image.starts_with("sha256:");
+        if (name::is_host(first) && *first != *call.api.cluster.image_door().await?) || is_id {
+            call.principal.require(Role::Deployer, Some(&ask.image))?;
+            let why = "is named by a host or an id: a token for some names needs one of those";
+            return Err(Error::new(Kind::Forbidden, format!("image {:.200?}", ask.image), why));
+        }
         let (repository, _) = name::image(&ask.image).map_err(Refused::into_error)?;
         call.principal.require(Role::Deployer, Some(repository.as_str()))?;
     }

@@ -268,7 +268,7 @@ async fn serve(
             Some(service.unwrap_or_default().to_owned())
         }
     };
-    let image = || body.get("image").and_then(Value::as_str).map(str::to_owned);
+    let image = || body.get("to").or_else(|| body.get("image")).and_then(Value::as_str).map(str::to_owned);
     let subject = about.clone().or_else(|| path.get("id").cloned()).or_else(image).unwrap_or_default();
     let allowed = principal.require(route.need, about.as_deref());
     let result = match allowed {

@@ -72,11 +72,11 @@ async fn shown(what: &'static str, mut steps: Stream1<MovesSeen>, format: Format
         }
         bar.iter().for_each(ProgressBar::finish_and_clear);
         output::print(format.format, &step, || show::images::moved(&step))?;
-        let failed: Vec<&str> =
-            step.nodes.iter().filter(|node| node.error.is_some()).map(|node| node.node.as_str()).collect();
-        return match failed[..] {
-            [] => Ok(()),
-            _ => Err(Error::new(
+        let failed: Vec<String> =
+            step.nodes.iter().filter_map(|node| Some(format!("{} ({})", node.node, node.error.as_ref()?))).collect();
+        return match failed.is_empty() {
+            true => Ok(()),
+            false => Err(Error::new(
                 Kind::Failed,
                 format!("{what} of {}", step.image),
                 format!("failed on {}", failed.join(", ")),

@@ -27,6 +27,14 @@ pub fn of_image(image: &str) -> &str {
     }
 }
 
+/// Whether an image is of a registry that its host itself has.
+pub fn is_loopback(image: &str) -> bool {
+    let host = of_image(image);
+    let bare = host.strip_prefix('[').and_then(|rest| rest.split(']').next());
+    let bare = bare.unwrap_or_else(|| host.split(':').next().unwrap_or(host));
+    bare == "localhost" || bare.parse::<std::net::IpAddr>().is_ok_and(|ip| ip.is_loopback())
+}
+
 /// A registry's name as it is written in images, from what people and `docker login` write: `https://index.docker.io/v1/`
 /// is `docker.io`.
 pub fn name(text: &str) -> Result<String> {

@@ -34,6 +34,9 @@ impl Role {
     }
 }
 
+/// What those are called that are lent. No token has a name with a space.
+const LENT: &str = "lent token";
+
 /// Whoever makes a call.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Principal {
@@ -57,6 +60,16 @@ impl Principal {
         Principal { name: format!("uid {uid}"), role: Role::Admin, prefix: String::new() }
     }
 
+    /// One that is lent for a moment, for one repository: a Docker Engine that is told to push or to pull says it.
+    pub fn lent(role: Role, repository: &str) -> Self {
+        Principal { name: LENT.to_owned(), role, prefix: repository.to_owned() }
+    }
+
+    /// Whether it is lent: it is for the one name, and for nothing that begins so.
+    pub fn is_lent(&self) -> bool {
+        self.name == LENT
+    }
+
     /// An error unless `role` is held, and for `name` if one is concerned.
     pub fn require(&self, role: Role, name: Option<&str>) -> Result<()> {
         if self.role < role {
@@ -72,7 +85,7 @@ impl Principal {
             )));
         }
         if let Some(name) = name
-            && !name.starts_with(&self.prefix)
+            && !(if self.is_lent() { name == self.prefix } else { name.starts_with(&self.prefix) })
         {
             return Err(Error::new(
                 Kind::Forbidden,

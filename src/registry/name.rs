@@ -108,6 +108,11 @@ impl FromStr for Reference {
     }
 }
 
+/// Whether what stands before an image's name is a registry's host, as Docker reads it.
+pub fn is_host(part: &str) -> bool {
+    part.contains(['.', ':']) || part == "localhost"
+}
+
 /// Where an image is that is one of another registry, by its name, and the rest of that: it begins with a host that is not this one, or with
 /// `http://` or `https://` and any host.
 pub fn elsewhere(image: &str) -> Option<(String, &str)> {

@@ -168,6 +168,15 @@ impl Rules {
 
     /// Whether somebody may, as far as a rule says: whoever may change the rules may all.
     pub fn allow(&self, principal: &Principal, repository: &str, action: Action) -> bool {
+        // Whoever it was lent for may do that: it was looked at.
+        if principal.is_lent() {
+            return repository == principal.prefix
+                && match action {
+                    Action::Pull => true,
+                    Action::Push => principal.role >= Role::Deployer,
+                    Action::Delete => false,
+                };
+        }
         let is_named =
             |all: Vec<String>| all.iter().any(|who| [ANYBODY, KNOWN, &principal.name].contains(&who.as_str()));
         principal.role >= Role::Admin || self.who(repository, action).is_none_or(is_named)

@@ -172,6 +172,10 @@ impl Images for Runtime {
         self.kept()?.add_to_blob(repository, upload, offset, piece).await
     }
 
+    async fn drop_blob(&self, repository: &str, upload: &str) -> Result<()> {
+        self.kept()?.drop_blob(repository, upload).await
+    }
+
     async fn end_blob(&self, repository: &str, upload: &str, digest: &str) -> Result<u64> {
         self.kept()?.end_blob(repository, upload, digest).await
     }
@@ -351,6 +355,11 @@ impl Images for LocalImages {
     async fn add_to_blob(&self, repository: &str, upload: &str, offset: u64, piece: Bytes) -> Result<u64> {
         let repository: Repository = repository.parse().map_err(Refused::into_error)?;
         self.registry.add(&repository, upload, offset, piece).await.map_err(Refused::into_error)
+    }
+
+    async fn drop_blob(&self, repository: &str, upload: &str) -> Result<()> {
+        let repository: Repository = repository.parse().map_err(Refused::into_error)?;
+        self.registry.drop_upload(&repository, upload).await.map_err(Refused::into_error)
     }
 
     async fn end_blob(&self, repository: &str, upload: &str, digest: &str) -> Result<u64> {

@@ -46,3 +46,34 @@ impl Lent {
         self.known().get(hash).filter(|(at, _)| at.elapsed() < GOOD).map(|(_, principal)| principal.clone())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::right::Role;
+    use crate::registry::rules::{Action, Rules};
+
+    #[test]
+    fn what_is_lent_is_for_one_repository_and_ends() {
+        let lent = Lent::default();
+        let secret = lent.lend(Principal::lent(Role::Deployer, "shop/api")).unwrap();
+        let hash = sha256_hex(secret.as_bytes());
+        let pusher = lent.principal(&hash).unwrap();
+        let allowed = |principal: &Principal, role, name: &str| principal.require(role, Some(name)).is_ok();
+        assert!(allowed(&pusher, Role::Deployer, "shop/api") && !allowed(&pusher, Role::Admin, "shop/api"));
+        for other in ["shop/api2", "shop/api/x", "shop", "x"] {
+            assert!(!allowed(&pusher, Role::Viewer, other), "{other}");
+        }
+        // Rules were looked at before it was lent; to delete it is not for.
+        let rules = Rules::read(Vec::new()).unwrap();
+        let puller = Principal::lent(Role::Viewer, "shop/api");
+        let may = |who: &Principal, name: &str| {
+            [Action::Pull, Action::Push, Action::Delete].map(|action| rules.allow(who, name, action))
+        };
+        assert_eq!((may(&pusher, "shop/api"), may(&puller, "shop/api")), ([true, true, false], [true, false, false]));
+        assert_eq!(may(&pusher, "shop/api2"), [false; 3]);
+        assert_ne!(lent.lend(puller).unwrap(), secret);
+        lent.end(&secret);
+        assert_eq!(lent.principal(&hash), None);
+    }
+}

@@ -16,7 +16,7 @@ use super::{
     Images, ImagesCollected, ImagesScrubbed, ImportAsk, Imported, PruneAsk, Pruned, RegistryStats, Rule, RuleSettings,
 };
 use crate::client::Stream1;
-use crate::client::works::{self, STEP, Works, read, value};
+use crate::client::works::{self, STEP, WorkAsk, Works, read, value};
 use crate::model::{Error, Kind, Result};
 
 /// One thing that is asked.
@@ -62,8 +62,8 @@ pub enum ImagesAsk {
     Copy(CopyAsk),
     /// `import_images`: the same.
     Import(ImportAsk),
-    /// How far what has such a number is, a moment later.
-    Step(u64),
+    /// How far something of those that begin is, or that nobody waits for it.
+    Work(WorkAsk),
     /// `image_stats`.
     Stats,
     /// `image_rules`.
@@ -93,6 +93,13 @@ pub enum ImagesAsk {
         offset: u64,
         /// A piece.
         piece: Packed,
+    },
+    /// `drop_blob`.
+    DropBlob {
+        /// Of which repository.
+        repository: String,
+        /// Which one.
+        upload: String,
     },
     /// `end_blob`.
     EndBlob {
@@ -146,7 +153,7 @@ impl Answering {
             ImagesAsk::RemoveCache(prefix) => value(images.remove_image_cache(&prefix).await?),
             ImagesAsk::Copy(ask) => value(self.works.begin(images.copy_image(ask).await?)?),
             ImagesAsk::Import(ask) => value(self.works.begin(images.import_images(ask).await?)?),
-            ImagesAsk::Step(id) => value(self.works.step(id).await?),
+            ImagesAsk::Work(ask) => self.works.answer(ask).await,
             ImagesAsk::Stats => value(images.image_stats().await?),
             ImagesAsk::Rules => value(images.image_rules().await?),
             ImagesAsk::SetRule { repositories, rule } => value(images.set_image_rule(&repositories, rule).await?),
@@ -157,6 +164,7 @@ impl Answering {
             ImagesAsk::AddToBlob { repository, upload, offset, piece } => {
                 value(images.add_to_blob(&repository, &upload, offset, piece.0).await?)
             }
+            ImagesAsk::DropBlob { repository, upload } => value(images.drop_blob(&repository, &upload).await?),
             ImagesAsk::EndBlob { repository, upload, digest } => {
                 value(images.end_blob(&repository, &upload, &digest).await?)
             }
@@ -213,7 +221,7 @@ impl AskedImages {
     // How far something long is, to its end.
     fn steps<T: DeserializeOwned + Send + 'static>(&self, id: u64, is_done: fn(&T) -> bool) -> Stream1<T> {
         let way = self.0.clone();
-        works::steps(move || (way)(ImagesAsk::Step(id)), is_done)
+        works::steps(id, move |ask| (way)(ImagesAsk::Work(ask)), is_done)
     }
 }
 
@@ -323,6 +331,10 @@ impl Images for AskedImages {
     async fn add_to_blob(&self, repository: &str, upload: &str, offset: u64, piece: Bytes) -> Result<u64> {
         let (repository, upload) = (repository.to_owned(), upload.to_owned());
         self.ask(ImagesAsk::AddToBlob { repository, upload, offset, piece: Packed(piece) }).await
+    }
+
+    async fn drop_blob(&self, repository: &str, upload: &str) -> Result<()> {
+        self.ask(ImagesAsk::DropBlob { repository: repository.to_owned(), upload: upload.to_owned() }).await
     }
 
     async fn end_blob(&self, repository: &str, upload: &str, digest: &str) -> Result<u64> {

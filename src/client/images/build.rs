@@ -1,6 +1,5 @@
 //! Building an image: layers are made where the files are, sent to the cluster's registry in pieces, and put together there.
 
-use std::collections::BTreeSet;
 use std::io::{self, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -16,7 +15,8 @@ use tokio::sync::mpsc;
 use super::{BaseAsk, BuildAsk, Built, Images};
 use crate::model::{Error, Kind, Result};
 pub use crate::registry::build::layer::{Content, Source};
-use crate::registry::build::layer::{Layer, Made, Places};
+use crate::registry::build::layer::{Layer, Made};
+use crate::registry::build::tree::Tree;
 use crate::registry::build::{BuiltLayer, ImageSettings};
 use crate::registry::copy::Copied;
 use crate::registry::name;
@@ -99,17 +99,16 @@ pub async fn build(images: &dyn Images, recipe: Recipe, told: impl Fn(&Step)) ->
         sources.into_iter().filter(|sources| !sources.is_empty()).map(gather).collect::<Result<Vec<_>>>()
     });
     let gathered = gathered.await.map_err(broke_off)??;
-    let (mut base, mut places) = (None, Places::new());
+    let (mut base, mut tree) = (None, Tree::default());
     if let Some(from) = from {
-        let paths: BTreeSet<String> = gathered.iter().flat_map(|(layer, _)| layer.asks()).collect();
-        let ask =
-            BaseAsk { image: image.clone(), from, platform: platform.clone(), paths: paths.into_iter().collect() };
+        let ask = BaseAsk { image: image.clone(), from, platform: platform.clone(), tree: !gathered.is_empty() };
         let mut steps = images.image_base(ask).await?;
         while let Some(step) = steps.next().await {
             let step = step?;
             told(&Step::Base(step.copied));
             if step.done {
-                (base, places) = (step.base, step.places);
+                base = step.base;
+                tree = step.tree.map(Arc::unwrap_or_clone).unwrap_or_default();
                 break;
             }
         }
@@ -119,16 +118,31 @@ pub async fn build(images: &dyn Images, recipe: Recipe, told: impl Fn(&Step)) ->
             );
         }
     }
-    let (places, of) = (Arc::new(places), gathered.len());
+    let of = gathered.len();
     let mut layers = Vec::new();
     for (number, (layer, created_by)) in gathered.into_iter().enumerate() {
         let size = layer.size();
         let step = |done: u64| told(&Step::Layer(number + 1, of, done.min(size), size));
-        let Made { digest, diff_id, size } =
-            send(images, repository.as_str(), layer, places.clone(), created, &step).await?;
+        // What one layer brings is there for the next.
+        let (made, with_it) = send(images, repository.as_str(), layer, tree, created, &step).await?;
+        tree = with_it;
+        let Made { digest, diff_id, size } = made;
         layers.push(BuiltLayer { digest: digest.to_string(), diff_id: diff_id.to_string(), size, created_by });
     }
-    images.build_image(BuildAsk { image, base, platform, layers, settings, created }).await
+    let ask = BuildAsk { image, base, platform, layers, settings, created };
+    again(async || images.build_image(ask.clone()).await).await
+}
+
+// An answer that does not come is asked for again: what is asked changes nothing the second time.
+async fn again<T>(ask: impl AsyncFn() -> Result<T>) -> Result<T> {
+    let mut tries = 0;
+    loop {
+        match ask().await {
+            Err(error) if error.retry && tries < TRIES => tries += 1,
+            other => return other,
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
 }
 
 fn created_by(sources: &[Source]) -> String {
@@ -141,36 +155,45 @@ async fn send(
     images: &dyn Images,
     repository: &str,
     layer: Layer,
-    places: Arc<Places>,
+    tree: Tree,
     created: u64,
     told: &impl Fn(u64),
-) -> Result<Made> {
+) -> Result<(Made, Tree)> {
     let upload = images.begin_blob(repository).await?;
+    let sent = send_as(images, repository, &upload, (layer, tree), created, told).await;
+    if sent.is_err() {
+        // Else it goes within a day.
+        let _ = images.drop_blob(repository, &upload).await;
+    }
+    sent
+}
+
+async fn send_as(
+    images: &dyn Images,
+    repository: &str,
+    upload: &str,
+    (layer, mut tree): (Layer, Tree),
+    created: u64,
+    told: &impl Fn(u64),
+) -> Result<(Made, Tree)> {
     let (sender, mut pieces) = mpsc::channel(WAITING);
     let done = Arc::new(AtomicU64::new(0));
     let counted = done.clone();
     let work = tokio::task::spawn_blocking(move || {
-        layer.write(&places, created, Pieces { sender, piece: Vec::with_capacity(PIECE) }, &counted)
+        let pieces = Pieces { sender, piece: Vec::with_capacity(PIECE) };
+        layer.write(&mut tree, created, pieces, &counted).map(|made| (made, tree))
     });
     let mut offset = 0;
     while let Some(piece) = pieces.recv().await {
         let length = Bytes::len(&piece) as u64;
-        let mut tries = 0;
-        loop {
-            match images.add_to_blob(repository, &upload, offset, piece.clone()).await {
-                Ok(_) => break,
-                Err(error) if error.retry && tries < TRIES => tries += 1,
-                Err(error) => return Err(error),
-            }
-            tokio::time::sleep(AGAIN).await;
-        }
+        again(async || images.add_to_blob(repository, upload, offset, piece.clone()).await).await?;
         offset += length;
         told(done.load(Ordering::Relaxed));
     }
-    let made = work.await.map_err(broke_off)??;
-    images.end_blob(repository, &upload, made.digest.as_str()).await?;
+    let (made, tree) = work.await.map_err(broke_off)??;
+    again(async || images.end_blob(repository, upload, made.digest.as_str()).await).await?;
     told(done.load(Ordering::Relaxed));
-    Ok(made)
+    Ok((made, tree))
 }
 
 // What is written, in pieces for whoever sends them.

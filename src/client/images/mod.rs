@@ -274,6 +274,8 @@ pub trait Images: Send + Sync {
     async fn begin_blob(&self, repository: &str) -> Result<String>;
     /// Adds a piece to it behind so many bytes; how many there are now. The same piece once more changes nothing.
     async fn add_to_blob(&self, repository: &str, upload: &str, offset: u64, piece: Bytes) -> Result<u64>;
+    /// It will not be all there; one that is over already is none.
+    async fn drop_blob(&self, repository: &str, upload: &str) -> Result<()>;
     /// It is all there, and has this digest; its size. Durable when it returns.
     async fn end_blob(&self, repository: &str, upload: &str, digest: &str) -> Result<u64>;
     /// Writes an image whose layers are there. Durable when it returns.
@@ -379,6 +381,11 @@ impl Images for RemoteCluster {
     async fn add_to_blob(&self, repository: &str, upload: &str, offset: u64, piece: Bytes) -> Result<u64> {
         let path = format!("/v1/image-registry/uploads/{}?repository={}", segment(upload), segment(repository));
         self.call("PATCH", &path, Some(&PieceAsk { offset, bytes: Packed(piece) })).await
+    }
+
+    async fn drop_blob(&self, repository: &str, upload: &str) -> Result<()> {
+        let path = format!("/v1/image-registry/uploads/{}?repository={}", segment(upload), segment(repository));
+        self.call("DELETE", &path, None::<&()>).await
     }
 
     async fn end_blob(&self, repository: &str, upload: &str, digest: &str) -> Result<u64> {

@@ -76,7 +76,9 @@ impl Tokens for Up {
                 if known.len() >= MOST {
                     known.retain(|_, (_, granted)| granted.is_some());
                 }
-                if granted.is_some() || known.len() < MOST {
+                // What is lent ends when whoever leads says so.
+                let is_lent = granted.as_ref().is_some_and(Principal::is_lent);
+                if !is_lent && (granted.is_some() || known.len() < MOST) {
                     known.insert(hash.to_owned(), (Instant::now(), granted.clone()));
                 }
                 drop(known);

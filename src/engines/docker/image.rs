@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use bollard::Docker;
 use bollard::models::ProgressDetail;
-use bollard::query_parameters::{CreateImageOptions, PushImageOptions, TagImageOptions};
+use bollard::query_parameters::{CreateImageOptions, PushImageOptions, RemoveImageOptions, TagImageOptions};
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
@@ -29,8 +29,9 @@ pub async fn pull(
     docker: &Docker,
     (image, platform, login): (&str, Option<&str>, Option<&Login>),
     mut tell: impl FnMut(String, (u64, u64)),
-) -> Result<()> {
+) -> Result<Option<String>> {
     let subject = format!("image \"{image}\"");
+    let mut digest = None;
     tell(format!("pulls {image}"), (0, 0));
     let found = credentials::of(login, image).await;
     let options = CreateImageOptions {
@@ -46,8 +47,12 @@ pub async fn pull(
             return Err(Error::new(Kind::Timeout, subject, format!("nothing was heard of its pull for {SILENT:?}")));
         };
         match next {
-            None => return Ok(()),
+            None => return Ok(digest),
             Some(Ok(info)) => {
+                // `Digest: sha256:...`, of no layer.
+                if let (None, Some(status)) = (&info.id, &info.status) {
+                    digest = status.strip_prefix("Digest: ").map(str::to_owned).or(digest);
+                }
                 if let (Some(id), Some(status)) = (info.id, info.status) {
                     progress.add(id, &status, info.progress_detail);
                 }
@@ -83,11 +88,11 @@ pub fn moved(docker: Docker, ask: ImageMove) -> Moves {
                 Some(to) => push(&docker, &ask, to, tell).await.map(|(size, digest)| done(size, Some(digest))),
                 None => {
                     let wanted = (ask.image.as_str(), ask.platform.as_deref());
-                    pull(&docker, (wanted.0, wanted.1, ask.login().as_ref()), tell).await?;
+                    let digest = pull(&docker, (wanted.0, wanted.1, ask.login().as_ref()), tell).await?;
                     let found = docker.inspect_image(&ask.image).await;
                     let found = found.map_err(|error| trouble::error(&ask.image, "look at it", &error))?;
                     let size = u64::try_from(found.size.unwrap_or_default()).unwrap_or_default();
-                    Ok(done(size, digest_of(&ask.image, found.repo_digests.unwrap_or_default())))
+                    Ok(done(size, digest))
                 }
             }
         };
@@ -104,13 +109,6 @@ pub fn moved(docker: Docker, ask: ImageMove) -> Moves {
     futures_util::stream::unfold(receiver, next).boxed()
 }
 
-// Of several names of one image the digest under this one.
-fn digest_of(image: &str, known: Vec<String>) -> Option<String> {
-    let (name, _) = parts(image);
-    let of_name = known.iter().find_map(|one| one.strip_prefix(&format!("{name}@")).map(str::to_owned));
-    of_name.or_else(|| known.first().and_then(|one| Some(one.split_once('@')?.1.to_owned())))
-}
-
 // An image's name and its tag; a digest counts as none.
 fn parts(image: &str) -> (&str, Option<&str>) {
     let bare = image.split('@').next().unwrap_or(image);
@@ -121,22 +119,45 @@ fn parts(image: &str) -> (&str, Option<&str>) {
     }
 }
 
+// The name under which it is pushed is a name of the engine's as well: one that is not taken there is not kept here.
 async fn push(
     docker: &Docker,
     ask: &ImageMove,
     to: &str,
-    mut tell: impl FnMut(String, (u64, u64)),
+    tell: impl FnMut(String, (u64, u64)),
 ) -> Result<(u64, String)> {
     let subject = format!("image \"{}\"", ask.image);
     let (repository, tag) = parts(to);
     let tag = tag.unwrap_or("latest");
-    tell(format!("pushes {to}"), (0, 0));
-    let name = TagImageOptions { repo: Some(repository.to_owned()), tag: Some(tag.to_owned()) };
+    let name = || TagImageOptions { repo: Some(repository.to_owned()), tag: Some(tag.to_owned()) };
+    let full = format!("{repository}:{tag}");
+    let before = docker.inspect_image(&full).await.ok().and_then(|image| image.id);
     docker
-        .tag_image(&ask.image, Some(name))
+        .tag_image(&ask.image, Some(name()))
         .await
         .map_err(|error| trouble::error(&subject, "give it another name", &error))?;
-    let found = credentials::of(ask.login().as_ref(), to).await;
+    let pushed = push_as(docker, ask, (repository, tag), tell).await;
+    if pushed.is_err() {
+        let undone = match before {
+            Some(id) => docker.tag_image(&id, Some(name())).await,
+            None => docker.remove_image(&full, None::<RemoveImageOptions>, None).await.map(drop),
+        };
+        if let Err(error) = undone {
+            tracing::warn!(%error, image = full, "an image that was not pushed keeps that name");
+        }
+    }
+    pushed
+}
+
+async fn push_as(
+    docker: &Docker,
+    ask: &ImageMove,
+    (repository, tag): (&str, &str),
+    mut tell: impl FnMut(String, (u64, u64)),
+) -> Result<(u64, String)> {
+    let (subject, to) = (format!("image \"{}\"", ask.image), format!("{repository}:{tag}"));
+    tell(format!("pushes {to}"), (0, 0));
+    let found = credentials::of(ask.login().as_ref(), &to).await;
     let options = PushImageOptions { tag: Some(tag.to_owned()), ..PushImageOptions::default() };
     let mut stream = std::pin::pin!(docker.push_image(repository, Some(options), found));
     let (mut progress, mut told, mut digest, mut number) = (Progress::default(), Instant::now(), None, 0);

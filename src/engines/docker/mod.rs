@@ -36,7 +36,7 @@ use crate::model::id::{NodeId, TaskId};
 use crate::model::moves::ImageMove;
 use crate::model::node::{ImagePrune, Node, PrunedImages};
 use crate::model::objects::{NetworkAsk, NetworkInfo, VolumeAsk, VolumeInfo};
-use crate::model::registry::Login;
+use crate::model::registry::{self, Login};
 use crate::model::service::ServiceSpec;
 use crate::model::stats::Stats;
 use crate::model::units::Duration;
@@ -277,8 +277,17 @@ impl Engine for DockerEngine {
     }
 
     async fn move_image(&self, node: &str, ask: ImageMove) -> Result<Moves> {
-        let connection = self.host(node)?.connected()?;
-        Ok(image::moved(connection.docker.clone(), ask))
+        let host = self.host(node)?;
+        let name = ask.to.as_ref().unwrap_or(&ask.image);
+        // Its loopback is another: who listens there is nobody of ours.
+        if !host.address.is_local() && registry::is_loopback(name) {
+            let why = format!(
+                "its Docker Engine is on another host, where {} is not the cluster's registry",
+                registry::of_image(name)
+            );
+            return Err(Error::new(Kind::Unsupported, format!("node \"{node:.70}\""), why));
+        }
+        Ok(image::moved(host.connected()?.docker.clone(), ask))
     }
 
     // A network is each host's own: made on all of them, and shown once.

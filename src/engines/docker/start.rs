@@ -141,8 +141,8 @@ impl DockerEngine {
         }
         let platform = request.spec.platform.as_deref();
         let login = request.login.as_ref();
-        image::pull(docker, (image, platform, login), |said, _| self.report(request, ObservedState::Preparing { said }))
-            .await
+        let tell = |said, _| self.report(request, ObservedState::Preparing { said });
+        image::pull(docker, (image, platform, login), tell).await.map(drop)
     }
 
     fn report(&self, request: &StartRequest, state: ObservedState) {

@@ -6,8 +6,8 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::layer::{Item, PLAIN, Places, TarSource, What, above, failed, found, inner, joined, opened_tar};
-use super::tree::{Folder, clean};
+use super::layer::{Item, TarSource, What, failed, inner, opened_tar, path_of};
+use super::tree::{Entry, Folder, PLAIN, Tree, above, clean, joined};
 use crate::model::{Error, Result};
 use crate::registry::digest::{Algorithm, Hasher};
 
@@ -45,8 +45,8 @@ impl<W: Write> Write for Hashing<W> {
 pub struct Writer<'a, W: Write> {
     /// Where to.
     pub tar: tar::Builder<W>,
-    /// Where its folders are.
-    pub places: &'a Places,
+    /// The image below it, with what was written.
+    pub tree: &'a mut Tree,
     /// All times, in seconds since 1970.
     pub time: u64,
     /// Counts what went into it.
@@ -71,6 +71,12 @@ impl<R: Read> Read for Counted<'_, R> {
     }
 }
 
+// Where something goes: the path that it is written under.
+fn not_written(path: &str) -> impl Fn(io::Error) -> Error + use<> {
+    let path = format!("copy to /{path}");
+    move |error| Error::io(path.clone(), "write it into the layer", &error)
+}
+
 impl<W: Write> Writer<'_, W> {
     fn header(&self, kind: tar::EntryType, mode: u32, owner: (u64, u64), size: u64) -> tar::Header {
         let mut header = tar::Header::new_gnu();
@@ -83,59 +89,91 @@ impl<W: Write> Writer<'_, W> {
         header
     }
 
-    // A folder and those that it is in, each once: as the image below has them, else plain.
-    fn folders(&mut self, path: &str, asked: &str, own: Folder) -> Result<()> {
-        let below = found(self.places, asked).folders;
+    // The folder of a path by its real name, and the name in it; the folder is there then.
+    fn enter(&mut self, asked: &str) -> Result<String> {
+        let (folder, name) = above(asked);
+        let folder = self.tree.place(folder).map_err(not_written(asked))?;
+        self.folders(&folder, PLAIN)?;
+        Ok(joined(&folder, name))
+    }
+
+    // A folder by its real name and those that it is in, each once: as the image has them, else plain.
+    fn folders(&mut self, path: &str, own: Folder) -> Result<()> {
         let mut at = 0;
         while at < path.len() {
             let end = path[at..].find('/').map_or(path.len(), |next| at + next);
             let folder = &path[..end];
             at = end + 1;
-            if !self.written.insert(folder.to_owned()) {
+            if self.written.contains(folder) && self.tree.folder(folder).is_some() {
                 continue;
             }
-            let known = below.iter().find(|(known, _)| known == folder).map(|(_, folder)| *folder);
-            let is_it = end == path.len();
-            let Folder { mode, uid, gid } = known.unwrap_or(if is_it { own } else { PLAIN });
-            let mut header = self.header(tar::EntryType::Directory, mode & 0o7777, (uid, gid), 0);
-            self.append(&mut header, &format!("{folder}/"), io::empty())?;
+            let plain = if end == path.len() { own } else { PLAIN };
+            self.folder(folder, self.tree.folder(folder).unwrap_or(plain), self.time)?;
         }
         Ok(())
     }
 
-    fn append(&mut self, header: &mut tar::Header, path: &str, from: impl Read) -> Result<()> {
-        let failed = |error: io::Error| Error::io(format!("copy to /{path}"), "write it into the layer", &error);
-        self.tar.append_data(header, path, from).map_err(failed)
+    fn folder(&mut self, path: &str, folder: Folder, time: u64) -> Result<()> {
+        let Folder { mode, uid, gid } = folder;
+        let mut header = self.header(tar::EntryType::Directory, mode & 0o7777, (uid, gid), 0);
+        header.set_mtime(time);
+        self.tar.append_data(&mut header, format!("{path}/"), io::empty()).map_err(not_written(path))?;
+        self.tree.put(path, Some(Entry::Folder(Folder { mode: mode & 0o7777, uid, gid })));
+        self.written.insert(path.to_owned());
+        Ok(())
     }
 
-    fn link(&mut self, header: &mut tar::Header, path: &str, to: &Path) -> Result<()> {
-        let failed = |error: io::Error| Error::io(format!("copy to /{path}"), "write it into the layer", &error);
-        self.tar.append_link(header, path, to).map_err(failed)
+    // What is there now is no folder any more.
+    fn replaced(&mut self, path: &str, link: Option<&str>) {
+        self.tree.put(path, link.map(|to| Entry::Link(to.to_owned())));
+        self.written.remove(path);
+    }
+
+    fn file(&mut self, mut header: tar::Header, path: &str, from: impl Read) -> Result<()> {
+        self.tar.append_data(&mut header, path, from).map_err(not_written(path))?;
+        self.replaced(path, None);
+        Ok(())
+    }
+
+    fn link(&mut self, mut header: tar::Header, path: &str, to: &Path) -> Result<()> {
+        let is_hard = header.entry_type().is_hard_link();
+        self.tar.append_link(&mut header, path, to).map_err(not_written(path))?;
+        let text = to.to_string_lossy();
+        self.replaced(path, (!is_hard).then_some(&*text));
+        Ok(())
     }
 
     /// A file, folder or link, with the folders that it is in.
-    pub fn item(&mut self, path: &str, item: &Item) -> Result<()> {
+    pub fn item(&mut self, item: &Item) -> Result<()> {
         let (uid, gid) = item.owner;
-        match &item.what {
-            What::Folder => return self.folders(path, &item.path, Folder { mode: item.mode, uid, gid }),
-            _ => self.folders(above(path).0, above(&item.path).0, PLAIN)?,
+        if let What::Folder = item.what {
+            let path = self.tree.place(&item.path).map_err(not_written(&item.path))?;
+            return self.folders(&path, Folder { mode: item.mode, uid, gid });
+        }
+        let path = self.enter(&item.path)?;
+        let is_folder = self.tree.folder(&path).is_some();
+        let leads = self.tree.place(&path).ok().and_then(|place| self.tree.folder(&place)).is_some();
+        // Nobody means to lose a folder with all that is in it; and of a link to one only who names it means the folder.
+        if is_folder || (leads && item.is_named) {
+            let why = "is a folder of the image that it is built from: end it with / to put something into it";
+            return Err(Error::invalid(format!("copy to /{}", item.path), why));
         }
         match &item.what {
             What::Folder => Ok(()),
             What::File(disk, size) => {
                 let file = File::open(disk).map_err(failed(disk, "read it"))?;
-                let mut header = self.header(tar::EntryType::Regular, item.mode, item.owner, *size);
+                let header = self.header(tar::EntryType::Regular, item.mode, item.owner, *size);
                 let file = Counted(io::BufReader::with_capacity(256 << 10, file), *size, self.done);
-                self.append(&mut header, path, file).map_err(|error| error.cause(disk.display()))
+                self.file(header, &path, file).map_err(|error| error.cause(disk.display()))
             }
             What::Bytes(bytes) => {
-                let mut header = self.header(tar::EntryType::Regular, item.mode, item.owner, bytes.len() as u64);
+                let header = self.header(tar::EntryType::Regular, item.mode, item.owner, bytes.len() as u64);
                 self.done.fetch_add(bytes.len() as u64, Ordering::Relaxed);
-                self.append(&mut header, path, &**bytes)
+                self.file(header, &path, &**bytes)
             }
             What::Link(to) => {
-                let mut header = self.header(tar::EntryType::Symlink, item.mode, item.owner, 0);
-                self.link(&mut header, path, to)
+                let header = self.header(tar::EntryType::Symlink, item.mode, item.owner, 0);
+                self.link(header, &path, to)
             }
         }
     }
@@ -146,8 +184,11 @@ impl<W: Write> Writer<'_, W> {
             tar::EntryType::Continuous | tar::EntryType::GNUSparse => tar::EntryType::Regular,
             kind => kind,
         };
-        let mut header = self.header(kind, of.mode()? & 0o7777, (of.uid()?, of.gid()?), 0);
-        header.set_mtime(of.mtime()?);
+        // An empty field is nought.
+        let mode = of.mode().unwrap_or_default() & 0o7777;
+        let owner = (of.uid().unwrap_or_default(), of.gid().unwrap_or_default());
+        let mut header = self.header(kind, mode, owner, 0);
+        header.set_mtime(of.mtime().unwrap_or_default());
         if matches!(kind, tar::EntryType::Char | tar::EntryType::Block) {
             header.set_device_major(of.device_major()?.unwrap_or_default())?;
             header.set_device_minor(of.device_minor()?.unwrap_or_default())?;
@@ -157,6 +198,9 @@ impl<W: Write> Writer<'_, W> {
 
     // An entry before the one that they are of: lines that say how long they are, key and value.
     fn attributes(&mut self, all: &[(String, Vec<u8>)]) -> io::Result<()> {
+        if all.is_empty() {
+            return Ok(());
+        }
         let mut lines = Vec::new();
         for (key, value) in all {
             let rest = 3 + key.len() + value.len();
@@ -183,58 +227,46 @@ impl<W: Write> Writer<'_, W> {
         let mut archive = opened_tar(&source.file)?;
         for entry in archive.entries().map_err(&failed)? {
             let mut entry = entry.map_err(&failed)?;
-            let asked = inner(&entry, &source.to);
-            let header = entry.header();
-            let kind = header.entry_type();
-            if kind.is_pax_global_extensions() || (asked.is_empty() && !kind.is_dir()) {
+            let asked = inner(&path_of(&entry).unwrap_or_default(), &source.to);
+            let kind = entry.header().entry_type();
+            if kind.is_pax_global_extensions() || asked.is_empty() {
                 continue;
             }
-            if kind.is_dir() {
-                let path = found(self.places, &asked).path;
-                let folder = Folder {
-                    mode: header.mode().map_err(&failed)?,
-                    uid: header.uid().map_err(&failed)?,
-                    gid: header.gid().map_err(&failed)?,
-                };
-                let (up, _) = above(&path);
-                self.folders(up, above(&asked).0, PLAIN)?;
-                // What the archive says of a folder counts, also of one that is there.
-                if !path.is_empty() {
-                    self.written.insert(path.clone());
-                    let mut header = self.header(kind, folder.mode & 0o7777, (folder.uid, folder.gid), 0);
-                    header.set_mtime(entry.header().mtime().map_err(&failed)?);
-                    self.append(&mut header, &format!("{path}/"), io::empty())?;
-                }
-                continue;
-            }
-            let (folder, name) = above(&asked);
-            let at = found(self.places, folder).path;
-            self.folders(&at, folder, PLAIN)?;
-            let path = joined(&at, name);
             // Capabilities of files and the like.
-            let all = attributes(&mut entry).map_err(&failed)?;
-            if !all.is_empty() {
-                self.attributes(&all).map_err(&failed)?;
+            let attributes = attributes(&mut entry).map_err(&failed)?;
+            let header = self.like(entry.header()).map_err(&failed)?;
+            if kind.is_dir() {
+                let path = self.tree.place(&asked).map_err(not_written(&asked))?;
+                if path.is_empty() {
+                    continue;
+                }
+                self.folders(above(&path).0, PLAIN)?;
+                self.attributes(&attributes).map_err(&failed)?;
+                // What the archive says of a folder counts, also of one that is there.
+                let read = || Ok::<_, io::Error>((header.mode()?, header.uid()?, header.gid()?, header.mtime()?));
+                let (mode, uid, gid, time) = read().map_err(&failed)?;
+                self.folder(&path, Folder { mode, uid, gid }, time)?;
+                continue;
             }
-            let mut header = self.like(entry.header()).map_err(&failed)?;
+            let path = self.enter(&asked)?;
+            self.attributes(&attributes).map_err(&failed)?;
             match kind {
-                tar::EntryType::Symlink | tar::EntryType::Link => {
+                tar::EntryType::Symlink => {
                     let to = entry.link_name().map_err(&failed)?.unwrap_or_default().into_owned();
-                    let to = match kind {
-                        tar::EntryType::Symlink => to,
-                        _ => {
-                            let target = joined(&source.to, &clean(&to.to_string_lossy()));
-                            let (folder, name) = above(&target);
-                            joined(&found(self.places, folder).path, name).into()
-                        }
-                    };
-                    self.link(&mut header, &path, &to)?;
+                    self.link(header, &path, &to)?;
+                }
+                tar::EntryType::Link => {
+                    let to = entry.link_name().map_err(&failed)?.unwrap_or_default().into_owned();
+                    let target = inner(&clean(&to.to_string_lossy()), &source.to);
+                    let (folder, name) = above(&target);
+                    let folder = self.tree.place(folder).map_err(not_written(&asked))?;
+                    self.link(header, &path, Path::new(&joined(&folder, name)))?;
                 }
                 _ => {
-                    let size = entry.size();
+                    let (size, done) = (entry.size(), self.done);
+                    let mut header = header;
                     header.set_size(size);
-                    let done = self.done;
-                    self.append(&mut header, &path, Counted(entry, size, done))?;
+                    self.file(header, &path, Counted(entry, size, done))?;
                 }
             }
         }

@@ -98,6 +98,10 @@ fn settings(run: &mut Map<String, Value>, told: &ImageSettings) -> Result<(), Re
         run.insert("Entrypoint".into(), json!(entrypoint));
         run.remove("Cmd");
     }
+    let folders = told.workdir.iter().chain(&told.volumes);
+    if let Some(wrong) = folders.into_iter().find(|folder| !folder.starts_with('/')) {
+        return Err(invalid(format!("folder {wrong:.80?} does not begin with a slash")));
+    }
     for (name, value) in [("WorkingDir", &told.workdir), ("User", &told.user), ("StopSignal", &told.stop_signal)] {
         if let Some(value) = value {
             run.insert(name.into(), json!(value));

@@ -13,7 +13,8 @@ use flate2::write::GzEncoder;
 use glob::{MatchOptions, Pattern};
 
 use super::archive::{Hashing, Writer};
-use super::tree::{Folder, Place, clean};
+use super::guard::Guard;
+use super::tree::{Tree, WHITEOUT, above, clean, joined};
 use crate::model::{Error, Result};
 use crate::registry::digest::Digest;
 
@@ -21,8 +22,6 @@ use crate::registry::digest::Digest;
 const MOST: usize = 1_000_000;
 /// How deep folders may be.
 const DEEP: usize = 128;
-/// Folders that nobody has told of.
-pub(super) const PLAIN: Folder = Folder { mode: 0o755, uid: 0, gid: 0 };
 
 /// Something that is put into an image.
 #[derive(Debug, Clone)]
@@ -75,6 +74,8 @@ pub(super) struct Item {
     pub what: What,
     pub mode: u32,
     pub owner: (u64, u64),
+    // Whoever copies it names it, and not only a folder that it is in.
+    pub is_named: bool,
 }
 
 /// An archive, and where it is unpacked.
@@ -87,24 +88,12 @@ pub(super) struct TarSource {
 pub struct Layer {
     items: Vec<Item>,
     tars: Vec<TarSource>,
-    folders: BTreeSet<String>,
     size: u64,
 }
-
-/// Where folders of a layer are in the image below it, by how they are called.
-pub type Places = BTreeMap<String, Place>;
 
 pub(super) fn failed(path: &Path, doing: &str) -> impl Fn(io::Error) -> Error + use<> {
     let (path, doing) = (path.display().to_string(), doing.to_owned());
     move |error| Error::io(format!("file {path}"), &doing, &error)
-}
-
-pub(super) fn above(path: &str) -> (&str, &str) {
-    path.rsplit_once('/').unwrap_or(("", path))
-}
-
-pub(super) fn joined(folder: &str, name: &str) -> String {
-    if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
 }
 
 fn name_of(path: &Path) -> Result<String> {
@@ -113,23 +102,22 @@ fn name_of(path: &Path) -> Result<String> {
         .ok_or_else(|| Error::invalid(format!("file {}", path.display()), "has a name that is not UTF-8"))
 }
 
-pub(super) fn opened_tar(path: &Path) -> Result<tar::Archive<Box<dyn Read>>> {
+pub(super) fn opened_tar(path: &Path) -> Result<tar::Archive<Guard<Box<dyn Read>>>> {
     let failed = failed(path, "read it");
     let mut file = io::BufReader::with_capacity(1 << 20, File::open(path).map_err(&failed)?);
     let is_packed = io::BufRead::fill_buf(&mut file).map_err(&failed)?.starts_with(&[0x1f, 0x8b]);
     let reader: Box<dyn Read> = if is_packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    Ok(tar::Archive::new(reader))
+    Ok(tar::Archive::new(Guard::new(reader)))
 }
 
 impl Layer {
     /// Looks at all that is to be in it; nothing is read yet but archives.
     pub fn gather(sources: Vec<Source>) -> Result<Self> {
-        let mut layer = Layer { items: Vec::new(), tars: Vec::new(), folders: BTreeSet::new(), size: 0 };
+        let mut layer = Layer { items: Vec::new(), tars: Vec::new(), size: 0 };
         for source in sources {
             layer.add(source)?;
         }
-        let folders: Vec<&str> = layer.items.iter().map(|item| above(&item.path).0).collect();
-        layer.folders.extend(folders.into_iter().map(str::to_owned));
+        layer.check()?;
         Ok(layer)
     }
 
@@ -150,7 +138,8 @@ impl Layer {
                 ));
             }
             self.size += bytes.len() as u64;
-            return self.put(Item { path, what: What::Bytes(bytes), mode: mode.unwrap_or(0o644), owner });
+            let item = Item { path, what: What::Bytes(bytes), mode: mode.unwrap_or(0o644), owner, is_named: true };
+            return self.put(item);
         }
         let disk = match content {
             Content::Tar(file) => return self.add_tar(file, path),
@@ -168,7 +157,7 @@ impl Layer {
             );
         }
         let path = if to.ends_with('/') || path.is_empty() { joined(&path, &name_of(&disk)?) } else { path };
-        self.file(disk, path, &about, mode, owner)
+        self.file(disk, path, &about, (mode, owner), true)
     }
 
     fn file(
@@ -176,8 +165,8 @@ impl Layer {
         disk: PathBuf,
         path: String,
         about: &Metadata,
-        mode: Option<u32>,
-        owner: (u64, u64),
+        (mode, owner): (Option<u32>, (u64, u64)),
+        is_named: bool,
     ) -> Result<()> {
         if !about.is_file() {
             let why = "is neither a file nor a folder nor a link: no image has it";
@@ -185,15 +174,16 @@ impl Layer {
         }
         let plain = if about.permissions().mode() & 0o111 != 0 { 0o755 } else { 0o644 };
         self.size += about.len();
-        self.put(Item { path, what: What::File(disk, about.len()), mode: mode.unwrap_or(plain), owner })
+        self.put(Item { path, what: What::File(disk, about.len()), mode: mode.unwrap_or(plain), owner, is_named })
     }
 
     fn put(&mut self, item: Item) -> Result<()> {
         if self.items.len() >= MOST {
             return Err(Error::invalid(format!("copy to {}", item.path), format!("is more than {MOST} files")));
         }
-        if matches!(item.what, What::Folder) {
-            self.folders.insert(item.path.clone());
+        if above(&item.path).1.starts_with(WHITEOUT) {
+            let why = "would take away what is below it: names that begin with .wh. are no files in a layer";
+            return Err(Error::invalid(format!("copy to /{}", item.path), why));
         }
         self.items.push(item);
         Ok(())
@@ -206,7 +196,8 @@ impl Layer {
                 format!("is more than {DEEP} folders deep"),
             ));
         }
-        self.put(Item { path: path.to_owned(), what: What::Folder, mode: 0o755, owner: source.owner })?;
+        let owner = source.owner;
+        self.put(Item { path: path.to_owned(), what: What::Folder, mode: 0o755, owner, is_named: false })?;
         let listing = std::fs::read_dir(folder).map_err(failed(folder, "list it"))?;
         let mut entries: Vec<PathBuf> = listing
             .map(|entry| entry.map(|entry| entry.path()))
@@ -230,9 +221,9 @@ impl Layer {
                 self.walk(top, &disk, &inner, source, depth + 1)?;
             } else if about.is_symlink() {
                 let to = std::fs::read_link(&disk).map_err(failed(&disk, "read it"))?;
-                self.put(Item { path: inner, what: What::Link(to), mode: 0o777, owner: source.owner })?;
+                self.put(Item { path: inner, what: What::Link(to), mode: 0o777, owner, is_named: false })?;
             } else {
-                self.file(disk, inner, &about, source.mode, source.owner)?;
+                self.file(disk, inner, &about, (source.mode, owner), false)?;
             }
         }
         Ok(())
@@ -241,44 +232,65 @@ impl Layer {
     fn add_tar(&mut self, file: PathBuf, to: String) -> Result<()> {
         let failed = failed(&file, "read it as a tar archive");
         let mut archive = opened_tar(&file)?;
-        self.folders.insert(to.clone());
         for entry in archive.entries().map_err(&failed)? {
-            let entry = entry.map_err(&failed)?;
-            let path = inner(&entry, &to);
-            self.folders.insert(above(&path).0.to_owned());
-            if self.folders.len() > MOST {
-                return Err(Error::invalid(
-                    format!("file {}", file.display()),
-                    format!("has more than {MOST} folders"),
-                ));
+            let mut entry = entry.map_err(&failed)?;
+            if path_of(&entry).is_none() {
+                return Err(Error::invalid(format!("file {}", file.display()), "has a name that is not UTF-8"));
             }
-            if entry.header().entry_type().is_dir() {
-                self.folders.insert(path);
+            if let Some(all) = entry.pax_extensions().map_err(&failed)?
+                && all.flatten().any(|one| one.key().is_ok_and(|key| key.starts_with("GNU.sparse.")))
+            {
+                let why = "has files with holes in a form that is not read: make it without --sparse";
+                return Err(Error::invalid(format!("file {}", file.display()), why));
             }
-            self.size += entry.size();
+            self.size = self.size.saturating_add(entry.size());
         }
+        // What is behind its end tells whether it came whole: gzip's own sum.
+        let mut rest = archive.into_inner();
+        io::copy(&mut rest, &mut io::sink()).map_err(&failed)?;
         self.tars.push(TarSource { file, to });
         Ok(())
     }
 
-    /// What has to be known of the image below it: where these lead.
-    pub fn asks(&self) -> BTreeSet<String> {
-        let paths = self.items.iter().map(|item| item.path.clone());
-        paths.chain(self.folders.iter().cloned()).collect()
+    // What is called in two ways that cannot both be.
+    fn check(&self) -> Result<()> {
+        let mut all: BTreeMap<&str, bool> = BTreeMap::new();
+        for item in &self.items {
+            let is_folder = matches!(item.what, What::Folder);
+            if all.insert(&item.path, is_folder).is_some_and(|before| before != is_folder) {
+                let why = "is once a folder, and once a file or link";
+                return Err(Error::invalid(format!("copy to /{}", item.path), why));
+            }
+        }
+        for path in all.keys() {
+            let mut folder = above(path).0;
+            while !folder.is_empty() {
+                if all.get(folder) == Some(&false) {
+                    let why = format!("cannot be in /{folder}, which is a file or link of the same layer");
+                    return Err(Error::invalid(format!("copy to /{path}"), why));
+                }
+                folder = above(folder).0;
+            }
+        }
+        Ok(())
     }
 
-    /// Makes it. All times in it are `time`, in seconds since 1970; `done` counts the bytes that went into it.
-    pub fn write(&self, places: &Places, time: u64, out: impl Write, done: &AtomicU64) -> Result<Made> {
+    /// Makes it upon the image of that `tree`, which is that of both then. All times in it are `time`, in seconds since 1970; `done` counts the
+    /// bytes that went into it.
+    pub fn write(&self, tree: &mut Tree, time: u64, out: impl Write, done: &AtomicU64) -> Result<Made> {
         let broken = |error: io::Error| Error::io("layer", "write it", &error);
         let packed = Hashing::new(out);
         let gz = flate2::GzBuilder::new().mtime(0).operating_system(255).write(packed, flate2::Compression::new(6));
-        let mut writer =
-            Writer { tar: tar::Builder::new(Hashing::new(gz)), places, time, done, written: BTreeSet::new() };
-        for (path, item) in &self.placed(places)? {
-            writer.item(path, item)?;
-        }
+        let tar = tar::Builder::new(Hashing::new(gz));
+        let mut writer = Writer { tar, tree, time, done, written: BTreeSet::new() };
+        // What is copied lands where archives of the same layer lead.
         for source in &self.tars {
             writer.tar(source)?;
+        }
+        // Of one name the last one counts.
+        let items: BTreeMap<&str, &Item> = self.items.iter().map(|item| (item.path.as_str(), item)).collect();
+        for item in items.into_values() {
+            writer.item(item)?;
         }
         let mut plain = writer.tar.into_inner().map_err(broken)?;
         plain.flush().map_err(broken)?;
@@ -289,51 +301,14 @@ impl Layer {
         out.flush().map_err(broken)?;
         Ok(Made { digest: packed.hasher.finish(), diff_id, size })
     }
-
-    // By where they are; what comes later is in place of what came before.
-    fn placed<'a>(&'a self, places: &Places) -> Result<BTreeMap<String, &'a Item>> {
-        let mut placed: BTreeMap<String, &Item> = BTreeMap::new();
-        for item in &self.items {
-            let path = match item.what {
-                What::Folder => found(places, &item.path).path,
-                _ => {
-                    let at = found(places, &item.path);
-                    if at.folders.last().is_some_and(|(folder, _)| *folder == at.path) {
-                        let why =
-                            "is a folder of the image that it is built from: end it with / to put something into it";
-                        return Err(Error::invalid(format!("copy to /{}", item.path), why));
-                    }
-                    let (folder, name) = above(&item.path);
-                    joined(&found(places, folder).path, name)
-                }
-            };
-            if let Some(before) = placed.get(&path)
-                && matches!(before.what, What::Folder) != matches!(item.what, What::Folder)
-            {
-                return Err(Error::invalid(format!("copy to /{path}"), "is once a folder, and once a file or link"));
-            }
-            placed.insert(path, item);
-        }
-        for (path, item) in &placed {
-            let mut folder = above(path).0;
-            while !folder.is_empty() {
-                if placed.get(folder).is_some_and(|above| !matches!(above.what, What::Folder)) {
-                    let why = format!("cannot be in /{folder}, which is a file or link of the same layer");
-                    return Err(Error::invalid(format!("copy to /{path}"), why));
-                }
-                folder = above(folder).0;
-            }
-            debug_assert!(!path.is_empty() || matches!(item.what, What::Folder));
-        }
-        Ok(placed)
-    }
 }
 
-pub(super) fn inner(entry: &tar::Entry<impl Read>, to: &str) -> String {
-    let path = clean(&String::from_utf8_lossy(&entry.path_bytes()));
-    if path.is_empty() { to.to_owned() } else { joined(to, &path) }
+/// The path of an archive's entry; nothing where it is not UTF-8.
+pub(super) fn path_of(entry: &tar::Entry<impl Read>) -> Option<String> {
+    std::str::from_utf8(&entry.path_bytes()).ok().map(clean)
 }
 
-pub(super) fn found(places: &Places, path: &str) -> Place {
-    places.get(path).cloned().unwrap_or_else(|| Place { path: path.to_owned(), folders: Vec::new() })
+/// Where it goes, in an archive that is unpacked there.
+pub(super) fn inner(path: &str, to: &str) -> String {
+    if path.is_empty() { to.to_owned() } else { joined(to, path) }
 }

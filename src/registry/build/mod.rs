@@ -3,11 +3,15 @@
 
 mod archive;
 mod config;
+mod guard;
 pub mod layer;
+#[cfg(test)]
+mod tests;
 pub mod tree;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io::Read;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -17,7 +21,7 @@ use serde_json::{Value, json};
 use tokio::sync::mpsc;
 
 use self::config::{change, from_nothing, own_platform, platform_of};
-use self::tree::{Place, Tree};
+use self::tree::{Scan, Tree};
 use super::ImageRegistry;
 use super::copy::{Copied, End, for_platform};
 use super::digest::{Algorithm, Digest};
@@ -46,9 +50,9 @@ pub struct BaseAsk {
     /// Of an index the image for this platform: `linux/arm64`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub platform: Option<String>,
-    /// Paths of which is asked where they lead in it.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub paths: Vec<String>,
+    /// Its folders and links are asked for.
+    #[serde(default)]
+    pub tree: bool,
 }
 
 /// The image that another one is built from.
@@ -72,9 +76,9 @@ pub struct Based {
     /// It, once all of it is there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<Base>,
-    /// Where the paths lead.
-    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    pub places: BTreeMap<String, Place>,
+    /// Its folders and links, where they were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tree: Option<Arc<Tree>>,
     /// Whether that was all.
     pub done: bool,
 }
@@ -169,17 +173,21 @@ pub struct Built {
 
 /// What is remembered of images that others were built from.
 #[derive(Default)]
-pub struct Trees(Mutex<VecDeque<(Digest, Arc<Tree>)>>);
+pub struct Trees {
+    known: Mutex<VecDeque<(Digest, Arc<Tree>)>>,
+    // One is looked through at a time.
+    turn: tokio::sync::Mutex<()>,
+}
 
 impl Trees {
     fn get(&self, digest: &Digest) -> Option<Arc<Tree>> {
-        let known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         known.iter().find(|(of, _)| of == digest).map(|(_, tree)| tree.clone())
     }
 
     fn keep(&self, digest: &Digest, tree: &Arc<Tree>) {
         if tree.count() <= SMALL {
-            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
             known.push_front((digest.clone(), tree.clone()));
             known.truncate(TREES);
         }
@@ -210,6 +218,14 @@ fn target(image: &str) -> ModelResult<(Repository, String)> {
     }
 }
 
+struct Over(Arc<AtomicBool>);
+
+impl Drop for Over {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 impl ImageRegistry {
     /// Brings all that an image is made of which another one is to be built from, and says where paths lead in it.
     pub async fn base(self: &Arc<Self>, ask: BaseAsk, told: impl Fn(&Copied) + Send + Sync) -> ModelResult<Based> {
@@ -231,7 +247,9 @@ impl ImageRegistry {
         self.check_pushed(repository)?;
         let mut top = from.manifest(self, wanted).await?;
         let platform = ask.platform.clone().unwrap_or_else(own_platform);
+        let mut is_chosen = false;
         if let Some(child) = for_platform(&top.bytes, &platform)? {
+            is_chosen = true;
             top = from.manifest(self, &Reference::Digest(child)).await?;
         }
         let to = End::Own(repository.clone());
@@ -243,36 +261,38 @@ impl ImageRegistry {
         let manifest = String::from_utf8(top.bytes).map_err(|_| invalid("the manifest is not UTF-8"))?;
         let base =
             Base { name: ask.from.clone(), digest: top.digest.to_string(), media_type: top.media_type, manifest };
-        if let Some(wanted) = &ask.platform {
+        // What an index says of a platform counts.
+        if let (Some(wanted), false) = (&ask.platform, is_chosen) {
             let (_, config) = self.read_base(repository, &base).await?;
             let is = platform_of(&config);
-            if is != *wanted && !is.starts_with(&format!("{wanted}/")) {
+            if is != *wanted && !is.starts_with(&format!("{wanted}/")) && !wanted.starts_with(&format!("{is}/")) {
                 return Err(invalid(format!("{} is for {is}, not for {wanted}", ask.from)));
             }
         }
-        let mut places = BTreeMap::new();
-        if !ask.paths.is_empty() {
+        let mut tree = None;
+        if ask.tree {
             let layers = top.manifest.blobs.into_iter().skip(1).filter(|named| !named.is_foreign);
-            let tree = self.tree(&top.digest, layers.collect()).await?;
-            for path in &ask.paths {
-                places.insert(path.clone(), tree.place(path).map_err(|error| invalid(error.to_string()))?);
-            }
+            tree = Some(self.tree(&top.digest, layers.collect()).await?);
         }
-        Ok(Based { copied, base: Some(base), places, done: true })
+        Ok(Based { copied, base: Some(base), tree, done: true })
     }
 
     async fn tree(self: &Arc<Self>, digest: &Digest, layers: Vec<Named>) -> Result<Arc<Tree>, Refused> {
+        let _turn = self.trees.turn.lock().await;
         if let Some(tree) = self.trees.get(digest) {
             return Ok(tree);
         }
         let (own, digest) = (self.clone(), digest.clone());
+        // Where nobody waits for it any more, it ends.
+        let over = Over(Arc::default());
+        let is_over = over.0.clone();
         aside(move || {
-            let (mut tree, mut read) = (Tree::default(), 0);
+            let mut scan = Scan::new(&is_over);
             for layer in layers {
                 let file = own.disk.read(&layer.digest).map_err(|error| Refused::io("read a layer", &error))?;
-                tree.add(file, &mut read).map_err(|error| invalid(format!("layer {} {error}", layer.digest)))?;
+                scan.layer(file).map_err(|error| invalid(format!("layer {} {error}", layer.digest)))?;
             }
-            let tree = Arc::new(tree);
+            let tree = Arc::new(scan.tree);
             own.trees.keep(&digest, &tree);
             Ok(tree)
         })
@@ -294,7 +314,10 @@ impl ImageRegistry {
             Ok(text)
         });
         let config: Value = serde_json::from_slice(&config.await?).map_err(unreadable("config"))?;
-        match config.is_object() && manifest["layers"].is_array() {
+        let count = |value: &Value| value.as_array().map(Vec::len);
+        let is_image =
+            count(&manifest["layers"]).is_some() && count(&manifest["layers"]) == count(&config["rootfs"]["diff_ids"]);
+        match config.is_object() && is_image {
             true => Ok((manifest, config)),
             false => Err(invalid(format!("{} is no image that can be built from", base.name))),
         }
@@ -318,6 +341,15 @@ impl ImageRegistry {
         match received? {
             (growing, Received::All) => Ok(growing.size()),
             (_, Received::TooMuch) => Err(Refused::new(Code::SizeInvalid, "a blob is too large").status_of(413)),
+        }
+    }
+
+    /// Gives an upload up; one that is over is none to give up.
+    pub async fn drop_upload(&self, repository: &Repository, upload: &str) -> Result<(), Refused> {
+        match self.upload(repository, upload).await {
+            Ok(growing) => self.cancel(growing),
+            Err(refused) if refused.code == Code::BlobUploadUnknown => Ok(()),
+            Err(refused) => Err(refused),
         }
     }
 

@@ -3,19 +3,23 @@
 
 use std::collections::BTreeMap;
 use std::io::{self, Read};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use flate2::read::MultiGzDecoder;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// Most folders and links of an image.
-const MOST: usize = 500_000;
+use super::guard::Guard;
+
+/// Most folders and links of an image, and what their names may take, in bytes.
+const MOST: usize = 200_000;
+const NAMES: usize = 16 << 20;
 /// What the layers of an image hold altogether, at most, in bytes.
 const LARGEST: u64 = 32 << 30;
 /// Links that one path may lead through.
 const LINKS: usize = 40;
 /// What takes something away that a layer below has.
-const WHITEOUT: &str = ".wh.";
+pub const WHITEOUT: &str = ".wh.";
 const OPAQUE: &str = ".wh..wh..opq";
 
 /// A folder.
@@ -29,23 +33,22 @@ pub struct Folder {
     pub gid: u64,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
-enum Entry {
+/// One that nobody has told of.
+pub const PLAIN: Folder = Folder { mode: 0o755, uid: 0, gid: 0 };
+
+/// A folder, or a link with where it leads.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(untagged)]
+pub enum Entry {
+    /// The one.
     Folder(Folder),
+    /// The other.
     Link(String),
 }
 
-/// Where a path leads in an image.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct Place {
-    /// The path without links.
-    pub path: String,
-    /// Each folder on the way that is there, the path itself as well, from the top.
-    pub folders: Vec<(String, Folder)>,
-}
-
 /// Folders and links by their paths, without a slash in front.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(transparent)]
 pub struct Tree(BTreeMap<String, Entry>);
 
 /// A path in an image without a slash in front or behind it, without `.` and `..`.
@@ -61,78 +64,129 @@ pub fn clean(path: &str) -> String {
     parts.join("/")
 }
 
-fn joined(folder: &str, name: &str) -> String {
+/// A name in a folder.
+pub fn joined(folder: &str, name: &str) -> String {
     if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") }
 }
 
-fn above(path: &str) -> (&str, &str) {
+/// The folder that a path is in, and its name there.
+pub fn above(path: &str) -> (&str, &str) {
     path.rsplit_once('/').unwrap_or(("", path))
 }
 
-impl Tree {
-    /// Puts a layer upon it: a tar archive, by gzip or not. `read` counts what all layers hold.
-    pub fn add(&mut self, layer: impl Read, read: &mut u64) -> io::Result<()> {
-        let mut layer = io::BufReader::new(layer);
+/// Reads the layers of an image, one after the other, the lowest first.
+pub struct Scan<'a> {
+    /// What they are together.
+    pub tree: Tree,
+    // Bytes that they hold, and that names took.
+    read: u64,
+    names: usize,
+    // Nobody waits for it any more.
+    is_over: &'a AtomicBool,
+}
+
+impl<'a> Scan<'a> {
+    /// Of no layer yet. It ends early once that is set.
+    pub fn new(is_over: &'a AtomicBool) -> Self {
+        Scan { tree: Tree::default(), read: 0, names: 0, is_over }
+    }
+
+    /// Puts a layer upon it: a tar archive, by gzip or not.
+    pub fn layer(&mut self, layer: impl Read) -> io::Result<()> {
+        let mut layer = io::BufReader::with_capacity(256 << 10, layer);
         let mut first = [0; 4];
         let length = peek(&mut layer, &mut first)?;
-        let left = LARGEST.saturating_sub(*read);
         match &first[..length] {
-            [0x1f, 0x8b, ..] => self.add_tar(MultiGzDecoder::new(layer).take(left), read),
+            [0x1f, 0x8b, ..] => self.tar(MultiGzDecoder::new(layer)),
             [0x28, 0xb5, 0x2f, 0xfd] => Err(io::Error::other("is compressed by zstd, which cannot be looked into")),
-            _ => self.add_tar(layer.take(left), read),
+            _ => self.tar(layer),
         }
     }
 
-    fn add_tar(&mut self, tar: impl Read, read: &mut u64) -> io::Result<()> {
-        let mut own: Tree = Tree::default();
-        let mut archive = tar::Archive::new(tar);
+    fn tar(&mut self, tar: impl Read) -> io::Result<()> {
+        let mut own = Tree::default();
+        let mut archive = tar::Archive::new(Guard::new(tar));
         for entry in archive.entries()? {
             let entry = entry?;
-            let header = entry.header();
-            *read += entry.size() + 512;
-            if *read >= LARGEST {
+            if self.is_over.load(Ordering::Relaxed) {
+                return Err(io::Error::other("is not looked into any more: nobody waits for it"));
+            }
+            self.read = self.read.saturating_add(entry.size()).saturating_add(512);
+            if self.read >= LARGEST {
                 return Err(io::Error::other(format!("the layers hold more than {} GiB", LARGEST >> 30)));
             }
+            let header = entry.header();
             let path = clean(&String::from_utf8_lossy(&entry.path_bytes()));
             let (folder, name) = above(&path);
             if name == OPAQUE {
-                self.clear(folder);
+                self.tree.clear(folder);
                 continue;
             }
             if let Some(gone) = name.strip_prefix(WHITEOUT) {
-                self.remove(&joined(folder, gone));
+                if !gone.is_empty() {
+                    self.tree.remove(&joined(folder, gone));
+                }
                 continue;
             }
-            match header.entry_type() {
+            let kind = header.entry_type();
+            // The root is always there, and never goes.
+            if path.is_empty() && !kind.is_dir() {
+                continue;
+            }
+            match kind {
                 tar::EntryType::Directory => {
-                    let folder = Folder { mode: header.mode()?, uid: header.uid()?, gid: header.gid()? };
+                    let folder = Folder {
+                        mode: header.mode().unwrap_or(PLAIN.mode),
+                        uid: header.uid().unwrap_or_default(),
+                        gid: header.gid().unwrap_or_default(),
+                    };
                     // One that was there keeps what is in it.
-                    if !matches!(self.0.get(&path), Some(Entry::Folder(_))) {
-                        self.remove(&path);
+                    if !path.is_empty() && !matches!(self.tree.0.get(&path), Some(Entry::Folder(_))) {
+                        self.tree.remove(&path);
                     }
+                    self.names += path.len();
                     own.0.insert(path, Entry::Folder(folder));
                 }
                 tar::EntryType::Symlink => {
-                    self.remove(&path);
+                    self.tree.remove(&path);
                     own.remove(&path);
                     let to = entry.link_name_bytes().map(|to| String::from_utf8_lossy(&to).into_owned());
-                    own.0.insert(path, Entry::Link(to.unwrap_or_default()));
+                    let to = to.unwrap_or_default();
+                    self.names += path.len() + to.len();
+                    own.0.insert(path, Entry::Link(to));
                 }
                 tar::EntryType::XGlobalHeader => {}
                 _ => {
-                    self.remove(&path);
+                    self.tree.remove(&path);
                     own.remove(&path);
                 }
             }
-            if self.0.len() + own.0.len() > MOST {
-                return Err(io::Error::other(format!("the image has more than {MOST} folders and links")));
+            self.imply(&mut own, &entry.path_bytes());
+            if self.tree.0.len() + own.0.len() > MOST || self.names > NAMES {
+                let why = format!("the image has more than {MOST} folders and links, or {} MiB of names", NAMES >> 20);
+                return Err(io::Error::other(why));
             }
         }
         // Whiteouts are for what is below the layer, wherever in it they stand.
-        self.0.append(&mut own.0);
+        self.tree.0.append(&mut own.0);
         Ok(())
     }
+}
 
+impl Scan<'_> {
+    // A folder that nobody tells of is there by what is in it.
+    fn imply(&mut self, own: &mut Tree, path: &[u8]) {
+        let path = clean(&String::from_utf8_lossy(path));
+        let mut folder = above(&path).0;
+        while !folder.is_empty() && !own.0.contains_key(folder) && !self.tree.0.contains_key(folder) {
+            self.names += folder.len();
+            own.0.insert(folder.to_owned(), Entry::Folder(PLAIN));
+            folder = above(folder).0;
+        }
+    }
+}
+
+impl Tree {
     // With all that is in it.
     fn remove(&mut self, path: &str) {
         self.0.remove(path);
@@ -146,15 +200,15 @@ impl Tree {
         gone.iter().for_each(|path| _ = self.0.remove(path));
     }
 
-    /// Where a path leads. What is not there is made as it is called.
-    pub fn place(&self, path: &str) -> io::Result<Place> {
+    /// Where a path leads, through all links. What is not there is made as it is called.
+    pub fn place(&self, path: &str) -> io::Result<String> {
         let mut open: Vec<String> = clean(path).split('/').rev().map(str::to_owned).collect();
-        let (mut so_far, mut folders, mut links) = (String::new(), Vec::new(), 0);
+        let (mut so_far, mut links) = (String::new(), 0);
         while let Some(part) = open.pop() {
             match part.as_str() {
                 "" | "." => continue,
                 ".." => {
-                    so_far = above(&so_far).0.to_owned();
+                    so_far.truncate(above(&so_far).0.len());
                     continue;
                 }
                 _ => {}
@@ -164,25 +218,36 @@ impl Tree {
                 Some(Entry::Link(to)) => {
                     links += 1;
                     if links > LINKS {
-                        return Err(io::Error::other(format!("{path:?} leads through more than {LINKS} links")));
+                        return Err(io::Error::other(format!("{path:.200?} leads through more than {LINKS} links")));
                     }
                     if to.starts_with('/') {
                         so_far.clear();
                     }
                     open.extend(to.split('/').rev().map(str::to_owned));
                 }
-                Some(Entry::Folder(folder)) => {
-                    folders.push((next.clone(), *folder));
-                    so_far = next;
-                }
-                None => so_far = next,
+                _ => so_far = next,
             }
         }
-        // Of those that it went through only the ones that it is in.
-        folders.retain(|(folder, _)| so_far == *folder || so_far.starts_with(&format!("{folder}/")));
-        folders.sort_by_key(|(folder, _)| folder.len());
-        folders.dedup_by(|(a, _), (b, _)| a == b);
-        Ok(Place { path: so_far, folders })
+        Ok(so_far)
+    }
+
+    /// A folder, if it is one that is known.
+    pub fn folder(&self, path: &str) -> Option<Folder> {
+        match self.0.get(path) {
+            Some(Entry::Folder(folder)) => Some(*folder),
+            _ => None,
+        }
+    }
+
+    /// Something comes to a path: a folder or link, or else a file.
+    pub fn put(&mut self, path: &str, entry: Option<Entry>) {
+        let is_folder = matches!(entry, Some(Entry::Folder(_)));
+        if !is_folder || self.folder(path).is_none() {
+            self.remove(path);
+        }
+        if let Some(entry) = entry {
+            self.0.insert(path.to_owned(), entry);
+        }
     }
 
     /// How many folders and links it has.
@@ -235,9 +300,10 @@ mod tests {
     }
 
     fn tree(layers: &[&[Put]]) -> Tree {
-        let (mut tree, mut read) = (Tree::default(), 0);
-        layers.iter().for_each(|one| tree.add(&*layer(one), &mut read).unwrap());
-        tree
+        let going = AtomicBool::new(false);
+        let mut scan = Scan::new(&going);
+        layers.iter().for_each(|one| scan.layer(&*layer(one)).unwrap());
+        scan.tree
     }
 
     #[test]
@@ -254,14 +320,12 @@ mod tests {
         ];
         let tree_of = tree(&[base]);
         let place = |path: &str| tree_of.place(path).unwrap();
-        let names = |path: &str| place(path).folders.into_iter().map(|(name, _)| name).collect::<Vec<_>>();
-        assert_eq!(place("/bin/app").path, "usr/bin/app");
-        assert_eq!(names("/bin/app"), ["usr", "usr/bin"]);
-        assert_eq!(place("usr/up/x/y").path, "home/me/x/y");
-        assert_eq!(names("usr/up/x/y"), ["home/me"]);
-        assert_eq!(place("/tmp/").folders, [("tmp".to_owned(), Folder { mode: 0o1777, uid: 7, gid: 8 })]);
-        assert_eq!(place("/../new//./x/").path, "new/x");
-        assert_eq!(place("/").path, "");
+        assert_eq!(place("/bin/app"), "usr/bin/app");
+        assert_eq!(place("usr/up/x/y"), "home/me/x/y");
+        assert_eq!(place("/../new//./x/"), "new/x");
+        assert_eq!(place("/"), "");
+        assert_eq!(tree_of.folder("tmp"), Some(Folder { mode: 0o1777, uid: 7, gid: 8 }));
+        assert_eq!((tree_of.folder("bin"), tree_of.folder("new"), tree_of.folder("home")), (None, None, Some(PLAIN)));
         assert!(tree_of.place("a/x").unwrap_err().to_string().contains("links"));
     }
 
@@ -276,22 +340,45 @@ mod tests {
         // Wherever the mark stands, it is not for its own layer.
         let two = gone(&[Dir("y/new", 0o755), File("y/.wh..wh..opq"), Dir("x", 0o750)]);
         assert!(has(&two, "y/new") && !has(&two, "y/in") && has(&two, "x/deep"));
-        assert_eq!(two.place("x").unwrap().folders[0].1.mode, 0o750);
+        assert_eq!(two.folder("x").unwrap().mode, 0o750);
         // A file, a link or a folder in place of another.
         let three = gone(&[File("x"), Dir("l", 0o755), Link("y", "x")]);
         assert!(!has(&three, "x") && !has(&three, "x/deep") && !has(&three, "y/in"));
-        assert_eq!(three.place("l/a").unwrap().path, "l/a");
-        assert_eq!(three.place("y/a").unwrap().path, "x/a");
-        // By gzip as well, and nothing else.
-        let (mut tree, mut read) = (Tree::default(), 0);
+        assert_eq!(three.place("l/a").unwrap(), "l/a");
+        assert_eq!(three.place("y/a").unwrap(), "x/a");
+        // The root is never in place of anything, and nothing is in its place.
+        let root = layer(&[Dir("r", 0o755)]);
+        let four = gone(&[Dir("./", 0o700), File(".wh."), Link("z", "y")]);
+        assert!(has(&four, "x/deep") && has(&four, "l") && has(&four, "z"));
+        assert_eq!(four.place("l/a").unwrap(), "x/a");
+        // By gzip as well, and nothing else; and not for ever.
+        let over = AtomicBool::new(false);
+        let mut scan = Scan::new(&over);
         let packed = {
             let mut gz = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
             io::Write::write_all(&mut gz, &layer(base)).unwrap();
             gz.finish().unwrap()
         };
-        tree.add(&*packed, &mut read).unwrap();
-        assert_eq!(tree.count(), 5);
-        assert!(tree.add(&[0x28, 0xb5, 0x2f, 0xfd, 0][..], &mut read).unwrap_err().to_string().contains("zstd"));
-        assert!(tree.add(&b"no archive at all"[..], &mut read).is_err());
+        scan.layer(&*packed).unwrap();
+        assert_eq!(scan.tree.count(), 5);
+        let mut fails = |bytes: &[u8]| scan.layer(bytes).unwrap_err().to_string();
+        assert!(fails(&[0x28, 0xb5, 0x2f, 0xfd, 0]).contains("zstd"));
+        assert!(!fails(b"no archive at all").is_empty());
+        over.store(true, Ordering::Relaxed);
+        assert!(fails(&root).contains("nobody waits"));
+    }
+
+    #[test]
+    fn what_is_put_upon_it_is_there() {
+        let mut tree = Tree::default();
+        let folder = |mode| Some(Entry::Folder(Folder { mode, uid: 0, gid: 0 }));
+        tree.put("a", folder(0o755));
+        tree.put("a/b", folder(0o700));
+        tree.put("a", folder(0o711));
+        assert_eq!((tree.folder("a").unwrap().mode, tree.folder("a/b").unwrap().mode), (0o711, 0o700));
+        tree.put("l", Some(Entry::Link("a/b".into())));
+        assert_eq!(tree.place("l/x").unwrap(), "a/b/x");
+        tree.put("a", None);
+        assert_eq!((tree.folder("a"), tree.folder("a/b"), tree.count()), (None, None, 1));
     }
 }
