@@ -204,7 +204,9 @@ pub fn read(stream: &mut BufReader<TcpStream>, is_head: bool) -> std::io::Result
             break;
         }
         if let Some((name, value)) = line.split_once(':') {
-            headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
+            // One that is there twice is a list.
+            let known: &mut String = headers.entry(name.to_ascii_lowercase()).or_default();
+            *known = if known.is_empty() { value.trim().to_owned() } else { format!("{known}, {}", value.trim()) };
         }
     }
     let mut body = Vec::new();

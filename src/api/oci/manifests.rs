@@ -1,5 +1,7 @@
 //! Manifests, tags, repositories, and what says something of a manifest.
 
+use std::collections::HashSet;
+
 use http_body_util::BodyExt;
 use hyper::header::{self, HeaderName};
 use hyper::{Method, Response};
@@ -96,6 +98,9 @@ async fn put_manifest(call: Call, repository: &Repository, reference: &Reference
         Reference::Digest(_) => query.all("tag").to_vec(),
         Reference::Tag(_) => Vec::new(),
     };
+    // One that is said twice is one.
+    let mut seen = HashSet::new();
+    let tags: Vec<String> = tags.into_iter().filter(|tag| seen.insert(tag.clone())).collect();
     if tags.len() > TAGS {
         let why = format!("{} tags at once are more than {TAGS}", tags.len());
         return Err(Refused::new(Code::ManifestInvalid, why).status_of(414));

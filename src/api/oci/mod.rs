@@ -106,6 +106,9 @@ fn told(refused: &Refused) -> Response<Body> {
     let error = json!({ "code": refused.code.as_str(), "message": refused.why, "detail": detail });
     let mut answer = response(refused.status(), full(json!({ "errors": [error] }).to_string()));
     put(&mut answer, header::CONTENT_TYPE, "application/json");
+    if refused.status() == 405 {
+        put(&mut answer, header::ALLOW, "GET, HEAD");
+    }
     answer
 }
 

@@ -24,9 +24,8 @@ pub async fn begin(call: Call, repository: &Repository) -> Answer {
     let Call { registry, caller, headers, query, body, .. } = call;
     registry.check_pushed(repository)?;
     if let (Some(digest), Some(from)) = (query.get("mount"), query.get("from")) {
-        let digest: Digest = digest.parse()?;
-        // Whatever is wrong with the source: it is sent instead.
-        if let Ok(from) = from.parse::<Repository>()
+        // Whatever is wrong with it: it is sent instead.
+        if let (Ok(digest), Ok(from)) = (digest.parse::<Digest>(), from.parse::<Repository>())
             && caller.sees(registry.rules(), from.as_str())
             && registry.mount(&from, repository, &digest).await?
         {

@@ -156,7 +156,7 @@ impl Index {
             }
             if let Some(by) = write.open_multimap_table(NAMED)?.get(key)?.next() {
                 let why = format!("manifest {} of {repository} is made of it", by?.value());
-                return Err(Refused::new(Code::Denied, why).about(digest.as_str()).status_of(409).into());
+                return Err(Refused::new(Code::Unsupported, why).about(digest.as_str()).into());
             }
             unlink(write, &repository, &digest)
         })
