@@ -239,7 +239,7 @@ async fn image(call: Call) -> Result<Answer> {
 
 async fn resolve(call: Call) -> Result<Answer> {
     let image = call.query.get("image").map(String::as_str).unwrap_or_default();
-    // Another registry is asked as the whole cluster: that is for those who deploy from it, and are confined to no names.
+    // Another registry is asked as the whole cluster: that is for those who deploy, and can run what it has.
     if name::elsewhere(image).is_some() {
         call.principal.require(Role::Deployer, None)?;
     } else {
