@@ -431,3 +431,32 @@ fn what_is_pushed_is_nobodys_copy_and_what_is_elsewhere_is_not_told() {
     tried.cache.restart();
     assert_eq!(tried.cache.get("/v2/base/manifests/mine").is(200).body, manifest);
 }
+
+// As containerd asks: by the names of the other registry, which it says.
+#[test]
+fn a_mirror_is_asked_by_the_names_of_its_registry() {
+    let tried = Tried::new();
+    let manifest = tried.origin.push_image("shop/api", "1", &[b"layer"]);
+    let ns = format!("127.0.0.1:{}", tried.between.port);
+    let at = |path: &str| tried.cache.get(&format!("/v2/shop/api/{path}?ns={ns}"));
+    assert_eq!(
+        tried.cache.head(&format!("/v2/shop/api/manifests/1?ns={ns}")).is(200).header("docker-content-digest"),
+        digest(&manifest)
+    );
+    assert_eq!(at(&format!("manifests/{}", digest(&manifest))).is(200).body, manifest);
+    assert_eq!(at(&format!("blobs/{}", digest(b"layer"))).is(200).body, b"layer");
+    // It is the copy that others pull, and none of the registry's own.
+    assert_eq!(tried.cache.get("/v2/hub/shop/api/manifests/1").is(200).body, manifest);
+    tried.cache.get("/v2/shop/api/manifests/1").is(404);
+    // Of a registry that is not cached, nothing: whoever asks goes there.
+    tried.cache.get("/v2/shop/api/manifests/1?ns=docker.io").fails(404, "NAME_UNKNOWN");
+    tried.cache.get("/v2/shop/api/manifests/1?ns=%2F%2F").fails(404, "NAME_UNKNOWN");
+    // A part of a registry is asked for what is in it.
+    tried.cache.daemon.ok(&["registry", "cache", "set", "part", &format!("http://{ns}/shop")]);
+    at(&format!("manifests/{}", digest(&manifest))).is(200);
+    let known = tried.cache.get("/v2/_catalog").json();
+    assert_eq!(known["repositories"], json!(["hub/shop/api", "part/api"]));
+    // Rules are for what it is called here.
+    tried.cache.daemon.ok(&["registry", "rule", "set", "part/*", "--pull", "known"]);
+    at("manifests/1").fails(401, "UNAUTHORIZED");
+}

@@ -168,6 +168,15 @@ async fn serve(oci: &Oci, request: Request<Incoming>, asked: Option<Result<Asked
         put(&mut answer, header::ALLOW, asked.methods().join(", "));
         return Ok(answer);
     }
+    let query = Query::read(parts.uri.query())?;
+    // Whoever asks a mirror says of which registry: its names are those there.
+    let asked = match (query.get("ns"), asked.repository(), &parts.method) {
+        (Some(registry), Some(name), &Method::GET | &Method::HEAD) => {
+            let name = oci.registry.mirrored(registry, name)?;
+            asked.of(name)
+        }
+        _ => asked,
+    };
     if asked == Asked::Token {
         let answer = oci.gate.token(oci.registry.rules(), &parts.headers).await;
         return answer.or_else(|refused| Ok(challenged(oci, &refused, &parts.headers, None)));
@@ -176,7 +185,6 @@ async fn serve(oci: &Oci, request: Request<Incoming>, asked: Option<Result<Asked
         Ok(caller) => caller,
         Err(refused) => return Ok(challenged(oci, &refused, &parts.headers, Some(&asked))),
     };
-    let query = Query::read(parts.uri.query())?;
     let registry = oci.registry.clone();
     let call = Call { registry, caller, method: parts.method, headers: parts.headers, query, body };
     match asked {

@@ -82,6 +82,19 @@ impl Asked {
         }
     }
 
+    /// The same of another repository.
+    pub fn of(self, repository: Repository) -> Self {
+        match self {
+            Asked::Tags(_) => Asked::Tags(repository),
+            Asked::Manifest(_, reference) => Asked::Manifest(repository, reference),
+            Asked::Blob(_, digest) => Asked::Blob(repository, digest),
+            Asked::Uploads(_) => Asked::Uploads(repository),
+            Asked::Upload(_, id) => Asked::Upload(repository, id),
+            Asked::Referrers(_, digest) => Asked::Referrers(repository, digest),
+            Asked::Base | Asked::Token | Asked::Catalog | Asked::Metrics => self,
+        }
+    }
+
     /// What it is, as it is counted.
     pub fn kind(&self) -> &'static str {
         match self {

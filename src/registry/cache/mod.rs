@@ -220,6 +220,18 @@ impl Caches {
         *slot = Arc::new(all);
     }
 
+    /// What a repository of another registry is called here, where it is cached.
+    fn called(&self, registry: &str, name: &Repository) -> Option<Repository> {
+        let registry = crate::model::registry::name(registry).ok()?;
+        let all = self.all();
+        let of = all.iter().filter(|cache| cache.upstream.place.registry == registry);
+        // Of several the one with the least left to say.
+        let rests = of.filter_map(|cache| Some((cache, cache.upstream.place.rest(name.as_str())?)));
+        let (cache, rest) = rests.min_by_key(|(_, rest)| rest.len())?;
+        let slash = if cache.prefix.is_empty() { "" } else { "/" };
+        format!("{}{slash}{rest}", cache.prefix).parse().ok()
+    }
+
     /// The cache that a repository is of, and what it is called at its upstream.
     pub fn over(&self, repository: &Repository) -> Option<(Arc<Cache>, Repository)> {
         let all = self.all();
@@ -355,6 +367,14 @@ impl ImageRegistry {
             Some((cache, _)) if !cache.prefix.is_empty() => Err(is_copy(repository, &cache.settings.upstream)),
             _ => Ok(()),
         }
+    }
+
+    /// What a repository of another registry is called here: as containerd asks a mirror of that registry.
+    pub fn mirrored(&self, registry: &str, name: &Repository) -> Result<Repository, Refused> {
+        self.caches.called(registry, name).ok_or_else(|| {
+            let why = format!("no copies are kept of {registry:.255}: neap registry cache set PREFIX {registry:.255}");
+            Refused::new(Code::NameUnknown, why).about(name.as_str())
+        })
     }
 
     /// Whether a repository holds copies, or is one to hold them.

@@ -56,6 +56,14 @@ impl Place {
         self.base.scheme() != "https" && !is_own(&self.registry)
     }
 
+    /// What of a repository there is behind what all names of this part begin with; nothing where it is of another part.
+    pub fn rest<'a>(&self, name: &'a str) -> Option<&'a str> {
+        match self.within.is_empty() {
+            true => Some(name),
+            false => name.strip_prefix(&self.within)?.strip_prefix('/'),
+        }
+    }
+
     /// A repository as it is called there.
     pub fn repository(&self, name: &str) -> std::result::Result<Repository, Refused> {
         // What Docker Hub keeps itself.
@@ -88,6 +96,9 @@ mod tests {
         assert_eq!(read("quay.io/org/", "a"), "quay.io https://quay.io/ org/a");
         assert_eq!(read("registry.corp:5000", "a"), "registry.corp:5000 https://registry.corp:5000/ a");
         assert_eq!(read("http://old:5000", "a"), "old:5000 http://old:5000/ a");
+        let rest = |text: &str, name: &'static str| Place::read(text).unwrap().rest(name);
+        assert_eq!((rest("quay.io", "org/a"), rest("quay.io/org", "org/a")), (Some("org/a"), Some("a")));
+        assert_eq!((rest("quay.io/org", "organ/a"), rest("quay.io/org", "org")), (None, None));
         for own in ["127.0.0.1:5000", "localhost:5000", "[::1]:5000"] {
             let place = Place::read(own).unwrap();
             assert!(place.base.scheme() == "http" && !place.is_in_the_clear(), "{own}");
