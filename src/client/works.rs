@@ -21,16 +21,25 @@ const FORGOTTEN: Duration = Duration::from_secs(600);
 const ENDED: Duration = Duration::from_secs(90);
 /// For how long it is asked again where the answer does not come.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// How often it is tried to say that one is not needed any more.
+const DROPS: u32 = 5;
 
 /// What goes on here for others.
 #[derive(Default)]
-pub struct Works(Mutex<Known>);
+pub struct Works(Arc<Mutex<Known>>);
 
 #[derive(Default)]
 struct Known {
     last: u64,
     // By number, and when somebody last asked for it.
     all: HashMap<u64, (Instant, Work)>,
+}
+
+impl Known {
+    fn forget(&mut self) {
+        let is_over = |work: &Work| work.over.get().is_some_and(|at| at.elapsed() > ENDED);
+        self.all.retain(|_, (asked, work)| asked.elapsed() < FORGOTTEN && !is_over(work));
+    }
 }
 
 #[derive(Clone)]
@@ -83,8 +92,7 @@ pub fn read<T: DeserializeOwned>(value: Value) -> Result<T> {
 impl Works {
     fn known(&self) -> std::sync::MutexGuard<'_, Known> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_over = |work: &Work| work.over.get().is_some_and(|at| at.elapsed() > ENDED);
-        known.all.retain(|_, (asked, work)| asked.elapsed() < FORGOTTEN && !is_over(work));
+        known.forget();
         known
     }
 
@@ -101,6 +109,20 @@ impl Works {
         let all: Stream1<Value> = Box::pin(steps.map(|step| step.and_then(value)));
         let steps = Arc::new(tokio::sync::Mutex::new(Steps { all: Some(all), end: None }));
         works.all.insert(id, (Instant::now(), Work { steps, over: Arc::default() }));
+        drop(works);
+        // One that is forgotten goes also where nobody asks for others.
+        let known = Arc::downgrade(&self.0);
+        tokio::spawn(async move {
+            loop {
+                tokio::time::sleep(FORGOTTEN / 2).await;
+                let Some(known) = known.upgrade() else { return };
+                let mut known = known.lock().unwrap_or_else(PoisonError::into_inner);
+                known.forget();
+                if !known.all.contains_key(&id) {
+                    return;
+                }
+            }
+        });
         Ok(id)
     }
 
@@ -157,20 +179,24 @@ async fn step(work: &Work) -> Next {
 
 type Way = Arc<dyn Fn(WorkAsk) -> BoxFuture<'static, Result<Value>> + Send + Sync>;
 
-// Whoever drops the steps before their end gives the work up.
+// Whoever drops the steps, at their end or before it, needs the work no more.
 struct Following {
     way: Way,
     id: u64,
-    is_over: bool,
 }
 
 impl Drop for Following {
     fn drop(&mut self) {
-        if !self.is_over
-            && let Ok(runtime) = tokio::runtime::Handle::try_current()
-        {
-            runtime.spawn((self.way)(WorkAsk::Drop(self.id)));
-        }
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (way, id) = (self.way.clone(), self.id);
+        runtime.spawn(async move {
+            for _ in 0..DROPS {
+                match way(WorkAsk::Drop(id)).await {
+                    Err(error) if error.retry => tokio::time::sleep(STEP).await,
+                    _ => return,
+                }
+            }
+        });
     }
 }
 
@@ -180,9 +206,9 @@ pub fn steps<T: DeserializeOwned + Send + 'static>(
     way: impl Fn(WorkAsk) -> BoxFuture<'static, Result<Value>> + Send + Sync + 'static,
     is_done: fn(&T) -> bool,
 ) -> Stream1<T> {
-    let following = Following { way: Arc::new(way), id, is_over: false };
+    let following = Following { way: Arc::new(way), id };
     let steps = futures_util::stream::unfold(Some(following), move |following| async move {
-        let mut following = following?;
+        let following = following?;
         let mut silent = None::<Instant>;
         let next = loop {
             match (following.way)(WorkAsk::Step(id)).await.and_then(read::<Next>) {
@@ -195,9 +221,8 @@ pub fn steps<T: DeserializeOwned + Send + 'static>(
                 Ok(Next::Step(step)) => break read::<T>(step),
             }
         };
-        following.is_over = !matches!(&next, Ok(step) if !is_done(step));
-        let rest = (!following.is_over).then_some(following);
-        Some((next, rest))
+        let goes_on = matches!(&next, Ok(step) if !is_done(step));
+        Some((next, goes_on.then_some(following)))
     });
     Box::pin(steps)
 }

@@ -10,8 +10,8 @@ use crate::model::id::sha256_hex;
 use crate::model::right::Principal;
 use crate::model::{Error, Result};
 
-/// How long one is good for. A push is asked who it is again and again.
-const GOOD: Duration = Duration::from_secs(4 * 60 * 60);
+/// How long one is good for at most: it ends with what it was lent for, and a registry asks who one is again and again.
+const GOOD: Duration = Duration::from_secs(24 * 60 * 60);
 /// Bytes of a secret.
 const SECRET: usize = 24;
 

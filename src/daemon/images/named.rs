@@ -10,6 +10,9 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
+use serde::{Deserialize, Serialize};
+
+use crate::model::id::sha256_hex;
 use crate::model::{Error, Result};
 use crate::store::file;
 
@@ -19,7 +22,15 @@ const CA_KEY: &str = "registry-ca.key";
 /// How long certificates are good for, in days, and when one is made anew.
 const CA_DAYS: i64 = 365 * 30;
 const DAYS: i64 = 90;
-const RENEW: Duration = Duration::from_secs(60 * 24 * 60 * 60);
+const RENEW: Duration = Duration::from_secs(60 * DAY);
+const DAY: u64 = 24 * 60 * 60;
+
+// What is known of a certificate: when it was made, in seconds since 1970, and the hashes of the authority's file, its own and its key's.
+#[derive(Serialize, Deserialize)]
+struct Made {
+    at: u64,
+    files: [String; 3],
+}
 
 /// Under which name a registry is reached, and at which port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,14 +110,17 @@ pub fn face(data: &Path, name: &RegistryName) -> Result<(PathBuf, PathBuf)> {
         file::replace(&ca, made.pem().as_bytes(), 0o644).map_err(failed)?;
     }
     // Of another name it is another file.
-    let stem = format!("registry-{}", name.host.replace(':', "_"));
-    let (certificate, key) = (data.join(format!("{stem}.crt")), data.join(format!("{stem}.key")));
-    // Also one that an authority before this one has signed is old.
-    let at = |path: &Path| std::fs::metadata(path).and_then(|about| about.modified()).ok();
-    let is_good = at(&certificate).zip(at(&ca)).is_some_and(|(made, ca)| {
-        made >= ca && made.elapsed().is_ok_and(|age| age < RENEW) && holds(&certificate) && holds(&key)
-    });
-    if is_good {
+    let stem = format!("registry-name-{}", name.host.replace(':', "_"));
+    let [certificate, key, about] = ["crt", "key", "json"].map(|kind| data.join(format!("{stem}.{kind}")));
+    // What was made when, of which authority: one that is another's, or not what was made, is made anew.
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let hashes = || {
+        let hash = |path: &PathBuf| sha256_hex(&std::fs::read(path).unwrap_or_default());
+        [&ca, &certificate, &key].map(hash)
+    };
+    let is_good = |made: Made| made.at <= now + DAY && now < made.at + RENEW.as_secs() && made.files == hashes();
+    let known = std::fs::read(&about).ok().and_then(|text| serde_json::from_slice(&text).ok());
+    if known.is_some_and(is_good) {
         return Ok((certificate, key));
     }
     let text =
@@ -122,6 +136,9 @@ pub fn face(data: &Path, name: &RegistryName) -> Result<(PathBuf, PathBuf)> {
     let signed = params.signed_by(&own, &signer).map_err(wrong)?;
     file::replace(&key, own.serialize_pem().as_bytes(), 0o600).map_err(failed)?;
     file::replace(&certificate, signed.pem().as_bytes(), 0o644).map_err(failed)?;
+    let made = serde_json::to_vec(&Made { at: now, files: hashes() });
+    let made = made.map_err(|error| Error::internal("certificate of the image registry", error.to_string()))?;
+    file::replace(&about, &made, 0o600).map_err(failed)?;
     Ok((certificate, key))
 }
 
@@ -155,11 +172,32 @@ mod tests {
         assert_eq!(read(&face(folder.path(), &name("a.b:1")).unwrap()), made);
         let other = face(folder.path(), &name("10.0.0.1")).unwrap();
         assert!(other != first && read(&other) != made);
-        // An old one is made anew, by the same authority; its time is its file's.
-        let old = SystemTime::now() - RENEW;
-        std::fs::File::options().write(true).open(&first.0).unwrap().set_modified(old).unwrap();
-        std::fs::File::options().write(true).open(folder.path().join(CA)).unwrap().set_modified(old).unwrap();
-        assert_ne!(read(&face(folder.path(), &name("a.b")).unwrap()), made);
+        // The authority's own files have no name's.
+        let ca_of = face(folder.path(), &name("ca")).unwrap();
+        assert!(ca_of.0 != folder.path().join(CA));
+        // An old one is made anew, by the same authority; so is one from a time to come, and one that is not what was made.
+        let about = first.0.with_extension("json");
+        let set = |at: u64| {
+            let mut made: Made = serde_json::from_slice(&std::fs::read(&about).unwrap()).unwrap();
+            made.at = at;
+            std::fs::write(&about, serde_json::to_vec(&made).unwrap()).unwrap();
+        };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let mut last = made;
+        let name = name("a.b");
+        let mut is_new = || {
+            let now = read(&face(folder.path(), &name).unwrap());
+            std::mem::replace(&mut last, now.clone()) != now
+        };
+        assert!(!is_new());
+        for at in [now - RENEW.as_secs(), now + 2 * DAY] {
+            set(at);
+            assert!(is_new() && !is_new());
+        }
+        set(now + 60);
+        assert!(!is_new(), "clocks are not that exact");
+        std::fs::write(&first.1, "another key").unwrap();
+        assert!(is_new() && !is_new());
         assert_eq!(std::fs::read(folder.path().join(CA)).unwrap(), ca);
     }
 }

@@ -85,7 +85,10 @@ pub fn moved(docker: Docker, ask: ImageMove) -> Moves {
         let work = async {
             let done = |size, digest| ImageMoved { said: "done".into(), size, of: size, digest, done: true };
             match &ask.to {
-                Some(to) => push(&docker, &ask, to, tell).await.map(|(size, digest)| done(size, Some(digest))),
+                Some(to) => {
+                    let pushed = push(&docker, &ask, to, tell, sender.closed()).await;
+                    pushed.map(|(size, digest)| done(size, Some(digest)))
+                }
                 None => {
                     let wanted = (ask.image.as_str(), ask.platform.as_deref());
                     let digest = pull(&docker, (wanted.0, wanted.1, ask.login().as_ref()), tell).await?;
@@ -96,12 +99,15 @@ pub fn moved(docker: Docker, ask: ImageMove) -> Moves {
                 }
             }
         };
-        tokio::select! {
-            done = work => {
-                let _ = sender.send(done).await;
-            }
-            () = sender.closed() => {}
-        }
+        let done = match ask.to.is_some() {
+            // What a push that is given up leaves is put right first.
+            true => work.await,
+            false => tokio::select! {
+                done = work => done,
+                () = sender.closed() => return,
+            },
+        };
+        let _ = sender.send(done).await;
     });
     let next = |mut receiver: mpsc::Receiver<Result<ImageMoved>>| async move {
         receiver.recv().await.map(|step| (step, receiver))
@@ -125,22 +131,36 @@ async fn push(
     ask: &ImageMove,
     to: &str,
     tell: impl FnMut(String, (u64, u64)),
+    given_up: impl Future<Output = ()>,
 ) -> Result<(u64, String)> {
     let subject = format!("image \"{}\"", ask.image);
     let (repository, tag) = parts(to);
     let tag = tag.unwrap_or("latest");
     let name = || TagImageOptions { repo: Some(repository.to_owned()), tag: Some(tag.to_owned()) };
     let full = format!("{repository}:{tag}");
-    let before = docker.inspect_image(&full).await.ok().and_then(|image| image.id);
+    let before = match docker.inspect_image(&full).await {
+        Ok(image) => image.id,
+        Err(error) if trouble::is_status(&error, 404) => None,
+        Err(error) => return Err(trouble::error(&subject, "look at what has its new name", &error)),
+    };
     docker
         .tag_image(&ask.image, Some(name()))
         .await
         .map_err(|error| trouble::error(&subject, "give it another name", &error))?;
-    let pushed = push_as(docker, ask, (repository, tag), tell).await;
+    let pushed = tokio::select! {
+        pushed = push_as(docker, ask, (repository, tag), tell) => pushed,
+        () = given_up => Err(Error::new(Kind::Failed, subject, "nobody waits for its push any more")),
+    };
     if pushed.is_err() {
         let undone = match before {
             Some(id) => docker.tag_image(&id, Some(name())).await,
-            None => docker.remove_image(&full, None::<RemoveImageOptions>, None).await.map(drop),
+            None => match docker.inspect_image(&full).await {
+                // Without another name it would go with this one.
+                Ok(image) if image.repo_tags.as_ref().is_some_and(|tags| tags.len() > 1) => {
+                    docker.remove_image(&full, None::<RemoveImageOptions>, None).await.map(drop)
+                }
+                other => other.map(drop),
+            },
         };
         if let Err(error) = undone {
             tracing::warn!(%error, image = full, "an image that was not pushed keeps that name");

@@ -6,6 +6,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::heads::Head;
 use super::layer::{Item, TarSource, What, failed, inner, opened_tar, path_of};
 use super::tree::{Entry, Folder, PLAIN, Tree, above, clean, joined};
 use crate::model::{Error, Result};
@@ -178,26 +179,19 @@ impl<W: Write> Writer<'_, W> {
         }
     }
 
-    // One of an archive, as far as it belongs to an image: names of users are left out, what is sparse is not.
-    fn like(&self, of: &tar::Header) -> io::Result<tar::Header> {
-        let kind = match of.entry_type() {
-            tar::EntryType::Continuous | tar::EntryType::GNUSparse => tar::EntryType::Regular,
-            kind => kind,
-        };
-        // An empty field is nought.
-        let mode = of.mode().unwrap_or_default() & 0o7777;
-        let owner = (of.uid().unwrap_or_default(), of.gid().unwrap_or_default());
-        let mut header = self.header(kind, mode, owner, 0);
-        header.set_mtime(of.mtime().unwrap_or_default());
-        if matches!(kind, tar::EntryType::Char | tar::EntryType::Block) {
-            header.set_device_major(of.device_major()?.unwrap_or_default())?;
-            header.set_device_minor(of.device_minor()?.unwrap_or_default())?;
+    // One of an archive, as far as it belongs to an image: names of users are left out.
+    fn like(&self, head: &Head) -> io::Result<tar::Header> {
+        let mut header = self.header(head.kind, head.mode, head.owner, head.size);
+        header.set_mtime(head.time);
+        if matches!(head.kind, tar::EntryType::Char | tar::EntryType::Block) {
+            header.set_device_major(head.device.0)?;
+            header.set_device_minor(head.device.1)?;
         }
         Ok(header)
     }
 
     // An entry before the one that they are of: lines that say how long they are, key and value.
-    fn attributes(&mut self, all: &[(String, Vec<u8>)]) -> io::Result<()> {
+    fn attributes(&mut self, all: &[(Vec<u8>, Vec<u8>)]) -> io::Result<()> {
         if all.is_empty() {
             return Ok(());
         }
@@ -208,7 +202,9 @@ impl<W: Write> Writer<'_, W> {
             while length != rest + length.to_string().len() {
                 length = rest + length.to_string().len();
             }
-            lines.extend_from_slice(format!("{length} {key}=").as_bytes());
+            lines.extend_from_slice(format!("{length} ").as_bytes());
+            lines.extend_from_slice(key);
+            lines.push(b'=');
             lines.extend_from_slice(value);
             lines.push(b'\n');
         }
@@ -224,66 +220,43 @@ impl<W: Write> Writer<'_, W> {
     /// What is in an archive, in its order.
     pub fn tar(&mut self, source: &TarSource) -> Result<()> {
         let failed = failed(&source.file, "read it as a tar archive");
-        let mut archive = opened_tar(&source.file)?;
-        for entry in archive.entries().map_err(&failed)? {
-            let mut entry = entry.map_err(&failed)?;
-            let asked = inner(&path_of(&entry).unwrap_or_default(), &source.to);
-            let kind = entry.header().entry_type();
-            if kind.is_pax_global_extensions() || asked.is_empty() {
+        let mut heads = opened_tar(&source.file)?;
+        while let Some(head) = heads.next().map_err(&failed)? {
+            let asked = inner(&path_of(&head).unwrap_or_default(), &source.to);
+            if asked.is_empty() {
                 continue;
             }
-            // Capabilities of files and the like.
-            let attributes = attributes(&mut entry).map_err(&failed)?;
-            let header = self.like(entry.header()).map_err(&failed)?;
-            if kind.is_dir() {
+            let header = self.like(&head).map_err(&failed)?;
+            if head.kind.is_dir() {
                 let path = self.tree.place(&asked).map_err(not_written(&asked))?;
                 if path.is_empty() {
                     continue;
                 }
                 self.folders(above(&path).0, PLAIN)?;
-                self.attributes(&attributes).map_err(&failed)?;
+                // Capabilities of files and the like.
+                self.attributes(&head.attributes).map_err(&failed)?;
                 // What the archive says of a folder counts, also of one that is there.
-                let read = || Ok::<_, io::Error>((header.mode()?, header.uid()?, header.gid()?, header.mtime()?));
-                let (mode, uid, gid, time) = read().map_err(&failed)?;
-                self.folder(&path, Folder { mode, uid, gid }, time)?;
+                let (uid, gid) = head.owner;
+                self.folder(&path, Folder { mode: head.mode, uid, gid }, head.time)?;
                 continue;
             }
             let path = self.enter(&asked)?;
-            self.attributes(&attributes).map_err(&failed)?;
-            match kind {
-                tar::EntryType::Symlink => {
-                    let to = entry.link_name().map_err(&failed)?.unwrap_or_default().into_owned();
-                    self.link(header, &path, &to)?;
-                }
+            self.attributes(&head.attributes).map_err(&failed)?;
+            let to = String::from_utf8_lossy(&head.link);
+            match head.kind {
+                tar::EntryType::Symlink => self.link(header, &path, Path::new(&*to))?,
                 tar::EntryType::Link => {
-                    let to = entry.link_name().map_err(&failed)?.unwrap_or_default().into_owned();
-                    let target = inner(&clean(&to.to_string_lossy()), &source.to);
+                    let target = inner(&clean(&to), &source.to);
                     let (folder, name) = above(&target);
                     let folder = self.tree.place(folder).map_err(not_written(&asked))?;
                     self.link(header, &path, Path::new(&joined(&folder, name)))?;
                 }
                 _ => {
-                    let (size, done) = (entry.size(), self.done);
-                    let mut header = header;
-                    header.set_size(size);
-                    self.file(header, &path, Counted(entry, size, done))?;
+                    let done = self.done;
+                    self.file(header, &path, Counted(heads.data(), head.size, done))?;
                 }
             }
         }
         Ok(())
     }
-}
-
-fn attributes(entry: &mut tar::Entry<impl Read>) -> io::Result<Vec<(String, Vec<u8>)>> {
-    let Some(all) = entry.pax_extensions()? else { return Ok(Vec::new()) };
-    let mut found = Vec::new();
-    for one in all {
-        let one = one?;
-        if let Ok(key) = one.key()
-            && key.starts_with("SCHILY.xattr.")
-        {
-            found.push((key.to_owned(), one.value_bytes().to_vec()));
-        }
-    }
-    Ok(found)
 }

@@ -13,7 +13,7 @@ use flate2::write::GzEncoder;
 use glob::{MatchOptions, Pattern};
 
 use super::archive::{Hashing, Writer};
-use super::guard::Guard;
+use super::heads::{Head, Heads};
 use super::tree::{Tree, WHITEOUT, above, clean, joined};
 use crate::model::{Error, Result};
 use crate::registry::digest::Digest;
@@ -102,12 +102,12 @@ fn name_of(path: &Path) -> Result<String> {
         .ok_or_else(|| Error::invalid(format!("file {}", path.display()), "has a name that is not UTF-8"))
 }
 
-pub(super) fn opened_tar(path: &Path) -> Result<tar::Archive<Guard<Box<dyn Read>>>> {
+pub(super) fn opened_tar(path: &Path) -> Result<Heads<Box<dyn Read>>> {
     let failed = failed(path, "read it");
     let mut file = io::BufReader::with_capacity(1 << 20, File::open(path).map_err(&failed)?);
     let is_packed = io::BufRead::fill_buf(&mut file).map_err(&failed)?.starts_with(&[0x1f, 0x8b]);
     let reader: Box<dyn Read> = if is_packed { Box::new(MultiGzDecoder::new(file)) } else { Box::new(file) };
-    Ok(tar::Archive::new(Guard::new(reader)))
+    Ok(Heads::new(reader))
 }
 
 impl Layer {
@@ -231,23 +231,19 @@ impl Layer {
 
     fn add_tar(&mut self, file: PathBuf, to: String) -> Result<()> {
         let failed = failed(&file, "read it as a tar archive");
-        let mut archive = opened_tar(&file)?;
-        for entry in archive.entries().map_err(&failed)? {
-            let mut entry = entry.map_err(&failed)?;
-            if path_of(&entry).is_none() {
-                return Err(Error::invalid(format!("file {}", file.display()), "has a name that is not UTF-8"));
+        let mut heads = opened_tar(&file)?;
+        while let Some(head) = heads.next().map_err(&failed)? {
+            let wrong = |why: &str| Err(Error::invalid(format!("file {}", file.display()), why));
+            let Some(path) = path_of(&head) else { return wrong("has a name that is not UTF-8") };
+            if above(&path).1.starts_with(WHITEOUT) {
+                return wrong(
+                    "takes away what is below it (.wh. in front of a name): it is a layer, not what is in one",
+                );
             }
-            if let Some(all) = entry.pax_extensions().map_err(&failed)?
-                && all.flatten().any(|one| one.key().is_ok_and(|key| key.starts_with("GNU.sparse.")))
-            {
-                let why = "has files with holes in a form that is not read: make it without --sparse";
-                return Err(Error::invalid(format!("file {}", file.display()), why));
-            }
-            self.size = self.size.saturating_add(entry.size());
+            self.size = self.size.saturating_add(head.size);
         }
         // What is behind its end tells whether it came whole: gzip's own sum.
-        let mut rest = archive.into_inner();
-        io::copy(&mut rest, &mut io::sink()).map_err(&failed)?;
+        heads.rest().map_err(&failed)?;
         self.tars.push(TarSource { file, to });
         Ok(())
     }
@@ -303,9 +299,10 @@ impl Layer {
     }
 }
 
-/// The path of an archive's entry; nothing where it is not UTF-8.
-pub(super) fn path_of(entry: &tar::Entry<impl Read>) -> Option<String> {
-    std::str::from_utf8(&entry.path_bytes()).ok().map(clean)
+/// The path of an archive's entry; nothing where it, or where it leads, is not UTF-8.
+pub(super) fn path_of(head: &Head) -> Option<String> {
+    std::str::from_utf8(&head.link).ok()?;
+    std::str::from_utf8(&head.path).ok().map(clean)
 }
 
 /// Where it goes, in an archive that is unpacked there.

@@ -3,7 +3,7 @@
 
 mod archive;
 mod config;
-mod guard;
+mod heads;
 pub mod layer;
 #[cfg(test)]
 mod tests;

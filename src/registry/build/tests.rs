@@ -210,6 +210,8 @@ fn what_no_layer_can_be_is_said() {
     tar.append_data(&mut header, "holes", io::empty()).unwrap();
     let sparse = tar_at(&at("sparse.tar"), &tar.into_inner().unwrap());
     assert!(fails(vec![source("/", sparse)]).contains("--sparse"));
+    let layer = tar_at(&at("layer.tar"), &archive(&[("etc/.wh.x", Regular, "")]));
+    assert!(fails(vec![source("/", layer)]).contains("takes away"));
 }
 
 #[test]

@@ -9,7 +9,7 @@ use flate2::read::MultiGzDecoder;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::guard::Guard;
+use super::heads::Heads;
 
 /// Most folders and links of an image, and what their names may take, in bytes.
 const MOST: usize = 200_000;
@@ -105,18 +105,16 @@ impl<'a> Scan<'a> {
 
     fn tar(&mut self, tar: impl Read) -> io::Result<()> {
         let mut own = Tree::default();
-        let mut archive = tar::Archive::new(Guard::new(tar));
-        for entry in archive.entries()? {
-            let entry = entry?;
+        let mut heads = Heads::new(tar);
+        while let Some(head) = heads.next()? {
             if self.is_over.load(Ordering::Relaxed) {
                 return Err(io::Error::other("is not looked into any more: nobody waits for it"));
             }
-            self.read = self.read.saturating_add(entry.size()).saturating_add(512);
+            self.read = self.read.saturating_add(head.size).saturating_add(512);
             if self.read >= LARGEST {
                 return Err(io::Error::other(format!("the layers hold more than {} GiB", LARGEST >> 30)));
             }
-            let header = entry.header();
-            let path = clean(&String::from_utf8_lossy(&entry.path_bytes()));
+            let path = clean(&String::from_utf8_lossy(&head.path));
             let (folder, name) = above(&path);
             if name == OPAQUE {
                 self.tree.clear(folder);
@@ -128,61 +126,52 @@ impl<'a> Scan<'a> {
                 }
                 continue;
             }
-            let kind = header.entry_type();
+            let is_folder = head.kind.is_dir();
             // The root is always there, and never goes.
-            if path.is_empty() && !kind.is_dir() {
+            if path.is_empty() && !is_folder {
                 continue;
             }
-            match kind {
-                tar::EntryType::Directory => {
-                    let folder = Folder {
-                        mode: header.mode().unwrap_or(PLAIN.mode),
-                        uid: header.uid().unwrap_or_default(),
-                        gid: header.gid().unwrap_or_default(),
-                    };
-                    // One that was there keeps what is in it.
-                    if !path.is_empty() && !matches!(self.tree.0.get(&path), Some(Entry::Folder(_))) {
-                        self.tree.remove(&path);
-                    }
-                    self.names += path.len();
-                    own.0.insert(path, Entry::Folder(folder));
-                }
-                tar::EntryType::Symlink => {
-                    self.tree.remove(&path);
-                    own.remove(&path);
-                    let to = entry.link_name_bytes().map(|to| String::from_utf8_lossy(&to).into_owned());
-                    let to = to.unwrap_or_default();
-                    self.names += path.len() + to.len();
-                    own.0.insert(path, Entry::Link(to));
-                }
-                tar::EntryType::XGlobalHeader => {}
-                _ => {
-                    self.tree.remove(&path);
-                    own.remove(&path);
-                }
+            // One that was there keeps what is in it.
+            if !is_folder || (!path.is_empty() && !matches!(self.tree.0.get(&path), Some(Entry::Folder(_)))) {
+                self.tree.remove(&path);
             }
-            self.imply(&mut own, &entry.path_bytes());
-            if self.tree.0.len() + own.0.len() > MOST || self.names > NAMES {
-                let why = format!("the image has more than {MOST} folders and links, or {} MiB of names", NAMES >> 20);
-                return Err(io::Error::other(why));
+            if !is_folder {
+                own.remove(&path);
+            }
+            let ((uid, gid), mode) = (head.owner, head.mode);
+            let entry = match head.kind {
+                tar::EntryType::Directory => Some(Entry::Folder(Folder { mode, uid, gid })),
+                tar::EntryType::Symlink => Some(Entry::Link(String::from_utf8_lossy(&head.link).into_owned())),
+                _ => None,
+            };
+            self.imply(&mut own, &path)?;
+            if let Some(entry) = entry {
+                self.tell(&mut own, path, entry)?;
             }
         }
         // Whiteouts are for what is below the layer, wherever in it they stand.
         self.tree.0.append(&mut own.0);
         Ok(())
     }
-}
 
-impl Scan<'_> {
+    fn tell(&mut self, own: &mut Tree, path: String, entry: Entry) -> io::Result<()> {
+        self.names += path.len() + if let Entry::Link(to) = &entry { to.len() } else { 0 };
+        own.0.insert(path, entry);
+        if self.tree.0.len() + own.0.len() > MOST || self.names > NAMES {
+            let why = format!("the image has more than {MOST} folders and links, or {} MiB of names", NAMES >> 20);
+            return Err(io::Error::other(why));
+        }
+        Ok(())
+    }
+
     // A folder that nobody tells of is there by what is in it.
-    fn imply(&mut self, own: &mut Tree, path: &[u8]) {
-        let path = clean(&String::from_utf8_lossy(path));
-        let mut folder = above(&path).0;
+    fn imply(&mut self, own: &mut Tree, path: &str) -> io::Result<()> {
+        let mut folder = above(path).0;
         while !folder.is_empty() && !own.0.contains_key(folder) && !self.tree.0.contains_key(folder) {
-            self.names += folder.len();
-            own.0.insert(folder.to_owned(), Entry::Folder(PLAIN));
+            self.tell(own, folder.to_owned(), Entry::Folder(PLAIN))?;
             folder = above(folder).0;
         }
+        Ok(())
     }
 }
 
