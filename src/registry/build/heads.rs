@@ -82,8 +82,12 @@ impl<R: Read> Heads<R> {
             } else if kind.is_pax_global_extensions() {
                 // What is said of all of them is a comment, as git writes it.
                 self.expect(size);
-            } else {
+            } else if is_in_images(kind) {
                 return self.head(&header, before).map(Some);
+            } else {
+                // The name of a volume, the listing of a dump: no image has that.
+                self.expect(before.size.unwrap_or(size));
+                before = Before::default();
             }
         }
     }
@@ -164,9 +168,8 @@ impl<R: Read> Heads<R> {
             return Err(wrong(format!("has a name of more than {LONGEST} bytes")));
         }
         // Links and folders have nothing in them, whatever some say.
-        let has_data = matches!(kind, EntryType::Regular) || !is_known(kind);
         let size = before.size.map_or_else(|| header.entry_size(), Ok)?;
-        let size = if has_data { size } else { 0 };
+        let size = if kind == EntryType::Regular { size } else { 0 };
         self.expect(size);
         // An empty field is nought.
         let (user, group) = before.owner;
@@ -187,9 +190,9 @@ impl<R: Read> Heads<R> {
     }
 }
 
-fn is_known(kind: EntryType) -> bool {
-    use EntryType::{Block, Char, Directory, Fifo, Link, Regular, Symlink};
-    matches!(kind, Regular | Link | Symlink | Char | Block | Directory | Fifo)
+fn is_in_images(kind: EntryType) -> bool {
+    use EntryType::{Block, Char, Continuous, Directory, Fifo, GNUSparse, Link, Regular, Symlink};
+    matches!(kind, Regular | Continuous | GNUSparse | Link | Symlink | Char | Block | Directory | Fifo)
 }
 
 fn sparse() -> io::Error {
@@ -295,6 +298,7 @@ mod tests {
         .concat();
         put(&mut archive, EntryType::XHeader, "x", records.len() as u64, &records);
         put(&mut archive, EntryType::Regular, "f", 0, &[b'L'; 1024]);
+        put(&mut archive, EntryType::new(b'V'), "volume", 600, &[b'v'; 600]);
         put(&mut archive, EntryType::Directory, "d/", 5, b"");
         archive.resize(archive.len() + 1024, 0);
         archive.extend_from_slice(b"whatever stands behind the end");
