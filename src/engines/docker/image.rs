@@ -90,8 +90,8 @@ pub fn moved(docker: Docker, ask: ImageMove) -> Moves {
                     pushed.map(|(size, digest)| done(size, Some(digest)))
                 }
                 None => {
-                    let wanted = (ask.image.as_str(), ask.platform.as_deref());
-                    let digest = pull(&docker, (wanted.0, wanted.1, ask.login().as_ref()), tell).await?;
+                    let login = ask.login();
+                    let digest = pull(&docker, (&ask.image, ask.platform.as_deref(), login.as_ref()), tell).await?;
                     let found = docker.inspect_image(&ask.image).await;
                     let found = found.map_err(|error| trouble::error(&ask.image, "look at it", &error))?;
                     let size = u64::try_from(found.size.unwrap_or_default()).unwrap_or_default();

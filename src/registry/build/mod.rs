@@ -218,6 +218,7 @@ fn target(image: &str) -> ModelResult<(Repository, String)> {
     }
 }
 
+// Dropped, it says that nobody waits any more.
 struct Over(Arc<AtomicBool>);
 
 impl Drop for Over {
@@ -227,7 +228,7 @@ impl Drop for Over {
 }
 
 impl ImageRegistry {
-    /// Brings all that an image is made of which another one is to be built from, and says where paths lead in it.
+    /// Brings all that an image is made of which another one is to be built from, and tells its folders and links.
     pub async fn base(self: &Arc<Self>, ask: BaseAsk, told: impl Fn(&Copied) + Send + Sync) -> ModelResult<Based> {
         let _turn = self.copying.acquire().await;
         let (repository, _) = target(&ask.image)?;
