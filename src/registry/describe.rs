@@ -117,15 +117,20 @@ impl ImageRegistry {
         repository: &Repository,
         reference: &Reference,
     ) -> Result<Described, Refused> {
-        let (own, repository, reference) = (self.clone(), repository.clone(), reference.clone());
+        let (found, bytes) = self.index.content(repository, reference)?;
+        let unreadable = |error: serde_json::Error| Refused::new(Code::ManifestInvalid, error.to_string());
+        let manifest: Value = serde_json::from_slice(&bytes).map_err(unreadable)?;
+        let config = manifest["config"]["digest"].as_str().and_then(|digest| digest.parse::<Digest>().ok());
+        let config = match config {
+            // What a copy has not brought yet is not brought for this.
+            Some(digest) if self.is_kept(&digest) => self.whole_blob(repository, &digest).await.ok(),
+            _ => None,
+        };
+        let (own, repository) = (self.clone(), repository.clone());
         aside(move || {
-            let (found, bytes) = own.index.content(&repository, &reference)?;
-            let unreadable = |error: serde_json::Error| Refused::new(Code::ManifestInvalid, error.to_string());
-            let manifest: Value = serde_json::from_slice(&bytes).map_err(unreadable)?;
-            let config = manifest["config"]["digest"].as_str().and_then(|digest| digest.parse::<Digest>().ok());
-            let config = config.and_then(|digest| {
+            let config = config.and_then(|(file, _)| {
                 let mut text = Vec::new();
-                own.disk.read(&digest).ok()?.take(MAX_CONFIG).read_to_end(&mut text).ok()?;
+                file.take(MAX_CONFIG).read_to_end(&mut text).ok()?;
                 serde_json::from_slice(&text).ok()
             });
             Ok(Described {
@@ -164,7 +169,10 @@ impl ImageRegistry {
         let mut last = String::new();
         loop {
             let some = self.index.blobs_behind(&last, ROWS)?;
-            let Some((end, _)) = some.last() else { return Ok(scrubbed) };
+            let Some((end, _)) = some.last() else {
+                scrubbed.missing.extend(self.compare().await?);
+                return Ok(scrubbed);
+            };
             last = end.to_string();
             for (digest, size) in some {
                 let (own, of) = (self.clone(), digest.clone());
@@ -189,6 +197,10 @@ impl ImageRegistry {
         let mut file = match self.disk.read(digest) {
             // It was removed since.
             Err(_) if self.index.any_blob(digest)?.is_none() => return Ok(Checked::Whole),
+            // It is in the bucket, and comes from there.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound && self.is_elsewhere(digest) => {
+                return Ok(Checked::Whole);
+            }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Checked::Missing),
             other => other.map_err(failed)?,
         };

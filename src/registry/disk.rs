@@ -1,7 +1,7 @@
 //! Blobs on a disk, each in a file that is called after what is in it. A file has that name once all of it is on the disk, and not before.
 
 use std::collections::{HashMap, HashSet};
-use std::fs::File;
+use std::fs::{File, FileTimes};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -112,9 +112,40 @@ impl Disk {
         self.folder.join(digest.algorithm().as_str()).join(&hex[..2]).join(hex)
     }
 
+    /// Where they are.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Opens one to read it.
     pub fn read(&self, digest: &Digest) -> io::Result<File> {
         File::open(self.path(digest))
+    }
+
+    /// One is used: it says so itself, whatever the file system notes of reading.
+    pub fn mark_used(file: &File) {
+        let _ = file.set_times(FileTimes::new().set_accessed(SystemTime::now()));
+    }
+
+    /// Blobs of one of 512 parts: when they were last used, and their bytes.
+    pub fn used(&self, part: usize) -> io::Result<Vec<(SystemTime, u64, Digest)>> {
+        let (algorithm, folder) = self.part(part);
+        let mut found = Vec::new();
+        for entry in std::fs::read_dir(folder)? {
+            let entry = entry?;
+            let Ok(digest) = format!("{algorithm}:{}", entry.file_name().to_string_lossy()).parse() else { continue };
+            if let Ok(meta) = entry.metadata()
+                && let Ok(at) = meta.accessed()
+            {
+                found.push((at, meta.len(), digest));
+            }
+        }
+        Ok(found)
+    }
+
+    fn part(&self, part: usize) -> (&'static str, PathBuf) {
+        let algorithm = if part < 256 { "sha256" } else { "sha512" };
+        (algorithm, self.folder.join(algorithm).join(format!("{:02x}", part % 256)))
     }
 
     /// Waits until a blob may come to stay.
@@ -187,8 +218,7 @@ impl Disk {
 
     /// Blobs that have been there for so long, of one of 512 parts: all that is in it.
     pub fn old(&self, part: usize, age: Duration) -> io::Result<Vec<Digest>> {
-        let algorithm = if part < 256 { "sha256" } else { "sha512" };
-        let folder = self.folder.join(algorithm).join(format!("{:02x}", part % 256));
+        let (algorithm, folder) = self.part(part);
         let mut found = Vec::new();
         for entry in std::fs::read_dir(folder)? {
             let entry = entry?;

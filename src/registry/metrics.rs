@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::ImageRegistry;
 use super::cache::CacheInfo;
 use super::refused::Refused;
+use super::replica::ReplicaStats;
 use super::upload::aside;
 
 /// What is asked for.
@@ -115,6 +116,9 @@ pub struct RegistryStats {
     pub held: Held,
     /// How the caches fare.
     pub caches: Vec<CacheInfo>,
+    /// The bucket in which it is kept as well, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replica: Option<ReplicaStats>,
 }
 
 impl Metrics {
@@ -193,6 +197,7 @@ impl ImageRegistry {
             sent: of(&metrics.sent),
             held: self.held().await?,
             caches: self.caches(),
+            replica: self.replica_stats()?,
         })
     }
 

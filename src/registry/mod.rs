@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod name;
 pub mod prune;
 pub mod refused;
+pub mod replica;
 pub mod rules;
 #[cfg(test)]
 mod tests;
@@ -25,11 +26,12 @@ mod upstream;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, broadcast, mpsc};
+use tokio::task::AbortHandle;
 
 use self::build::Trees;
 use self::cache::{Caches, Logins};
@@ -42,6 +44,7 @@ use self::manifest::{Manifest, Referrer};
 use self::metrics::Metrics;
 use self::name::{Reference, Repository, check_tag};
 use self::refused::{Code, Refused};
+use self::replica::Replica;
 use self::rules::Rules;
 pub use self::upload::{Growing, Part, Received};
 use self::upload::{Uploads, aside};
@@ -88,6 +91,8 @@ const ROOM: u32 = 64 << 20;
 const SYNCING: usize = 8;
 /// Images that are copied from registry to registry at a time.
 const COPYING: usize = 8;
+/// How often it is tried to put a manifest whose blobs go meanwhile.
+const PUTS: usize = 5;
 /// What waits for who listens, at most.
 const WAITING: usize = 4096;
 
@@ -110,6 +115,8 @@ pub struct ImageRegistry {
     // Copies from registry to registry at a time.
     copying: Semaphore,
     trees: Trees,
+    replica: RwLock<Option<Arc<Replica>>>,
+    replicating: Mutex<Option<AbortHandle>>,
     // Collections, and readings of all that there is: one at a time.
     collecting: tokio::sync::Mutex<()>,
     scrubbing: tokio::sync::Mutex<()>,
@@ -145,6 +152,8 @@ impl ImageRegistry {
             syncing,
             copying: Semaphore::new(COPYING),
             trees: Trees::default(),
+            replica: RwLock::default(),
+            replicating: Mutex::default(),
             collecting,
             scrubbing,
         };
@@ -176,7 +185,7 @@ impl ImageRegistry {
         let fresh = now.saturating_sub(self.limits.grace.as_millis() as u64 / 2);
         let size = self.index.touch(repository, digest, now, fresh).await?;
         // One that was damaged comes anew with the next push.
-        size.filter(|_| self.disk.is_there(digest)).ok_or_else(|| unknown_blob(repository, digest))
+        size.filter(|_| self.is_kept(digest)).ok_or_else(|| unknown_blob(repository, digest))
     }
 
     /// A blob, to be read.
@@ -186,6 +195,7 @@ impl ImageRegistry {
             std::io::ErrorKind::NotFound => unknown_blob(repository, digest),
             _ => Refused::io("read a blob", &error),
         })?;
+        Disk::mark_used(&file);
         Ok((file, size))
     }
 
@@ -233,10 +243,16 @@ impl ImageRegistry {
     ) -> Result<u64, Refused> {
         let (own, repository, digest) = (self.clone(), repository.clone(), digest.clone());
         // Whoever breaks off has not undone it.
-        alone(async move { own.finish_all(&repository, growing, &digest).await }).await
+        alone(async move {
+            let size = own.finish_here(&repository, growing, &digest).await?;
+            own.send_soon(&digest);
+            Ok(size)
+        })
+        .await
     }
 
-    async fn finish_all(
+    // The same for what is nobody else's concern: a copy, or what another place has.
+    async fn finish_here(
         self: &Arc<Self>,
         repository: &Repository,
         growing: Growing,
@@ -283,7 +299,7 @@ impl ImageRegistry {
 
     /// A blob of one repository becomes one of another; false: the one has none such.
     pub async fn mount(&self, from: &Repository, to: &Repository, digest: &Digest) -> Result<bool, Refused> {
-        if !self.disk.is_there(digest) {
+        if !self.is_kept(digest) {
             return Ok(false);
         }
         self.index.mount(from, to, digest, self.now(), self.quota_of(to)?).await
@@ -347,7 +363,7 @@ impl ImageRegistry {
         // It is told also where nobody waits for the answer any more.
         alone(async move {
             let repository = put.repository.clone();
-            own.index.put_manifest(put).await?;
+            own.put(put).await?;
             let told = if tags.is_empty() { vec![None] } else { tags.into_iter().map(Some).collect() };
             for tag in told {
                 own.tell(true, &repository, tag, Some(made.clone()), media_type.clone());
@@ -356,6 +372,21 @@ impl ImageRegistry {
         })
         .await?;
         Ok((digest, subject))
+    }
+
+    // Here, and where else it is to be before it is acknowledged.
+    async fn put(self: &Arc<Self>, put: Put) -> Result<(), Refused> {
+        let named = put.manifest.blobs.iter().filter(|named| !named.is_foreign);
+        let mut missing: Vec<Digest> = named.map(|named| named.digest.clone()).collect();
+        for _ in 0..PUTS {
+            self.all_there(missing).await?;
+            missing = self.index.put_manifest(put.clone()).await?;
+            if missing.is_empty() {
+                return self.settled().await;
+            }
+        }
+        let why = format!("what {} names does not get to the registry's bucket", put.digest);
+        Err(Refused::new(Code::Unknown, why).status_of(503))
     }
 
     /// A tag goes, or a manifest with all its tags.
@@ -372,13 +403,18 @@ impl ImageRegistry {
     fn check_files(&self, repository: &Repository, manifest: &Manifest) -> Result<(), Refused> {
         let needed = manifest.blobs.iter().filter(|named| !named.is_foreign);
         let lost: Vec<&Digest> =
-            needed.map(|named| &named.digest).filter(|digest| !self.disk.is_there(digest)).collect();
+            needed.map(|named| &named.digest).filter(|digest| !self.is_kept(digest)).collect();
         if lost.is_empty() {
             return Ok(());
         }
         let why = format!("{repository} has not {} of the blobs that it names", lost.len());
         let refused = Refused::new(Code::ManifestBlobUnknown, why);
         Err(lost.iter().fold(refused, |refused, digest| refused.about(digest.as_str())))
+    }
+
+    // Here, or at another place.
+    fn is_kept(&self, digest: &Digest) -> bool {
+        self.disk.is_there(digest) || self.is_elsewhere(digest)
     }
 
     // A copy counts for nobody.
@@ -392,10 +428,12 @@ impl ImageRegistry {
         match reference {
             Reference::Tag(tag) => {
                 self.index.delete_tag(repository, tag, immutable, None).await?;
+                self.settled().await?;
                 self.tell(false, repository, Some(tag.clone()), None, String::new());
             }
             Reference::Digest(digest) => {
                 self.index.delete_manifest(repository, digest, self.now(), immutable).await?;
+                self.settled().await?;
                 self.tell(false, repository, None, Some(digest.clone()), String::new());
             }
         }

@@ -131,7 +131,10 @@ impl ImageRegistry {
             }
             match page.names.last() {
                 Some(end) if page.has_more => last.clone_from(end),
-                _ => return Ok(pruned),
+                _ => {
+                    self.settled().await.map_err(Refused::into_error)?;
+                    return Ok(pruned);
+                }
             }
         }
     }

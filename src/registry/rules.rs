@@ -117,6 +117,11 @@ impl Rules {
         Ok(Rules(RwLock::new(Arc::new(all))))
     }
 
+    /// Those of another take the place of all of them.
+    pub fn replace_all(&self, by: Self) {
+        *self.0.write().unwrap_or_else(PoisonError::into_inner) = by.all();
+    }
+
     /// What they are called in the index.
     pub fn setting() -> &'static str {
         SETTING
@@ -227,6 +232,7 @@ impl ImageRegistry {
             .map_err(|error| Error::internal("rule", "it cannot be written").cause(error))?;
         let name = format!("{SETTING}{repositories}");
         self.index.set(name, Some(value)).await.map_err(Refused::into_error)?;
+        self.settled().await.map_err(Refused::into_error)?;
         self.replace_rule(repositories, Some(read));
         Ok(Rule { repositories: repositories.to_owned(), rule: settings })
     }
@@ -234,6 +240,7 @@ impl ImageRegistry {
     /// Removes a rule.
     pub async fn remove_rule(&self, repositories: &str) -> ModelResult<()> {
         let was = self.index.set(format!("{SETTING}{repositories}"), None).await.map_err(Refused::into_error)?;
+        self.settled().await.map_err(Refused::into_error)?;
         self.replace_rule(repositories, None);
         match was {
             true => Ok(()),

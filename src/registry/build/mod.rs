@@ -273,15 +273,24 @@ impl ImageRegistry {
         let mut tree = None;
         if ask.tree {
             let layers = top.manifest.blobs.into_iter().skip(1).filter(|named| !named.is_foreign);
-            tree = Some(self.tree(&top.digest, layers.collect()).await?);
+            tree = Some(self.tree(repository, &top.digest, layers.collect()).await?);
         }
         Ok(Based { copied, base: Some(base), tree, done: true })
     }
 
-    async fn tree(self: &Arc<Self>, digest: &Digest, layers: Vec<Named>) -> Result<Arc<Tree>, Refused> {
+    async fn tree(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+        layers: Vec<Named>,
+    ) -> Result<Arc<Tree>, Refused> {
         let _turn = self.trees.turn.lock().await;
         if let Some(tree) = self.trees.get(digest) {
             return Ok(tree);
+        }
+        let mut files = Vec::new();
+        for layer in layers {
+            files.push((self.whole_blob(repository, &layer.digest).await?.0, layer.digest));
         }
         let (own, digest) = (self.clone(), digest.clone());
         // Where nobody waits for it any more, it ends.
@@ -289,9 +298,8 @@ impl ImageRegistry {
         let is_over = over.0.clone();
         aside(move || {
             let mut scan = Scan::new(&is_over);
-            for layer in layers {
-                let file = own.disk.read(&layer.digest).map_err(|error| Refused::io("read a layer", &error))?;
-                scan.layer(file).map_err(|error| invalid(format!("layer {} {error}", layer.digest)))?;
+            for (file, layer) in files {
+                scan.layer(file).map_err(|error| invalid(format!("layer {layer} {error}")))?;
             }
             let tree = Arc::new(scan.tree);
             own.trees.keep(&digest, &tree);
@@ -305,7 +313,7 @@ impl ImageRegistry {
         let unreadable = |what: &'static str| move |error: serde_json::Error| invalid(format!("its {what}: {error}"));
         let manifest: Value = serde_json::from_str(&base.manifest).map_err(unreadable("manifest"))?;
         let digest: Digest = manifest["config"]["digest"].as_str().unwrap_or_default().parse()?;
-        let (file, size) = self.read(repository, &digest).await?;
+        let (file, size) = self.whole_blob(repository, &digest).await?;
         if size > MAX_CONFIG {
             return Err(invalid(format!("its config is larger than {} MiB", MAX_CONFIG >> 20)));
         }

@@ -8,16 +8,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use futures_util::Stream;
-use tokio::sync::{mpsc, watch};
+use futures_util::stream::BoxStream;
+use futures_util::{Stream, StreamExt, TryStreamExt};
+use tokio::sync::{Semaphore, mpsc, watch};
 
-use super::{Cache, MANY, count};
+use super::{Cache, Fetching, MANY, count};
 use crate::registry::digest::Digest;
 use crate::registry::name::Repository;
 use crate::registry::refused::{Code, Refused};
 use crate::registry::upload::{Growing, Received};
 use crate::registry::upstream::{Fault, LEAST, SILENCE, innermost};
-use crate::registry::{ImageRegistry, unknown_blob};
+use crate::registry::replica::Replica;
+use crate::registry::{ImageRegistry, alone, unknown_blob};
 
 /// How often an upstream is asked for the rest of a blob, without a byte of it, before that is given up; and how long between.
 const ATTEMPTS: u32 = 4;
@@ -112,6 +114,17 @@ impl Fetch {
         }
     }
 
+    // Waits until it is all there.
+    async fn ended(&self) -> Result<(), Refused> {
+        let mut arrived = self.arrived.clone();
+        let seen = arrived.wait_for(|arrived| !matches!(arrived, Arrived::Part(_))).await;
+        match seen.as_deref() {
+            Ok(Arrived::Failed(refused)) => Err(refused.clone()),
+            Ok(_) => Ok(()),
+            Err(_) => Err(Refused::new(Code::Unknown, "the registry broke off")),
+        }
+    }
+
     /// Waits until something behind that byte can be read; up to which byte.
     pub async fn until(&self, byte: u64) -> io::Result<u64> {
         let mut arrived = self.arrived.clone();
@@ -127,12 +140,84 @@ impl Fetch {
     }
 }
 
+// Where a blob is fetched from.
+#[derive(Clone)]
+enum Source {
+    // What the repository is called at the upstream.
+    Upstream(Arc<Cache>, Repository),
+    // The other place at which the registry is kept.
+    Replica(Arc<Replica>),
+}
+
+impl Source {
+    fn fetching(&self) -> &Fetching {
+        match self {
+            Source::Upstream(cache, _) => &cache.fetching,
+            Source::Replica(replica) => &replica.fetching,
+        }
+    }
+
+    fn turns(&self) -> &Semaphore {
+        match self {
+            Source::Upstream(cache, _) => &cache.turns,
+            Source::Replica(replica) => &replica.fetch_turns,
+        }
+    }
+
+    fn who(&self) -> &str {
+        match self {
+            Source::Upstream(cache, _) => &cache.upstream.place.registry,
+            Source::Replica(replica) => replica.place(),
+        }
+    }
+
+    fn heard(&self, fault: &Fault) {
+        if let Source::Upstream(cache, _) = self {
+            cache.heard(Some(fault));
+        }
+    }
+
+    fn count(&self, bytes: u64) {
+        match self {
+            Source::Upstream(cache, _) => count(&cache.counts.fetched, bytes),
+            Source::Replica(replica) => replica.count_fetched(bytes),
+        }
+    }
+
+    // It from that byte on; whether that is what comes: else it is all of it.
+    async fn open(&self, registry: &ImageRegistry, digest: &Digest, from: u64) -> Result<(Chunks, bool), Fault> {
+        match self {
+            Source::Upstream(cache, name) => {
+                let login = registry.login(&cache.upstream.place.registry).await;
+                let (answer, is_rest) = cache.upstream.blob(name, digest, from, login.as_ref()).await?;
+                let who = self.who().to_owned();
+                let chunks = futures_util::stream::try_unfold(answer, move |mut answer| {
+                    let who = who.clone();
+                    async move {
+                        match tokio::time::timeout(SILENCE, answer.chunk()).await {
+                            Ok(Ok(chunk)) => Ok(chunk.map(|chunk| (chunk, answer))),
+                            Ok(Err(error)) => Err(Fault::Down(format!("{who} broke off: {}", innermost(&error)))),
+                            Err(_) => Err(Fault::Down(format!("{who} broke off"))),
+                        }
+                    }
+                });
+                Ok((chunks.boxed(), is_rest))
+            }
+            Source::Replica(replica) => match replica.open(digest, from).await {
+                Ok(Some(chunks)) => Ok((chunks.map_err(|down| Fault::Down(down.0)).boxed(), true)),
+                Ok(None) => Err(Fault::Missing(format!("{} has no blob {digest}", self.who()))),
+                Err(down) => Err(Fault::Down(down.0)),
+            },
+        }
+    }
+}
+
+type Chunks = BoxStream<'static, Result<Bytes, Fault>>;
+
 // A blob that is fetched.
 struct Wanted {
-    cache: Arc<Cache>,
+    source: Source,
     repository: Repository,
-    // What that is called at the upstream.
-    name: Repository,
     digest: Digest,
     size: u64,
     told: watch::Sender<Arrived>,
@@ -161,6 +246,11 @@ impl ImageRegistry {
             Err(refused) if refused.code == Code::BlobUnknown => refused,
             Err(refused) => return Err(refused),
         };
+        if let Some(replica) = self.replica()
+            && let Ok(size) = self.blob(repository, digest).await
+        {
+            return self.fetch(Source::Replica(replica), repository, digest, size).await;
+        }
         let Some((cache, name)) = self.answers(repository)? else { return Err(unknown) };
         if let Some(fault @ Fault::Limited(..)) = cache.is_resting() {
             return Err(fault.refused(Code::BlobUnknown));
@@ -184,8 +274,33 @@ impl ImageRegistry {
             let why = format!("the blob has {size} bytes, and {} are taken at most", self.limits().max_blob);
             return Err(Refused::new(Code::SizeInvalid, why).about(digest.as_str()).status_of(502));
         }
+        self.fetch(Source::Upstream(cache, name), repository, digest, size).await
+    }
+
+    /// A blob, to be read, once all of it is here.
+    pub async fn whole_blob(
+        self: &Arc<Self>,
+        repository: &Repository,
+        digest: &Digest,
+    ) -> Result<(File, u64), Refused> {
+        match self.open_blob(repository, digest).await? {
+            Content::Whole(file, size) => Ok((file, size)),
+            Content::Coming(fetch) => {
+                fetch.ended().await?;
+                self.read(repository, digest).await
+            }
+        }
+    }
+
+    async fn fetch(
+        self: &Arc<Self>,
+        source: Source,
+        repository: &Repository,
+        digest: &Digest,
+        size: u64,
+    ) -> Result<Content, Refused> {
         let key = (repository.clone(), digest.clone());
-        let mut fetching = cache.fetching.lock().await;
+        let mut fetching = source.fetching().lock().await;
         if let Some(fetch) = fetching.get(&key).cloned() {
             drop(fetching);
             fetch.begun().await?;
@@ -204,15 +319,11 @@ impl ImageRegistry {
         let fetch = Arc::new(Fetch { size, file: Arc::new(file), arrived });
         fetching.insert(key.clone(), fetch.clone());
         drop(fetching);
-        count(&cache.counts.misses, 1);
-        let wanted = Wanted {
-            cache: cache.clone(),
-            repository: repository.clone(),
-            name,
-            digest: digest.clone(),
-            size,
-            told: sender,
-        };
+        if let Source::Upstream(cache, _) = &source {
+            count(&cache.counts.misses, 1);
+        }
+        let (of, repository, digest) = (source.clone(), repository.clone(), digest.clone());
+        let wanted = Wanted { source, repository, digest, size, told: sender };
         let own = self.clone();
         // In a task of its own: whatever becomes of it, nobody waits for it for ever.
         let work = tokio::spawn(async move {
@@ -220,7 +331,7 @@ impl ImageRegistry {
                 Ok(()) => Arrived::Whole,
                 Err(refused) => {
                     let Wanted { repository, digest, .. } = &wanted;
-                    tracing::warn!(%repository, %digest, why = refused.why, "a blob did not come from its upstream");
+                    tracing::warn!(%repository, %digest, why = refused.why, from = wanted.source.who(), "a blob did not come");
                     Arrived::Failed(refused)
                 }
             };
@@ -228,7 +339,7 @@ impl ImageRegistry {
         });
         tokio::spawn(async move {
             let _ = work.await;
-            cache.fetching.lock().await.remove(&key);
+            of.fetching().lock().await.remove(&key);
         });
         fetch.begun().await?;
         Ok(Content::Coming(fetch))
@@ -258,9 +369,9 @@ impl ImageRegistry {
     }
 
     async fn fetch_all(self: &Arc<Self>, wanted: &Wanted, mut growing: Growing) -> Result<(), Refused> {
-        let Wanted { cache, repository, digest, .. } = wanted;
+        let Wanted { source, repository, digest, .. } = wanted;
         let size = wanted.size;
-        let _turn = cache.turns.acquire().await;
+        let _turn = source.turns().acquire().await;
         let (mut left, id) = (ATTEMPTS, growing.id().to_owned());
         while growing.size() < size || left == ATTEMPTS {
             let before = growing.size();
@@ -277,40 +388,39 @@ impl ImageRegistry {
             if growing.size() >= size {
                 break;
             }
-            let fault = fault.unwrap_or_else(|| Fault::Down(format!("{} sent too little", cache.settings.upstream)));
+            let fault = fault.unwrap_or_else(|| Fault::Down(format!("{} sent too little", source.who())));
             left = if growing.size() > before { ATTEMPTS - 1 } else { left - 1 };
             let is_final = matches!(fault, Fault::Missing(_) | Fault::Denied(_) | Fault::Limited(..));
             if left == 0 || is_final {
-                cache.heard(Some(&fault));
+                source.heard(&fault);
                 self.cancel(growing)?;
                 return Err(fault.refused(Code::BlobUnknown));
             }
             tokio::time::sleep(PAUSE).await;
         }
-        self.finish(repository, growing, digest).await.map(drop)
+        let (own, repository, digest) = (self.clone(), repository.clone(), digest.clone());
+        alone(async move { own.finish_here(&repository, growing, &digest).await.map(drop) }).await
     }
 
     // As much as comes, and why it was no more.
     async fn fetch_rest(&self, wanted: &Wanted, growing: Growing) -> Result<(Growing, Option<Fault>), Refused> {
-        let Wanted { cache, name, digest, size, told, .. } = wanted;
+        let Wanted { source, digest, size, told, .. } = wanted;
         let from = growing.size();
-        let login = self.login(&cache.upstream.place.registry).await;
-        let (mut answer, is_rest) = match cache.upstream.blob(name, digest, from, login.as_ref()).await {
+        let (mut chunks, is_rest) = match source.open(self, digest, from).await {
             Ok(answer) => answer,
             Err(fault) => return Ok((growing, Some(fault))),
         };
         // What is here already is not written once more.
         let mut skip = if is_rest { 0 } else { from };
         let (sender, parts) = mpsc::channel(WAITING);
-        let who = &cache.upstream.place.registry;
+        let who = source.who();
         let (began, mut bytes) = (tokio::time::Instant::now(), 0_u64);
         let send = async move {
             loop {
-                let chunk = match tokio::time::timeout(SILENCE, answer.chunk()).await {
-                    Ok(Ok(Some(chunk))) => chunk,
-                    Ok(Ok(None)) => return Ok(None),
-                    Ok(Err(error)) => return Ok(Some(Fault::Down(format!("{who} broke off: {}", innermost(&error))))),
-                    Err(_) => return Ok(Some(Fault::Down(format!("{who} broke off")))),
+                let chunk = match chunks.try_next().await {
+                    Ok(Some(chunk)) => chunk,
+                    Ok(None) => return Ok(None),
+                    Err(fault) => return Ok(Some(fault)),
                 };
                 bytes += chunk.len() as u64;
                 if began.elapsed() > SILENCE && bytes / began.elapsed().as_secs().max(1) < LEAST {
@@ -322,7 +432,7 @@ impl ImageRegistry {
                 if chunk.is_empty() {
                     continue;
                 }
-                count(&cache.counts.fetched, chunk.len() as u64);
+                source.count(chunk.len() as u64);
                 if sender.send(self.part(chunk).await?).await.is_err() {
                     return Ok(None);
                 }

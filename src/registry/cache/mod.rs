@@ -105,6 +105,9 @@ fn count(counter: &AtomicU64, more: u64) {
     counter.fetch_add(more, Ordering::Relaxed);
 }
 
+/// Blobs that come, for all who want them.
+pub(super) type Fetching = tokio::sync::Mutex<HashMap<(Repository, Digest), Arc<Fetch>>>;
+
 // What is being asked, for all who wait for the same answer.
 type Asked = watch::Receiver<Option<Result<Option<String>, Refused>>>;
 type Asking = HashMap<(Repository, Reference), Asked>;
@@ -117,7 +120,7 @@ pub struct Cache {
     upstream: Upstream,
     counts: Counts,
     asking: Mutex<Asking>,
-    fetching: tokio::sync::Mutex<HashMap<(Repository, Digest), Arc<Fetch>>>,
+    fetching: Fetching,
     // Fetches that go on at a time.
     turns: Semaphore,
     // Until when it is not asked, and why.
@@ -201,6 +204,12 @@ impl Caches {
         let mut all: Vec<_> = settings.into_iter().filter_map(read).map(Arc::new).collect();
         order(&mut all);
         Caches { all: RwLock::new(Arc::new(all)), has_copies: AtomicBool::new(has_copies) }
+    }
+
+    /// Those of another take the place of all of them.
+    pub fn replace_all(&self, by: Self) {
+        *self.all.write().unwrap_or_else(PoisonError::into_inner) = by.all();
+        self.has_copies.store(by.has_copies.load(Ordering::Relaxed), Ordering::Relaxed);
     }
 
     /// What settings of caches are called in the index.
@@ -318,6 +327,7 @@ impl ImageRegistry {
         let value = serde_json::to_vec(&settings)
             .map_err(|error| Error::internal("cache", "its settings cannot be written").cause(error))?;
         self.index.set(format!("{SETTING}{prefix}"), Some(value)).await.map_err(Refused::into_error)?;
+        self.settled().await.map_err(Refused::into_error)?;
         self.caches.replace(&prefix, Some(cache.clone()));
         Ok(cache.info())
     }
@@ -348,6 +358,7 @@ impl ImageRegistry {
     pub async fn remove_cache(&self, prefix: &str) -> ModelResult<()> {
         let prefix = prefix_of(prefix)?;
         let was = self.index.set(format!("{SETTING}{prefix}"), None).await.map_err(Refused::into_error)?;
+        self.settled().await.map_err(Refused::into_error)?;
         self.caches.replace(&prefix, None);
         if !was {
             let known = self.caches.all();

@@ -6,6 +6,7 @@ use redb::{ReadableMultimapTable, ReadableTable, WriteTransaction};
 use super::collect::renew;
 use super::copies::has_copies;
 use super::reads::unknown_manifest;
+use super::replica::{Name, missing, note};
 use super::{
     BLOBS, CONTENT, COPIES, Failed, HOLDERS, Index, LINKED, LINKS, MANIFESTS, NAMED, REFERRERS, REPOSITORIES, TAGGED,
     TAGS,
@@ -48,7 +49,7 @@ impl Index {
         quota: Option<u64>,
     ) -> Result<(), Refused> {
         let (repository, digest) = (repository.clone(), digest.clone());
-        self.write(move |write| {
+        self.write_here(move |write| {
             check_quota(write, &repository, &digest, size, quota)?;
             let mut blobs = write.open_table(BLOBS)?;
             if blobs.get(digest.as_str())?.is_none() {
@@ -83,7 +84,8 @@ impl Index {
     }
 
     /// A manifest with its tags and its subject. What it names has to be in its repository.
-    pub async fn put_manifest(&self, put: Put) -> Result<(), Refused> {
+    /// Those of its blobs where another place has to have them first, and has not: nothing is put then.
+    pub async fn put_manifest(&self, put: Put) -> Result<Vec<Digest>, Refused> {
         self.write(move |write| {
             if let Some(upstream) = &put.cache_of
                 && has_copies(write, put.repository.as_str())?
@@ -92,8 +94,15 @@ impl Index {
             }
             check_named(write, &put)?;
             check_tags(write, &put)?;
+            let missing = missing(write, &put)?;
+            if !missing.is_empty() {
+                return Ok(missing);
+            }
             put_manifest(write, &put)?;
-            own(write, &put)
+            own(write, &put)?;
+            note(write, [Name::Manifest(put.repository.as_str(), put.digest.as_str())])?;
+            note(write, put.tags.iter().map(|tag| Name::Tag(put.repository.as_str(), tag)))?;
+            Ok(missing)
         })
         .await
     }
@@ -122,7 +131,7 @@ impl Index {
             let known = tags.remove(key)?.map(|row| row.value().0.to_owned());
             let digest = known.ok_or_else(unknown)?;
             write.open_multimap_table(TAGGED)?.remove((repository.as_str(), digest.as_str()), tag.as_str())?;
-            Ok(())
+            note(write, [Name::Tag(repository.as_str(), &tag)])
         })
         .await
     }
@@ -168,14 +177,14 @@ impl Index {
 pub(super) fn link(write: &WriteTransaction, repository: &Repository, digest: &Digest, at: u64) -> Result<(), Failed> {
     write.open_table(LINKS)?.insert((repository.as_str(), digest.as_str()), at)?;
     write.open_multimap_table(LINKED)?.insert(digest.as_str(), repository.as_str())?;
-    Ok(())
+    note(write, [Name::Link(repository.as_str(), digest.as_str())])
 }
 
 /// Takes a blob out of a repository.
 pub(super) fn unlink(write: &WriteTransaction, repository: &Repository, digest: &Digest) -> Result<(), Failed> {
     write.open_table(LINKS)?.remove((repository.as_str(), digest.as_str()))?;
     write.open_multimap_table(LINKED)?.remove(digest.as_str(), repository.as_str())?;
-    Ok(())
+    note(write, [Name::Link(repository.as_str(), digest.as_str())])
 }
 
 // What is pushed, and what it names, is no copy any more: nobody lets go of it but its owner.
@@ -188,6 +197,9 @@ fn own(write: &WriteTransaction, put: &Put) -> Result<(), Failed> {
         let was = copies.remove((repository, digest.as_str()))?.is_some();
         if !was && digest != put.digest.as_str() {
             continue;
+        }
+        if was {
+            note(write, [Name::Manifest(repository, &digest)])?;
         }
         if let Some(bytes) = content.get(digest.as_str())?
             && let Ok(manifest) = Manifest::read(None, bytes.value())
@@ -387,8 +399,11 @@ pub(super) fn delete_manifest(
     }
     write.open_table(COPIES)?.remove(key)?;
     let mut tags = write.open_table(TAGS)?;
+    let mut gone = Vec::new();
     for tag in write.open_multimap_table(TAGGED)?.remove_all(key)? {
-        tags.remove((of, tag?.value()))?;
+        let tag = tag?.value().to_owned();
+        tags.remove((of, tag.as_str()))?;
+        gone.push(tag);
     }
     if !subject.is_empty() {
         write.open_table(REFERRERS)?.remove((of, subject.as_str(), digest.as_str()))?;
@@ -408,5 +423,6 @@ pub(super) fn delete_manifest(
     if holders.get(digest.as_str())?.next().is_none() {
         content.remove(digest.as_str())?;
     }
-    Ok(())
+    note(write, [Name::Manifest(of, digest.as_str())])?;
+    note(write, gone.iter().map(|tag| Name::Tag(of, tag)))
 }

@@ -4,7 +4,8 @@
 use redb::{ReadableMultimapTable, ReadableTable, WriteTransaction};
 
 use super::changes::unlink;
-use super::{BLOBS, Failed, Index, LINKED, LINKS, NAMED};
+use super::replica::{Name, note};
+use super::{BLOBS, Failed, Index, LINKED, LINKS, NAMED, REPLICATED};
 use crate::registry::digest::Digest;
 use crate::registry::name::Repository;
 use crate::registry::refused::Refused;
@@ -95,6 +96,9 @@ impl Index {
                     continue;
                 }
                 let size = write.open_table(BLOBS)?.remove(digest.as_str())?.map(|blob| blob.value().0);
+                if write.open_table(REPLICATED)?.remove(digest.as_str())?.is_some() {
+                    note(write, [Name::Blob(digest.as_str())])?;
+                }
                 gone.extend(size.map(|size| (digest, size)));
             }
             Ok(gone)
@@ -124,7 +128,7 @@ impl Index {
             Some(_) => {}
         }
         let (repository, digest) = (repository.clone(), digest.clone());
-        self.write(move |write| {
+        self.write_here(move |write| {
             let mut links = write.open_table(LINKS)?;
             let key = (repository.as_str(), digest.as_str());
             if links.get(key)?.is_none() {

@@ -4,6 +4,7 @@ use redb::{ReadableMultimapTable, ReadableTable, WriteTransaction};
 
 use super::changes::{delete_manifest, link, put_manifest};
 use super::collect::{Step, read_digest};
+use super::replica::{Name, note};
 use super::{BLOBS, CONTENT, COPIES, Failed, Index, LINKS, MANIFESTS, NAMED, Put, SETTINGS};
 use crate::registry::digest::Digest;
 use crate::registry::manifest::Manifest;
@@ -53,7 +54,7 @@ impl Index {
 
     /// Keeps a copy with its tag, whatever of what it names is there. Nothing is done where the repository is somebody's own by now.
     pub async fn put_copy(&self, put: Put) -> Result<bool, Refused> {
-        self.write(move |write| {
+        self.write_here(move |write| {
             let repository = put.repository.as_str();
             if is_own(&write.open_table(MANIFESTS)?, &write.open_table(COPIES)?, repository)? {
                 return Ok(false);
@@ -76,7 +77,7 @@ impl Index {
     /// A copy is asked for.
     pub async fn ask_for_copy(&self, repository: &Repository, digest: &Digest, now: u64) -> Result<(), Refused> {
         let (repository, digest) = (repository.clone(), digest.clone());
-        self.write(move |write| {
+        self.write_here(move |write| {
             let mut copies = write.open_table(COPIES)?;
             let key = (repository.as_str(), digest.as_str());
             if copies.get(key)?.is_some() {
@@ -152,7 +153,7 @@ impl Index {
     /// A blob that is there, and that a manifest of the repository names, is the repository's; false: it is not so.
     pub async fn adopt(&self, repository: &Repository, digest: &Digest, now: u64) -> Result<bool, Refused> {
         let (repository, digest) = (repository.clone(), digest.clone());
-        self.write(move |write| {
+        self.write_here(move |write| {
             let key = (repository.as_str(), digest.as_str());
             let is_there = write.open_table(BLOBS)?.get(digest.as_str())?.is_some();
             let is_named = write.open_multimap_table(NAMED)?.get(key)?.next().is_some();
@@ -166,7 +167,13 @@ impl Index {
 
     /// What was set, by names that begin so.
     pub fn settings(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, Refused> {
-        self.read(|read| {
+        self.may_read()?;
+        self.settings_now(prefix)
+    }
+
+    /// The same, also while nothing else may be looked at.
+    pub fn settings_now(&self, prefix: &str) -> Result<Vec<(String, Vec<u8>)>, Refused> {
+        self.read_any(|read| {
             let mut all = Vec::new();
             for row in read.open_table(SETTINGS)?.range(prefix..)? {
                 let (name, value) = row?;
@@ -185,7 +192,11 @@ impl Index {
                 Some(value) => settings.insert(name.as_str(), value.as_slice())?,
                 None => settings.remove(name.as_str())?,
             };
-            Ok(before.is_some())
+            let was = before.is_some();
+            drop(before);
+            drop(settings);
+            note(write, [Name::Setting(&name)])?;
+            Ok(was)
         })
         .await
     }

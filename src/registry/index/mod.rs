@@ -7,17 +7,19 @@ mod copies;
 mod describe;
 mod prune;
 mod reads;
+mod replica;
 
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock, mpsc};
 
 use redb::{Database, MultimapTableDefinition, ReadableDatabase, TableDefinition, WriteTransaction};
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 
 pub use changes::{Put, is_copy};
 pub use describe::{Summary, Tagged};
 pub use reads::{Found, Page};
+pub use replica::Standing;
 
 use super::refused::{Code, Refused};
 use crate::model::{Error, Kind, Result as ModelResult, fault};
@@ -45,10 +47,16 @@ const NAMED: MultimapTableDefinition<(&str, &str), &str> = MultimapTableDefiniti
 const COPIES: TableDefinition<(&str, &str), u64> = TableDefinition::new("copies");
 /// How the registry is kept, as it was told: by name, in JSON.
 const SETTINGS: TableDefinition<&str, &[u8]> = TableDefinition::new("settings");
+/// What has changed since another place was told, by number: what `replica` calls it.
+const CHANGES: TableDefinition<u64, &str> = TableDefinition::new("changes");
+/// Blobs that the other place has.
+const REPLICATED: TableDefinition<&str, ()> = TableDefinition::new("replicated");
+/// Which place that is, and how far it is.
+const REPLICA: TableDefinition<&str, &str> = TableDefinition::new("replica");
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
 
 /// The layout that this build makes, and the newest it knows.
-const FORMAT: u64 = 2;
+const FORMAT: u64 = 3;
 /// Most changes that share a transaction.
 const GROUP: usize = 512;
 /// What of the file is kept in memory, in bytes.
@@ -113,9 +121,24 @@ impl<T: Send, F: FnOnce(&WriteTransaction) -> Result<T, Failed> + Send> Work for
     }
 }
 
+/// What may be done with it just now.
+#[derive(Debug, Clone, Default)]
+pub enum Open {
+    /// All.
+    #[default]
+    Whole,
+    /// What changes nothing that another place would have to be told of: that does not answer, say.
+    ReadOnly(Refused),
+    /// Nothing: what is here is not what it is to be.
+    Not(Refused),
+}
+
 /// The index of a registry.
 pub struct Index {
     database: Slot,
+    opened: RwLock<Open>,
+    // That something has been written.
+    written: Arc<Notify>,
     jobs: Option<mpsc::Sender<Box<dyn Work>>>,
     writer: Option<std::thread::JoinHandle<()>>,
 }
@@ -136,15 +159,58 @@ impl Index {
         let database: Slot = Arc::new(RwLock::new(Some(database)));
         let (jobs, inbox) = mpsc::channel();
         let (slot, path) = (database.clone(), path.to_owned());
+        let written = Arc::new(Notify::new());
+        let told = written.clone();
         let writer = std::thread::Builder::new()
             .name("registry-index".into())
-            .spawn(move || run(&slot, &path, &inbox))
+            .spawn(move || run(&slot, &path, &inbox, &told))
             .map_err(|error| Error::io("registry", "start the index's thread", &error))?;
-        Ok(Index { database, jobs: Some(jobs), writer: Some(writer) })
+        Ok(Index { database, opened: RwLock::default(), written, jobs: Some(jobs), writer: Some(writer) })
+    }
+
+    /// Says what may be done with it from now on.
+    pub fn open_for(&self, opened: Open) {
+        *self.opened.write().unwrap_or_else(PoisonError::into_inner) = opened;
+    }
+
+    /// That something has been written since this was waited for last.
+    pub fn written(&self) -> &Notify {
+        &self.written
+    }
+
+    fn may_read(&self) -> Result<(), Refused> {
+        match &*self.opened.read().unwrap_or_else(PoisonError::into_inner) {
+            Open::Whole | Open::ReadOnly(_) => Ok(()),
+            Open::Not(refused) => Err(refused.clone()),
+        }
+    }
+
+    fn may_write(&self) -> Result<(), Refused> {
+        match &*self.opened.read().unwrap_or_else(PoisonError::into_inner) {
+            Open::Whole => Ok(()),
+            Open::ReadOnly(refused) | Open::Not(refused) => Err(refused.clone()),
+        }
     }
 
     /// Makes a change, durably. It refuses before it writes.
     async fn write<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&WriteTransaction) -> Result<T, Failed> + Send + 'static,
+    ) -> Result<T, Refused> {
+        self.may_write()?;
+        self.write_any(change).await
+    }
+
+    /// The same for what is this host's alone: it can be made also while another place cannot be told.
+    async fn write_here<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&WriteTransaction) -> Result<T, Failed> + Send + 'static,
+    ) -> Result<T, Refused> {
+        self.may_read()?;
+        self.write_any(change).await
+    }
+
+    async fn write_any<T: Send + 'static>(
         &self,
         change: impl FnOnce(&WriteTransaction) -> Result<T, Failed> + Send + 'static,
     ) -> Result<T, Refused> {
@@ -157,6 +223,12 @@ impl Index {
 
     // Looks at what is there.
     fn read<T>(&self, look: impl FnOnce(&redb::ReadTransaction) -> Result<T, Failed>) -> Result<T, Refused> {
+        self.may_read()?;
+        self.read_any(look)
+    }
+
+    // The same, whether or not it is anybody's to look at just now.
+    fn read_any<T>(&self, look: impl FnOnce(&redb::ReadTransaction) -> Result<T, Failed>) -> Result<T, Refused> {
         let slot = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let Some(database) = slot.as_ref() else {
             // Whoever writes tries to open it again: here is something to write.
@@ -211,6 +283,13 @@ fn prepare(database: &Database) -> Result<u64, redb::Error> {
     }
     let write = database.begin_write()?;
     write.open_table(META)?.insert("format", FORMAT)?;
+    tables(&write)?;
+    write.commit()?;
+    Ok(FORMAT)
+}
+
+// All of them are there from now on.
+fn tables(write: &WriteTransaction) -> Result<(), redb::Error> {
     write.open_table(REPOSITORIES)?;
     write.open_table(MANIFESTS)?;
     write.open_table(CONTENT)?;
@@ -224,11 +303,13 @@ fn prepare(database: &Database) -> Result<u64, redb::Error> {
     write.open_multimap_table(NAMED)?;
     write.open_table(COPIES)?;
     write.open_table(SETTINGS)?;
-    write.commit()?;
-    Ok(FORMAT)
+    write.open_table(CHANGES)?;
+    write.open_table(REPLICATED)?;
+    write.open_table(REPLICA)?;
+    Ok(())
 }
 
-fn run(slot: &Slot, path: &Path, inbox: &mpsc::Receiver<Box<dyn Work>>) {
+fn run(slot: &Slot, path: &Path, inbox: &mpsc::Receiver<Box<dyn Work>>, written: &Notify) {
     while let Ok(first) = inbox.recv() {
         let mut group = vec![first];
         while group.len() < GROUP
@@ -250,6 +331,7 @@ fn run(slot: &Slot, path: &Path, inbox: &mpsc::Receiver<Box<dyn Work>>) {
             }
         }
         group.into_iter().for_each(|job| job.settle(result.is_ok()));
+        written.notify_one();
     }
 }
 

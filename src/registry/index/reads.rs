@@ -158,7 +158,13 @@ impl Index {
 
     /// How many repositories, manifests, tags and blobs there are.
     pub fn counts(&self) -> Result<[u64; 4], Refused> {
-        self.read(|read| {
+        self.may_read()?;
+        self.counts_now()
+    }
+
+    /// The same, also while nothing else may be looked at.
+    pub fn counts_now(&self) -> Result<[u64; 4], Refused> {
+        self.read_any(|read| {
             Ok([
                 read.open_table(REPOSITORIES)?.len()?,
                 read.open_table(MANIFESTS)?.len()?,

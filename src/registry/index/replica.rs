@@ -1,0 +1,572 @@
+//! What another place does not have yet of what is pushed here, and what it has. Each change leaves the names of what it has changed, in the
+//! same transaction; whoever brings them there reads how that is by then.
+
+use std::collections::BTreeSet;
+
+use redb::{ReadTransaction, ReadableMultimapTable, ReadableTable, ReadableTableMetadata, WriteTransaction};
+
+use super::changes::{delete_manifest, link, put_manifest, unlink};
+use super::collect::read_digest;
+use super::{
+    BLOBS, CHANGES, CONTENT, COPIES, Failed, HOLDERS, Index, LINKED, LINKS, MANIFESTS, NAMED, Put, REFERRERS, REPLICA,
+    REPLICATED, REPOSITORIES, SETTINGS, TAGGED, TAGS,
+};
+use crate::registry::digest::Digest;
+use crate::registry::manifest::Manifest;
+use crate::registry::name::Repository;
+use crate::registry::refused::{Code, Refused};
+use crate::registry::replica::rows::Row;
+
+/// Where else it is kept, and how far that is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// What is kept there: the same as long as it is one registry, whoever serves it.
+    pub lineage: String,
+    /// What this host called itself when it took it over.
+    pub writer: String,
+    /// The last segment that is there.
+    pub number: u64,
+    /// Whether all that was here before is there as well.
+    pub is_whole: bool,
+    /// Whether what is here is just being replaced by what is there.
+    pub is_loading: bool,
+}
+
+impl Standing {
+    /// Whether what is here is what this host has brought there.
+    pub fn is_ours(&self) -> bool {
+        !self.is_loading && !self.writer.is_empty()
+    }
+}
+
+/// Something that may change.
+pub(super) enum Name<'a> {
+    Blob(&'a str),
+    Link(&'a str, &'a str),
+    Manifest(&'a str, &'a str),
+    Tag(&'a str, &'a str),
+    Setting(&'a str),
+}
+
+impl Name<'_> {
+    fn text(&self) -> String {
+        match self {
+            Name::Blob(digest) => format!("b\0{digest}"),
+            Name::Link(repository, digest) => format!("l\0{repository}\0{digest}"),
+            Name::Manifest(repository, digest) => format!("m\0{repository}\0{digest}"),
+            Name::Tag(repository, tag) => format!("t\0{repository}\0{tag}"),
+            Name::Setting(name) => format!("s\0{name}"),
+        }
+    }
+}
+
+impl<'a> Name<'a> {
+    fn read(text: &'a str) -> Option<Self> {
+        let (kind, rest) = text.split_once('\0')?;
+        let two = || rest.split_once('\0');
+        Some(match kind {
+            "b" => Name::Blob(rest),
+            "l" => two().map(|(repository, digest)| Name::Link(repository, digest))?,
+            "m" => two().map(|(repository, digest)| Name::Manifest(repository, digest))?,
+            "t" => two().map(|(repository, tag)| Name::Tag(repository, tag))?,
+            "s" => Name::Setting(rest),
+            _ => return None,
+        })
+    }
+}
+
+/// Those have changed.
+pub(super) fn note<'a>(write: &WriteTransaction, names: impl IntoIterator<Item = Name<'a>>) -> Result<(), Failed> {
+    let mut replica = write.open_table(REPLICA)?;
+    if replica.get("lineage")?.is_none() || replica.get("loading")?.is_some() {
+        return Ok(());
+    }
+    // No number is used again.
+    let mut next = replica.get("next")?.and_then(|value| value.value().parse().ok()).unwrap_or(1_u64);
+    let mut changes = write.open_table(CHANGES)?;
+    for name in names {
+        changes.insert(next, name.text().as_str())?;
+        next += 1;
+    }
+    replica.insert("next", next.to_string().as_str())?;
+    Ok(())
+}
+
+// The blobs that a manifest is made of which are here, and not there.
+fn blobs_missing(write: &WriteTransaction, manifest: &Manifest, missing: &mut BTreeSet<Digest>) -> Result<(), Failed> {
+    let (blobs, replicated) = (write.open_table(BLOBS)?, write.open_table(REPLICATED)?);
+    // BuildKit's caches are indexes of blobs.
+    for named in manifest.blobs.iter().chain(&manifest.manifests) {
+        let digest = named.digest.as_str();
+        if blobs.get(digest)?.is_some() && replicated.get(digest)?.is_none() {
+            missing.insert(named.digest.clone());
+        }
+    }
+    Ok(())
+}
+
+/// The blobs that have to be there before a manifest may be told of, where it is all told of.
+pub(super) fn missing(write: &WriteTransaction, put: &Put) -> Result<Vec<Digest>, Failed> {
+    let mut missing = BTreeSet::new();
+    if write.open_table(REPLICA)?.get("strict")?.is_none() {
+        return Ok(Vec::new());
+    }
+    blobs_missing(write, &put.manifest, &mut missing)?;
+    // What was a copy, and is not any more once this is pushed.
+    let (copies, content) = (write.open_table(COPIES)?, write.open_table(CONTENT)?);
+    let mut open: Vec<_> = put.manifest.manifests.iter().map(|named| named.digest.to_string()).collect();
+    while let Some(digest) = open.pop() {
+        if copies.get((put.repository.as_str(), digest.as_str()))?.is_some()
+            && let Some(bytes) = content.get(digest.as_str())?
+            && let Ok(manifest) = Manifest::read(None, bytes.value())
+        {
+            blobs_missing(write, &manifest, &mut missing)?;
+            open.extend(manifest.manifests.iter().map(|named| named.digest.to_string()));
+        }
+    }
+    Ok(missing.into_iter().collect())
+}
+
+// How something is now.
+fn row(read: &ReadTransaction, name: &Name<'_>) -> Result<Option<Row>, Failed> {
+    let is_there = |digest: &str| -> Result<bool, Failed> { Ok(read.open_table(REPLICATED)?.get(digest)?.is_some()) };
+    let is_copy = |repository: &str, digest: &str| -> Result<bool, Failed> {
+        Ok(read.open_table(COPIES)?.get((repository, digest))?.is_some())
+    };
+    Ok(Some(match *name {
+        Name::Blob(digest) => {
+            let size = read.open_table(BLOBS)?.get(digest)?.map(|blob| blob.value().0);
+            Row::Blob { digest: digest.to_owned(), size: if is_there(digest)? { size } else { None } }
+        }
+        Name::Link(repository, digest) => {
+            let there = read.open_table(LINKS)?.get((repository, digest))?.is_some();
+            if there && !is_there(digest)? {
+                // It is told once it is there.
+                return Ok(None);
+            }
+            Row::Link { repository: repository.to_owned(), digest: digest.to_owned(), there }
+        }
+        Name::Manifest(repository, digest) => {
+            let (mut at, mut media_type, mut text) = (0, String::new(), None);
+            let manifests = read.open_table(MANIFESTS)?;
+            if let Some(row) = manifests.get((repository, digest))?
+                && !is_copy(repository, digest)?
+                && let Some(bytes) = read.open_table(CONTENT)?.get(digest)?
+            {
+                let (kind, _, came, _) = row.value();
+                (at, media_type) = (came, kind.to_owned());
+                let wrong = |_| redb::Error::Corrupted(format!("manifest {digest} is not UTF-8"));
+                text = Some(std::str::from_utf8(bytes.value()).map_err(wrong)?.to_owned());
+            }
+            Row::Manifest { repository: repository.to_owned(), digest: digest.to_owned(), at, media_type, text }
+        }
+        Name::Tag(repository, tag) => {
+            let found = read.open_table(TAGS)?.get((repository, tag))?.map(|row| {
+                let (digest, at) = row.value();
+                (digest.to_owned(), at)
+            });
+            let (digest, at) = found.map_or((None, 0), |(digest, at)| (Some(digest), at));
+            let digest = match digest {
+                Some(digest) if is_copy(repository, &digest)? => None,
+                other => other,
+            };
+            Row::Tag { repository: repository.to_owned(), tag: tag.to_owned(), at, digest }
+        }
+        Name::Setting(name) => {
+            let settings = read.open_table(SETTINGS)?;
+            let value = settings.get(name)?.map(|value| String::from_utf8_lossy(value.value()).into_owned());
+            Row::Setting { name: name.to_owned(), value }
+        }
+    }))
+}
+
+// A row becomes how it is here.
+fn apply(write: &WriteTransaction, row: Row, now: u64) -> Result<(), Failed> {
+    match row {
+        Row::Blob { digest, size: Some(size) } => {
+            read_digest(&digest)?;
+            write.open_table(BLOBS)?.insert(digest.as_str(), (size, now))?;
+            write.open_table(REPLICATED)?.insert(digest.as_str(), ())?;
+        }
+        Row::Blob { digest, size: None } => {
+            write.open_table(BLOBS)?.remove(digest.as_str())?;
+            write.open_table(REPLICATED)?.remove(digest.as_str())?;
+        }
+        Row::Link { repository, digest, there } => {
+            let (repository, digest) = (named(&repository)?, read_digest(&digest)?);
+            match there {
+                true => link(write, &repository, &digest, now)?,
+                false => unlink(write, &repository, &digest)?,
+            }
+        }
+        Row::Manifest { repository, digest, at, media_type, text: Some(text) } => {
+            let manifest = Manifest::read(Some(&media_type), text.as_bytes()).map_err(corrupt)?;
+            let (repository, digest) = (named(&repository)?, read_digest(&digest)?);
+            if Digest::of(digest.algorithm(), text.as_bytes()) != digest {
+                return Err(redb::Error::Corrupted(format!("manifest {digest} is not what it is called after")).into());
+            }
+            let (tags, immutable, bytes) = (Vec::new(), Vec::new(), text.into_bytes());
+            put_manifest(write, &Put { repository, digest, tags, bytes, manifest, at, immutable, cache_of: None })?;
+        }
+        Row::Manifest { repository, digest, text: None, .. } => {
+            match delete_manifest(write, &named(&repository)?, &read_digest(&digest)?, now) {
+                Err(Failed::Refused(refused)) if refused.code == Code::ManifestUnknown => {}
+                other => other?,
+            }
+        }
+        Row::Tag { repository, tag, at, digest } => {
+            let key = (repository.as_str(), tag.as_str());
+            let (mut tags, mut tagged) = (write.open_table(TAGS)?, write.open_multimap_table(TAGGED)?);
+            let before = tags.remove(key)?.map(|row| row.value().0.to_owned());
+            if let Some(before) = before {
+                tagged.remove((repository.as_str(), before.as_str()), tag.as_str())?;
+            }
+            if let Some(digest) = digest {
+                tags.insert(key, (digest.as_str(), at))?;
+                tagged.insert((repository.as_str(), digest.as_str()), tag.as_str())?;
+            }
+        }
+        Row::Setting { name, value } => {
+            let mut settings = write.open_table(SETTINGS)?;
+            match value {
+                Some(value) => settings.insert(name.as_str(), value.as_bytes())?,
+                None => settings.remove(name.as_str())?,
+            };
+        }
+        Row::End { .. } => {}
+    }
+    Ok(())
+}
+
+fn corrupt(refused: Refused) -> Failed {
+    Failed::Store(redb::Error::Corrupted(refused.why))
+}
+
+fn named(text: &str) -> Result<Repository, Failed> {
+    text.parse().map_err(corrupt)
+}
+
+impl Index {
+    /// Where else it is kept; nothing: nowhere.
+    pub fn standing(&self) -> Result<Option<Standing>, Refused> {
+        self.read_any(|read| {
+            let table = read.open_table(REPLICA)?;
+            let value = |name: &str| -> Result<Option<String>, Failed> {
+                Ok(table.get(name)?.map(|value| value.value().to_owned()))
+            };
+            let Some(lineage) = value("lineage")? else { return Ok(None) };
+            Ok(Some(Standing {
+                lineage,
+                writer: value("writer")?.unwrap_or_default(),
+                number: value("number")?.and_then(|number| number.parse().ok()).unwrap_or(0),
+                is_whole: value("whole")?.is_some(),
+                is_loading: value("loading")?.is_some(),
+            }))
+        })
+    }
+
+    /// From now on it is kept there as well, where nothing of it is yet.
+    pub async fn begin_replica(&self, lineage: &str, writer: &str, number: u64) -> Result<(), Refused> {
+        let (lineage, writer) = (lineage.to_owned(), writer.to_owned());
+        self.write_any(move |write| {
+            write.delete_table(CHANGES)?;
+            write.open_table(CHANGES)?;
+            write.delete_table(REPLICATED)?;
+            write.open_table(REPLICATED)?;
+            let mut replica = write.open_table(REPLICA)?;
+            for name in ["whole", "strict", "loading"] {
+                replica.remove(name)?;
+            }
+            replica.insert("lineage", lineage.as_str())?;
+            replica.insert("writer", writer.as_str())?;
+            replica.insert("number", number.to_string().as_str())?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Nothing is pushed from now on whose blobs are not there.
+    pub async fn be_strict(&self) -> Result<(), Refused> {
+        self.write_any(|write| {
+            write.open_table(REPLICA)?.insert("strict", "1")?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// All changes up to that one are there, in segments up to `number`; all of it is, where a snapshot `is_whole`.
+    pub async fn brought(&self, change: u64, number: u64, is_whole: bool) -> Result<(), Refused> {
+        self.write_any(move |write| {
+            let mut changes = write.open_table(CHANGES)?;
+            changes.retain_in(..=change, |_, _| false)?;
+            let mut replica = write.open_table(REPLICA)?;
+            replica.insert("number", number.to_string().as_str())?;
+            if is_whole {
+                replica.insert("whole", "1")?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// A blob is there, and what it is a part of here is told.
+    pub async fn replicated(&self, digest: &Digest) -> Result<(), Refused> {
+        let digest = digest.clone();
+        self.write_any(move |write| {
+            // It may have gone meanwhile.
+            if write.open_table(BLOBS)?.get(digest.as_str())?.is_none() {
+                return Ok(());
+            }
+            if write.open_table(REPLICATED)?.insert(digest.as_str(), ())?.is_some() {
+                return Ok(());
+            }
+            note(write, [Name::Blob(digest.as_str())])?;
+            let linked = write.open_multimap_table(LINKED)?;
+            for repository in linked.get(digest.as_str())? {
+                note(write, [Name::Link(repository?.value(), digest.as_str())])?;
+            }
+            Ok(())
+        })
+        .await
+    }
+
+    /// A blob that was thought to be there is not.
+    pub async fn lost_replica(&self, digest: &Digest) -> Result<(), Refused> {
+        let digest = digest.clone();
+        self.write_any(move |write| {
+            write.open_table(REPLICATED)?.remove(digest.as_str())?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether a blob is there.
+    pub fn is_replicated(&self, digest: &Digest) -> Result<bool, Refused> {
+        self.read_any(|read| Ok(read.open_table(REPLICATED)?.get(digest.as_str())?.is_some()))
+    }
+
+    /// How many changes wait, and the number of the last.
+    pub fn waiting(&self) -> Result<(u64, u64), Refused> {
+        self.read_any(|read| {
+            let changes = read.open_table(CHANGES)?;
+            Ok((changes.len()?, changes.last()?.map_or(0, |(number, _)| number.value())))
+        })
+    }
+
+    /// How everything is that has changed, each once, as of one moment; the number of the last change.
+    pub fn changed(&self, mut each: impl FnMut(Row) -> std::io::Result<()>) -> Result<u64, Refused> {
+        self.read_any(|read| {
+            let (mut last, mut seen, mut names) = (0, BTreeSet::new(), Vec::new());
+            for change in read.open_table(CHANGES)?.iter()? {
+                let (number, name) = change?;
+                last = number.value();
+                if seen.insert(name.value().to_owned()) {
+                    names.push(name.value().to_owned());
+                }
+            }
+            for text in &names {
+                let wrong = || redb::Error::Corrupted(format!("{text:.80?} names nothing"));
+                let name = Name::read(text).ok_or_else(wrong)?;
+                if let Some(row) = row(read, &name)? {
+                    each(row).map_err(redb::Error::Io)?;
+                }
+            }
+            Ok(last)
+        })
+    }
+
+    /// Everything that is, or is to be, there, as of one moment; the number of the last change by then.
+    pub fn everything(&self, mut each: impl FnMut(Row) -> std::io::Result<()>) -> Result<u64, Refused> {
+        self.read_any(|read| {
+            let mut tell = |name: Name<'_>| -> Result<(), Failed> {
+                let Some(row) = row(read, &name)? else { return Ok(()) };
+                let is_gone = matches!(
+                    row,
+                    Row::Blob { size: None, .. }
+                        | Row::Link { there: false, .. }
+                        | Row::Manifest { text: None, .. }
+                        | Row::Tag { digest: None, .. }
+                );
+                if !is_gone {
+                    each(row).map_err(redb::Error::Io)?;
+                }
+                Ok(())
+            };
+            for row in read.open_table(SETTINGS)?.iter()? {
+                tell(Name::Setting(row?.0.value()))?;
+            }
+            for row in read.open_table(REPLICATED)?.iter()? {
+                tell(Name::Blob(row?.0.value()))?;
+            }
+            for row in read.open_table(LINKS)?.iter()? {
+                let key = row?.0;
+                let (repository, digest) = key.value();
+                tell(Name::Link(repository, digest))?;
+            }
+            for row in read.open_table(MANIFESTS)?.iter()? {
+                let key = row?.0;
+                let (repository, digest) = key.value();
+                tell(Name::Manifest(repository, digest))?;
+            }
+            for row in read.open_table(TAGS)?.iter()? {
+                let key = row?.0;
+                let (repository, tag) = key.value();
+                tell(Name::Tag(repository, tag))?;
+            }
+            Ok(read.open_table(CHANGES)?.last()?.map_or(0, |(number, _)| number.value()))
+        })
+    }
+
+    /// Blobs that manifests are made of which were pushed here, and that are not there, among the next `rows` manifests.
+    pub fn unreplicated(
+        &self,
+        from: &(String, String),
+        rows: usize,
+    ) -> Result<(BTreeSet<Digest>, Option<(String, String)>), Refused> {
+        self.read_any(|read| {
+            let (manifests, copies) = (read.open_table(MANIFESTS)?, read.open_table(COPIES)?);
+            let (blobs, replicated) = (read.open_table(BLOBS)?, read.open_table(REPLICATED)?);
+            let content = read.open_table(CONTENT)?;
+            let mut missing = BTreeSet::new();
+            for (number, row) in manifests.range((from.0.as_str(), from.1.as_str())..)?.enumerate() {
+                let key = row?.0;
+                let (repository, digest) = key.value();
+                if number == rows {
+                    return Ok((missing, Some((repository.to_owned(), digest.to_owned()))));
+                }
+                if copies.get((repository, digest))?.is_some() {
+                    continue;
+                }
+                let Some(bytes) = content.get(digest)? else { continue };
+                let Ok(manifest) = Manifest::read(None, bytes.value()) else { continue };
+                for named in manifest.blobs.into_iter().chain(manifest.manifests) {
+                    let digest = named.digest.as_str();
+                    if blobs.get(digest)?.is_some() && replicated.get(digest)?.is_none() {
+                        missing.insert(named.digest);
+                    }
+                }
+            }
+            Ok((missing, None))
+        })
+    }
+
+    /// How many blobs are there.
+    pub fn replicas(&self) -> Result<u64, Refused> {
+        self.read_any(|read| Ok(read.open_table(REPLICATED)?.len()?))
+    }
+
+    /// Blobs that are there, behind `last`, at most so many.
+    pub fn replicas_behind(&self, last: &str, most: usize) -> Result<Vec<Digest>, Refused> {
+        self.read_any(|read| {
+            let mut some = Vec::new();
+            for row in read.open_table(REPLICATED)?.range(last..)? {
+                let key = row?.0;
+                if key.value() != last {
+                    some.push(read_digest(key.value())?);
+                }
+                if some.len() == most {
+                    break;
+                }
+            }
+            Ok(some)
+        })
+    }
+
+    /// Blobs that are there whose digests begin so, with their bytes.
+    pub fn replicas_of(&self, first: &str) -> Result<Vec<(Digest, u64)>, Refused> {
+        self.read_any(|read| {
+            let (mut all, blobs) = (Vec::new(), read.open_table(BLOBS)?);
+            for row in read.open_table(REPLICATED)?.range(first..)? {
+                let key = row?.0;
+                if !key.value().starts_with(first) {
+                    break;
+                }
+                let size = blobs.get(key.value())?.map(|blob| blob.value().0);
+                if let Some(size) = size {
+                    all.push((read_digest(key.value())?, size));
+                }
+            }
+            Ok(all)
+        })
+    }
+
+    /// This host does not write there any more: whoever does may.
+    pub async fn left(&self) -> Result<(), Refused> {
+        self.write_any(|write| {
+            write.open_table(REPLICA)?.remove("writer")?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Whether a manifest is here that was pushed.
+    pub fn has_own(&self) -> Result<bool, Refused> {
+        self.read_any(|read| {
+            let copies = read.open_table(COPIES)?;
+            for row in read.open_table(MANIFESTS)?.iter()? {
+                if copies.get(row?.0.value())?.is_none() {
+                    return Ok(true);
+                }
+            }
+            Ok(false)
+        })
+    }
+
+    /// As `any_blob`, also while nothing else may be looked at.
+    pub fn any_blob_now(&self, digest: &Digest) -> Result<Option<u64>, Refused> {
+        self.read_any(|read| Ok(read.open_table(BLOBS)?.get(digest.as_str())?.map(|blob| blob.value().0)))
+    }
+
+    /// All that is here goes, to be replaced by what is there.
+    pub async fn begin_loading(&self, lineage: &str) -> Result<(), Refused> {
+        let lineage = lineage.to_owned();
+        self.write_any(move |write| {
+            write.delete_table(REPOSITORIES)?;
+            write.delete_table(MANIFESTS)?;
+            write.delete_table(CONTENT)?;
+            write.delete_multimap_table(HOLDERS)?;
+            write.delete_table(TAGS)?;
+            write.delete_multimap_table(TAGGED)?;
+            write.delete_table(REFERRERS)?;
+            write.delete_table(BLOBS)?;
+            write.delete_table(LINKS)?;
+            write.delete_multimap_table(LINKED)?;
+            write.delete_multimap_table(NAMED)?;
+            write.delete_table(COPIES)?;
+            write.delete_table(SETTINGS)?;
+            write.delete_table(CHANGES)?;
+            write.delete_table(REPLICATED)?;
+            super::tables(write)?;
+            let mut replica = write.open_table(REPLICA)?;
+            for name in ["whole", "strict", "writer"] {
+                replica.remove(name)?;
+            }
+            replica.insert("lineage", lineage.as_str())?;
+            replica.insert("loading", "1")?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Some of what is there comes.
+    pub async fn load(&self, rows: Vec<Row>, now: u64) -> Result<(), Refused> {
+        self.write_any(move |write| rows.into_iter().try_for_each(|row| apply(write, row, now))).await
+    }
+
+    /// All has come, up to a segment which this host has written.
+    pub async fn loaded(&self, writer: &str, number: u64) -> Result<(), Refused> {
+        let writer = writer.to_owned();
+        self.write_any(move |write| {
+            write.delete_table(CHANGES)?;
+            write.open_table(CHANGES)?;
+            let mut replica = write.open_table(REPLICA)?;
+            replica.remove("loading")?;
+            replica.insert("whole", "1")?;
+            replica.insert("strict", "1")?;
+            replica.insert("writer", writer.as_str())?;
+            replica.insert("number", number.to_string().as_str())?;
+            Ok(())
+        })
+        .await
+    }
+}

@@ -1,0 +1,361 @@
+//! The registry at another place as well: a bucket. What is pushed is there before it is acknowledged, blobs by their digests, and what the
+//! index says of them as a log of segments with a snapshot now and then. An empty host finds everything there; one that another has taken over
+//! from writes nothing any more, since each segment can be written once.
+
+mod blobs;
+mod bring;
+pub mod bucket;
+mod evict;
+pub mod rows;
+pub mod store;
+mod take;
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Semaphore, watch};
+
+use self::store::{Down, Store};
+use super::ImageRegistry;
+use super::cache::Fetching;
+use super::digest::Digest;
+use super::index::Open;
+use super::refused::{Code, Refused};
+use crate::model::fault;
+
+/// Blobs that are sent, and that are fetched, at a time.
+const AT_ONCE: usize = 4;
+const FETCHING: usize = 16;
+/// How long a push waits for the other place; and how long that is not answered before pushes are refused at once.
+const PATIENCE: Duration = Duration::from_secs(60);
+const FAILING: Duration = Duration::from_secs(10);
+/// How long between two tries, at first and at most; and where only a person can help.
+const AGAIN: Duration = Duration::from_millis(500);
+const LONGEST: Duration = Duration::from_secs(5);
+const HELP: Duration = Duration::from_secs(30);
+
+/// What the other place is called in words, before its name.
+fn unanswered(why: &str) -> Refused {
+    let why = format!("what is pushed has to be in the registry's bucket as well, and is not: {why}");
+    Refused::new(Code::Unknown, why).status_of(503)
+}
+
+/// How it stands with the other place.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum State {
+    /// It has not answered yet.
+    Waiting(String),
+    /// What was here before is brought there; what is pushed meanwhile is acknowledged without.
+    Seeding,
+    /// It has everything.
+    Whole,
+    /// It is not this host's.
+    Lost(String),
+}
+
+/// The other place in numbers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ReplicaStats {
+    /// What it is called: s3://bucket/prefix.
+    pub place: String,
+    /// `waiting` (for its first answer), `seeding` (what was here before is brought there), `whole`, `lost` (another host has it).
+    pub state: String,
+    /// Why it is not whole, or not answering.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// Blobs that are there.
+    pub blobs: u64,
+    /// Changes that are not there yet.
+    pub waiting: u64,
+    /// What was sent since the daemon began, in bytes.
+    pub sent: u64,
+    /// What was fetched from there since then, in bytes.
+    pub fetched: u64,
+    /// What its blobs may take on this host's disk, where that is bounded, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub local: Option<u64>,
+    /// Blobs whose files were let go of here since the daemon began: they are there.
+    pub evicted: u64,
+}
+
+// A blob on its way, for all who wait for it.
+type Sending = watch::Receiver<Option<Result<(), Down>>>;
+
+/// How a replica is kept.
+#[derive(Debug, Clone, Default)]
+pub struct ReplicaOptions {
+    /// This host, as people know it.
+    pub host: String,
+    /// Whether it may take over what it has had before and another host has by now: who keeps the images is told it.
+    pub may_take: bool,
+    /// What blobs may take on this host's disk: those that are there as well are let go of, the longest unused first.
+    pub local: Option<u64>,
+}
+
+/// The other place.
+pub struct Replica {
+    store: Arc<dyn Store>,
+    options: ReplicaOptions,
+    state: watch::Sender<State>,
+    // The last change that is there.
+    done: watch::Sender<u64>,
+    failing: Mutex<Option<(Instant, String)>>,
+    sending: Mutex<HashMap<Digest, Sending>>,
+    turns: Semaphore,
+    /// Blobs that come from there.
+    pub(super) fetching: Fetching,
+    pub(super) fetch_turns: Semaphore,
+    sent: AtomicU64,
+    fetched: AtomicU64,
+    evicted: AtomicU64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Why it is not this host's, or not now.
+enum Trouble {
+    /// It does not answer; it is asked again.
+    Down(String),
+    /// Somebody has to do something.
+    Refused(String),
+}
+
+impl From<Down> for Trouble {
+    fn from(down: Down) -> Self {
+        Trouble::Down(down.0)
+    }
+}
+
+impl From<Refused> for Trouble {
+    fn from(refused: Refused) -> Self {
+        Trouble::Down(refused.why)
+    }
+}
+
+impl From<std::io::Error> for Trouble {
+    fn from(error: std::io::Error) -> Self {
+        Trouble::Down(error.to_string())
+    }
+}
+
+impl Replica {
+    fn new(store: Arc<dyn Store>, options: ReplicaOptions) -> Self {
+        Replica {
+            store,
+            options,
+            state: watch::Sender::new(State::Waiting("it is asked for the first time".into())),
+            done: watch::Sender::new(0),
+            failing: Mutex::default(),
+            sending: Mutex::default(),
+            turns: Semaphore::new(AT_ONCE),
+            fetching: Fetching::default(),
+            fetch_turns: Semaphore::new(FETCHING),
+            sent: AtomicU64::new(0),
+            fetched: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+        }
+    }
+
+    /// What it is called.
+    pub fn place(&self) -> &str {
+        self.store.place()
+    }
+
+    pub(super) fn count_fetched(&self, bytes: u64) {
+        self.fetched.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    // Since when it fails, and why.
+    fn failing(&self) -> Option<(Duration, String)> {
+        lock(&self.failing).as_ref().map(|(since, why)| (since.elapsed(), why.clone()))
+    }
+
+    // Whether it answers, as of now. Told once, until that changes.
+    fn heard(&self, fault: Option<&str>) {
+        let mut failing = lock(&self.failing);
+        match (fault, failing.as_mut()) {
+            (None, None) => {}
+            (None, Some(_)) => {
+                tracing::info!(place = self.place(), "the registry's bucket answers again");
+                *failing = None;
+            }
+            (Some(why), Some(known)) => known.1 = why.to_owned(),
+            (Some(why), None) => {
+                tracing::warn!(place = self.place(), why, "the registry's bucket does not do what it is asked");
+                *failing = Some((Instant::now(), why.to_owned()));
+            }
+        }
+    }
+}
+
+impl ImageRegistry {
+    /// The other place, where there is one.
+    pub(super) fn replica(&self) -> Option<Arc<Replica>> {
+        self.replica.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Keeps the registry there as well from now on. Until that has answered, what is here is read at most, where it is known to be what is
+    /// there; what that holds comes here where this host has nothing.
+    pub fn keep_at(self: &Arc<Self>, store: Arc<dyn Store>, options: ReplicaOptions) -> Result<(), Refused> {
+        let standing = self.index.standing()?;
+        let is_known = match &standing {
+            Some(standing) => standing.is_ours(),
+            None => self.index.has_own()?,
+        };
+        let waiting = unanswered("it is asked for the first time");
+        self.index.open_for(if is_known { Open::ReadOnly(waiting) } else { Open::Not(waiting) });
+        let replica = Arc::new(Replica::new(store, options));
+        let (own, of) = (self.clone(), replica.clone());
+        let task = tokio::spawn(async move { own.replicate(&of).await });
+        let mut slot = self.replica.write().unwrap_or_else(PoisonError::into_inner);
+        *slot = Some(replica);
+        drop(slot);
+        if let Some(before) = lock(&self.replicating).replace(task.abort_handle()) {
+            before.abort();
+        }
+        Ok(())
+    }
+
+    /// Another host keeps the registry there from now on: what is here is not what counts.
+    pub async fn leave(&self) -> Result<(), Refused> {
+        if let Some(task) = lock(&self.replicating).take() {
+            task.abort();
+        }
+        let why = "this host does not keep the cluster's images any more";
+        self.index.open_for(Open::Not(Refused::new(Code::Unknown, why).status_of(503)));
+        *self.replica.write().unwrap_or_else(PoisonError::into_inner) = None;
+        self.index.left().await
+    }
+
+    // Takes it over, brings there what is missing, and then whatever changes.
+    async fn replicate(self: Arc<Self>, replica: &Arc<Replica>) {
+        let mut wait = AGAIN;
+        loop {
+            let trouble = match self.replicate_until(replica, &mut wait).await {
+                Ok(never) => match never {},
+                Err(trouble) => trouble,
+            };
+            let known = replica.state.borrow().clone();
+            match trouble {
+                Trouble::Down(why) => {
+                    replica.heard(Some(&why));
+                    let is_first = matches!(known, State::Waiting(_));
+                    let failing = replica.failing().map(|(since, _)| since);
+                    if is_first {
+                        replica.state.send_replace(State::Waiting(why.clone()));
+                    }
+                    let opened = match is_first && !self.was_ours() {
+                        true => Open::Not(unanswered(&why)),
+                        false if is_first || failing.is_some_and(|since| since >= FAILING) => {
+                            Open::ReadOnly(unanswered(&why))
+                        }
+                        false => Open::Whole,
+                    };
+                    self.index.open_for(opened);
+                    tokio::time::sleep(wait).await;
+                    wait = (wait * 2).min(LONGEST);
+                }
+                Trouble::Refused(why) => {
+                    if known != State::Lost(why.clone()) {
+                        tracing::error!(place = replica.place(), why, "the image registry is not served");
+                    }
+                    let refused = Refused::new(Code::Unknown, why.clone()).status_of(503);
+                    self.index.open_for(Open::Not(refused));
+                    replica.state.send_replace(State::Lost(why));
+                    tokio::time::sleep(HELP).await;
+                    replica.state.send_if_modified(|_| false);
+                }
+            }
+        }
+    }
+
+    // Whether what is here is what was there when it was last asked.
+    fn was_ours(&self) -> bool {
+        match self.index.standing() {
+            Ok(Some(standing)) => standing.is_ours(),
+            Ok(None) => self.index.has_own().unwrap_or(false),
+            Err(_) => false,
+        }
+    }
+
+    async fn replicate_until(
+        self: &Arc<Self>,
+        replica: &Arc<Replica>,
+        wait: &mut Duration,
+    ) -> Result<std::convert::Infallible, Trouble> {
+        let is_taken = matches!(*replica.state.borrow(), State::Seeding | State::Whole);
+        let mut log = self.take_over(replica, is_taken).await?;
+        replica.heard(None);
+        *wait = AGAIN;
+        if !log.is_whole {
+            replica.state.send_replace(State::Seeding);
+            self.index.open_for(Open::Whole);
+            self.seed(replica, &mut log).await?;
+        }
+        replica.state.send_replace(State::Whole);
+        loop {
+            self.bring(replica, &mut log).await?;
+            replica.heard(None);
+            *wait = AGAIN;
+            self.index.open_for(Open::Whole);
+            self.index.written().notified().await;
+        }
+    }
+
+    /// Waits until all that has changed so far is there as well.
+    pub(super) async fn settled(&self) -> Result<(), Refused> {
+        let Some(replica) = self.replica() else { return Ok(()) };
+        fault::point("registry.before-settled");
+        if *replica.state.borrow() == State::Seeding {
+            return Ok(());
+        }
+        let (waiting, last) = self.index.waiting()?;
+        if waiting == 0 {
+            return Ok(());
+        }
+        let (mut done, mut state) = (replica.done.subscribe(), replica.state.subscribe());
+        let is_there = async {
+            tokio::select! {
+                is_there = done.wait_for(|done| *done >= last) => is_there.is_ok(),
+                _ = state.wait_for(|state| matches!(state, State::Lost(_))) => false,
+            }
+        };
+        match tokio::time::timeout(PATIENCE, is_there).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(unanswered("another host has it by now")),
+            Err(_) => {
+                let why = replica.failing().map_or_else(|| "it takes too long".to_owned(), |(_, why)| why);
+                Err(unanswered(&why))
+            }
+        }
+    }
+
+    /// It in numbers.
+    pub(super) fn replica_stats(&self) -> Result<Option<ReplicaStats>, Refused> {
+        let Some(replica) = self.replica() else { return Ok(None) };
+        let (name, why) = match replica.state.borrow().clone() {
+            State::Waiting(why) => ("waiting", Some(why)),
+            State::Seeding => ("seeding", None),
+            State::Whole => ("whole", None),
+            State::Lost(why) => ("lost", Some(why)),
+        };
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        Ok(Some(ReplicaStats {
+            place: replica.place().to_owned(),
+            state: name.to_owned(),
+            why: why.or_else(|| replica.failing().map(|(_, why)| why)),
+            blobs: self.index.replicas()?,
+            waiting: self.index.waiting()?.0,
+            sent: of(&replica.sent),
+            fetched: of(&replica.fetched),
+            local: replica.options.local,
+            evicted: of(&replica.evicted),
+        }))
+    }
+}
