@@ -7,10 +7,11 @@ use clap::ValueEnum;
 
 use crate::daemon::config::Config;
 use crate::daemon::discovery;
-use crate::daemon::images::{self, RegistryName, RegistryOptions};
-use crate::model::units::Duration;
+use crate::daemon::images::{self, BucketSettings, RegistryName, RegistryOptions};
+use crate::model::units::{Bytes, Duration};
 use crate::model::{Error, Result};
 use crate::registry::Limits;
+use crate::registry::replica::bucket::BucketOptions;
 
 /// What a host keeps for its cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -51,12 +52,43 @@ pub struct RegistryArgs {
     /// Key of --registry-tls-cert, in PEM
     #[arg(long, env = "NEAP_REGISTRY_TLS_KEY", value_name = "FILE", requires = "registry_tls_cert")]
     registry_tls_key: Option<PathBuf>,
+    /// A bucket of S3, or of what speaks like it, in which the image registry is kept as well: a push is there before it is acknowledged, and an
+    /// empty host finds everything there. Who asks is said by AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, or the machine's role
+    #[arg(long, env = "NEAP_REGISTRY_BUCKET", value_name = "s3://BUCKET[/PREFIX]")]
+    registry_bucket: Option<String>,
+    /// Where the bucket is reached, where that is not Amazon: https://s3.example.com
+    #[arg(long, env = "NEAP_REGISTRY_ENDPOINT", value_name = "URL")]
+    registry_endpoint: Option<String>,
+    /// What blobs that are in the bucket may take on this host's disk: the longest unused go first, and come again when they are asked for
+    /// [default: all stay]
+    #[arg(long, env = "NEAP_REGISTRY_LOCAL", value_name = "SIZE")]
+    registry_local: Option<Bytes>,
     /// How long the image registry keeps what no manifest is made of, since it came or was last asked for
     #[arg(long, env = "NEAP_REGISTRY_GRACE", value_name = "DURATION", default_value = "24h")]
     registry_grace: Duration,
 }
 
 impl RegistryArgs {
+    fn bucket(&self, file: &Config) -> Result<Option<BucketSettings>> {
+        let endpoint = self.registry_endpoint.as_ref().or(file.registry_endpoint.as_ref());
+        let local = match (&self.registry_local, &file.registry_local) {
+            (Some(local), _) => Some(local.0),
+            (None, Some(text)) => Some(text.parse::<Bytes>()?.0),
+            (None, None) => None,
+        };
+        let Some(bucket) = self.registry_bucket.as_ref().or(file.registry_bucket.as_ref()) else {
+            return match endpoint.is_some() || local.is_some() {
+                true => {
+                    let why = "--registry-endpoint and --registry-local are for a bucket";
+                    Err(Error::invalid("image registry", why).help("say --registry-bucket s3://BUCKET"))
+                }
+                false => Ok(None),
+            };
+        };
+        let bucket = BucketOptions::read(bucket, endpoint.map(String::as_str))?;
+        Ok(Some(BucketSettings { bucket, local }))
+    }
+
     /// With what the configuration says besides.
     pub fn read(&self, file: &Config) -> Result<RegistryOptions> {
         let listen = self.registry_listen.as_ref().or(file.registry_listen.as_ref());
@@ -78,6 +110,7 @@ impl RegistryArgs {
             name: self.registry_name.clone().map_or_else(|| named.transpose(), |name| Ok(Some(name)))?,
             users: self.registry_htpasswd.clone(),
             rate: self.registry_rate,
+            bucket: self.bucket(file)?,
             limits: Limits { grace: self.registry_grace.std(), ..Limits::default() },
         })
     }

@@ -55,6 +55,15 @@ pub struct Config {
     /// The name under which others reach the image registry: registry.corp:5000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub registry_name: Option<String>,
+    /// A bucket in which the image registry is kept as well: s3://BUCKET/PREFIX.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_bucket: Option<String>,
+    /// Where that is reached, where it is not Amazon.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_endpoint: Option<String>,
+    /// What its blobs may take on this host's disk: 50GB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub registry_local: Option<String>,
     /// What this host of a Swarm keeps for the cluster: registry.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub roles: Vec<String>,

@@ -378,6 +378,7 @@ impl ImageRegistry {
     async fn put(self: &Arc<Self>, put: Put) -> Result<(), Refused> {
         let named = put.manifest.blobs.iter().filter(|named| !named.is_foreign);
         let mut missing: Vec<Digest> = named.map(|named| named.digest.clone()).collect();
+        self.index.may_write()?;
         for _ in 0..PUTS {
             self.all_there(missing).await?;
             missing = self.index.put_manifest(put.clone()).await?;
@@ -402,8 +403,7 @@ impl ImageRegistry {
     // A blob that was put aside is to come anew: whoever names it is told.
     fn check_files(&self, repository: &Repository, manifest: &Manifest) -> Result<(), Refused> {
         let needed = manifest.blobs.iter().filter(|named| !named.is_foreign);
-        let lost: Vec<&Digest> =
-            needed.map(|named| &named.digest).filter(|digest| !self.is_kept(digest)).collect();
+        let lost: Vec<&Digest> = needed.map(|named| &named.digest).filter(|digest| !self.is_kept(digest)).collect();
         if lost.is_empty() {
             return Ok(());
         }

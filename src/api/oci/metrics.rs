@@ -87,6 +87,21 @@ fn text(stats: &RegistryStats) -> String {
             say(format_args!("neap_registry_{name}{{prefix=\"{prefix}\",upstream=\"{upstream}\"}} {}", value(one)));
         }
     }
+    if let Some(replica) = &stats.replica {
+        for (name, kind, help, value) in [
+            ("bucket_whole", "gauge", "1 where the bucket has everything and answers.", {
+                u64::from(replica.state == "whole" && replica.why.is_none())
+            }),
+            ("bucket_waiting", "gauge", "Changes that are not in the bucket yet.", replica.waiting),
+            ("bucket_blobs", "gauge", "Blobs that are in the bucket.", replica.blobs),
+            ("bucket_sent_bytes_total", "counter", "Bytes that were sent to the bucket.", replica.sent),
+            ("bucket_fetched_bytes_total", "counter", "Bytes that were fetched from the bucket.", replica.fetched),
+            ("bucket_evicted_total", "counter", "Blobs whose files were let go of here.", replica.evicted),
+        ] {
+            about(&mut say, name, kind, help);
+            say(format_args!("neap_registry_{name} {value}"));
+        }
+    }
     about(&mut say, "cache_failing", "gauge", "1 where a cache's registry did not answer when it was last asked.");
     for one in &stats.caches {
         let (prefix, upstream, failing) = (quoted(&one.prefix), quoted(&one.upstream), u8::from(one.failing.is_some()));

@@ -185,6 +185,21 @@ pub fn stats(stats: &RegistryStats) -> String {
         format!("received      {}", Bytes(stats.received)),
         format!("sent          {}", Bytes(stats.sent)),
     ];
+    if let Some(replica) = &stats.replica {
+        let why = replica.why.as_ref().map(|why| format!(": {why}")).unwrap_or_default();
+        let local = replica.local.map(|local| format!(", {} of disk here at most", Bytes(local))).unwrap_or_default();
+        lines.extend([
+            String::new(),
+            format!("bucket        {}, {}{why}", replica.place, replica.state),
+            format!("              {} blobs, {} changes wait{local}", replica.blobs, replica.waiting),
+            format!(
+                "              {} sent, {} fetched, {} blobs let go of here",
+                Bytes(replica.sent),
+                Bytes(replica.fetched),
+                replica.evicted
+            ),
+        ]);
+    }
     if !stats.requests.is_empty() {
         let times = |kind: &str| stats.times.iter().find(|times| times.kind == kind);
         let mean = |kind: &str| {

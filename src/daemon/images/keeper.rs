@@ -155,6 +155,9 @@ impl Host<'_> {
             let _ = self.worker.keeps.set((Keeps { port: 0, address: None, fingerprint: String::new() }, None));
             return Ok(None);
         };
+        if let Some(bucket) = &self.options.bucket {
+            bucket.clone().keep_while(&registry, self.worker.registry.subscribe(), self.node.clone())?;
+        }
         let up = up::Up::new(self.worker.clone());
         registry.set_logins(Arc::new(HostLogins(self.leading.clone(), up.clone())));
         let tokens: Arc<dyn Tokens> =

@@ -1,5 +1,6 @@
 //! The image registry of this host: where it listens, and what it does by itself; in a Swarm the door to the one of another host.
 
+mod bucket;
 pub mod choose;
 mod door;
 pub mod keeper;
@@ -14,6 +15,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::sync::watch;
 
+pub use self::bucket::BucketSettings;
 pub use self::named::RegistryName;
 use super::discovery::tell;
 use super::tls;
@@ -55,6 +57,8 @@ pub struct RegistryOptions {
     pub users: Option<PathBuf>,
     /// How many requests a second one address may make; any number where it is not said.
     pub rate: Option<u32>,
+    /// The bucket in which it is kept as well.
+    pub bucket: Option<BucketSettings>,
     /// How it is kept.
     pub limits: Limits,
 }
@@ -150,6 +154,9 @@ pub async fn serve_alone(
     }
     let Some(registry) = open(options, data, clock).await? else { return Ok(()) };
     registry.set_logins(runtime.known_logins());
+    if let Some(bucket) = &options.bucket {
+        bucket.keep(&registry)?;
+    }
     let tokens: Arc<dyn Tokens> = Arc::new(OwnTokens(StoredSecrets(runtime.store().clone()), runtime.lent().clone()));
     listen(options, data, &registry, &tokens, &options.users()?, Access::Open).await?;
     let (own, mut happenings) = (runtime.clone(), Happenings::of(&registry));

@@ -16,9 +16,9 @@ use super::{Cache, Fetching, MANY, count};
 use crate::registry::digest::Digest;
 use crate::registry::name::Repository;
 use crate::registry::refused::{Code, Refused};
+use crate::registry::replica::Replica;
 use crate::registry::upload::{Growing, Received};
 use crate::registry::upstream::{Fault, LEAST, SILENCE, innermost};
-use crate::registry::replica::Replica;
 use crate::registry::{ImageRegistry, alone, unknown_blob};
 
 /// How often an upstream is asked for the rest of a blob, without a byte of it, before that is given up; and how long between.

@@ -19,7 +19,7 @@ use tokio::sync::{Notify, oneshot};
 pub use changes::{Put, is_copy};
 pub use describe::{Summary, Tagged};
 pub use reads::{Found, Page};
-pub use replica::Standing;
+pub use replica::{Moment, Standing};
 
 use super::refused::{Code, Refused};
 use crate::model::{Error, Kind, Result as ModelResult, fault};
@@ -185,7 +185,8 @@ impl Index {
         }
     }
 
-    fn may_write(&self) -> Result<(), Refused> {
+    /// Whether changes are taken just now.
+    pub fn may_write(&self) -> Result<(), Refused> {
         match &*self.opened.read().unwrap_or_else(PoisonError::into_inner) {
             Open::Whole => Ok(()),
             Open::ReadOnly(refused) | Open::Not(refused) => Err(refused.clone()),

@@ -2,14 +2,17 @@
 //! same transaction; whoever brings them there reads how that is by then.
 
 use std::collections::BTreeSet;
+use std::sync::PoisonError;
 
-use redb::{ReadTransaction, ReadableMultimapTable, ReadableTable, ReadableTableMetadata, WriteTransaction};
+use redb::{
+    ReadTransaction, ReadableDatabase, ReadableMultimapTable, ReadableTable, ReadableTableMetadata, WriteTransaction,
+};
 
 use super::changes::{delete_manifest, link, put_manifest, unlink};
 use super::collect::read_digest;
 use super::{
     BLOBS, CHANGES, CONTENT, COPIES, Failed, HOLDERS, Index, LINKED, LINKS, MANIFESTS, NAMED, Put, REFERRERS, REPLICA,
-    REPLICATED, REPOSITORIES, SETTINGS, TAGGED, TAGS,
+    REPLICATED, REPOSITORIES, SETTINGS, TAGGED, TAGS, unusable,
 };
 use crate::registry::digest::Digest;
 use crate::registry::manifest::Manifest;
@@ -375,46 +378,11 @@ impl Index {
         })
     }
 
-    /// Everything that is, or is to be, there, as of one moment; the number of the last change by then.
-    pub fn everything(&self, mut each: impl FnMut(Row) -> std::io::Result<()>) -> Result<u64, Refused> {
-        self.read_any(|read| {
-            let mut tell = |name: Name<'_>| -> Result<(), Failed> {
-                let Some(row) = row(read, &name)? else { return Ok(()) };
-                let is_gone = matches!(
-                    row,
-                    Row::Blob { size: None, .. }
-                        | Row::Link { there: false, .. }
-                        | Row::Manifest { text: None, .. }
-                        | Row::Tag { digest: None, .. }
-                );
-                if !is_gone {
-                    each(row).map_err(redb::Error::Io)?;
-                }
-                Ok(())
-            };
-            for row in read.open_table(SETTINGS)?.iter()? {
-                tell(Name::Setting(row?.0.value()))?;
-            }
-            for row in read.open_table(REPLICATED)?.iter()? {
-                tell(Name::Blob(row?.0.value()))?;
-            }
-            for row in read.open_table(LINKS)?.iter()? {
-                let key = row?.0;
-                let (repository, digest) = key.value();
-                tell(Name::Link(repository, digest))?;
-            }
-            for row in read.open_table(MANIFESTS)?.iter()? {
-                let key = row?.0;
-                let (repository, digest) = key.value();
-                tell(Name::Manifest(repository, digest))?;
-            }
-            for row in read.open_table(TAGS)?.iter()? {
-                let key = row?.0;
-                let (repository, tag) = key.value();
-                tell(Name::Tag(repository, tag))?;
-            }
-            Ok(read.open_table(CHANGES)?.last()?.map_or(0, |(number, _)| number.value()))
-        })
+    /// As it is now, to be read at leisure.
+    pub fn now(&self) -> Result<Moment, Refused> {
+        let slot = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let database = slot.as_ref().ok_or_else(|| unusable("it is being opened again"))?;
+        Ok(Moment(database.begin_read().map_err(unusable)?))
     }
 
     /// Blobs that manifests are made of which were pushed here, and that are not there, among the next `rows` manifests.
@@ -568,5 +536,57 @@ impl Index {
             Ok(())
         })
         .await
+    }
+}
+
+/// The index as it was at a moment.
+pub struct Moment(ReadTransaction);
+
+impl Moment {
+    /// Everything that is, or is to be, there, as of one moment; the number of the last change by then.
+    pub fn everything(&self, mut each: impl FnMut(Row) -> std::io::Result<()>) -> Result<u64, Refused> {
+        let read = &self.0;
+        let mut all = || {
+            let mut tell = |name: Name<'_>| -> Result<(), Failed> {
+                let Some(row) = row(read, &name)? else { return Ok(()) };
+                let is_gone = matches!(
+                    row,
+                    Row::Blob { size: None, .. }
+                        | Row::Link { there: false, .. }
+                        | Row::Manifest { text: None, .. }
+                        | Row::Tag { digest: None, .. }
+                );
+                if !is_gone {
+                    each(row).map_err(redb::Error::Io)?;
+                }
+                Ok(())
+            };
+            for row in read.open_table(SETTINGS)?.iter()? {
+                tell(Name::Setting(row?.0.value()))?;
+            }
+            for row in read.open_table(REPLICATED)?.iter()? {
+                tell(Name::Blob(row?.0.value()))?;
+            }
+            for row in read.open_table(LINKS)?.iter()? {
+                let key = row?.0;
+                let (repository, digest) = key.value();
+                tell(Name::Link(repository, digest))?;
+            }
+            for row in read.open_table(MANIFESTS)?.iter()? {
+                let key = row?.0;
+                let (repository, digest) = key.value();
+                tell(Name::Manifest(repository, digest))?;
+            }
+            for row in read.open_table(TAGS)?.iter()? {
+                let key = row?.0;
+                let (repository, tag) = key.value();
+                tell(Name::Tag(repository, tag))?;
+            }
+            Ok(read.open_table(CHANGES)?.last()?.map_or(0, |(number, _)| number.value()))
+        };
+        all().map_err(|failed: Failed| match failed {
+            Failed::Refused(refused) => refused,
+            Failed::Store(error) => unusable(error),
+        })
     }
 }

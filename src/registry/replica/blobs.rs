@@ -10,7 +10,7 @@ use futures_util::stream::BoxStream;
 use tokio::sync::watch;
 
 use super::store::{Down, Kept};
-use super::{AGAIN, Replica, Trouble, lock, unanswered};
+use super::{AGAIN, FAILING, Replica, Trouble, lock, unanswered};
 use crate::model::fault;
 use crate::registry::ImageRegistry;
 use crate::registry::digest::Digest;
@@ -100,8 +100,13 @@ impl ImageRegistry {
         for left in (0..ATTEMPTS).rev() {
             match self.send_once(replica, digest).await {
                 Ok(()) => return Ok(()),
-                Err(down) if left == 0 => return Err(down),
-                Err(_) => tokio::time::sleep(wait).await,
+                Err(down) => {
+                    let (since, _) = replica.heard(Some(&down.0));
+                    if left == 0 || since >= FAILING {
+                        return Err(down);
+                    }
+                    tokio::time::sleep(wait).await;
+                }
             }
             wait *= 2;
         }
@@ -122,17 +127,23 @@ impl ImageRegistry {
         self.index.replicated(digest).await.map_err(|refused| Down(refused.why))
     }
 
-    /// Compares what is there with what is thought to be: what is missing is brought again where it is here, what belongs to nothing goes. How
-    /// many blobs are neither there nor here.
-    pub(in crate::registry) async fn compare(self: &Arc<Self>) -> Result<Vec<Digest>, Refused> {
+    /// Compares what is there with what is thought to be: what is missing is brought again where it is here, what belongs to nothing goes. The
+    /// blobs that are neither there nor here.
+    pub async fn compare(self: &Arc<Self>) -> Result<Vec<Digest>, Refused> {
         let Some(replica) = self.replica() else { return Ok(Vec::new()) };
         let down = |down: Down| unanswered(&down.0);
         let (mut lost, now) = (Vec::new(), self.now());
         for part in 0..512 {
             let (algorithm, byte) = (if part < 256 { "sha256" } else { "sha512" }, part % 256);
             let prefix = format!("{BLOBS}{algorithm}/{byte:02x}/");
-            let there: HashMap<String, Kept> =
-                replica.store.list(&prefix).await.map_err(down)?.into_iter().map(|kept| (kept.name.clone(), kept)).collect();
+            let there: HashMap<String, Kept> = replica
+                .store
+                .list(&prefix)
+                .await
+                .map_err(down)?
+                .into_iter()
+                .map(|kept| (kept.name.clone(), kept))
+                .collect();
             let (own, first) = (self.clone(), format!("{algorithm}:{byte:02x}"));
             let known = crate::registry::upload::aside(move || own.index.replicas_of(&first)).await?;
             for (digest, size) in &known {

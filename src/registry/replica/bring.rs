@@ -27,7 +27,11 @@ impl ImageRegistry {
         // What is pushed from now on waits for its blobs.
         self.index.be_strict().await?;
         while self.sweep(replica).await? > 0 {}
-        self.snapshot(replica, log).await?;
+        let (head, now) = (self.head(replica, &log.writer, log.number), self.index.now()?);
+        let last = self.snapshot(replica, head, now).await?;
+        self.index.brought(last, log.number, true).await?;
+        replica.done.send_if_modified(|done| std::mem::replace(done, last.max(*done)) < last);
+        log.is_whole = true;
         tracing::info!(place = replica.place(), "the registry's bucket has everything");
         Ok(())
     }
@@ -56,9 +60,28 @@ impl ImageRegistry {
         while self.index.waiting()?.0 > 0 {
             self.bring_some(replica, log).await?;
             if log.segments >= SEGMENTS {
-                self.snapshot(replica, log).await?;
+                self.snapshot_beside(replica, log)?;
             }
         }
+        Ok(())
+    }
+
+    // As it is between two segments; pushes do not wait for it.
+    fn snapshot_beside(self: &Arc<Self>, replica: &Arc<Replica>, log: &mut Log) -> Result<(), Trouble> {
+        let Ok(turn) = replica.snapshot.clone().try_acquire_owned() else { return Ok(()) };
+        let (head, now) = (self.head(replica, &log.writer, log.number), self.index.now()?);
+        log.segments = 0;
+        let (own, replica) = (self.clone(), replica.clone());
+        tokio::spawn(async move {
+            if let Err(Trouble::Down(why) | Trouble::Refused(why)) = own.snapshot(&replica, head, now).await {
+                tracing::warn!(
+                    place = replica.place(),
+                    why,
+                    "a snapshot of the registry is not written; the next will be"
+                );
+            }
+            drop(turn);
+        });
         Ok(())
     }
 

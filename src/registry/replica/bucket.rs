@@ -10,6 +10,7 @@ use bytes::Bytes;
 use futures_util::stream::{BoxStream, FuturesUnordered};
 use futures_util::{StreamExt, TryStreamExt};
 use object_store::aws::{AmazonS3, AmazonS3Builder};
+use object_store::client::{HttpClient, HttpConnector};
 use object_store::path::Path;
 use object_store::{
     ClientOptions, GetOptions, GetRange, MultipartUpload, ObjectStore, ObjectStoreExt, PutMode, PutOptions, RetryConfig,
@@ -45,9 +46,9 @@ impl BucketOptions {
     /// Reads `s3://bucket/prefix`.
     pub fn read(text: &str, endpoint: Option<&str>) -> ModelResult<Self> {
         let subject = || format!("bucket {text:.100?}");
-        let rest = text.strip_prefix("s3://").ok_or_else(|| {
-            Error::invalid(subject(), "is no bucket").help("s3://BUCKET or s3://BUCKET/PREFIX")
-        })?;
+        let rest = text
+            .strip_prefix("s3://")
+            .ok_or_else(|| Error::invalid(subject(), "is no bucket").help("s3://BUCKET or s3://BUCKET/PREFIX"))?;
         let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
         let is_name = (3..=63).contains(&name.len())
             && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b".-_".contains(&byte));
@@ -59,9 +60,9 @@ impl BucketOptions {
             return Err(Error::invalid(subject(), "has a prefix with empty parts or dots"));
         }
         if let Some(endpoint) = endpoint {
-            let is_address = endpoint.parse::<reqwest::Url>().is_ok_and(|url| {
-                matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none()
-            });
+            let is_address = endpoint
+                .parse::<reqwest::Url>()
+                .is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host() && url.query().is_none());
             if !is_address {
                 let why = format!("{endpoint:.100?} is no address, such as https://s3.example.com");
                 return Err(Error::invalid("bucket", why));
@@ -79,6 +80,25 @@ pub struct Bucket {
     place: String,
 }
 
+// Asks as all else of ours does that asks by HTTP.
+#[derive(Debug)]
+struct Connector;
+
+impl HttpConnector for Connector {
+    fn connect(&self, _: &ClientOptions) -> object_store::Result<HttpClient> {
+        let client = crate::network::built(|builder| {
+            builder
+                .user_agent(concat!("neap/", env!("CARGO_PKG_VERSION")))
+                .no_gzip()
+                .http1_only()
+                .connect_timeout(Duration::from_secs(5))
+                .pool_idle_timeout(Duration::from_secs(15))
+        });
+        let failed = |error: reqwest::Error| object_store::Error::Generic { store: "S3", source: Box::new(error) };
+        Ok(HttpClient::new(client.map_err(failed)?))
+    }
+}
+
 impl Bucket {
     /// One. Who asks is said by the environment, as every client of S3 reads it: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_REGION; else by
     /// the machine's role at Amazon.
@@ -87,14 +107,13 @@ impl Bucket {
             "" => format!("s3://{}", options.name),
             prefix => format!("s3://{}/{prefix}", options.name),
         };
-        let client = ClientOptions::new()
-            .with_connect_timeout(Duration::from_secs(5))
-            .with_timeout_disabled()
-            .with_pool_idle_timeout(Duration::from_secs(15));
-        let retry = RetryConfig { max_retries: 3, retry_timeout: SHORT, ..RetryConfig::default() };
-        let mut builder = AmazonS3Builder::from_env().with_bucket_name(&options.name).with_retry(retry);
+        let retry = RetryConfig { max_retries: 1, retry_timeout: Duration::from_secs(5), ..RetryConfig::default() };
+        let mut builder = AmazonS3Builder::from_env()
+            .with_bucket_name(&options.name)
+            .with_retry(retry)
+            .with_http_connector(Connector);
         let is_plain = options.endpoint.as_ref().is_some_and(|endpoint| endpoint.starts_with("http://"));
-        builder = builder.with_client_options(client.with_allow_http(is_plain));
+        builder = builder.with_client_options(ClientOptions::new().with_allow_http(is_plain));
         if let Some(endpoint) = &options.endpoint {
             builder = builder.with_endpoint(endpoint);
         }
@@ -128,10 +147,7 @@ impl Bucket {
         tokio::time::timeout(time, work).await.map_err(slow)
     }
 
-    async fn small<T>(
-        &self,
-        work: impl Future<Output = Result<T, object_store::Error>>,
-    ) -> Result<Option<T>, Down> {
+    async fn small<T>(&self, work: impl Future<Output = Result<T, object_store::Error>>) -> Result<Option<T>, Down> {
         match self.within(SHORT, work).await? {
             Ok(made) => Ok(Some(made)),
             Err(object_store::Error::NotFound { .. }) => Ok(None),
@@ -268,7 +284,9 @@ mod tests {
         let read = |text: &str| BucketOptions::read(text, None).map(|bucket| (bucket.name, bucket.prefix)).ok();
         assert_eq!(read("s3://images"), Some(("images".into(), String::new())));
         assert_eq!(read("s3://images/a/b/"), Some(("images".into(), "a/b".into())));
-        for wrong in ["images", "s3://", "s3://ab", "s3://Images", "s3://images/a/../b", "s3://images/a//b", "http://x/y"] {
+        for wrong in
+            ["images", "s3://", "s3://ab", "s3://Images", "s3://images/a/../b", "s3://images/a//b", "http://x/y"]
+        {
             assert_eq!(read(wrong), None, "{wrong}");
         }
         assert!(BucketOptions::read("s3://images", Some("localhost:9000")).is_err());

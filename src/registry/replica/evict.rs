@@ -5,11 +5,11 @@ use std::sync::atomic::Ordering;
 use std::time::SystemTime;
 
 use super::Replica;
+use crate::registry::ImageRegistry;
 use crate::registry::digest::Digest;
 use crate::registry::disk::PARTS;
 use crate::registry::refused::Refused;
 use crate::registry::upload::aside;
-use crate::registry::ImageRegistry;
 
 /// What of the bound is left free once it was reached, in parts of a hundred: so that not every push has to look.
 const FREE: u64 = 10;

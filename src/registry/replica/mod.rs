@@ -112,6 +112,8 @@ pub struct Replica {
     sent: AtomicU64,
     fetched: AtomicU64,
     evicted: AtomicU64,
+    // That all of it is just being written at once.
+    snapshot: Arc<Semaphore>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -159,6 +161,7 @@ impl Replica {
             sent: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
+            snapshot: Arc::new(Semaphore::new(1)),
         }
     }
 
@@ -176,8 +179,8 @@ impl Replica {
         lock(&self.failing).as_ref().map(|(since, why)| (since.elapsed(), why.clone()))
     }
 
-    // Whether it answers, as of now. Told once, until that changes.
-    fn heard(&self, fault: Option<&str>) {
+    // Whether it answers, as of now: told once, until that changes. For how long it has not, and why.
+    fn heard(&self, fault: Option<&str>) -> (Duration, String) {
         let mut failing = lock(&self.failing);
         match (fault, failing.as_mut()) {
             (None, None) => {}
@@ -191,6 +194,7 @@ impl Replica {
                 *failing = Some((Instant::now(), why.to_owned()));
             }
         }
+        failing.as_ref().map_or_else(Default::default, |(since, why)| (since.elapsed(), why.clone()))
     }
 }
 
@@ -235,26 +239,23 @@ impl ImageRegistry {
 
     // Takes it over, brings there what is missing, and then whatever changes.
     async fn replicate(self: Arc<Self>, replica: &Arc<Replica>) {
-        let mut wait = AGAIN;
+        let (mut wait, mut was_taken) = (AGAIN, false);
         loop {
-            let trouble = match self.replicate_until(replica, &mut wait).await {
+            let trouble = match self.replicate_until(replica, &mut wait, &mut was_taken).await {
                 Ok(never) => match never {},
                 Err(trouble) => trouble,
             };
             let known = replica.state.borrow().clone();
             match trouble {
                 Trouble::Down(why) => {
-                    replica.heard(Some(&why));
+                    let (since, _) = replica.heard(Some(&why));
                     let is_first = matches!(known, State::Waiting(_));
-                    let failing = replica.failing().map(|(since, _)| since);
                     if is_first {
                         replica.state.send_replace(State::Waiting(why.clone()));
                     }
                     let opened = match is_first && !self.was_ours() {
                         true => Open::Not(unanswered(&why)),
-                        false if is_first || failing.is_some_and(|since| since >= FAILING) => {
-                            Open::ReadOnly(unanswered(&why))
-                        }
+                        false if is_first || since >= FAILING => Open::ReadOnly(unanswered(&why)),
                         false => Open::Whole,
                     };
                     self.index.open_for(opened);
@@ -269,7 +270,6 @@ impl ImageRegistry {
                     self.index.open_for(Open::Not(refused));
                     replica.state.send_replace(State::Lost(why));
                     tokio::time::sleep(HELP).await;
-                    replica.state.send_if_modified(|_| false);
                 }
             }
         }
@@ -288,9 +288,11 @@ impl ImageRegistry {
         self: &Arc<Self>,
         replica: &Arc<Replica>,
         wait: &mut Duration,
+        was_taken: &mut bool,
     ) -> Result<std::convert::Infallible, Trouble> {
-        let is_taken = matches!(*replica.state.borrow(), State::Seeding | State::Whole);
-        let mut log = self.take_over(replica, is_taken).await?;
+        // Once only: whoever is taken over from does not take it back by itself.
+        let mut log = self.take_over(replica, *was_taken).await?;
+        *was_taken = true;
         replica.heard(None);
         *wait = AGAIN;
         if !log.is_whole {

@@ -6,6 +6,7 @@ use std::io::{Seek, Write};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::{StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize};
 use tokio::sync::mpsc;
 
@@ -15,7 +16,7 @@ use super::{Replica, Trouble};
 use crate::model::id::random_uuid;
 use crate::registry::ImageRegistry;
 use crate::registry::cache::Caches;
-use crate::registry::index::Standing;
+use crate::registry::index::{Moment, Standing};
 use crate::registry::refused::Refused;
 use crate::registry::rules::Rules;
 use crate::registry::upload::aside;
@@ -28,6 +29,8 @@ pub const SNAPSHOT: &str = "snapshot/";
 /// Rows that come in one transaction, and what of it waits.
 const ROWS: usize = 1000;
 const WAITING: usize = 4;
+/// Segments that are asked for at once.
+const AHEAD: usize = 8;
 
 #[derive(Serialize, Deserialize)]
 struct Lineage {
@@ -55,8 +58,7 @@ pub fn segment(number: u64) -> String {
 /// What is there, by number, in order.
 pub async fn numbers(store: &dyn Store, prefix: &str) -> Result<Vec<u64>, Trouble> {
     let all = store.list(prefix).await?;
-    let mut numbers: Vec<u64> =
-        all.iter().filter_map(|kept| kept.name.strip_prefix(prefix)?.parse().ok()).collect();
+    let mut numbers: Vec<u64> = all.iter().filter_map(|kept| kept.name.strip_prefix(prefix)?.parse().ok()).collect();
     numbers.sort_unstable();
     Ok(numbers)
 }
@@ -226,8 +228,8 @@ impl ImageRegistry {
         self.index.begin_loading(lineage).await?;
         let mut from = None;
         for snapshot in snapshots.iter().rev() {
-            match self.load_one(replica, &format!("{SNAPSHOT}{snapshot:020}"), None).await {
-                Ok(_) => {
+            match self.load_snapshot(replica, &format!("{SNAPSHOT}{snapshot:020}")).await {
+                Ok(()) => {
                     from = Some(*snapshot);
                     break;
                 }
@@ -243,20 +245,39 @@ impl ImageRegistry {
             (None, []) => 0,
             (None, _) => return Err(Trouble::Refused(format!("{}: no snapshot can be read", replica.place()))),
         };
-        // What belongs together counts once all of it is there.
-        let mut together = Vec::new();
-        for number in from + 1..=last {
+        let place = replica.place();
+        if let Some(missing) = (from + 1..=last).find(|number| segments.binary_search(number).is_err()) {
+            return Err(Trouble::Refused(format!("{place}: {} is missing", segment(missing))));
+        }
+        let fetched = (from + 1..=last).map(|number| async move {
             let name = segment(number);
-            if segments.binary_search(&number).is_err() {
-                return Err(Trouble::Refused(format!("{}: {name} is missing", replica.place())));
+            let missing = || Trouble::Refused(format!("{place}: {name} is missing"));
+            let bytes = replica.store.get(&name).await?.ok_or_else(missing)?;
+            let failed = |error| damaged(&name, error);
+            let (head, mut reading) = Reading::begin(&bytes[..]).map_err(failed)?;
+            let mut rows = Vec::new();
+            while let Some(row) = reading.next().map_err(failed)? {
+                rows.push(row);
             }
-            let head = self.load_one(replica, &name, Some(&mut together)).await?;
-            if head.claim {
-                together.clear();
-            } else if !head.more {
-                self.index.load(std::mem::take(&mut together), self.now()).await?;
+            Ok::<_, Trouble>((head, rows))
+        });
+        let mut fetched = futures_util::stream::iter(fetched).buffered(AHEAD);
+        // What belongs together counts once all of it is there.
+        let (mut together, mut whole) = (Vec::new(), Vec::new());
+        while let Some((head, rows)) = fetched.try_next().await? {
+            match head.claim {
+                true => together.clear(),
+                false => together.extend(rows),
+            }
+            if !head.more {
+                whole.append(&mut together);
+            }
+            if whole.len() >= ROWS {
+                self.index.load(std::mem::take(&mut whole), self.now()).await?;
             }
         }
+        drop(fetched);
+        self.index.load(whole, self.now()).await?;
         self.index.loaded(&writer, number).await?;
         self.reload().map_err(|error| Trouble::Refused(error.to_string()))?;
         let [repositories, manifests, tags, blobs] = self.index.counts_now()?;
@@ -264,23 +285,18 @@ impl ImageRegistry {
         Ok(Log { writer, number, is_whole: true, segments: number - from })
     }
 
-    // One segment or snapshot: its rows are put aside, or become what is here at once.
-    async fn load_one(
-        self: &Arc<Self>,
-        replica: &Arc<Replica>,
-        name: &str,
-        aside_to: Option<&mut Vec<Row>>,
-    ) -> Result<Head, Trouble> {
+    // All of a snapshot becomes what is here.
+    async fn load_snapshot(self: &Arc<Self>, replica: &Arc<Replica>, name: &str) -> Result<(), Trouble> {
         let missing = || Trouble::Refused(format!("{}: {name} is missing", replica.place()));
         let mut file = tempfile_in(self.disk.folder()).map_err(Refused::from)?;
         let mut chunks = replica.store.read(name, 0).await?.ok_or_else(missing)?;
-        while let Some(chunk) = futures_util::StreamExt::next(&mut chunks).await {
-            file.write_all(&chunk?)?;
+        while let Some(chunk) = chunks.try_next().await? {
+            file.write_all(&chunk)?;
         }
         file.rewind()?;
         let (sender, mut some) = mpsc::channel::<Vec<Row>>(WAITING);
-        let read = tokio::task::spawn_blocking(move || -> std::io::Result<Head> {
-            let (head, mut reading) = Reading::begin(file)?;
+        let read = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
+            let (_, mut reading) = Reading::begin(file)?;
             let mut rows = Vec::new();
             while let Some(row) = reading.next()? {
                 rows.push(row);
@@ -289,15 +305,10 @@ impl ImageRegistry {
                     sender.blocking_send(full).map_err(std::io::Error::other)?;
                 }
             }
-            sender.blocking_send(rows).map_err(std::io::Error::other)?;
-            Ok(head)
+            sender.blocking_send(rows).map_err(std::io::Error::other)
         });
-        let mut together = aside_to;
         while let Some(rows) = some.recv().await {
-            match &mut together {
-                Some(together) => together.extend(rows),
-                None => self.index.load(rows, self.now()).await?,
-            }
+            self.index.load(rows, self.now()).await?;
         }
         read.await.map_err(std::io::Error::other)?.map_err(|error| damaged(name, error))
     }
@@ -311,17 +322,21 @@ impl ImageRegistry {
         Ok(())
     }
 
-    /// Writes all of it there at once, and lets go of what is older than the snapshot before.
-    pub(super) async fn snapshot(self: &Arc<Self>, replica: &Arc<Replica>, log: &mut Log) -> Result<(), Trouble> {
-        let store = &*replica.store;
-        let (head, own) = (self.head(replica, &log.writer, log.number), self.clone());
+    /// Writes all of it there at once, as it is now, and lets go of what is older than the snapshot before; the last change that is in it.
+    pub(super) async fn snapshot(
+        self: &Arc<Self>,
+        replica: &Arc<Replica>,
+        head: Head,
+        now: Moment,
+    ) -> Result<u64, Trouble> {
+        let (store, own, number) = (&*replica.store, self.clone(), head.number);
         let (file, size, last) = aside(move || {
             let failed = |error: std::io::Error| Refused::io("write a snapshot", &error);
             let mut file = tempfile_in(own.disk.folder())?;
             let mut last = 0;
             let out = std::io::BufWriter::with_capacity(1 << 20, &file);
             rows::write(out, &head, |each| {
-                last = own.index.everything(each).map_err(|refused| std::io::Error::other(refused.why))?;
+                last = now.everything(each).map_err(|refused| std::io::Error::other(refused.why))?;
                 Ok(())
             })
             .map_err(failed)?;
@@ -329,11 +344,7 @@ impl ImageRegistry {
             Ok((file, size, last))
         })
         .await?;
-        store.put(&format!("{SNAPSHOT}{:020}", log.number), Arc::new(file), size).await?;
-        self.index.brought(last, log.number, true).await?;
-        replica.done.send_if_modified(|done| std::mem::replace(done, last.max(*done)) < last);
-        log.is_whole = true;
-        log.segments = 0;
+        store.put(&format!("{SNAPSHOT}{number:020}"), Arc::new(file), size).await?;
         let snapshots = numbers(store, SNAPSHOT).await?;
         let before = snapshots.iter().rev().nth(1).copied().unwrap_or(0);
         for old in snapshots.iter().filter(|old| **old < before) {
@@ -342,7 +353,7 @@ impl ImageRegistry {
         for old in numbers(store, LOG).await?.into_iter().filter(|old| *old <= before) {
             store.remove(&segment(old)).await?;
         }
-        Ok(())
+        Ok(last)
     }
 }
 
