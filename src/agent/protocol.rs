@@ -96,6 +96,9 @@ pub struct Keeps {
     pub address: Option<std::net::IpAddr>,
     /// The fingerprint of the certificate that it shows there.
     pub fingerprint: String,
+    /// The bucket in which it is kept as well: whoever has the same finds everything there.
+    #[serde(default)]
+    pub bucket: Option<String>,
 }
 
 /// Where the cluster's images are kept.

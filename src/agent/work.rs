@@ -51,6 +51,8 @@ pub struct Worker {
     pub keeps: OnceLock<(Keeps, Option<Answering>)>,
     /// Where the cluster's images are, as whoever leads tells it.
     pub registry: watch::Sender<Option<Keeper>>,
+    /// Whether that was said by whoever leads, since this process began: before it is what was known last.
+    pub registry_said: watch::Sender<bool>,
     keeper: JoinHandle<()>,
     // What goes on here that takes long.
     works: Works,
@@ -123,6 +125,7 @@ impl Worker {
             up,
             keeps,
             registry,
+            registry_said: watch::Sender::default(),
             keeper,
             works: Works::default(),
         }
@@ -164,6 +167,7 @@ impl Worker {
 
     /// Where the cluster's images are kept.
     pub fn told_registry(&self, keeper: Keeper) {
+        self.registry_said.send_if_modified(|said| !std::mem::replace(said, true));
         self.registry.send_if_modified(|now| {
             let changed = now.as_ref() != Some(&keeper);
             *now = Some(keeper);

@@ -261,6 +261,7 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
             nodes: door.nodes.clone(),
             secret: Box::new(move |generation| sealed.shared_secret(&format!("image registry {generation}"))),
             named: tokio::sync::Notify::new(),
+            silent: std::sync::Mutex::default(),
         });
         choice.recall()?;
         runtime.serve_images(Arc::new(choose::asked(&door.hub)), Some(choice.clone()));

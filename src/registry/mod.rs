@@ -294,6 +294,9 @@ impl ImageRegistry {
         let quota = self.quota_of(repository)?;
         self.index.add_blob(repository, digest, size, self.now(), quota).await?;
         drop(coming);
+        if let Some(replica) = self.replica() {
+            replica.count_here(size);
+        }
         Ok(size)
     }
 

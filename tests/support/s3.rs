@@ -89,7 +89,12 @@ fn between(text: &str, before: &str, after: &str) -> Vec<String> {
 impl Bucket {
     /// Serves `bucket`, for as long as the process lives.
     pub fn start() -> Arc<Self> {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        Self::at("127.0.0.1")
+    }
+
+    /// The same at another address of this machine.
+    pub fn at(address: &str) -> Arc<Self> {
+        let listener = TcpListener::bind((address, 0)).unwrap();
         let bucket = Arc::new(Bucket {
             port: listener.local_addr().unwrap().port(),
             objects: Mutex::default(),

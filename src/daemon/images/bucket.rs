@@ -14,7 +14,7 @@ use crate::registry::replica::ReplicaOptions;
 use crate::registry::replica::bucket::{Bucket, BucketOptions};
 
 /// How often it is looked whether blobs take too much of this host's disk.
-const LOOK: Duration = Duration::from_secs(30);
+const LOOK: Duration = Duration::from_secs(2);
 /// How often all of the bucket is compared with what is thought to be there.
 const COMPARE: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -28,15 +28,21 @@ pub struct BucketSettings {
 }
 
 impl BucketSettings {
-    fn options(&self, may_take: bool) -> ReplicaOptions {
+    fn options(&self) -> ReplicaOptions {
         let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-        ReplicaOptions { host, may_take, local: self.local }
+        ReplicaOptions { host, local: self.local }
+    }
+
+    /// What tells it from every other bucket.
+    pub fn name(&self) -> String {
+        let BucketOptions { name, prefix, endpoint } = &self.bucket;
+        format!("{}/{name}/{prefix}", endpoint.as_deref().unwrap_or("s3:/"))
     }
 
     /// The registry of a host that is alone is kept there as well from now on.
     pub fn keep(&self, registry: &Arc<ImageRegistry>) -> Result<()> {
         let bucket = Arc::new(Bucket::open(&self.bucket)?);
-        registry.keep_at(bucket, self.options(false)).map_err(Refused::into_error)?;
+        registry.keep_at(bucket, self.options()).map_err(Refused::into_error)?;
         tokio::spawn(tend(registry.clone()));
         Ok(())
     }
@@ -45,7 +51,7 @@ impl BucketSettings {
     pub fn keep_while(
         self,
         registry: &Arc<ImageRegistry>,
-        mut keeper: watch::Receiver<Option<Keeper>>,
+        (mut keeper, mut said): (watch::Receiver<Option<Keeper>>, watch::Receiver<bool>),
         node: NodeId,
     ) -> Result<()> {
         let bucket = Arc::new(Bucket::open(&self.bucket)?);
@@ -56,7 +62,7 @@ impl BucketSettings {
             loop {
                 let is_here = keeper.borrow_and_update().as_ref().is_some_and(|keeper| keeper.node == node);
                 let done = match (was, is_here) {
-                    (false, true) => registry.keep_at(bucket.clone(), self.options(true)),
+                    (false, true) => registry.keep_at(bucket.clone(), self.options()),
                     (true, false) => registry.leave().await,
                     _ => Ok(()),
                 };
@@ -64,8 +70,13 @@ impl BucketSettings {
                     tracing::error!(why = refused.why, "the registry cannot be kept in its bucket");
                 }
                 was = is_here;
-                if keeper.changed().await.is_err() {
-                    return;
+                // What was known before this process began is not said by anybody.
+                if is_here && *said.borrow_and_update() {
+                    registry.may_take();
+                }
+                tokio::select! {
+                    changed = keeper.changed() => if changed.is_err() { return },
+                    changed = said.changed() => if changed.is_err() { return },
                 }
             }
         });

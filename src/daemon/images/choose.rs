@@ -2,8 +2,8 @@
 //! leads remembers it, tells all, and asks it.
 
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
-use std::time::Duration;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
@@ -27,6 +27,8 @@ const LONG: Duration = Duration::from_secs(4 * 60 * 60);
 /// The wait before something that failed is tried again.
 const AGAIN: Duration = Duration::from_secs(2);
 const NEVER: Duration = Duration::from_secs(24 * 60 * 60);
+/// How long the host that keeps the images may be silent before another one that has the same bucket takes over.
+const SILENT: Duration = Duration::from_secs(30);
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Record {
@@ -37,6 +39,9 @@ struct Record {
     generation: u64,
     // The hosts that know the secret of this generation.
     hosts: Vec<NodeId>,
+    // The bucket in which it keeps them as well.
+    #[serde(default)]
+    bucket: Option<String>,
 }
 
 /// What whoever leads brings along.
@@ -51,14 +56,16 @@ pub struct Choice {
     pub secret: Box<dyn Fn(u64) -> String + Send + Sync>,
     /// Another host was named.
     pub named: Notify,
+    /// Since when the one that keeps the images says nothing.
+    pub silent: Mutex<Option<(NodeId, Instant)>>,
 }
 
 fn keeps(seat: &Option<Seat>) -> Option<&Keeps> {
     seat.as_ref().and_then(|seat| seat.keeps.as_ref())
 }
 
-// Who keeps the images, where nobody is named; nothing: nobody does.
-fn chosen(known: Option<NodeId>, hosts: &ImageHosts) -> Option<NodeId> {
+// Who keeps the images, where nobody is named; nothing: nobody does. One that `is_lost` has been silent for too long.
+fn chosen(known: Option<NodeId>, hosts: &ImageHosts, bucket: Option<&str>, is_lost: bool) -> Option<NodeId> {
     // Daemons have what the cluster tells other registries anyway; an agent is given it only where somebody wants that.
     let by_itself = || {
         let daemons = hosts.iter().filter(|(_, seat)| seat.as_ref().is_some_and(|seat| seat.daemon));
@@ -67,12 +74,20 @@ fn chosen(known: Option<NodeId>, hosts: &ImageHosts) -> Option<NodeId> {
             .map(|(node, _)| node.clone())
             .next()
     };
+    // Whoever has the same bucket finds everything there.
+    let by_bucket = || {
+        let bucket = bucket?;
+        let daemons = hosts.iter().filter(|(_, seat)| seat.as_ref().is_some_and(|seat| seat.daemon));
+        let able = |seat| keeps(seat).is_some_and(|keeps| keeps.port != 0 && keeps.bucket.as_deref() == Some(bucket));
+        daemons.filter(|(_, seat)| able(seat)).map(|(node, _)| node.clone()).next()
+    };
     match known {
+        Some(node) if is_lost => by_bucket().or(Some(node)),
         Some(node) => match hosts.get(&node) {
             // It was forgotten.
-            None => by_itself(),
+            None => by_bucket().or_else(by_itself),
             // It is here, and was started without the role: whoever has it instead is meant.
-            Some(Some(seat)) if seat.keeps.is_none() => by_itself().or(Some(node)),
+            Some(Some(seat)) if seat.keeps.is_none() => by_bucket().or_else(by_itself).or(Some(node)),
             // One that is silent keeps them all the same.
             Some(_) => Some(node),
         },
@@ -104,7 +119,10 @@ impl Choice {
         let (mut hosts, mut nodes) = (self.hub.image_hosts(), self.nodes.clone());
         loop {
             let again = match self.look(None).await {
-                Ok(()) => NEVER,
+                Ok(()) => self.silent().as_ref().map_or(NEVER, |(_, since)| {
+                    // Once it is too long it is looked for another one now and then.
+                    SILENT.checked_sub(since.elapsed()).unwrap_or(SILENT).max(AGAIN)
+                }),
                 Err(error) => {
                     tracing::warn!(%error, "which host keeps the images cannot be written down yet");
                     AGAIN
@@ -119,14 +137,37 @@ impl Choice {
         }
     }
 
+    fn silent(&self) -> MutexGuard<'_, Option<(NodeId, Instant)>> {
+        self.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    // Whether the one that keeps the images has been silent for too long.
+    fn is_lost(&self, known: Option<&NodeId>, hosts: &ImageHosts) -> bool {
+        let mut silent = self.silent();
+        match known.filter(|node| hosts.get(*node).is_some_and(Option::is_none)) {
+            None => *silent = None,
+            Some(node) if silent.as_ref().is_none_or(|(of, _)| of != node) => {
+                *silent = Some((node.clone(), Instant::now()));
+            }
+            Some(_) => {}
+        }
+        silent.as_ref().is_some_and(|(_, since)| since.elapsed() >= SILENT)
+    }
+
     async fn look(&self, named: Option<&NodeId>) -> Result<()> {
         let hosts = self.hub.image_hosts().borrow().clone();
         let (before, expect) = self.record()?;
         let mut record = before.clone();
-        record.node = named.cloned().or_else(|| chosen(record.node.take(), &hosts));
+        let is_lost = self.is_lost(before.node.as_ref(), &hosts);
+        record.node = named.cloned().or_else(|| chosen(record.node.take(), &hosts, before.bucket.as_deref(), is_lost));
+        let bucket_of = |node: &NodeId| hosts.get(node).and_then(keeps).and_then(|keeps| keeps.bucket.clone());
         if record.node != before.node {
             record.at = None;
+            record.bucket = record.node.as_ref().and_then(bucket_of);
             match (&before.node, &record.node) {
+                (Some(old), Some(new)) if record.bucket.is_some() && record.bucket == before.bucket => {
+                    tracing::warn!(%old, %new, "another host keeps the images from now on, with what the bucket holds");
+                }
                 (Some(old), Some(new)) => {
                     tracing::warn!(%old, %new, "another host keeps the images from now on: what the one before had is not there");
                 }
@@ -138,7 +179,10 @@ impl Choice {
             && keeps.port != 0
         {
             match keeps.address.or_else(|| self.address(node)) {
-                Some(ip) => record.at = Some((SocketAddr::new(ip, keeps.port), keeps.fingerprint.clone())),
+                Some(ip) => {
+                    record.at = Some((SocketAddr::new(ip, keeps.port), keeps.fingerprint.clone()));
+                    record.bucket.clone_from(&keeps.bucket);
+                }
                 None => tracing::warn!(%node, "the Swarm does not tell the address of the node that keeps the images"),
             }
         }
@@ -239,7 +283,8 @@ mod tests {
 
     #[test]
     fn it_remains_where_it_is() {
-        let keeps = || Some(Keeps { port: 1, address: None, fingerprint: String::new() });
+        let keeps = || Some(Keeps { port: 1, address: None, fingerprint: String::new(), bucket: None });
+        let chosen = |known, hosts: &ImageHosts| super::chosen(known, hosts, None, false);
         let seat = |daemon, keeps| Some(Seat { daemon, keeps });
         let id = |name: &str| NodeId::from(name);
         let hosts = |all: &[(&str, Option<Seat>)]| {
@@ -259,6 +304,18 @@ mod tests {
         assert_eq!(chosen(a.clone(), &hosts(&[("a", seat(true, None)), ("b", seat(true, keeps()))])), b);
         assert_eq!(chosen(a.clone(), &hosts(&[("a", seat(true, None))])), a);
         assert_eq!(chosen(a.clone(), &hosts(&[("b", seat(true, keeps()))])), b);
-        assert_eq!(chosen(a, &hosts(&[("c", seat(true, None))])), None);
+        assert_eq!(chosen(a.clone(), &hosts(&[("c", seat(true, None))])), None);
+        // Silent for too long: a daemon that has the same bucket.
+        let in_bucket = |name: &str| Some(Keeps { bucket: Some(name.into()), ..keeps().unwrap() });
+        let lost =
+            |bucket, is_lost, all: &[(&str, Option<Seat>)]| super::chosen(a.clone(), &hosts(all), bucket, is_lost);
+        let same = [("a", None), ("b", seat(true, in_bucket("x"))), ("c", seat(true, keeps()))];
+        assert_eq!(lost(Some("x"), true, &same), b);
+        assert_eq!(lost(Some("x"), false, &same), a);
+        assert_eq!(lost(None, true, &same), a);
+        assert_eq!(lost(Some("y"), true, &same), a);
+        assert_eq!(lost(Some("x"), true, &[("a", None), ("b", seat(false, in_bucket("x")))]), a);
+        assert_eq!(lost(Some("x"), false, &same[1..]), b);
+        assert_eq!(lost(Some("x"), false, &[("a", seat(true, None)), ("b", seat(true, in_bucket("x")))]), b);
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 
 use super::super::discovery::tell;
 use super::super::tls;
-use super::{Faces, RegistryOptions, door, up};
+use super::{BucketSettings, Faces, RegistryOptions, door, up};
 use crate::agent::protocol::{Keeper, Keeps};
 use crate::agent::work::Worker;
 use crate::api::oci::doors::{self, Brought, Doors};
@@ -152,11 +152,16 @@ impl Host<'_> {
     async fn keep(&self, clock: Arc<dyn Clock>) -> Result<Option<Arc<Doors>>> {
         let Some(registry) = super::open(self.options, self.data, clock).await? else {
             // Nobody else is to begin with nothing instead.
-            let _ = self.worker.keeps.set((Keeps { port: 0, address: None, fingerprint: String::new() }, None));
+            let none = Keeps { port: 0, address: None, fingerprint: String::new(), bucket: None };
+            let _ = self.worker.keeps.set((none, None));
             return Ok(None);
         };
         if let Some(bucket) = &self.options.bucket {
-            bucket.clone().keep_while(&registry, self.worker.registry.subscribe(), self.node.clone())?;
+            bucket.clone().keep_while(
+                &registry,
+                (self.worker.registry.subscribe(), self.worker.registry_said.subscribe()),
+                self.node.clone(),
+            )?;
         }
         let up = up::Up::new(self.worker.clone());
         registry.set_logins(Arc::new(HostLogins(self.leading.clone(), up.clone())));
@@ -196,7 +201,8 @@ impl Host<'_> {
             door: self.options.door(),
             ca: self.options.ca(self.data),
         });
-        let _ = self.worker.keeps.set((Keeps { port, address, fingerprint }, Some(Answering::new(images))));
+        let bucket = self.options.bucket.as_ref().map(BucketSettings::name);
+        let _ = self.worker.keeps.set((Keeps { port, address, fingerprint, bucket }, Some(Answering::new(images))));
         let (leading, worker, node) = (self.leading.clone(), self.worker.clone(), self.node.clone());
         let mut happenings = Happenings::of(&registry);
         tokio::spawn(async move {

@@ -41,10 +41,10 @@ impl ImageRegistry {
         let (mut from, mut count) = (Some((String::new(), String::new())), 0);
         while let Some(at) = from {
             let own = self.clone();
-            let (missing, next) = aside(move || own.index.unreplicated(&at, ROWS)).await?;
-            from = next;
+            let step = aside(move || own.index.unreplicated(&at, ROWS)).await?;
+            from = step.next;
             // One that is damaged or gone keeps nobody else from being there.
-            let here: Vec<Digest> = missing.into_iter().filter(|digest| self.disk.is_there(digest)).collect();
+            let here: Vec<Digest> = step.found.into_iter().filter(|digest| self.disk.is_there(digest)).collect();
             count += here.len() as u64;
             futures_util::stream::iter(here.into_iter().map(Ok::<_, Trouble>))
                 .try_for_each_concurrent(AT_ONCE, |digest| async move {
@@ -88,7 +88,7 @@ impl ImageRegistry {
     async fn bring_some(self: &Arc<Self>, replica: &Arc<Replica>, log: &mut Log) -> Result<(), Trouble> {
         let (own, head) = (self.clone(), self.head(replica, &log.writer, log.number + 1));
         let (segments, last, gone) = aside(move || {
-            let (mut segments, mut gone) = (Segments::new(), Vec::new());
+            let (mut segments, mut gone) = (Segments::default(), Vec::new());
             let last = own.index.changed(|row| {
                 if let Row::Blob { digest, size: None } = &row {
                     gone.extend(digest.parse::<Digest>().ok());

@@ -21,6 +21,13 @@ impl ImageRegistry {
         else {
             return Ok(0);
         };
+        // Behind the last look so much may come before it is too much again.
+        let is_soon = replica.looked.load(Ordering::Relaxed);
+        if is_soon && replica.came.load(Ordering::Relaxed) < local / 100 * FREE {
+            return Ok(0);
+        }
+        replica.looked.store(true, Ordering::Relaxed);
+        replica.came.store(0, Ordering::Relaxed);
         let own = self.clone();
         aside(move || own.evict_now(&replica, local)).await
     }

@@ -11,13 +11,13 @@ pub mod store;
 mod take;
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Semaphore, watch};
+use tokio::sync::{Notify, Semaphore, watch};
 
 use self::store::{Down, Store};
 use super::ImageRegistry;
@@ -90,8 +90,6 @@ type Sending = watch::Receiver<Option<Result<(), Down>>>;
 pub struct ReplicaOptions {
     /// This host, as people know it.
     pub host: String,
-    /// Whether it may take over what it has had before and another host has by now: who keeps the images is told it.
-    pub may_take: bool,
     /// What blobs may take on this host's disk: those that are there as well are let go of, the longest unused first.
     pub local: Option<u64>,
 }
@@ -112,6 +110,12 @@ pub struct Replica {
     sent: AtomicU64,
     fetched: AtomicU64,
     evicted: AtomicU64,
+    // Whether what this host has had before, and another has by now, may be taken from that; and that it was just said.
+    may_take: AtomicBool,
+    said: Notify,
+    // Whether it was looked what is here, and what has come since, in bytes.
+    looked: AtomicBool,
+    came: AtomicU64,
     // That all of it is just being written at once.
     snapshot: Arc<Semaphore>,
 }
@@ -161,6 +165,10 @@ impl Replica {
             sent: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
+            may_take: AtomicBool::new(false),
+            said: Notify::new(),
+            looked: AtomicBool::new(false),
+            came: AtomicU64::new(0),
             snapshot: Arc::new(Semaphore::new(1)),
         }
     }
@@ -168,6 +176,10 @@ impl Replica {
     /// What it is called.
     pub fn place(&self) -> &str {
         self.store.place()
+    }
+
+    pub(super) fn count_here(&self, bytes: u64) {
+        self.came.fetch_add(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn count_fetched(&self, bytes: u64) {
@@ -226,6 +238,15 @@ impl ImageRegistry {
         Ok(())
     }
 
+    /// Whoever decides it has said that this host keeps the registry: it takes over what another has.
+    pub fn may_take(&self) {
+        if let Some(replica) = self.replica()
+            && !replica.may_take.swap(true, Ordering::Relaxed)
+        {
+            replica.said.notify_one();
+        }
+    }
+
     /// Another host keeps the registry there from now on: what is here is not what counts.
     pub async fn leave(&self) -> Result<(), Refused> {
         if let Some(task) = lock(&self.replicating).take() {
@@ -239,9 +260,9 @@ impl ImageRegistry {
 
     // Takes it over, brings there what is missing, and then whatever changes.
     async fn replicate(self: Arc<Self>, replica: &Arc<Replica>) {
-        let (mut wait, mut was_taken) = (AGAIN, false);
+        let mut wait = AGAIN;
         loop {
-            let trouble = match self.replicate_until(replica, &mut wait, &mut was_taken).await {
+            let trouble = match self.replicate_until(replica, &mut wait).await {
                 Ok(never) => match never {},
                 Err(trouble) => trouble,
             };
@@ -269,7 +290,10 @@ impl ImageRegistry {
                     let refused = Refused::new(Code::Unknown, why.clone()).status_of(503);
                     self.index.open_for(Open::Not(refused));
                     replica.state.send_replace(State::Lost(why));
-                    tokio::time::sleep(HELP).await;
+                    tokio::select! {
+                        () = tokio::time::sleep(HELP) => {}
+                        () = replica.said.notified() => {}
+                    }
                 }
             }
         }
@@ -288,11 +312,10 @@ impl ImageRegistry {
         self: &Arc<Self>,
         replica: &Arc<Replica>,
         wait: &mut Duration,
-        was_taken: &mut bool,
     ) -> Result<std::convert::Infallible, Trouble> {
-        // Once only: whoever is taken over from does not take it back by itself.
-        let mut log = self.take_over(replica, *was_taken).await?;
-        *was_taken = true;
+        // Whoever is taken over from does not take it back by itself.
+        let is_said = replica.may_take.load(Ordering::Relaxed);
+        let mut log = self.take_over(replica, is_said).await?;
         replica.heard(None);
         *wait = AGAIN;
         if !log.is_whole {

@@ -100,11 +100,13 @@ fn line(out: &mut impl Write, value: &impl Serialize) -> io::Result<()> {
     out.write_all(b"\n")
 }
 
-impl Segment {
-    fn begin() -> Self {
+impl Default for Segment {
+    fn default() -> Self {
         Segment(GzEncoder::new(Vec::new(), Compression::fast()), 0)
     }
+}
 
+impl Segment {
     fn end(mut self, head: &Head) -> io::Result<Vec<u8>> {
         line(&mut self.0, &Row::End { rows: self.1 })?;
         // The head is known last, and stands first: two streams of gzip are one.
@@ -118,25 +120,21 @@ impl Segment {
 
 /// One segment without rows.
 pub fn bare(head: &Head) -> io::Result<Vec<u8>> {
-    Segment::begin().end(head)
+    Segment::default().end(head)
 }
 
 /// Rows as segments that belong together: all but the last say that there are more.
+#[derive(Default)]
 pub struct Segments {
     now: Segment,
     full: Vec<Segment>,
 }
 
 impl Segments {
-    /// None yet.
-    pub fn new() -> Self {
-        Segments { now: Segment::begin(), full: Vec::new() }
-    }
-
     /// One row more.
     pub fn push(&mut self, row: &Row) -> io::Result<()> {
         if self.now.0.get_ref().len() >= LARGE {
-            self.full.push(std::mem::replace(&mut self.now, Segment::begin()));
+            self.full.push(std::mem::take(&mut self.now));
         }
         self.now.1 += 1;
         line(&mut self.now.0, row)
@@ -200,8 +198,8 @@ impl<R: Read> Reading<R> {
         }
     }
 
-    /// The next row; nothing: those were all of them.
-    pub fn next(&mut self) -> io::Result<Option<Row>> {
+    /// One more row; nothing: those were all of them.
+    pub fn row(&mut self) -> io::Result<Option<Row>> {
         let text = self.line()?.ok_or_else(|| bad("its end is missing"))?;
         match serde_json::from_slice(&text).map_err(bad)? {
             Row::End { rows } if rows == self.1 => Ok(None),
@@ -236,24 +234,24 @@ mod tests {
             Row::Blob { digest: "sha256:ab".into(), size: Some(7) },
             Row::Tag { repository: "a/b".into(), tag: "1\"\n".into(), at: 3, digest: None },
         ];
-        let mut segments = Segments::new();
+        let mut segments = Segments::default();
         rows.iter().for_each(|row| segments.push(row).unwrap());
         let all = segments.end(&head_of(5)).unwrap();
         assert_eq!(all.len(), 1);
         assert_eq!(super::head(&all[0]).unwrap(), head_of(5));
         let (_, mut reading) = Reading::begin(&all[0][..]).unwrap();
-        let read: Vec<Row> = std::iter::from_fn(|| reading.next().unwrap()).collect();
+        let read: Vec<Row> = std::iter::from_fn(|| reading.row().unwrap()).collect();
         assert_eq!(read, rows);
     }
 
     #[test]
     fn what_is_cut_off_is_no_segment() {
-        let mut segments = Segments::new();
+        let mut segments = Segments::default();
         segments.push(&Row::Blob { digest: "sha256:ab".into(), size: None }).unwrap();
         let all = segments.end(&head_of(1)).unwrap().remove(0);
         for length in 0..all.len() {
             let read = Reading::begin(&all[..length]).and_then(|(_, mut reading)| {
-                while reading.next()?.is_some() {}
+                while reading.row()?.is_some() {}
                 Ok(())
             });
             assert!(read.is_err(), "{length} of {}", all.len());
@@ -262,7 +260,7 @@ mod tests {
 
     #[test]
     fn many_rows_are_several_segments_that_belong_together() {
-        let mut segments = Segments::new();
+        let mut segments = Segments::default();
         let mut seed = 1_u64;
         // What cannot be packed.
         let mut text = || -> String {

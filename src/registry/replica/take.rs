@@ -78,8 +78,8 @@ impl ImageRegistry {
         Head { format: FORMAT, number, writer: writer.to_owned(), host, at, more: false, claim: false }
     }
 
-    /// Sees to it that it is this host's. What `is_ours` already is not taken from whoever has it by now.
-    pub(super) async fn take_over(self: &Arc<Self>, replica: &Arc<Replica>, is_ours: bool) -> Result<Log, Trouble> {
+    /// Sees to it that it is this host's. What another has by now is taken from that where this one `may_take` it, or has never had it.
+    pub(super) async fn take_over(self: &Arc<Self>, replica: &Arc<Replica>, may_take: bool) -> Result<Log, Trouble> {
         let store = &*replica.store;
         let lineage = self.lineage(replica).await?;
         let (segments, snapshots) = (numbers(store, LOG).await?, numbers(store, SNAPSHOT).await?);
@@ -93,7 +93,7 @@ impl ImageRegistry {
             // It has lost what this host has written, or never had it.
             Some(own) if own.number > last => return self.begin_there(replica, &lineage, own.number).await,
             Some(own) => {
-                if let Some(log) = self.go_on(replica, own, &segments, &snapshots, is_ours).await? {
+                if let Some(log) = self.go_on(replica, own, &segments, &snapshots, may_take).await? {
                     return Ok(log);
                 }
             }
@@ -122,7 +122,7 @@ impl ImageRegistry {
         own: Standing,
         segments: &[u64],
         snapshots: &[u64],
-        is_ours: bool,
+        may_take: bool,
     ) -> Result<Option<Log>, Trouble> {
         let (mut number, mut other) = (own.number, None);
         for since in segments.iter().filter(|since| **since > own.number) {
@@ -140,7 +140,7 @@ impl ImageRegistry {
                 let segments = number - snapshots.last().copied().unwrap_or(0).min(number);
                 Ok(Some(Log { writer: own.writer, number, is_whole: own.is_whole, segments }))
             }
-            Some(head) if is_ours || !replica.options.may_take => {
+            Some(head) if !may_take => {
                 let why = format!(
                     "host {} has taken {} over, at {}; to serve it here again stop the registry there, and start this one with an empty \
                      folder `registry`",
@@ -256,7 +256,7 @@ impl ImageRegistry {
             let failed = |error| damaged(&name, error);
             let (head, mut reading) = Reading::begin(&bytes[..]).map_err(failed)?;
             let mut rows = Vec::new();
-            while let Some(row) = reading.next().map_err(failed)? {
+            while let Some(row) = reading.row().map_err(failed)? {
                 rows.push(row);
             }
             Ok::<_, Trouble>((head, rows))
@@ -288,7 +288,7 @@ impl ImageRegistry {
     // All of a snapshot becomes what is here.
     async fn load_snapshot(self: &Arc<Self>, replica: &Arc<Replica>, name: &str) -> Result<(), Trouble> {
         let missing = || Trouble::Refused(format!("{}: {name} is missing", replica.place()));
-        let mut file = tempfile_in(self.disk.folder()).map_err(Refused::from)?;
+        let mut file = tempfile_in(self.disk.folder())?;
         let mut chunks = replica.store.read(name, 0).await?.ok_or_else(missing)?;
         while let Some(chunk) = chunks.try_next().await? {
             file.write_all(&chunk)?;
@@ -298,7 +298,7 @@ impl ImageRegistry {
         let read = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
             let (_, mut reading) = Reading::begin(file)?;
             let mut rows = Vec::new();
-            while let Some(row) = reading.next()? {
+            while let Some(row) = reading.row()? {
                 rows.push(row);
                 if rows.len() == ROWS {
                     let full = std::mem::take(&mut rows);

@@ -1,23 +1,21 @@
 //! What another place does not have yet of what is pushed here, and what it has. Each change leaves the names of what it has changed, in the
 //! same transaction; whoever brings them there reads how that is by then.
 
+mod load;
+mod rows;
+
 use std::collections::BTreeSet;
 use std::sync::PoisonError;
 
-use redb::{
-    ReadTransaction, ReadableDatabase, ReadableMultimapTable, ReadableTable, ReadableTableMetadata, WriteTransaction,
-};
+use redb::{ReadableDatabase, ReadableMultimapTable, ReadableTable, ReadableTableMetadata, WriteTransaction};
 
-use super::changes::{delete_manifest, link, put_manifest, unlink};
-use super::collect::read_digest;
-use super::{
-    BLOBS, CHANGES, CONTENT, COPIES, Failed, HOLDERS, Index, LINKED, LINKS, MANIFESTS, NAMED, Put, REFERRERS, REPLICA,
-    REPLICATED, REPOSITORIES, SETTINGS, TAGGED, TAGS, unusable,
-};
+pub use self::rows::Moment;
+use self::rows::row;
+use super::collect::{Step, read_digest};
+use super::{BLOBS, CHANGES, CONTENT, COPIES, Failed, Index, LINKED, MANIFESTS, Put, REPLICA, REPLICATED, unusable};
 use crate::registry::digest::Digest;
 use crate::registry::manifest::Manifest;
-use crate::registry::name::Repository;
-use crate::registry::refused::{Code, Refused};
+use crate::registry::refused::Refused;
 use crate::registry::replica::rows::Row;
 
 /// Where else it is kept, and how far that is.
@@ -128,125 +126,6 @@ pub(super) fn missing(write: &WriteTransaction, put: &Put) -> Result<Vec<Digest>
         }
     }
     Ok(missing.into_iter().collect())
-}
-
-// How something is now.
-fn row(read: &ReadTransaction, name: &Name<'_>) -> Result<Option<Row>, Failed> {
-    let is_there = |digest: &str| -> Result<bool, Failed> { Ok(read.open_table(REPLICATED)?.get(digest)?.is_some()) };
-    let is_copy = |repository: &str, digest: &str| -> Result<bool, Failed> {
-        Ok(read.open_table(COPIES)?.get((repository, digest))?.is_some())
-    };
-    Ok(Some(match *name {
-        Name::Blob(digest) => {
-            let size = read.open_table(BLOBS)?.get(digest)?.map(|blob| blob.value().0);
-            Row::Blob { digest: digest.to_owned(), size: if is_there(digest)? { size } else { None } }
-        }
-        Name::Link(repository, digest) => {
-            let there = read.open_table(LINKS)?.get((repository, digest))?.is_some();
-            if there && !is_there(digest)? {
-                // It is told once it is there.
-                return Ok(None);
-            }
-            Row::Link { repository: repository.to_owned(), digest: digest.to_owned(), there }
-        }
-        Name::Manifest(repository, digest) => {
-            let (mut at, mut media_type, mut text) = (0, String::new(), None);
-            let manifests = read.open_table(MANIFESTS)?;
-            if let Some(row) = manifests.get((repository, digest))?
-                && !is_copy(repository, digest)?
-                && let Some(bytes) = read.open_table(CONTENT)?.get(digest)?
-            {
-                let (kind, _, came, _) = row.value();
-                (at, media_type) = (came, kind.to_owned());
-                let wrong = |_| redb::Error::Corrupted(format!("manifest {digest} is not UTF-8"));
-                text = Some(std::str::from_utf8(bytes.value()).map_err(wrong)?.to_owned());
-            }
-            Row::Manifest { repository: repository.to_owned(), digest: digest.to_owned(), at, media_type, text }
-        }
-        Name::Tag(repository, tag) => {
-            let found = read.open_table(TAGS)?.get((repository, tag))?.map(|row| {
-                let (digest, at) = row.value();
-                (digest.to_owned(), at)
-            });
-            let (digest, at) = found.map_or((None, 0), |(digest, at)| (Some(digest), at));
-            let digest = match digest {
-                Some(digest) if is_copy(repository, &digest)? => None,
-                other => other,
-            };
-            Row::Tag { repository: repository.to_owned(), tag: tag.to_owned(), at, digest }
-        }
-        Name::Setting(name) => {
-            let settings = read.open_table(SETTINGS)?;
-            let value = settings.get(name)?.map(|value| String::from_utf8_lossy(value.value()).into_owned());
-            Row::Setting { name: name.to_owned(), value }
-        }
-    }))
-}
-
-// A row becomes how it is here.
-fn apply(write: &WriteTransaction, row: Row, now: u64) -> Result<(), Failed> {
-    match row {
-        Row::Blob { digest, size: Some(size) } => {
-            read_digest(&digest)?;
-            write.open_table(BLOBS)?.insert(digest.as_str(), (size, now))?;
-            write.open_table(REPLICATED)?.insert(digest.as_str(), ())?;
-        }
-        Row::Blob { digest, size: None } => {
-            write.open_table(BLOBS)?.remove(digest.as_str())?;
-            write.open_table(REPLICATED)?.remove(digest.as_str())?;
-        }
-        Row::Link { repository, digest, there } => {
-            let (repository, digest) = (named(&repository)?, read_digest(&digest)?);
-            match there {
-                true => link(write, &repository, &digest, now)?,
-                false => unlink(write, &repository, &digest)?,
-            }
-        }
-        Row::Manifest { repository, digest, at, media_type, text: Some(text) } => {
-            let manifest = Manifest::read(Some(&media_type), text.as_bytes()).map_err(corrupt)?;
-            let (repository, digest) = (named(&repository)?, read_digest(&digest)?);
-            if Digest::of(digest.algorithm(), text.as_bytes()) != digest {
-                return Err(redb::Error::Corrupted(format!("manifest {digest} is not what it is called after")).into());
-            }
-            let (tags, immutable, bytes) = (Vec::new(), Vec::new(), text.into_bytes());
-            put_manifest(write, &Put { repository, digest, tags, bytes, manifest, at, immutable, cache_of: None })?;
-        }
-        Row::Manifest { repository, digest, text: None, .. } => {
-            match delete_manifest(write, &named(&repository)?, &read_digest(&digest)?, now) {
-                Err(Failed::Refused(refused)) if refused.code == Code::ManifestUnknown => {}
-                other => other?,
-            }
-        }
-        Row::Tag { repository, tag, at, digest } => {
-            let key = (repository.as_str(), tag.as_str());
-            let (mut tags, mut tagged) = (write.open_table(TAGS)?, write.open_multimap_table(TAGGED)?);
-            let before = tags.remove(key)?.map(|row| row.value().0.to_owned());
-            if let Some(before) = before {
-                tagged.remove((repository.as_str(), before.as_str()), tag.as_str())?;
-            }
-            if let Some(digest) = digest {
-                tags.insert(key, (digest.as_str(), at))?;
-                tagged.insert((repository.as_str(), digest.as_str()), tag.as_str())?;
-            }
-        }
-        Row::Setting { name, value } => {
-            let mut settings = write.open_table(SETTINGS)?;
-            match value {
-                Some(value) => settings.insert(name.as_str(), value.as_bytes())?,
-                None => settings.remove(name.as_str())?,
-            };
-        }
-        Row::End { .. } => {}
-    }
-    Ok(())
-}
-
-fn corrupt(refused: Refused) -> Failed {
-    Failed::Store(redb::Error::Corrupted(refused.why))
-}
-
-fn named(text: &str) -> Result<Repository, Failed> {
-    text.parse().map_err(corrupt)
 }
 
 impl Index {
@@ -386,11 +265,7 @@ impl Index {
     }
 
     /// Blobs that manifests are made of which were pushed here, and that are not there, among the next `rows` manifests.
-    pub fn unreplicated(
-        &self,
-        from: &(String, String),
-        rows: usize,
-    ) -> Result<(BTreeSet<Digest>, Option<(String, String)>), Refused> {
+    pub fn unreplicated(&self, from: &(String, String), rows: usize) -> Result<Step<Digest>, Refused> {
         self.read_any(|read| {
             let (manifests, copies) = (read.open_table(MANIFESTS)?, read.open_table(COPIES)?);
             let (blobs, replicated) = (read.open_table(BLOBS)?, read.open_table(REPLICATED)?);
@@ -400,7 +275,8 @@ impl Index {
                 let key = row?.0;
                 let (repository, digest) = key.value();
                 if number == rows {
-                    return Ok((missing, Some((repository.to_owned(), digest.to_owned()))));
+                    let next = Some((repository.to_owned(), digest.to_owned()));
+                    return Ok(Step { found: missing.into_iter().collect(), next });
                 }
                 if copies.get((repository, digest))?.is_some() {
                     continue;
@@ -414,7 +290,7 @@ impl Index {
                     }
                 }
             }
-            Ok((missing, None))
+            Ok(Step { found: missing.into_iter().collect(), next: None })
         })
     }
 
@@ -477,116 +353,6 @@ impl Index {
                 }
             }
             Ok(false)
-        })
-    }
-
-    /// As `any_blob`, also while nothing else may be looked at.
-    pub fn any_blob_now(&self, digest: &Digest) -> Result<Option<u64>, Refused> {
-        self.read_any(|read| Ok(read.open_table(BLOBS)?.get(digest.as_str())?.map(|blob| blob.value().0)))
-    }
-
-    /// All that is here goes, to be replaced by what is there.
-    pub async fn begin_loading(&self, lineage: &str) -> Result<(), Refused> {
-        let lineage = lineage.to_owned();
-        self.write_any(move |write| {
-            write.delete_table(REPOSITORIES)?;
-            write.delete_table(MANIFESTS)?;
-            write.delete_table(CONTENT)?;
-            write.delete_multimap_table(HOLDERS)?;
-            write.delete_table(TAGS)?;
-            write.delete_multimap_table(TAGGED)?;
-            write.delete_table(REFERRERS)?;
-            write.delete_table(BLOBS)?;
-            write.delete_table(LINKS)?;
-            write.delete_multimap_table(LINKED)?;
-            write.delete_multimap_table(NAMED)?;
-            write.delete_table(COPIES)?;
-            write.delete_table(SETTINGS)?;
-            write.delete_table(CHANGES)?;
-            write.delete_table(REPLICATED)?;
-            super::tables(write)?;
-            let mut replica = write.open_table(REPLICA)?;
-            for name in ["whole", "strict", "writer"] {
-                replica.remove(name)?;
-            }
-            replica.insert("lineage", lineage.as_str())?;
-            replica.insert("loading", "1")?;
-            Ok(())
-        })
-        .await
-    }
-
-    /// Some of what is there comes.
-    pub async fn load(&self, rows: Vec<Row>, now: u64) -> Result<(), Refused> {
-        self.write_any(move |write| rows.into_iter().try_for_each(|row| apply(write, row, now))).await
-    }
-
-    /// All has come, up to a segment which this host has written.
-    pub async fn loaded(&self, writer: &str, number: u64) -> Result<(), Refused> {
-        let writer = writer.to_owned();
-        self.write_any(move |write| {
-            write.delete_table(CHANGES)?;
-            write.open_table(CHANGES)?;
-            let mut replica = write.open_table(REPLICA)?;
-            replica.remove("loading")?;
-            replica.insert("whole", "1")?;
-            replica.insert("strict", "1")?;
-            replica.insert("writer", writer.as_str())?;
-            replica.insert("number", number.to_string().as_str())?;
-            Ok(())
-        })
-        .await
-    }
-}
-
-/// The index as it was at a moment.
-pub struct Moment(ReadTransaction);
-
-impl Moment {
-    /// Everything that is, or is to be, there, as of one moment; the number of the last change by then.
-    pub fn everything(&self, mut each: impl FnMut(Row) -> std::io::Result<()>) -> Result<u64, Refused> {
-        let read = &self.0;
-        let mut all = || {
-            let mut tell = |name: Name<'_>| -> Result<(), Failed> {
-                let Some(row) = row(read, &name)? else { return Ok(()) };
-                let is_gone = matches!(
-                    row,
-                    Row::Blob { size: None, .. }
-                        | Row::Link { there: false, .. }
-                        | Row::Manifest { text: None, .. }
-                        | Row::Tag { digest: None, .. }
-                );
-                if !is_gone {
-                    each(row).map_err(redb::Error::Io)?;
-                }
-                Ok(())
-            };
-            for row in read.open_table(SETTINGS)?.iter()? {
-                tell(Name::Setting(row?.0.value()))?;
-            }
-            for row in read.open_table(REPLICATED)?.iter()? {
-                tell(Name::Blob(row?.0.value()))?;
-            }
-            for row in read.open_table(LINKS)?.iter()? {
-                let key = row?.0;
-                let (repository, digest) = key.value();
-                tell(Name::Link(repository, digest))?;
-            }
-            for row in read.open_table(MANIFESTS)?.iter()? {
-                let key = row?.0;
-                let (repository, digest) = key.value();
-                tell(Name::Manifest(repository, digest))?;
-            }
-            for row in read.open_table(TAGS)?.iter()? {
-                let key = row?.0;
-                let (repository, tag) = key.value();
-                tell(Name::Tag(repository, tag))?;
-            }
-            Ok(read.open_table(CHANGES)?.last()?.map_or(0, |(number, _)| number.value()))
-        };
-        all().map_err(|failed: Failed| match failed {
-            Failed::Refused(refused) => refused,
-            Failed::Store(error) => unusable(error),
         })
     }
 }

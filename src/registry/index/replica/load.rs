@@ -1,0 +1,70 @@
+//! What is at another place comes here, in place of what was.
+
+use super::super::{
+    BLOBS, CHANGES, CONTENT, COPIES, HOLDERS, Index, LINKED, LINKS, MANIFESTS, NAMED, REFERRERS, REPLICA, REPLICATED,
+    REPOSITORIES, SETTINGS, TAGGED, TAGS, tables,
+};
+use super::rows::apply;
+use crate::registry::digest::Digest;
+use crate::registry::refused::Refused;
+use crate::registry::replica::rows::Row;
+
+impl Index {
+    /// As `any_blob`, also while nothing else may be looked at.
+    pub fn any_blob_now(&self, digest: &Digest) -> Result<Option<u64>, Refused> {
+        self.read_any(|read| Ok(read.open_table(BLOBS)?.get(digest.as_str())?.map(|blob| blob.value().0)))
+    }
+
+    /// All that is here goes, to be replaced by what is there.
+    pub async fn begin_loading(&self, lineage: &str) -> Result<(), Refused> {
+        let lineage = lineage.to_owned();
+        self.write_any(move |write| {
+            write.delete_table(REPOSITORIES)?;
+            write.delete_table(MANIFESTS)?;
+            write.delete_table(CONTENT)?;
+            write.delete_multimap_table(HOLDERS)?;
+            write.delete_table(TAGS)?;
+            write.delete_multimap_table(TAGGED)?;
+            write.delete_table(REFERRERS)?;
+            write.delete_table(BLOBS)?;
+            write.delete_table(LINKS)?;
+            write.delete_multimap_table(LINKED)?;
+            write.delete_multimap_table(NAMED)?;
+            write.delete_table(COPIES)?;
+            write.delete_table(SETTINGS)?;
+            write.delete_table(CHANGES)?;
+            write.delete_table(REPLICATED)?;
+            tables(write)?;
+            let mut replica = write.open_table(REPLICA)?;
+            for name in ["whole", "strict", "writer"] {
+                replica.remove(name)?;
+            }
+            replica.insert("lineage", lineage.as_str())?;
+            replica.insert("loading", "1")?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// Some of what is there comes.
+    pub async fn load(&self, rows: Vec<Row>, now: u64) -> Result<(), Refused> {
+        self.write_any(move |write| rows.into_iter().try_for_each(|row| apply(write, row, now))).await
+    }
+
+    /// All has come, up to a segment which this host has written.
+    pub async fn loaded(&self, writer: &str, number: u64) -> Result<(), Refused> {
+        let writer = writer.to_owned();
+        self.write_any(move |write| {
+            write.delete_table(CHANGES)?;
+            write.open_table(CHANGES)?;
+            let mut replica = write.open_table(REPLICA)?;
+            replica.remove("loading")?;
+            replica.insert("whole", "1")?;
+            replica.insert("strict", "1")?;
+            replica.insert("writer", writer.as_str())?;
+            replica.insert("number", number.to_string().as_str())?;
+            Ok(())
+        })
+        .await
+    }
+}
