@@ -141,6 +141,13 @@ fn a_bucket_that_does_not_answer_keeps_nobody_from_pulling() {
     registry.put_manifest("app", "late", MANIFEST, &late).is(201);
     // An empty host that cannot ask says so, and not that there is nothing.
     bucket.set(Mode::Down);
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/bucket-watch.lua");
+    registry.daemon.ok(&["script", "push", "bucket-watch", script]);
+    registry.push("app", b"{ }");
+    eventually("it is seen", 40, || {
+        registry.daemon.ok(&["cron", "run", "bucket-watch"]);
+        registry.daemon.log().contains("s3://bucket/some/where is whole: s3://").then_some(())
+    });
     let mut env = bucket.env();
     env.push(("NEAP_REGISTRY_GRACE".into(), "1h".into()));
     let env: Vec<(&str, &str)> = env.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();

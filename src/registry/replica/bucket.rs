@@ -78,6 +78,8 @@ pub struct Bucket {
     store: AmazonS3,
     prefix: Path,
     place: String,
+    // Whether who asks is said by name and password.
+    is_said: bool,
 }
 
 // Asks as all else of ours does that asks by HTTP.
@@ -119,7 +121,8 @@ impl Bucket {
         }
         let failed = |error| Error::invalid(format!("bucket {place}"), "cannot be used").cause(error);
         let store = builder.build().map_err(failed)?;
-        Ok(Bucket { store, prefix: Path::from(options.prefix.as_str()), place })
+        let is_said = std::env::var_os("AWS_ACCESS_KEY_ID").is_some();
+        Ok(Bucket { store, prefix: Path::from(options.prefix.as_str()), place, is_said })
     }
 
     fn path(&self, name: &str) -> Path {
@@ -135,7 +138,11 @@ impl Bucket {
         // What the server said may be a page.
         let why = if outer.contains(&inner) { inner } else { format!("{outer}: {inner}") };
         let why: String = why.chars().map(|char| if char.is_control() { ' ' } else { char }).take(400).collect();
-        Down(format!("{}: {why}", self.place))
+        let hint = match self.is_said {
+            true => "",
+            false => " (AWS_ACCESS_KEY_ID is not set, so that the machine's role counts)",
+        };
+        Down(format!("{}: {why}{hint}", self.place))
     }
 
     async fn within<T>(

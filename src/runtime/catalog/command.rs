@@ -7,13 +7,17 @@ use tokio::io::AsyncReadExt;
 
 use crate::model::catalog::{CheckStatus, MAX_OUTPUT};
 
+/// What the registry's bucket is told.
+const BUCKET: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+
 /// Runs it once: 0 passes, 1 warns, all else is critical. What it leaves running is ended with it.
 pub async fn run(words: &[String], timeout: Duration) -> (CheckStatus, String) {
     let Some((program, arguments)) = words.split_first() else { return (CheckStatus::Critical, "no command".into()) };
     let mut command = tokio::process::Command::new(program);
     command.args(arguments).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     // What only the daemon is to know stays with it.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.to_string_lossy().starts_with("NEAP_")) {
+    let is_ours = |name: &str| name.starts_with("NEAP_") || BUCKET.contains(&name);
+    for (name, _) in std::env::vars_os().filter(|(name, _)| is_ours(&name.to_string_lossy())) {
         command.env_remove(name);
     }
     let mut child = match command.process_group(0).kill_on_drop(true).spawn() {
