@@ -112,6 +112,9 @@ pub struct Keeper {
     pub fingerprint: String,
     /// What doors say to it: nobody else knows it.
     pub secret: String,
+    /// How often it was said who keeps them: of two hosts with one bucket it is the one that was named later.
+    #[serde(default)]
+    pub turn: u64,
 }
 
 impl std::fmt::Debug for Keeper {

@@ -167,12 +167,12 @@ impl Worker {
 
     /// Where the cluster's images are kept.
     pub fn told_registry(&self, keeper: Keeper) {
-        self.registry_said.send_if_modified(|said| !std::mem::replace(said, true));
         self.registry.send_if_modified(|now| {
             let changed = now.as_ref() != Some(&keeper);
             *now = Some(keeper);
             changed
         });
+        self.registry_said.send_if_modified(|said| !std::mem::replace(said, true));
     }
 
     /// The catalogue was told a moment ago, up to the change `at`.

@@ -26,12 +26,12 @@ mod upstream;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, OnceLock, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{Semaphore, broadcast, mpsc};
-use tokio::task::AbortHandle;
+use tokio::task::JoinHandle;
 
 use self::build::Trees;
 use self::cache::{Caches, Logins};
@@ -116,7 +116,7 @@ pub struct ImageRegistry {
     copying: Semaphore,
     trees: Trees,
     replica: RwLock<Option<Arc<Replica>>>,
-    replicating: Mutex<Option<AbortHandle>>,
+    replicating: tokio::sync::Mutex<Option<JoinHandle<()>>>,
     // Collections, and readings of all that there is: one at a time.
     collecting: tokio::sync::Mutex<()>,
     scrubbing: tokio::sync::Mutex<()>,
@@ -153,7 +153,7 @@ impl ImageRegistry {
             copying: Semaphore::new(COPYING),
             trees: Trees::default(),
             replica: RwLock::default(),
-            replicating: Mutex::default(),
+            replicating: tokio::sync::Mutex::default(),
             collecting,
             scrubbing,
         };
@@ -332,6 +332,7 @@ impl ImageRegistry {
         content_type: Option<&str>,
         bytes: Vec<u8>,
     ) -> Result<(Digest, Option<Digest>), Refused> {
+        self.index.may_write()?;
         let manifest = Manifest::read(content_type, &bytes)?;
         let digest = match reference {
             Reference::Digest(said) => {
@@ -381,12 +382,12 @@ impl ImageRegistry {
     async fn put(self: &Arc<Self>, put: Put) -> Result<(), Refused> {
         let named = put.manifest.blobs.iter().filter(|named| !named.is_foreign);
         let mut missing: Vec<Digest> = named.map(|named| named.digest.clone()).collect();
-        self.index.may_write()?;
+        let hold = self.hold();
         for _ in 0..PUTS {
             self.all_there(missing).await?;
             missing = self.index.put_manifest(put.clone()).await?;
             if missing.is_empty() {
-                return self.settled().await;
+                return self.settled(hold).await;
             }
         }
         let why = format!("what {} names does not get to the registry's bucket", put.digest);
@@ -427,16 +428,16 @@ impl ImageRegistry {
     }
 
     async fn delete(&self, repository: &Repository, reference: &Reference) -> Result<(), Refused> {
-        let immutable = self.rules.immutable(repository.as_str());
+        let (immutable, hold) = (self.rules.immutable(repository.as_str()), self.hold());
         match reference {
             Reference::Tag(tag) => {
                 self.index.delete_tag(repository, tag, immutable, None).await?;
-                self.settled().await?;
+                self.settled(hold).await?;
                 self.tell(false, repository, Some(tag.clone()), None, String::new());
             }
             Reference::Digest(digest) => {
                 self.index.delete_manifest(repository, digest, self.now(), immutable).await?;
-                self.settled().await?;
+                self.settled(hold).await?;
                 self.tell(false, repository, None, Some(digest.clone()), String::new());
             }
         }

@@ -117,7 +117,7 @@ impl ImageRegistry {
         let (repositories, tags) = ask.read()?;
         let in_use = InUse::of(&ask.in_use);
         let mut pruned = Pruned::default();
-        let mut last = String::new();
+        let (mut last, hold) = (String::new(), self.hold());
         loop {
             let page = self.index.repositories(&last, ROWS).map_err(Refused::into_error)?;
             for name in page.names.iter().filter(|name| repositories.matches(name)) {
@@ -132,7 +132,7 @@ impl ImageRegistry {
             match page.names.last() {
                 Some(end) if page.has_more => last.clone_from(end),
                 _ => {
-                    self.settled().await.map_err(Refused::into_error)?;
+                    self.settled(hold).await.map_err(Refused::into_error)?;
                     return Ok(pruned);
                 }
             }

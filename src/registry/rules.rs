@@ -231,16 +231,18 @@ impl ImageRegistry {
         let value = serde_json::to_vec(&settings)
             .map_err(|error| Error::internal("rule", "it cannot be written").cause(error))?;
         let name = format!("{SETTING}{repositories}");
+        let hold = self.hold();
         self.index.set(name, Some(value)).await.map_err(Refused::into_error)?;
-        self.settled().await.map_err(Refused::into_error)?;
+        self.settled(hold).await.map_err(Refused::into_error)?;
         self.replace_rule(repositories, Some(read));
         Ok(Rule { repositories: repositories.to_owned(), rule: settings })
     }
 
     /// Removes a rule.
     pub async fn remove_rule(&self, repositories: &str) -> ModelResult<()> {
+        let hold = self.hold();
         let was = self.index.set(format!("{SETTING}{repositories}"), None).await.map_err(Refused::into_error)?;
-        self.settled().await.map_err(Refused::into_error)?;
+        self.settled(hold).await.map_err(Refused::into_error)?;
         self.replace_rule(repositories, None);
         match was {
             true => Ok(()),

@@ -26,6 +26,8 @@ pub enum Mode {
     Deaf,
     /// What is there already is written over where it was not to be: as servers do that do not know of conditions.
     Unconditional,
+    /// Once something has been created, nothing is read any more whose name holds this.
+    Unread(&'static str),
 }
 
 #[derive(Clone)]
@@ -137,6 +139,12 @@ impl Bucket {
         .to_vec()
     }
 
+    /// Something of a few bytes that has been there for so many seconds.
+    pub fn age(&self, folder: &str, name: String, seconds: u64) {
+        let object = Object { bytes: b"stray".to_vec(), at: now() - seconds };
+        self.objects.lock().unwrap().insert(format!("some/where/{folder}{name}"), object);
+    }
+
     /// Names below the prefix that begin so.
     pub fn names(&self, prefix: &str) -> Vec<String> {
         let objects = self.objects.lock().unwrap();
@@ -160,7 +168,15 @@ impl Bucket {
                 write(&mut out, is_head, Answer(503, Vec::new(), b"<Error><Code>SlowDown</Code></Error>".to_vec()))?;
                 continue;
             }
-            self.seen.lock().unwrap().push(format!("{} {}", asked.method, asked.path));
+            let created = {
+                let mut seen = self.seen.lock().unwrap();
+                seen.push(format!("{} {}", asked.method, asked.path));
+                seen.iter().any(|line| line.starts_with("PUT") && line.contains("/log/"))
+            };
+            if matches!(mode, Mode::Unread(text) if created && asked.method == "GET" && asked.path.contains(text)) {
+                write(&mut out, is_head, Answer(503, Vec::new(), b"<Error><Code>SlowDown</Code></Error>".to_vec()))?;
+                continue;
+            }
             let answer = self.answer(&asked, mode == Mode::Unconditional);
             if is_write && mode == Mode::Deaf {
                 return Ok(());

@@ -9,9 +9,8 @@ use crate::agent::protocol::Keeper;
 use crate::model::Result;
 use crate::model::id::NodeId;
 use crate::registry::ImageRegistry;
-use crate::registry::refused::Refused;
-use crate::registry::replica::ReplicaOptions;
 use crate::registry::replica::bucket::{Bucket, BucketOptions};
+use crate::registry::replica::{ReplicaOptions, Turn};
 
 /// How often it is looked whether blobs take too much of this host's disk.
 const LOOK: Duration = Duration::from_secs(2);
@@ -40,14 +39,14 @@ impl BucketSettings {
     }
 
     /// The registry of a host that is alone is kept there as well from now on.
-    pub fn keep(&self, registry: &Arc<ImageRegistry>) -> Result<()> {
+    pub async fn keep(&self, registry: &Arc<ImageRegistry>) -> Result<()> {
         let bucket = Arc::new(Bucket::open(&self.bucket)?);
-        registry.keep_at(bucket, self.options()).map_err(Refused::into_error)?;
-        tokio::spawn(tend(registry.clone()));
+        registry.keep_at(bucket, self.options(), Turn::Alone).await;
+        tend(registry);
         Ok(())
     }
 
-    /// The same for a host of a Swarm, as long as it is the one that keeps the images.
+    /// The same for a host of a Swarm, as long as it is the one that keeps the images: until that is known it serves none.
     pub fn keep_while(
         self,
         registry: &Arc<ImageRegistry>,
@@ -55,24 +54,29 @@ impl BucketSettings {
         node: NodeId,
     ) -> Result<()> {
         let bucket = Arc::new(Bucket::open(&self.bucket)?);
+        registry.hold_back();
+        tend(registry);
         let registry = registry.clone();
-        tokio::spawn(tend(registry.clone()));
         tokio::spawn(async move {
             let mut was = false;
             loop {
-                let is_here = keeper.borrow_and_update().as_ref().is_some_and(|keeper| keeper.node == node);
-                let done = match (was, is_here) {
-                    (false, true) => registry.keep_at(bucket.clone(), self.options()),
-                    (true, false) => registry.leave().await,
-                    _ => Ok(()),
-                };
-                if let Err(refused) = done {
-                    tracing::error!(why = refused.why, "the registry cannot be kept in its bucket");
-                }
-                was = is_here;
                 // What was known before this process began is not said by anybody.
-                if is_here && *said.borrow_and_update() {
-                    registry.may_take();
+                let is_said = *said.borrow_and_update();
+                let here = keeper.borrow_and_update().clone().filter(|keeper| keeper.node == node);
+                if here.is_some() && !was {
+                    registry.keep_at(bucket.clone(), self.options(), Turn::Unsaid).await;
+                } else if here.is_none() && was {
+                    // Nothing is served any more, whether or not that can be written down.
+                    if let Err(refused) = registry.leave().await {
+                        tracing::error!(
+                            why = refused.why,
+                            "that this host does not keep the images is not written down"
+                        );
+                    }
+                }
+                was = here.is_some();
+                if let Some(keeper) = here.filter(|_| is_said) {
+                    registry.said(keeper.turn);
                 }
                 tokio::select! {
                     changed = keeper.changed() => if changed.is_err() { return },
@@ -84,21 +88,30 @@ impl BucketSettings {
     }
 }
 
-async fn tend(registry: Arc<ImageRegistry>) {
-    let (mut look, mut compare) = (tokio::time::interval(LOOK), tokio::time::interval(COMPARE));
-    compare.reset();
-    loop {
-        tokio::select! {
-            _ = look.tick() => {
-                if let Err(refused) = registry.evict().await {
-                    tracing::warn!(why = refused.why, "files that are in the registry's bucket cannot be let go of");
-                }
+fn tend(registry: &Arc<ImageRegistry>) {
+    let own = registry.clone();
+    tokio::spawn(async move {
+        let mut look = tokio::time::interval(LOOK);
+        loop {
+            look.tick().await;
+            if let Err(refused) = own.evict().await {
+                tracing::warn!(why = refused.why, "files that are in the registry's bucket cannot be let go of");
             }
-            _ = compare.tick() => match registry.compare().await {
-                Ok(lost) if lost.is_empty() => {}
-                Ok(lost) => tracing::error!(blobs = lost.len(), first = lost[0].as_str(), "the registry's bucket has lost blobs"),
-                Err(refused) => tracing::warn!(why = refused.why, "the registry's bucket cannot be compared"),
-            },
         }
-    }
+    });
+    let own = registry.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::time::sleep(COMPARE).await;
+            match own.compare().await {
+                Ok(lost) => match lost.first() {
+                    None => {}
+                    Some(first) => {
+                        tracing::error!(blobs = lost.len(), %first, "the registry's bucket has lost blobs that are not here");
+                    }
+                },
+                Err(refused) => tracing::warn!(why = refused.why, "the registry's bucket is not compared"),
+            }
+        }
+    });
 }

@@ -13,7 +13,7 @@ use tokio::sync::{Notify, watch};
 use crate::agent::hub::{Hub, ImageHosts, Seat};
 use crate::agent::protocol::{Ask, Keeper, Keeps};
 use crate::client::images::ask::{AskedImages, ImagesAsk};
-use crate::client::images::{ImageKeeper, Keepers};
+use crate::client::images::{ImageKeeper, Images, Keepers};
 use crate::model::id::NodeId;
 use crate::model::node::Node;
 use crate::model::{Error, Kind, Result};
@@ -29,6 +29,9 @@ const AGAIN: Duration = Duration::from_secs(2);
 const NEVER: Duration = Duration::from_secs(24 * 60 * 60);
 /// How long the host that keeps the images may be silent before another one that has the same bucket takes over.
 const SILENT: Duration = Duration::from_secs(30);
+/// How often it is asked whether its bucket has all of them, and how long it has to say so.
+const ASKED: Duration = Duration::from_secs(15);
+const SAYS: Duration = Duration::from_secs(5);
 
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 struct Record {
@@ -42,6 +45,12 @@ struct Record {
     // The bucket in which it keeps them as well.
     #[serde(default)]
     bucket: Option<String>,
+    // Whether that has all of them.
+    #[serde(default)]
+    is_whole: bool,
+    // How often it was said who keeps them.
+    #[serde(default)]
+    turn: u64,
 }
 
 /// What whoever leads brings along.
@@ -104,7 +113,7 @@ impl Choice {
 
     fn told(&self, record: &Record) -> Option<Keeper> {
         let (node, (address, fingerprint)) = (record.node.clone()?, record.at.clone()?);
-        Some(Keeper { node, address, fingerprint, secret: (self.secret)(record.generation) })
+        Some(Keeper { node, address, fingerprint, secret: (self.secret)(record.generation), turn: record.turn })
     }
 
     /// What whoever led before has written down, before anybody is told anything by this one.
@@ -118,11 +127,13 @@ impl Choice {
     pub async fn keep(self: Arc<Self>) {
         let (mut hosts, mut nodes) = (self.hub.image_hosts(), self.nodes.clone());
         loop {
-            let again = match self.look(None).await {
-                Ok(()) => self.silent().as_ref().map_or(NEVER, |(_, since)| {
-                    // Once it is too long it is looked for another one now and then.
-                    SILENT.checked_sub(since.elapsed()).unwrap_or(SILENT).max(AGAIN)
-                }),
+            let again = match self.look(None, self.asks_whole().await).await {
+                // Once it is silent for too long it is looked for another one now and then.
+                Ok(has_bucket) => match self.silent().as_ref() {
+                    Some((_, since)) => SILENT.checked_sub(since.elapsed()).unwrap_or(SILENT).max(AGAIN),
+                    None if has_bucket => ASKED,
+                    None => NEVER,
+                },
                 Err(error) => {
                     tracing::warn!(%error, "which host keeps the images cannot be written down yet");
                     AGAIN
@@ -154,16 +165,35 @@ impl Choice {
         silent.as_ref().is_some_and(|(_, since)| since.elapsed() >= SILENT)
     }
 
-    async fn look(&self, named: Option<&NodeId>) -> Result<()> {
+    // Whether the bucket of the one that keeps the images has all of them, where it says so.
+    async fn asks_whole(&self) -> Option<bool> {
+        let (record, _) = self.record().ok()?;
+        let (node, _) = (record.node?, record.bucket?);
+        let is_here = self.hub.image_hosts().borrow().get(&node).is_some_and(Option::is_some);
+        if !is_here {
+            return None;
+        }
+        let images = asked(&self.hub);
+        let stats = tokio::time::timeout(SAYS, images.image_stats()).await.ok()?.ok()?;
+        Some(stats.replica.is_some_and(|replica| replica.state == "whole"))
+    }
+
+    // Whether it is kept in a bucket as well.
+    async fn look(&self, named: Option<&NodeId>, is_whole: Option<bool>) -> Result<bool> {
         let hosts = self.hub.image_hosts().borrow().clone();
         let (before, expect) = self.record()?;
         let mut record = before.clone();
         let is_lost = self.is_lost(before.node.as_ref(), &hosts);
-        record.node = named.cloned().or_else(|| chosen(record.node.take(), &hosts, before.bucket.as_deref(), is_lost));
+        // What is not all there is nothing to take over.
+        record.is_whole = is_whole.unwrap_or(record.is_whole);
+        let bucket = record.bucket.clone().filter(|_| record.is_whole);
+        record.node = named.cloned().or_else(|| chosen(record.node.take(), &hosts, bucket.as_deref(), is_lost));
+        record.turn += u64::from(named.is_some() || record.node != before.node);
         let bucket_of = |node: &NodeId| hosts.get(node).and_then(keeps).and_then(|keeps| keeps.bucket.clone());
         if record.node != before.node {
             record.at = None;
             record.bucket = record.node.as_ref().and_then(bucket_of);
+            record.is_whole &= record.bucket.is_some() && record.bucket == before.bucket;
             match (&before.node, &record.node) {
                 (Some(old), Some(new)) if record.bucket.is_some() && record.bucket == before.bucket => {
                     tracing::warn!(%old, %new, "another host keeps the images from now on, with what the bucket holds");
@@ -199,7 +229,7 @@ impl Choice {
             tracing::info!(%other, "has --roles registry, and is only a door: neap registry keeper NODE names it");
         }
         self.told(&record).iter().for_each(|keeper| self.hub.tell_registry(keeper));
-        Ok(())
+        Ok(record.bucket.is_some())
     }
 
     fn address(&self, id: &NodeId) -> Option<IpAddr> {
@@ -244,7 +274,7 @@ impl Keepers for Choice {
                     .help("start its daemon or agent with --roles registry"));
             }
         }
-        self.look(Some(id)).await?;
+        self.look(Some(id), None).await?;
         self.named.notify_one();
         self.keeper().await
     }

@@ -155,7 +155,7 @@ pub async fn serve_alone(
     let Some(registry) = open(options, data, clock).await? else { return Ok(()) };
     registry.set_logins(runtime.known_logins());
     if let Some(bucket) = &options.bucket {
-        bucket.keep(&registry)?;
+        bucket.keep(&registry).await?;
     }
     let tokens: Arc<dyn Tokens> = Arc::new(OwnTokens(StoredSecrets(runtime.store().clone()), runtime.lent().clone()));
     listen(options, data, &registry, &tokens, &options.users()?, Access::Open).await?;

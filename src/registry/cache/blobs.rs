@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -203,11 +204,14 @@ impl Source {
                 });
                 Ok((chunks.boxed(), is_rest))
             }
-            Source::Replica(replica) => match replica.open(digest, from).await {
-                Ok(Some(chunks)) => Ok((chunks.map_err(|down| Fault::Down(down.0)).boxed(), true)),
-                Ok(None) => Err(Fault::Missing(format!("{} has no blob {digest}", self.who()))),
-                Err(down) => Err(Fault::Down(down.0)),
-            },
+            Source::Replica(replica) => {
+                let none = || Fault::Missing(format!("{} has no blob {digest}", self.who()));
+                let object = registry.index.object(digest).map_err(|refused| Fault::Down(refused.why))?;
+                match replica.open(digest, &object.ok_or_else(none)?, from).await {
+                    Ok(chunks) => Ok((chunks.ok_or_else(none)?.map_err(|down| Fault::Down(down.0)).boxed(), true)),
+                    Err(down) => Err(Fault::Down(down.0)),
+                }
+            }
         }
     }
 }
@@ -287,7 +291,10 @@ impl ImageRegistry {
             Content::Whole(file, size) => Ok((file, size)),
             Content::Coming(fetch) => {
                 fetch.ended().await?;
-                self.read(repository, digest).await
+                // As it came, whatever has become of it: by a place in it of its own.
+                let again = File::open(format!("/proc/self/fd/{}", fetch.file.as_raw_fd()));
+                let file = again.map_err(|error| Refused::io("read a blob", &error))?;
+                Ok((file, fetch.size))
             }
         }
     }

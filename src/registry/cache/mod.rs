@@ -326,8 +326,9 @@ impl ImageRegistry {
         }
         let value = serde_json::to_vec(&settings)
             .map_err(|error| Error::internal("cache", "its settings cannot be written").cause(error))?;
+        let hold = self.hold();
         self.index.set(format!("{SETTING}{prefix}"), Some(value)).await.map_err(Refused::into_error)?;
-        self.settled().await.map_err(Refused::into_error)?;
+        self.settled(hold).await.map_err(Refused::into_error)?;
         self.caches.replace(&prefix, Some(cache.clone()));
         Ok(cache.info())
     }
@@ -357,8 +358,9 @@ impl ImageRegistry {
     /// Lets go of a cache. Its copies are served until nobody has asked for them for a week.
     pub async fn remove_cache(&self, prefix: &str) -> ModelResult<()> {
         let prefix = prefix_of(prefix)?;
+        let hold = self.hold();
         let was = self.index.set(format!("{SETTING}{prefix}"), None).await.map_err(Refused::into_error)?;
-        self.settled().await.map_err(Refused::into_error)?;
+        self.settled(hold).await.map_err(Refused::into_error)?;
         self.caches.replace(&prefix, None);
         if !was {
             let known = self.caches.all();

@@ -175,9 +175,12 @@ impl Index {
 
 /// Makes a blob one of a repository.
 pub(super) fn link(write: &WriteTransaction, repository: &Repository, digest: &Digest, at: u64) -> Result<(), Failed> {
-    write.open_table(LINKS)?.insert((repository.as_str(), digest.as_str()), at)?;
+    let before = write.open_table(LINKS)?.insert((repository.as_str(), digest.as_str()), at)?.map(|at| at.value());
     write.open_multimap_table(LINKED)?.insert(digest.as_str(), repository.as_str())?;
-    note(write, [Name::Link(repository.as_str(), digest.as_str())])
+    match before {
+        Some(_) => Ok(()),
+        None => note(write, [Name::Link(repository.as_str(), digest.as_str())]),
+    }
 }
 
 /// Takes a blob out of a repository.

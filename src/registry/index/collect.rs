@@ -4,8 +4,8 @@
 use redb::{ReadableMultimapTable, ReadableTable, WriteTransaction};
 
 use super::changes::unlink;
-use super::replica::{Name, note};
-use super::{BLOBS, Failed, Index, LINKED, LINKS, NAMED, REPLICATED};
+use super::replica::forget_replica;
+use super::{BLOBS, Failed, Index, LINKED, LINKS, NAMED};
 use crate::registry::digest::Digest;
 use crate::registry::name::Repository;
 use crate::registry::refused::Refused;
@@ -96,9 +96,7 @@ impl Index {
                     continue;
                 }
                 let size = write.open_table(BLOBS)?.remove(digest.as_str())?.map(|blob| blob.value().0);
-                if write.open_table(REPLICATED)?.remove(digest.as_str())?.is_some() {
-                    note(write, [Name::Blob(digest.as_str())])?;
-                }
+                forget_replica(write, &digest)?;
                 gone.extend(size.map(|size| (digest, size)));
             }
             Ok(gone)

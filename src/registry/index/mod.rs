@@ -49,8 +49,10 @@ const COPIES: TableDefinition<(&str, &str), u64> = TableDefinition::new("copies"
 const SETTINGS: TableDefinition<&str, &[u8]> = TableDefinition::new("settings");
 /// What has changed since another place was told, by number: what `replica` calls it.
 const CHANGES: TableDefinition<u64, &str> = TableDefinition::new("changes");
-/// Blobs that the other place has.
-const REPLICATED: TableDefinition<&str, ()> = TableDefinition::new("replicated");
+/// Blobs that the other place has, and what they are called there, behind their digests.
+const REPLICATED: TableDefinition<&str, &str> = TableDefinition::new("replicated");
+/// What is there, by name, and is not needed any more.
+const GONE: TableDefinition<&str, ()> = TableDefinition::new("gone");
 /// Which place that is, and how far it is.
 const REPLICA: TableDefinition<&str, &str> = TableDefinition::new("replica");
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");
@@ -133,10 +135,26 @@ pub enum Open {
     Not(Refused),
 }
 
+impl Open {
+    fn may_read(&self) -> Result<(), Refused> {
+        match self {
+            Open::Whole | Open::ReadOnly(_) => Ok(()),
+            Open::Not(refused) => Err(refused.clone()),
+        }
+    }
+
+    fn may_write(&self) -> Result<(), Refused> {
+        match self {
+            Open::Whole => Ok(()),
+            Open::ReadOnly(refused) | Open::Not(refused) => Err(refused.clone()),
+        }
+    }
+}
+
 /// The index of a registry.
 pub struct Index {
     database: Slot,
-    opened: RwLock<Open>,
+    opened: Arc<RwLock<Open>>,
     // That something has been written.
     written: Arc<Notify>,
     jobs: Option<mpsc::Sender<Box<dyn Work>>>,
@@ -165,7 +183,7 @@ impl Index {
             .name("registry-index".into())
             .spawn(move || run(&slot, &path, &inbox, &told))
             .map_err(|error| Error::io("registry", "start the index's thread", &error))?;
-        Ok(Index { database, opened: RwLock::default(), written, jobs: Some(jobs), writer: Some(writer) })
+        Ok(Index { database, opened: Arc::default(), written, jobs: Some(jobs), writer: Some(writer) })
     }
 
     /// Says what may be done with it from now on.
@@ -179,18 +197,12 @@ impl Index {
     }
 
     fn may_read(&self) -> Result<(), Refused> {
-        match &*self.opened.read().unwrap_or_else(PoisonError::into_inner) {
-            Open::Whole | Open::ReadOnly(_) => Ok(()),
-            Open::Not(refused) => Err(refused.clone()),
-        }
+        self.opened.read().unwrap_or_else(PoisonError::into_inner).may_read()
     }
 
     /// Whether changes are taken just now.
     pub fn may_write(&self) -> Result<(), Refused> {
-        match &*self.opened.read().unwrap_or_else(PoisonError::into_inner) {
-            Open::Whole => Ok(()),
-            Open::ReadOnly(refused) | Open::Not(refused) => Err(refused.clone()),
-        }
+        self.opened.read().unwrap_or_else(PoisonError::into_inner).may_write()
     }
 
     /// Makes a change, durably. It refuses before it writes.
@@ -199,7 +211,13 @@ impl Index {
         change: impl FnOnce(&WriteTransaction) -> Result<T, Failed> + Send + 'static,
     ) -> Result<T, Refused> {
         self.may_write()?;
-        self.write_any(change).await
+        let opened = self.opened.clone();
+        // Also when it is its turn: what is behind that may be another's.
+        self.write_any(move |write| {
+            opened.read().unwrap_or_else(PoisonError::into_inner).may_write()?;
+            change(write)
+        })
+        .await
     }
 
     /// The same for what is this host's alone: it can be made also while another place cannot be told.
@@ -208,7 +226,12 @@ impl Index {
         change: impl FnOnce(&WriteTransaction) -> Result<T, Failed> + Send + 'static,
     ) -> Result<T, Refused> {
         self.may_read()?;
-        self.write_any(change).await
+        let opened = self.opened.clone();
+        self.write_any(move |write| {
+            opened.read().unwrap_or_else(PoisonError::into_inner).may_read()?;
+            change(write)
+        })
+        .await
     }
 
     async fn write_any<T: Send + 'static>(
@@ -306,6 +329,7 @@ fn tables(write: &WriteTransaction) -> Result<(), redb::Error> {
     write.open_table(SETTINGS)?;
     write.open_table(CHANGES)?;
     write.open_table(REPLICATED)?;
+    write.open_table(GONE)?;
     write.open_table(REPLICA)?;
     Ok(())
 }

@@ -12,33 +12,46 @@ use tokio::sync::watch;
 use super::store::{Down, Kept};
 use super::{AGAIN, FAILING, Replica, Trouble, lock, unanswered};
 use crate::model::fault;
+use crate::model::id::random_uuid;
 use crate::registry::ImageRegistry;
 use crate::registry::digest::Digest;
-use crate::registry::refused::Refused;
+use crate::registry::disk::PARTS;
+use crate::registry::refused::{Code, Refused};
+use crate::registry::upload::aside;
 
 /// What names of blobs begin with.
 pub const BLOBS: &str = "blobs/";
 /// How often it is tried to send one.
 const ATTEMPTS: u32 = 5;
-/// How large one is at least before it is asked whether it is there already, in bytes.
-const ASKED: u64 = 1 << 20;
-/// How old something is there that belongs to nothing before it goes.
+/// How old something is there that belongs to nothing before it goes, and how much of it goes at a time.
 const STRAY: Duration = Duration::from_secs(24 * 60 * 60);
+const STRAYS: usize = 10_000;
+/// Digits by which a blob that is sent differs from the same one that was sent before: what removes the one does not meet the other.
+const MARK: usize = 12;
 
-/// What one is called there.
-pub fn name(digest: &Digest) -> String {
+/// What a blob is called there.
+pub fn name(digest: &Digest, object: &str) -> String {
     let hex = digest.hex();
-    format!("{BLOBS}{}/{}/{hex}", digest.algorithm().as_str(), &hex[..2])
+    format!("{BLOBS}{}/{}/{hex}.{object}", digest.algorithm().as_str(), &hex[..2])
+}
+
+/// Why a blob is not there.
+enum Unsent {
+    /// It does not answer.
+    Down(Down),
+    /// It cannot be read here.
+    Here(Refused),
 }
 
 impl Replica {
-    /// A blob that is there, from a byte on.
+    /// A blob that is there by that name, from a byte on.
     pub(in crate::registry) async fn open(
         &self,
         digest: &Digest,
+        object: &str,
         from: u64,
     ) -> Result<Option<BoxStream<'static, Result<Bytes, Down>>>, Down> {
-        self.store.read(&name(digest), from).await
+        self.store.read(&name(digest, object), from).await
     }
 }
 
@@ -87,23 +100,20 @@ impl ImageRegistry {
             Ok(sent) => sent.clone(),
             Err(_) => None,
         };
-        match done {
-            Some(Ok(())) => Ok(()),
-            Some(Err(Down(why))) => Err(unanswered(&why)),
-            None => Err(unanswered("a blob did not get there")),
-        }
+        done.unwrap_or_else(|| Err(unanswered("a blob did not get there")))
     }
 
-    async fn send_all(self: &Arc<Self>, replica: &Arc<Replica>, digest: &Digest) -> Result<(), Down> {
+    async fn send_all(self: &Arc<Self>, replica: &Arc<Replica>, digest: &Digest) -> Result<(), Refused> {
         let _turn = replica.turns.acquire().await;
         let mut wait = AGAIN;
         for left in (0..ATTEMPTS).rev() {
             match self.send_once(replica, digest).await {
-                Ok(()) => return Ok(()),
-                Err(down) => {
+                Ok(()) => break,
+                Err(Unsent::Here(refused)) => return Err(refused),
+                Err(Unsent::Down(down)) => {
                     let (since, _) = replica.heard(Some(&down.0));
                     if left == 0 || since >= FAILING {
-                        return Err(down);
+                        return Err(unanswered(&down.0));
                     }
                     tokio::time::sleep(wait).await;
                 }
@@ -113,18 +123,21 @@ impl ImageRegistry {
         Ok(())
     }
 
-    async fn send_once(self: &Arc<Self>, replica: &Arc<Replica>, digest: &Digest) -> Result<(), Down> {
-        let read = |error: std::io::Error| Down(format!("blob {digest} cannot be read: {error}"));
-        let file = self.disk.read(digest).map_err(read)?;
-        let size = file.metadata().map_err(read)?.len();
-        let name = name(digest);
-        let is_there = size >= ASKED && replica.store.size(&name).await? == Some(size);
-        if !is_there {
-            fault::point("registry.before-blob-there");
-            replica.store.put(&name, Arc::new(file), size).await?;
-            replica.sent.fetch_add(size, Ordering::Relaxed);
-        }
-        self.index.replicated(digest).await.map_err(|refused| Down(refused.why))
+    async fn send_once(self: &Arc<Self>, replica: &Arc<Replica>, digest: &Digest) -> Result<(), Unsent> {
+        let unreadable = |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::NotFound => {
+                let why = format!("blob {digest} is not there");
+                Unsent::Here(Refused::new(Code::ManifestBlobUnknown, why).about(digest.as_str()))
+            }
+            _ => Unsent::Here(Refused::io("read a blob", &error)),
+        };
+        let file = self.disk.read(digest).map_err(unreadable)?;
+        let size = file.metadata().map_err(unreadable)?.len();
+        let object: String = random_uuid(&*self.clock).chars().filter(|char| *char != '-').take(MARK).collect();
+        fault::point("registry.before-blob-there");
+        replica.store.put(&name(digest, &object), Arc::new(file), size).await.map_err(Unsent::Down)?;
+        replica.sent.fetch_add(size, Ordering::Relaxed);
+        self.index.replicated(digest, &object).await.map_err(Unsent::Here)
     }
 
     /// Compares what is there with what is thought to be: what is missing is brought again where it is here, what belongs to nothing goes. The
@@ -132,47 +145,51 @@ impl ImageRegistry {
     pub async fn compare(self: &Arc<Self>) -> Result<Vec<Digest>, Refused> {
         let Some(replica) = self.replica() else { return Ok(Vec::new()) };
         let down = |down: Down| unanswered(&down.0);
-        let (mut lost, now) = (Vec::new(), self.now());
-        for part in 0..512 {
-            let (algorithm, byte) = (if part < 256 { "sha256" } else { "sha512" }, part % 256);
-            let prefix = format!("{BLOBS}{algorithm}/{byte:02x}/");
-            let there: HashMap<String, Kept> = replica
-                .store
-                .list(&prefix)
-                .await
-                .map_err(down)?
-                .into_iter()
-                .map(|kept| (kept.name.clone(), kept))
-                .collect();
+        let (mut lost, mut strays, mut fault) = (Vec::new(), Vec::new(), None);
+        for part in 0..PARTS {
+            if !replica.is_whole() {
+                return Err(unanswered("it is not this host's just now"));
+            }
+            let (algorithm, byte) = (if part < PARTS / 2 { "sha256" } else { "sha512" }, part % (PARTS / 2));
+            // What comes meanwhile is not missing.
             let (own, first) = (self.clone(), format!("{algorithm}:{byte:02x}"));
-            let known = crate::registry::upload::aside(move || own.index.replicas_of(&first)).await?;
-            for (digest, size) in &known {
-                if there.get(&name(digest)).is_some_and(|kept| kept.size == *size) {
+            let known = aside(move || own.index.replicas_of(&first)).await?;
+            let listed = replica.store.list(&format!("{BLOBS}{algorithm}/{byte:02x}/")).await.map_err(down)?;
+            let there: HashMap<&str, &Kept> = listed.iter().map(|kept| (kept.name.as_str(), kept)).collect();
+            for (digest, size, object) in known {
+                let name = name(&digest, &object);
+                if there.get(name.as_str()).is_some_and(|kept| kept.size == size) {
+                    continue;
+                }
+                // It may have gone since, or been sent anew.
+                if replica.store.size(&name).await.map_err(down)? == Some(size)
+                    || !self.index.lost_replica(&digest, &object).await?
+                {
                     continue;
                 }
                 tracing::error!(%digest, "a blob is missing in the registry's bucket");
-                self.index.lost_replica(digest).await?;
-                match self.disk.is_there(digest) {
-                    true => self.send(&replica, digest).await?,
-                    false => lost.push(digest.clone()),
+                match self.disk.is_there(&digest) {
+                    // The others are looked at all the same.
+                    true => fault = self.send(&replica, &digest).await.err().or(fault),
+                    false => lost.push(digest),
                 }
             }
-            let names: std::collections::HashSet<String> = known.iter().map(|(digest, _)| name(digest)).collect();
-            for (kept, _) in there.iter().filter(|(kept, _)| !names.contains(*kept)) {
-                let old = there.get(kept).is_some_and(|kept| kept.at + (STRAY.as_millis() as u64) < now);
-                let hex = kept.rsplit('/').next().unwrap_or_default();
-                if let (true, Ok(digest)) = (old, format!("{algorithm}:{hex}").parse::<Digest>()) {
-                    self.remove_there(&replica, &digest).await.map_err(told)?;
-                }
-            }
+            let old = |kept: &&Kept| kept.at + (STRAY.as_millis() as u64) < self.now();
+            strays.extend(listed.iter().filter(old).map(|kept| kept.name.clone()).take(STRAYS - strays.len()));
+            let own = self.clone();
+            strays = aside(move || own.index.not_replicas(strays)).await?;
         }
-        Ok(lost)
-    }
-}
-
-fn told(trouble: Trouble) -> Refused {
-    match trouble {
-        Trouble::Down(why) | Trouble::Refused(why) => unanswered(&why),
+        if !strays.is_empty() {
+            // Whoever has taken it over knows better what is a stray.
+            self.prove(&replica).await.map_err(|trouble| match trouble {
+                Trouble::Down(why) | Trouble::Refused(why) => unanswered(&why),
+            })?;
+            for name in &strays {
+                replica.store.remove(name).await.map_err(down)?;
+            }
+            tracing::info!(count = strays.len(), "what belonged to nothing is gone from the registry's bucket");
+        }
+        fault.map_or(Ok(lost), Err)
     }
 }
 

@@ -25,11 +25,11 @@ const SHORT: Duration = Duration::from_secs(20);
 const LONG: Duration = Duration::from_secs(120);
 const SILENCE: Duration = Duration::from_secs(60);
 /// What is sent in one request at most before it is sent in parts, and how large those are at least, in bytes.
-const PART: u64 = 16 << 20;
+const PART: u64 = 8 << 20;
 /// Most parts that S3 takes.
 const PARTS: u64 = 10_000;
-/// Parts of one thing that are on their way at a time.
-const AT_ONCE: usize = 4;
+/// What of one thing is on its way at a time, in bytes: one part at least.
+const AT_ONCE: u64 = 32 << 20;
 
 /// Which bucket, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -179,9 +179,10 @@ impl Bucket {
 
     async fn send(&self, upload: &mut dyn MultipartUpload, file: &Arc<File>, size: u64) -> Result<(), Down> {
         let part = PART.max(size.div_ceil(PARTS));
+        let most = usize::try_from(AT_ONCE / part).unwrap_or(1).max(1);
         let (mut at, mut sending) = (0, FuturesUnordered::new());
         while at < size || !sending.is_empty() {
-            if at < size && sending.len() < AT_ONCE {
+            if at < size && sending.len() < most {
                 let end = (at + part).min(size);
                 let bytes = self.load(file, at, end).await?;
                 sending.push(self.within(LONG, upload.put_part(bytes.into())));
@@ -214,7 +215,7 @@ impl Store for Bucket {
 
     async fn create(&self, name: &str, bytes: Bytes) -> Result<bool, Down> {
         let (path, options) = (self.path(name), PutOptions::from(PutMode::Create));
-        match self.within(LONG, self.store.put_opts(&path, bytes.into(), options)).await? {
+        match self.within(SHORT, self.store.put_opts(&path, bytes.into(), options)).await? {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
             Err(error) => Err(self.down(&error)),
@@ -265,7 +266,7 @@ impl Store for Bucket {
         let mut all = Vec::new();
         let mut pages = self.store.list(Some(&path));
         loop {
-            let found = match self.within(LONG, pages.try_next()).await? {
+            let found = match self.within(SHORT, pages.try_next()).await? {
                 Ok(Some(found)) => found,
                 Ok(None) => return Ok(all),
                 Err(error) => return Err(self.down(&error)),

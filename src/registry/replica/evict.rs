@@ -21,6 +21,9 @@ impl ImageRegistry {
         else {
             return Ok(0);
         };
+        if !replica.is_whole() {
+            return Ok(0);
+        }
         // Behind the last look so much may come before it is too much again.
         let is_soon = replica.looked.load(Ordering::Relaxed);
         if is_soon && replica.came.load(Ordering::Relaxed) < local / 100 * FREE {
@@ -49,12 +52,17 @@ impl ImageRegistry {
             if size <= wanted {
                 break;
             }
-            if !self.index.is_replicated(&digest)? {
-                continue;
+            // While it is known to be there, and nobody is about to find out that it is not.
+            let log = replica.log.blocking_lock();
+            if log.is_none() || !replica.is_whole() {
+                break;
             }
             // Not one that is just coming: whoever sends it to the bucket reads it.
             let going = self.disk.going(vec![digest.clone()]);
-            if going.digests().is_empty() || super::lock(&replica.sending).contains_key(&digest) {
+            if going.digests().is_empty()
+                || super::lock(&replica.sending).contains_key(&digest)
+                || !self.index.is_replicated(&digest)?
+            {
                 continue;
             }
             self.disk.remove(&digest).map_err(|error| Refused::io("remove a file", &error))?;

@@ -2,7 +2,7 @@
 //! index says of them as a log of segments with a snapshot now and then. An empty host finds everything there; one that another has taken over
 //! from writes nothing any more, since each segment can be written once.
 
-mod blobs;
+pub mod blobs;
 mod bring;
 pub mod bucket;
 mod evict;
@@ -17,15 +17,18 @@ use std::time::{Duration, Instant};
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use tokio::sync::{Notify, Semaphore, watch};
+use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinHandle;
 
 use self::store::{Down, Store};
+use self::take::Log;
 use super::ImageRegistry;
 use super::cache::Fetching;
 use super::digest::Digest;
 use super::index::Open;
 use super::refused::{Code, Refused};
 use crate::model::fault;
+use crate::model::id::random_uuid;
 
 /// Blobs that are sent, and that are fetched, at a time.
 const AT_ONCE: usize = 4;
@@ -37,8 +40,9 @@ const FAILING: Duration = Duration::from_secs(10);
 const AGAIN: Duration = Duration::from_millis(500);
 const LONGEST: Duration = Duration::from_secs(5);
 const HELP: Duration = Duration::from_secs(30);
+/// How often it is looked whether another host has taken it over, while nothing changes.
+const WATCH: Duration = Duration::from_secs(5);
 
-/// What the other place is called in words, before its name.
 fn unanswered(why: &str) -> Refused {
     let why = format!("what is pushed has to be in the registry's bucket as well, and is not: {why}");
     Refused::new(Code::Unknown, why).status_of(503)
@@ -47,7 +51,7 @@ fn unanswered(why: &str) -> Refused {
 /// How it stands with the other place.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum State {
-    /// It has not answered yet.
+    /// It has not answered yet, or what it holds is just coming here.
     Waiting(String),
     /// What was here before is brought there; what is pushed meanwhile is acknowledged without.
     Seeding,
@@ -55,6 +59,17 @@ pub enum State {
     Whole,
     /// It is not this host's.
     Lost(String),
+}
+
+/// Who says that this host writes there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Turn {
+    /// Nobody: it is alone. It takes over what it has never had, and not what another has taken from it.
+    Alone,
+    /// Whoever leads, and has not said it yet.
+    Unsaid,
+    /// Whoever leads: of two the one that was named later.
+    Said(u64),
 }
 
 /// The other place in numbers.
@@ -83,7 +98,7 @@ pub struct ReplicaStats {
 }
 
 // A blob on its way, for all who wait for it.
-type Sending = watch::Receiver<Option<Result<(), Down>>>;
+type Sending = watch::Receiver<Option<Result<(), Refused>>>;
 
 /// How a replica is kept.
 #[derive(Debug, Clone, Default)]
@@ -98,9 +113,16 @@ pub struct ReplicaOptions {
 pub struct Replica {
     store: Arc<dyn Store>,
     options: ReplicaOptions,
+    // Who this is, as in heads, where it takes it over.
+    writer: String,
+    turn: watch::Sender<Turn>,
     state: watch::Sender<State>,
     // The last change that is there.
     done: watch::Sender<u64>,
+    // How often what is here was replaced: what was changed before counts for nothing.
+    term: AtomicU64,
+    // What it has written, while it may write.
+    log: tokio::sync::Mutex<Option<Log>>,
     failing: Mutex<Option<(Instant, String)>>,
     sending: Mutex<HashMap<Digest, Sending>>,
     turns: Semaphore,
@@ -110,15 +132,15 @@ pub struct Replica {
     sent: AtomicU64,
     fetched: AtomicU64,
     evicted: AtomicU64,
-    // Whether what this host has had before, and another has by now, may be taken from that; and that it was just said.
-    may_take: AtomicBool,
-    said: Notify,
     // Whether it was looked what is here, and what has come since, in bytes.
     looked: AtomicBool,
     came: AtomicU64,
     // That all of it is just being written at once.
     snapshot: Arc<Semaphore>,
 }
+
+/// Who waits for a change to be there as well: nothing, where it is nowhere else.
+pub struct Hold(Option<(Arc<Replica>, u64)>);
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
@@ -151,12 +173,16 @@ impl From<std::io::Error> for Trouble {
 }
 
 impl Replica {
-    fn new(store: Arc<dyn Store>, options: ReplicaOptions) -> Self {
+    fn new(store: Arc<dyn Store>, options: ReplicaOptions, writer: String, turn: Turn) -> Self {
         Replica {
             store,
             options,
+            writer,
+            turn: watch::Sender::new(turn),
             state: watch::Sender::new(State::Waiting("it is asked for the first time".into())),
             done: watch::Sender::new(0),
+            term: AtomicU64::new(0),
+            log: tokio::sync::Mutex::default(),
             failing: Mutex::default(),
             sending: Mutex::default(),
             turns: Semaphore::new(AT_ONCE),
@@ -165,12 +191,18 @@ impl Replica {
             sent: AtomicU64::new(0),
             fetched: AtomicU64::new(0),
             evicted: AtomicU64::new(0),
-            may_take: AtomicBool::new(false),
-            said: Notify::new(),
             looked: AtomicBool::new(false),
             came: AtomicU64::new(0),
             snapshot: Arc::new(Semaphore::new(1)),
         }
+    }
+
+    fn term(&self) -> u64 {
+        self.term.load(Ordering::SeqCst)
+    }
+
+    fn is_whole(&self) -> bool {
+        *self.state.borrow() == State::Whole
     }
 
     /// What it is called.
@@ -216,44 +248,59 @@ impl ImageRegistry {
         self.replica.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Keeps the registry there as well from now on. Until that has answered, what is here is read at most, where it is known to be what is
-    /// there; what that holds comes here where this host has nothing.
-    pub fn keep_at(self: &Arc<Self>, store: Arc<dyn Store>, options: ReplicaOptions) -> Result<(), Refused> {
-        let standing = self.index.standing()?;
-        let is_known = match &standing {
-            Some(standing) => standing.is_ours(),
-            None => self.index.has_own()?,
-        };
-        let waiting = unanswered("it is asked for the first time");
-        self.index.open_for(if is_known { Open::ReadOnly(waiting) } else { Open::Not(waiting) });
-        let replica = Arc::new(Replica::new(store, options));
-        let (own, of) = (self.clone(), replica.clone());
-        let task = tokio::spawn(async move { own.replicate(&of).await });
-        let mut slot = self.replica.write().unwrap_or_else(PoisonError::into_inner);
-        *slot = Some(replica);
-        drop(slot);
-        if let Some(before) = lock(&self.replicating).replace(task.abort_handle()) {
-            before.abort();
-        }
-        Ok(())
+    /// Nothing is served until it is known where the registry is kept.
+    pub fn hold_back(&self) {
+        let why = "it is not known yet whether this host keeps the cluster's images";
+        self.index.open_for(Open::Not(Refused::new(Code::Unknown, why).status_of(503)));
     }
 
-    /// Whoever decides it has said that this host keeps the registry: it takes over what another has.
-    pub fn may_take(&self) {
-        if let Some(replica) = self.replica()
-            && !replica.may_take.swap(true, Ordering::Relaxed)
-        {
-            replica.said.notify_one();
+    /// Keeps the registry there as well from now on; how it stands with it. Until that has answered, what is here is read at most, where it
+    /// is known to be what is there; what that holds comes here where this host has nothing.
+    pub async fn keep_at(
+        self: &Arc<Self>,
+        store: Arc<dyn Store>,
+        options: ReplicaOptions,
+        turn: Turn,
+    ) -> watch::Receiver<State> {
+        let mut task = self.replicating.lock().await;
+        if let Some(before) = task.take() {
+            self.give_up(before).await;
+        }
+        let waiting = unanswered("it is asked for the first time");
+        self.index.open_for(if self.was_ours() { Open::ReadOnly(waiting) } else { Open::Not(waiting) });
+        let replica = Arc::new(Replica::new(store, options, random_uuid(&*self.clock), turn));
+        *self.replica.write().unwrap_or_else(PoisonError::into_inner) = Some(replica.clone());
+        let (own, state) = (self.clone(), replica.state.subscribe());
+        *task = Some(tokio::spawn(async move { own.replicate(&replica).await }));
+        state
+    }
+
+    // Nothing that it would still do comes behind this.
+    async fn give_up(&self, task: JoinHandle<()>) {
+        task.abort();
+        let _ = task.await;
+        if let Some(replica) = self.replica() {
+            replica.state.send_replace(State::Lost("this host does not write there any more".into()));
+        }
+    }
+
+    /// Whoever leads has said that this host keeps the registry: it takes over what another has that was named before.
+    pub fn said(&self, turn: u64) {
+        if let Some(replica) = self.replica() {
+            replica.turn.send_if_modified(|known| std::mem::replace(known, Turn::Said(turn)) != Turn::Said(turn));
         }
     }
 
     /// Another host keeps the registry there from now on: what is here is not what counts.
     pub async fn leave(&self) -> Result<(), Refused> {
-        if let Some(task) = lock(&self.replicating).take() {
-            task.abort();
-        }
+        let mut task = self.replicating.lock().await;
         let why = "this host does not keep the cluster's images any more";
-        self.index.open_for(Open::Not(Refused::new(Code::Unknown, why).status_of(503)));
+        let not = || Open::Not(Refused::new(Code::Unknown, why).status_of(503));
+        self.index.open_for(not());
+        if let Some(task) = task.take() {
+            self.give_up(task).await;
+        }
+        self.index.open_for(not());
         *self.replica.write().unwrap_or_else(PoisonError::into_inner) = None;
         self.index.left().await
     }
@@ -261,6 +308,7 @@ impl ImageRegistry {
     // Takes it over, brings there what is missing, and then whatever changes.
     async fn replicate(self: Arc<Self>, replica: &Arc<Replica>) {
         let mut wait = AGAIN;
+        let mut turn = replica.turn.subscribe();
         loop {
             let trouble = match self.replicate_until(replica, &mut wait).await {
                 Ok(never) => match never {},
@@ -270,16 +318,18 @@ impl ImageRegistry {
             match trouble {
                 Trouble::Down(why) => {
                     let (since, _) = replica.heard(Some(&why));
-                    let is_first = matches!(known, State::Waiting(_));
-                    if is_first {
+                    let is_waiting = matches!(known, State::Waiting(_));
+                    if is_waiting {
                         replica.state.send_replace(State::Waiting(why.clone()));
                     }
-                    let opened = match is_first && !self.was_ours() {
-                        true => Open::Not(unanswered(&why)),
-                        false if is_first || since >= FAILING => Open::ReadOnly(unanswered(&why)),
-                        false => Open::Whole,
-                    };
-                    self.index.open_for(opened);
+                    if !matches!(known, State::Lost(_)) {
+                        // What is not known to be what is there is nobody's to look at.
+                        if !self.was_ours() {
+                            self.index.open_for(Open::Not(unanswered(&why)));
+                        } else if is_waiting || since >= FAILING {
+                            self.index.open_for(Open::ReadOnly(unanswered(&why)));
+                        }
+                    }
                     tokio::time::sleep(wait).await;
                     wait = (wait * 2).min(LONGEST);
                 }
@@ -292,7 +342,7 @@ impl ImageRegistry {
                     replica.state.send_replace(State::Lost(why));
                     tokio::select! {
                         () = tokio::time::sleep(HELP) => {}
-                        () = replica.said.notified() => {}
+                        _ = turn.changed() => {}
                     }
                 }
             }
@@ -313,35 +363,55 @@ impl ImageRegistry {
         replica: &Arc<Replica>,
         wait: &mut Duration,
     ) -> Result<std::convert::Infallible, Trouble> {
-        // Whoever is taken over from does not take it back by itself.
-        let is_said = replica.may_take.load(Ordering::Relaxed);
-        let mut log = self.take_over(replica, is_said).await?;
+        let mut log = replica.log.lock().await;
+        *log = None;
+        let log_now = log.insert(self.take_over(replica).await?);
+        let is_whole = log_now.is_whole;
+        drop(log);
         replica.heard(None);
         *wait = AGAIN;
-        if !log.is_whole {
+        if !is_whole {
             replica.state.send_replace(State::Seeding);
             self.index.open_for(Open::Whole);
-            self.seed(replica, &mut log).await?;
+            self.seed(replica).await?;
         }
         replica.state.send_replace(State::Whole);
+        self.index.open_for(Open::Whole);
+        let mut heard = Instant::now();
         loop {
-            self.bring(replica, &mut log).await?;
-            replica.heard(None);
-            *wait = AGAIN;
-            self.index.open_for(Open::Whole);
-            self.index.written().notified().await;
+            let mut is_answered = self.bring(replica).await?;
+            self.remove_gone(replica).await?;
+            if !is_answered && heard.elapsed() >= WATCH {
+                self.watch(replica).await?;
+                is_answered = true;
+            }
+            if is_answered {
+                heard = Instant::now();
+                replica.heard(None);
+                *wait = AGAIN;
+                self.index.open_for(Open::Whole);
+            }
+            let _ = tokio::time::timeout(WATCH, self.index.written().notified()).await;
         }
     }
 
+    /// To be taken before something is changed that is to be there as well.
+    pub(super) fn hold(&self) -> Hold {
+        Hold(self.replica().map(|replica| (replica.clone(), replica.term())))
+    }
+
     /// Waits until all that has changed so far is there as well.
-    pub(super) async fn settled(&self) -> Result<(), Refused> {
-        let Some(replica) = self.replica() else { return Ok(()) };
+    pub(super) async fn settled(&self, Hold(held): Hold) -> Result<(), Refused> {
+        let Some((replica, term)) = held else { return Ok(()) };
         fault::point("registry.before-settled");
-        if *replica.state.borrow() == State::Seeding {
-            return Ok(());
-        }
+        let over = || Err(unanswered("another host has it by now"));
+        // What was changed before all was replaced is not there.
+        let is_same = || replica.term() == term && !matches!(*replica.state.borrow(), State::Lost(_));
         let (waiting, last) = self.index.waiting()?;
-        if waiting == 0 {
+        if !is_same() {
+            return over();
+        }
+        if waiting == 0 || *replica.state.borrow() == State::Seeding {
             return Ok(());
         }
         let (mut done, mut state) = (replica.done.subscribe(), replica.state.subscribe());
@@ -352,8 +422,8 @@ impl ImageRegistry {
             }
         };
         match tokio::time::timeout(PATIENCE, is_there).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(unanswered("another host has it by now")),
+            Ok(true) if is_same() => Ok(()),
+            Ok(_) => over(),
             Err(_) => {
                 let why = replica.failing().map_or_else(|| "it takes too long".to_owned(), |(_, why)| why);
                 Err(unanswered(&why))

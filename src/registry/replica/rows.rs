@@ -25,6 +25,8 @@ pub enum Row {
         digest: String,
         /// Bytes.
         size: Option<u64>,
+        /// What it is called there, behind its digest.
+        object: String,
     },
     /// A blob of a repository.
     Link {
@@ -84,6 +86,8 @@ pub struct Head {
     pub writer: String,
     /// The host on which that was, for people.
     pub host: String,
+    /// Who was named later has more; 0 where nobody leads.
+    pub turn: u64,
     /// When, in milliseconds since 1970.
     pub at: u64,
     /// Whether what it is a part of goes on in the next.
@@ -225,13 +229,13 @@ mod tests {
     use super::*;
 
     fn head_of(number: u64) -> Head {
-        Head { format: FORMAT, number, writer: "w".into(), host: "h".into(), at: 7, more: false, claim: false }
+        Head { format: FORMAT, number, writer: "w".into(), host: "h".into(), turn: 3, at: 7, more: false, claim: false }
     }
 
     #[test]
     fn rows_come_back_as_they_were() {
         let rows = [
-            Row::Blob { digest: "sha256:ab".into(), size: Some(7) },
+            Row::Blob { digest: "sha256:ab".into(), size: Some(7), object: "x".into() },
             Row::Tag { repository: "a/b".into(), tag: "1\"\n".into(), at: 3, digest: None },
         ];
         let mut segments = Segments::default();
@@ -247,7 +251,7 @@ mod tests {
     #[test]
     fn what_is_cut_off_is_no_segment() {
         let mut segments = Segments::default();
-        segments.push(&Row::Blob { digest: "sha256:ab".into(), size: None }).unwrap();
+        segments.push(&Row::Blob { digest: "sha256:ab".into(), size: None, object: String::new() }).unwrap();
         let all = segments.end(&head_of(1)).unwrap().remove(0);
         for length in 0..all.len() {
             let read = Reading::begin(&all[..length]).and_then(|(_, mut reading)| {

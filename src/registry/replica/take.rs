@@ -3,7 +3,9 @@
 
 use std::fs::File;
 use std::io::{Seek, Write};
+use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use futures_util::{StreamExt, TryStreamExt};
@@ -12,14 +14,14 @@ use tokio::sync::mpsc;
 
 use super::rows::{self, FORMAT, Head, Reading, Row};
 use super::store::Store;
-use super::{Replica, Trouble};
+use super::{Replica, State, Trouble, Turn, unanswered};
+use crate::model::fault;
 use crate::model::id::random_uuid;
 use crate::registry::ImageRegistry;
 use crate::registry::cache::Caches;
-use crate::registry::index::{Moment, Standing};
+use crate::registry::index::{Open, Standing};
 use crate::registry::refused::Refused;
 use crate::registry::rules::Rules;
-use crate::registry::upload::aside;
 
 /// What is kept at a place, and in which layout.
 const REGISTRY: &str = "neap-registry.json";
@@ -50,9 +52,26 @@ pub struct Log {
     pub segments: u64,
 }
 
+// What is there, by number, in order.
+struct There {
+    segments: Vec<u64>,
+    snapshots: Vec<u64>,
+}
+
+impl There {
+    fn last(&self) -> u64 {
+        self.segments.last().max(self.snapshots.last()).copied().unwrap_or(0)
+    }
+}
+
 /// What a segment is called.
 pub fn segment(number: u64) -> String {
     format!("{LOG}{number:020}")
+}
+
+/// What a snapshot is called.
+pub fn snapshot(number: u64) -> String {
+    format!("{SNAPSHOT}{number:020}")
 }
 
 /// What is there, by number, in order.
@@ -72,75 +91,90 @@ fn damaged(what: &str, error: impl std::fmt::Display) -> Trouble {
     Trouble::Refused(format!("{what} cannot be read: {error}"))
 }
 
+fn missing(replica: &Replica, name: &str) -> Trouble {
+    Trouble::Refused(format!("{}: {name} is missing", replica.place()))
+}
+
+async fn head_of(replica: &Replica, number: u64) -> Result<Head, Trouble> {
+    let name = segment(number);
+    let gone = || Trouble::Down(format!("{}: {name} is just going", replica.place()));
+    let bytes = replica.store.get(&name).await?.ok_or_else(gone)?;
+    rows::head(&bytes).map_err(|error| damaged(&name, error))
+}
+
 impl ImageRegistry {
     pub(super) fn head(&self, replica: &Replica, writer: &str, number: u64) -> Head {
         let (host, at) = (replica.options.host.clone(), self.now());
-        Head { format: FORMAT, number, writer: writer.to_owned(), host, at, more: false, claim: false }
+        let turn = match *replica.turn.borrow() {
+            Turn::Said(turn) => turn,
+            Turn::Alone | Turn::Unsaid => 0,
+        };
+        Head { format: FORMAT, number, writer: writer.to_owned(), host, turn, at, more: false, claim: false }
     }
 
-    /// Sees to it that it is this host's. What another has by now is taken from that where this one `may_take` it, or has never had it.
-    pub(super) async fn take_over(self: &Arc<Self>, replica: &Arc<Replica>, may_take: bool) -> Result<Log, Trouble> {
+    /// Sees to it that it is this host's.
+    pub(super) async fn take_over(self: &Arc<Self>, replica: &Arc<Replica>) -> Result<Log, Trouble> {
         let store = &*replica.store;
         let lineage = self.lineage(replica).await?;
-        let (segments, snapshots) = (numbers(store, LOG).await?, numbers(store, SNAPSHOT).await?);
-        let last = segments.last().max(snapshots.last()).copied().unwrap_or(0);
+        let there = There { segments: numbers(store, LOG).await?, snapshots: numbers(store, SNAPSHOT).await? };
         let standing = self.index.standing()?;
-        let (own, known) = match standing {
-            Some(own) if own.lineage == lineage => (Some(own).filter(|own| own.is_ours()), true),
-            _ => (None, false),
-        };
+        let is_known = standing.as_ref().is_some_and(|standing| standing.lineage == lineage);
+        let own = standing.filter(|own| is_known && own.is_ours());
         match own {
-            // It has lost what this host has written, or never had it.
-            Some(own) if own.number > last => return self.begin_there(replica, &lineage, own.number).await,
-            Some(own) => {
-                if let Some(log) = self.go_on(replica, own, &segments, &snapshots, may_take).await? {
-                    return Ok(log);
+            // It has lost what this host has written.
+            Some(own) if own.number > there.last() => self.begin_there(replica, &lineage, own.number).await,
+            Some(own) => match self.go_on(replica, &own, &there).await? {
+                Ok(log) => Ok(log),
+                Err(head) => {
+                    self.check_turn(replica, Some(&head), false)?;
+                    if !own.is_whole {
+                        let why = format!(
+                            "host {} has taken {} over, while this one had images that were not there yet: move its folder `registry` away",
+                            head.host,
+                            replica.place()
+                        );
+                        return Err(Trouble::Refused(why));
+                    }
+                    self.load(replica, &lineage, &there).await
                 }
+            },
+            None if there.last() == 0 && is_known => {
+                Err(Trouble::Refused(format!("{} held this registry, and is empty now", replica.place())))
             }
-            None if last == 0 && known => {
-                let why = format!("{} held this registry, and is empty now", replica.place());
-                return Err(Trouble::Refused(why));
+            None if there.last() == 0 => {
+                self.check_turn(replica, None, true)?;
+                self.begin_there(replica, &lineage, 0).await
             }
-            None if last == 0 => return self.begin_there(replica, &lineage, last).await,
-            None if !known && self.index.has_own()? => {
+            None if !is_known && self.index.has_own()? => {
                 let why = format!(
                     "{} holds another registry's images, and this host has images of its own: give it an empty folder `registry`, or \
                      another bucket or prefix",
                     replica.place()
                 );
-                return Err(Trouble::Refused(why));
+                Err(Trouble::Refused(why))
             }
-            None => {}
+            None => {
+                let head = match there.segments.last() {
+                    Some(last) => Some(head_of(replica, *last).await?),
+                    None => None,
+                };
+                self.check_turn(replica, head.as_ref(), true)?;
+                self.load(replica, &lineage, &there).await
+            }
         }
-        self.load(replica, &lineage, &segments, &snapshots).await
     }
 
-    // Where this host wrote last; nothing: another has since, and it may be taken over from that.
-    async fn go_on(
-        &self,
-        replica: &Replica,
-        own: Standing,
-        segments: &[u64],
-        snapshots: &[u64],
-        may_take: bool,
-    ) -> Result<Option<Log>, Trouble> {
-        let (mut number, mut other) = (own.number, None);
-        for since in segments.iter().filter(|since| **since > own.number) {
-            let name = segment(*since);
-            let gone = || Trouble::Down(format!("{}: {name} is just going", replica.place()));
-            let bytes = replica.store.get(&name).await?.ok_or_else(gone)?;
-            let head = rows::head(&bytes).map_err(|error| damaged(&name, error))?;
-            match head.writer == own.writer {
-                true => number = *since,
-                false => other = Some(head),
+    // Whether this host may take over from whoever has written that; what it `never_had`, where nobody leads.
+    fn check_turn(&self, replica: &Replica, head: Option<&Head>, never_had: bool) -> Result<(), Trouble> {
+        let turn = *replica.turn.borrow();
+        match (turn, head) {
+            (Turn::Unsaid, _) => {
+                let why = "whoever leads has not said yet that this host keeps the images";
+                Err(Trouble::Down(why.to_owned()))
             }
-        }
-        match other {
-            None => {
-                let segments = number - snapshots.last().copied().unwrap_or(0).min(number);
-                Ok(Some(Log { writer: own.writer, number, is_whole: own.is_whole, segments }))
-            }
-            Some(head) if !may_take => {
+            (_, None) => Ok(()),
+            (Turn::Alone, Some(_)) if never_had => Ok(()),
+            (Turn::Alone, Some(head)) => {
                 let why = format!(
                     "host {} has taken {} over, at {}; to serve it here again stop the registry there, and start this one with an empty \
                      folder `registry`",
@@ -150,8 +184,35 @@ impl ImageRegistry {
                 );
                 Err(Trouble::Refused(why))
             }
-            Some(_) => Ok(None),
+            (Turn::Said(turn), Some(head)) if turn > head.turn => Ok(()),
+            // The same host, with an empty folder.
+            (Turn::Said(turn), Some(head)) if turn == head.turn && never_had && head.host == replica.options.host => {
+                Ok(())
+            }
+            (Turn::Said(_), Some(head)) => {
+                let why = format!(
+                    "host {} has taken {} over, at {}: neap registry keeper NODE says who keeps the images",
+                    head.host,
+                    replica.place(),
+                    said(head.at)
+                );
+                Err(Trouble::Refused(why))
+            }
         }
+    }
+
+    // Where this host wrote last; or else what another has written since.
+    async fn go_on(&self, replica: &Replica, own: &Standing, there: &There) -> Result<Result<Log, Head>, Trouble> {
+        let mut number = own.number;
+        for since in there.segments.iter().filter(|since| **since > own.number) {
+            let head = head_of(replica, *since).await?;
+            if head.writer != own.writer {
+                return Ok(Err(head));
+            }
+            number = *since;
+        }
+        let segments = number - there.snapshots.last().copied().unwrap_or(0).min(number);
+        Ok(Ok(Log { writer: own.writer.clone(), number, is_whole: own.is_whole, segments }))
     }
 
     // What is there is always of the same registry, as long as that is not taken away.
@@ -181,8 +242,11 @@ impl ImageRegistry {
         Ok(read.lineage)
     }
 
-    // Nothing is there: what is here is brought there.
+    // Nothing is there: what is here is to be brought there.
     async fn begin_there(&self, replica: &Replica, lineage: &str, last: u64) -> Result<Log, Trouble> {
+        // From here on no file is let go of.
+        replica.state.send_replace(State::Waiting("what is here is to be brought there".into()));
+        self.index.open_for(Open::ReadOnly(unanswered("it is about to be brought there")));
         let mut behind = String::new();
         loop {
             let some = self.index.replicas_behind(&behind, ROWS)?;
@@ -196,15 +260,24 @@ impl ImageRegistry {
                 return Err(Trouble::Refused(why));
             }
         }
-        let writer = random_uuid(&*self.clock);
-        let number = self.claim(replica, &writer, last).await?;
-        self.index.begin_replica(lineage, &writer, number).await?;
-        Ok(Log { writer, number, is_whole: false, segments: 0 })
+        // It is known here before it is said there: a death in between is no other host.
+        replica.term.fetch_add(1, Ordering::SeqCst);
+        self.index.begin_replica(lineage, &replica.writer, last).await?;
+        fault::point("registry.before-claim");
+        Ok(Log { writer: replica.writer.clone(), number: last, is_whole: false, segments: 0 })
     }
 
-    // Nobody else writes from here on.
-    async fn claim(&self, replica: &Replica, writer: &str, last: u64) -> Result<u64, Trouble> {
-        let head = Head { claim: true, ..self.head(replica, writer, last + 1) };
+    // Nobody else writes from here on; the number of the segment that says so.
+    async fn claim(&self, replica: &Replica, there: &There) -> Result<u64, Trouble> {
+        let last = there.last();
+        // A try before may have got so far.
+        if there.segments.last() == Some(&last) {
+            let head = head_of(replica, last).await?;
+            if head.claim && head.writer == replica.writer {
+                return Ok(last);
+            }
+        }
+        let head = Head { claim: true, ..self.head(replica, &replica.writer, last + 1) };
         match replica.store.create(&segment(last + 1), rows::bare(&head)?.into()).await? {
             true => Ok(last + 1),
             // It is looked at anew.
@@ -213,46 +286,65 @@ impl ImageRegistry {
     }
 
     // All that is there comes here.
-    async fn load(
-        self: &Arc<Self>,
-        replica: &Arc<Replica>,
-        lineage: &str,
-        segments: &[u64],
-        snapshots: &[u64],
-    ) -> Result<Log, Trouble> {
+    async fn load(self: &Arc<Self>, replica: &Arc<Replica>, lineage: &str, there: &There) -> Result<Log, Trouble> {
+        if there.snapshots.is_empty() {
+            let why = format!(
+                "{} does not hold a whole registry yet: whoever began to bring one there has not ended; where that host is lost, empty it",
+                replica.place()
+            );
+            return Err(Trouble::Refused(why));
+        }
         tracing::info!(place = replica.place(), "what the registry's bucket holds comes to this host");
-        // First of all it is this host's, so that what comes is the last there is.
-        let writer = random_uuid(&*self.clock);
-        let last = segments.last().max(snapshots.last()).copied().unwrap_or(0);
-        let number = self.claim(replica, &writer, last).await?;
-        self.index.begin_loading(lineage).await?;
-        let mut from = None;
-        for snapshot in snapshots.iter().rev() {
-            match self.load_snapshot(replica, &format!("{SNAPSHOT}{snapshot:020}")).await {
-                Ok(()) => {
-                    from = Some(*snapshot);
+        // Nobody is kept from serving it by one that cannot.
+        let mut read = None;
+        for number in there.snapshots.iter().rev() {
+            match self.fetch_snapshot(replica, &snapshot(*number)).await {
+                Ok(file) => {
+                    read = Some((*number, file));
                     break;
                 }
                 Err(Trouble::Refused(why)) => {
                     tracing::error!(why, "a snapshot of the registry is damaged; the one before is read");
-                    self.index.begin_loading(lineage).await?;
                 }
                 Err(trouble) => return Err(trouble),
             }
         }
-        let from = match (from, snapshots) {
-            (Some(from), _) => from,
-            (None, []) => 0,
-            (None, _) => return Err(Trouble::Refused(format!("{}: no snapshot can be read", replica.place()))),
-        };
-        let place = replica.place();
-        if let Some(missing) = (from + 1..=last).find(|number| segments.binary_search(number).is_err()) {
-            return Err(Trouble::Refused(format!("{place}: {} is missing", segment(missing))));
+        let (from, file) =
+            read.ok_or_else(|| Trouble::Refused(format!("{}: no snapshot can be read", replica.place())))?;
+        self.segments(replica, there, from, there.last(), None).await?;
+        // From now on it is this host's, and what has come is the last there is.
+        let number = self.claim(replica, there).await?;
+        fault::point("registry.after-claim");
+        replica.state.send_replace(State::Waiting("what it holds is coming here".into()));
+        self.index.open_for(Open::Not(unanswered("what it holds is coming here")));
+        replica.term.fetch_add(1, Ordering::SeqCst);
+        self.index.begin_loading(lineage).await?;
+        self.load_snapshot(file).await?;
+        let own = self.clone();
+        self.segments(replica, there, from, there.last(), Some(&own)).await?;
+        self.reload().map_err(|error| Trouble::Refused(error.to_string()))?;
+        fault::point("registry.before-loaded");
+        self.index.loaded(&replica.writer, number).await?;
+        let [repositories, manifests, tags, blobs] = self.index.counts_now()?;
+        tracing::info!(repositories, manifests, tags, blobs, "the image registry is what its bucket holds");
+        Ok(Log { writer: replica.writer.clone(), number, is_whole: true, segments: number - from })
+    }
+
+    // Segments behind `from` up to one: they are looked at, or become what is here.
+    async fn segments(
+        &self,
+        replica: &Replica,
+        there: &There,
+        from: u64,
+        until: u64,
+        into: Option<&ImageRegistry>,
+    ) -> Result<(), Trouble> {
+        if let Some(gone) = (from + 1..=until).find(|number| there.segments.binary_search(number).is_err()) {
+            return Err(missing(replica, &segment(gone)));
         }
-        let fetched = (from + 1..=last).map(|number| async move {
+        let fetched = (from + 1..=until).map(|number| async move {
             let name = segment(number);
-            let missing = || Trouble::Refused(format!("{place}: {name} is missing"));
-            let bytes = replica.store.get(&name).await?.ok_or_else(missing)?;
+            let bytes = replica.store.get(&name).await?.ok_or_else(|| missing(replica, &name))?;
             let failed = |error| damaged(&name, error);
             let (head, mut reading) = Reading::begin(&bytes[..]).map_err(failed)?;
             let mut rows = Vec::new();
@@ -265,6 +357,7 @@ impl ImageRegistry {
         // What belongs together counts once all of it is there.
         let (mut together, mut whole) = (Vec::new(), Vec::new());
         while let Some((head, rows)) = fetched.try_next().await? {
+            let Some(into) = into else { continue };
             match head.claim {
                 true => together.clear(),
                 false => together.extend(rows),
@@ -273,27 +366,35 @@ impl ImageRegistry {
                 whole.append(&mut together);
             }
             if whole.len() >= ROWS {
-                self.index.load(std::mem::take(&mut whole), self.now()).await?;
+                into.index.load(std::mem::take(&mut whole), into.now()).await?;
             }
         }
-        drop(fetched);
-        self.index.load(whole, self.now()).await?;
-        self.index.loaded(&writer, number).await?;
-        self.reload().map_err(|error| Trouble::Refused(error.to_string()))?;
-        let [repositories, manifests, tags, blobs] = self.index.counts_now()?;
-        tracing::info!(repositories, manifests, tags, blobs, "the image registry is what its bucket holds");
-        Ok(Log { writer, number, is_whole: true, segments: number - from })
+        match into {
+            Some(into) => Ok(into.index.load(whole, into.now()).await?),
+            None => Ok(()),
+        }
     }
 
-    // All of a snapshot becomes what is here.
-    async fn load_snapshot(self: &Arc<Self>, replica: &Arc<Replica>, name: &str) -> Result<(), Trouble> {
-        let missing = || Trouble::Refused(format!("{}: {name} is missing", replica.place()));
+    // A snapshot as a file, which was read to its end.
+    async fn fetch_snapshot(&self, replica: &Replica, name: &str) -> Result<File, Trouble> {
         let mut file = tempfile_in(self.disk.folder())?;
-        let mut chunks = replica.store.read(name, 0).await?.ok_or_else(missing)?;
+        let mut chunks = replica.store.read(name, 0).await?.ok_or_else(|| missing(replica, name))?;
         while let Some(chunk) = chunks.try_next().await? {
             file.write_all(&chunk)?;
         }
         file.rewind()?;
+        let read = tokio::task::spawn_blocking(move || -> std::io::Result<File> {
+            let (_, mut reading) = Reading::begin(&file)?;
+            while reading.row()?.is_some() {}
+            drop(reading);
+            file.rewind()?;
+            Ok(file)
+        });
+        read.await.map_err(std::io::Error::other)?.map_err(|error| damaged(name, error))
+    }
+
+    // All of a snapshot becomes what is here.
+    async fn load_snapshot(&self, file: File) -> Result<(), Trouble> {
         let (sender, mut some) = mpsc::channel::<Vec<Row>>(WAITING);
         let read = tokio::task::spawn_blocking(move || -> std::io::Result<()> {
             let (_, mut reading) = Reading::begin(file)?;
@@ -310,7 +411,7 @@ impl ImageRegistry {
         while let Some(rows) = some.recv().await {
             self.index.load(rows, self.now()).await?;
         }
-        read.await.map_err(std::io::Error::other)?.map_err(|error| damaged(name, error))
+        Ok(read.await.map_err(std::io::Error::other)??)
     }
 
     // What is known of the index beside it.
@@ -321,44 +422,10 @@ impl ImageRegistry {
         self.caches.replace_all(Caches::read(caches, false));
         Ok(())
     }
-
-    /// Writes all of it there at once, as it is now, and lets go of what is older than the snapshot before; the last change that is in it.
-    pub(super) async fn snapshot(
-        self: &Arc<Self>,
-        replica: &Arc<Replica>,
-        head: Head,
-        now: Moment,
-    ) -> Result<u64, Trouble> {
-        let (store, own, number) = (&*replica.store, self.clone(), head.number);
-        let (file, size, last) = aside(move || {
-            let failed = |error: std::io::Error| Refused::io("write a snapshot", &error);
-            let mut file = tempfile_in(own.disk.folder())?;
-            let mut last = 0;
-            let out = std::io::BufWriter::with_capacity(1 << 20, &file);
-            rows::write(out, &head, |each| {
-                last = now.everything(each).map_err(|refused| std::io::Error::other(refused.why))?;
-                Ok(())
-            })
-            .map_err(failed)?;
-            let size = file.stream_position().map_err(failed)?;
-            Ok((file, size, last))
-        })
-        .await?;
-        store.put(&format!("{SNAPSHOT}{number:020}"), Arc::new(file), size).await?;
-        let snapshots = numbers(store, SNAPSHOT).await?;
-        let before = snapshots.iter().rev().nth(1).copied().unwrap_or(0);
-        for old in snapshots.iter().filter(|old| **old < before) {
-            store.remove(&format!("{SNAPSHOT}{old:020}")).await?;
-        }
-        for old in numbers(store, LOG).await?.into_iter().filter(|old| *old <= before) {
-            store.remove(&segment(old)).await?;
-        }
-        Ok(last)
-    }
 }
 
-// A file without a name, beside the rest.
-fn tempfile_in(folder: &std::path::Path) -> Result<File, Refused> {
+/// A file without a name, beside the rest.
+pub fn tempfile_in(folder: &Path) -> Result<File, Refused> {
     use std::os::unix::fs::OpenOptionsExt;
     let opened = File::options().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(folder);
     opened.map_err(|error| Refused::io("write a file", &error))

@@ -1,20 +1,14 @@
 //! What is at another place comes here, in place of what was.
 
 use super::super::{
-    BLOBS, CHANGES, CONTENT, COPIES, HOLDERS, Index, LINKED, LINKS, MANIFESTS, NAMED, REFERRERS, REPLICA, REPLICATED,
-    REPOSITORIES, SETTINGS, TAGGED, TAGS, tables,
+    BLOBS, CHANGES, CONTENT, COPIES, GONE, HOLDERS, Index, LINKED, LINKS, MANIFESTS, NAMED, REFERRERS, REPLICA,
+    REPLICATED, REPOSITORIES, SETTINGS, TAGGED, TAGS, tables,
 };
 use super::rows::apply;
-use crate::registry::digest::Digest;
 use crate::registry::refused::Refused;
 use crate::registry::replica::rows::Row;
 
 impl Index {
-    /// As `any_blob`, also while nothing else may be looked at.
-    pub fn any_blob_now(&self, digest: &Digest) -> Result<Option<u64>, Refused> {
-        self.read_any(|read| Ok(read.open_table(BLOBS)?.get(digest.as_str())?.map(|blob| blob.value().0)))
-    }
-
     /// All that is here goes, to be replaced by what is there.
     pub async fn begin_loading(&self, lineage: &str) -> Result<(), Refused> {
         let lineage = lineage.to_owned();
@@ -34,6 +28,7 @@ impl Index {
             write.delete_table(SETTINGS)?;
             write.delete_table(CHANGES)?;
             write.delete_table(REPLICATED)?;
+            write.delete_table(GONE)?;
             tables(write)?;
             let mut replica = write.open_table(REPLICA)?;
             for name in ["whole", "strict", "writer"] {

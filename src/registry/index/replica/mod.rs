@@ -12,10 +12,13 @@ use redb::{ReadableDatabase, ReadableMultimapTable, ReadableTable, ReadableTable
 pub use self::rows::Moment;
 use self::rows::row;
 use super::collect::{Step, read_digest};
-use super::{BLOBS, CHANGES, CONTENT, COPIES, Failed, Index, LINKED, MANIFESTS, Put, REPLICA, REPLICATED, unusable};
+use super::{
+    BLOBS, CHANGES, CONTENT, COPIES, Failed, GONE, Index, LINKED, MANIFESTS, Put, REPLICA, REPLICATED, unusable,
+};
 use crate::registry::digest::Digest;
 use crate::registry::manifest::Manifest;
 use crate::registry::refused::Refused;
+use crate::registry::replica::blobs::{BLOBS as BLOBS_THERE, name};
 use crate::registry::replica::rows::Row;
 
 /// Where else it is kept, and how far that is.
@@ -74,6 +77,24 @@ impl<'a> Name<'a> {
             _ => return None,
         })
     }
+}
+
+/// A blob goes here, and so what it is called there.
+pub(super) fn forget_replica(write: &WriteTransaction, digest: &Digest) -> Result<(), Failed> {
+    let object = write.open_table(REPLICATED)?.remove(digest.as_str())?.map(|object| object.value().to_owned());
+    if let Some(object) = object {
+        write.open_table(GONE)?.insert(name(digest, &object).as_str(), ())?;
+        note(write, [Name::Blob(digest.as_str())])?;
+    }
+    Ok(())
+}
+
+// The digest and the rest of what a blob is called there.
+fn read_name(text: &str) -> Option<(Digest, String)> {
+    let (folder, file) = text.strip_prefix(BLOBS_THERE)?.rsplit_once('/')?;
+    let (hex, object) = file.split_once('.')?;
+    let digest = format!("{}:{hex}", folder.split('/').next()?).parse().ok()?;
+    Some((digest, object.to_owned()))
 }
 
 /// Those have changed.
@@ -155,6 +176,8 @@ impl Index {
             write.open_table(CHANGES)?;
             write.delete_table(REPLICATED)?;
             write.open_table(REPLICATED)?;
+            write.delete_table(GONE)?;
+            write.open_table(GONE)?;
             let mut replica = write.open_table(REPLICA)?;
             for name in ["whole", "strict", "loading"] {
                 replica.remove(name)?;
@@ -192,16 +215,17 @@ impl Index {
     }
 
     /// A blob is there, and what it is a part of here is told.
-    pub async fn replicated(&self, digest: &Digest) -> Result<(), Refused> {
-        let digest = digest.clone();
+    pub async fn replicated(&self, digest: &Digest, object: &str) -> Result<(), Refused> {
+        let (digest, object) = (digest.clone(), object.to_owned());
         self.write_any(move |write| {
-            // It may have gone meanwhile.
-            if write.open_table(BLOBS)?.get(digest.as_str())?.is_none() {
+            // It may have gone meanwhile, or be there by another name.
+            let is_here = write.open_table(BLOBS)?.get(digest.as_str())?.is_some();
+            let mut replicated = write.open_table(REPLICATED)?;
+            if !is_here || replicated.get(digest.as_str())?.is_some() {
+                write.open_table(GONE)?.insert(name(&digest, &object).as_str(), ())?;
                 return Ok(());
             }
-            if write.open_table(REPLICATED)?.insert(digest.as_str(), ())?.is_some() {
-                return Ok(());
-            }
+            replicated.insert(digest.as_str(), object.as_str())?;
             note(write, [Name::Blob(digest.as_str())])?;
             let linked = write.open_multimap_table(LINKED)?;
             for repository in linked.get(digest.as_str())? {
@@ -212,11 +236,61 @@ impl Index {
         .await
     }
 
-    /// A blob that was thought to be there is not.
-    pub async fn lost_replica(&self, digest: &Digest) -> Result<(), Refused> {
-        let digest = digest.clone();
+    /// A blob that was thought to be there by that name is not; false: nobody thinks so any more.
+    pub async fn lost_replica(&self, digest: &Digest, object: &str) -> Result<bool, Refused> {
+        let (digest, object) = (digest.clone(), object.to_owned());
         self.write_any(move |write| {
-            write.open_table(REPLICATED)?.remove(digest.as_str())?;
+            let mut replicated = write.open_table(REPLICATED)?;
+            let is_so = replicated.get(digest.as_str())?.is_some_and(|known| known.value() == object);
+            if is_so {
+                replicated.remove(digest.as_str())?;
+            }
+            Ok(is_so)
+        })
+        .await
+    }
+
+    /// What a blob is called there; nothing: it is not.
+    pub fn object(&self, digest: &Digest) -> Result<Option<String>, Refused> {
+        self.read_any(|read| {
+            Ok(read.open_table(REPLICATED)?.get(digest.as_str())?.map(|object| object.value().to_owned()))
+        })
+    }
+
+    /// Those of some names by which there is no blob there, as far as is known.
+    pub fn not_replicas(&self, names: Vec<String>) -> Result<Vec<String>, Refused> {
+        self.read_any(|read| {
+            let replicated = read.open_table(REPLICATED)?;
+            let mut strays = Vec::new();
+            for text in names {
+                let Some((digest, object)) = read_name(&text) else { continue };
+                if replicated.get(digest.as_str())?.is_none_or(|known| known.value() != object) {
+                    strays.push(text);
+                }
+            }
+            Ok(strays)
+        })
+    }
+
+    /// Some of what is there, by name, and is not needed any more.
+    pub fn gone(&self, most: usize) -> Result<Vec<String>, Refused> {
+        self.read_any(|read| {
+            let table = read.open_table(GONE)?;
+            let mut some = Vec::new();
+            for row in table.iter()?.take(most) {
+                some.push(row?.0.value().to_owned());
+            }
+            Ok(some)
+        })
+    }
+
+    /// That is not there any more.
+    pub async fn removed(&self, names: Vec<String>) -> Result<(), Refused> {
+        self.write_any(move |write| {
+            let mut gone = write.open_table(GONE)?;
+            for name in &names {
+                gone.remove(name.as_str())?;
+            }
             Ok(())
         })
         .await
@@ -316,18 +390,18 @@ impl Index {
         })
     }
 
-    /// Blobs that are there whose digests begin so, with their bytes.
-    pub fn replicas_of(&self, first: &str) -> Result<Vec<(Digest, u64)>, Refused> {
+    /// Blobs that are there whose digests begin so, with their bytes, and what they are called.
+    pub fn replicas_of(&self, first: &str) -> Result<Vec<(Digest, u64, String)>, Refused> {
         self.read_any(|read| {
             let (mut all, blobs) = (Vec::new(), read.open_table(BLOBS)?);
             for row in read.open_table(REPLICATED)?.range(first..)? {
-                let key = row?.0;
+                let (key, object) = row?;
                 if !key.value().starts_with(first) {
                     break;
                 }
                 let size = blobs.get(key.value())?.map(|blob| blob.value().0);
                 if let Some(size) = size {
-                    all.push((read_digest(key.value())?, size));
+                    all.push((read_digest(key.value())?, size, object.value().to_owned()));
                 }
             }
             Ok(all)

@@ -23,7 +23,9 @@ pub(super) fn row(read: &ReadTransaction, name: &Name<'_>) -> Result<Option<Row>
     Ok(Some(match *name {
         Name::Blob(digest) => {
             let size = read.open_table(BLOBS)?.get(digest)?.map(|blob| blob.value().0);
-            Row::Blob { digest: digest.to_owned(), size: if is_there(digest)? { size } else { None } }
+            let object = read.open_table(REPLICATED)?.get(digest)?.map(|object| object.value().to_owned());
+            let size = size.filter(|_| object.is_some());
+            Row::Blob { digest: digest.to_owned(), size, object: object.unwrap_or_default() }
         }
         Name::Link(repository, digest) => {
             let there = read.open_table(LINKS)?.get((repository, digest))?.is_some();
@@ -70,12 +72,12 @@ pub(super) fn row(read: &ReadTransaction, name: &Name<'_>) -> Result<Option<Row>
 // A row becomes how it is here.
 pub(super) fn apply(write: &WriteTransaction, row: Row, now: u64) -> Result<(), Failed> {
     match row {
-        Row::Blob { digest, size: Some(size) } => {
+        Row::Blob { digest, size: Some(size), object } => {
             read_digest(&digest)?;
             write.open_table(BLOBS)?.insert(digest.as_str(), (size, now))?;
-            write.open_table(REPLICATED)?.insert(digest.as_str(), ())?;
+            write.open_table(REPLICATED)?.insert(digest.as_str(), object.as_str())?;
         }
-        Row::Blob { digest, size: None } => {
+        Row::Blob { digest, size: None, .. } => {
             write.open_table(BLOBS)?.remove(digest.as_str())?;
             write.open_table(REPLICATED)?.remove(digest.as_str())?;
         }
