@@ -30,11 +30,6 @@ fn whole(registry: &Registry) {
     eventually("the bucket has everything", 30, || (stats(registry)["state"] == "whole").then_some(()));
 }
 
-fn blob(bucket: &Bucket, digest: &str) -> bool {
-    let hex = digest.strip_prefix("sha256:").unwrap();
-    !bucket.names(&format!("blobs/sha256/{}/{hex}", &hex[..2])).is_empty()
-}
-
 #[test]
 fn a_kill_on_the_way_to_taking_it_over_is_mended() {
     for point in ["registry.before-claim", "registry.after-claim", "registry.before-loaded"] {
