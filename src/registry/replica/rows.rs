@@ -206,7 +206,11 @@ impl<R: Read> Reading<R> {
     pub fn row(&mut self) -> io::Result<Option<Row>> {
         let text = self.line()?.ok_or_else(|| bad("its end is missing"))?;
         match serde_json::from_slice(&text).map_err(bad)? {
-            Row::End { rows } if rows == self.1 => Ok(None),
+            // What was packed is compared with its sum at its end only.
+            Row::End { rows } if rows == self.1 => match self.line()? {
+                None => Ok(None),
+                Some(_) => Err(bad("more follows behind its end")),
+            },
             Row::End { rows } => Err(bad(format!("it has {} rows of {rows}", self.1))),
             row => {
                 self.1 += 1;
