@@ -260,6 +260,7 @@ pub async fn up(options: Options, socket: UnixListener, address: Address) -> Res
             store: store.clone(),
             nodes: door.nodes.clone(),
             secret: Box::new(move |generation| sealed.shared_secret(&format!("image registry {generation}"))),
+            clock: clock.clone(),
             named: tokio::sync::Notify::new(),
             silent: std::sync::Mutex::default(),
         });

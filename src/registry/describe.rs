@@ -180,6 +180,7 @@ impl ImageRegistry {
                 match read {
                     Checked::Whole => {}
                     Checked::Damaged(file) => {
+                        tracing::error!(%digest, "a blob is damaged; it is put aside");
                         self.put_aside(&digest, file).await?;
                         scrubbed.damaged.push(digest);
                     }
@@ -190,6 +191,11 @@ impl ImageRegistry {
                 told(&scrubbed);
             }
         }
+    }
+
+    /// Whether a blob's file is what it is called after.
+    pub(super) fn is_whole(&self, digest: &Digest, size: u64) -> Result<bool, Refused> {
+        Ok(matches!(self.check(digest, size)?, Checked::Whole))
     }
 
     fn check(&self, digest: &Digest, size: u64) -> Result<Checked, Refused> {
@@ -220,7 +226,6 @@ impl ImageRegistry {
         if is_whole {
             return Ok(Checked::Whole);
         }
-        tracing::error!(digest = digest.as_str(), "a blob is damaged; it is put aside");
         Ok(Checked::Damaged(file))
     }
 

@@ -233,8 +233,8 @@ impl ImageRegistry {
         let name = format!("{SETTING}{repositories}");
         let hold = self.hold();
         self.index.set(name, Some(value)).await.map_err(Refused::into_error)?;
-        self.settled(hold).await.map_err(Refused::into_error)?;
         self.replace_rule(repositories, Some(read));
+        self.settled(hold).await.map_err(Refused::into_error)?;
         Ok(Rule { repositories: repositories.to_owned(), rule: settings })
     }
 
@@ -242,8 +242,8 @@ impl ImageRegistry {
     pub async fn remove_rule(&self, repositories: &str) -> ModelResult<()> {
         let hold = self.hold();
         let was = self.index.set(format!("{SETTING}{repositories}"), None).await.map_err(Refused::into_error)?;
-        self.settled(hold).await.map_err(Refused::into_error)?;
         self.replace_rule(repositories, None);
+        self.settled(hold).await.map_err(Refused::into_error)?;
         match was {
             true => Ok(()),
             false => Err(Error::not_found(format!("rule {repositories:.80?}")).help("neap registry rule ls")),

@@ -27,9 +27,9 @@ pub struct BucketSettings {
 }
 
 impl BucketSettings {
-    fn options(&self) -> ReplicaOptions {
+    fn options(&self, node: Option<&NodeId>) -> ReplicaOptions {
         let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok()).unwrap_or_default();
-        ReplicaOptions { host, local: self.local }
+        ReplicaOptions { host, id: node.map(NodeId::to_string).unwrap_or_default(), local: self.local }
     }
 
     /// What tells it from every other bucket.
@@ -41,7 +41,7 @@ impl BucketSettings {
     /// The registry of a host that is alone is kept there as well from now on.
     pub async fn keep(&self, registry: &Arc<ImageRegistry>) -> Result<()> {
         let bucket = Arc::new(Bucket::open(&self.bucket)?);
-        registry.keep_at(bucket, self.options(), Turn::Alone).await;
+        registry.keep_at(bucket, self.options(None), Turn::Alone).await;
         tend(registry);
         Ok(())
     }
@@ -64,7 +64,7 @@ impl BucketSettings {
                 let is_said = *said.borrow_and_update();
                 let here = keeper.borrow_and_update().clone().filter(|keeper| keeper.node == node);
                 if here.is_some() && !was {
-                    registry.keep_at(bucket.clone(), self.options(), Turn::Unsaid).await;
+                    registry.keep_at(bucket.clone(), self.options(Some(&node)), Turn::Unsaid).await;
                 } else if here.is_none() && was {
                     // Nothing is served any more, whether or not that can be written down.
                     if let Err(refused) = registry.leave().await {

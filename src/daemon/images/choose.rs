@@ -14,6 +14,7 @@ use crate::agent::hub::{Hub, ImageHosts, Seat};
 use crate::agent::protocol::{Ask, Keeper, Keeps};
 use crate::client::images::ask::{AskedImages, ImagesAsk};
 use crate::client::images::{ImageKeeper, Images, Keepers};
+use crate::model::clock::Clock;
 use crate::model::id::NodeId;
 use crate::model::node::Node;
 use crate::model::{Error, Kind, Result};
@@ -63,6 +64,8 @@ pub struct Choice {
     pub nodes: watch::Receiver<Arc<Vec<Node>>>,
     /// Makes the secret of a generation.
     pub secret: Box<dyn Fn(u64) -> String + Send + Sync>,
+    /// The time.
+    pub clock: Arc<dyn Clock>,
     /// Another host was named.
     pub named: Notify,
     /// Since when the one that keeps the images says nothing.
@@ -175,7 +178,12 @@ impl Choice {
         }
         let images = asked(&self.hub);
         let stats = tokio::time::timeout(SAYS, images.image_stats()).await.ok()?.ok()?;
-        Some(stats.replica.is_some_and(|replica| replica.state == "whole"))
+        // While it waits for the bucket, or is not its host, nothing is known of that.
+        match stats.replica?.state.as_str() {
+            "whole" => Some(true),
+            "seeding" => Some(false),
+            _ => None,
+        }
     }
 
     // Whether it is kept in a bucket as well.
@@ -188,7 +196,10 @@ impl Choice {
         record.is_whole = is_whole.unwrap_or(record.is_whole);
         let bucket = record.bucket.clone().filter(|_| record.is_whole);
         record.node = named.cloned().or_else(|| chosen(record.node.take(), &hosts, bucket.as_deref(), is_lost));
-        record.turn += u64::from(named.is_some() || record.node != before.node);
+        if named.is_some() || record.node != before.node {
+            // Above all that were before, also of a cluster that is not there any more.
+            record.turn = (record.turn + 1).max(self.clock.wall().0);
+        }
         let bucket_of = |node: &NodeId| hosts.get(node).and_then(keeps).and_then(|keeps| keeps.bucket.clone());
         if record.node != before.node {
             record.at = None;

@@ -22,6 +22,7 @@ use crate::model::registry::Login;
 use crate::model::right::Principal;
 use crate::model::{Error, Kind, Result};
 use crate::registry::cache::Logins;
+use crate::registry::refused::Refused;
 use crate::runtime::images::{Happenings, ImageHappened, LocalImages};
 use crate::runtime::lent::Lent;
 use crate::store::file;
@@ -156,12 +157,12 @@ impl Host<'_> {
             let _ = self.worker.keeps.set((none, None));
             return Ok(None);
         };
-        if let Some(bucket) = &self.options.bucket {
-            bucket.clone().keep_while(
-                &registry,
-                (self.worker.registry.subscribe(), self.worker.registry_said.subscribe()),
-                self.node.clone(),
-            )?;
+        match &self.options.bucket {
+            Some(bucket) => {
+                let said = (self.worker.registry.subscribe(), self.worker.registry_said.subscribe());
+                bucket.clone().keep_while(&registry, said, self.node.clone())?;
+            }
+            None => registry.keep_here().await.map_err(Refused::into_error)?,
         }
         let up = up::Up::new(self.worker.clone());
         registry.set_logins(Arc::new(HostLogins(self.leading.clone(), up.clone())));

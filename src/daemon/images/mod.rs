@@ -23,6 +23,7 @@ use crate::api::oci::{self, Access, Gate, Oci, Rate, Sides, StoredSecrets, Tls, 
 use crate::model::clock::Clock;
 use crate::model::right::Principal;
 use crate::model::{Error, Kind, Result};
+use crate::registry::refused::Refused;
 use crate::registry::{ImageRegistry, Limits};
 use crate::runtime::Runtime;
 use crate::runtime::images::{Happenings, LocalImages};
@@ -154,8 +155,9 @@ pub async fn serve_alone(
     }
     let Some(registry) = open(options, data, clock).await? else { return Ok(()) };
     registry.set_logins(runtime.known_logins());
-    if let Some(bucket) = &options.bucket {
-        bucket.keep(&registry).await?;
+    match &options.bucket {
+        Some(bucket) => bucket.keep(&registry).await?,
+        None => registry.keep_here().await.map_err(Refused::into_error)?,
     }
     let tokens: Arc<dyn Tokens> = Arc::new(OwnTokens(StoredSecrets(runtime.store().clone()), runtime.lent().clone()));
     listen(options, data, &registry, &tokens, &options.users()?, Access::Open).await?;

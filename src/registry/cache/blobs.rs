@@ -337,6 +337,7 @@ impl ImageRegistry {
             let arrived = match own.fetch_all(&wanted, growing).await {
                 Ok(()) => Arrived::Whole,
                 Err(refused) => {
+                    own.disbelieve(&wanted, &refused).await;
                     let Wanted { repository, digest, .. } = &wanted;
                     tracing::warn!(%repository, %digest, why = refused.why, from = wanted.source.who(), "a blob did not come");
                     Arrived::Failed(refused)
@@ -350,6 +351,17 @@ impl ImageRegistry {
         });
         fetch.begun().await?;
         Ok(Content::Coming(fetch))
+    }
+
+    // What is there is not what it is called after, or is not there: it comes anew with the next push.
+    async fn disbelieve(&self, wanted: &Wanted, refused: &Refused) {
+        let is_wrong = matches!(refused.code, Code::DigestInvalid | Code::SizeInvalid | Code::BlobUnknown);
+        if let (Source::Replica(_), true) = (&wanted.source, is_wrong)
+            && let Ok(Some(object)) = self.index.object(&wanted.digest)
+            && let Err(refused) = self.index.lost_replica(&wanted.digest, &object).await
+        {
+            tracing::warn!(why = refused.why, "a blob that is not in the bucket is thought to be there");
+        }
     }
 
     // What a manifest says that names it, or else the upstream. Nothing is fetched for a repository that might be somebody's own.

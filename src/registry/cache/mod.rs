@@ -328,8 +328,8 @@ impl ImageRegistry {
             .map_err(|error| Error::internal("cache", "its settings cannot be written").cause(error))?;
         let hold = self.hold();
         self.index.set(format!("{SETTING}{prefix}"), Some(value)).await.map_err(Refused::into_error)?;
-        self.settled(hold).await.map_err(Refused::into_error)?;
         self.caches.replace(&prefix, Some(cache.clone()));
+        self.settled(hold).await.map_err(Refused::into_error)?;
         Ok(cache.info())
     }
 
@@ -360,8 +360,8 @@ impl ImageRegistry {
         let prefix = prefix_of(prefix)?;
         let hold = self.hold();
         let was = self.index.set(format!("{SETTING}{prefix}"), None).await.map_err(Refused::into_error)?;
-        self.settled(hold).await.map_err(Refused::into_error)?;
         self.caches.replace(&prefix, None);
+        self.settled(hold).await.map_err(Refused::into_error)?;
         if !was {
             let known = self.caches.all();
             let known: Vec<_> = known.iter().map(|cache| format!("{:?}", cache.prefix)).collect();

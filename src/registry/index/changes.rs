@@ -203,6 +203,9 @@ fn own(write: &WriteTransaction, put: &Put) -> Result<(), Failed> {
         }
         if was {
             note(write, [Name::Manifest(repository, &digest)])?;
+            for tag in write.open_multimap_table(TAGGED)?.get((repository, digest.as_str()))? {
+                note(write, [Name::Tag(repository, tag?.value())])?;
+            }
         }
         if let Some(bytes) = content.get(digest.as_str())?
             && let Ok(manifest) = Manifest::read(None, bytes.value())

@@ -133,6 +133,12 @@ impl ImageRegistry {
         };
         let file = self.disk.read(digest).map_err(unreadable)?;
         let size = file.metadata().map_err(unreadable)?.len();
+        // What is damaged here is not what is to be there.
+        let (own, of) = (self.clone(), digest.clone());
+        if !aside(move || own.is_whole(&of, size)).await.map_err(Unsent::Here)? {
+            let why = format!("blob {digest} is damaged on this host's disk");
+            return Err(Unsent::Here(Refused::new(Code::ManifestBlobUnknown, why).about(digest.as_str())));
+        }
         let object: String = random_uuid(&*self.clock).chars().filter(|char| *char != '-').take(MARK).collect();
         fault::point("registry.before-blob-there");
         replica.store.put(&name(digest, &object), Arc::new(file), size).await.map_err(Unsent::Down)?;
@@ -178,6 +184,10 @@ impl ImageRegistry {
             strays.extend(listed.iter().filter(old).map(|kept| kept.name.clone()).take(STRAYS - strays.len()));
             let own = self.clone();
             strays = aside(move || own.index.not_replicas(strays)).await?;
+        }
+        // Also what got lost on the way when it was to be brought there.
+        if let Err(Trouble::Down(why) | Trouble::Refused(why)) = self.sweep(&replica).await {
+            fault = fault.or(Some(unanswered(&why)));
         }
         if !strays.is_empty() {
             // Whoever has taken it over knows better what is a stray.

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use futures_util::TryStreamExt;
 
 use super::rows::{self, Head, Segments};
-use super::take::{LOG, Log, SNAPSHOT, numbers, segment, snapshot, tempfile_in};
+use super::take::{CLAIM, LOG, Lineage, Log, REGISTRY, SNAPSHOT, numbers, segment, snapshot, tempfile_in};
 use super::{AT_ONCE, Replica, State, Trouble};
 use crate::model::fault;
 use crate::registry::ImageRegistry;
@@ -25,13 +25,17 @@ const ROWS: usize = 1000;
 const GONE: usize = 16;
 /// How long a segment may take before it is tried again: pushes wait for it.
 const SEGMENT: Duration = Duration::from_secs(10);
+/// Bytes of one that go in a millisecond at least.
+const SLOWEST: u64 = 32;
 
 impl Replica {
     // Writes the next segment: nobody else has, since this one did last.
     async fn append(&self, log: &mut Log, bytes: Bytes) -> Result<(), Trouble> {
         let (name, size) = (segment(log.number + 1), bytes.len() as u64);
-        let created = tokio::time::timeout(SEGMENT, self.store.create(&name, bytes)).await;
-        let slow = |_| Trouble::Down(format!("{} does not answer within {} s", self.place(), SEGMENT.as_secs()));
+        // What is large may take longer, by a slow way.
+        let patience = SEGMENT + Duration::from_millis(size / SLOWEST);
+        let created = tokio::time::timeout(patience, self.store.create(&name, bytes)).await;
+        let slow = |_| Trouble::Down(format!("{} does not answer within {} s", self.place(), patience.as_secs()));
         if created.map_err(slow)?? {
             self.sent.fetch_add(size, Ordering::Relaxed);
             log.number += 1;
@@ -66,8 +70,13 @@ impl ImageRegistry {
         Ok(self.index.brought(0, log.number, false).await?)
     }
 
-    // Whether another has written behind this host.
+    // Whether another has written behind this host, or all of it is gone.
     pub(super) async fn watch(&self, replica: &Replica) -> Result<(), Trouble> {
+        let known = replica.store.get(REGISTRY).await?.and_then(|text| serde_json::from_slice::<Lineage>(&text).ok());
+        let standing = self.index.standing()?;
+        if known.map(|known| known.lineage) != standing.map(|standing| standing.lineage) {
+            return Err(Trouble::Down(format!("{} does not hold what it held", replica.place())));
+        }
         let log = replica.log.lock().await;
         let Some(log) = log.as_ref() else { return Ok(()) };
         let Some(there) = replica.store.get(&segment(log.number + 1)).await? else { return Ok(()) };
@@ -98,8 +107,8 @@ impl ImageRegistry {
         Ok(())
     }
 
-    // Brings blobs of manifests there that are not there; how many.
-    async fn sweep(self: &Arc<Self>, replica: &Arc<Replica>) -> Result<u64, Trouble> {
+    /// Brings blobs of manifests there that are not there; how many.
+    pub(super) async fn sweep(self: &Arc<Self>, replica: &Arc<Replica>) -> Result<u64, Trouble> {
         let (mut from, mut count) = (Some((String::new(), String::new())), 0);
         while let Some(at) = from {
             let own = self.clone();
@@ -141,7 +150,9 @@ impl ImageRegistry {
             })?;
             let segments = match rows {
                 0 => Vec::new(),
-                _ => segments.end(&head).map_err(|error| Refused::io("write down what has changed", &error))?,
+                _ => segments
+                    .end(&Head { change: last, ..head })
+                    .map_err(|error| Refused::io("write down what has changed", &error))?,
             };
             Ok((segments, last))
         })
@@ -215,7 +226,9 @@ impl ImageRegistry {
         for old in snapshots.iter().filter(|old| **old < before) {
             store.remove(&snapshot(*old)).await?;
         }
-        for old in numbers(store, LOG).await?.into_iter().filter(|old| *old <= before) {
+        // Where it was taken over stays: whoever was taken over from would write there next.
+        let claims = numbers(store, CLAIM).await?;
+        for old in numbers(store, LOG).await?.into_iter().filter(|old| *old <= before && !claims.contains(old)) {
             store.remove(&segment(old)).await?;
         }
         Ok(last)

@@ -215,7 +215,7 @@ impl Store for Bucket {
 
     async fn create(&self, name: &str, bytes: Bytes) -> Result<bool, Down> {
         let (path, options) = (self.path(name), PutOptions::from(PutMode::Create));
-        match self.within(SHORT, self.store.put_opts(&path, bytes.into(), options)).await? {
+        match self.within(LONG, self.store.put_opts(&path, bytes.into(), options)).await? {
             Ok(_) => Ok(true),
             Err(object_store::Error::AlreadyExists { .. } | object_store::Error::Precondition { .. }) => Ok(false),
             Err(error) => Err(self.down(&error)),

@@ -105,6 +105,8 @@ type Sending = watch::Receiver<Option<Result<(), Refused>>>;
 pub struct ReplicaOptions {
     /// This host, as people know it.
     pub host: String,
+    /// What tells it from all others, where that is known.
+    pub id: String,
     /// What blobs may take on this host's disk: those that are there as well are let go of, the longest unused first.
     pub local: Option<u64>,
 }
@@ -116,6 +118,8 @@ pub struct Replica {
     // Who this is, as in heads, where it takes it over.
     writer: String,
     turn: watch::Sender<Turn>,
+    // That of what this host wrote last: it writes none that is lower.
+    floor: AtomicU64,
     state: watch::Sender<State>,
     // The last change that is there.
     done: watch::Sender<u64>,
@@ -179,6 +183,7 @@ impl Replica {
             options,
             writer,
             turn: watch::Sender::new(turn),
+            floor: AtomicU64::new(0),
             state: watch::Sender::new(State::Waiting("it is asked for the first time".into())),
             done: watch::Sender::new(0),
             term: AtomicU64::new(0),
@@ -246,6 +251,16 @@ impl ImageRegistry {
     /// The other place, where there is one.
     pub(super) fn replica(&self) -> Option<Arc<Replica>> {
         self.replica.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// It is kept nowhere else, whatever was before.
+    pub async fn keep_here(&self) -> Result<(), Refused> {
+        if self.index.standing()?.is_some() {
+            tracing::warn!(
+                "the image registry was kept in a bucket, and is not now: blobs whose files are there only are missing"
+            );
+        }
+        self.index.pause().await
     }
 
     /// Nothing is served until it is known where the registry is kept.
@@ -352,7 +367,7 @@ impl ImageRegistry {
     // Whether what is here is what was there when it was last asked.
     fn was_ours(&self) -> bool {
         match self.index.standing() {
-            Ok(Some(standing)) => standing.is_ours(),
+            Ok(Some(standing)) => standing.is_ours() && !standing.is_left,
             Ok(None) => self.index.has_own().unwrap_or(false),
             Err(_) => false,
         }
@@ -368,6 +383,7 @@ impl ImageRegistry {
         let log_now = log.insert(self.take_over(replica).await?);
         let is_whole = log_now.is_whole;
         drop(log);
+        self.index.returned().await?;
         replica.heard(None);
         *wait = AGAIN;
         if !is_whole {
@@ -377,6 +393,9 @@ impl ImageRegistry {
         }
         replica.state.send_replace(State::Whole);
         self.index.open_for(Open::Whole);
+        // What was to be there, and got lost on the way.
+        let (own, of) = (self.clone(), replica.clone());
+        tokio::spawn(async move { own.sweep(&of).await.is_ok() });
         let mut heard = Instant::now();
         loop {
             let mut is_answered = self.bring(replica).await?;

@@ -86,8 +86,12 @@ pub struct Head {
     pub writer: String,
     /// The host on which that was, for people.
     pub host: String,
+    /// What tells that host from all others, where that is known.
+    pub id: String,
     /// Who was named later has more; 0 where nobody leads.
     pub turn: u64,
+    /// The last change that is in it, as this writer counts them.
+    pub change: u64,
     /// When, in milliseconds since 1970.
     pub at: u64,
     /// Whether what it is a part of goes on in the next.
@@ -233,7 +237,18 @@ mod tests {
     use super::*;
 
     fn head_of(number: u64) -> Head {
-        Head { format: FORMAT, number, writer: "w".into(), host: "h".into(), turn: 3, at: 7, more: false, claim: false }
+        Head {
+            format: FORMAT,
+            number,
+            writer: "w".into(),
+            host: "h".into(),
+            id: "i".into(),
+            turn: 3,
+            change: 4,
+            at: 7,
+            more: false,
+            claim: false,
+        }
     }
 
     #[test]

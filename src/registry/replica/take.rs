@@ -24,20 +24,24 @@ use crate::registry::refused::Refused;
 use crate::registry::rules::Rules;
 
 /// What is kept at a place, and in which layout.
-const REGISTRY: &str = "neap-registry.json";
+pub const REGISTRY: &str = "neap-registry.json";
 /// What names of segments and of snapshots begin with.
 pub const LOG: &str = "log/";
 pub const SNAPSHOT: &str = "snapshot/";
+/// The same of what stays of the log: where it was taken over.
+pub const CLAIM: &str = "claim/";
 /// Rows that come in one transaction, and what of it waits.
 const ROWS: usize = 1000;
 const WAITING: usize = 4;
 /// Segments that are asked for at once.
 const AHEAD: usize = 8;
 
+/// That it is kept here.
 #[derive(Serialize, Deserialize)]
-struct Lineage {
+pub struct Lineage {
     format: u32,
-    lineage: String,
+    /// What is kept: always the same, as long as it is not taken away.
+    pub lineage: String,
 }
 
 /// The log that this host writes.
@@ -53,6 +57,7 @@ pub struct Log {
 }
 
 // What is there, by number, in order.
+#[derive(Clone)]
 struct There {
     segments: Vec<u64>,
     snapshots: Vec<u64>,
@@ -104,12 +109,14 @@ async fn head_of(replica: &Replica, number: u64) -> Result<Head, Trouble> {
 
 impl ImageRegistry {
     pub(super) fn head(&self, replica: &Replica, writer: &str, number: u64) -> Head {
-        let (host, at) = (replica.options.host.clone(), self.now());
-        let turn = match *replica.turn.borrow() {
+        let (host, id, at) = (replica.options.host.clone(), replica.options.id.clone(), self.now());
+        let said = match *replica.turn.borrow() {
             Turn::Said(turn) => turn,
             Turn::Alone | Turn::Unsaid => 0,
         };
-        Head { format: FORMAT, number, writer: writer.to_owned(), host, turn, at, more: false, claim: false }
+        let turn = said.max(replica.floor.load(Ordering::Relaxed));
+        let writer = writer.to_owned();
+        Head { format: FORMAT, number, writer, host, id, turn, change: 0, at, more: false, claim: false }
     }
 
     /// Sees to it that it is this host's.
@@ -119,6 +126,7 @@ impl ImageRegistry {
         let there = There { segments: numbers(store, LOG).await?, snapshots: numbers(store, SNAPSHOT).await? };
         let standing = self.index.standing()?;
         let is_known = standing.as_ref().is_some_and(|standing| standing.lineage == lineage);
+        let before = standing.as_ref().map(|standing| standing.writer.clone()).unwrap_or_default();
         let own = standing.filter(|own| is_known && own.is_ours());
         match own {
             // It has lost what this host has written.
@@ -126,7 +134,9 @@ impl ImageRegistry {
             Some(own) => match self.go_on(replica, &own, &there).await? {
                 Ok(log) => Ok(log),
                 Err(head) => {
-                    self.check_turn(replica, Some(&head), false)?;
+                    if head.writer != own.writer {
+                        self.check_turn(replica, Some(&head), false)?;
+                    }
                     if !own.is_whole {
                         let why = format!(
                             "host {} has taken {} over, while this one had images that were not there yet: move its folder `registry` away",
@@ -144,6 +154,10 @@ impl ImageRegistry {
             None if there.last() == 0 => {
                 self.check_turn(replica, None, true)?;
                 self.begin_there(replica, &lineage, 0).await
+            }
+            // It was emptied while this host wrote there.
+            None if !is_known && !before.is_empty() && head_of(replica, there.last()).await?.writer == before => {
+                self.begin_there(replica, &lineage, there.last()).await
             }
             None if !is_known && self.index.has_own()? => {
                 let why = format!(
@@ -186,9 +200,7 @@ impl ImageRegistry {
             }
             (Turn::Said(turn), Some(head)) if turn > head.turn => Ok(()),
             // The same host, with an empty folder.
-            (Turn::Said(turn), Some(head)) if turn == head.turn && never_had && head.host == replica.options.host => {
-                Ok(())
-            }
+            (Turn::Said(turn), Some(head)) if turn == head.turn && never_had && head.id == replica.options.id => Ok(()),
             (Turn::Said(_), Some(head)) => {
                 let why = format!(
                     "host {} has taken {} over, at {}: neap registry keeper NODE says who keeps the images",
@@ -206,10 +218,17 @@ impl ImageRegistry {
         let mut number = own.number;
         for since in there.segments.iter().filter(|since| **since > own.number) {
             let head = head_of(replica, *since).await?;
-            if head.writer != own.writer {
+            // What is here is older than what this host has written: it came back from a backup.
+            if head.writer != own.writer || head.change >= own.next {
                 return Ok(Err(head));
             }
             number = *since;
+        }
+        // It may be gone by now.
+        if let Some(bytes) = replica.store.get(&segment(number)).await?
+            && let Ok(head) = rows::head(&bytes)
+        {
+            replica.floor.fetch_max(head.turn, Ordering::Relaxed);
         }
         let segments = number - there.snapshots.last().copied().unwrap_or(0).min(number);
         Ok(Ok(Log { writer: own.writer.clone(), number, is_whole: own.is_whole, segments }))
@@ -267,22 +286,29 @@ impl ImageRegistry {
         Ok(Log { writer: replica.writer.clone(), number: last, is_whole: false, segments: 0 })
     }
 
-    // Nobody else writes from here on; the number of the segment that says so.
-    async fn claim(&self, replica: &Replica, there: &There) -> Result<u64, Trouble> {
+    // Nobody else writes from here on; the number of the segment that says so, or nothing: somebody has just written there.
+    async fn claim(&self, replica: &Replica, there: &There) -> Result<Option<u64>, Trouble> {
         let last = there.last();
         // A try before may have got so far.
         if there.segments.last() == Some(&last) {
             let head = head_of(replica, last).await?;
             if head.claim && head.writer == replica.writer {
-                return Ok(last);
+                self.mark(replica, last).await?;
+                return Ok(Some(last));
             }
         }
         let head = Head { claim: true, ..self.head(replica, &replica.writer, last + 1) };
-        match replica.store.create(&segment(last + 1), rows::bare(&head)?.into()).await? {
-            true => Ok(last + 1),
-            // It is looked at anew.
-            false => Err(Trouble::Down(format!("{}: another host has just written there", replica.place()))),
+        if !replica.store.create(&segment(last + 1), rows::bare(&head)?.into()).await? {
+            return Ok(None);
         }
+        self.mark(replica, last + 1).await?;
+        Ok(Some(last + 1))
+    }
+
+    // That segment stays for good: whoever was taken over from meets it, however late.
+    async fn mark(&self, replica: &Replica, number: u64) -> Result<(), Trouble> {
+        replica.store.create(&format!("{CLAIM}{number:020}"), Bytes::from_static(b"{}")).await?;
+        Ok(())
     }
 
     // All that is there comes here.
@@ -311,9 +337,16 @@ impl ImageRegistry {
         }
         let (from, file) =
             read.ok_or_else(|| Trouble::Refused(format!("{}: no snapshot can be read", replica.place())))?;
-        self.segments(replica, there, from, there.last(), None).await?;
-        // From now on it is this host's, and what has come is the last there is.
-        let number = self.claim(replica, there).await?;
+        // From its claim on it is this host's, and what has come is the last there is. What is written meanwhile is read as well.
+        let (mut there, mut seen) = (there.clone(), from);
+        let number = loop {
+            self.segments(replica, &there, seen, there.last(), None).await?;
+            seen = there.last();
+            if let Some(number) = self.claim(replica, &there).await? {
+                break number;
+            }
+            there.segments = numbers(&*replica.store, LOG).await?;
+        };
         fault::point("registry.after-claim");
         replica.state.send_replace(State::Waiting("what it holds is coming here".into()));
         self.index.open_for(Open::Not(unanswered("what it holds is coming here")));
@@ -321,7 +354,7 @@ impl ImageRegistry {
         self.index.begin_loading(lineage).await?;
         self.load_snapshot(file).await?;
         let own = self.clone();
-        self.segments(replica, there, from, there.last(), Some(&own)).await?;
+        self.segments(replica, &there, from, there.last(), Some(&own)).await?;
         self.reload().map_err(|error| Trouble::Refused(error.to_string()))?;
         fault::point("registry.before-loaded");
         self.index.loaded(&replica.writer, number).await?;
@@ -357,7 +390,13 @@ impl ImageRegistry {
         // What belongs together counts once all of it is there.
         let (mut together, mut whole) = (Vec::new(), Vec::new());
         while let Some((head, rows)) = fetched.try_next().await? {
-            let Some(into) = into else { continue };
+            let Some(into) = into else {
+                // Whoever claimed it may not have got to saying that it stays.
+                if head.claim {
+                    self.mark(replica, head.number).await?;
+                }
+                continue;
+            };
             match head.claim {
                 true => together.clear(),
                 false => together.extend(rows),

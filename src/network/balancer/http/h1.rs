@@ -19,7 +19,7 @@ use super::rewrite::{self, From};
 use super::watch::{Late, Watch};
 use super::worker::{Worker, asked, redirected};
 use crate::model::id::TaskId;
-use crate::model::route::{RouteProtocol, RouteSpec};
+use crate::model::route::RouteProtocol;
 use crate::network::balancer::pick::{Picked, Wish};
 use crate::network::balancer::proxy;
 use crate::network::balancer::sockets::is_own;
@@ -239,25 +239,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
     }
 
-    // What is asked for, and who asks.
-    fn said(&self, spec: &RouteSpec) -> ([String; 4], String) {
-        let bytes = &self.input[..self.head.length];
-        let text = |part: &[u8]| String::from_utf8_lossy(part).into_owned();
-        let chain = self.head.values(bytes, "x-forwarded-for");
-        let client = rewrite::client(spec, &self.from, chain.as_deref());
-        let agent = self.head.value(bytes, "user-agent").map(text).unwrap_or_default();
-        let [method, host, target] =
-            [self.head.method, self.head.host, self.head.target].map(|part| text(part.of(bytes)));
-        ([method, host, target, client], agent)
-    }
-
-    // Whether the request can be sent once more: it is one that may come twice, and all of it is still here.
+    // Whether the request can be sent once more: it is one that may come twice, and what has come of it is still here.
     fn can_repeat(&self) -> bool {
         let bytes = &self.input[..];
         let may = matches!(self.head.method.of(bytes), b"GET" | b"HEAD" | b"OPTIONS" | b"PUT" | b"DELETE" | b"TRACE");
         let is_here = match self.head.body {
             Body::None => true,
-            Body::Length(length) => length <= KEPT && self.input.len() as u64 >= self.head.length as u64 + length,
+            Body::Length(length) => length <= KEPT,
             Body::Chunked | Body::ToEnd => false,
         };
         may && is_here && self.head.upgrade.is_none()
@@ -302,12 +290,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             Ok(Err(_)) => return Err(Failed::Silent),
             Err(Late) => return Err(Failed::Late),
         }
-        // Of a body that comes while it is sent, nothing is kept.
+        // Of a body that comes while it is sent, nothing is kept but of a small one.
         let (mut uploading, to_head) = (whole.is_none(), head.method.of(input) == b"HEAD");
         let (mut held, mut heard) = (BytesMut::new(), false);
+        let mut kept = None;
         if uploading {
             held = input.split_to(head.length);
             self.has_begun = true;
+            kept = matches!(head.body, Body::Length(length) if length <= KEPT).then(|| input.clone());
         }
         let outcome = loop {
             let mut from = 0;
@@ -322,7 +312,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 let came = watch.bound(poll_fn(|cx| {
                     if uploading {
                         let before = (upload.taken, upload.moved);
-                        match upload.poll(cx, input, |cx, input| poll_fill(cx, stream, input), &mut upstream.stream) {
+                        let fill = |cx: &mut std::task::Context<'_>, input: &mut BytesMut| {
+                            let before = input.len();
+                            let came = poll_fill(cx, stream, input);
+                            kept.iter_mut().for_each(|kept| kept.extend_from_slice(&input[before..]));
+                            came
+                        };
+                        match upload.poll(cx, input, fill, &mut upstream.stream) {
                             Poll::Ready(Ok(())) | Poll::Ready(Err(Broken::Sink)) => uploading = false,
                             Poll::Ready(Err(Broken::Source)) => return Poll::Ready(Err(Failed::Client(None))),
                             Poll::Ready(Err(Broken::Bad(bad))) => return Poll::Ready(Err(Failed::Client(Some(bad)))),
@@ -373,7 +369,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             }
             break Ok(());
         };
-        if whole.is_none() {
+        if let (Err(Failed::Silent), Some(kept)) = (&outcome, kept) {
+            // As it was, and as if nothing had been sent.
+            held.unsplit(kept);
+            (*input, upload.taken) = (held, 0);
+        } else if whole.is_none() {
             // As it was, without what has gone of the body.
             held.unsplit(std::mem::take(input));
             *input = held;

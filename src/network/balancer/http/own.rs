@@ -10,6 +10,7 @@ use super::h1::{HEAD, STILL, Session};
 use super::head::{Bad, Body};
 use super::rewrite;
 use super::routes::Way;
+use crate::model::route::RouteSpec;
 use crate::network::balancer::hook::RoutedRequest;
 
 /// What is still read of a body that nobody wants, in bytes: whoever is cut off while sending may not hear why.
@@ -50,6 +51,18 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             Ok(Ok(())) if keeps => After::Next,
             _ => After::Close,
         }
+    }
+
+    /// What is asked for, and who asks.
+    pub(super) fn said(&self, spec: &RouteSpec) -> ([String; 4], String) {
+        let bytes = &self.input[..self.head.length];
+        let text = |part: &[u8]| String::from_utf8_lossy(part).into_owned();
+        let chain = self.head.values(bytes, "x-forwarded-for");
+        let client = rewrite::client(spec, &self.from, chain.as_deref());
+        let agent = self.head.value(bytes, "user-agent").map(text).unwrap_or_default();
+        let [method, host, target] =
+            [self.head.method, self.head.host, self.head.target].map(|part| text(part.of(bytes)));
+        ([method, host, target, client], agent)
     }
 
     /// The request, as a script is shown it.

@@ -31,7 +31,7 @@ impl Index {
             write.delete_table(GONE)?;
             tables(write)?;
             let mut replica = write.open_table(REPLICA)?;
-            for name in ["whole", "strict", "writer"] {
+            for name in ["whole", "strict", "writer", "left", "paused"] {
                 replica.remove(name)?;
             }
             replica.insert("lineage", lineage.as_str())?;

@@ -34,6 +34,10 @@ pub struct Standing {
     pub is_whole: bool,
     /// Whether what is here is just being replaced by what is there.
     pub is_loading: bool,
+    /// Whether it was said that another host writes there from then on.
+    pub is_left: bool,
+    /// The number that the next change gets.
+    pub next: u64,
 }
 
 impl Standing {
@@ -100,8 +104,10 @@ fn read_name(text: &str) -> Option<(Digest, String)> {
 /// Those have changed.
 pub(super) fn note<'a>(write: &WriteTransaction, names: impl IntoIterator<Item = Name<'a>>) -> Result<(), Failed> {
     let mut replica = write.open_table(REPLICA)?;
-    if replica.get("lineage")?.is_none() || replica.get("loading")?.is_some() {
-        return Ok(());
+    for (name, is_noted) in [("lineage", true), ("loading", false), ("paused", false)] {
+        if replica.get(name)?.is_some() != is_noted {
+            return Ok(());
+        }
     }
     // No number is used again.
     let mut next = replica.get("next")?.and_then(|value| value.value().parse().ok()).unwrap_or(1_u64);
@@ -164,6 +170,8 @@ impl Index {
                 number: value("number")?.and_then(|number| number.parse().ok()).unwrap_or(0),
                 is_whole: value("whole")?.is_some(),
                 is_loading: value("loading")?.is_some(),
+                is_left: value("left")?.is_some(),
+                next: value("next")?.and_then(|next| next.parse().ok()).unwrap_or(1),
             }))
         })
     }
@@ -179,7 +187,7 @@ impl Index {
             write.delete_table(GONE)?;
             write.open_table(GONE)?;
             let mut replica = write.open_table(REPLICA)?;
-            for name in ["whole", "strict", "loading"] {
+            for name in ["whole", "strict", "loading", "left", "paused"] {
                 replica.remove(name)?;
             }
             replica.insert("lineage", lineage.as_str())?;
@@ -244,6 +252,9 @@ impl Index {
             let is_so = replicated.get(digest.as_str())?.is_some_and(|known| known.value() == object);
             if is_so {
                 replicated.remove(digest.as_str())?;
+                drop(replicated);
+                write.open_table(GONE)?.insert(name(&digest, &object).as_str(), ())?;
+                note(write, [Name::Blob(digest.as_str())])?;
             }
             Ok(is_so)
         })
@@ -260,11 +271,13 @@ impl Index {
     /// Those of some names by which there is no blob there, as far as is known.
     pub fn not_replicas(&self, names: Vec<String>) -> Result<Vec<String>, Refused> {
         self.read_any(|read| {
-            let replicated = read.open_table(REPLICATED)?;
+            let (replicated, gone) = (read.open_table(REPLICATED)?, read.open_table(GONE)?);
             let mut strays = Vec::new();
             for text in names {
                 let Some((digest, object)) = read_name(&text) else { continue };
-                if replicated.get(digest.as_str())?.is_none_or(|known| known.value() != object) {
+                // What goes anyway goes in its order.
+                let is_other = replicated.get(digest.as_str())?.is_none_or(|known| known.value() != object);
+                if is_other && gone.get(text.as_str())?.is_none() {
                     strays.push(text);
                 }
             }
@@ -411,7 +424,37 @@ impl Index {
     /// This host does not write there any more: whoever does may.
     pub async fn left(&self) -> Result<(), Refused> {
         self.write_any(|write| {
-            write.open_table(REPLICA)?.remove("writer")?;
+            write.open_table(REPLICA)?.insert("left", "1")?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// It does again.
+    pub async fn returned(&self) -> Result<(), Refused> {
+        self.write_any(|write| {
+            let mut replica = write.open_table(REPLICA)?;
+            replica.remove("left")?;
+            replica.remove("paused")?;
+            Ok(())
+        })
+        .await
+    }
+
+    /// It is kept nowhere else for now: what was there is not whole any more, and nothing waits for it.
+    pub async fn pause(&self) -> Result<(), Refused> {
+        self.write_any(|write| {
+            let mut replica = write.open_table(REPLICA)?;
+            if replica.get("lineage")?.is_none() {
+                return Ok(());
+            }
+            replica.insert("paused", "1")?;
+            for name in ["whole", "strict"] {
+                replica.remove(name)?;
+            }
+            drop(replica);
+            write.delete_table(CHANGES)?;
+            write.open_table(CHANGES)?;
             Ok(())
         })
         .await
